@@ -1,0 +1,57 @@
+# A fresh machine needs only make and Python >= 3.11 (choose one with `make PYTHON=python3.13 ...`).
+#   make quickstart   install into .venv, then run the embedded example (ARGS="--algorithm a2c" is passed on)
+#   make test         install into .venv, then run all tests
+#   make check        format, lint, types, import layers
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+ARGS    ?=
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
+
+.PHONY: quickstart install install-dev test test-fast check format clean
+.DEFAULT_GOAL := quickstart
+
+quickstart: install
+	$(BIN)/keel quickstart $(ARGS)
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+test: install-dev
+	$(PYTEST)
+
+test-fast: install-dev
+	$(PYTEST) -m "not slow"
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: install-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+# The stamps make an install happen once, and again when its inputs change.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "keel needs Python >= 3.11, and $(PYTHON) is not that. Name one: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and pinned: left to the resolver, a newer build may come with gigabytes of GPU libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing keel into $(VENV) (a few minutes the first time)"
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) --editable '.[dev,peft,tensorboard]'
+	@touch $@

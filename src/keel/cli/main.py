@@ -1,0 +1,117 @@
+"""`keel VERB ...`: finds the verb, runs it, and turns what goes wrong into one line and an exit code."""
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+
+from keel import __version__
+from keel.errors import ConfigError, KeelError
+
+# In the order in which a person needs them; each is a module of this package with a function `run`.
+VERBS = {
+    "quickstart": "the whole loop on an embedded world, in minutes",
+    "sft": "teach a language model to imitate completions or text",
+    "sample": "write a model's answers to a file",
+    "reward": "train a reward model on human pairs or rankings",
+    "train": "teach a policy by rewards (ppo, a2c, reinforce, rloo, grpo)",
+    "evaluate": "judge a policy, alone and against another",
+}
+STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad settings or data, 3 diverged, 4 scorer, 5 storage, 75 resumable, 130 interrupted, 1 else."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        with contextlib.nullcontext() if debug else _quiet():
+            return _dispatch([argument for argument in arguments if argument != "--debug"])
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
+        if debug:
+            traceback.print_exc()
+        code, line = _verdict(error)
+        print(f"keel: {line}", file=sys.stderr)
+        return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else ""
+    if verb in ("", "-h", "--help", "help"):
+        print(_help())
+        return 0 if verb else ConfigError.exit_code
+    if verb == "--version":
+        print(f"keel {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"unknown {'option' if verb[0] == '-' else 'verb'} {verb}; {_nearest(verb)}", fix="keel --help")
+    _run(verb, arguments[1:])
+    return 0
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    """With --json, standard output holds one JSON object and nothing else."""
+    run = import_module(f"keel.cli.{verb}").run
+    if "--json" not in arguments:
+        run(arguments)
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        figures = run([argument for argument in arguments if argument != "--json"])
+    print(json.dumps(figures))
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Exit code and the line that says what happened."""
+    if isinstance(error, KeelError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, OSError) and error.errno in STORAGE_FAILURES:
+        return 5, f"error: {error.filename or 'storage'}: {error.strerror} -> free or repair the storage"
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return 1, f"error: out of memory: {text[:200]} -> {OUT_OF_MEMORY}"
+    return 1, f"unexpected {type(error).__name__}: {text[:500]}; run again with --debug to see where"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries below have much to say that is no news to the user; --debug lets them."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<12}{purpose}" for verb, purpose in VERBS.items())
+    return f"""keel {__version__}: teach a language model from human judgement
+
+usage: keel VERB [RUN.yaml] [--setting value ...] [--debug] [--json]
+
+{verbs}
+
+keel VERB --help shows an example and every setting. Start with: keel quickstart"""
+
+
+def _nearest(verb: str) -> str:
+    from difflib import get_close_matches
+
+    match = get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}?" if match else f"known: {', '.join(VERBS)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Write a model's answers to a file of {"prompt": ..., "responses": [...]} rows, ready to be ranked.
+
+example:
+  keel sample --model runs/sft/model --prompts.path prompts.jsonl --sampling.num-responses 4 --output answers.jsonl
+"""
+
+from typing import Any
+
+from keel.cli.settings import read_command
+from keel.config import SampleConfig
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Returns how many answers were written, and where."""
+    command = read_command("sample", SampleConfig, arguments, str(__doc__))
+    from keel.train.evaluate import sample_answers
+
+    return sample_answers(command.settings)

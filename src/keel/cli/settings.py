@@ -1,0 +1,158 @@
+"""From a YAML file and the command line to checked settings, and from a settings class to its help text."""
+
+import argparse
+import re
+import shutil
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, create_model
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+
+from keel.config import nearest, parse
+from keel.errors import ConfigError
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+FLAGS = {
+    "resume": "go on from the newest intact checkpoint in output",
+    "check": "only load everything and run the self-check",
+}
+# Read by `main` before a verb sees them; here for --help and for the nearest-name hint.
+GLOBAL_FLAGS = {"json": "print the figures as one JSON object, progress to standard error", "debug": "show tracebacks"}
+
+
+@dataclass(frozen=True)
+class Command(Generic[SettingsT]):
+    """What a person asked a verb to do."""
+
+    settings: SettingsT
+    resume: bool = False
+    check: bool = False
+
+
+def read_command(
+    verb: str, settings: type[SettingsT], arguments: Sequence[str], about: str, flags: Sequence[str] = ()
+) -> Command[SettingsT]:
+    """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0."""
+    parser = _Parser(verb, settings, about)
+    parser.add_argument("file", nargs="?", metavar="RUN.yaml", help="settings; the command line has the last word")
+    for flag, text in {name: FLAGS[name] for name in flags} | GLOBAL_FLAGS:
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    given = _command_line(parser, settings, arguments)
+    options = parser.parsed
+    if options.file is None and not given:
+        raise ConfigError("no settings given", fix=f"keel {verb} RUN.yaml, or see keel {verb} --help")
+    from_file = read_yaml(Path(options.file)) if options.file else {}
+    where = " and ".join(filter(None, [options.file, "command line" if given else ""]))
+    checked = parse(settings, merged(from_file, given), where=where)
+    return Command(checked, **{flag: getattr(options, flag) for flag in flags})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError naming the line of a mistake."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the settings are not UTF-8 text", where=str(path)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"broken YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"expected `name: value` lines, got {type(content).__name__}", where=str(path))
+    return content
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` wins, section by section; a list is replaced whole."""
+    result = dict(below)
+    for key, value in above.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Sequence[str]) -> dict[str, Any]:
+    """What was given, as nested mappings of text: {"algorithm": {"kl_coef": "0.1"}}."""
+    try:
+        source = CliSettingsSource(
+            create_model(settings.__name__, __base__=(settings, BaseSettings)),
+            root_parser=parser,
+            cli_parse_args=[_kebab(argument) for argument in arguments],
+            cli_parse_none_str="null",
+            cli_kebab_case=True,
+            cli_avoid_json=True,
+            cli_hide_none_type=True,
+        )
+        return source()
+    except SettingsError as error:
+        raise ConfigError(str(error.__cause__ or error), where="command line") from error
+
+
+def _kebab(argument: str) -> str:
+    """`--algorithm.kl_coef` is as good as `--algorithm.kl-coef`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of exiting, and whose help is kept short."""
+
+    def __init__(self, verb: str, settings: type[BaseModel], about: str) -> None:
+        width = min(120, shutil.get_terminal_size().columns)
+        super().__init__(
+            prog=f"keel {verb}",
+            usage=f"keel {verb} [RUN.yaml] [--setting value ...]",
+            description=about,
+            epilog=_list_help(settings),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=38, width=width),
+            allow_abbrev=False,
+        )
+        self.parsed = argparse.Namespace()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.parsed = super().parse_args(args, namespace)
+        return self.parsed
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message = f"unknown setting {unknown[1]}; {nearest(unknown[1], known)}"
+        raise ConfigError(message, where="command line")
+
+    def format_help(self) -> str:
+        # Defaults of None are told in the text of the setting; "(undefined)" is of no use to anyone.
+        text = re.sub(r"\s*\(default:\s+None\)", "", super().format_help())
+        return re.sub(r" options:\n(  default:[^\n]*\(undefined\)\s?)?", ":\n", text)
+
+
+def _list_help(settings: type[BaseModel]) -> str:
+    """Help for settings that are lists of sections, which argparse shows as JSON only."""
+    lines = []
+    for name, field in settings.model_fields.items():
+        for inner in get_args(field.annotation):
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and field.annotation == list[inner]:  # type: ignore[valid-type]
+                lines.append(f"each of {name}:")
+                lines += [f"  {key:<18}{value.description}" for key, value in inner.model_fields.items()]
+    return "\n".join(lines)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one section; plain YAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands here twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,18 @@
+"""Supervised fine-tuning: teach a language model to imitate completions (rows of prompt, completion) or text.
+
+example:
+  keel sft --output runs/sft --model distilgpt2 --data.path demonstrations.jsonl --epochs 2
+"""
+
+from typing import Any
+
+from keel.cli.settings import read_command
+from keel.config import SftConfig
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Returns the figures on the held-out rows."""
+    command = read_command("sft", SftConfig, arguments, str(__doc__), flags=("resume",))
+    from keel.train.sft import sft
+
+    return sft(command.settings, resume=command.resume)

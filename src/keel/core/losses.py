@@ -1,0 +1,55 @@
+"""Losses per token, unreduced and unmasked: [B, T] -> [B, T] (any equal shapes will do). The caller sums over the
+counted tokens and divides by their number in the whole optimizer step."""
+
+import torch
+from torch import Tensor
+
+from keel.core.masked import check_shapes
+
+
+def policy_gradient_loss(new_logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-A_t log pi(y_t | s_t): its gradient is minus the policy gradient (A2C, REINFORCE)."""
+    check_shapes(new_logprobs, advantages)
+    return -advantages * new_logprobs
+
+
+def clipped_policy_loss(
+    new_logprobs: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    clip_range_low: float,
+    clip_range_high: float,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), ratio = exp(new_logprobs - logprobs). PPO, Schulman et al. 2017.
+
+    At the very edge of the range the gradient still flows. `dual_clip` c bounds the loss for A < 0 by -c A
+    (Ye et al. 2020). The log-ratio is limited to +-60 so that a huge step stays finite.
+    """
+    check_shapes(new_logprobs, logprobs, advantages)
+    ratio = likelihood_ratio(new_logprobs, logprobs)
+    clipped = ratio.clamp(1.0 - clip_range_low, 1.0 + clip_range_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+    return loss
+
+
+def likelihood_ratio(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+    """exp(new_logprobs - logprobs), the exponent limited to +-60."""
+    return torch.exp((new_logprobs - logprobs).clamp(-60.0, 60.0))
+
+
+def value_loss(
+    new_values: Tensor, values: Tensor, returns: Tensor, value_clip_range: float | None = None
+) -> Tensor:
+    """(V - R)^2 / 2 or, with a clip range, the larger of that and (clip(V, V_stored +- range) - R)^2 / 2.
+
+    Schulman et al.'s PPO code, as in lm-human-preferences.
+    """
+    check_shapes(new_values, values, returns)
+    loss = (new_values - returns) ** 2
+    if value_clip_range is not None:
+        near = values + (new_values - values).clamp(-value_clip_range, value_clip_range)
+        loss = torch.maximum(loss, (near - returns) ** 2)
+    return loss / 2

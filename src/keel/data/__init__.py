@@ -1,0 +1,1 @@
+"""What flows between the parts: prompts, preferences, examples, batches."""

@@ -1,0 +1,84 @@
+"""What flows through a step of policy learning. Each stage has only the fields that exist by then.
+
+B responses in a batch, P prompt tokens, T response tokens. Prompts are padded left, responses right; padding is
+known by the masks alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from keel.data.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Prompts and the policy's answers."""
+
+    prompts: list[Prompt]  # B; rows of one group are adjacent and share their prompt
+    prompt_tokens: Tensor  # [B, P]
+    prompt_mask: Tensor  # [B, P] bool
+    response_tokens: Tensor  # [B, T]
+    response_mask: Tensor  # [B, T] bool, True = sampled by the policy, the end token included
+    logprobs: Tensor  # [B, T], of each token as it was sampled
+    truncated: Tensor  # [B] bool, stopped by the length limit
+    texts: list[str]  # B; the responses as text, without special tokens
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response tokens of each row. [B]"""
+        return self.response_mask.sum(1)
+
+
+@dataclass(frozen=True)
+class ScoredRollouts:
+    """Answers and what the scorers said of them."""
+
+    rollouts: Rollouts
+    scores: Tensor  # [B], weighted sum over scorers, before any shaping
+    segment_scores: Tensor | None  # [B, T], the same sum on the last token of each segment; None without segments
+    by_scorer: dict[str, Tensor]  # name -> [B], NaN where the scorer had nothing to say
+    kept: Tensor  # [B] bool, False where scoring failed and the response is dropped
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Everything the update needs, per token."""
+
+    prompt_tokens: Tensor  # [B, P]
+    prompt_mask: Tensor  # [B, P] bool
+    response_tokens: Tensor  # [B, T]
+    response_mask: Tensor  # [B, T] bool
+    logprobs: Tensor  # [B, T], of the policy that sampled
+    ref_logprobs: Tensor  # [B, T]; equal to logprobs when there is no reference
+    values: Tensor  # [B, T]; zeros without a critic
+    rewards: Tensor  # [B, T]
+    advantages: Tensor  # [B, T]
+    returns: Tensor  # [B, T]
+
+    @property
+    def size(self) -> int:
+        return self.response_mask.shape[0]
+
+
+BatchT = TypeVar("BatchT", Rollouts, TrainingBatch)
+
+
+def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:
+    """The given rows in the given order, trimmed to their longest prompt and response."""
+    index = torch.as_tensor(rows, device=batch.response_mask.device)
+    prompt_width = max(1, int(batch.prompt_mask[index].sum(1).max()))
+    response_width = max(1, int(batch.response_mask[index].sum(1).max()))
+    chosen = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, list):
+            chosen[field.name] = [value[row] for row in rows]
+        elif field.name.startswith("prompt_"):
+            chosen[field.name] = value[index, -prompt_width:]
+        else:
+            chosen[field.name] = value[index, :response_width] if value.dim() == 2 else value[index]
+    return replace(batch, **chosen)

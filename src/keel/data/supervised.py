@@ -1,0 +1,99 @@
+"""Texts to imitate: rows of `prompt` and `completion`, or of plain `text`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from keel.data.prompts import (
+    Content,
+    Messages,
+    Row,
+    encode_prompt,
+    encode_text,
+    read_rows,
+    render_chat,
+    require_content,
+)
+from keel.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text as ids, and from where on it is to be imitated."""
+
+    prompt: Content  # rows with equal prompts stay on one side of a split; the text itself where there is no prompt
+    tokens: tuple[int, ...]
+    num_prompt_tokens: int  # these are read and not learned
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted from something and learned."""
+        return len(self.tokens) - max(1, self.num_prompt_tokens)
+
+
+def load_examples(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int],
+    *,
+    split: str = "train",
+    max_tokens: int = 512,
+) -> list[Example]:
+    """The examples of a file, each cut after `max_tokens`; those whose prompt fills that alone are left out.
+
+    Raises DataError for a bad row, or when none is left.
+    """
+    rows = read_rows(path, split)
+    examples = [_cut(encode_example(row, path, tokenizer, end_ids), max_tokens) for row in rows]
+    useful = [example for example in examples if example.num_targets > 0]
+    if not useful:
+        raise DataError(f"no row has anything to learn within {max_tokens} tokens", where=path, fix="raise max_tokens")
+    return useful
+
+
+def encode_example(row: Row, path: str, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> Example:
+    """Ids of prompt, completion and end token; of a plain `text`, everything is to be imitated."""
+    if "text" in row.values and "prompt" not in row.values:
+        text = str(require_content(row, path, "text"))
+        return Example(text, (*encode_text(text, tokenizer), end_token(tokenizer, end_ids)), 0)
+    content = require_content(row, path, "prompt")
+    prompt = encode_prompt(content, tokenizer)
+    whole = _whole_text(content, prompt.text, require_content(row, path, "completion"), tokenizer)
+    completion = _completion_ids(prompt.text, whole, tokenizer)
+    ends = [i for i, token in enumerate(completion) if token in end_ids]
+    completion = completion[: ends[-1] + 1] if ends else [*completion, end_token(tokenizer, end_ids)]
+    return Example(content, (*prompt.tokens, *completion), len(prompt.tokens))
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> int:
+    """The tokenizer's end token where it ends answers, else the first of the model's."""
+    return tokenizer.eos_token_id if tokenizer.eos_token_id in end_ids else end_ids[0]
+
+
+def _whole_text(content: Content, prompt: str, completion: Content, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Prompt and completion as one text, of which the prompt's text is the beginning."""
+    if isinstance(content, str):
+        return prompt + (completion if isinstance(completion, str) else completion[0]["content"])
+    answer: Messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    whole = render_chat([*content, *answer], tokenizer)
+    if not whole.startswith(prompt):
+        raise DataError(
+            "the chat template writes a prompt otherwise when an answer follows",
+            where=tokenizer.name_or_path,
+            fix="use a template in which the prompt stays as it is",
+        )
+    return whole
+
+
+def _completion_ids(prompt: str, whole: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that follow the prompt's ids: as the tokenizer splits the whole text, where that leaves the prompt's ids as
+    they are (tokenised alone, many tokenizers would put a space in front), else of the completion alone."""
+    before, together = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole))
+    if together[: len(before)] == before:
+        return together[len(before) :]
+    return tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
+
+
+def _cut(example: Example, max_tokens: int) -> Example:
+    return Example(example.prompt, example.tokens[:max_tokens], example.num_prompt_tokens)

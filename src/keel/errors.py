@@ -1,0 +1,52 @@
+"""What can go wrong for a user: each error says what, where, and what to do, in one line."""
+
+
+class KeelError(Exception):
+    """An expected failure. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        cure = f" -> {self.fix}" if self.fix else ""
+        return " ".join(f"{place}{self.what}{cure}".split())
+
+
+class ConfigError(KeelError, ValueError):
+    """A setting is missing, unknown or impossible; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(KeelError, ValueError):
+    """A data file or row cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class Diverged(KeelError, ArithmeticError):
+    """Numbers left the finite range; the last good checkpoint is kept."""
+
+    exit_code = 3
+
+
+class RewardError(KeelError, RuntimeError):
+    """A scorer failed or answered with something that is no score."""
+
+    exit_code = 4
+
+
+class CheckpointError(KeelError, OSError):
+    """The run folder cannot be written, or what lies there cannot be read back."""
+
+    exit_code = 5
+
+
+class Interrupted(KeelError):
+    """A signal asked the run to stop; it can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""Scored answers become updated weights."""

@@ -1,0 +1,101 @@
+"""The algorithms, as rows of one table. They differ in how they assign credit and in their policy loss, no more.
+
+To add one, write its two functions and a row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from keel.core.advantages import discounted_returns, gae, grpo, rloo
+from keel.core.losses import clipped_policy_loss, policy_gradient_loss
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What an advantage function may use."""
+
+    rewards: Tensor  # [B, T]
+    values: Tensor  # [B, T], zeros without a critic
+    response_mask: Tensor  # [B, T] bool
+    final_values: Tensor | None  # [B], value after a truncated response; None = terminal
+    gamma: float
+    gae_lambda: float
+    group_size: int
+    normalize_std: bool
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a policy loss may use; per token, [N]."""
+
+    new_logprobs: Tensor
+    logprobs: Tensor
+    advantages: Tensor
+    clip_range_low: float
+    clip_range_high: float
+    dual_clip: float | None
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    advantages: Callable[[Credit], tuple[Tensor, Tensor]]  # -> advantages, returns [B, T]
+    policy_loss: Callable[[Loss], Tensor]  # -> [N]
+    needs_critic: bool
+    compares_groups: bool
+    """Advantages are relative to the other answers to the prompt; whitening the batch would undo that scale."""
+
+
+def _gae(credit: Credit) -> tuple[Tensor, Tensor]:
+    return gae(
+        credit.rewards,
+        credit.values,
+        credit.response_mask,
+        credit.gamma,
+        credit.gae_lambda,
+        credit.final_values,
+    )
+
+
+def _returns(credit: Credit) -> tuple[Tensor, Tensor]:
+    returns = discounted_returns(credit.rewards, credit.response_mask, credit.gamma)
+    return returns, returns
+
+
+def _rloo(credit: Credit) -> tuple[Tensor, Tensor]:
+    return _spread(rloo(credit.rewards.sum(1), credit.group_size), credit)
+
+
+def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
+    return _spread(grpo(credit.rewards.sum(1), credit.group_size, credit.normalize_std), credit)
+
+
+def _spread(advantages: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:
+    """One advantage for the whole answer, on each of its tokens."""
+    spread = advantages.unsqueeze(1) * credit.response_mask
+    return spread, spread
+
+
+def _gradient(loss: Loss) -> Tensor:
+    return policy_gradient_loss(loss.new_logprobs, loss.advantages)
+
+
+def _clipped(loss: Loss) -> Tensor:
+    return clipped_policy_loss(
+        loss.new_logprobs,
+        loss.logprobs,
+        loss.advantages,
+        loss.clip_range_low,
+        loss.clip_range_high,
+        loss.dual_clip,
+    )
+
+
+ALGORITHMS = {
+    "ppo": Algorithm(_gae, _clipped, needs_critic=True, compares_groups=False),
+    "a2c": Algorithm(_gae, _gradient, needs_critic=True, compares_groups=False),
+    "reinforce": Algorithm(_returns, _gradient, needs_critic=False, compares_groups=False),
+    "rloo": Algorithm(_rloo, _gradient, needs_critic=False, compares_groups=True),
+    "grpo": Algorithm(_grpo, _clipped, needs_critic=False, compares_groups=True),
+}

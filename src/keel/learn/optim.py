@@ -1,0 +1,94 @@
+"""One optimizer step: AdamW, the shape of its learning rate, clipping, and the split into forward passes."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import AdamW
+
+from keel.data.padding import microbatches
+from keel.errors import Diverged
+
+__all__ = [
+    "build_optimizer",
+    "clip_and_step",
+    "clip_gradients",
+    "learning_rate_factor",
+    "microbatches",
+    "set_learning_rate",
+]
+
+
+def build_optimizer(
+    groups: Sequence[tuple[Iterable[Parameter], float]], weight_decay: float = 0.0, eps: float = 1e-8
+) -> AdamW:
+    """AdamW (torch form: eps is added to the bias-corrected root) over (parameters, learning rate) groups.
+
+    Matrices decay; norms, biases and other vectors do not. Frozen parameters are left out; one that comes twice
+    (tied weights, a shared trunk) is updated once, in the first group that has it.
+    """
+    seen: set[int] = set()
+    settings = []
+    for parameters, learning_rate in groups:
+        fresh = [p for p in dict.fromkeys(parameters) if p.requires_grad and id(p) not in seen]
+        seen.update(map(id, fresh))
+        for part, decay in (
+            ([p for p in fresh if p.dim() > 1], weight_decay),
+            ([p for p in fresh if p.dim() <= 1], 0.0),
+        ):
+            if part:
+                settings.append(
+                    {"params": part, "lr": learning_rate, "initial_lr": learning_rate, "weight_decay": decay}
+                )
+    return AdamW(settings, eps=eps)
+
+
+def learning_rate_factor(
+    schedule: str, optimizer_step: int, total_optimizer_steps: int, warmup_steps: int = 0
+) -> float:
+    """Share of the peak rate for update `optimizer_step` (from 0): a linear rise, then constant, linear or cosine.
+
+    The rise ends at 1 with update `warmup_steps`; the fall would reach 0 one update after the last, so none is wasted
+    and the last linear one has 1 / N of the peak. Raises ValueError for another schedule.
+    """
+    if optimizer_step < warmup_steps:
+        return (optimizer_step + 1) / (warmup_steps + 1)
+    progress = (optimizer_step - warmup_steps) / max(1, total_optimizer_steps - warmup_steps)
+    match schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1.0 - progress)
+        case "cosine":
+            return (1.0 + math.cos(math.pi * min(1.0, progress))) / 2
+    raise ValueError(f"unknown schedule {schedule!r}: constant, linear or cosine")
+
+
+def set_learning_rate(optimizer: AdamW, factor: float) -> None:
+    """Every group's rate becomes `factor` times the one it was built with."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def clip_and_step(optimizer: AdamW, parameters: Iterable[Parameter], max_grad_norm: float) -> float:
+    """Scale the gradients of `parameters` to a joint norm of at most `max_grad_norm`, update, clear; the norm before.
+
+    Raises Diverged when the norm is not finite: weights and moments are then untouched.
+    """
+    parameters = list(parameters)
+    norm = clip_gradients(parameters, max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def clip_gradients(parameters: Iterable[Parameter], max_grad_norm: float) -> float:
+    """Scale the gradients to a joint norm of at most `max_grad_norm`; the norm before. Raises Diverged, see above."""
+    parameters = list(parameters)
+    norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not bool(norm.isfinite()):
+        raise Diverged(f"the gradient's norm is {norm.item()}", fix="lower optim.learning_rate")
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    return float(norm)

@@ -1,0 +1,126 @@
+"""ScoredRollouts -> TrainingBatch: everything the update aims at, computed once with the weights that sampled."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keel.core.kl import kl_estimate
+from keel.core.masked import apply_whitening, masked_sum, zero_outside
+from keel.core.rewards import token_rewards
+from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
+from keel.learn.algorithms import Algorithm, Credit
+from keel.learn.optim import microbatches
+from keel.models.policy import ActorCritic, Analysis, without_adapter
+from keel.world import World
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    temperature: float
+    group_size: int
+    microbatch_tokens: int
+    kl_in: str
+    kl_estimator: str
+    gamma: float
+    gae_lambda: float
+    whiten_advantages: bool
+    whiten_rewards: bool
+    normalize_std: bool
+    truncation: str
+
+
+def build_targets(
+    scored: ScoredRollouts,
+    token_scores: Tensor,
+    actor_critic: ActorCritic,
+    reference: ActorCritic | None,
+    algorithm: Algorithm,
+    settings: TargetSettings,
+    kl_coef: float,
+    world: World,
+) -> TrainingBatch:
+    """Log-probs, values, rewards, advantages and returns of a batch; `token_scores` [B, T] are the shaped scores.
+
+    Dropped responses (and with group baselines their whole group) leave the mask.
+    """
+    rollouts, mask = scored.rollouts, scored.rollouts.response_mask
+    analysis = analyze_all(actor_critic, rollouts, settings.temperature, settings.microbatch_tokens)
+    ref_logprobs = analysis.logprobs if reference is None else reference_logprobs(reference, rollouts, settings)
+    kl = kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)
+    rewards = token_rewards(token_scores, kl, mask, kl_coef if settings.kl_in == "reward" else 0.0)
+    counted = mask & _kept(scored.kept, settings.group_size if algorithm.compares_groups else 1).unsqueeze(1)
+    if settings.whiten_rewards:
+        rewards = whiten_all(rewards, counted, world, keep_mean=True)
+    values = torch.zeros_like(rewards) if analysis.values is None else analysis.values
+    bootstrap = settings.truncation == "bootstrap" and analysis.final_values is not None
+    credit = Credit(
+        rewards=rewards,
+        values=values,
+        response_mask=mask,
+        final_values=analysis.final_values * rollouts.truncated if bootstrap else None,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        group_size=settings.group_size,
+        normalize_std=settings.normalize_std,
+    )
+    advantages, returns = algorithm.advantages(credit)
+    if settings.whiten_advantages and not algorithm.compares_groups:
+        advantages = whiten_all(advantages, counted, world)
+    return TrainingBatch(
+        prompt_tokens=rollouts.prompt_tokens,
+        prompt_mask=rollouts.prompt_mask,
+        response_tokens=rollouts.response_tokens,
+        response_mask=counted,
+        logprobs=analysis.logprobs,
+        ref_logprobs=ref_logprobs,
+        values=values,
+        rewards=rewards,
+        advantages=zero_outside(advantages, counted),
+        returns=returns,
+    )
+
+
+def reference_logprobs(reference: ActorCritic, rollouts: Rollouts, settings: TargetSettings) -> Tensor:
+    """Log-probs of the response tokens under the reference: a frozen copy, or the policy without its adapter. [B, T]"""
+    with without_adapter(reference.policy):
+        found = analyze_all(reference, rollouts, settings.temperature, settings.microbatch_tokens, with_values=False)
+    return found.logprobs
+
+
+@torch.no_grad()
+def analyze_all(
+    actor_critic: ActorCritic,
+    rollouts: Rollouts,
+    temperature: float,
+    microbatch_tokens: int,
+    with_entropy: bool = False,
+    with_values: bool = True,
+) -> Analysis:
+    """`analyze` over a whole batch in micro-batches of similar length, without gradients."""
+    lengths = (rollouts.prompt_mask.sum(1) + rollouts.lengths).tolist()
+    shape, device = rollouts.response_mask.shape, rollouts.response_mask.device
+    logprobs, entropy, values = (torch.zeros(shape, device=device) for _ in range(3))
+    final_values = torch.zeros(shape[0], device=device)
+    has_values = with_values and actor_critic.has_critic
+    for rows in microbatches(lengths, microbatch_tokens):
+        part = select_rows(rollouts, rows)
+        found = actor_critic.analyze(part, temperature, with_entropy, with_values)
+        index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]
+        logprobs[index, :width], entropy[index, :width] = found.logprobs, found.entropy
+        if found.values is not None and found.final_values is not None:
+            values[index, :width], final_values[index] = found.values, found.final_values
+    return Analysis(logprobs, entropy, values if has_values else None, final_values if has_values else None)
+
+
+def whiten_all(x: Tensor, mask: Tensor, world: World, keep_mean: bool = False) -> Tensor:
+    """`core.masked.whiten` with the statistics of all ranks."""
+    count = world.sum(mask.sum()).clamp(min=1)
+    mean = world.sum(masked_sum(x, mask)) / count
+    var = world.sum(masked_sum((x - mean) ** 2, mask)) / count
+    return apply_whitening(x, mask, mean, var, keep_mean)
+
+
+def _kept(kept: Tensor, group_size: int) -> Tensor:
+    """A response counts only if its whole group was scored. [B] -> [B]"""
+    return kept.view(-1, group_size).all(1).repeat_interleave(group_size)

@@ -1,0 +1,162 @@
+"""TrainingBatch -> updated weights: epochs of minibatches of micro-batches over one batch.
+
+Losses are summed over the counted tokens and divided by their number in the whole optimizer step, all micro-batches
+and ranks together. So the split into micro-batches never changes the result.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from keel.core.diagnostics import approx_kl, clipfrac
+from keel.core.kl import kl_estimate
+from keel.core.losses import likelihood_ratio, value_loss
+from keel.data.batches import TrainingBatch, select_rows
+from keel.errors import Diverged
+from keel.learn.algorithms import Algorithm, Loss
+from keel.learn.optim import clip_gradients, learning_rate_factor, microbatches, set_learning_rate
+from keel.learn.totals import Totals
+from keel.models.policy import ActorCritic
+from keel.world import World, generator
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The numbers of the loss."""
+
+    temperature: float
+    clip_range_low: float
+    clip_range_high: float
+    dual_clip: float | None
+    value_clip_range: float | None
+    value_coef: float
+    entropy_coef: float
+    kl_in: str
+    kl_estimator: str
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """How a batch is walked through."""
+
+    update_epochs: int
+    minibatch_size: int  # of all ranks
+    microbatch_tokens: int
+    max_approx_kl: float | None
+    max_grad_norm: float
+    schedule: str
+    warmup_steps: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class Updater:
+    """Policy and critic are optimised jointly: one loss, one backward pass, one optimizer."""
+
+    actor_critic: ActorCritic
+    optimizer: AdamW
+    algorithm: Algorithm
+    objective: Objective
+    schedule: UpdateSchedule
+    world: World
+
+    def update(
+        self, batch: TrainingBatch, step: int, kl_coef: float, seed: int, critic_only: bool = False
+    ) -> dict[str, float]:
+        """All epochs over one batch; returns the metrics. Raises Diverged before a step on numbers that are not finite."""
+        totals = Totals()
+        minibatches = self._minibatches_per_epoch(batch)
+        for epoch in range(self.schedule.update_epochs):
+            epoch_totals = Totals()
+            order = torch.randperm(batch.size, generator=generator(seed, "minibatch", step, epoch, self.world.rank))
+            for index, rows in enumerate(order.tensor_split(minibatches)):
+                done = ((step - 1) * self.schedule.update_epochs + epoch) * minibatches + index
+                self._optimizer_step(batch, rows.tolist(), done, minibatches, kl_coef, critic_only, epoch_totals)
+            totals.merge(epoch_totals)
+            drift = epoch_totals.reduced(self.world)["policy/approx_kl"]
+            if self.schedule.max_approx_kl is not None and drift > self.schedule.max_approx_kl:
+                break
+        return {**totals.reduced(self.world), "policy/update_epochs": epoch + 1}
+
+    def _minibatches_per_epoch(self, batch: TrainingBatch) -> int:
+        return max(1, batch.size * self.world.size // self.schedule.minibatch_size)
+
+    def _optimizer_step(
+        self,
+        batch: TrainingBatch,
+        rows: Sequence[int],
+        optimizer_step: int,
+        minibatches: int,
+        kl_coef: float,
+        critic_only: bool,
+        totals: Totals,
+    ) -> None:
+        num_loss_tokens = float(self.world.sum(batch.response_mask[list(rows)].sum()))
+        if num_loss_tokens == 0:
+            return
+        for part in self._parts(batch, rows):
+            loss = self._loss(part, kl_coef, totals)
+            (loss / num_loss_tokens).backward()
+        factor = learning_rate_factor(
+            self.schedule.schedule,
+            optimizer_step,
+            self.schedule.total_steps * self.schedule.update_epochs * minibatches,
+            self.schedule.warmup_steps,
+        )
+        set_learning_rate(self.optimizer, factor)
+        self._step(critic_only, totals)
+
+    def _parts(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
+        lengths = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
+        counted = [row for row in rows if bool(batch.response_mask[row].any())]
+        for group in microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens):
+            yield select_rows(batch, [counted[place] for place in group])
+
+    def _loss(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
+        """Sum over the counted tokens of policy loss + value_coef * value loss - entropy_coef * entropy (+ KL)."""
+        aim, mask = self.objective, part.response_mask
+        found = self.actor_critic.analyze(part, aim.temperature, with_entropy=True)
+        new_logprobs, logprobs, advantages = found.logprobs[mask], part.logprobs[mask], part.advantages[mask]
+        entropy = found.entropy[mask]
+        policy = self.algorithm.policy_loss(
+            Loss(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high, aim.dual_clip)
+        )
+        loss = policy - aim.entropy_coef * entropy
+        if aim.kl_in == "loss" and kl_coef > 0:
+            loss = loss + kl_coef * kl_estimate(new_logprobs, part.ref_logprobs[mask], aim.kl_estimator)
+        if found.values is not None:
+            value = value_loss(found.values[mask], part.values[mask], part.returns[mask], aim.value_clip_range)
+            loss = loss + aim.value_coef * value
+            totals.add("loss/value", value)
+        with torch.no_grad():
+            totals.add("loss/policy", policy)
+            totals.add("policy/entropy", entropy)
+            totals.add("policy/approx_kl", approx_kl(new_logprobs, logprobs))
+            totals.add("policy/ratio", likelihood_ratio(new_logprobs, logprobs))
+            totals.add(
+                "policy/clipfrac",
+                clipfrac(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high),
+            )
+        summed = loss.sum()
+        if not bool(summed.isfinite()):
+            raise Diverged("the loss is not finite", fix="lower optim.learning_rate, or look at the rewards")
+        return summed
+
+    def _step(self, critic_only: bool, totals: Totals) -> None:
+        """Clip each model's gradient, then move. In critic warm-up the policy stays where it is."""
+        policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
+        for parameter in policy + critic:
+            if parameter.grad is not None and self.world.size > 1:
+                parameter.grad = self.world.sum(parameter.grad)
+        if critic_only:
+            for parameter in policy:
+                parameter.grad = None
+        else:
+            totals.add_one("policy/grad_norm", clip_gradients(policy, self.schedule.max_grad_norm))
+        if critic:
+            totals.add_one("critic/grad_norm", clip_gradients(critic, self.schedule.max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

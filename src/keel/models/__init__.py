@@ -1,0 +1,1 @@
+"""What computes: policy, critic and reward model, on top of transformers."""

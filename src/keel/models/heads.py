@@ -1,0 +1,57 @@
+"""What sits on a trunk: logits of the next token, and values of states."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from keel.errors import ConfigError
+
+
+def plain(model: Any) -> PreTrainedModel:
+    """The transformers model inside a peft wrapper (adapter layers included), or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trunk(model: Any) -> nn.Module:
+    """The part of a model that turns tokens into hidden states."""
+    return plain(model).base_model
+
+
+def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of the next token from hidden states [..., H] -> [..., V], with what some architectures do after the
+    output matrix (Granite, Cohere: a scale; Gemma 2: a soft cap)."""
+    model = plain(model)
+    logits = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0) * (getattr(config, "logit_scale", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+@torch.no_grad()
+def check_logits(model: Any) -> None:
+    """Raise ConfigError if hidden states and output matrix do not reproduce the model's own logits."""
+    tokens = torch.tensor([[0, 1, 2, 1]], device=plain(model).device)
+    own = plain(model)(input_ids=tokens, use_cache=False).logits
+    ours = next_token_logits(model, trunk(model)(input_ids=tokens, use_cache=False).last_hidden_state)
+    if not torch.allclose(own.float(), ours.float(), atol=1e-3, rtol=1e-3):
+        raise ConfigError(
+            f"{type(plain(model)).__name__} computes its logits in a way that keel does not know",
+            fix="use another architecture, or report it",
+        )
+
+
+def new_value_head(model: Any) -> nn.Linear:
+    """A value head for the trunk of `model`, zero at the start so that the first values are 0."""
+    config = plain(model).config.get_text_config()
+    head = nn.Linear(config.hidden_size, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    return head.to(device=plain(model).device, dtype=torch.float32)
+
+
+def values_of(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Values in float32 from hidden states. [..., H] -> [...]"""
+    weight_type = next(head.parameters()).dtype
+    return head(hidden.to(weight_type)).squeeze(-1).float()

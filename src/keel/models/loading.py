@@ -1,0 +1,147 @@
+"""Models and tokenizers from a folder or the hub, and back to a plain folder."""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from transformers.utils import logging as transformers_logging
+
+from keel.errors import ConfigError
+
+transformers_logging.set_verbosity_error()  # its load reports list new heads, which are what we ask for
+transformers_logging.disable_progress_bar()
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Lora(Protocol):
+    """What the adapter needs to know."""
+
+    r: int
+    alpha: float
+    target_modules: list[str] | str
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; one without a pad token gets its end token as pad. Raises ConfigError."""
+    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError("tokenizer has neither pad nor end token", where=name, fix="set its pad_token and save it")
+    return tokenizer
+
+
+def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> PreTrainedModel:
+    """A causal language model in evaluation mode (so dropout is off), with a fresh adapter if asked for."""
+    model, report = _load(
+        AutoModelForCausalLM, name, "causal language model", dtype=DTYPES[dtype], output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ConfigError(f"weights are missing, such as {sorted(report['missing_keys'])[0]}", where=name)
+    return (with_lora(model, lora, "CAUSAL_LM") if lora else model).eval()
+
+
+def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrainedModel:
+    """A sequence classifier with one label: a reward model, or a language model under a new head.
+
+    The new head starts at zero, so that its first values and scores are zero and not noise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, report = _load(
+            AutoModelForSequenceClassification,
+            name,
+            "model",
+            dtype=DTYPES[dtype],
+            num_labels=1,
+            output_loading_info=True,
+        )
+    new_head = [key for key in report["missing_keys"] if not key.startswith(f"{model.base_model_prefix}.")]
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 1 and new_head:
+            nn.init.zeros_(module.weight)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(name).pad_token_id
+    return model.eval()
+
+
+def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
+    """Wrap a model so that only a low-rank adapter learns (LoRA, Hu et al. 2021), through peft."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ConfigError("lora needs the package peft", fix="pip install 'keel-rlhf[peft]'") from None
+    targets = list(lora.target_modules) if not isinstance(lora.target_modules, str) else lora.target_modules
+    settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
+    return get_peft_model(model, settings)
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Iterable[str] = ()) -> list[int]:
+    """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop tokens."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    ends = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+    for text in stop:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ConfigError(f"stop {text!r} is {len(ids)} tokens", where="rollout.stop", fix="give single tokens")
+        ends.append(ids[0])
+    return sorted(set(ends))
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A plain transformers folder: safetensors, tokenizer, generation config. An adapter is merged into the weights."""
+    plain = merged(model)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def as_classifier(model: Any, head: nn.Linear) -> PreTrainedModel:
+    """The trunk of a language model under a value head, in the form in which critics are saved."""
+    own = merged(model)
+    config = copy.deepcopy(own.config)
+    config.num_labels = 1
+    classifier = AutoModelForSequenceClassification.from_config(config)
+    classifier.base_model.load_state_dict(own.base_model.state_dict())
+    classifier.score.load_state_dict(head.state_dict())
+    return classifier.eval()
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """The model without peft: a copy with the adapter merged in, or the model itself."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def _load(auto_class: Any, name: str, what: str, **options: Any) -> Any:
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ConfigError("this folder holds no config.json", where=name, fix="give a transformers model folder")
+    if not folder.exists() and _looks_like_path(name):
+        raise ConfigError("no such model folder", where=name)
+    try:
+        if auto_class is AutoTokenizer:
+            return auto_class.from_pretrained(name)
+        return auto_class.from_pretrained(name, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"cannot load the {what}: {reason}", where=name) from error
+
+
+def _looks_like_path(name: str) -> bool:
+    """A hub id is `name` or `owner/name`; anything else can only be a path."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")

@@ -1,0 +1,128 @@
+"""The reward model: text in, one score out. It reads with its own tokenizer and its own template."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from keel.data.padding import microbatches, pad_rows
+from keel.data.prompts import Content, render_chat
+from keel.errors import ConfigError
+from keel.models.heads import plain, trunk
+from keel.models.loading import Lora, load_classifier, load_tokenizer, save_model, with_lora
+from keel.world import World
+
+TEMPLATE = "{prompt}{response}"
+MICROBATCH_TOKENS = 16_384
+
+
+class RewardModel:
+    """A sequence classifier with one label, on any trunk: a decoder is read at its last token, an encoder as it pools.
+
+    Its scores are those of the plain transformers model on each text alone, whatever the padding.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, template: str = TEMPLATE) -> None:
+        if "{response}" not in template:
+            raise ConfigError(f"template {template!r} does not hold {{response}}")
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        positions = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
+        self.max_tokens = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+        tokenizer.truncation_side = "left"
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        dtype: str = "float32",
+        template: str | None = None,
+        lora: Lora | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
+        """A saved reward model, with the template it was trained with, or any model under a new head.
+
+        Raises ConfigError when it cannot be loaded or scores otherwise than the plain transformers model.
+        """
+        model = load_classifier(name, dtype)
+        template = template or getattr(model.config, "keel_template", TEMPLATE)
+        wrapped = with_lora(model, lora, "SEQ_CLS") if lora else model
+        reward_model = cls(wrapped.to(device or World.from_environment().device), load_tokenizer(name), template)
+        reward_model._check_scores()
+        return reward_model
+
+    def save(self, folder: Path) -> None:
+        """A plain transformers folder; the template lies in its config.json as `keel_template`."""
+        plain(self.model).config.keel_template = self.template
+        save_model(self.model, self.tokenizer, folder)
+
+    def encode(self, prompt: Content, response: str) -> list[int]:
+        """Ids of prompt and response in the template; a text that is too long loses its beginning."""
+        if isinstance(prompt, str):
+            values = {"prompt": prompt, "response": response}
+            text = re.sub(r"\{(prompt|response)\}", lambda name: values[name[1]], self.template)
+        else:
+            text = render_chat([*prompt, {"role": "assistant", "content": response}], self.tokenizer)
+        ids = self.tokenizer.encode(
+            text, add_special_tokens=isinstance(prompt, str), truncation=True, max_length=self.max_tokens
+        )
+        return self._without_trailing_pads(ids)
+
+    def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+        """Scores of the responses, on the CPU and without gradient. -> [N] float32"""
+        return self.score_rows([self.encode(*pair) for pair in zip(prompts, responses, strict=True)])
+
+    @torch.no_grad()
+    def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
+        """Scores of encoded texts, on the CPU and without gradient. -> [N] float32"""
+        scores = torch.zeros(len(rows))
+        for part in microbatches([len(row) for row in rows], microbatch_tokens):
+            scores[part] = self.scores_of(*self.pad([rows[i] for i in part])).float().cpu()
+        return scores
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Encoded texts as tokens [N, L] and mask [N, L], where the model is."""
+        tokens, mask = pad_rows(rows, plain(self.model).config.pad_token_id)
+        device = plain(self.model).device
+        return tokens.to(device), mask.to(device)
+
+    def scores_of(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Scores with gradient. tokens [N, L], mask [N, L] bool (True = text, on whatever side the padding is) -> [N]"""
+        # Moved to the left, every text has the positions it has alone, in each kind of position embedding.
+        to_left = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        tokens, mask = tokens.gather(1, to_left), mask.gather(1, to_left)
+        model = plain(self.model)
+        if not self.reads_last_token:
+            return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
+        hidden = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        last = mask.sum(1) - 1
+        return self._full(model.score(hidden[torch.arange(len(last), device=last.device), last])[:, 0])
+
+    @property
+    def reads_last_token(self) -> bool:
+        """Decoders of transformers call their head `score`; encoders pool first and call it otherwise."""
+        return getattr(plain(self.model), "score", None) is not None
+
+    @staticmethod
+    def _full(scores: Tensor) -> Tensor:
+        return scores.float() if scores.dtype.itemsize < 4 else scores
+
+    def _without_trailing_pads(self, ids: list[int]) -> list[int]:
+        """transformers looks for the last id that is no pad, so a text that ended in one would be read too early."""
+        pad_id = plain(self.model).config.pad_token_id
+        while len(ids) > 1 and ids[-1] == pad_id:
+            ids.pop()
+        return ids or [pad_id]
+
+    @torch.no_grad()
+    def _check_scores(self) -> None:
+        rows = [self.encode("Is it so?", answer) for answer in ("Yes.", "Certainly, as far as anyone knows.")]
+        plainly = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
+        if not torch.allclose(self.score_rows(rows), torch.tensor(plainly), rtol=1e-2, atol=1e-3):
+            raise ConfigError(
+                f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not know",
+                fix="use another architecture",
+            )

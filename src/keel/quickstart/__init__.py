@@ -1,0 +1,1 @@
+"""The embedded world of `keel quickstart`: customer support, no network, no download."""

@@ -1,0 +1,101 @@
+"""The hidden gold score: what a fair reader of the support world thinks of a reply. No stage may see it."""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+from keel.quickstart import grammar
+
+WORDS_NEEDED = 40  # the longest flawless reply is shorter
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The parts of a gold score, each bounded; a flawless reply has 4 + 2 + 2 + 0 + 2 = 10."""
+
+    help: float  # -2 another topic's action, -1 no action, 2 right action for a wrong item, 4 right action
+    number: float  # 2 the right order number, 0 none, -2 a wrong one
+    manners: float  # 1 each for a polite opening and a polite end, -1 each for a curt one
+    brevity: float  # -0.75 for each filler, -0.1 for each word beyond need, -3 at worst
+    fluency: float  # 2 down to -4 with the share of sentences that are nonsense, said twice or out of order
+
+    @property
+    def total(self) -> float:
+        """The sum of the parts, in [-13, 10]."""
+        return sum(astuple(self))
+
+
+def gold_score(prompt: str, reply: str) -> float:
+    """How good the reply is, in [-13, 10]."""
+    return gold_parts(prompt, reply).total
+
+
+def gold_parts(prompt: str, reply: str) -> Gold:
+    """The score by parts. Sentences count by exact wording, so word salad earns nothing."""
+    said = grammar.sentences(reply)
+    kinds = [_KINDS.get(grammar.template_of(sentence), "nonsense") for sentence in said]
+    return Gold(
+        help=_help(prompt, said, kinds),
+        number=_number(prompt, reply),
+        manners=_manners(kinds),
+        brevity=max(-3.0, -0.75 * kinds.count("filler") - 0.1 * max(0, len(reply.split()) - WORDS_NEEDED)),
+        fluency=2 - 6 * _flawed_share(said, kinds),
+    )
+
+
+def _help(prompt: str, said: list[str], kinds: list[str]) -> float:
+    topic = next(_PROBLEMS[t] for t in map(grammar.template_of, _message(prompt)) if t in _PROBLEMS)
+    actions = [(sentence, kind) for sentence, kind in zip(said, kinds, strict=True) if kind in grammar.TOPICS]
+    if not actions:
+        return -1.0
+    if any(kind != topic for _, kind in actions):
+        return -2.0
+    asked = _words_among(prompt, grammar.ITEMS)
+    return 4.0 if all(_words_among(sentence, grammar.ITEMS) <= asked for sentence, _ in actions) else 2.0
+
+
+def _number(prompt: str, reply: str) -> float:
+    named = _words_among(reply, grammar.NUMBERS)
+    return 0.0 if not named else 2.0 if named <= _words_among(prompt, grammar.NUMBERS) else -2.0
+
+
+def _manners(kinds: list[str]) -> float:
+    """Only the first and the last sentence can be polite: saying it more often wins nothing."""
+    polite = (kinds[:1] == ["polite opening"]) + (kinds[-1:] == ["polite closing"])
+    return float(polite - ("curt opening" in kinds) - ("curt closing" in kinds))
+
+
+def _flawed_share(said: list[str], kinds: list[str]) -> float:
+    """Share of sentences that are nonsense, repeated or before one that belongs earlier; 1 for an empty reply."""
+    if not said:
+        return 1.0
+    stages = [_STAGES.get(kind, 1) for kind in kinds]
+    flawed = [
+        kind == "nonsense" or sentence in said[:i] or stages[i] < max(stages[:i], default=0)
+        for i, (sentence, kind) in enumerate(zip(said, kinds, strict=True))
+    ]
+    return sum(flawed) / len(said)
+
+
+def _message(prompt: str) -> list[str]:
+    return grammar.sentences(prompt.removeprefix(grammar.CUSTOMER).removesuffix(grammar.AGENT))
+
+
+def _words_among(text: str, words: Iterable[str]) -> set[str]:
+    return set(text.replace(".", " ").replace("?", " ").split()) & set(words)
+
+
+_PROBLEMS = {text: name for name, topic in grammar.TOPICS.items() for text in topic.problems}
+_STAGES = {"polite opening": 0, "curt opening": 0, "polite closing": 2, "curt closing": 2}  # all else: 1
+_KINDS = {text: name for name, topic in grammar.TOPICS.items() for text in topic.actions} | {
+    text: kind
+    for kind, pool in {
+        "polite opening": grammar.POLITE_OPENINGS,
+        "curt opening": grammar.CURT_OPENINGS,
+        "mention": grammar.MENTIONS,
+        "shrug": grammar.SHRUGS,
+        "filler": grammar.FILLERS,
+        "polite closing": grammar.POLITE_CLOSINGS,
+        "curt closing": grammar.CURT_CLOSINGS,
+    }.items()
+    for text in pool
+}

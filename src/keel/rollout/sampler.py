@@ -1,0 +1,112 @@
+"""Prompts in, answers out: batched sampling that leaves no doubt which tokens were sampled.
+
+Each token takes one uniform number, given by the caller, through the inverse of the cumulative distribution. So a
+row's answer depends on its own numbers alone: not on the batch around it, and not on the rows that finish early.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from keel.data.batches import Rollouts
+from keel.data.padding import pad_rows
+from keel.data.prompts import Prompt
+from keel.models.heads import next_token_logits, plain, trunk
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: list[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    uniforms: Tensor,
+    end_ids: Sequence[int],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Rollouts:
+    """One answer to each prompt; `uniforms` [B, T] in [0, 1) sets their number of tokens and decides each of them.
+
+    A row ends with the first token of `end_ids`, which is part of the response; rows without one are truncated.
+    Finished rows leave the batch at once.
+    """
+    device = plain(model).device
+    pad_id = int(tokenizer.pad_token_id)
+    prompt_tokens, prompt_mask = (part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left"))
+    count, limit = uniforms.shape
+    uniforms, ends = uniforms.to(device), torch.tensor(list(end_ids), device=device)
+    responses = torch.full((count, limit), pad_id, device=device)
+    response_mask = torch.zeros((count, limit), dtype=torch.bool, device=device)
+    logprobs = torch.zeros((count, limit), device=device)
+
+    active = torch.arange(count, device=device)
+    tokens, mask, cache = prompt_tokens, prompt_mask.long(), DynamicCache(config=plain(model).config)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    for t in range(limit):
+        states = trunk(model)(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        logits = next_token_logits(model, states[:, -1])
+        chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
+        responses[active, t], logprobs[active, t], response_mask[active, t] = chosen, logprob, True
+        going = ~torch.isin(chosen, ends)
+        if t + 1 == limit or not bool(going.any()):
+            break
+        if not bool(going.all()):
+            cache.batch_select_indices(going.nonzero().squeeze(1))
+            active, chosen, mask, positions = active[going], chosen[going], mask[going], positions[going]
+        tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+    width = int(response_mask.sum(1).max())
+    responses, response_mask, logprobs = (part[:, :width] for part in (responses, response_mask, logprobs))
+    last = responses.gather(1, response_mask.sum(1, keepdim=True) - 1).squeeze(1)
+    truncated = ~torch.isin(last, ends)
+    texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated)
+    return Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
+
+
+def choose(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Tokens by inverting the cumulative distribution at `uniforms`, and their log-probabilities. [B, V], [B] -> [B]"""
+    scaled = logits.float() / temperature
+    if top_k or top_p < 1.0:
+        scaled = keep_likely(scaled, top_k, top_p)
+    logprobs = scaled.log_softmax(-1)
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    points = uniforms.double().unsqueeze(1) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, points, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+
+
+def keep_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """-inf for all but the k most likely tokens and the smallest set that holds probability p (for evaluation)."""
+    if top_k:
+        threshold = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        beyond = probabilities.cumsum(-1) - probabilities >= top_p
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
+    return logits
+
+
+def decode_responses(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], responses: Tensor, mask: Tensor, truncated: Tensor
+) -> list[str]:
+    """The answers as text: what each adds to its decoded prompt, so that a leading space is kept."""
+    rows = [row[counted].tolist() for row, counted in zip(responses.cpu(), mask.cpu(), strict=True)]
+    rows = [row if cut else row[:-1] for row, cut in zip(rows, truncated.tolist(), strict=True)]
+    return [continuation(tokenizer, prompt.tokens, row) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
+    """The text that `tokens` add after `before`."""
+    start = tokenizer.decode(list(before), skip_special_tokens=True)
+    whole = tokenizer.decode([*before, *tokens], skip_special_tokens=True)
+    return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -1,0 +1,222 @@
+"""Checkpoints that are whole or not there: written aside, verified by a manifest, made visible by one rename.
+
+`checkpoints/step-000020/` holds `state.json`, NAME.safetensors for each named set of tensors, a Hugging Face folder for
+each model, and `manifest.json` (size and SHA-256 of every other file), written last. No pickle anywhere.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from keel.errors import CheckpointError
+from keel.run.folder import RunFolder, storage
+from keel.run.metrics import sync_to_disk
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint that has been verified."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    ignored: tuple[str, ...] = ()  # newer ones that cannot be used, each with the reason
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors saved under `name`, on the CPU. Raises CheckpointError."""
+        path = self.path / f"{name}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"holds no {name}", where=str(self.path))
+        return load_file(path)
+
+    def folder(self, name: str) -> Path:
+        """The Hugging Face folder of the model saved under `name`. Raises CheckpointError."""
+        path = self.path / name
+        if not path.is_dir():
+            raise CheckpointError(f"holds no {name}", where=str(self.path))
+        return path
+
+
+def save_checkpoint(
+    folder: RunFolder,
+    step: int,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    models: Mapping[str, Callable[[Path], None]],
+    keep: int = 2,
+) -> Path:
+    """Save after `step`, then delete all but the newest `keep` (0 = delete none). Raises CheckpointError.
+
+    A run is a function of its settings, so a checkpoint of this step that verifies is this one and stays as it is.
+    At every moment the newest earlier checkpoint is intact: nothing is deleted before the new one is in place.
+    """
+    target = folder.checkpoints / f"step-{step:06d}"
+    partial = target.with_suffix(".tmp")
+    if _fault(target) is None:
+        return target
+    try:
+        with storage(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for log in (folder.metrics, folder.rollouts):
+                sync_to_disk(log)
+            _write_content(partial, state, tensors, models)
+            _write_manifest(partial, step)
+            _make_visible(partial, target)
+            _delete_old(folder, step, keep)
+    except SafetensorError as error:  # a full disk comes out of safetensors in these clothes
+        raise CheckpointError(str(error), str(partial), "free or repair the storage") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone after a success; after a failure, give the space back
+    return target
+
+
+def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint whose files are what its manifest says, or None when no step was ever saved.
+
+    Newer ones that are damaged or unfinished are named in `.ignored`. Raises CheckpointError when all are damaged.
+    """
+    ignored = [f"{path.name}: unfinished" for path in sorted(folder.checkpoints.glob("step-*.tmp"))]
+    damaged: list[str] = []
+    for path in reversed(_saved(folder)):
+        fault = _fault(path)
+        if fault is None:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return Checkpoint(path, _step_of(path), state, tuple(ignored + damaged))
+        damaged.append(f"{path.name}: {fault}")
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint can be used ({'; '.join(damaged)})",
+            str(folder.checkpoints),
+            "start again in another output",
+        )
+    return None
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's moments and counters as `INDEX.NAME` tensors; rates and groups come from the settings."""
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave. Raises CheckpointError when the parameters are others."""
+    shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(shapes) or (value.dim() and tuple(value.shape) != shapes[int(index)]):
+            raise CheckpointError(f"optimizer state {key} fits no parameter of this model")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _write_content(
+    folder: Path,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    models: Mapping[str, Callable[[Path], None]],
+) -> None:
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    for name, named in tensors.items():
+        save_file({key: value.detach().contiguous() for key, value in named.items()}, folder / f"{name}.safetensors")
+    for name, write in models.items():
+        (folder / name).mkdir()
+        write(folder / name)
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in _files(folder)}
+    for _, path in _files(folder):
+        _fsync(path)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
+    _fsync(manifest)
+    for inner in (path for path in folder.rglob("*") if path.is_dir()):
+        _fsync(inner)
+    _fsync(folder)
+
+
+def _make_visible(partial: Path, target: Path) -> None:
+    if target.exists():  # only one that fails its manifest gets here
+        shutil.rmtree(target)
+    partial.rename(target)
+    _fsync(target.parent)
+
+
+def _delete_old(folder: RunFolder, step: int, keep: int) -> None:
+    # Ones beyond this step are left for a person to look at: they were damaged, else the run had resumed from them.
+    until_now = [path for path in _saved(folder) if _step_of(path) <= step]
+    for path in until_now[:-keep] if keep else []:
+        shutil.rmtree(path)
+
+
+def _fault(folder: Path) -> str | None:
+    """Why the checkpoint cannot be trusted; None when every file is what the manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or manifest["step"] != _step_of(folder):
+            return f"{MANIFEST} is of another format or step"
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except OSError as error:
+        return f"{MANIFEST}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    found = dict(_files(folder))
+    found.pop(MANIFEST)
+    missing = sorted(expected.keys() ^ found.keys())
+    if missing:
+        return f"{missing[0]} is {'missing' if missing[0] in expected else 'not in the manifest'}"
+    for name, path in found.items():
+        if (path.stat().st_size, _sha256(path)) != expected[name]:
+            return f"{name} is damaged"
+    return None
+
+
+def _saved(folder: RunFolder) -> list[Path]:
+    """Oldest first."""
+    paths = [path for path in folder.checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(paths, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,159 @@
+"""The run folder: where everything a run writes lies, and the rule that one trainer at a time writes there."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from keel.errors import CheckpointError, ConfigError
+
+if sys.platform != "win32":
+    import fcntl
+
+# Settings that a resumed run may change: none of them alters the steps already taken.
+FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens")
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn failures of the file system into a CheckpointError that names the path and the system's reason."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        place = error.filename or path
+        raise CheckpointError(
+            error.strerror or str(error), where=str(place), fix="free or repair the storage"
+        ) from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or leave what was there: a reader never sees half of it. Raises CheckpointError."""
+    partial = path.with_name(f".{path.name}.tmp")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+class RunFolder:
+    """Paths inside one run folder. `RunFolder(path)` only names them; `RunFolder.open` takes the folder for writing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.rollouts = self.path / "rollouts.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.policy = self.path / "policy"
+        self.critic = self.path / "critic"
+        self.model = self.path / "model"
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, settings: Mapping[str, Any], resume: bool = False) -> Self:
+        """Lock the folder and save the resolved settings (plain values, as of `model_dump(mode="json")`) in it.
+
+        Raises ConfigError when the folder cannot be written, is in use, holds a run and `resume` is off, or holds a
+        run with other settings. To resume a run that never started is to start it.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._take_lock()
+        except OSError as error:
+            raise ConfigError(f"cannot write here: {error.strerror}", str(path), "choose another output") from error
+        if folder.holds_run:
+            folder._check_resumable(settings, resume)
+        write_atomic(folder.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        return folder
+
+    @property
+    def holds_run(self) -> bool:
+        """A start that failed before its first step leaves settings only, and may be repeated."""
+        progress = (self.metrics, self.checkpoints, self.policy, self.model)
+        return any(_has_content(path) for path in progress)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings the run was started with. Raises CheckpointError when they cannot be read."""
+        try:
+            saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CheckpointError("the run's settings cannot be read", where=str(self.config)) from error
+        if not isinstance(saved, dict):
+            raise CheckpointError("no settings in this file", where=str(self.config))
+        return saved
+
+    def close(self) -> None:
+        """Let another trainer in; the end of the process does the same."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        # The lock belongs to the open file: it dies with the process, so a killed run leaves none behind.
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(handle, 200).decode(errors="replace")
+                os.close(handle)
+                raise ConfigError(
+                    f"in use by {owner}", str(self.path), "wait for it, or choose another output"
+                ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+        self._lock = handle
+
+    def _check_resumable(self, settings: Mapping[str, Any], resume: bool) -> None:
+        if not resume:
+            raise ConfigError(
+                f"run folder {self.path} already holds a run", fix="add --resume, or choose another output"
+            )
+        changed = changed_settings(self.settings(), settings)
+        if changed:
+            raise ConfigError(
+                f"cannot resume with other settings: {'; '.join(changed)}",
+                where=str(self.path),
+                fix=f"use those of {self.config}, or choose another output",
+            )
+
+
+def changed_settings(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`name was OLD, is NEW` for each setting that differs and that a resumed run must keep."""
+    before, after = dict(_flat(saved)), dict(_flat(new))
+    return [
+        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not _free(name)
+    ]
+
+
+def _free(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] in FREE_ON_RESUME or parts[-1] in FREE_ON_RESUME
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _has_content(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.is_file() and path.stat().st_size > 0

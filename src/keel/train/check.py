@@ -1,0 +1,129 @@
+"""The start-up self-check: what must hold before the first update, tried on real prompts. It takes seconds, and
+what it finds would otherwise be a run that fails quietly (negative KL, ratios that are not 1, an end never learned).
+"""
+
+import torch
+from torch import nn
+
+from keel.core.diagnostics import clipfrac
+from keel.data.batches import Rollouts, select_rows
+from keel.errors import ConfigError, RewardError
+from keel.learn.targets import analyze_all, reference_logprobs
+from keel.rollout.collect import score
+from keel.train.setup import Parts
+
+PROBE_ROWS = 8
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1}
+"""Largest difference of one token's log-probability between two correct ways to compute it."""
+
+
+def self_check(parts: Parts) -> dict[str, float]:
+    """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError with the cause."""
+    probe = parts.respond(step=1)
+    probe = select_rows(probe, list(range(min(PROBE_ROWS, len(probe.texts)))))
+    _check_trainable(parts)
+    _check_dropout(parts)
+    _check_ends(parts, probe)
+    measured = {**_check_logprobs(parts, probe), **_check_reference(parts, probe)}
+    return {**measured, **_check_scores(parts, probe)}
+
+
+def check_moved(before: torch.Tensor, after: torch.Tensor) -> None:
+    """After the first update some trained weight must be another."""
+    if torch.equal(before, after):
+        raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate, or check policy.dtype")
+
+
+def fingerprint(parts: Parts) -> torch.Tensor:
+    """A few numbers that change when the trained weights do."""
+    parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
+    return torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+
+
+def _check_trainable(parts: Parts) -> None:
+    if not parts.actor_critic.policy_parameters():
+        raise ConfigError("the policy has no trainable parameter", where="policy", fix="check lora.target_modules")
+
+
+def _check_dropout(parts: Parts) -> None:
+    for name, module in parts.actor_critic.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+            raise ConfigError(f"dropout is on in {name}", where="policy", fix="load models in evaluation mode")
+
+
+def _check_ends(parts: Parts, probe: Rollouts) -> None:
+    """An end token is counted where one was sampled, it is the last counted one, and truncated rows have none."""
+    is_end = torch.isin(probe.response_tokens, torch.tensor(parts.end_ids, device=probe.response_tokens.device))
+    ends = (is_end & probe.response_mask).sum(1)
+    if not bool((ends == (~probe.truncated).long()).all()):
+        raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug")
+
+
+def _check_logprobs(parts: Parts, probe: Rollouts) -> dict[str, float]:
+    """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update."""
+    mask, algorithm = probe.response_mask, parts.config.algorithm
+    trained = analyze_all(parts.actor_critic, probe, parts.config.rollout.temperature, algorithm.microbatch_tokens)
+    gap = float((trained.logprobs - probe.logprobs)[mask].abs().max())
+    if gap > _tolerance(parts):
+        raise ConfigError(
+            f"sampler and trainer disagree by {gap:.2g} on a token's log-probability",
+            where="policy",
+            fix="use policy.dtype float32, or another architecture",
+        )
+    alone = analyze_all(parts.actor_critic, select_rows(probe, [0]), parts.config.rollout.temperature, 1)
+    first = select_rows(probe, [0]).response_mask
+    width = first.shape[1]
+    apart = float((alone.logprobs - trained.logprobs[:1, :width])[first].abs().max())
+    if apart > _tolerance(parts):
+        raise ConfigError(f"padding changes a token's log-probability by {apart:.2g}", where="policy")
+    ones = torch.ones_like(trained.logprobs[mask])
+    ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]
+    clipped = clipfrac(
+        trained.logprobs[mask], probe.logprobs[mask], ones, algorithm.clip_range_low, algorithm.clip_range_high
+    )
+    return {
+        "check/logprob_gap": gap,
+        "check/padding_gap": apart,
+        "check/ratio": float(ratio.mean()),
+        "check/clipfrac": float(clipped.mean()),
+    }
+
+
+def _check_reference(parts: Parts, probe: Rollouts) -> dict[str, float]:
+    """KL = 0 at the start, unless another reference was asked for."""
+    if parts.reference is None:
+        return {}
+    ours = analyze_all(
+        parts.actor_critic, probe, parts.targets.temperature, parts.targets.microbatch_tokens, with_values=False
+    )
+    theirs = reference_logprobs(parts.reference, probe, parts.targets)
+    gap = float((ours.logprobs - theirs)[probe.response_mask].abs().max())
+    if parts.config.reference is None and gap > _tolerance(parts):
+        raise ConfigError(f"the reference is not the policy's start: log-probs differ by {gap:.2g}", where="reference")
+    return {"check/reference_gap": gap}
+
+
+def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
+    """Scores do not depend on the batch around an answer, nor on when it is asked."""
+    worst = 0.0
+    backwards = select_rows(probe, list(range(len(probe.texts)))[::-1])
+    for scorer in parts.scorers:
+        if scorer.noisy:
+            continue
+        segments = parts.config.reward.segments
+        together = score(probe, [scorer], parts.tokenizer, segments).scores
+        again = score(backwards, [scorer], parts.tokenizer, segments).scores.flip(0)
+        scale = max(1.0, float(together.abs().max()))
+        gap = float((together - again).abs().max()) / scale
+        worst = max(worst, gap)
+        if gap > 1e-3:
+            raise RewardError(
+                f"gives the same answers other scores the second time (by {gap:.2g} of their size)",
+                where=f"scorer {scorer.name}",
+                fix="make it deterministic, or declare it noisy: true",
+            )
+    return {"check/score_gap": worst}
+
+
+def _tolerance(parts: Parts) -> float:
+    return TOLERANCE[next(parts.actor_critic.policy.parameters()).dtype]

@@ -1,0 +1,232 @@
+"""Policy learning: the loop of `keel train`. It reads as the method in docs/algorithms.md."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from keel.config import TrainConfig, parse
+from keel.core.kl import updated_kl_coef
+from keel.data.batches import ScoredRollouts
+from keel.errors import ConfigError, Diverged
+from keel.learn.shaping import ScoreStatistics, scores_of_kept
+from keel.learn.targets import build_targets
+from keel.models.loading import as_classifier, save_model
+from keel.rollout.collect import score
+from keel.run.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from keel.run.folder import RunFolder
+from keel.run.metrics import JsonlMetrics, MetricSink, RolloutLog, TensorBoardMetrics, truncate_after
+from keel.train.check import check_moved, fingerprint, self_check
+from keel.train.progress import ProgressDisplay
+from keel.train.record import rollout_rows, step_metrics
+from keel.train.setup import Parts, build_parts
+from keel.world import World
+
+
+@dataclass
+class RunState:
+    """What changes from step to step besides weights and moments; random streams depend on the step alone."""
+
+    step: int
+    kl_coef: float
+    statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def train_policy(
+    config: TrainConfig | Mapping[str, Any],
+    scorers: Sequence[Callable[..., Any]] = (),
+    prompts: Sequence[Any] | None = None,
+    resume: bool = False,
+    check_only: bool = False,
+) -> dict[str, float]:
+    """Learn a policy from rewards; the result lies in `config.output`. Returns the last step's metrics.
+
+    `scorers` are Python reward functions besides `config.rewards`; `prompts` (text or chats) replace `config.prompts`.
+    """
+    config = config if isinstance(config, TrainConfig) else parse(TrainConfig, config)
+    world = World.from_environment()
+    parts = build_parts(config, scorers, prompts, world)
+    if check_only:
+        return self_check(parts)
+    folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
+    state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
+    checkpoint = latest_checkpoint(folder) if resume else None
+    metrics = self_check(parts)
+    if checkpoint is not None:
+        restore(parts, state, checkpoint)
+    elif config.reward.normalize == "reference":
+        measure_reference(parts, state)
+    with open_records(folder, config, state.step, world) as (sinks, answers):
+        with ProgressDisplay("train", config.steps, state.step) as display:
+            while state.step < config.steps:
+                state.step += 1
+                metrics, rows = train_step(parts, state)
+                for sink in sinks:
+                    sink.log(state.step, metrics)
+                answers.log(state.step, rows)
+                display.show(state.step, headline(metrics))
+                if due(state.step, config):
+                    save(parts, state, folder)
+        save_result(parts, folder)
+    return metrics
+
+
+def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """One collect-and-update step: the policy answers, the scorers judge, the update learns from it."""
+    config, world = parts.config, parts.world
+    with state.timed("sample"):
+        rollouts = parts.respond(state.step)
+    with state.timed("score"):
+        scored = score(rollouts, parts.scorers, parts.tokenizer, config.reward.segments, config.reward.on_failure)
+    if config.reward.normalize == "running":
+        state.statistics.add(scores_of_kept(scored), world)
+    with state.timed("targets"):
+        token_scores = parts.shaping.token_scores(scored, state.statistics)
+        batch = build_targets(
+            scored,
+            token_scores,
+            parts.actor_critic,
+            parts.reference,
+            parts.algorithm,
+            parts.targets,
+            state.kl_coef,
+            world,
+        )
+    before = fingerprint(parts) if state.step == 1 else None
+    with state.timed("update"):
+        learned = parts.updater.update(
+            batch, state.step, state.kl_coef, config.seed, critic_only=state.step <= config.critic.warmup_steps
+        )
+    if before is not None:
+        check_moved(before, fingerprint(parts))
+    group_size = config.rollout.group_size or 1
+    metrics = step_metrics(scored, batch, state.kl_coef, group_size, parts.actor_critic.has_critic, world)
+    if config.algorithm.target_kl is not None:
+        state.kl_coef = updated_kl_coef(
+            state.kl_coef,
+            metrics["objective/kl"],
+            config.algorithm.target_kl,
+            config.algorithm.kl_horizon,
+            config.rollout.batch_size,
+        )
+    metrics |= learned | speed(state, scored, config)
+    return metrics, list(rollout_rows(scored, batch, config.log.rollouts_per_step))
+
+
+def speed(state: RunState, scored: ScoredRollouts, config: TrainConfig) -> dict[str, float]:
+    """Where the step's time went, and the rates users compare."""
+    total = sum(state.seconds.values())
+    tokens = float(scored.rollouts.lengths.sum()) * config.rollout.batch_size / len(scored.rollouts.texts)
+    return {
+        **{f"time/{phase}_seconds": seconds for phase, seconds in state.seconds.items()},
+        "time/step_seconds": total,
+        "perf/tokens_per_second": tokens / total,
+        "perf/responses_per_second": config.rollout.batch_size / total,
+        "progress/responses": float(state.step * config.rollout.batch_size),
+    }
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures worth a place in the progress display."""
+    names = {
+        "objective/scores": "score",
+        "objective/kl": "kl",
+        "response/length": "length",
+        "critic/explained_variance": "explained",
+        "perf/tokens_per_second": "tok/s",
+    }
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
+
+
+def measure_reference(parts: Parts, state: RunState) -> None:
+    """Statistics of the scores of the policy's start, for `reward.normalize: reference`."""
+    for batch in range(1, 5):
+        rollouts = parts.respond(batch, purpose="reference")
+        scored = score(rollouts, parts.scorers, parts.tokenizer)
+        state.statistics.add(scores_of_kept(scored), parts.world)
+
+
+@contextmanager
+def open_records(
+    folder: RunFolder, config: TrainConfig, done: int, world: World
+) -> Iterator[tuple[list[MetricSink], RolloutLog]]:
+    """Metric sinks and the answer log, cut back to the step that the run goes on from."""
+    truncate_after(folder.metrics, done)
+    truncate_after(folder.rollouts, done)
+    sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
+    if "tensorboard" in config.log.trackers:
+        sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
+    answers = RolloutLog(folder.rollouts)
+    try:
+        yield sinks, answers
+    finally:
+        for sink in sinks:
+            sink.close()
+        answers.close()
+
+
+def due(step: int, config: TrainConfig) -> bool:
+    every = config.checkpoint.every
+    return step == config.steps or (every > 0 and step % every == 0)
+
+
+def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
+    """A checkpoint of everything the next step depends on, and the policy as a plain model folder."""
+    if not parts.world.is_main:
+        return
+    weights = {name: value for name, value in parts.actor_critic.state_dict().items()}
+    bad = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+    if bad is not None:
+        raise Diverged(f"weight {bad} is not finite after step {state.step}", fix="lower optim.learning_rate")
+    save_checkpoint(
+        folder,
+        state.step,
+        {"kl_coef": state.kl_coef, "statistics": asdict(state.statistics)},
+        {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
+        {"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
+        parts.config.checkpoint.keep,
+    )
+
+
+def _trained(parts: Parts) -> dict[str, torch.Tensor]:
+    """The trained weights by name, tied ones once."""
+    return {name: value.detach() for name, value in parts.actor_critic.named_parameters() if value.requires_grad}
+
+
+def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights, moments and counters back."""
+    saved, own = checkpoint.tensors("weights"), _trained(parts)
+    if saved.keys() != own.keys():
+        raise ConfigError("the checkpoint holds other weights than this model", where=str(checkpoint.path))
+    for name, value in own.items():
+        value.copy_(saved[name])
+    load_optimizer_tensors(parts.updater.optimizer, checkpoint.tensors("optimizer"))
+    state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
+    state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
+
+
+def save_result(parts: Parts, folder: RunFolder) -> None:
+    """The trained policy, and the critic as a sequence classifier, in plain transformers folders."""
+    if not parts.world.is_main:
+        return
+    models = parts.actor_critic
+    save_model(models.policy, parts.tokenizer, folder.policy)
+    if models.has_critic:
+        critic = models.critic if models.critic is not None else as_classifier(models.policy, models.value_head)
+        save_model(critic, parts.tokenizer, folder.critic)

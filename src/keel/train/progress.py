@@ -1,0 +1,46 @@
+"""What a person sees while a stage works: a bar with rate, time left and the figures that matter."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressDisplay:
+    """A live bar on a terminal; elsewhere a plain line now and then. Writes to standard error."""
+
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self.title, self.total, self.first = title, total, done
+        self.console = Console(file=sys.stderr)
+        self.started, self.last_line = time.monotonic(), time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
+        self.task = self.bar.add_task(title, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, figures: Mapping[str, float]) -> None:
+        """`done` of the total are done; figures such as {"score": 0.31, "kl": 2.0}."""
+        text = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        self.bar.update(self.task, completed=done, figures=text)
+        now = time.monotonic()
+        if not self.console.is_terminal and (now - self.last_line > SECONDS_BETWEEN_LINES or done == self.total):
+            self.last_line = now
+            left = (now - self.started) / max(1, done - self.first) * (self.total - done)
+            self.console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left", soft_wrap=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,196 @@
+"""Everything a run of policy learning needs, built before its loop and handed to it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from keel.config import TrainConfig
+from keel.data.batches import Rollouts
+from keel.data.prompts import Prompt, encode_prompt, load_prompts
+from keel.errors import ConfigError
+from keel.learn.algorithms import ALGORITHMS, Algorithm
+from keel.learn.optim import build_optimizer
+from keel.learn.shaping import Shaping
+from keel.learn.targets import TargetSettings
+from keel.learn.update import Objective, Updater, UpdateSchedule
+from keel.models.heads import check_logits, new_value_head
+from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
+from keel.models.policy import ActorCritic
+from keel.rollout.sampler import sample
+from keel.rollout.scorers import Scorer, build_scorers
+from keel.world import World, generator
+
+SettingsT = TypeVar("SettingsT")
+DEFAULT_CRITIC_RATE = 10.0  # times the policy's: its head starts at zero and must follow a moving policy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What stays the same through a run."""
+
+    config: TrainConfig
+    world: World
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: list[int]
+    prompts: list[Prompt]
+    actor_critic: ActorCritic
+    reference: ActorCritic | None
+    scorers: list[Scorer]
+    algorithm: Algorithm
+    shaping: Shaping
+    targets: TargetSettings
+    updater: Updater
+
+    def respond(self, step: int, purpose: str = "sample") -> Rollouts:
+        """This rank's answers to the prompts of a step. They depend on seed and step alone."""
+        rollout = self.config.rollout
+        numbers = torch.rand(
+            (rollout.batch_size, rollout.max_response_tokens),
+            generator=generator(self.config.seed, purpose, step),
+            dtype=torch.float64,
+        )
+        share = self.world.share(rollout.batch_size)
+        prompts = prompts_of_step(self.prompts, self.config.seed, step, rollout.batch_size, rollout.group_size or 1)
+        policy = self.actor_critic.policy
+        return sample(policy, prompts[share], self.tokenizer, numbers[share], self.end_ids, rollout.temperature)
+
+
+def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
+    """The step's prompts, each `group_size` times: every pass over the data is a fresh shuffle, none is left out."""
+    count = batch_size // group_size
+    chosen = []
+    for position in range((step - 1) * count, step * count):
+        epoch, place = divmod(position, len(prompts))
+        order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch))
+        chosen += [prompts[int(order[place])]] * group_size
+    return chosen
+
+
+def build_parts(
+    config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Sequence[Any] | None, world: World
+) -> Parts:
+    """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
+    tokenizer = load_tokenizer(config.policy.model)
+    loaded = _prompts(config, tokenizer, prompts)
+    scorers = build_scorers(config.rewards, functions)
+    _check_sizes(config, world)
+    torch.manual_seed(config.seed)  # the adapter's start
+    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
+    check_logits(policy)
+    _check_lengths(config, policy)
+    end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
+    if not end_ids:
+        raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
+    algorithm = ALGORITHMS[config.algorithm.name]
+    actor_critic = _actor_critic(config, policy, algorithm).to(world.device)
+    return Parts(
+        config=config,
+        world=world,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        prompts=loaded,
+        actor_critic=actor_critic,
+        reference=_reference(config, actor_critic, world),
+        scorers=scorers,
+        algorithm=algorithm,
+        shaping=_take(Shaping, config.reward),
+        targets=_take(TargetSettings, config.rollout, config.algorithm),
+        updater=_updater(config, actor_critic, algorithm, world),
+    )
+
+
+def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any] | None) -> list[Prompt]:
+    if prompts is not None:
+        return [prompt if isinstance(prompt, Prompt) else encode_prompt(prompt, tokenizer) for prompt in prompts]
+    settings = config.prompts
+    return load_prompts(
+        settings.path,
+        tokenizer,
+        split=settings.split,
+        column=settings.column,
+        max_tokens=settings.max_tokens,
+        too_long=settings.too_long,
+    )
+
+
+def _check_sizes(config: TrainConfig, world: World) -> None:
+    group_size, minibatch_size = config.rollout.group_size or 1, config.algorithm.minibatch_size or 1
+    if config.rollout.batch_size % (world.size * group_size) or minibatch_size % world.size:
+        raise ConfigError(
+            f"rollout.batch_size {config.rollout.batch_size} (in groups of {group_size}) and algorithm.minibatch_size "
+            f"{minibatch_size} do not divide among {world.size} processes"
+        )
+
+
+def _check_lengths(config: TrainConfig, policy: Any) -> None:
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    needed = config.prompts.max_tokens + config.rollout.max_response_tokens
+    if limit is not None and needed > limit:
+        raise ConfigError(
+            f"prompts.max_tokens + rollout.max_response_tokens = {needed}, but the model has {limit} positions",
+            fix="lower one of them",
+        )
+
+
+def _actor_critic(config: TrainConfig, policy: Any, algorithm: Algorithm) -> ActorCritic:
+    if not algorithm.needs_critic:
+        return ActorCritic(policy)
+    if config.critic.sharing == "shared":
+        return ActorCritic(policy, value_head=new_value_head(policy))
+    return ActorCritic(policy, critic=_critic(config, policy))
+
+
+def _critic(config: TrainConfig, policy: Any) -> Any:
+    source = config.critic.init
+    if source == "policy":
+        source = config.policy.model
+    elif source == "reward":
+        models = [reward.model for reward in config.rewards if reward.model]
+        if not models:
+            raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
+        source = str(models[0])
+    critic = load_classifier(source, config.policy.dtype, config.seed)
+    if not hasattr(critic, "score"):
+        raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")
+    if source != config.policy.model and load_tokenizer(source).get_vocab() != load_tokenizer(config.policy.model).get_vocab():
+        raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
+    return critic
+
+
+def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:
+    """The frozen model of the KL; none without a KL. With LoRA the policy's own base serves, at no cost."""
+    if config.algorithm.kl_coef == 0 and config.reference is None:
+        return None
+    if config.policy.lora and config.reference is None:
+        return ActorCritic(actor_critic.policy)
+    model = load_causal_lm(config.reference or config.policy.model, config.policy.dtype).to(world.device)
+    if model.config.get_text_config().vocab_size != actor_critic.policy.config.get_text_config().vocab_size:
+        raise ConfigError("the reference has another vocabulary than the policy", where=str(config.reference))
+    return ActorCritic(model.requires_grad_(False))
+
+
+def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorithm, world: World) -> Updater:
+    optim = config.optim
+    critic_rate = optim.critic_learning_rate or DEFAULT_CRITIC_RATE * optim.learning_rate
+    groups = [(actor_critic.policy_parameters(), optim.learning_rate), (actor_critic.critic_parameters(), critic_rate)]
+    return Updater(
+        actor_critic=actor_critic,
+        optimizer=build_optimizer(groups, optim.weight_decay, optim.eps),
+        algorithm=algorithm,
+        objective=_take(Objective, config.rollout, config.algorithm),
+        schedule=_take(UpdateSchedule, config.algorithm, optim, total_steps=config.steps),
+        world=world,
+    )
+
+
+def _take(kind: type[SettingsT], *sources: Any, **given: Any) -> SettingsT:
+    """Fill a part's own settings by name from sections of the config: a part never sees more than it needs."""
+    found = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        owner = next((source for source in sources if hasattr(source, field.name)), None)
+        if field.name not in given:
+            found[field.name] = getattr(owner, field.name)
+    return kind(**found, **given)

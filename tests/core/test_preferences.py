@@ -1,0 +1,152 @@
+"""Losses on human comparisons (oracles O12, O13, O14)."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from keel.core.preferences import bradley_terry_loss, dpo_loss, plackett_luce_loss
+
+from .expect import close, gradient
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("difference", "loss", "derivative"),
+    [
+        (0.0, 0.6931471806, -0.5),
+        (1.0, 0.3132616875, -0.2689414214),
+        (-1.0, 1.3132616875, -0.7310585786),
+        (-1000.0, 1000.0, -1.0),
+    ],
+)
+def test_o12_bradley_terry(difference: float, loss: float, derivative: float) -> None:
+    chosen = torch.tensor([difference + 5.0], requires_grad=True)
+    rejected = torch.tensor([5.0], requires_grad=True)
+    value = bradley_terry_loss(chosen, rejected)
+    close(value, [loss])
+    of_chosen, of_rejected = gradient(value, chosen, rejected)
+    close(of_chosen, [derivative])
+    close(of_rejected, [-derivative])
+
+
+def test_o12_a_sure_pair_still_has_a_tiny_loss() -> None:
+    assert bradley_terry_loss(torch.tensor([100.0]), torch.tensor([0.0])).item() == pytest.approx(3.72e-44, rel=1e-3)
+
+
+def test_o12_margin() -> None:
+    close(bradley_terry_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([2.0])), [1.3132616875])
+
+
+def test_o12_only_the_difference_counts() -> None:
+    chosen, rejected = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])
+    close(bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected).tolist(), atol=1e-12)
+
+
+def listwise(scores: list[float], ranking: tuple[int, ...]) -> Tensor:
+    ordered = torch.tensor([[scores[i] for i in ranking]])
+    return plackett_luce_loss(ordered, torch.ones_like(ordered, dtype=torch.bool))
+
+
+def test_o13_the_probabilities_of_all_rankings() -> None:
+    expected = [0.48633011, 0.17891085, 0.21555612, 0.02917235, 0.06581763, 0.02421295]
+    losses = torch.cat([listwise([2.0, 1.0, 0.0], ranking) for ranking in itertools.permutations(range(3))])
+    close(torch.exp(-losses), expected)
+    close(torch.exp(-losses).sum(), 1.0, atol=1e-12)
+    close(losses[0], 0.7208676520)
+
+
+@pytest.mark.parametrize(
+    ("ordered", "expected"),
+    [
+        ([2.0, 1.0, 0.0], [-0.33475904, -0.02421295, 0.35897199]),
+        ([0.0, 1.0, 2.0], [-0.90996943, -0.48633011, 1.39629953]),  # the worst order
+    ],
+)
+def test_o13_gradient(ordered: list[float], expected: list[float]) -> None:
+    scores = torch.tensor([ordered], requires_grad=True)
+    loss = plackett_luce_loss(scores, torch.ones(1, 3, dtype=torch.bool))
+    close(gradient(loss, scores)[0], [expected])
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(1.0, 0.0), (0.0, 1.0), (-3.0, 4.0)])
+def test_o13_two_answers_are_a_bradley_terry_pair(chosen: float, rejected: float) -> None:
+    pair = bradley_terry_loss(torch.tensor([chosen]), torch.tensor([rejected]))
+    close(listwise([chosen, rejected], (0, 1)), pair.tolist(), atol=1e-12)
+
+
+def test_o13_the_pairs_of_a_ranking_are_another_loss() -> None:
+    pairs = bradley_terry_loss(torch.tensor([2.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
+    close(pairs.mean(), 0.2511504620)
+
+
+@pytest.mark.parametrize("pad", [0.0, 1e9, -1e9, NAN])
+def test_o13_masked_answers_take_no_part(pad: float) -> None:
+    """Rankings of three, two (the pad in the middle), two (the pad in front) and one answer in one batch."""
+    scores = torch.tensor([[2.0, 1.0, 0.0, pad], [1.0, pad, 0.0, pad], [pad, pad, 0.0, 1.0], [pad, 5.0, pad, pad]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    scores.requires_grad_()
+    loss = plackett_luce_loss(scores, mask)
+    close(loss, [0.7208676520, 0.3132616875, 1.3132616875, 0.0])
+    expected = [
+        [-0.33475904, -0.02421295, 0.35897199, 0.0],
+        [-0.26894142, 0.0, 0.26894142, 0.0],
+        [0.0, 0.0, -0.73105858, 0.73105858],
+        [0.0, 0.0, 0.0, 0.0],
+    ]
+    close(gradient(loss, scores)[0], expected)
+
+
+def test_o13_huge_scores_stay_finite() -> None:
+    scores = torch.tensor([[-1000.0, 0.0, 1000.0]], requires_grad=True)
+    loss = plackett_luce_loss(scores, torch.ones(1, 3, dtype=torch.bool))
+    close(loss, [3000.0])
+    close(gradient(loss, scores)[0], [[-1.0, -1.0, 2.0]])
+
+
+@pytest.mark.parametrize("preferred", [0, 1])
+def test_o14_a_reward_model_recovers_known_preferences(preferred: int) -> None:
+    """Two answers, one preferred in 75 of 100 comparisons: the margin becomes ln 3; swapped, its sign."""
+    scores = torch.zeros(2, requires_grad=True)
+    winners = torch.tensor([preferred] * 75 + [1 - preferred] * 25)
+    optimizer = torch.optim.SGD([scores], lr=2.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = bradley_terry_loss(scores[winners], scores[1 - winners]).mean()
+        loss.backward()
+        optimizer.step()
+    margin = scores.detach()[preferred] - scores.detach()[1 - preferred]
+    close(margin, 1.0986123, atol=1e-6)
+    close(loss, 0.5623351, atol=1e-7)
+    assert (scores[winners] > scores[1 - winners]).double().mean() == 0.75
+
+
+@pytest.mark.parametrize(
+    ("h", "label_smoothing", "loss"),
+    [(0.0, 0.0, 0.6931471806), (1.0, 0.0, 0.3132616875), (1.0, 0.1, 0.4132616875), (-1.0, 0.1, 1.2132616875)],
+)
+def test_o12_dpo_is_bradley_terry_on_log_ratios(h: float, label_smoothing: float, loss: float) -> None:
+    beta = 0.1
+    logratios = torch.tensor([-7.0 + h / beta]), torch.tensor([-9.0]), torch.tensor([-8.0]), torch.tensor([-10.0])
+    close(dpo_loss(*logratios, beta, label_smoothing), [loss])
+
+
+def test_o12_dpo_with_smoothed_labels_is_least_where_the_model_is_as_sure_as_the_labels() -> None:
+    zero = torch.zeros(1)
+    chosen = torch.tensor([math.log(9.0)], requires_grad=True)  # sigma(h) = .9
+    close(gradient(dpo_loss(chosen, zero, zero, zero, 1.0, 0.1), chosen)[0], [0.0])
+
+
+def test_preference_losses_refuse_shapes_that_would_broadcast() -> None:
+    one, two = torch.ones(1), torch.ones(2)
+    for loss in (
+        lambda: bradley_terry_loss(two, one),
+        lambda: bradley_terry_loss(two, two, one),
+        lambda: plackett_luce_loss(torch.ones(2, 3), torch.ones(1, 3, dtype=torch.bool)),
+        lambda: dpo_loss(two, two, one, two, 0.1),
+    ):
+        with pytest.raises(ValueError, match="shapes differ"):
+            loss()

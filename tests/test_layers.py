@@ -1,0 +1,231 @@
+"""The house holds: every import in src/keel is one that the table below allows.
+
+Read from the source with `ast`, so nothing is imported and nothing runs; imports inside functions count as well.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SETTINGS = frozenset({"pydantic", "pydantic_settings", "yaml"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one part of keel may import: parts of keel (a name allows all below it too) and other packages.
+
+    `packages` None = any dependency in pyproject.toml, those of the extras inside functions only.
+    """
+
+    parts: frozenset[str]
+    packages: frozenset[str] | None = None
+    inside_functions: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, parts: str, packages: frozenset[str] | None = None, inside_functions: str = "") -> "Layer":
+        return cls(frozenset(parts.split()), packages, frozenset(inside_functions.split()))
+
+
+# A part is a file or a folder directly under src/keel. Each may import only parts that stand above it.
+# cli and __init__ load the rest when a function runs: `keel --help` and `import keel` do not wait for torch.
+LAYERS = {
+    "errors": Layer.of("", frozenset()),
+    "config": Layer.of("errors", SETTINGS),
+    "core": Layer.of("", frozenset({"torch"})),
+    "world": Layer.of("errors", frozenset({"torch"})),
+    "data": Layer.of("core errors"),
+    "models": Layer.of("core data world errors"),
+    "rollout": Layer.of("models data core world errors"),
+    "learn": Layer.of("models data core world errors"),
+    "run": Layer.of("world errors config"),
+    "train": Layer.of("rollout learn models data run config errors"),
+    "diagnose": Layer.of("run.folder errors", SETTINGS),
+    "web": Layer.of("data.preferences data.store run.folder diagnose errors"),
+    "quickstart": Layer.of("train data errors"),
+    "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
+    "cli": Layer.of(
+        "errors config",
+        SETTINGS | {"rich"},
+        inside_functions="core world data models rollout learn run train diagnose web quickstart",
+    ),
+    "__main__": Layer.of("", frozenset(), inside_functions="cli"),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    line: int
+    inside: bool  # in a function, or for type checkers only
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module that `from ... import` names; leading dots are resolved against the package that holds the file."""
+    if not node.level:
+        return node.module or ""
+    base = package.split(".")[: package.count(".") + 2 - node.level]
+    return ".".join([*base, node.module] if node.module else base)
+
+
+def modules_of(node: ast.AST, package: str) -> list[str]:
+    """The modules that one statement or call imports. `from keel import core` names keel.core."""
+    match node:
+        case ast.Import():
+            return [alias.name for alias in node.names]
+        case ast.ImportFrom():
+            return [f"{absolute(node, package)}.{alias.name}" for alias in node.names]
+        case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
+            return [name] if ast.unparse(function) in {"import_module", "importlib.import_module", "__import__"} else []
+    return []
+
+
+def runs_later(node: ast.AST) -> bool:
+    """True for a function, and for a block that only type checkers read."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def imports(node: ast.AST, package: str, inside: bool = False) -> Iterator[Import]:
+    """Every import below `node`, with the line it stands on."""
+    for child in ast.iter_child_nodes(node):
+        for module in modules_of(child, package):
+            yield Import(module, child.lineno, inside)
+        yield from imports(child, package, inside or runs_later(child))
+
+
+def covers(parts: frozenset[str], name: str) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def dependencies(pyproject: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Import names of the hard dependencies, and of those that only an extra brings."""
+    project = tomllib.loads(pyproject.read_text())["project"]
+
+    def names(requirements: list[str]) -> frozenset[str]:
+        plain = [re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in requirements]
+        return frozenset("yaml" if name == "pyyaml" else name for name in plain)
+
+    extras = [line for group, lines in project["optional-dependencies"].items() if group != "dev" for line in lines]
+    return names(project["dependencies"]), names(extras)
+
+
+def complaint(part: str, found: Import, hard: frozenset[str], extras: frozenset[str]) -> str | None:
+    """Why this part may not have this import; None if it may."""
+    layer = LAYERS[part]
+    top, _, below = found.module.partition(".")
+    if top == "keel":
+        if covers(layer.parts | {part}, below) or below == "__version__":
+            return None
+        if covers(layer.inside_functions, below):
+            return None if found.inside else "only inside a function"
+        return f"{part} must not know it"
+    if top in sys.stdlib_module_names:
+        return None
+    if top not in hard | extras:
+        return "not a dependency in pyproject.toml"
+    if layer.packages is not None:
+        allowed = top in layer.packages or (found.inside and bool(layer.inside_functions))
+        return None if allowed else f"{part} must do without it"
+    return "an extra: only inside a function" if top in extras and not found.inside else None
+
+
+def violations(package: Path, pyproject: Path) -> list[str]:
+    """One line `file:line: module (why)` for each forbidden import and for each part that the table does not name."""
+    hard, extras = dependencies(pyproject)
+    lines = []
+    for path in sorted(package.rglob("*.py")):
+        inner = path.relative_to(package)
+        part = inner.parts[0].removesuffix(".py")
+        if part not in LAYERS:
+            lines.append(f"{inner}: no part of the house is called {part!r}")
+            continue
+        folder = ".".join(["keel", *inner.parts[:-1]])
+        found_here = [
+            (found, complaint(part, found, hard, extras)) for found in imports(ast.parse(path.read_text()), folder)
+        ]
+        lines += [f"{inner}:{found.line}: {found.module} ({why})" for found, why in found_here if why]
+    return lines
+
+
+def test_every_import_is_in_the_table():
+    assert violations(ROOT / "src" / "keel", ROOT / "pyproject.toml") == []
+
+
+def test_the_table_has_no_way_back():
+    above: set[str] = set()
+    for part, layer in LAYERS.items():
+        known = {name.split(".")[0] for name in layer.parts | layer.inside_functions}
+        assert known <= above | ({"cli"} if part == "__main__" else set()), part
+        above.add(part)
+
+
+def test_who_imports_the_top_of_the_house():
+    everyone = {part: layer.parts | layer.inside_functions for part, layer in LAYERS.items()}
+    assert {part for part, names in everyone.items() if "cli" in names} == {"__main__"}
+    assert {part for part, names in everyone.items() if "web" in names} == {"cli"}
+    assert {part for part, names in everyone.items() if "train" in names} == {"cli", "quickstart", "__init__"}
+    assert "learn" not in everyone["rollout"]
+    assert "rollout" not in everyone["learn"]
+
+
+BAD = [
+    ("core/losses.py", "import numpy", "numpy (not a dependency"),
+    ("core/losses.py", "import transformers", "transformers (core must do without it)"),
+    ("core/losses.py", "from keel.errors import DataError", "keel.errors.DataError (core must not know it)"),
+    ("config.py", "import torch", "torch (config must do without it)"),
+    ("errors.py", "def f():\n    import torch", "errors.py:2: torch (errors must do without it)"),
+    ("world.py", "from keel import config", "keel.config (world must not know it)"),
+    ("data/prompts.py", "from ..models.policy import Policy", "keel.models.policy.Policy (data must not know it)"),
+    ("rollout/collect.py", "def f():\n    from keel.learn import update", "keel.learn.update (rollout must not"),
+    ("learn/update.py", "import keel.rollout.sampler", "keel.rollout.sampler (learn must not know it)"),
+    ("learn/update.py", "from .. import rollout", "keel.rollout (learn must not know it)"),
+    ("learn/update.py", "import keel", "keel (learn must not know it)"),
+    ("run/folder.py", "import importlib\nimportlib.import_module('keel.train.policy')", "keel.train.policy (run must"),
+    ("run/metrics.py", "import tensorboard", "tensorboard (an extra: only inside a function)"),
+    ("train/policy.py", "from keel.cli import main", "keel.cli.main (train must not know it)"),
+    ("train/policy.py", "from keel.quickstart import world", "keel.quickstart.world (train must not know it)"),
+    ("train/policy.py", "if True:\n    from keel.web import app", "keel.web.app (train must not know it)"),
+    ("diagnose/checks.py", "from keel.run.metrics import read", "keel.run.metrics.read (diagnose must not know it)"),
+    ("cli/train.py", "from keel.train import policy", "keel.train.policy (only inside a function)"),
+    ("cli/train.py", "class Verb:\n    import torch", "torch (cli must do without it)"),
+    ("__init__.py", "import torch", "torch (__init__ must do without it)"),
+    ("helpers.py", "", "no part of the house is called 'helpers'"),
+]
+
+
+@pytest.mark.parametrize(("path", "source", "expected"), BAD, ids=[path for path, *_ in BAD])
+def test_a_forbidden_import_is_reported(tmp_path: Path, path: str, source: str, expected: str):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(source)
+    lines = violations(tmp_path, ROOT / "pyproject.toml")
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(path)
+    assert expected in lines[0]
+
+
+GOOD = [
+    ("core/losses.py", "import math\nimport torch\nfrom .masked import whiten\nfrom keel.core import kl"),
+    ("models/policy.py", "from ..data.batches import Rollouts\ndef f():\n    import peft"),
+    ("run/folder.py", "from keel import __version__"),
+    (
+        "cli/train.py",
+        "from keel.errors import ConfigError\ndef f():\n    import torch\n    from keel.train import policy",
+    ),
+    ("__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from keel.config import Settings"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), GOOD, ids=[path for path, _ in GOOD])
+def test_an_allowed_import_is_not_reported(tmp_path: Path, path: str, source: str):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(source)
+    assert violations(tmp_path, ROOT / "pyproject.toml") == []
