@@ -93,7 +93,9 @@ def score(prompts: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
 
 def every_answer() -> tuple[Tensor, Tensor, Tensor]:
     """All prompts with all answers: prompts [N], responses [N, T], mask [N, T]."""
-    answers = [(*letters, END) for length in range(LIMIT) for letters in itertools.product(range(LETTERS), repeat=length)]
+    answers = [
+        (*letters, END) for length in range(LIMIT) for letters in itertools.product(range(LETTERS), repeat=length)
+    ]
     answers += list(itertools.product(range(LETTERS), repeat=LIMIT))
     rows = [(prompt, answer) for prompt in range(LETTERS) for answer in answers]
     responses = torch.tensor([[*answer, *[END] * (LIMIT - len(answer))] for _, answer in rows])
@@ -144,7 +146,9 @@ def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
             for rows in torch.randperm(batch_size).split(minibatch_size):
                 x, y, counted = prompts[rows], responses[rows], mask[rows]
                 new_logprobs, new_values = response_logprobs(policy, x, y), response_values(critic, x, y)
-                policy_loss = clipped_policy_loss(new_logprobs, logprobs[rows], advantages[rows], clip_range, clip_range)
+                policy_loss = clipped_policy_loss(
+                    new_logprobs, logprobs[rows], advantages[rows], clip_range, clip_range
+                )
                 critic_loss = value_loss(new_values, values[rows], returns[rows])
                 optimizer.zero_grad()
                 masked_mean(policy_loss + critic_loss, counted).backward()
@@ -156,7 +160,9 @@ def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
         if step == 1 or step % 25 == 0 or step == steps:
             now = exact(policy, reference)
             drift = masked_mean(approx_kl(new_logprobs.detach(), logprobs[rows]), counted)
-            clipped = masked_mean(clipfrac(new_logprobs, logprobs[rows], advantages[rows], 0.2, 0.2), counted)
+            clipped = masked_mean(
+                clipfrac(new_logprobs, logprobs[rows], advantages[rows], clip_range, clip_range), counted
+            )
             print(
                 f"step {step:4d}   J {now['J']:7.4f} of {now['J*']:.4f}   score {now['score']:6.3f}   KL {now['kl']:6.3f}"
                 f"   explained variance {explained_variance(values, returns, mask).item():6.3f}"
@@ -165,7 +171,9 @@ def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
 
     end = exact(policy, reference)
     share = (end["J"] - start["J"]) / (end["J*"] - start["J"])
-    print(f"\nJ at the start {start['J']:.4f}, reached {end['J']:.4f}, exact optimum J* {end['J*']:.4f}: {share:.1%} of the way")
+    print(
+        f"\nJ at the start {start['J']:.4f}, reached {end['J']:.4f}, exact optimum J* {end['J*']:.4f}: {share:.1%} of the way"
+    )
     return {**end, "start": start["J"], "share": share}
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 
-
 def close(actual: Tensor | float, expected: float | Sequence[object], atol: float = 1e-8) -> None:
     """Fail unless `actual` has the shape and the values of the (nested) list `expected`; NaN never passes."""
     literal = torch.tensor(expected, dtype=torch.float64)

@@ -145,7 +145,9 @@ def test_o15_hand_computed_groups(estimator: Estimator, scores: list[float], exp
 @pytest.mark.parametrize("score", [0.0, 0.1, 0.3, -7.7, 1e6 + 0.1])
 @pytest.mark.parametrize("group_size", [2, 3, 6, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_o15_equal_scores_give_exact_zeros(estimator: Estimator, score: float, group_size: int, dtype: torch.dtype) -> None:
+def test_o15_equal_scores_give_exact_zeros(
+    estimator: Estimator, score: float, group_size: int, dtype: torch.dtype
+) -> None:
     """Dividing rounding error by (std + 1e-6) would make a signal out of nothing."""
     assert estimator(torch.full((2 * group_size,), score, dtype=dtype), group_size).eq(0).all()
 

@@ -125,7 +125,9 @@ def test_o09_controller(kl: float, expected: float) -> None:
     close(updated_kl_coef(0.15, kl, target_kl=6.0, horizon=10_000, num_responses=512), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("kl", "updates", "expected", "atol"), [(12.0, 10, 0.1660874668, 1e-9), (0.0, 26, 0.1148, 5e-5)])
+@pytest.mark.parametrize(
+    ("kl", "updates", "expected", "atol"), [(12.0, 10, 0.1660874668, 1e-9), (0.0, 26, 0.1148, 5e-5)]
+)
 def test_o09_controller_over_many_updates(kl: float, updates: int, expected: float, atol: float) -> None:
     kl_coef = 0.15
     for _ in range(updates):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def float64() -> Iterator[None]:
     """The oracles' digits are those of double precision."""
     before = torch.get_default_dtype()

@@ -19,9 +19,7 @@ SCORES = torch.tensor([score(answer) for answer in ANSWERS], dtype=torch.float64
 
 def _rows(keys: list, key_of) -> Tensor:  # noqa: ANN001
     """Which row of a table decides each token of each answer; 0 in masked places. [15, 3]"""
-    return torch.tensor(
-        [[keys.index(key_of(y[:t])) if t < len(y) else 0 for t in range(LENGTH)] for y in ANSWERS]
-    )
+    return torch.tensor([[keys.index(key_of(y[:t])) if t < len(y) else 0 for t in range(LENGTH)] for y in ANSWERS])
 
 
 BY_STATE = _rows(STATES, lambda state: state)

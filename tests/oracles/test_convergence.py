@@ -27,6 +27,8 @@ from .tabular import (
     total_variation,
 )
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 UPDATES, ANSWERS_PER_UPDATE = 300, 64
 BEST = OPTIMUM[KL_COEF][0]
 

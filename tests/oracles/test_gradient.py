@@ -15,6 +15,8 @@ from ..core.expect import close
 from .t3 import REFERENCE_VALUES, SCORE_GRADIENT
 from .tabular import BY_STATE, BY_WORD, MASK, SCORES, answer_logprobs, logprobs, mean_score, reference_by_word
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 VALUES = torch.tensor(list(REFERENCE_VALUES.values()), dtype=torch.float64)[BY_STATE]  # V_ref before each token [15, 3]
 
 

@@ -20,6 +20,8 @@ from .tabular import (
     total_variation,
 )
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def optimal_table(kl_coef: float) -> torch.Tensor:
     """pi* token by token, from the soft values: pi*(a|s) = pi_ref(a|s) exp((Q - V) / kl_coef). [7, 3]"""

@@ -27,7 +27,7 @@ OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad settings or data, 3 diverged, 4 scorer, 5 storage, 75 resumable, 130 interrupted, 1 else."""
+    """Exit code: 0 done, 2 settings or data, 3 diverged, 4 scorer, 5 storage, 75 resumable, 130 interrupted, 1 else."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
@@ -50,7 +50,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"keel {__version__}")
         return 0
     if verb not in VERBS:
-        raise ConfigError(f"unknown {'option' if verb[0] == '-' else 'verb'} {verb}; {_nearest(verb)}", fix="keel --help")
+        raise ConfigError(
+            f"unknown {'option' if verb[0] == '-' else 'verb'} {verb}; {_nearest(verb)}", fix="keel --help"
+        )
     _run(verb, arguments[1:])
     return 0
 

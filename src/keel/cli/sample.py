@@ -15,4 +15,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("sample", SampleConfig, arguments, str(__doc__))
     from keel.train.evaluate import sample_answers
 
-    return sample_answers(command.settings)
+    written = sample_answers(command.settings)
+    print(f"{written['responses']} answers to {written['prompts']} prompts: {written['output']}")
+    return written

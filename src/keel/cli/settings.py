@@ -40,7 +40,7 @@ def read_command(
     """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0."""
     parser = _Parser(verb, settings, about)
     parser.add_argument("file", nargs="?", metavar="RUN.yaml", help="settings; the command line has the last word")
-    for flag, text in {name: FLAGS[name] for name in flags} | GLOBAL_FLAGS:
+    for flag, text in ({name: FLAGS[name] for name in flags} | GLOBAL_FLAGS).items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     given = _command_line(parser, settings, arguments)
     options = parser.parsed
@@ -81,9 +81,10 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Sequence[str]) -> dict[str, Any]:
     """What was given, as nested mappings of text: {"algorithm": {"kl_coef": "0.1"}}."""
     try:
-        source = CliSettingsSource(
-            create_model(settings.__name__, __base__=(settings, BaseSettings)),
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            create_model(settings.__name__, __base__=(settings, BaseSettings)),  # type: ignore[arg-type]
             root_parser=parser,
+            parse_args_method=_Parser.parse_args,
             cli_parse_args=[_kebab(argument) for argument in arguments],
             cli_parse_none_str="null",
             cli_kebab_case=True,
@@ -92,7 +93,7 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
         )
         return source()
     except SettingsError as error:
-        raise ConfigError(str(error.__cause__ or error), where="command line") from error
+        raise ConfigError(str(error).removesuffix(' from source "CliSettingsSource"'), where="command line") from error
 
 
 def _kebab(argument: str) -> str:
@@ -130,8 +131,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message, where="command line")
 
     def format_help(self) -> str:
-        # Defaults of None are told in the text of the setting; "(undefined)" is of no use to anyone.
-        text = re.sub(r"\s*\(default:\s+None\)", "", super().format_help())
+        # Defaults of null are told in the text of the setting.
+        text = re.sub(r"\s*\(default:\s+(?:None|null)\)", "", super().format_help())
         return re.sub(r" options:\n(  default:[^\n]*\(undefined\)\s?)?", ":\n", text)
 
 

@@ -49,8 +49,8 @@ def tied_plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tens
     rest = torch.where(behind, scores.unsqueeze(1), -torch.inf).masked_fill(~counted.unsqueeze(2), 0.0).logsumexp(2)
     x = torch.arange(-36.0, 6.0, 0.125, dtype=scores.dtype, device=scores.device)
     z = torch.where(counted, scores - rest, 0.0).unsqueeze(2) + x  # log of t e^(s_i)
-    exact = torch.log(-torch.expm1(-z.clamp(-10.0, 6.0).exp()))  # log(1 - e^-y), y = e^z; for small y: z - y/2
-    arrived = torch.where(z < -10.0, z - z.clamp(max=-10.0).exp() / 2, exact)
+    exact = torch.log(-torch.expm1(-z.clamp(-30.0, 6.0).exp()))  # log(1 - e^-y) of y = e^z, which is z for tiny y
+    arrived = torch.where(z < -30.0, z, exact)
     block = tied.to(scores.dtype) @ arrived  # [N, i, x]: summed over the block of i
     log_probability = (block + x - x.exp()).logsumexp(2) + math.log(0.125)
     return -torch.where(counted, log_probability / tied.sum(2).clamp(min=1), 0.0).sum(1)

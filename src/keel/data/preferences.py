@@ -37,7 +37,7 @@ class Ranking:
 
 
 def load_rankings(path: str, split: str = "train") -> list[Ranking]:
-    """Pairs (`chosen`, `rejected`; `prompt` and `margin` if there) or rankings (`prompt`, `responses`, `ranks`/`scores`).
+    """Rows of `chosen`, `rejected` (and `prompt`, `margin`), or of `prompt`, `responses` and `ranks` or `scores`.
 
     Rankings that prefer nothing (all tied, or fewer than two ranked) are left out, for they teach nothing. Raises
     DataError for a bad row, or when no preference is left.

@@ -47,10 +47,12 @@ class RewardModel:
 
         Raises ConfigError when it cannot be loaded or scores otherwise than the plain transformers model.
         """
-        model = load_classifier(name, dtype)
-        template = template or getattr(model.config, "keel_template", TEMPLATE)
-        wrapped = with_lora(model, lora, "SEQ_CLS") if lora else model
-        reward_model = cls(wrapped.to(device or World.from_environment().device), load_tokenizer(name), template)
+        model: Any = load_classifier(name, dtype)
+        saved_template = getattr(model.config, "keel_template", TEMPLATE)
+        if lora:
+            model = with_lora(model, lora, "SEQ_CLS")
+        model.to(device or World.from_environment().device)
+        reward_model = cls(model, load_tokenizer(name), template or saved_template)
         reward_model._check_scores()
         return reward_model
 
@@ -90,11 +92,11 @@ class RewardModel:
         return tokens.to(device), mask.to(device)
 
     def scores_of(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Scores with gradient. tokens [N, L], mask [N, L] bool (True = text, on whatever side the padding is) -> [N]"""
+        """Scores with gradient; mask True = text, on whatever side the padding is. [N, L], [N, L] bool -> [N]"""
         # Moved to the left, every text has the positions it has alone, in each kind of position embedding.
         to_left = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
         tokens, mask = tokens.gather(1, to_left), mask.gather(1, to_left)
-        model = plain(self.model)
+        model: Any = plain(self.model)
         if not self.reads_last_token:
             return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
         hidden = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state

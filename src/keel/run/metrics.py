@@ -27,7 +27,7 @@ class JsonlMetrics:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises CheckpointError when the file cannot be written."""
-        _append(self._path, [{"step": step, **{key: _finite(value) for key, value in metrics.items()}}])
+        _append(self._path, [{"step": step, **finite(metrics)}])
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -62,7 +62,10 @@ class RolloutLog:
 
     def log(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raises CheckpointError when the file cannot be written."""
-        _append(self._path, [{"step": step, **{key: _finite(value) for key, value in row.items()}} for row in rows])
+        _append(self._path, [{"step": step, **finite(row)} for row in rows])
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def truncate_after(path: Path, step: int) -> None:
@@ -99,8 +102,10 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text.encode())
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+def finite(value: Any) -> Any:
+    """The same with null for what is not finite: JSON has no NaN and no infinity."""
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -113,7 +113,7 @@ def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[di
         learned = parts.updater.update(
             batch, state.step, state.kl_coef, config.seed, critic_only=state.step <= config.critic.warmup_steps
         )
-    if before is not None:
+    if before is not None and bool(batch.advantages.any()):
         check_moved(before, fingerprint(parts))
     group_size = config.rollout.group_size or 1
     metrics = step_metrics(scored, batch, state.kl_coef, group_size, parts.actor_critic.has_critic, world)

@@ -1,0 +1,98 @@
+"""Reward modelling: the loop of `keel reward`. The model learns to score answers in the order people put them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keel.config import RewardConfig
+from keel.core.preferences import bradley_terry_loss, tied_plackett_luce_loss
+from keel.data.preferences import Ranking, load_rankings, split_by_prompt
+from keel.errors import ConfigError
+from keel.models.reward_model import RewardModel
+from keel.train.judging import compare, length_baseline
+from keel.train.supervised import Task, fit
+
+
+@dataclass(frozen=True)
+class EncodedRanking:
+    """The ranked answers to one prompt as the reward model reads them, best first."""
+
+    rows: tuple[tuple[int, ...], ...]
+    ranks: tuple[int, ...]
+    margin: float
+
+
+def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
+    """Learn a reward model from pairs or rankings; it is in `output/model`. Returns the figures on held-out prompts."""
+    train, held_out = load_split(config)
+    torch.manual_seed(config.seed)  # the adapter's start
+    model = RewardModel.load(config.model, config.dtype, config.template, config.lora)
+    model.limit(config.max_tokens)
+    encoded = [encode(model, ranking) for ranking in train]
+    judged = [encode(model, ranking) for ranking in held_out]
+    baseline = length_baseline(train, held_out)
+
+    def evaluate() -> dict[str, float]:
+        scores = model.score_rows([row for ranking in judged for row in ranking.rows], config.microbatch_tokens)
+        return compare(scores.split([len(ranking.rows) for ranking in judged]), held_out) | baseline
+
+    task = Task(
+        name="reward",
+        model=model.model,
+        lengths=[max(map(len, ranking.rows)) for ranking in encoded],
+        counts=[len(ranking.rows) for ranking in encoded],
+        weights=[1] * len(encoded),
+        loss=lambda rows: ranking_losses(model, [encoded[i] for i in rows], config.loss, config.center_coef).sum(),
+        evaluate=evaluate,
+        save=model.save,
+    )
+    return fit(config, task, resume)
+
+
+def load_split(config: RewardConfig) -> tuple[list[Ranking], list[Ranking]]:
+    """Rankings to learn from and rankings of held-out prompts."""
+    data = config.data
+    rankings = load_rankings(data.path, data.split)
+    if config.loss == "listwise" and any(ranking.margin for ranking in rankings):
+        raise ConfigError("a margin belongs to a pair", where=data.path, fix="set loss: pairwise")
+    if data.eval_path:
+        return rankings, load_rankings(data.eval_path, data.split)
+    return split_by_prompt(rankings, lambda ranking: ranking.prompt, data.eval_fraction, config.seed)
+
+
+def encode(model: RewardModel, ranking: Ranking) -> EncodedRanking:
+    """Answers that nobody ranked are not read."""
+    order = ranking.order
+    rows = [tuple(model.encode(ranking.prompt, ranking.responses[i])) for i in order]
+    return EncodedRanking(tuple(rows), tuple(ranking.ranks[i] or 0 for i in order), ranking.margin)
+
+
+def ranking_losses(model: RewardModel, rankings: Sequence[EncodedRanking], loss: str, center_coef: float) -> Tensor:
+    """Loss of each ranking, per comparison in it, and center_coef * (2 * mean score)^2. -> [N]
+
+    All answers of a ranking are scored once. Each ranking counts once, however many answers it has: its comparisons
+    share the same few answers, and a mean over all pairs would be ruled by the longest rankings (Ouyang et al. 2022,
+    section 3.5). For a pair the second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
+    """
+    flat = model.scores_of(*model.pad([row for ranking in rankings for row in ranking.rows]))
+    counts = torch.tensor([len(ranking.rows) for ranking in rankings], device=flat.device)
+    mask = torch.arange(int(counts.max()), device=flat.device) < counts.unsqueeze(1)
+    scores = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    flat_ranks = torch.tensor([rank for ranking in rankings for rank in ranking.ranks], device=flat.device)
+    ranks = torch.zeros(mask.shape, dtype=flat_ranks.dtype, device=flat.device).masked_scatter(mask, flat_ranks)
+    center = (2 * scores.sum(1) / counts) ** 2
+    if loss == "listwise":
+        last = (ranks == ranks.max(1, keepdim=True).values) & mask
+        return tied_plackett_luce_loss(scores, ranks, mask) / (counts - last.sum(1)) + center_coef * center
+    margins = torch.tensor([ranking.margin for ranking in rankings], dtype=flat.dtype, device=flat.device)
+    return pairwise_losses(scores, ranks, mask, margins) + center_coef * center
+
+
+def pairwise_losses(scores: Tensor, ranks: Tensor, mask: Tensor, margins: Tensor) -> Tensor:
+    """Mean Bradley-Terry loss over the pairs of each ranking that were told apart. [N, K] (three), [N] -> [N]"""
+    better = (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & mask.unsqueeze(2) & mask.unsqueeze(1)  # [N, i, j]: i before j
+    n, i, j = better.nonzero(as_tuple=True)
+    losses = bradley_terry_loss(scores[n, i], scores[n, j], margins[n])
+    return torch.zeros_like(margins).index_add(0, n, losses) / better.sum((1, 2))

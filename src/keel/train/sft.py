@@ -1,0 +1,76 @@
+"""Supervised fine-tuning: the loop of `keel sft`. The model learns to write the completions of its data."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keel.config import SftConfig
+from keel.core.logprobs import token_logprobs
+from keel.data.padding import microbatches, pad_rows
+from keel.data.preferences import split_by_prompt
+from keel.data.supervised import Example, load_examples
+from keel.errors import ConfigError
+from keel.models.heads import check_logits, next_token_logits, plain, trunk
+from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
+from keel.train.supervised import Task, fit
+from keel.world import World
+
+
+def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
+    """Imitate completions or texts; the result is in `output/model`. Returns loss and perplexity on held-out rows."""
+    tokenizer = load_tokenizer(config.model)
+    torch.manual_seed(config.seed)  # the adapter's start
+    model = load_causal_lm(config.model, config.dtype, config.lora).to(World.from_environment().device)
+    check_logits(model)
+    ends = end_token_ids(model, tokenizer)
+    if not ends:
+        raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
+    train, held_out = load_split(config, model, tokenizer, ends)
+    task = Task(
+        name="sft",
+        model=model,
+        lengths=[len(example.tokens) for example in train],
+        counts=[1] * len(train),
+        weights=[example.num_targets for example in train],
+        loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
+        evaluate=lambda: evaluate(model, held_out, config.microbatch_tokens),
+        save=lambda folder: save_model(model, tokenizer, folder),
+    )
+    return fit(config, task, resume)
+
+
+def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[list[Example], list[Example]]:
+    """Examples to learn and held-out examples."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(config.max_tokens, positions or config.max_tokens)
+    data = config.data
+    examples = load_examples(data.path, tokenizer, ends, split=data.split, max_tokens=limit)
+    if data.eval_path:
+        return examples, load_examples(data.eval_path, tokenizer, ends, split=data.split, max_tokens=limit)
+    return split_by_prompt(examples, lambda example: example.prompt, data.eval_fraction, config.seed)
+
+
+def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
+    """-log p of every token that is to be learned, of all examples. -> [number of targets]"""
+    device = plain(model).device
+    tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
+    starts = torch.tensor([example.num_prompt_tokens for example in examples], device=device)
+    learned = mask & (torch.arange(tokens.shape[1], device=device) >= starts.unsqueeze(1))
+    hidden = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    # Position t predicts token t + 1, so the first token of all has nothing to be predicted from.
+    before, targets = hidden[:, :-1][learned[:, 1:]], tokens[:, 1:][learned[:, 1:]]
+    return -token_logprobs(next_token_logits(model, before), targets)
+
+
+@torch.no_grad()
+def evaluate(model: Any, examples: Sequence[Example], microbatch_tokens: int) -> dict[str, float]:
+    """Mean loss per learned token, and its exponential; nothing without held-out examples."""
+    if not examples:
+        return {}
+    groups = microbatches([len(example.tokens) for example in examples], microbatch_tokens)
+    total = sum(float(target_losses(model, [examples[i] for i in group]).sum()) for group in groups)
+    loss = total / sum(example.num_targets for example in examples)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

@@ -1,0 +1,169 @@
+"""What `keel sft` and `keel reward` share: the loop over rows whose right answer is known."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from keel.config import SupervisedSettings
+from keel.learn.optim import build_optimizer, clip_and_step, learning_rate_factor, microbatches, set_learning_rate
+from keel.run.checkpoint import latest_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from keel.run.folder import RunFolder, storage, write_atomic
+from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
+from keel.train.progress import ProgressDisplay
+from keel.world import generator
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: rows are known by their index."""
+
+    name: str  # of the metric keys and the progress display
+    model: nn.Module
+    lengths: Sequence[int]  # tokens of each row's longest text
+    counts: Sequence[int]  # texts of each row; they stay in one forward pass
+    weights: Sequence[int]  # of each row in the mean: its counted tokens, or 1
+    loss: Callable[[Sequence[int]], Tensor]  # summed over the given rows; their weights divide it
+    evaluate: Callable[[], dict[str, float]]  # figures on the held-out rows
+    save: Callable[[Path], None]  # the result as a plain model folder
+
+
+def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
+    """Train, evaluate after every pass over the data, and save the model. Returns the last figures on held-out rows."""
+    folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
+    optimizer = build_optimizer(
+        [(task.model.parameters(), config.optim.learning_rate)], config.optim.weight_decay, config.optim.eps
+    )
+    done = restore(folder, task, optimizer) if resume else 0
+    total = num_steps(config, len(task.lengths))
+    figures: dict[str, float] = {}
+    with open_sinks(folder, config, done) as sinks, ProgressDisplay(task.name, total, done) as display:
+        if done in (0, total):
+            figures = task.evaluate()
+        if done == 0:
+            log(sinks, task, 0, {f"eval_{name}": value for name, value in figures.items()})
+        for step in range(done, total):
+            metrics = update(config, task, optimizer, step, total)
+            if epoch_ends(config, len(task.lengths), step) or step + 1 == total:
+                figures = task.evaluate()
+                metrics |= {f"eval_{name}": value for name, value in figures.items()}
+            log(sinks, task, step + 1, metrics)
+            display.show(step + 1, {"loss": metrics["loss"], **figures})
+            if step + 1 == total or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
+                save(folder, task, optimizer, step + 1, config.checkpoint.keep)
+    publish(folder, task, figures)
+    folder.close()
+    return figures
+
+
+def update(config: SupervisedSettings, task: Task, optimizer: AdamW, step: int, total: int) -> dict[str, float]:
+    """One optimizer step: the weighted mean of the loss over the step's rows, whatever the micro-batches."""
+    start = time.perf_counter()
+    rows = rows_of_step(config, len(task.lengths), step)
+    loss = accumulate(task, rows, config.microbatch_tokens)
+    factor = learning_rate_factor(config.optim.schedule, step, total, config.optim.warmup_steps)
+    set_learning_rate(optimizer, factor)
+    trained = (parameter for parameter in task.model.parameters() if parameter.requires_grad)
+    norm = clip_and_step(optimizer, trained, config.optim.max_grad_norm)
+    num_tokens = sum(task.lengths[i] * task.counts[i] for i in rows)
+    return {
+        "loss": loss,
+        "learning_rate": config.optim.learning_rate * factor,
+        "grad_norm": norm,
+        "epoch": (step * config.batch_size + len(rows)) / len(task.lengths),
+        "tokens_per_second": num_tokens / (time.perf_counter() - start),
+    }
+
+
+def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float:
+    """Add the gradient of the rows' weighted mean loss, one micro-batch after the other; the loss."""
+    weight = sum(task.weights[i] for i in rows)
+    total = 0.0
+    lengths, counts = [task.lengths[i] for i in rows], [task.counts[i] for i in rows]
+    for part in microbatches(lengths, microbatch_tokens, counts):
+        loss = task.loss([rows[i] for i in part]) / weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def num_steps(config: SupervisedSettings, num_rows: int) -> int:
+    return max(1, math.ceil(config.epochs * num_rows / config.batch_size))
+
+
+def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[int]:
+    """Each pass is a fresh shuffle that depends on seed and pass alone; a batch may reach into the next pass."""
+    end = min((step + 1) * config.batch_size, max(1, round(config.epochs * num_rows)))
+    rows = []
+    for position in range(step * config.batch_size, end):
+        epoch, place = divmod(position, num_rows)
+        if place == 0 or not rows:
+            order = torch.randperm(num_rows, generator=generator(config.seed, "order", epoch)).tolist()
+        rows.append(order[place])
+    return rows
+
+
+def epoch_ends(config: SupervisedSettings, num_rows: int, step: int) -> bool:
+    return (step + 1) * config.batch_size // num_rows > step * config.batch_size // num_rows
+
+
+@contextmanager
+def open_sinks(folder: RunFolder, config: SupervisedSettings, done: int) -> Iterator[list[MetricSink]]:
+    """Where metrics go, cut back to the step that the run goes on from."""
+    truncate_after(folder.metrics, done)
+    sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
+    if "tensorboard" in config.log.trackers:
+        sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
+    try:
+        yield sinks
+    finally:
+        for sink in sinks:
+            sink.close()
+
+
+def log(sinks: Sequence[MetricSink], task: Task, step: int, metrics: Mapping[str, float]) -> None:
+    for sink in sinks:
+        sink.log(step, {f"{task.name}/{name}": value for name, value in metrics.items()})
+
+
+def save(folder: RunFolder, task: Task, optimizer: AdamW, step: int, keep: int) -> None:
+    """A checkpoint of all that the next step depends on; random streams depend on the step alone."""
+    tensors = {"weights": trained_weights(task), "optimizer": optimizer_tensors(optimizer)}
+    save_checkpoint(folder, step, {}, tensors, {}, keep)
+
+
+def restore(folder: RunFolder, task: Task, optimizer: AdamW) -> int:
+    """Put back the newest checkpoint; the number of steps it had done."""
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        return 0
+    saved = checkpoint.tensors("weights")
+    with torch.no_grad():
+        for name, weight in trained_weights(task).items():
+            weight.copy_(saved[name])
+    load_optimizer_tensors(optimizer, checkpoint.tensors("optimizer"))
+    return checkpoint.step
+
+
+def trained_weights(task: Task) -> dict[str, Tensor]:
+    return {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+
+
+def publish(folder: RunFolder, task: Task, figures: Mapping[str, Any]) -> None:
+    """The model in `output/model`, whole or not there, and the figures beside it."""
+    partial = folder.model.with_suffix(".tmp")
+    with storage(folder.model):
+        shutil.rmtree(partial, ignore_errors=True)
+        task.save(partial)
+        shutil.rmtree(folder.model, ignore_errors=True)
+        partial.rename(folder.model)
+    write_atomic(folder.path / "figures.json", json.dumps(figures, indent=1) + "\n")
