@@ -164,16 +164,15 @@ def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
                 clipfrac(new_logprobs, logprobs[rows], advantages[rows], clip_range, clip_range), counted
             )
             print(
-                f"step {step:4d}   J {now['J']:7.4f} of {now['J*']:.4f}   score {now['score']:6.3f}   KL {now['kl']:6.3f}"
-                f"   explained variance {explained_variance(values, returns, mask).item():6.3f}"
+                f"step {step:4d}   J {now['J']:7.4f} of {now['J*']:.4f}   score {now['score']:6.3f}"
+                f"   KL {now['kl']:6.3f}   explained variance {explained_variance(values, returns, mask).item():6.3f}"
                 f"   approx KL {drift.item():.4f}   clipped {clipped.item():.2f}"
             )
 
     end = exact(policy, reference)
     share = (end["J"] - start["J"]) / (end["J*"] - start["J"])
-    print(
-        f"\nJ at the start {start['J']:.4f}, reached {end['J']:.4f}, exact optimum J* {end['J*']:.4f}: {share:.1%} of the way"
-    )
+    print(f"\nJ at the start {start['J']:.4f}, reached {end['J']:.4f}: {share:.1%} of the way")
+    print(f"exact optimum J* {end['J*']:.4f}")
     return {**end, "start": start["J"], "share": share}
 
 

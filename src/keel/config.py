@@ -395,6 +395,17 @@ class EvaluateConfig(Settings):
     sampling: DecodingSettings = DecodingSettings()
 
 
+class QuickstartConfig(Settings):
+    """Settings of `keel quickstart`: the whole loop on an embedded world."""
+
+    output: str = "runs/quickstart"
+    """the folder for everything it makes"""
+    seed: int = 0
+    """of the world and of every random stream"""
+    algorithm: Literal["ppo", "a2c"] = "ppo"
+    """how the policy learns"""
+
+
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)

@@ -1,5 +1,8 @@
 """T3 as tensors, and policies that are tables of logits: one row for each state, or one for each word before."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -7,7 +10,9 @@ from keel.core.kl import kl_estimate
 from keel.core.logprobs import token_logprobs
 from keel.core.masked import masked_sum
 
-from .t3 import ANSWERS, LENGTH, REFERENCE, STATES, score
+from .t3 import ANSWERS, LENGTH, REFERENCE, STATES, State, score
+
+Key = TypeVar("Key")
 
 KL_COEF = 0.5
 GARBAGE = 1  # the token in masked places: a word like any other, known as padding by the mask alone
@@ -17,7 +22,7 @@ MASK = torch.tensor([[t < len(answer) for t in range(LENGTH)] for answer in ANSW
 SCORES = torch.tensor([score(answer) for answer in ANSWERS], dtype=torch.float64)  # [15]
 
 
-def _rows(keys: list, key_of) -> Tensor:  # noqa: ANN001
+def _rows(keys: list[Key], key_of: Callable[[State], Key]) -> Tensor:
     """Which row of a table decides each token of each answer; 0 in masked places. [15, 3]"""
     return torch.tensor([[keys.index(key_of(y[:t])) if t < len(y) else 0 for t in range(LENGTH)] for y in ANSWERS])
 

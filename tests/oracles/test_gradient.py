@@ -73,7 +73,7 @@ def test_o02_expected_gradient_of_the_policy_loss(advantages: Callable[[], Tenso
 def test_o02_with_true_values_the_advantage_is_zero_on_average_in_every_state(gae_lambda: float) -> None:
     advantages = a2c_advantages(gae_lambda)
     for state in range(7):
-        here = (BY_STATE == state) & MASK
+        here = BY_STATE.eq(state) & MASK
         close((probabilities().unsqueeze(1) * advantages)[here].sum(), 0.0, atol=1e-10)
 
 

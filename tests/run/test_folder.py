@@ -65,6 +65,9 @@ def test_two_trainers_cannot_share_a_folder(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"in use by process \d+ since"):
         RunFolder.open(tmp_path, SETTINGS, resume=True)
     first.close()
+    with RunFolder.open(tmp_path, SETTINGS, resume=True):
+        pass
+    del first
     RunFolder.open(tmp_path, SETTINGS, resume=True)
 
 

@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from keel.train.evaluate import evaluate
 
     figures = evaluate(command.settings)
-    sides = {side: figures[side] for side in ("policy", "against") if side in figures}
+    sides: dict[str, Any] = {side: figures[side] for side in ("policy", "against") if side in figures}
     show(f"{figures['prompts']} prompts, {figures['responses_per_prompt']} answers to each", sides)
     if "win_rate" in figures:
         print(f"win rate         {interval(figures, 'win_rate')}, ties count half ({figures['ties']:.3g} of all pairs)")

@@ -65,7 +65,9 @@ def _run(verb: str, arguments: list[str]) -> None:
         return
     with contextlib.redirect_stdout(sys.stderr):
         figures = run([argument for argument in arguments if argument != "--json"])
-    print(json.dumps(figures))
+    from keel.run.metrics import finite
+
+    print(json.dumps(finite(figures)))
 
 
 def _verdict(error: BaseException) -> tuple[int, str]:

@@ -15,4 +15,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("reward", RewardConfig, arguments, str(__doc__), flags=("resume",))
     from keel.train.reward import reward
 
-    return reward(command.settings, resume=command.resume)
+    figures = reward(command.settings, resume=command.resume)  # prints its figures beside those of the baselines
+    print(f"the reward model: {command.settings.output}/model")
+    return figures

@@ -44,7 +44,8 @@ def read_command(
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     given = _command_line(parser, settings, arguments)
     options = parser.parsed
-    if options.file is None and not given:
+    required = any(field.is_required() for field in settings.model_fields.values())
+    if required and options.file is None and not given:
         raise ConfigError("no settings given", fix=f"keel {verb} RUN.yaml, or see keel {verb} --help")
     from_file = read_yaml(Path(options.file)) if options.file else {}
     where = " and ".join(filter(None, [options.file, "command line" if given else ""]))

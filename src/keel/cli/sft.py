@@ -7,6 +7,7 @@ example:
 from typing import Any
 
 from keel.cli.settings import read_command
+from keel.cli.tables import show
 from keel.config import SftConfig
 
 
@@ -15,4 +16,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("sft", SftConfig, arguments, str(__doc__), flags=("resume",))
     from keel.train.sft import sft
 
-    return sft(command.settings, resume=command.resume)
+    figures = sft(command.settings, resume=command.resume)
+    show("held-out rows", {"model": figures}, f"the model: {command.settings.output}/model")
+    return figures

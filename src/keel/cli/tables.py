@@ -34,6 +34,6 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def flat(figures: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
-    """The figures that are numbers or text, all or some of them."""
-    return {name: figures[name] for name in names or figures if isinstance(figures.get(name), str | int | float)}
+def chosen(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Some of the figures, in this order."""
+    return {name: figures[name] for name in names if name in figures}

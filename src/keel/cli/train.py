@@ -9,12 +9,28 @@ example:
 from typing import Any
 
 from keel.cli.settings import read_command
+from keel.cli.tables import chosen, show
 from keel.config import TrainConfig
+
+HEADLINE = (
+    "objective/scores",
+    "objective/kl",
+    "response/length",
+    "response/truncated",
+    "critic/explained_variance",
+    "perf/tokens_per_second",
+)
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the figures of the last step."""
+    """Returns the figures of the last step, or with --check what the self-check measured."""
     command = read_command("train", TrainConfig, arguments, str(__doc__), flags=("resume", "check"))
     from keel.train.policy import train_policy
 
-    return train_policy(command.settings, resume=command.resume, check_only=command.check)
+    figures = train_policy(command.settings, resume=command.resume, check_only=command.check)
+    if command.check:
+        show("self-check passed", {"measured": figures})
+    else:
+        note = f"the policy: {command.settings.output}/policy"
+        show("last step", {command.settings.algorithm.name: chosen(figures, HEADLINE)}, note)
+    return figures

@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from keel.data.prompts import Content, Messages, Row, read_rows, reject, require, require_content
@@ -25,30 +24,30 @@ class Ranking:
     margin: float = 0.0  # pairs only: by how much the chosen answer should be ahead
 
     @property
-    def order(self) -> list[int]:
-        """Indices of the ranked responses, best first (ties in the order of the file)."""
-        ranked = [(rank, i) for i, rank in enumerate(self.ranks) if rank is not None]
-        return [i for _, i in sorted(ranked)]
+    def ranked(self) -> "Ranking":
+        """Only what was ranked, best first (ties in the order of the file)."""
+        order = sorted((rank, i) for i, rank in enumerate(self.ranks) if rank is not None)
+        responses, ranks = tuple(self.responses[i] for _, i in order), tuple(rank for rank, _ in order)
+        return replace(self, responses=responses, ranks=ranks)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse) indices for every two responses that were told apart."""
-        return [(i, j) for i, j in combinations(self.order, 2) if self.ranks[i] != self.ranks[j]]
+        """(better, worse) indices of every two responses that were told apart."""
+        marks = [(i, rank) for i, rank in enumerate(self.ranks) if rank is not None]
+        return [(i, j) for i, rank in marks for j, other in marks if rank < other]
 
 
 def load_rankings(path: str, split: str = "train") -> list[Ranking]:
     """Rows of `chosen`, `rejected` (and `prompt`, `margin`), or of `prompt`, `responses` and `ranks` or `scores`.
 
-    Rankings that prefer nothing (all tied, or fewer than two ranked) are left out, for they teach nothing. Raises
-    DataError for a bad row, or when no preference is left.
+    Raises DataError for a bad row, or when no row prefers anything (all tied, or fewer than two ranked).
     """
     rankings = [
         _ranking(row, path) if "responses" in row.values else _pair(row, path) for row in read_rows(path, split)
     ]
-    useful = [ranking for ranking in rankings if ranking.pairs]
-    if not useful:
+    if not any(ranking.pairs for ranking in rankings):
         raise DataError("no row prefers one answer to another", where=path)
-    return useful
+    return rankings
 
 
 def to_pairs(rankings: Sequence[Ranking]) -> list[Ranking]:
@@ -127,7 +126,7 @@ def _ranks_of_scores(scores: Sequence[float | None]) -> list[int | None]:
 def _pair(row: Row, path: str) -> Ranking:
     if "chosen" not in row.values and "rejected" not in row.values and "prompt" in row.values:
         reject(row, path, f'neither "chosen" and "rejected" nor "responses"; columns: {", ".join(row.values)}')
-    chosen, rejected = (require_content(row, path, name) for name in ("chosen", "rejected"))
+    chosen, rejected = (require_content(row, path, name, may_be_empty=True) for name in ("chosen", "rejected"))
     if type(chosen) is not type(rejected):
         reject(row, path, '"chosen" and "rejected" are of different kinds')
     if isinstance(chosen, str):

@@ -64,11 +64,11 @@ def require(row: Row, path: str, column: str, kinds: tuple[type, ...] = (str,)) 
     return value
 
 
-def require_content(row: Row, path: str, column: str) -> Content:
-    """Text or chat messages with something in them. Raises DataError."""
+def require_content(row: Row, path: str, column: str, may_be_empty: bool = False) -> Content:
+    """Text (not just white space, unless an empty answer is an answer) or chat messages. Raises DataError."""
     value = require(row, path, column, (str, list))
     if isinstance(value, str):
-        if not value.strip():
+        if not value.strip() and not may_be_empty:
             reject(row, path, f'"{column}" is empty')
         return value
     if not value or not all(_is_message(message) for message in value):

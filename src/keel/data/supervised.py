@@ -59,7 +59,7 @@ def encode_example(row: Row, path: str, tokenizer: PreTrainedTokenizerBase, end_
         return Example(text, (*encode_text(text, tokenizer), end_token(tokenizer, end_ids)), 0)
     content = require_content(row, path, "prompt")
     prompt = encode_prompt(content, tokenizer)
-    whole = _whole_text(content, prompt.text, require_content(row, path, "completion"), tokenizer)
+    whole = _whole_text(content, prompt.text, require_content(row, path, "completion", may_be_empty=True), tokenizer)
     completion = _completion_ids(prompt.text, whole, tokenizer)
     ends = [i for i, token in enumerate(completion) if token in end_ids]
     completion = completion[: ends[-1] + 1] if ends else [*completion, end_token(tokenizer, end_ids)]

@@ -26,12 +26,15 @@ class RewardModel:
     Its scores are those of the plain transformers model on each text alone, whatever the padding.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, template: str = TEMPLATE) -> None:
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, template: str = TEMPLATE, max_tokens: int | None = None
+    ) -> None:
         if "{response}" not in template:
             raise ConfigError(f"template {template!r} does not hold {{response}}")
         self.model, self.tokenizer, self.template = model, tokenizer, template
         positions = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
-        self.max_tokens = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+        limits = (tokenizer.model_max_length, positions, max_tokens)
+        tokenizer.model_max_length = min(limit for limit in limits if limit)  # saved with the tokenizer
         tokenizer.truncation_side = "left"
 
     @classmethod
@@ -41,6 +44,7 @@ class RewardModel:
         dtype: str = "float32",
         template: str | None = None,
         lora: Lora | None = None,
+        max_tokens: int | None = None,
         device: torch.device | None = None,
     ) -> Self:
         """A saved reward model, with the template it was trained with, or any model under a new head.
@@ -52,7 +56,7 @@ class RewardModel:
         if lora:
             model = with_lora(model, lora, "SEQ_CLS")
         model.to(device or World.from_environment().device)
-        reward_model = cls(model, load_tokenizer(name), template or saved_template)
+        reward_model = cls(model, load_tokenizer(name), template or saved_template, max_tokens)
         reward_model._check_scores()
         return reward_model
 
@@ -68,9 +72,7 @@ class RewardModel:
             text = re.sub(r"\{(prompt|response)\}", lambda name: values[name[1]], self.template)
         else:
             text = render_chat([*prompt, {"role": "assistant", "content": response}], self.tokenizer)
-        ids = self.tokenizer.encode(
-            text, add_special_tokens=isinstance(prompt, str), truncation=True, max_length=self.max_tokens
-        )
+        ids = self.tokenizer.encode(text, add_special_tokens=isinstance(prompt, str), truncation=True)
         return self._without_trailing_pads(ids)
 
     def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:

@@ -49,6 +49,7 @@ class RunFolder:
     """Paths inside one run folder. `RunFolder(path)` only names them; `RunFolder.open` takes the folder for writing."""
 
     def __init__(self, path: str | Path) -> None:
+        self._lock: int | None = None
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
@@ -58,7 +59,6 @@ class RunFolder:
         self.policy = self.path / "policy"
         self.critic = self.path / "critic"
         self.model = self.path / "model"
-        self._lock: int | None = None
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any], resume: bool = False) -> Self:
@@ -95,10 +95,19 @@ class RunFolder:
         return saved
 
     def close(self) -> None:
-        """Let another trainer in; the end of the process does the same."""
+        """Let another trainer in; so does the end of a `with` block, of this object, or of the process."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _take_lock(self) -> None:
         # The lock belongs to the open file: it dies with the process, so a killed run leaves none behind.

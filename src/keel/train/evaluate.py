@@ -1,65 +1,32 @@
-"""Judging a policy on prompts: what `keel evaluate` and `keel sample` do."""
+"""Judging a policy on prompts, alone and against another: what `keel evaluate` does."""
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig
+from keel.config import EvaluateConfig
 from keel.data.batches import Rollouts
-from keel.data.prompts import Prompt, load_prompts
+from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.learn.targets import analyze_all
-from keel.models.heads import check_logits
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
+from keel.models.loading import load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
-from keel.rollout.sampler import sample
 from keel.rollout.scorers import Scorer, build_scorers
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
 from keel.train.progress import ProgressDisplay
-from keel.world import World, generator
+from keel.train.sample import Player, grouped, load_frozen, load_player
+from keel.world import generator
 
 PASS_TOKENS = 16_384  # padded tokens of one forward pass; no figure depends on it
 PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; the rest as means over answers
-STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
-"""Columns that speak of other answers than the ones just sampled."""
-
-
-@dataclass(frozen=True)
-class Player:
-    """A model with all it needs to answer."""
-
-    name: str
-    model: ActorCritic
-    tokenizer: PreTrainedTokenizerBase
-    end_ids: list[int]
-    prompts: list[Prompt]
-
-    def answers(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
-        """Batches of answers, those to one prompt adjacent; batch size and order of work never change them."""
-        prompts = [prompt for prompt in self.prompts for _ in range(decoding.num_responses)]
-        numbers = generator(*stream)
-        for start in range(0, len(prompts), decoding.batch_size):
-            part = prompts[start : start + decoding.batch_size]
-            uniforms = torch.rand(len(part), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
-            yield sample(
-                self.model.policy,
-                part,
-                self.tokenizer,
-                uniforms,
-                self.end_ids,
-                decoding.temperature,
-                decoding.top_k,
-                decoding.top_p,
-            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +54,7 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
     if config.against:
         players["against"] = load_player(config.against, config.prompts, config.sampling)
-    references = {side: reference_for(player, config, players) for side, player in players.items()}
+    references = load_references(config, players)
     decoding, count = config.sampling, len(players["policy"].prompts)
     judged = {}
     with ProgressDisplay("evaluate", len(players) * count * decoding.num_responses) as display:
@@ -97,77 +64,27 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     figures: dict[str, Any] = {"prompts": count, "responses_per_prompt": decoding.num_responses}
     figures |= {side: answers.summary() for side, answers in judged.items()}
     if config.against and scorers:
-        figures |= comparison(*(judged[side].measured["score"] for side in ("policy", "against")), config.seed)
+        figures |= comparison(judged["policy"].measured["score"], judged["against"].measured["score"], config.seed)
     if config.output:
         record = {"figures": figures, "answers": list(_answer_rows(players["policy"].prompts, judged))}
         write_atomic(Path(config.output), json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
     return figures
 
 
-def sample_answers(config: SampleConfig) -> dict[str, Any]:
-    """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
-    player, decoding = load_player(config.model, config.prompts, config.sampling), config.sampling
-    texts: list[str] = []
-    truncated = 0
-    with ProgressDisplay("sample", len(player.prompts) * decoding.num_responses) as display:
-        for rollouts in player.answers(decoding, config.seed, "sample"):
-            texts += rollouts.texts
-            truncated += int(rollouts.truncated.sum())
-            display.show(len(texts), {"truncated": truncated / len(texts)})
-    lines = []
-    for prompt, answers in zip(player.prompts, _grouped(texts, decoding.num_responses), strict=True):
-        others = {name: value for name, value in prompt.columns.items() if name not in STALE}
-        row = {**others, config.prompts.column: prompt.content, "responses": answers}
-        lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-    write_atomic(Path(config.output), "".join(lines))
-    return {
-        "output": config.output,
-        "prompts": len(player.prompts),
-        "responses": len(texts),
-        "truncated": truncated / len(texts),
-    }
+def load_references(config: EvaluateConfig, players: Mapping[str, Player]) -> dict[str, ActorCritic | None]:
+    """For each player the model its KL is measured to; None without one, or when that one reads other tokens.
 
-
-def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) -> Player:
-    """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
-    tokenizer = load_tokenizer(name)
-    loaded = load_prompts(
-        prompts.path,
-        tokenizer,
-        split=prompts.split,
-        column=prompts.column,
-        max_tokens=prompts.max_tokens,
-        too_long=prompts.too_long,
-    )
-    policy = load_causal_lm(name).to(World.from_environment().device)
-    check_logits(policy)
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    needed = max(len(prompt.tokens) for prompt in loaded) + decoding.max_response_tokens
-    if limit is not None and needed > limit:
-        raise ConfigError(
-            f"longest prompt and answer have {needed} tokens, the model only {limit} positions",
-            where=name,
-            fix="lower prompts.max_tokens or sampling.max_response_tokens",
-        )
-    end_ids = end_token_ids(policy, tokenizer, decoding.stop)
-    return Player(name, ActorCritic(policy.requires_grad_(False)), tokenizer, end_ids, loaded)
-
-
-def reference_for(player: Player, config: EvaluateConfig, players: dict[str, Player]) -> ActorCritic | None:
-    """The model that this player's KL is measured to; None without one, or when it reads other tokens.
-
-    Raises ConfigError when a reference was asked for whose vocabulary is not the player's.
+    Raises ConfigError when a reference was asked for whose vocabulary is not the players'.
     """
     name = config.reference or config.against
     if name is None:
-        return None
-    same = load_tokenizer(name).get_vocab() == player.tokenizer.get_vocab()
-    if not same and config.reference:
-        raise ConfigError(f"its vocabulary is not that of {player.name}, so there is no KL", where=f"reference {name}")
-    loaded = next((other.model for other in players.values() if other.name == name), None)
-    if loaded is None and same:
-        return ActorCritic(load_causal_lm(name).to(World.from_environment().device).requires_grad_(False))
-    return loaded if same else None
+        return dict.fromkeys(players)
+    vocabulary = load_tokenizer(name).get_vocab()
+    same = {side: player.tokenizer.get_vocab() == vocabulary for side, player in players.items()}
+    if config.reference and not all(same.values()):
+        raise ConfigError("its vocabulary is not that of the policies, so there is no KL", where=f"reference {name}")
+    loaded = next((player.model for player in players.values() if player.name == name), None) or load_frozen(name)
+    return {side: loaded if same[side] else None for side in players}
 
 
 def judge(
@@ -190,7 +107,7 @@ def judge(
             done + len(texts), {name: float(parts[name][-1].nanmean()) for name in ("score",) if name in parts}
         )
     k = config.sampling.num_responses
-    return Judged(_grouped(texts, k), {name: torch.cat(values).view(-1, k) for name, values in parts.items()})
+    return Judged(grouped(texts, k), {name: torch.cat(values).view(-1, k) for name, values in parts.items()})
 
 
 def measure(
@@ -238,10 +155,6 @@ def bootstrap_interval(values: Tensor, seed: int, level: float = 0.95, resamples
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.cat(means).quantile(tails).tolist()
     return low, high
-
-
-def _grouped(texts: list[str], k: int) -> list[list[str]]:
-    return [texts[start : start + k] for start in range(0, len(texts), k)]
 
 
 def _answer_rows(prompts: list[Prompt], judged: dict[str, Judged]) -> Iterator[dict[str, Any]]:

@@ -11,16 +11,16 @@ from keel.core.preferences import bradley_terry_loss, tied_plackett_luce_loss
 from keel.data.preferences import Ranking, load_rankings, split_by_prompt
 from keel.errors import ConfigError
 from keel.models.reward_model import RewardModel
-from keel.train.judging import compare, length_baseline
+from keel.train.judging import judge, print_figures
 from keel.train.supervised import Task, fit
 
 
 @dataclass(frozen=True)
 class EncodedRanking:
-    """The ranked answers to one prompt as the reward model reads them, best first."""
+    """The ranked answers to one prompt as the reward model reads them."""
 
-    rows: tuple[tuple[int, ...], ...]
-    ranks: tuple[int, ...]
+    rows: list[list[int]]
+    ranks: list[int]
     margin: float
 
 
@@ -28,15 +28,13 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     """Learn a reward model from pairs or rankings; it is in `output/model`. Returns the figures on held-out prompts."""
     train, held_out = load_split(config)
     torch.manual_seed(config.seed)  # the adapter's start
-    model = RewardModel.load(config.model, config.dtype, config.template, config.lora)
-    model.limit(config.max_tokens)
+    model = RewardModel.load(config.model, config.dtype, config.template, config.lora, max_tokens=config.max_tokens)
     encoded = [encode(model, ranking) for ranking in train]
-    judged = [encode(model, ranking) for ranking in held_out]
-    baseline = length_baseline(train, held_out)
+    held_out_rows = [encode(model, ranking).rows for ranking in held_out]
 
     def evaluate() -> dict[str, float]:
-        scores = model.score_rows([row for ranking in judged for row in ranking.rows], config.microbatch_tokens)
-        return compare(scores.split([len(ranking.rows) for ranking in judged]), held_out) | baseline
+        scores = model.score_rows([row for rows in held_out_rows for row in rows], config.microbatch_tokens)
+        return judge(scores.split([len(rows) for rows in held_out_rows]), held_out, train)
 
     task = Task(
         name="reward",
@@ -48,25 +46,33 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
         evaluate=evaluate,
         save=model.save,
     )
-    return fit(config, task, resume)
+    figures = fit(config, task, resume)
+    if figures:
+        print_figures(figures)
+    return figures
 
 
 def load_split(config: RewardConfig) -> tuple[list[Ranking], list[Ranking]]:
-    """Rankings to learn from and rankings of held-out prompts."""
+    """Rankings to learn from and rankings of held-out prompts: what was ranked in them, where it prefers anything."""
     data = config.data
-    rankings = load_rankings(data.path, data.split)
+    rankings = informative(load_rankings(data.path, data.split))
     if config.loss == "listwise" and any(ranking.margin for ranking in rankings):
         raise ConfigError("a margin belongs to a pair", where=data.path, fix="set loss: pairwise")
     if data.eval_path:
-        return rankings, load_rankings(data.eval_path, data.split)
+        return rankings, informative(load_rankings(data.eval_path, data.split))
     return split_by_prompt(rankings, lambda ranking: ranking.prompt, data.eval_fraction, config.seed)
 
 
+def informative(rankings: Sequence[Ranking]) -> list[Ranking]:
+    useful = [ranking.ranked for ranking in rankings if ranking.pairs]
+    if len(useful) < len(rankings):
+        print(f"{len(rankings) - len(useful)} of {len(rankings)} rankings prefer nothing and are left out")
+    return useful
+
+
 def encode(model: RewardModel, ranking: Ranking) -> EncodedRanking:
-    """Answers that nobody ranked are not read."""
-    order = ranking.order
-    rows = [tuple(model.encode(ranking.prompt, ranking.responses[i])) for i in order]
-    return EncodedRanking(tuple(rows), tuple(ranking.ranks[i] or 0 for i in order), ranking.margin)
+    rows = [model.encode(ranking.prompt, response) for response in ranking.responses]
+    return EncodedRanking(rows, [rank for rank in ranking.ranks if rank is not None], ranking.margin)
 
 
 def ranking_losses(model: RewardModel, rankings: Sequence[EncodedRanking], loss: str, center_coef: float) -> Tensor:
@@ -79,15 +85,14 @@ def ranking_losses(model: RewardModel, rankings: Sequence[EncodedRanking], loss:
     flat = model.scores_of(*model.pad([row for ranking in rankings for row in ranking.rows]))
     counts = torch.tensor([len(ranking.rows) for ranking in rankings], device=flat.device)
     mask = torch.arange(int(counts.max()), device=flat.device) < counts.unsqueeze(1)
-    scores = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    scores = flat.new_zeros(mask.shape).masked_scatter(mask, flat)
     flat_ranks = torch.tensor([rank for ranking in rankings for rank in ranking.ranks], device=flat.device)
-    ranks = torch.zeros(mask.shape, dtype=flat_ranks.dtype, device=flat.device).masked_scatter(mask, flat_ranks)
-    center = (2 * scores.sum(1) / counts) ** 2
+    ranks = flat_ranks.new_zeros(mask.shape).masked_scatter(mask, flat_ranks)
+    center = center_coef * (2 * scores.sum(1) / counts) ** 2
     if loss == "listwise":
-        last = (ranks == ranks.max(1, keepdim=True).values) & mask
-        return tied_plackett_luce_loss(scores, ranks, mask) / (counts - last.sum(1)) + center_coef * center
-    margins = torch.tensor([ranking.margin for ranking in rankings], dtype=flat.dtype, device=flat.device)
-    return pairwise_losses(scores, ranks, mask, margins) + center_coef * center
+        return listwise_losses(scores, ranks, mask) + center
+    margins = flat.new_tensor([ranking.margin for ranking in rankings])
+    return pairwise_losses(scores, ranks, mask, margins) + center
 
 
 def pairwise_losses(scores: Tensor, ranks: Tensor, mask: Tensor, margins: Tensor) -> Tensor:
@@ -96,3 +101,9 @@ def pairwise_losses(scores: Tensor, ranks: Tensor, mask: Tensor, margins: Tensor
     n, i, j = better.nonzero(as_tuple=True)
     losses = bradley_terry_loss(scores[n, i], scores[n, j], margins[n])
     return torch.zeros_like(margins).index_add(0, n, losses) / better.sum((1, 2))
+
+
+def listwise_losses(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
+    """Plackett-Luce loss of each ranking, per answer that was put before others. [N, K] (three) -> [N]"""
+    last = mask & (ranks == ranks.max(1, keepdim=True).values)
+    return tied_plackett_luce_loss(scores, ranks, mask) / (mask & ~last).sum(1)

@@ -23,7 +23,8 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     """Imitate completions or texts; the result is in `output/model`. Returns loss and perplexity on held-out rows."""
     tokenizer = load_tokenizer(config.model)
     torch.manual_seed(config.seed)  # the adapter's start
-    model = load_causal_lm(config.model, config.dtype, config.lora).to(World.from_environment().device)
+    model: Any = load_causal_lm(config.model, config.dtype, config.lora)
+    model.to(World.from_environment().device)
     check_logits(model)
     ends = end_token_ids(model, tokenizer)
     if not ends:
@@ -42,7 +43,9 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     return fit(config, task, resume)
 
 
-def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[list[Example], list[Example]]:
+def load_split(
+    config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]
+) -> tuple[list[Example], list[Example]]:
     """Examples to learn and held-out examples."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = min(config.max_tokens, positions or config.max_tokens)

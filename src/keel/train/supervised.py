@@ -91,7 +91,7 @@ def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float
     lengths, counts = [task.lengths[i] for i in rows], [task.counts[i] for i in rows]
     for part in microbatches(lengths, microbatch_tokens, counts):
         loss = task.loss([rows[i] for i in part]) / weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += float(loss.detach())
     return total
 
@@ -103,7 +103,7 @@ def num_steps(config: SupervisedSettings, num_rows: int) -> int:
 def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[int]:
     """Each pass is a fresh shuffle that depends on seed and pass alone; a batch may reach into the next pass."""
     end = min((step + 1) * config.batch_size, max(1, round(config.epochs * num_rows)))
-    rows = []
+    rows: list[int] = []
     for position in range(step * config.batch_size, end):
         epoch, place = divmod(position, num_rows)
         if place == 0 or not rows:

@@ -1,0 +1,113 @@
+"""Answers of a model to the prompts of a file: what `keel sample` writes and `keel evaluate` judges."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from keel.config import DecodingSettings, PromptSettings, SampleConfig
+from keel.data.batches import Rollouts
+from keel.data.prompts import Prompt, load_prompts
+from keel.errors import ConfigError
+from keel.models.heads import check_logits
+from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
+from keel.models.policy import ActorCritic
+from keel.rollout.sampler import sample
+from keel.run.folder import write_atomic
+from keel.train.progress import ProgressDisplay
+from keel.world import World, generator
+
+STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
+"""Columns that speak of other answers than the ones just sampled."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model with all it needs to answer."""
+
+    name: str
+    model: ActorCritic
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: list[int]
+    prompts: list[Prompt]
+
+    def answers(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
+        """Batches of answers, those to one prompt adjacent; batch size and order of work never change them."""
+        prompts = [prompt for prompt in self.prompts for _ in range(decoding.num_responses)]
+        numbers = generator(*stream)
+        for start in range(0, len(prompts), decoding.batch_size):
+            part = prompts[start : start + decoding.batch_size]
+            uniforms = torch.rand(len(part), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
+            yield sample(
+                self.model.policy,
+                part,
+                self.tokenizer,
+                uniforms,
+                self.end_ids,
+                decoding.temperature,
+                decoding.top_k,
+                decoding.top_p,
+            )
+
+
+def sample_answers(config: SampleConfig) -> dict[str, Any]:
+    """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
+    player, decoding = load_player(config.model, config.prompts, config.sampling), config.sampling
+    texts: list[str] = []
+    truncated = 0
+    with ProgressDisplay("sample", len(player.prompts) * decoding.num_responses) as display:
+        for rollouts in player.answers(decoding, config.seed, "sample"):
+            texts += rollouts.texts
+            truncated += int(rollouts.truncated.sum())
+            display.show(len(texts), {"truncated": truncated / len(texts)})
+    lines = []
+    for prompt, answers in zip(player.prompts, grouped(texts, decoding.num_responses), strict=True):
+        others = {name: value for name, value in prompt.columns.items() if name not in STALE}
+        row = {**others, config.prompts.column: prompt.content, "responses": answers}
+        lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    write_atomic(Path(config.output), "".join(lines))
+    return {
+        "output": config.output,
+        "prompts": len(player.prompts),
+        "responses": len(texts),
+        "truncated": truncated / len(texts),
+    }
+
+
+def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) -> Player:
+    """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
+    tokenizer = load_tokenizer(name)
+    loaded = load_prompts(
+        prompts.path,
+        tokenizer,
+        split=prompts.split,
+        column=prompts.column,
+        max_tokens=prompts.max_tokens,
+        too_long=prompts.too_long,
+    )
+    model = load_frozen(name)
+    limit = getattr(model.policy.config.get_text_config(), "max_position_embeddings", None)
+    needed = max(len(prompt.tokens) for prompt in loaded) + decoding.max_response_tokens
+    if limit is not None and needed > limit:
+        raise ConfigError(
+            f"longest prompt and answer have {needed} tokens, the model only {limit} positions",
+            where=name,
+            fix="lower prompts.max_tokens or sampling.max_response_tokens",
+        )
+    end_ids = end_token_ids(model.policy, tokenizer, decoding.stop)
+    return Player(name, model, tokenizer, end_ids, loaded)
+
+
+def load_frozen(name: str) -> ActorCritic:
+    """A causal language model on this machine's device, not to be trained. Raises ConfigError."""
+    model: Any = load_causal_lm(name)
+    check_logits(model)
+    return ActorCritic(model.to(World.from_environment().device).requires_grad_(False))
+
+
+def grouped(texts: list[str], k: int) -> list[list[str]]:
+    return [texts[start : start + k] for start in range(0, len(texts), k)]
