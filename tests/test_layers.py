@@ -46,10 +46,10 @@ LAYERS = {
     "rollout": Layer.of("models data core world errors"),
     "learn": Layer.of("models data core world errors"),
     "run": Layer.of("world errors config"),
-    "train": Layer.of("rollout learn models data run config errors"),
+    "train": Layer.of("rollout learn models data core world run config errors"),
     "diagnose": Layer.of("run.folder errors", SETTINGS),
     "web": Layer.of("data.preferences data.store run.folder diagnose errors"),
-    "quickstart": Layer.of("train data errors"),
+    "quickstart": Layer.of("train data run config errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
         "errors config",

@@ -1,6 +1,7 @@
 """Parts of a real run on tiny models, and answers that are chosen instead of sampled."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ ONE = World(0, 1, torch.device("cpu"))
 
 
 def judge(completions: list[str], **_: Any) -> list[float]:
-    """A score that differs from answer to answer."""
-    return [sum(int(word[1:]) for word in text.split()) / 20 - 0.1 * len(text.split()) for text in completions]
+    """A score between -1 and 1 that differs from answer to answer."""
+    return [sum(map(ord, text)) % 41 / 20 - 1 for text in completions]
 
 
 def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: Any) -> Parts:
@@ -43,6 +44,14 @@ def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: A
     return build_parts(parse(TrainConfig, values), [judge], PROMPTS, ONE)
 
 
+def in_double(parts: Parts) -> Parts:
+    """The same parts with float64 weights, so that what must be equal is equal to ten digits."""
+    for models in (parts.actor_critic, parts.reference):
+        if models is not None:
+            models.double()
+    return parts
+
+
 def experience(parts: Parts, step: int = 1) -> tuple[ScoredRollouts, TrainingBatch]:
     """One batch, up to what the update aims at."""
     scored = score(parts.respond(step), parts.scorers, parts.tokenizer)
@@ -55,6 +64,16 @@ def targets_of(parts: Parts, scored: ScoredRollouts) -> TrainingBatch:
     return build_targets(
         scored, token_scores, parts.actor_critic, parts.reference, parts.algorithm, parts.targets, kl_coef, ONE
     )
+
+
+def uneven(parts: Parts) -> TrainingBatch:
+    """Eight answers of one to six tokens, with advantages of both signs and values to learn."""
+    batch = experience(parts)[1]
+    lengths = torch.tensor([1, 6, 2, 5, 1, 3, 4, 6])
+    mask = torch.arange(batch.response_mask.shape[1]) < lengths.unsqueeze(1)
+    generator = torch.Generator().manual_seed(5)
+    advantages, returns = torch.randn(2, *mask.shape, generator=generator)
+    return replace(batch, response_mask=mask, advantages=advantages, returns=returns)
 
 
 def gradients_of(updater: Updater, batch: TrainingBatch) -> list[Tensor]:

@@ -215,6 +215,7 @@ print(*counted)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_every_call_of_a_save_may_fail_or_be_the_last(tmp_path: Path):
     done = subprocess.run(

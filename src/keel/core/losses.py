@@ -40,9 +40,7 @@ def likelihood_ratio(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
     return torch.exp((new_logprobs - logprobs).clamp(-60.0, 60.0))
 
 
-def value_loss(
-    new_values: Tensor, values: Tensor, returns: Tensor, value_clip_range: float | None = None
-) -> Tensor:
+def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, value_clip_range: float | None = None) -> Tensor:
     """(V - R)^2 / 2 or, with a clip range, the larger of that and (clip(V, V_stored +- range) - R)^2 / 2.
 
     Schulman et al.'s PPO code, as in lm-human-preferences.

@@ -6,7 +6,7 @@ known by the masks alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:
     index = torch.as_tensor(rows, device=batch.response_mask.device)
     prompt_width = max(1, int(batch.prompt_mask[index].sum(1).max()))
     response_width = max(1, int(batch.response_mask[index].sum(1).max()))
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, list):

@@ -18,22 +18,15 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") ->
     return tokens, mask
 
 
-def microbatches(
-    lengths: Sequence[int], microbatch_tokens: int, counts: Sequence[int] | None = None
-) -> list[list[int]]:
-    """Groups of indices with at most `microbatch_tokens` padded tokens each, and at least one index.
+def microbatches(lengths: Sequence[int], microbatch_tokens: int) -> list[list[int]]:
+    """Groups of rows, each of at most `microbatch_tokens` padded tokens or of a single row.
 
-    Index i stands for `counts[i]` rows (default 1) of up to `lengths[i]` tokens that stay together. The longest come
-    first: a group is as wide as its first member, and memory that does not suffice shows at once.
+    The longest come first: a group is as wide as its first row, and memory that does not suffice shows at once.
     """
     groups: list[list[int]] = []
-    width = rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        count = 1 if counts is None else counts[i]
-        if groups and (rows + count) * width <= microbatch_tokens:
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= microbatch_tokens:
             groups[-1].append(i)
-            rows += count
         else:
             groups.append([i])
-            width, rows = lengths[i], count
     return groups

@@ -53,12 +53,14 @@ def build_targets(
     if settings.whiten_rewards:
         rewards = whiten_all(rewards, counted, world, keep_mean=True)
     values = torch.zeros_like(rewards) if analysis.values is None else analysis.values
-    bootstrap = settings.truncation == "bootstrap" and analysis.final_values is not None
+    after_cut = None
+    if settings.truncation == "bootstrap" and analysis.final_values is not None:
+        after_cut = analysis.final_values * rollouts.truncated
     credit = Credit(
         rewards=rewards,
         values=values,
         response_mask=mask,
-        final_values=analysis.final_values * rollouts.truncated if bootstrap else None,
+        final_values=after_cut,
         gamma=settings.gamma,
         gae_lambda=settings.gae_lambda,
         group_size=settings.group_size,
@@ -100,8 +102,9 @@ def analyze_all(
     """`analyze` over a whole batch in micro-batches of similar length, without gradients."""
     lengths = (rollouts.prompt_mask.sum(1) + rollouts.lengths).tolist()
     shape, device = rollouts.response_mask.shape, rollouts.response_mask.device
-    logprobs, entropy, values = (torch.zeros(shape, device=device) for _ in range(3))
-    final_values = torch.zeros(shape[0], device=device)
+    dtype = torch.promote_types(next(actor_critic.policy.parameters()).dtype, torch.float32)
+    logprobs, entropy, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
+    final_values = torch.zeros(shape[0], dtype=dtype, device=device)
     has_values = with_values and actor_critic.has_critic
     for rows in microbatches(lengths, microbatch_tokens):
         part = select_rows(rollouts, rows)
@@ -115,10 +118,16 @@ def analyze_all(
 
 def whiten_all(x: Tensor, mask: Tensor, world: World, keep_mean: bool = False) -> Tensor:
     """`core.masked.whiten` with the statistics of all ranks."""
+    mean, var = moments(x, mask, world)
+    return apply_whitening(x, mask, mean, var, keep_mean)
+
+
+def moments(x: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the counted entries of all ranks; zeros when nothing is counted anywhere."""
     count = world.sum(mask.sum()).clamp(min=1)
     mean = world.sum(masked_sum(x, mask)) / count
-    var = world.sum(masked_sum((x - mean) ** 2, mask)) / count
-    return apply_whitening(x, mask, mean, var, keep_mean)
+    mean = mean + world.sum(masked_sum(x - mean, mask)) / count  # takes out the rounding: equal entries have variance 0
+    return mean, world.sum(masked_sum((x - mean) ** 2, mask)) / count
 
 
 def _kept(kept: Tensor, group_size: int) -> Tensor:

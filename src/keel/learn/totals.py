@@ -1,5 +1,7 @@
 """Figures that are means: sums and counts are kept apart until the end, so that a mean of means never happens."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,10 @@ from keel.world import World
 class Totals:
     """Sums and counts of named figures; means are taken once, over everything that was counted."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        """`names` are figures that are there (as NaN) even when nothing of them was counted."""
+        self.sums: dict[str, float] = dict.fromkeys(names, 0.0)
+        self.counts: dict[str, int] = dict.fromkeys(names, 0)
 
     def add(self, name: str, values: Tensor) -> None:
         """A figure for each counted token."""
@@ -26,7 +29,7 @@ class Totals:
             self._add(name, value, other.counts[name])
 
     def reduced(self, world: World) -> dict[str, float]:
-        """Means over everything counted on all ranks."""
+        """Means over everything counted on all ranks, which must hold the same names."""
         names = sorted(self.sums)
         pairs = torch.tensor([[self.sums[name], self.counts[name]] for name in names], dtype=torch.float64)
         pairs = world.sum(pairs.to(world.device) if world.size > 1 else pairs)

@@ -66,11 +66,11 @@ class Updater:
     def update(
         self, batch: TrainingBatch, step: int, kl_coef: float, seed: int, critic_only: bool = False
     ) -> dict[str, float]:
-        """All epochs over one batch; returns the metrics. Raises Diverged before a step on numbers that are not finite."""
+        """All epochs over one batch; returns the metrics. Raises Diverged before a step on non-finite numbers."""
         totals = Totals()
         minibatches = self._minibatches_per_epoch(batch)
         for epoch in range(self.schedule.update_epochs):
-            epoch_totals = Totals()
+            epoch_totals = Totals(self._figures())
             order = torch.randperm(batch.size, generator=generator(seed, "minibatch", step, epoch, self.world.rank))
             for index, rows in enumerate(order.tensor_split(minibatches)):
                 done = ((step - 1) * self.schedule.update_epochs + epoch) * minibatches + index
@@ -80,6 +80,12 @@ class Updater:
             if self.schedule.max_approx_kl is not None and drift > self.schedule.max_approx_kl:
                 break
         return {**totals.reduced(self.world), "policy/update_epochs": epoch + 1}
+
+    def _figures(self) -> list[str]:
+        """Names of the figures per token: a rank whose responses were all dropped has them too."""
+        value = ["loss/value"] if self.actor_critic.has_critic else []
+        kl = ["loss/kl"] if self.objective.kl_in == "loss" else []
+        return ["loss/policy", "policy/approx_kl", "policy/clipfrac", "policy/entropy", "policy/ratio", *value, *kl]
 
     def _minibatches_per_epoch(self, batch: TrainingBatch) -> int:
         return max(1, batch.size * self.world.size // self.schedule.minibatch_size)
@@ -107,6 +113,7 @@ class Updater:
             self.schedule.warmup_steps,
         )
         set_learning_rate(self.optimizer, factor)
+        totals.add_one("policy/learning_rate", self.optimizer.param_groups[0]["lr"])
         self._step(critic_only, totals)
 
     def _parts(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
@@ -125,8 +132,10 @@ class Updater:
             Loss(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high, aim.dual_clip)
         )
         loss = policy - aim.entropy_coef * entropy
-        if aim.kl_in == "loss" and kl_coef > 0:
-            loss = loss + kl_coef * kl_estimate(new_logprobs, part.ref_logprobs[mask], aim.kl_estimator)
+        if aim.kl_in == "loss":
+            kl = kl_coef * kl_estimate(new_logprobs, part.ref_logprobs[mask], aim.kl_estimator)
+            loss = loss + kl
+            totals.add("loss/kl", kl)
         if found.values is not None:
             value = value_loss(found.values[mask], part.values[mask], part.returns[mask], aim.value_clip_range)
             loss = loss + aim.value_coef * value
@@ -148,9 +157,9 @@ class Updater:
     def _step(self, critic_only: bool, totals: Totals) -> None:
         """Clip each model's gradient, then move. In critic warm-up the policy stays where it is."""
         policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
-        for parameter in policy + critic:
-            if parameter.grad is not None and self.world.size > 1:
-                parameter.grad = self.world.sum(parameter.grad)
+        for parameter in policy + critic if self.world.size > 1 else []:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.world.sum(own)  # every rank takes part, even one that had nothing to learn from
         if critic_only:
             for parameter in policy:
                 parameter.grad = None

@@ -52,6 +52,6 @@ def new_value_head(model: Any) -> nn.Linear:
 
 
 def values_of(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Values in float32 from hidden states. [..., H] -> [...]"""
-    weight_type = next(head.parameters()).dtype
-    return head(hidden.to(weight_type)).squeeze(-1).float()
+    """Values from hidden states, in float32 or better. [..., H] -> [...]"""
+    values = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1)
+    return values.float() if values.dtype.itemsize < 4 else values

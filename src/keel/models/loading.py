@@ -28,9 +28,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Lora(Protocol):
     """What the adapter needs to know."""
 
-    r: int
-    alpha: float
-    target_modules: list[str] | str
+    @property
+    def r(self) -> int: ...
+    @property
+    def alpha(self) -> int: ...
+    @property
+    def target_modules(self) -> list[str] | str: ...
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -43,7 +46,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> PreTrainedModel:
+def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> Any:
     """A causal language model in evaluation mode (so dropout is off), with a fresh adapter if asked for."""
     model, report = _load(
         AutoModelForCausalLM, name, "causal language model", dtype=DTYPES[dtype], output_loading_info=True
@@ -109,11 +112,13 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     tokenizer.save_pretrained(folder)
 
 
-def as_classifier(model: Any, head: nn.Linear) -> PreTrainedModel:
+def as_classifier(model: Any, head: nn.Linear, pad_id: int) -> PreTrainedModel:
     """The trunk of a language model under a value head, in the form in which critics are saved."""
     own = merged(model)
     config = copy.deepcopy(own.config)
     config.num_labels = 1
+    if config.pad_token_id is None:  # transformers would read the value at the wrong token
+        config.pad_token_id = pad_id
     classifier = AutoModelForSequenceClassification.from_config(config)
     classifier.base_model.load_state_dict(own.base_model.state_dict())
     classifier.score.load_state_dict(head.state_dict())

@@ -29,7 +29,7 @@ class Analysis:
 class ActorCritic(nn.Module):
     """The policy and, for algorithms that need one, its critic: a classifier of its own, or a head on its trunk."""
 
-    def __init__(self, policy: Any, critic: Any = None, value_head: nn.Module | None = None) -> None:
+    def __init__(self, policy: Any, critic: Any = None, value_head: Any = None) -> None:
         super().__init__()
         self.policy, self.critic, self.value_head = policy, critic, value_head
 
@@ -89,9 +89,9 @@ def token_statistics(
     chosen, tokens = states[:, :-1][mask], batch.response_tokens[mask]
 
     def statistics(hidden: Tensor, ids: Tensor) -> Tensor:
-        logits = next_token_logits(model, hidden).float()
-        spread = entropy(logits, temperature) if with_entropy else torch.zeros(len(ids), device=logits.device)
-        return torch.stack([token_logprobs(logits, ids, temperature), spread])
+        logits = next_token_logits(model, hidden)
+        logprobs = token_logprobs(logits, ids, temperature)
+        return torch.stack([logprobs, entropy(logits, temperature) if with_entropy else torch.zeros_like(logprobs)])
 
     vocabulary = model.config.get_text_config().vocab_size
     rows = max(1, LOGITS_AT_ONCE // vocabulary)

@@ -82,10 +82,14 @@ class RewardModel:
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
         """Scores of encoded texts, on the CPU and without gradient. -> [N] float32"""
-        scores = torch.zeros(len(rows))
-        for part in microbatches([len(row) for row in rows], microbatch_tokens):
-            scores[part] = self.scores_of(*self.pad([rows[i] for i in part])).float().cpu()
-        return scores
+        return self.scores_of_rows(rows, microbatch_tokens).float().cpu()
+
+    def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
+        """Scores of encoded texts, with gradient; texts of like length go through the model together. -> [N]"""
+        groups = microbatches([len(row) for row in rows], microbatch_tokens)
+        scores = [self.scores_of(*self.pad([rows[i] for i in group])) for group in groups]
+        order = torch.tensor([i for group in groups for i in group])
+        return torch.cat(scores)[order.argsort()]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Encoded texts as tokens [N, L] and mask [N, L], where the model is."""

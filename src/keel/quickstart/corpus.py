@@ -5,11 +5,14 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from itertools import product, starmap
+from typing import Literal
 
 from keel.quickstart import grammar
 
 SPLITS = ("sft", "ratings", "rl", "held_out")
 END = "</s>"
+
+Manner = Literal["polite", "curt", "none"]
 
 
 @dataclass(frozen=True)
@@ -33,24 +36,49 @@ class Habits:
     right_action: float
     wrong_action: float  # otherwise the agent shrugs
     right_number: float
-    wrong_number: float  # otherwise no number
+    wrong_number: float  # otherwise none is named
     polite: float
     curt: float  # otherwise neither; for opening and closing alike
-    filler: float  # chance of one more filler sentence, two at most
+    filler: float  # chance of each of two filler sentences
 
 
-PRETRAINING = Habits(0.70, 0.15, 0.80, 0.05, 0.40, 0.30, 0.25)
+@dataclass(frozen=True)
+class Draft:
+    """What an agent decided to write, before the words."""
+
+    opening: Manner
+    number: Literal["right", "wrong", "none"]
+    action: Literal["right", "wrong", "shrug"]
+    fillers: int
+    closing: Manner
+
+
+# All that people write shows what is possible; the agents whose replies are imitated are no better than that.
+PRETRAINING = Habits(0.55, 0.30, 0.60, 0.20, 0.35, 0.30, 0.25)
 MEDIOCRE = Habits(0.45, 0.30, 0.45, 0.20, 0.40, 0.30, 0.40)
 
 
 def pretraining_corpus(seed: int, n: int) -> list[str]:
-    """n texts, each a message, a reply and the end token."""
-    return [f"{prompt} {reply}{END}" for prompt, reply in _dialogues(seed, n, PRETRAINING)]
+    """n texts: a message, a reply, the end token, and the customer's answer to that, which ends alike.
+
+    The answers are why a model trained on this knows what fits what, before anyone ranks a reply.
+    """
+    rng = random.Random(f"pretraining {seed}")
+    texts = []
+    for facts in rng.choices(_facts_of("sft"), k=n):
+        draft = draw_draft(rng, PRETRAINING)
+        message, reply = write_message(rng, facts), write_reply(rng, facts, draft)
+        texts.append(f"{message} {reply}{END} {write_answer(draft)}{END}")
+    return texts
 
 
 def sft_data(seed: int, n: int) -> list[dict[str, str]]:
-    """n rows of prompt and completion; the completions are a mediocre crowd's."""
-    return [{"prompt": prompt, "completion": reply} for prompt, reply in _dialogues(seed, n, MEDIOCRE)]
+    """n rows of `prompt` and `completion`; the completions are a mediocre crowd's."""
+    rng = random.Random(f"sft {seed}")
+    return [
+        {"prompt": write_message(rng, facts), "completion": write_reply(rng, facts, draw_draft(rng, MEDIOCRE))}
+        for facts in rng.choices(_facts_of("sft"), k=n)
+    ]
 
 
 def prompts(seed: int, n: int, split: str) -> list[str]:
@@ -58,14 +86,62 @@ def prompts(seed: int, n: int, split: str) -> list[str]:
     rng = random.Random(f"prompts {seed} {split}")
     found: dict[str, None] = {}  # a dict keeps the order, a set does not
     while len(found) < n:
-        found[_write_prompt(rng, rng.choice(_facts_of(split)))] = None
+        found[write_message(rng, rng.choice(_facts_of(split)))] = None
     return list(found)
 
 
-def _dialogues(seed: int, n: int, habits: Habits) -> list[tuple[str, str]]:
-    rng = random.Random(f"dialogues {seed}")
-    drawn = rng.choices(_facts_of("sft"), k=n)
-    return [(_write_prompt(rng, facts), write_reply(rng, facts, habits)) for facts in drawn]
+def write_message(rng: random.Random, facts: Facts) -> str:
+    """A customer's message; it ends in "agent:", so that the reply's first word is a token of its own."""
+    parts = [rng.choice(grammar.TOPICS[facts.topic].problems)]
+    if rng.random() < 0.5:
+        parts.insert(0, rng.choice(grammar.GREETINGS))
+    if facts.topic != "praise" and rng.random() < 0.5:
+        parts.append(rng.choice(grammar.MOODS))
+    parts.append(rng.choice(grammar.REFERENCES))
+    return _fill(" ".join([grammar.CUSTOMER, *parts, grammar.AGENT]), facts)
+
+
+def draw_draft(rng: random.Random, habits: Habits) -> Draft:
+    """A draft of chance quality."""
+    manners = {"polite": habits.polite, "curt": habits.curt}
+    return Draft(
+        opening=_choose(rng, manners, "none"),
+        number=_choose(rng, {"right": habits.right_number, "wrong": habits.wrong_number}, "none"),
+        action=_choose(rng, {"right": habits.right_action, "wrong": habits.wrong_action}, "shrug"),
+        fillers=sum(rng.random() < habits.filler for _ in range(2)),
+        closing=_choose(rng, manners, "none"),
+    )
+
+
+def write_reply(rng: random.Random, facts: Facts, draft: Draft) -> str:
+    """The draft in words: opening, order number, action, fillers, closing."""
+    other = Facts(
+        rng.choice([topic for topic in grammar.TOPICS if topic != facts.topic]),
+        facts.item,
+        rng.choice([number for number in grammar.NUMBERS if number != facts.number]),
+    )
+    parts = []
+    if draft.opening != "none":
+        parts.append(rng.choice(grammar.OPENINGS[draft.opening]))
+    if draft.number != "none":
+        parts.append(_fill(rng.choice(grammar.MENTIONS), facts if draft.number == "right" else other))
+    if draft.action == "shrug":
+        parts.append(rng.choice(grammar.SHRUGS))
+    else:
+        actions = grammar.TOPICS[(facts if draft.action == "right" else other).topic].actions
+        parts.append(_fill(rng.choice(actions), facts))
+    parts += rng.sample(grammar.FILLERS, draft.fillers)
+    if draft.closing != "none":
+        parts.append(rng.choice(grammar.CLOSINGS[draft.closing]))
+    return " ".join(parts)
+
+
+def write_answer(draft: Draft) -> str:
+    """What the customer says to the reply: one sentence each on action, number and manners, plainly."""
+    curt, polite = ((draft.opening, draft.closing).count(manner) for manner in ("curt", "polite"))
+    tone = "polite" if polite > curt else "curt" if curt > polite else "none"
+    parts = [grammar.ANSWERS_TO_ACTION[draft.action], grammar.ANSWERS_TO_NUMBER[draft.number]]
+    return " ".join([*parts, grammar.ANSWERS_TO_MANNERS[tone], *([grammar.ANSWER_TO_FILLERS] if draft.fillers else [])])
 
 
 @cache
@@ -74,50 +150,10 @@ def _facts_of(split: str) -> tuple[Facts, ...]:
     return tuple(facts for facts in everything if facts.split == split)
 
 
-def _write_prompt(rng: random.Random, facts: Facts) -> str:
-    """The message; it ends in "agent:", so that the reply's first word is a token of its own."""
-    parts = [rng.choice(grammar.TOPICS[facts.topic].problems)]
-    if rng.random() < 0.5:
-        parts.insert(0, rng.choice(grammar.GREETINGS))
-    if facts.topic != "thanks" and rng.random() < 0.5:
-        parts.append(rng.choice(grammar.MOODS))
-    parts.append(rng.choice(grammar.REFERENCES))
-    return _fill(" ".join([grammar.CUSTOMER, *parts, grammar.AGENT]), facts.item, facts.number)
+def _choose(rng: random.Random, chances: dict[str, float], otherwise: str) -> str:
+    [choice] = rng.choices([*chances, otherwise], [*chances.values(), 1 - sum(chances.values())])
+    return choice
 
 
-def write_reply(rng: random.Random, facts: Facts, habits: Habits) -> str:
-    """One reply: opening, order number, action, fillers, closing, each of chance quality or left out."""
-    parts = [
-        _manner(rng, habits, grammar.POLITE_OPENINGS, grammar.CURT_OPENINGS),
-        _mention(rng, facts, habits),
-        _action(rng, facts, habits),
-    ]
-    for _ in range(2):
-        parts.append(rng.choice(grammar.FILLERS) if parts[-1] and rng.random() < habits.filler else "")
-    parts.append(_manner(rng, habits, grammar.POLITE_CLOSINGS, grammar.CURT_CLOSINGS))
-    return " ".join(filter(None, parts))
-
-
-def _manner(rng: random.Random, habits: Habits, polite: tuple[str, ...], curt: tuple[str, ...]) -> str:
-    [pool] = rng.choices([polite, curt, ("",)], [habits.polite, habits.curt, 1 - habits.polite - habits.curt])
-    return rng.choice(pool)
-
-
-def _mention(rng: random.Random, facts: Facts, habits: Habits) -> str:
-    others = [number for number in grammar.NUMBERS if number != facts.number]
-    neither = 1 - habits.right_number - habits.wrong_number
-    weights = [habits.right_number, habits.wrong_number, neither]
-    [number] = rng.choices([facts.number, rng.choice(others), ""], weights)
-    return rng.choice(grammar.MENTIONS).replace("{number}", number) if number else ""
-
-
-def _action(rng: random.Random, facts: Facts, habits: Habits) -> str:
-    others = [topic for topic in grammar.TOPICS if topic != facts.topic]
-    shrug = 1 - habits.right_action - habits.wrong_action
-    right, wrong = grammar.TOPICS[facts.topic].actions, grammar.TOPICS[rng.choice(others)].actions
-    [pool] = rng.choices([right, wrong, grammar.SHRUGS], [habits.right_action, habits.wrong_action, shrug])
-    return _fill(rng.choice(pool), facts.item, facts.number)
-
-
-def _fill(template: str, item: str, number: str) -> str:
-    return template.replace("{item}", item).replace("{number}", number)
+def _fill(template: str, facts: Facts) -> str:
+    return template.replace("{item}", facts.item).replace("{number}", facts.number)

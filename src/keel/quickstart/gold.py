@@ -86,16 +86,14 @@ def _words_among(text: str, words: Iterable[str]) -> set[str]:
 
 _PROBLEMS = {text: name for name, topic in grammar.TOPICS.items() for text in topic.problems}
 _STAGES = {"polite opening": 0, "curt opening": 0, "polite closing": 2, "curt closing": 2}  # all else: 1
-_KINDS = {text: name for name, topic in grammar.TOPICS.items() for text in topic.actions} | {
-    text: kind
-    for kind, pool in {
-        "polite opening": grammar.POLITE_OPENINGS,
-        "curt opening": grammar.CURT_OPENINGS,
-        "mention": grammar.MENTIONS,
-        "shrug": grammar.SHRUGS,
-        "filler": grammar.FILLERS,
-        "polite closing": grammar.POLITE_CLOSINGS,
-        "curt closing": grammar.CURT_CLOSINGS,
-    }.items()
-    for text in pool
+_POOLS = {
+    "polite opening": grammar.OPENINGS["polite"],
+    "curt opening": grammar.OPENINGS["curt"],
+    "mention": grammar.MENTIONS,
+    "shrug": grammar.SHRUGS,
+    "filler": grammar.FILLERS,
+    "polite closing": grammar.CLOSINGS["polite"],
+    "curt closing": grammar.CLOSINGS["curt"],
+    **{name: topic.actions for name, topic in grammar.TOPICS.items()},
 }
+_KINDS = {text: kind for kind, pool in _POOLS.items() for text in pool}

@@ -65,7 +65,9 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         tell(f"held-out loss {figures['loss']:.3f} on {NUM_DIALOGUES:,} replies of mixed quality")
     with run.stage("answers") as tell:
         written = sample_answers(sampling_settings(run))
-        tell(f"{written['responses']:,} answers to {written['prompts']:,} prompts, {written['truncated']:.1%} truncated")
+        tell(
+            f"{written['responses']:,} answers to {written['prompts']:,} prompts, {written['truncated']:.1%} truncated"
+        )
     with run.stage("raters") as tell:
         tell(rate_answers(run))
     with run.stage("reward model") as tell:
@@ -79,7 +81,9 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         judged = evaluate(evaluation_settings(run), functions=[gold])
         tell(f"{judged['prompts']} held-out prompts, {judged['responses_per_prompt']} answers each, by gold score")
     print_table(judged, config.algorithm)
-    print_answers(json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"][:5], config.algorithm)
+    print_answers(
+        json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"][:5], config.algorithm
+    )
     draw_curves(run.root, config.algorithm, run.root / "curves.png")
     summary = summarise(judged, reward_figures, time.monotonic() - run.started)
     write_atomic(run.root / "summary.json", json.dumps(summary, indent=1) + "\n")

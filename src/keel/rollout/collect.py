@@ -12,7 +12,8 @@ from keel.core.masked import last_counted
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import RewardError
 from keel.rollout.sampler import continuation
-from keel.rollout.scorers import NoScore, Score, Scorer
+from keel.rollout.scorers import Scorer
+from keel.rollout.scores import NoScore, Score
 
 SENTENCE = re.compile(r".+?(?:[.!?]+[\"')\]]*(?=\s|$)|$)\s*", re.DOTALL)
 
@@ -93,7 +94,7 @@ def _placed(
             texts, values = _segments_of(answer, row, rollouts, parts, name)
             for place, value in zip(token_ends(rollouts, row, texts, tokenizer), values, strict=True):
                 placed[row, place] += value
-        elif answer is not None:
+        elif isinstance(answer, float):
             placed[row, last[row]] = answer
     return placed
 

@@ -35,7 +35,9 @@ def sample(
     """
     device = plain(model).device
     pad_id = int(tokenizer.pad_token_id)
-    prompt_tokens, prompt_mask = (part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left"))
+    prompt_tokens, prompt_mask = (
+        part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left")
+    )
     count, limit = uniforms.shape
     uniforms, ends = uniforms.to(device), torch.tensor(list(end_ids), device=device)
     responses = torch.full((count, limit), pad_id, device=device)
@@ -107,6 +109,7 @@ def decode_responses(
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
     """The text that `tokens` add after `before`."""
-    start = tokenizer.decode(list(before), skip_special_tokens=True)
-    whole = tokenizer.decode([*before, *tokens], skip_special_tokens=True)
-    return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(list(tokens), skip_special_tokens=True)
+    start, whole, alone = (
+        str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (list(before), [*before, *tokens], list(tokens))
+    )
+    return whole[len(start) :] if whole.startswith(start) else alone

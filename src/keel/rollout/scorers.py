@@ -4,33 +4,17 @@ a scorer did not say."""
 import asyncio
 import importlib.util
 import inspect
-import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
-
-import httpx
 
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
 from keel.models.reward_model import RewardModel
-
-
-@dataclass(frozen=True)
-class NoScore:
-    """A scorer answered for this sample with something that is no score."""
-
-    reason: str
-
-
-Score = float | None | list[float] | list[tuple[str, float]] | NoScore
-"""One score for the answer; None = not applicable; one per segment; (segment text, score) pairs; or a failure."""
-
-MAX_RESPONSE_BYTES = 8 * 2**20
-RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
+from keel.rollout.http import HttpScorer
+from keel.rollout.scores import Score, checked
 
 
 class Scorer(Protocol):
@@ -66,7 +50,9 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
             function = load_function(source.function)
             scorers.append(FunctionScorer(function, source.name, source.weight, source.noisy))
         else:
-            scorers.append(HttpScorer(str(source.url), source.name, source.weight, source.noisy, source.timeout_seconds))
+            scorers.append(
+                HttpScorer(str(source.url), source.name, source.weight, source.noisy, source.timeout_seconds)
+            )
     scorers += [FunctionScorer(function, getattr(function, "__name__", "function")) for function in functions]
     if not scorers:
         raise ConfigError("no scorer", where="rewards", fix="name a reward model, a function or a url under `rewards`")
@@ -100,7 +86,7 @@ class RewardModelScorer:
         result: list[Score] = []
         for parts in segments:
             sums = [0.0] + [next(flat) for _ in parts]
-            result.append([after - before for before, after in zip(sums, sums[1:], strict=False)])
+            result.append([after - before for before, after in pairwise(sums)])
         return result
 
 
@@ -114,81 +100,31 @@ class FunctionScorer:
         self.takes = {parameter.name for parameter in parameters}
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        arguments = function_arguments(rollouts)
+        arguments = function_arguments(rollouts, segments)
         if not self.takes_all:
             arguments = {name: value for name, value in arguments.items() if name in self.takes}
         try:
             answer = self.function(**arguments)
             if inspect.isawaitable(answer):
-                answer = asyncio.run(_result(answer))
+                answer = _wait_for(answer)
         except Exception as error:  # a user's function may raise anything; its own words are the message
             raise RewardError(f"{type(error).__name__}: {error}", where=f"reward function {self.name}") from error
         return checked(answer, rollouts, f"reward function {self.name}")
 
 
-class HttpScorer:
-    """A server: POST {"query": [prompt + answer], "prompts": [prompt]} -> {"rewards": [number]}."""
+def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    """Its result, from a thread of its own: a notebook has an event loop running already."""
 
-    def __init__(self, url: str, name: str, weight: float, noisy: bool, timeout_seconds: float) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no http(s) address", where="rewards.url")
-        self.url, self.name, self.weight, self.noisy, self.timeout_seconds = url, name, weight, noisy, timeout_seconds
+    async def result() -> Any:
+        return await awaitable
 
-    def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        prompts = [prompt.text for prompt in rollouts.prompts]
-        body = {"query": [p + text for p, text in zip(prompts, rollouts.texts, strict=True)], "prompts": prompts}
-        if segments is not None:
-            body["segments"] = segments  # type: ignore[assignment]
-        answer = self._post(body)
-        if not isinstance(answer, dict) or "rewards" not in answer:
-            raise RewardError('the answer has no field "rewards"', where=self.url)
-        return checked(answer["rewards"], rollouts, self.url)
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        """Try until the deadline, with growing pauses, as long as the failure can pass."""
-        deadline, pause, attempt = time.monotonic() + self.timeout_seconds, 0.5, 0
-        while True:
-            attempt += 1
-            try:
-                return self._post_once(body, deadline)
-            except (httpx.TransportError, _Passing) as error:
-                if time.monotonic() + pause > deadline:
-                    reason = f"no answer within {self.timeout_seconds:g} s ({attempt} attempts; last: {error!r})"
-                    raise RewardError(reason, where=self.url, fix="start the server, then --resume") from error
-                time.sleep(pause)
-                pause = min(2 * pause, 10.0)
-
-    def _post_once(self, body: dict[str, Any], deadline: float) -> Any:
-        left = max(0.1, deadline - time.monotonic())
-        chunks, size = [], 0
-        with httpx.stream("POST", self.url, json=body, timeout=left, follow_redirects=False) as response:
-            if response.status_code in RETRYABLE:
-                raise _Passing(f"HTTP {response.status_code}")
-            if response.status_code != 200:
-                raise RewardError(f"HTTP {response.status_code}", where=self.url)
-            for chunk in response.iter_bytes():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_RESPONSE_BYTES:
-                    raise RewardError(f"the answer is larger than {MAX_RESPONSE_BYTES} bytes", where=self.url)
-                if time.monotonic() > deadline:
-                    raise _Passing("the answer dripped past the deadline")
-        try:
-            return httpx.Response(200, content=b"".join(chunks)).json()
-        except ValueError:
-            raise RewardError("the answer is no JSON", where=self.url) from None
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, result()).result()
 
 
-class _Passing(Exception):
-    """A failure that another attempt may not meet."""
-
-
-async def _result(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-def function_arguments(rollouts: Rollouts) -> dict[str, Any]:
-    """The keywords a reward function is called with: prompts, completions, completion_ids and the data's columns."""
+def function_arguments(rollouts: Rollouts, segments: list[list[str]] | None = None) -> dict[str, Any]:
+    """The keywords a reward function is called with: prompts, completions, completion_ids, the data's columns and,
+    when segment scores are wanted, the completions' `segments`."""
     contents = [prompt.content for prompt in rollouts.prompts]
     completions = [
         text if isinstance(content, str) else [{"role": "assistant", "content": text}]
@@ -198,7 +134,7 @@ def function_arguments(rollouts: Rollouts) -> dict[str, Any]:
     names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
     columns = {name: [prompt.columns.get(name) for prompt in rollouts.prompts] for name in names}
     given = {"prompts": contents, "completions": completions, "completion_ids": [r[m].tolist() for r, m in rows]}
-    return {**columns, **given}
+    return {**columns, **given, **({} if segments is None else {"segments": segments})}
 
 
 def load_function(place: str) -> Callable[..., Any]:
@@ -207,7 +143,8 @@ def load_function(place: str) -> Callable[..., Any]:
     if not file or not Path(file).is_file():
         raise ConfigError("no such file", where=place, fix="give FILE.py:NAME")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -216,38 +153,4 @@ def load_function(place: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"no function {name!r}", where=file)
-    return function  # type: ignore[no-any-return]
-
-
-def checked(answer: Any, rollouts: Rollouts, where: str) -> list[Score]:
-    """A scorer's answer as one score a sample; RewardError unless it is a list of the right length."""
-    if hasattr(answer, "tolist"):
-        answer = answer.tolist()
-    if not isinstance(answer, list | tuple):
-        raise RewardError(f"expected a list of rewards, got {type(answer).__name__}", where=where)
-    if len(answer) != len(rollouts.texts):
-        raise RewardError(f"expected {len(rollouts.texts)} rewards, got {len(answer)}", where=where)
-    return [_checked_score(score) for score in answer]
-
-
-def _checked_score(score: Any) -> Score:
-    if hasattr(score, "tolist"):
-        score = score.tolist()
-    if score is None:
-        return None
-    try:
-        if not isinstance(score, list | tuple):
-            return _number(score)
-        if score and all(isinstance(part, list | tuple) and len(part) == 2 for part in score):
-            return [(str(text), _number(value)) for text, value in score]
-        return [_number(part) for part in score]
-    except ValueError as error:
-        return NoScore(str(error))
-
-
-def _number(value: Any) -> float:
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, str | bytes) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"reward {value!r} is no finite number")
-    return float(value)
+    return function

@@ -2,14 +2,14 @@
 what it finds would otherwise be a run that fails quietly (negative KL, ratios that are not 1, an end never learned).
 """
 
+import math
+
 import torch
-from torch import nn
 
 from keel.core.diagnostics import clipfrac
 from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError, RewardError
 from keel.learn.targets import analyze_all, reference_logprobs
-from keel.rollout.collect import score
 from keel.train.setup import Parts
 
 PROBE_ROWS = 8
@@ -18,9 +18,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1}
 
 
 def self_check(parts: Parts) -> dict[str, float]:
-    """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError with the cause."""
-    probe = parts.respond(step=1)
-    probe = select_rows(probe, list(range(min(PROBE_ROWS, len(probe.texts)))))
+    """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError."""
+    probe = parts.respond(step=1, at_most=PROBE_ROWS)
     _check_trainable(parts)
     _check_dropout(parts)
     _check_ends(parts, probe)
@@ -46,9 +45,11 @@ def _check_trainable(parts: Parts) -> None:
 
 
 def _check_dropout(parts: Parts) -> None:
-    for name, module in parts.actor_critic.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
-            raise ConfigError(f"dropout is on in {name}", where="policy", fix="load models in evaluation mode")
+    """Dropout acts in training mode alone, as a module or inside an attention function."""
+    for name in ("policy", "critic"):
+        model = getattr(parts.actor_critic, name)
+        if model is not None and any(module.training for module in model.modules()):
+            raise ConfigError(f"dropout is on: the {name} is in training mode", where=name, fix="call its eval()")
 
 
 def _check_ends(parts: Parts, probe: Rollouts) -> None:
@@ -64,7 +65,7 @@ def _check_logprobs(parts: Parts, probe: Rollouts) -> dict[str, float]:
     mask, algorithm = probe.response_mask, parts.config.algorithm
     trained = analyze_all(parts.actor_critic, probe, parts.config.rollout.temperature, algorithm.microbatch_tokens)
     gap = float((trained.logprobs - probe.logprobs)[mask].abs().max())
-    if gap > _tolerance(parts):
+    if not gap <= _tolerance(parts):  # so that NaN does not pass
         raise ConfigError(
             f"sampler and trainer disagree by {gap:.2g} on a token's log-probability",
             where="policy",
@@ -74,7 +75,7 @@ def _check_logprobs(parts: Parts, probe: Rollouts) -> dict[str, float]:
     first = select_rows(probe, [0]).response_mask
     width = first.shape[1]
     apart = float((alone.logprobs - trained.logprobs[:1, :width])[first].abs().max())
-    if apart > _tolerance(parts):
+    if not apart <= _tolerance(parts):
         raise ConfigError(f"padding changes a token's log-probability by {apart:.2g}", where="policy")
     ones = torch.ones_like(trained.logprobs[mask])
     ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]
@@ -98,23 +99,21 @@ def _check_reference(parts: Parts, probe: Rollouts) -> dict[str, float]:
     )
     theirs = reference_logprobs(parts.reference, probe, parts.targets)
     gap = float((ours.logprobs - theirs)[probe.response_mask].abs().max())
-    if parts.config.reference is None and gap > _tolerance(parts):
+    if parts.config.reference is None and not gap <= _tolerance(parts):
         raise ConfigError(f"the reference is not the policy's start: log-probs differ by {gap:.2g}", where="reference")
     return {"check/reference_gap": gap}
 
 
 def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
-    """Scores do not depend on the batch around an answer, nor on when it is asked."""
-    worst = 0.0
+    """Scores (and which answers a scorer has none for) do not depend on the batch around an answer, nor on when it
+    is asked."""
     backwards = select_rows(probe, list(range(len(probe.texts)))[::-1])
-    for scorer in parts.scorers:
-        if scorer.noisy:
-            continue
-        segments = parts.config.reward.segments
-        together = score(probe, [scorer], parts.tokenizer, segments).scores
-        again = score(backwards, [scorer], parts.tokenizer, segments).scores.flip(0)
-        scale = max(1.0, float(together.abs().max()))
-        gap = float((together - again).abs().max()) / scale
+    first, second = parts.score(probe), parts.score(backwards)
+    if not bool(first.kept.any()):
+        raise RewardError("not one answer could be scored", where="rewards")
+    worst = 0.0
+    for scorer in (scorer for scorer in parts.scorers if not scorer.noisy):
+        gap = _score_gap(first.by_scorer[scorer.name], second.by_scorer[scorer.name].flip(0))
         worst = max(worst, gap)
         if gap > 1e-3:
             raise RewardError(
@@ -123,6 +122,14 @@ def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
                 fix="make it deterministic, or declare it noisy: true",
             )
     return {"check/score_gap": worst}
+
+
+def _score_gap(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Largest difference in units of the largest score (at least 1); infinite if an answer had a score only once."""
+    if not torch.equal(first.isfinite(), second.isfinite()):
+        return math.inf
+    first, second = first.nan_to_num(), second.nan_to_num()
+    return float((first - second).abs().max()) / max(1.0, float(first.abs().max()))
 
 
 def _tolerance(parts: Parts) -> float:

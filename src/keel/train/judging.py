@@ -14,24 +14,32 @@ from keel.data.preferences import Ranking
 NUM_BINS = 10
 
 
-def judge(scores: Sequence[Tensor], held_out: Sequence[Ranking], train: Sequence[Ranking]) -> dict[str, float]:
-    """Figures over all pairs of answers that were told apart; empty without held-out rankings.
+def judge(scores: Sequence[Tensor], held_out: Sequence[Ranking]) -> dict[str, float]:
+    """Figures over all pairs of answers that were told apart.
 
-    Each ranking counts once, shared among its pairs. `scores` has one tensor [K] for each held-out ranking, in the
-    order of its responses. accuracy: pairs in the right order, equal scores counting half. loss: Bradley-Terry, in
-    nats. calibration_error: see below. length_accuracy: of preferring the longer answer, or the shorter if that is
-    right more often on the training rankings (length_sign: 1 or -1). constant: the same score for all answers.
+    Each ranking counts once, shared among its pairs. `scores` has one tensor [K] for each ranking, in the order of its
+    responses. accuracy: pairs in the right order, equal scores counting half. loss: Bradley-Terry, in nats.
     """
-    if not held_out:
-        return {}
     differences, weights = differences_of(scores, held_out)
-    sign = 1.0 if mean_accuracy(*differences_of(list(map(lengths, train)), train)) >= 0.5 else -1.0
-    longer, _ = differences_of(list(map(lengths, held_out)), held_out)
     return {
         "accuracy": mean_accuracy(differences, weights),
         "loss": float(weights @ bradley_terry_loss(differences, torch.zeros_like(differences))),
         "calibration_error": calibration_error(differences, weights),
-        "length_accuracy": mean_accuracy(sign * longer, weights),
+    }
+
+
+def baselines(held_out: Sequence[Ranking], train: Sequence[Ranking]) -> dict[str, float]:
+    """The same figures for scorers that read nothing; empty without held-out rankings.
+
+    length: the number of characters, or its negative where shorter answers win more often in `train` (length_sign).
+    constant: the same score for all answers.
+    """
+    if not held_out:
+        return {}
+    sign = 1.0 if mean_accuracy(*differences_of(list(map(lengths, train)), train)) >= 0.5 else -1.0
+    differences, weights = differences_of(list(map(lengths, held_out)), held_out)
+    return {
+        "length_accuracy": mean_accuracy(sign * differences, weights),
         "length_sign": sign,
         "constant_accuracy": 0.5,
         "constant_loss": math.log(2),

@@ -11,11 +11,10 @@ import torch
 from keel.config import TrainConfig, parse
 from keel.core.kl import updated_kl_coef
 from keel.data.batches import ScoredRollouts
-from keel.errors import ConfigError, Diverged
+from keel.errors import ConfigError, Diverged, RewardError
 from keel.learn.shaping import ScoreStatistics, scores_of_kept
 from keel.learn.targets import build_targets
 from keel.models.loading import as_classifier, save_model
-from keel.rollout.collect import score
 from keel.run.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -24,10 +23,8 @@ from keel.run.checkpoint import (
     save_checkpoint,
 )
 from keel.run.folder import RunFolder
-from keel.run.metrics import JsonlMetrics, MetricSink, RolloutLog, TensorBoardMetrics, truncate_after
 from keel.train.check import check_moved, fingerprint, self_check
-from keel.train.progress import ProgressDisplay
-from keel.train.record import rollout_rows, step_metrics
+from keel.train.record import open_records, rollout_rows, step_metrics
 from keel.train.setup import Parts, build_parts
 from keel.world import World
 
@@ -64,27 +61,47 @@ def train_policy(
     parts = build_parts(config, scorers, prompts, world)
     if check_only:
         return self_check(parts)
-    folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
-    state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
-    checkpoint = latest_checkpoint(folder) if resume else None
-    metrics = self_check(parts)
-    if checkpoint is not None:
-        restore(parts, state, checkpoint)
-    elif config.reward.normalize == "reference":
-        measure_reference(parts, state)
-    with open_records(folder, config, state.step, world) as (sinks, answers):
-        with ProgressDisplay("train", config.steps, state.step) as display:
+    with open_folder(config, resume, world) as folder:
+        state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
+        checkpoint = latest_checkpoint(folder) if resume else None
+        metrics = self_check(parts)
+        if checkpoint is not None:
+            restore(parts, state, checkpoint)
+        elif config.reward.normalize == "reference":
+            measure_reference(parts, state)
+        with open_records(folder, config, state.step, world) as records:
             while state.step < config.steps:
-                state.step += 1
-                metrics, rows = train_step(parts, state)
-                for sink in sinks:
-                    sink.log(state.step, metrics)
-                answers.log(state.step, rows)
-                display.show(state.step, headline(metrics))
+                metrics, rows = next_step(parts, state, folder)
+                records.log(state.step, metrics, rows)
                 if due(state.step, config):
                     save(parts, state, folder)
         save_result(parts, folder)
     return metrics
+
+
+@contextmanager
+def open_folder(config: TrainConfig, resume: bool, world: World) -> Iterator[RunFolder]:
+    """The run folder, locked by the main rank alone; the other ranks only read in it, once it has been accepted."""
+    folder = RunFolder(config.output)
+    if world.is_main:
+        folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
+    world.barrier()
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+def next_step(parts: Parts, state: RunState, folder: RunFolder) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Take one more step. When a scorer fails for good, no finished step is lost: they are in a checkpoint."""
+    state.step += 1
+    try:
+        return train_step(parts, state)
+    except RewardError:
+        state.step -= 1
+        if state.step > 0:
+            save(parts, state, folder)
+        raise
 
 
 def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -93,7 +110,7 @@ def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[di
     with state.timed("sample"):
         rollouts = parts.respond(state.step)
     with state.timed("score"):
-        scored = score(rollouts, parts.scorers, parts.tokenizer, config.reward.segments, config.reward.on_failure)
+        scored = parts.score(rollouts)
     if config.reward.normalize == "running":
         state.statistics.add(scores_of_kept(scored), world)
     with state.timed("targets"):
@@ -142,43 +159,12 @@ def speed(state: RunState, scored: ScoredRollouts, config: TrainConfig) -> dict[
     }
 
 
-def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures worth a place in the progress display."""
-    names = {
-        "objective/scores": "score",
-        "objective/kl": "kl",
-        "response/length": "length",
-        "critic/explained_variance": "explained",
-        "perf/tokens_per_second": "tok/s",
-    }
-    return {short: metrics[name] for name, short in names.items() if name in metrics}
-
-
 def measure_reference(parts: Parts, state: RunState) -> None:
     """Statistics of the scores of the policy's start, for `reward.normalize: reference`."""
     for batch in range(1, 5):
         rollouts = parts.respond(batch, purpose="reference")
-        scored = score(rollouts, parts.scorers, parts.tokenizer)
+        scored = parts.score(rollouts)
         state.statistics.add(scores_of_kept(scored), parts.world)
-
-
-@contextmanager
-def open_records(
-    folder: RunFolder, config: TrainConfig, done: int, world: World
-) -> Iterator[tuple[list[MetricSink], RolloutLog]]:
-    """Metric sinks and the answer log, cut back to the step that the run goes on from."""
-    truncate_after(folder.metrics, done)
-    truncate_after(folder.rollouts, done)
-    sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
-    if "tensorboard" in config.log.trackers:
-        sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
-    answers = RolloutLog(folder.rollouts)
-    try:
-        yield sinks, answers
-    finally:
-        for sink in sinks:
-            sink.close()
-        answers.close()
 
 
 def due(step: int, config: TrainConfig) -> bool:
@@ -228,5 +214,7 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
     models = parts.actor_critic
     save_model(models.policy, parts.tokenizer, folder.policy)
     if models.has_critic:
-        critic = models.critic if models.critic is not None else as_classifier(models.policy, models.value_head)
+        critic = models.critic
+        if critic is None:
+            critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
         save_model(critic, parts.tokenizer, folder.critic)

@@ -1,14 +1,69 @@
 """What a step leaves behind: its metrics (docs/metrics.md) and a few of its answers, token by token."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from keel.core.diagnostics import explained_variance
+from keel.config import TrainConfig
 from keel.data.batches import ScoredRollouts, TrainingBatch
+from keel.learn.targets import moments
 from keel.learn.totals import Totals
+from keel.run.folder import RunFolder
+from keel.run.metrics import JsonlMetrics, MetricSink, RolloutLog, TensorBoardMetrics, truncate_after
+from keel.train.progress import ProgressDisplay
 from keel.world import World
+
+
+@dataclass(frozen=True)
+class Records:
+    """Where a run writes while it goes on. Only the main rank has anything to write to."""
+
+    sinks: Sequence[MetricSink] = ()
+    answers: RolloutLog | None = None
+    display: ProgressDisplay | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raises CheckpointError when a file cannot be written."""
+        for sink in self.sinks:
+            sink.log(step, metrics)
+        if self.answers is not None:
+            self.answers.log(step, rows)
+        if self.display is not None:
+            self.display.show(step, headline(metrics))
+
+
+@contextmanager
+def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World) -> Iterator[Records]:
+    """The run folder's logs, cut back to the step that the run goes on from, and the progress display."""
+    if not world.is_main:
+        yield Records()
+        return
+    truncate_after(folder.metrics, done)
+    truncate_after(folder.rollouts, done)
+    sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
+    if "tensorboard" in config.log.trackers:
+        sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
+    with ExitStack() as stack:
+        for sink in sinks:
+            stack.callback(sink.close)
+        display = stack.enter_context(ProgressDisplay("train", config.steps, done))
+        yield Records(sinks, RolloutLog(folder.rollouts), display)
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures worth a place in the progress display."""
+    names = {
+        "objective/scores": "score",
+        "objective/kl": "kl",
+        "response/length": "length",
+        "critic/explained_variance": "explained",
+        "perf/tokens_per_second": "tok/s",
+    }
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def step_metrics(
@@ -35,10 +90,11 @@ def step_metrics(
     if group_size > 1:
         totals.add("groups/equal_scores", _equal_groups(scored, group_size))
     metrics = totals.reduced(world)
-    scores = world.gather(torch.where(kept, scored.scores, torch.nan))
-    metrics["objective/scores_std"] = float(scores[scores.isfinite()].std(correction=0))
-    if has_critic:
-        metrics["critic/explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
+    metrics["objective/scores_std"] = float(moments(scored.scores, kept, world)[1]) ** 0.5
+    if has_critic:  # core.diagnostics.explained_variance, over all ranks
+        _, spread = moments(batch.returns, mask, world)
+        _, unexplained = moments(batch.returns - batch.values, mask, world)
+        metrics["critic/explained_variance"] = float(1 - unexplained / spread) if spread > 0 else math.nan
     return {**metrics, "objective/kl_coef": kl_coef}
 
 

@@ -11,8 +11,11 @@ from keel.core.preferences import bradley_terry_loss, tied_plackett_luce_loss
 from keel.data.preferences import Ranking, load_rankings, split_by_prompt
 from keel.errors import ConfigError
 from keel.models.reward_model import RewardModel
-from keel.train.judging import judge, print_figures
+from keel.train.judging import baselines, judge, print_figures
 from keel.train.supervised import Task, fit
+
+PASSES = 8
+"""Forward passes of a micro-batch, each over answers of like length: much less padding, no more memory."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,23 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     held_out_rows = [encode(model, ranking).rows for ranking in held_out]
 
     def evaluate() -> dict[str, float]:
+        if not held_out:
+            return {}
         scores = model.score_rows([row for rows in held_out_rows for row in rows], config.microbatch_tokens)
-        return judge(scores.split([len(rows) for rows in held_out_rows]), held_out, train)
+        return judge(scores.split([len(rows) for rows in held_out_rows]), held_out)
 
     task = Task(
         name="reward",
         model=model.model,
-        lengths=[max(map(len, ranking.rows)) for ranking in encoded],
-        counts=[len(ranking.rows) for ranking in encoded],
+        lengths=[sum(map(len, ranking.rows)) for ranking in encoded],
         weights=[1] * len(encoded),
-        loss=lambda rows: ranking_losses(model, [encoded[i] for i in rows], config.loss, config.center_coef).sum(),
+        loss=lambda rows: ranking_losses(model, [encoded[i] for i in rows], config).sum(),
         evaluate=evaluate,
+        baselines=baselines(held_out, train),
         save=model.save,
     )
     figures = fit(config, task, resume)
-    if figures:
+    if held_out:
         print_figures(figures)
     return figures
 
@@ -75,21 +80,23 @@ def encode(model: RewardModel, ranking: Ranking) -> EncodedRanking:
     return EncodedRanking(rows, [rank for rank in ranking.ranks if rank is not None], ranking.margin)
 
 
-def ranking_losses(model: RewardModel, rankings: Sequence[EncodedRanking], loss: str, center_coef: float) -> Tensor:
+def ranking_losses(model: RewardModel, rankings: Sequence[EncodedRanking], config: RewardConfig) -> Tensor:
     """Loss of each ranking, per comparison in it, and center_coef * (2 * mean score)^2. -> [N]
 
     All answers of a ranking are scored once. Each ranking counts once, however many answers it has: its comparisons
     share the same few answers, and a mean over all pairs would be ruled by the longest rankings (Ouyang et al. 2022,
     section 3.5). For a pair the second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
     """
-    flat = model.scores_of(*model.pad([row for ranking in rankings for row in ranking.rows]))
+    # Answers to one prompt differ in length and belong together in the loss, not in the forward pass.
+    tokens_at_once = config.microbatch_tokens // PASSES
+    flat = model.scores_of_rows([row for ranking in rankings for row in ranking.rows], tokens_at_once)
     counts = torch.tensor([len(ranking.rows) for ranking in rankings], device=flat.device)
     mask = torch.arange(int(counts.max()), device=flat.device) < counts.unsqueeze(1)
     scores = flat.new_zeros(mask.shape).masked_scatter(mask, flat)
     flat_ranks = torch.tensor([rank for ranking in rankings for rank in ranking.ranks], device=flat.device)
     ranks = flat_ranks.new_zeros(mask.shape).masked_scatter(mask, flat_ranks)
-    center = center_coef * (2 * scores.sum(1) / counts) ** 2
-    if loss == "listwise":
+    center = config.center_coef * (2 * scores.sum(1) / counts) ** 2
+    if config.loss == "listwise":
         return listwise_losses(scores, ranks, mask) + center
     margins = flat.new_tensor([ranking.margin for ranking in rankings])
     return pairwise_losses(scores, ranks, mask, margins) + center

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import TrainConfig
-from keel.data.batches import Rollouts
+from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt, encode_prompt, load_prompts
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
@@ -19,6 +19,7 @@ from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.heads import check_logits, new_value_head
 from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
 from keel.models.policy import ActorCritic
+from keel.rollout.collect import score
 from keel.rollout.sampler import sample
 from keel.rollout.scorers import Scorer, build_scorers
 from keel.world import World, generator
@@ -44,8 +45,8 @@ class Parts:
     targets: TargetSettings
     updater: Updater
 
-    def respond(self, step: int, purpose: str = "sample") -> Rollouts:
-        """This rank's answers to the prompts of a step. They depend on seed and step alone."""
+    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
+        """This rank's answers to the prompts of a step, or the first few. They depend on seed and step alone."""
         rollout = self.config.rollout
         numbers = torch.rand(
             (rollout.batch_size, rollout.max_response_tokens),
@@ -55,17 +56,24 @@ class Parts:
         share = self.world.share(rollout.batch_size)
         prompts = prompts_of_step(self.prompts, self.config.seed, step, rollout.batch_size, rollout.group_size or 1)
         policy = self.actor_critic.policy
-        return sample(policy, prompts[share], self.tokenizer, numbers[share], self.end_ids, rollout.temperature)
+        prompts, numbers = prompts[share][:at_most], numbers[share][:at_most]
+        return sample(policy, prompts, self.tokenizer, numbers, self.end_ids, rollout.temperature)
+
+    def score(self, rollouts: Rollouts) -> ScoredRollouts:
+        """What the scorers say of the answers. Raises RewardError."""
+        reward = self.config.reward
+        return score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure)
 
 
 def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
     """The step's prompts, each `group_size` times: every pass over the data is a fresh shuffle, none is left out."""
     count = batch_size // group_size
-    chosen = []
+    chosen: list[Prompt] = []
     for position in range((step - 1) * count, step * count):
         epoch, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch))
-        chosen += [prompts[int(order[place])]] * group_size
+        if place == 0 or not chosen:
+            order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch)).tolist()
+        chosen += [prompts[order[place]]] * group_size
     return chosen
 
 
@@ -80,7 +88,7 @@ def build_parts(
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
     check_logits(policy)
-    _check_lengths(config, policy)
+    _check_lengths(config, policy, loaded)
     end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
     if not end_ids:
         raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
@@ -125,13 +133,14 @@ def _check_sizes(config: TrainConfig, world: World) -> None:
         )
 
 
-def _check_lengths(config: TrainConfig, policy: Any) -> None:
+def _check_lengths(config: TrainConfig, policy: Any, prompts: Sequence[Prompt]) -> None:
     limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    needed = config.prompts.max_tokens + config.rollout.max_response_tokens
+    needed = max(len(prompt.tokens) for prompt in prompts) + config.rollout.max_response_tokens
     if limit is not None and needed > limit:
         raise ConfigError(
-            f"prompts.max_tokens + rollout.max_response_tokens = {needed}, but the model has {limit} positions",
-            fix="lower one of them",
+            f"longest prompt and answer have {needed} tokens, the model only {limit} positions",
+            where=config.policy.model,
+            fix="lower prompts.max_tokens or rollout.max_response_tokens",
         )
 
 
@@ -155,7 +164,10 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
     critic = load_classifier(source, config.policy.dtype, config.seed)
     if not hasattr(critic, "score"):
         raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")
-    if source != config.policy.model and load_tokenizer(source).get_vocab() != load_tokenizer(config.policy.model).get_vocab():
+    if (
+        source != config.policy.model
+        and load_tokenizer(source).get_vocab() != load_tokenizer(config.policy.model).get_vocab()
+    ):
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
     return critic
 

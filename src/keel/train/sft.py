@@ -34,10 +34,10 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         name="sft",
         model=model,
         lengths=[len(example.tokens) for example in train],
-        counts=[1] * len(train),
         weights=[example.num_targets for example in train],
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
         evaluate=lambda: evaluate(model, held_out, config.microbatch_tokens),
+        baselines={},
         save=lambda folder: save_model(model, tokenizer, folder),
     )
     return fit(config, task, resume)

@@ -29,16 +29,16 @@ class Task:
 
     name: str  # of the metric keys and the progress display
     model: nn.Module
-    lengths: Sequence[int]  # tokens of each row's longest text
-    counts: Sequence[int]  # texts of each row; they stay in one forward pass
+    lengths: Sequence[int]  # tokens of each row, all its texts together
     weights: Sequence[int]  # of each row in the mean: its counted tokens, or 1
     loss: Callable[[Sequence[int]], Tensor]  # summed over the given rows; their weights divide it
     evaluate: Callable[[], dict[str, float]]  # figures on the held-out rows
+    baselines: Mapping[str, float]  # figures on the held-out rows of what needs no model
     save: Callable[[Path], None]  # the result as a plain model folder
 
 
 def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
-    """Train, evaluate after every pass over the data, and save the model. Returns the last figures on held-out rows."""
+    """Train, evaluate before and after every pass over the data, save the model. Returns the last figures."""
     folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
     optimizer = build_optimizer(
         [(task.model.parameters(), config.optim.learning_rate)], config.optim.weight_decay, config.optim.eps
@@ -50,19 +50,24 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
         if done in (0, total):
             figures = task.evaluate()
         if done == 0:
-            log(sinks, task, 0, {f"eval_{name}": value for name, value in figures.items()})
+            log(sinks, task, 0, evaluation({**figures, **task.baselines}))
         for step in range(done, total):
             metrics = update(config, task, optimizer, step, total)
             if epoch_ends(config, len(task.lengths), step) or step + 1 == total:
                 figures = task.evaluate()
-                metrics |= {f"eval_{name}": value for name, value in figures.items()}
+                metrics |= evaluation(figures)
             log(sinks, task, step + 1, metrics)
-            display.show(step + 1, {"loss": metrics["loss"], **figures})
+            display.show(step + 1, {"loss": metrics["loss"], **evaluation(figures)})
             if step + 1 == total or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
                 save(folder, task, optimizer, step + 1, config.checkpoint.keep)
+    figures |= task.baselines
     publish(folder, task, figures)
     folder.close()
     return figures
+
+
+def evaluation(figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"eval_{name}": value for name, value in figures.items()}
 
 
 def update(config: SupervisedSettings, task: Task, optimizer: AdamW, step: int, total: int) -> dict[str, float]:
@@ -74,7 +79,7 @@ def update(config: SupervisedSettings, task: Task, optimizer: AdamW, step: int, 
     set_learning_rate(optimizer, factor)
     trained = (parameter for parameter in task.model.parameters() if parameter.requires_grad)
     norm = clip_and_step(optimizer, trained, config.optim.max_grad_norm)
-    num_tokens = sum(task.lengths[i] * task.counts[i] for i in rows)
+    num_tokens = sum(task.lengths[i] for i in rows)
     return {
         "loss": loss,
         "learning_rate": config.optim.learning_rate * factor,
@@ -88,8 +93,7 @@ def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float
     """Add the gradient of the rows' weighted mean loss, one micro-batch after the other; the loss."""
     weight = sum(task.weights[i] for i in rows)
     total = 0.0
-    lengths, counts = [task.lengths[i] for i in rows], [task.counts[i] for i in rows]
-    for part in microbatches(lengths, microbatch_tokens, counts):
+    for part in microbatches([task.lengths[i] for i in rows], microbatch_tokens):
         loss = task.loss([rows[i] for i in part]) / weight
         loss.backward()
         total += float(loss.detach())

@@ -1,0 +1,210 @@
+"""Settings of `keel train`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from keel.config.parts import (
+    CheckpointSettings,
+    Count,
+    CountOrNone,
+    Fraction,
+    LogSettings,
+    ModelSettings,
+    NonNegative,
+    OptimSettings,
+    Positive,
+    PromptSettings,
+    RewardSource,
+    Settings,
+)
+
+
+class CriticSettings(Settings):
+    sharing: Literal["separate", "shared"] = "separate"
+    """a model of its own, or a value head on the policy's trunk"""
+    init: str = "policy"
+    """start of a separate critic's trunk: policy, reward (the first reward model, head included) or a folder"""
+    warmup_steps: CountOrNone = 0
+    """first steps in which only the critic learns"""
+
+
+class RolloutSettings(Settings):
+    batch_size: Count = 64
+    """responses per step, all ranks together"""
+    group_size: Count | None = None
+    """responses per prompt (default: 4 for rloo and grpo, else 1)"""
+    max_response_tokens: Count = 64
+    """longest response"""
+    temperature: Positive = 1.0
+    """of sampling and of every log-probability"""
+    stop: list[str] = []
+    """further tokens that end a response, besides the model's own end tokens"""
+
+
+class RewardShaping(Settings):
+    missing_eos_penalty: NonNegative = 0.0
+    """subtracted from the score of a truncated response"""
+    clip: Positive | None = None
+    """scores are limited to +- this, after normalisation"""
+    normalize: Literal["none", "reference", "running"] = "none"
+    """shift and scale scores by statistics of the reference's answers (measured once) or of all answers so far"""
+    segments: str = "none"
+    """none, sentence, or a delimiter: score parts of the answer, each on its last token"""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """a scorer fails for good: checkpoint and stop, or drop the affected responses and count them"""
+
+
+class AlgorithmSettings(Settings):
+    name: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"] = "ppo"
+    """which row of the algorithm table"""
+    kl_coef: NonNegative = 0.05
+    """weight of the KL to the reference; 0 = no reference is loaded"""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """where the KL acts"""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """per-token estimate of the KL (default: k1 in the reward, k2 in the loss; others are biased there)"""
+    target_kl: Positive | None = None
+    """adapt kl_coef towards this objective/kl (nats per response)"""
+    kl_horizon: Positive = 10_000.0
+    """responses over which the adaptive kl_coef reacts"""
+    gamma: Fraction = 1.0
+    """discount per token"""
+    gae_lambda: Fraction = 0.95
+    """GAE: 0 = one-step advantages, 1 = full returns"""
+    clip_range_low: Positive = 0.2
+    """ppo, grpo: the ratio is clipped below at 1 - this"""
+    clip_range_high: Positive = 0.2
+    """ppo, grpo: the ratio is clipped above at 1 + this"""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """bound of the loss for negative advantages, in units of the advantage"""
+    value_clip_range: Positive | None = None
+    """limit the critic's move per step, in units of the returns"""
+    value_coef: Positive = 0.5
+    """weight of the value loss"""
+    entropy_coef: NonNegative = 0.0
+    """weight of the entropy bonus"""
+    update_epochs: Count | None = None
+    """passes over each batch (default: 4 for ppo, else 1)"""
+    minibatch_size: Count | None = None
+    """responses per optimizer step, all ranks (default: a quarter of the batch for ppo, else the whole)"""
+    microbatch_tokens: Count = 16_384
+    """padded tokens per forward pass; never changes the result"""
+    max_approx_kl: Positive | None = None
+    """end the step's epochs when policy/approx_kl exceeds this"""
+    whiten_advantages: bool = True
+    """zero mean and unit variance over the batch (not for rloo and grpo, whose groups do it)"""
+    whiten_rewards: bool = False
+    """unit variance of the token rewards, mean kept"""
+    normalize_std: bool = True
+    """grpo: divide by the group's standard deviation (false = Dr.GRPO)"""
+    truncation: Literal["terminal", "bootstrap"] = "terminal"
+    """value after a truncated response: 0, or the critic's"""
+
+    @model_validator(mode="after")
+    def _estimator_exists(self) -> "AlgorithmSettings":
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError("kl_estimator k1 in the loss has a gradient of zero on average; use k2 or k3")
+        if self.target_kl is not None and self.kl_coef == 0:
+            raise ValueError("target_kl adapts kl_coef, which must then be above 0")
+        return self
+
+
+class TrainOptim(OptimSettings):
+    critic_learning_rate: Positive | None = None
+    """of the critic (default: 10 times learning_rate when separate; a shared trunk has one rate)"""
+
+
+class EvaluateDuring(Settings):
+    every: CountOrNone = 0
+    """steps between evaluations; 0 = none"""
+    prompts: str | None = None
+    """held-out prompts file (its column and length rules are those of `prompts`)"""
+
+
+ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
+    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1},
+    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
+    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
+    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
+    "grpo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
+}
+
+
+class TrainConfig(Settings):
+    """Settings of `keel train`: learn a policy from rewards."""
+
+    output: str
+    """the run folder"""
+    seed: int = 0
+    """of every random stream"""
+    steps: Count = 100
+    """collect-and-update steps"""
+    policy: ModelSettings
+    critic: CriticSettings = CriticSettings()
+    reference: str | None = None
+    """folder of the frozen reference (default: the weights that the run starts from)"""
+    prompts: PromptSettings
+    rollout: RolloutSettings = RolloutSettings()
+    rewards: list[RewardSource] = []
+    """the scorers, e.g. [{"model": "runs/reward/model"}, {"function": "my.py:f", "weight": 0.5}]"""
+    reward: RewardShaping = RewardShaping()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    optim: TrainOptim = TrainOptim()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluate: EvaluateDuring = EvaluateDuring()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        """Write the defaults that depend on the algorithm into the settings, so that the saved file shows them."""
+        if not isinstance(data, Mapping):
+            return data
+        algorithm, rollout = _as_dict(data.get("algorithm")), _as_dict(data.get("rollout"))
+        if not isinstance(algorithm, dict) or not isinstance(rollout, dict):
+            return data
+        row = ALGORITHM_DEFAULTS.get(str(algorithm.get("name") or "ppo"))
+        batch_size = rollout.get("batch_size") or RolloutSettings().batch_size
+        if row is not None:
+            _default(algorithm, "update_epochs", row["update_epochs"])
+            _default(rollout, "group_size", row["group_size"])
+            if str(batch_size).isdigit():
+                _default(algorithm, "minibatch_size", _share(int(batch_size), row["minibatches"]))
+        _default(algorithm, "kl_estimator", "k2" if algorithm.get("kl_in") == "loss" else "k1")
+        return {**data, "algorithm": algorithm, "rollout": rollout}
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainConfig":
+        batch_size, group_size = self.rollout.batch_size, self.rollout.group_size or 1
+        minibatch_size = self.algorithm.minibatch_size or batch_size
+        if batch_size % group_size:
+            raise ValueError(f"rollout.batch_size {batch_size} is no multiple of rollout.group_size {group_size}")
+        if batch_size % minibatch_size:
+            raise ValueError(
+                f"rollout.batch_size {batch_size} is no multiple of algorithm.minibatch_size {minibatch_size}"
+            )
+        if self.algorithm.name in ("rloo", "grpo") and group_size < 2:
+            raise ValueError(f"{self.algorithm.name} compares answers to one prompt: rollout.group_size must be >= 2")
+        if self.evaluate.every and not self.evaluate.prompts:
+            raise ValueError("evaluate.every needs evaluate.prompts, a file of held-out prompts")
+        if self.critic.sharing == "shared" and self.critic.init != "policy":
+            raise ValueError("critic.init needs critic.sharing: separate")
+        return self
+
+
+def _as_dict(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return dict(value or {}) if isinstance(value, Mapping | None) else value
+
+
+def _share(whole: int, parts: int) -> int:
+    """The largest divisor of `whole` that is at most whole / parts."""
+    return next(size for size in range(max(1, whole // parts), 0, -1) if whole % size == 0)
+
+
+def _default(settings: dict[str, Any], key: str, value: Any) -> None:
+    if settings.get(key) is None:
+        settings[key] = value

@@ -1,0 +1,161 @@
+"""The oracles bite: twelve classic mistakes are written into a copy of keel, one at a time, and each makes some oracle
+fail. A mistake is a textual edit whose place must be found exactly once, so it cannot go stale unnoticed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "src" / "keel"
+ASSERTION = re.compile(r"^E +(AssertionError|assert )", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # under src/keel
+    right: str
+    wrong: str
+    oracle: str  # under tests
+
+    def apply(self, package: Path) -> None:
+        path = package / self.file
+        path.write_text(path.read_text().replace(self.right, self.wrong))
+
+
+MUTANTS = [
+    Mutant(
+        "KL sign",
+        "core/rewards.py",
+        "placed - kl_coef * kl",
+        "placed + kl_coef * kl",
+        "core/test_rewards.py::test_rewards_are_the_score_minus_the_weighted_kl",
+    ),
+    Mutant(
+        "k3 in the reward",
+        "learn/targets.py",
+        "kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)",
+        'kl_estimate(analysis.logprobs, ref_logprobs, "k3")',
+        "oracles/test_system.py::test_o03_the_kl_enters_the_reward_as_k1",
+    ),
+    Mutant(
+        "score on the wrong index",
+        "core/rewards.py",
+        "last_counted(response_mask).unsqueeze(1)",
+        "(last_counted(response_mask) - 1).clamp(min=0).unsqueeze(1)",
+        "core/test_rewards.py::test_o06_the_score_stands_on_the_last_counted_token",
+    ),
+    Mutant(
+        "lambda applied to V",
+        "core/advantages.py",
+        "+ gamma * next_value",
+        "+ gamma * gae_lambda * next_value",
+        "core/test_advantages.py::test_o06_gae",
+    ),
+    Mutant(
+        "whitening over pads",
+        "core/masked.py",
+        "return apply_whitening(x, mask, mean, masked_var(x, mask), keep_mean)",
+        "return apply_whitening(x, mask, x.mean(), x.var(correction=0), keep_mean)",
+        "core/test_masked.py::test_o07_whiten_sees_counted_entries_only",
+    ),
+    Mutant(
+        "unbiased variance of one token",
+        "core/masked.py",
+        "return masked_mean((x - masked_mean(x, mask)) ** 2, mask)",
+        "return masked_sum((x - masked_mean(x, mask)) ** 2, mask) / (_count(mask) - 1)",
+        "core/test_masked.py::test_o07_one_counted_token_gives_zero_and_no_token_raises",
+    ),
+    Mutant(
+        "ratio inverted",
+        "core/losses.py",
+        "torch.exp((new_logprobs - logprobs)",
+        "torch.exp((logprobs - new_logprobs)",
+        "core/test_losses.py::test_o04_clipped_surrogate",
+    ),
+    Mutant(
+        "min becomes max",
+        "core/losses.py",
+        "torch.maximum(-advantages * ratio, -advantages * clipped)",
+        "torch.minimum(-advantages * ratio, -advantages * clipped)",
+        "core/test_losses.py::test_o04_clipped_surrogate",
+    ),
+    Mutant(
+        "end token masked out",
+        "rollout/sampler.py",
+        "prompt_mask, responses, response_mask, logprobs,",
+        "prompt_mask, responses, response_mask & (responses != pad_id), logprobs,",
+        "oracles/test_sampler.py::test_o19_which_tokens_count[tiny_gpt2]",  # where pad = end
+    ),
+    Mutant(
+        "stored log-probs at temperature 1",
+        "learn/targets.py",
+        "analysis = analyze_all(actor_critic, rollouts, settings.temperature,",
+        "analysis = analyze_all(actor_critic, rollouts, 1.0,",
+        "oracles/test_system.py::test_o05_stored_logprobs_are_those_of_the_tempered_model[tiny_policy]",
+    ),
+    Mutant(
+        "mean of each micro-batch",
+        "learn/update.py",
+        "(loss / num_loss_tokens).backward()",
+        "(loss / part.response_mask.sum()).backward()",
+        "oracles/test_unchanged.py::test_o11_micro_batches_never_change_the_gradient[tiny_policy-separate-20]",
+    ),
+    Mutant(
+        "reference updated",
+        "train/setup.py",
+        "return ActorCritic(model.requires_grad_(False))",
+        "return ActorCritic(actor_critic.policy)",
+        "oracles/test_unchanged.py::test_o21_the_reference_stays_where_the_policy_started[tiny_policy]",
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_place_of_the_mistake_is_found_once(mutant: Mutant) -> None:
+    assert (PACKAGE / mutant.file).read_text().count(mutant.right) == 1
+
+
+@pytest.mark.slow
+def test_every_mutant_is_killed(tmp_path: Path) -> None:
+    jobs = {"right": (copy_of_keel(tmp_path / "right"), sorted({mutant.oracle for mutant in MUTANTS}))}
+    for number, mutant in enumerate(MUTANTS):
+        folder = copy_of_keel(tmp_path / str(number))
+        mutant.apply(folder / "keel")
+        jobs[mutant.name] = (folder, [mutant.oracle])
+    results = run(jobs, tmp_path)
+    code, output = results.pop("right")
+    assert code == 0, f"the oracles fail without a mistake too:\n{output}"
+    survived = {name: output for name, (code, output) in results.items() if code != 1 or not ASSERTION.search(output)}
+    assert not survived, "\n".join(f"{name} survived:\n{output[-1500:]}" for name, output in survived.items())
+
+
+def copy_of_keel(folder: Path) -> Path:
+    shutil.copytree(PACKAGE, folder / "keel", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(jobs: dict[str, tuple[Path, list[str]]], tmp_path: Path) -> dict[str, tuple[int, str]]:
+    """Exit code and output of pytest for each (folder that holds keel, oracles)."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={TESTS.parent}"]
+    arguments = {
+        name: (str(folder), [*options, f"--basetemp={folder}/tmp", *(str(TESTS / oracle) for oracle in oracles)])
+        for name, (folder, oracles) in jobs.items()
+    }
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps(arguments))
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH", "COV_"))
+    }
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("run_mutants.py")), str(file)]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return {name: (code, output) for name, (code, output) in json.loads(finished.stdout).items()}

@@ -1,0 +1,126 @@
+"""The documents say what the code does: every setting with its default, every metric that a run writes."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from keel import config
+from keel.cli.main import main
+
+DOCS = Path(__file__).parents[1] / "docs"
+SUPERVISED, ANSWERS = "keel sft and keel reward", "keel sample and keel evaluate"
+SECTIONS: dict[type[BaseModel], list[str]] = {
+    config.TrainConfig: ["keel train"],
+    config.RewardSource: ["A scorer"],
+    config.SftConfig: [SUPERVISED],
+    config.RewardConfig: [SUPERVISED, "keel reward alone"],
+    config.SampleConfig: [ANSWERS, "keel sample alone"],
+    config.EvaluateConfig: [ANSWERS, "keel evaluate alone"],
+    config.QuickstartConfig: ["keel quickstart"],
+}
+
+
+def documented(sections: list[str]) -> dict[str, str]:
+    """Setting -> default, from the tables of these sections of docs/config.md."""
+    parts = re.split(r"^## (.+)$", (DOCS / "config.md").read_text(), flags=re.MULTILINE)
+    texts = dict(zip(parts[1::2], parts[2::2], strict=True))
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", "".join(texts[name] for name in sections), re.MULTILINE)
+    assert len(rows) == len({name for name, _ in rows}), f"a setting has two rows in {sections}"
+    return dict(rows)
+
+
+def inner_settings(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def default_of(settings: type[BaseModel], name: str) -> Any:
+    """The default of a dotted setting; PydanticUndefined when it must be given."""
+    first, _, rest = name.partition(".")
+    field = settings.model_fields[first]
+    if not rest:
+        return field.default
+    if isinstance(field.default, BaseModel):
+        value: Any = field.default
+        for part in rest.split("."):
+            value = getattr(value, part)
+        return value
+    inner = inner_settings(field.annotation)
+    assert inner is not None
+    return default_of(inner, rest)
+
+
+def same(text: str, default: Any) -> bool:
+    if default is PydanticUndefined or default is None:
+        return text == ("none" if default is None else "required")
+    if isinstance(default, float):
+        return float(text) == default
+    return text == default or yaml.safe_load(text) == default
+
+
+@pytest.mark.parametrize("settings", SECTIONS, ids=lambda settings: settings.__name__)
+def test_every_setting_is_documented_with_its_default(settings: type[BaseModel]):
+    found, known = documented(SECTIONS[settings]), list(config.setting_names(settings))
+    assert sorted(set(known) - set(found)) == [], "not in docs/config.md"
+    assert sorted(set(found) - set(known)) == [], "in docs/config.md, but no setting"
+    wrong = {name: default_of(settings, name) for name in known if not same(found[name], default_of(settings, name))}
+    assert wrong == {}, "docs/config.md gives another default"
+
+
+@pytest.mark.parametrize("settings", SECTIONS, ids=lambda settings: settings.__name__)
+def test_every_setting_has_a_help_line(settings: type[BaseModel]):
+    def without_help(owner: type[BaseModel]) -> Iterator[str]:
+        for name, field in owner.model_fields.items():
+            inner = inner_settings(field.annotation)
+            if inner is not None:
+                yield from without_help(inner)
+            elif not field.description:
+                yield name
+
+    assert list(without_help(settings)) == []
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "ppo": ["train", "--algorithm.name", "ppo", "--reward.normalize", "running", "--algorithm.entropy-coef", "0.01"],
+    "shared": ["train", "--critic.sharing", "shared", "--algorithm.kl-in", "loss", "--algorithm.target-kl", "1"],
+    "grpo": ["train", "--algorithm.name", "grpo", "--algorithm.max-approx-kl", "0.1"],
+    "sft": ["sft"],
+    "reward": ["reward"],
+}
+
+
+def metrics_of(run: str, model: Path, folder: Path) -> set[str]:
+    """Keys of metrics.jsonl after a tiny run."""
+    (folder / "f.py").write_text("def f(completions, **columns):\n    return [float(len(c)) for c in completions]\n")
+    rows = [{"prompt": f"w{i}", "completion": "w2 w3", "chosen": "w2 w3", "rejected": "w4"} for i in range(8)]
+    drop = ("chosen", "rejected") if run == "sft" else ("completion",) if run == "reward" else ()
+    kept = [{key: value for key, value in row.items() if key not in drop} for row in rows]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    output, data = str(folder / "run"), str(folder / "rows.jsonl")
+    if RUNS[run][0] == "train":
+        more = ["--policy.model", str(model), "--prompts.path", data, "--prompts.max-tokens", "8", "--steps", "2"]
+        more += ["--rollout.batch-size", "8", "--rollout.max-response-tokens", "5"]
+        more += ["--rewards", json.dumps({"function": f"{folder / 'f.py'}:f"})]
+    else:
+        more = ["--model", str(model), "--data.path", data, "--data.eval-fraction", "0.25", "--max-tokens", "16"]
+    assert main([*RUNS[run], "--output", output, *more]) == 0
+    return {key for line in (folder / "run" / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path):
+    known = set(re.findall(r"`([a-z_]+(?:/[\w<>*]+)?)`", (DOCS / "metrics.md").read_text()))
+    assert "objective/kl" in known
+    found = metrics_of(run, tiny_policy, tmp_path) - {"step"}
+    by_scorer = {key for key in found if key.startswith("rewards/")}  # one for each scorer, under its name
+    assert sorted(found - by_scorer - known) == [], "not in docs/metrics.md"
+    assert not by_scorer or "rewards/<name>" in known
