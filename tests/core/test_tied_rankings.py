@@ -22,7 +22,8 @@ def summed_over_orders(scores: Tensor, ranks: list[int]) -> Tensor:
         for order in permutations(range(len(ranks)))
         if all(ranks[a] <= ranks[b] for a, b in zip(order, order[1:], strict=False))
     ]
-    return -torch.logsumexp(-plackett_luce_loss(scores[orders], everyone(scores[orders])), 0)
+    ordered = scores[torch.tensor(orders)]
+    return -torch.logsumexp(-plackett_luce_loss(ordered, everyone(ordered)), 0)
 
 
 @pytest.mark.parametrize("ranks", [[1, 1], [1, 2], [2, 1, 1], [1, 1, 2], [1, 2, 2, 3], [3, 1, 1, 1, 2], [2, 2, 1, 1, 3]])
