@@ -101,7 +101,5 @@ class CheckpointSettings(Settings):
 
 
 class LogSettings(Settings):
-    rollouts_per_step: CountOrNone = 4
-    """answers written to rollouts.jsonl at every step"""
     trackers: list[Literal["tensorboard"]] = []
     """also write metrics to these"""

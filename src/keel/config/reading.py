@@ -36,7 +36,8 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def _explain(error: ValidationError, settings: type[BaseModel]) -> str:
-    first = error.errors()[0]
+    # a misspelt name comes before what is missing for it
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":

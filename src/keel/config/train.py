@@ -116,6 +116,11 @@ class TrainOptim(OptimSettings):
     """of the critic (default: 10 times learning_rate when separate; a shared trunk has one rate)"""
 
 
+class RolloutLogSettings(LogSettings):
+    rollouts_per_step: CountOrNone = 4
+    """answers written to rollouts.jsonl at every step"""
+
+
 class EvaluateDuring(Settings):
     every: CountOrNone = 0
     """steps between evaluations; 0 = none"""
@@ -154,7 +159,7 @@ class TrainConfig(Settings):
     optim: TrainOptim = TrainOptim()
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluate: EvaluateDuring = EvaluateDuring()
-    log: LogSettings = LogSettings()
+    log: RolloutLogSettings = RolloutLogSettings()
 
     @model_validator(mode="before")
     @classmethod

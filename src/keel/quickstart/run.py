@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from keel.config import EvaluateConfig, QuickstartConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
+from keel.errors import ConfigError
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
 from keel.quickstart.raters import simulated_ratings
 from keel.quickstart.report import draw_curves, print_answers, print_table
 from keel.quickstart.tokenizer import build_tokenizer, tiny_llama
-from keel.run.folder import RunFolder, write_atomic
+from keel.run.folder import write_atomic
 from keel.train.evaluate import evaluate
 from keel.train.policy import train_policy
 from keel.train.reward import reward
@@ -54,7 +55,10 @@ class Quickstart:
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Corpus to judged policy; everything lies in `config.output`. Returns what `summary.json` holds."""
     run = Quickstart(config)
-    RunFolder.open(config.output, config.model_dump(mode="json")).close()
+    if (run.root / "data").exists():
+        raise ConfigError(
+            "holds a quickstart already", where=config.output, fix="choose another --output, or delete it"
+        )
     with run.stage("world") as tell:
         tell(write_world(run))
     with run.stage("pre-training") as tell:

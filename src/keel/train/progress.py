@@ -31,7 +31,8 @@ class ProgressDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def show(self, done: int, figures: Mapping[str, float]) -> None:
         """`done` of the total are done; figures such as {"score": 0.31, "kl": 2.0}."""
