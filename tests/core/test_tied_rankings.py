@@ -1,6 +1,6 @@
 """Rankings with ties: the exact sum over the orders that agree with them, found here by writing those orders out."""
 
-from itertools import permutations
+from itertools import pairwise, permutations
 from math import comb, log
 
 import pytest
@@ -20,13 +20,15 @@ def summed_over_orders(scores: Tensor, ranks: list[int]) -> Tensor:
     orders = [
         list(order)
         for order in permutations(range(len(ranks)))
-        if all(ranks[a] <= ranks[b] for a, b in zip(order, order[1:], strict=False))
+        if all(ranks[a] <= ranks[b] for a, b in pairwise(order))
     ]
     ordered = scores[torch.tensor(orders)]
     return -torch.logsumexp(-plackett_luce_loss(ordered, everyone(ordered)), 0)
 
 
-@pytest.mark.parametrize("ranks", [[1, 1], [1, 2], [2, 1, 1], [1, 1, 2], [1, 2, 2, 3], [3, 1, 1, 1, 2], [2, 2, 1, 1, 3]])
+@pytest.mark.parametrize(
+    "ranks", [[1, 1], [1, 2], [2, 1, 1], [1, 1, 2], [1, 2, 2, 3], [3, 1, 1, 1, 2], [2, 2, 1, 1, 3]]
+)
 def test_a_tie_adds_up_the_orders_it_leaves_open(ranks: list[int]):
     scores = (torch.randn(len(ranks), generator=torch.Generator().manual_seed(1)) * 3).requires_grad_()
     loss = tied_plackett_luce_loss(scores.unsqueeze(0), torch.tensor([ranks]), everyone(scores.unsqueeze(0)))[0]

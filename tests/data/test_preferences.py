@@ -127,7 +127,9 @@ def test_no_prompt_is_on_both_sides_of_a_split():
 
 def test_a_split_depends_on_the_seed_and_not_on_the_order():
     rows = [f"prompt {i}" for i in range(50)]
-    held_out = [set(split_by_prompt(given, str, 0.2, seed)[1]) for given, seed in ((rows, 1), (rows[::-1], 1), (rows, 2))]
+    held_out = [
+        set(split_by_prompt(given, str, 0.2, seed)[1]) for given, seed in ((rows, 1), (rows[::-1], 1), (rows, 2))
+    ]
     assert held_out[0] == held_out[1] != held_out[2]
 
 

@@ -69,7 +69,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: str):
 
 def test_a_missing_file_is_refused(tmp_path: Path):
     for name in ("none.jsonl", "none.parquet"):
-        with pytest.raises(DataError, match="no such file|No such file"):
+        with pytest.raises(DataError, match="(?i)no such file"):
             read_rows(str(tmp_path / name))
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_parquet_file_is_one_clean_line(tmp_path: Path):
 def test_columns_are_checked_with_a_hint(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"promt": "a", "n": True})
     [row] = read_rows(path)
-    with pytest.raises(DataError, match='no column "prompt"; did you mean \'promt\'') as caught:
+    with pytest.raises(DataError, match="no column \"prompt\"; did you mean 'promt'") as caught:
         require(row, path, "prompt")
     assert caught.value.where == f"{path}:1"
     with pytest.raises(DataError, match='no column "xyz"; columns: promt, n'):

@@ -86,7 +86,9 @@ def test_the_whole_text_is_split_as_one(shared_dir: Path, tmp_path: Path):
     assert example.num_prompt_tokens == len(tokenizer.encode("Once upon a time"))
 
 
-@pytest.mark.parametrize("row", [{"completion": "x"}, {"prompt": "w0"}, {"prompt": "w0", "completion": 3}, {"text": " "}])
+@pytest.mark.parametrize(
+    "row", [{"completion": "x"}, {"prompt": "w0"}, {"prompt": "w0", "completion": 3}, {"text": " "}]
+)
 def test_a_bad_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]):
     with pytest.raises(DataError) as caught:
         load(tmp_path, tokenizer, {"text": "w0"}, row)

@@ -1,5 +1,7 @@
 """One optimizer step: who decays, how the rate falls, how gradients are clipped."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn import Linear, Parameter
@@ -56,7 +58,7 @@ def test_the_cosine_and_the_constant_rate():
 def test_the_rate_rises_first(schedule: str):
     factors = [learning_rate_factor(schedule, i, 10, warmup_steps=3) for i in range(10)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert all(a >= b > 0 for a, b in zip(factors[3:], factors[4:], strict=False))
+    assert all(a >= b > 0 for a, b in pairwise(factors[3:]))
 
 
 def test_every_group_keeps_its_own_peak():

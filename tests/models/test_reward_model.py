@@ -48,7 +48,9 @@ def encoder(kind: str, pad_id: int, folder: Path, tokenizer_of: Path) -> Path:
 def any_model(request: pytest.FixtureRequest, tiny_policy: Path, tiny_gpt2: Path, tmp_path: Path) -> RewardModel:
     kind = request.param
     if kind in ("bert", "roberta"):
-        folder = encoder(kind, 0 if kind == "bert" else 2, tmp_path / kind, tiny_policy if kind == "bert" else tiny_gpt2)
+        folder = encoder(
+            kind, 0 if kind == "bert" else 2, tmp_path / kind, tiny_policy if kind == "bert" else tiny_gpt2
+        )
     else:
         folder = tiny_policy if kind == "llama" else tiny_gpt2
     return randomised(RewardModel.load(str(folder), template="{prompt} {response}"))

@@ -46,7 +46,9 @@ def build_targets(
     """
     rollouts, mask = scored.rollouts, scored.rollouts.response_mask
     analysis = analyze_all(actor_critic, rollouts, settings.temperature, settings.microbatch_tokens)
-    ref_logprobs = analysis.logprobs if reference is None else reference_logprobs(reference, rollouts, settings)
+    ref_logprobs = analysis.logprobs
+    if reference is not None:
+        ref_logprobs = reference_logprobs(reference, rollouts, settings.temperature, settings.microbatch_tokens)
     kl = kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)
     rewards = token_rewards(token_scores, kl, mask, kl_coef if settings.kl_in == "reward" else 0.0)
     counted = mask & _kept(scored.kept, settings.group_size if algorithm.compares_groups else 1).unsqueeze(1)
@@ -83,11 +85,12 @@ def build_targets(
     )
 
 
-def reference_logprobs(reference: ActorCritic, rollouts: Rollouts, settings: TargetSettings) -> Tensor:
+def reference_logprobs(
+    reference: ActorCritic, rollouts: Rollouts, temperature: float, microbatch_tokens: int
+) -> Tensor:
     """Log-probs of the response tokens under the reference: a frozen copy, or the policy without its adapter. [B, T]"""
     with without_adapter(reference.policy):
-        found = analyze_all(reference, rollouts, settings.temperature, settings.microbatch_tokens, with_values=False)
-    return found.logprobs
+        return analyze_all(reference, rollouts, temperature, microbatch_tokens, with_values=False).logprobs
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def _check_reference(parts: Parts, probe: Rollouts) -> dict[str, float]:
     ours = analyze_all(
         parts.actor_critic, probe, parts.targets.temperature, parts.targets.microbatch_tokens, with_values=False
     )
-    theirs = reference_logprobs(parts.reference, probe, parts.targets)
+    theirs = reference_logprobs(parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens)
     gap = float((ours.logprobs - theirs)[probe.response_mask].abs().max())
     if parts.config.reference is None and not gap <= _tolerance(parts):
         raise ConfigError(f"the reference is not the policy's start: log-probs differ by {gap:.2g}", where="reference")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keel.config import EvaluateConfig
+from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.learn.targets import analyze_all
+from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.loading import load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
@@ -60,7 +60,15 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     with ProgressDisplay("evaluate", len(players) * count * decoding.num_responses) as display:
         for number, (side, player) in enumerate(players.items()):
             done = number * count * decoding.num_responses
-            judged[side] = judge(player, references[side], scorers, config, side, display, done)
+            judged[side] = judge(
+                player,
+                references[side],
+                scorers,
+                decoding,
+                config.seed,
+                side,
+                lambda more, figures, done=done: display.show(done + more, figures),  # type: ignore[misc]
+            )
     figures: dict[str, Any] = {"prompts": count, "responses_per_prompt": decoding.num_responses}
     figures |= {side: answers.summary() for side, answers in judged.items()}
     if config.against and scorers:
@@ -91,22 +99,20 @@ def judge(
     player: Player,
     reference: ActorCritic | None,
     scorers: Sequence[Scorer],
-    config: EvaluateConfig,
+    decoding: DecodingSettings,
+    seed: int,
     side: str,
-    display: ProgressDisplay,
-    done: int = 0,
+    show: Callable[[int, dict[str, float]], None] = lambda done, figures: None,
 ) -> Judged:
     """Let a player answer all prompts and measure the answers. Both sides draw their own random numbers."""
     texts: list[str] = []
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for rollouts in player.answers(config.sampling, config.seed, "evaluate", side):
+    for rollouts in player.answers(decoding, seed, "evaluate", side):
         texts += rollouts.texts
-        for name, values in measure(rollouts, player, reference, scorers, config.sampling.temperature).items():
+        for name, values in measure(rollouts, player, reference, scorers, decoding.temperature).items():
             parts[name].append(values.cpu())
-        display.show(
-            done + len(texts), {name: float(parts[name][-1].nanmean()) for name in ("score",) if name in parts}
-        )
-    k = config.sampling.num_responses
+        show(len(texts), {name: float(parts[name][-1].nanmean()) for name in ("score",) if name in parts})
+    k = decoding.num_responses
     return Judged(grouped(texts, k), {name: torch.cat(values).view(-1, k) for name, values in parts.items()})
 
 
@@ -121,7 +127,7 @@ def measure(
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
     own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS, with_entropy=True)
     if reference is not None:
-        theirs = analyze_all(reference, rollouts, temperature, PASS_TOKENS).logprobs
+        theirs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
         measured["kl"] = (own.logprobs - theirs).sum(1)
         measured["reference_logprob"] = theirs.sum(1)
     measured["entropy"] = own.entropy.sum(1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from keel.config import TrainConfig, parse
+from keel.config import DecodingSettings, TrainConfig, parse
 from keel.core.kl import updated_kl_coef
 from keel.data.batches import ScoredRollouts
 from keel.errors import ConfigError, Diverged, RewardError
@@ -24,7 +24,9 @@ from keel.run.checkpoint import (
 )
 from keel.run.folder import RunFolder
 from keel.train.check import check_moved, fingerprint, self_check
+from keel.train.evaluate import judge
 from keel.train.record import open_records, rollout_rows, step_metrics
+from keel.train.sample import Player
 from keel.train.setup import Parts, build_parts
 from keel.world import World
 
@@ -72,6 +74,8 @@ def train_policy(
         with open_records(folder, config, state.step, world) as records:
             while state.step < config.steps:
                 metrics, rows = next_step(parts, state, folder)
+                if config.evaluate.every and state.step % config.evaluate.every == 0:
+                    metrics |= evaluate_now(parts)
                 records.log(state.step, metrics, rows)
                 if due(state.step, config):
                     save(parts, state, folder)
@@ -159,6 +163,19 @@ def speed(state: RunState, scored: ScoredRollouts, config: TrainConfig) -> dict[
     }
 
 
+def evaluate_now(parts: Parts) -> dict[str, float]:
+    """Figures of the policy as it is, one answer to each held-out prompt, with the same random numbers every time."""
+    config = parts.config
+    player = Player("policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out)
+    decoding = DecodingSettings(
+        batch_size=config.rollout.batch_size,
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=config.rollout.temperature,
+    )
+    judged = judge(player, parts.reference, parts.scorers, decoding, config.seed, "policy")
+    return {f"evaluate/{name}": value for name, value in judged.summary().items()}
+
+
 def measure_reference(parts: Parts, state: RunState) -> None:
     """Statistics of the scores of the policy's start, for `reward.normalize: reference`."""
     for batch in range(1, 5):
@@ -176,8 +193,8 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
     """A checkpoint of everything the next step depends on, and the policy as a plain model folder."""
     if not parts.world.is_main:
         return
-    weights = {name: value for name, value in parts.actor_critic.state_dict().items()}
-    bad = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+    weights = parts.actor_critic.named_parameters()
+    bad = next((name for name, value in weights if not bool(value.isfinite().all())), None)
     if bad is not None:
         raise Diverged(f"weight {bad} is not finite after step {state.step}", fix="lower optim.learning_rate")
     save_checkpoint(

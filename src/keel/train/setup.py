@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from keel.config import TrainConfig
+from keel.config import PromptSettings, TrainConfig
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt, encode_prompt, load_prompts
 from keel.errors import ConfigError
@@ -37,6 +37,7 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     end_ids: list[int]
     prompts: list[Prompt]
+    held_out: list[Prompt]  # for evaluations during the run; may be empty
     actor_critic: ActorCritic
     reference: ActorCritic | None
     scorers: list[Scorer]
@@ -83,6 +84,7 @@ def build_parts(
     """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
     tokenizer = load_tokenizer(config.policy.model)
     loaded = _prompts(config, tokenizer, prompts)
+    held_out = _load(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
     scorers = build_scorers(config.rewards, functions)
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
@@ -100,6 +102,7 @@ def build_parts(
         tokenizer=tokenizer,
         end_ids=end_ids,
         prompts=loaded,
+        held_out=held_out,
         actor_critic=actor_critic,
         reference=_reference(config, actor_critic, world),
         scorers=scorers,
@@ -113,9 +116,12 @@ def build_parts(
 def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any] | None) -> list[Prompt]:
     if prompts is not None:
         return [prompt if isinstance(prompt, Prompt) else encode_prompt(prompt, tokenizer) for prompt in prompts]
-    settings = config.prompts
+    return _load(config.prompts, config.prompts.path, tokenizer)
+
+
+def _load(settings: PromptSettings, path: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     return load_prompts(
-        settings.path,
+        path,
         tokenizer,
         split=settings.split,
         column=settings.column,

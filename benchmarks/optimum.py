@@ -1,0 +1,228 @@
+"""How close does `keel.train` come to the exact optimum? Measured on worlds small enough to enumerate.
+
+    python benchmarks/optimum.py --worlds 6 --seed 0 --jobs 2 --json optimum.json
+    python benchmarks/optimum.py --worlds 3 --algorithms ppo --variant algorithm.whiten_advantages=false
+    python benchmarks/optimum.py --worlds 0 --t3          # ORACLES' T3: total variation to pi*
+
+regret = (J* - J) / (J* - J_ref), J summed over every answer under the trained policy, in points of 100.
+floor  = regret of exact gradient ascent on J itself: the same network from the same weights, AdamW, the same learning
+         rate and schedule, as many optimizer steps as the run has steps (--floor-steps for another number).
+excess = regret - floor: what sampling and the algorithm cost, beyond what the network and its optimizer cost.
+"""
+
+import argparse
+import json
+import logging
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers.utils import logging as transformers_logging
+from worlds import World, answer_logprobs, exact, load, measure, objective, random_world, t3_world
+
+# One setting for all worlds. What is not named here is keel's default.
+COMMON = {
+    "rollout": {"batch_size": 256, "temperature": 1.0},
+    "optim": {"schedule": "linear"},
+    "log": {"rollouts_per_step": 0},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {"optim.learning_rate": 1e-3, "optim.critic_learning_rate": 3e-3},
+    "a2c": {"optim.learning_rate": 3e-3, "optim.critic_learning_rate": 1e-2},
+    "rloo": {"optim.learning_rate": 3e-3},
+    "reinforce": {"optim.learning_rate": 3e-3},
+    "grpo": {"optim.learning_rate": 3e-3},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what to train where, and the curve that came of it."""
+
+    world: World
+    algorithm: str
+    config: dict[str, Any]
+    marks: tuple[int, ...]  # steps at which the policy is measured
+
+
+@dataclass(frozen=True)
+class Climb:
+    """One exact gradient ascent."""
+
+    world: World
+    learning_rate: float
+    schedule: str
+    steps: int
+
+
+def main() -> None:
+    options = parse_arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.work or scratch)
+        worlds = [random_world(folder / f"random-{i}", i) for i in range(options.seed, options.seed + options.worlds)]
+        worlds += [t3_world(folder / "T3")] if options.t3 else []
+        rows = measure_all([plan(world, name, folder, options) for world in worlds for name in options.algorithms], options)
+    print_table(rows)
+    print_summary(rows)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", type=int, default=6, help="how many random worlds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first world; the others follow")
+    parser.add_argument("--run-seed", type=int, default=0, help="seed of the trainings")
+    parser.add_argument("--t3", action="store_true", help="also the world of ORACLES.md section 3")
+    parser.add_argument("--algorithms", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="dotted settings, on top")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--floor-steps", type=int, default=None, help="optimizer steps of the floor (default: --steps)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--work", help="keep worlds and run folders here")
+    return parser.parse_args()
+
+
+def plan(world: World, algorithm: str, folder: Path, options: argparse.Namespace) -> Run:
+    """The settings of one training, as `keel train` takes them."""
+    config: dict[str, Any] = {name: dict(section) for name, section in COMMON.items()}
+    marks = tuple(sorted({math.ceil(options.steps * share) for share in (0.25, 0.5, 1.0)}))
+    given = {
+        "output": str(folder / "runs" / f"{world.name}-{algorithm}"),
+        "seed": options.run_seed,
+        "steps": options.steps,
+        "policy.model": str(world.folder / "policy"),
+        "prompts.path": str(world.folder / "prompts.jsonl"),
+        "rollout.max_response_tokens": world.length,
+        "algorithm.name": algorithm,
+        "algorithm.kl_coef": world.kl_coef,
+        "checkpoint.every": math.gcd(*marks),
+        "checkpoint.keep": 0,
+        **SETTINGS[algorithm],
+        **{key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in options.variant)},
+    }
+    for key, value in given.items():
+        *sections, name = key.split(".")
+        target = config
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    return Run(world, algorithm, config, marks)
+
+
+def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All trainings and the floors that belong to them, each different floor once."""
+    steps = options.floor_steps or options.steps
+    climbs = {
+        (run.world.name, rate, schedule): Climb(run.world, rate, schedule, steps)
+        for run in runs
+        for rate, schedule in [(run.config["optim"]["learning_rate"], run.config["optim"]["schedule"])]
+    }
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=quiet) as pool:
+        trained = [pool.submit(train, run) for run in runs]
+        floors = {key: pool.submit(climb, item) for key, item in climbs.items()}
+        rows = []
+        for run, future in zip(runs, trained, strict=True):
+            optim = run.config["optim"]
+            floor = floors[run.world.name, optim["learning_rate"], optim["schedule"]]
+            rows.append(future.result() | {"floor": floor.result()})
+            print(f"{run.world.name} {run.algorithm}: done in {rows[-1]['seconds']:.0f} s", flush=True)
+    return rows
+
+
+def quiet() -> None:
+    torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Run keel.train, then enumerate every answer under the policies it left behind."""
+    import keel
+
+    start = time.perf_counter()
+    keel.train(run.config, scorers=[run.world.scorer()])
+    seconds = time.perf_counter() - start
+    output = Path(run.config["output"])
+    curve = [measure(run.world, output / "checkpoints" / f"step-{step:06d}" / "policy") for step in run.marks]
+    last = measure(run.world, output / "policy")
+    return {
+        "world": run.world.name,
+        "vocabulary": run.world.vocabulary,
+        "length": run.world.length,
+        "kl_coef": run.world.kl_coef,
+        "algorithm": run.algorithm,
+        "steps": run.marks,
+        "regret": [100 * point.regret for point in curve[:-1]] + [100 * last.regret],
+        "final": asdict(last),
+        "seconds": seconds,
+    }
+
+
+def climb(item: Climb) -> list[float]:
+    """Regret, at a quarter, half and all of the steps, of gradient ascent on J by enumeration."""
+    world, marks = item.world, {math.ceil(item.steps * share) for share in (0.25, 0.5, 1.0)}
+    model = load(world.folder / "policy")
+    with torch.no_grad():
+        ref_logprobs = answer_logprobs(model, world.prompts, world.length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=item.learning_rate, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate_factor(item.schedule, i / item.steps))
+    regrets = []
+    for step in range(item.steps + 1):
+        logprobs = answer_logprobs(model, world.prompts, world.length)
+        if step in marks:
+            regrets.append(100 * exact(logprobs.detach(), ref_logprobs, world.scores, world.kl_coef).regret)
+        optimizer.zero_grad()
+        (-objective(logprobs, ref_logprobs, world.scores, world.kl_coef)).backward()
+        optimizer.step()
+        scheduler.step()
+    return regrets
+
+
+def rate_factor(schedule: str, progress: float) -> float:
+    return {
+        "constant": 1.0,
+        "linear": max(0.0, 1.0 - progress),
+        "cosine": (1.0 + math.cos(math.pi * min(1.0, progress))) / 2,
+    }[schedule]
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """One line a training; three columns of regret, floor and excess: after a quarter, half and all of the steps."""
+    steps = "/".join(str(step) for step in rows[0]["steps"])
+    print(f"\nIn points of 100, after {steps} steps:")
+    print(f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':10} {'regret':^23} {'floor':^23} {'excess':^23} {'TV':>6} {'J':>8} {'J*':>8}")
+    for row in rows:
+        columns = "  ".join(" ".join(f"{x:7.2f}" for x in values) for values in (row["regret"], row["floor"], excess(row)))
+        final = row["final"]
+        print(
+            f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:10} {columns} "
+            f"{final['total_variation']:7.4f} {final['objective']:8.4f} {final['optimum']:8.4f}"
+        )
+
+
+def excess(row: dict[str, Any]) -> list[float]:
+    return [regret - floor for regret, floor in zip(row["regret"], row["floor"], strict=True)]
+
+
+def print_summary(rows: Sequence[dict[str, Any]]) -> None:
+    """Per algorithm over the worlds, at the end of the run."""
+    print("\nExcess at the end:")
+    for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
+        last = [excess(row)[-1] for row in rows if row["algorithm"] == algorithm]
+        print(f"{algorithm:10} median {statistics.median(last):6.2f}   worst {max(last):6.2f}   worlds {len(last)}")
+
+
+if __name__ == "__main__":
+    main()

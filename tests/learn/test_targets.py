@@ -1,0 +1,178 @@
+"""What the update aims at, worked out by hand."""
+
+from math import log
+from typing import Any
+
+import pytest
+import torch
+
+from keel.core.rewards import place_scores
+from keel.data.batches import TrainingBatch
+from keel.learn.algorithms import ALGORITHMS
+from keel.learn.targets import build_targets
+
+from .tables import ONE, Table, rollouts, scored, target_settings
+
+POLICY = [log(0.5), log(0.25), log(0.25)]
+REFERENCE = [log(0.25), log(0.25), log(0.5)]
+LN2 = 0.6931472
+
+
+def targets(
+    responses: list[list[int]],
+    token_scores: list[list[float]] | list[float],
+    name: str = "ppo",
+    values: list[float] | None = None,
+    reference: list[float] | None = REFERENCE,
+    kl_coef: float = 0.1,
+    truncated: list[bool] | None = None,
+    kept: list[bool] | None = None,
+    **settings: Any,
+) -> TrainingBatch:
+    """Scores are one for each token, or one for each response (on its last token)."""
+    answers = rollouts(responses, truncated)
+    given = torch.tensor(token_scores)
+    placed = place_scores(given, answers.response_mask) if given.dim() == 1 else given
+    return build_targets(
+        scored(answers, placed.sum(1).tolist(), kept),
+        placed,
+        Table(POLICY, values),  # type: ignore[arg-type]
+        None if reference is None else Table(reference),  # type: ignore[arg-type]
+        ALGORITHMS[name],
+        target_settings(**settings),
+        kl_coef,
+        ONE,
+    )
+
+
+def test_the_kl_is_taken_off_where_the_policy_is_above_the_reference() -> None:
+    batch = targets([[0, 1, 2]], [2.0])
+    assert batch.logprobs[0].tolist() == pytest.approx(POLICY)
+    assert batch.ref_logprobs[0].tolist() == pytest.approx(REFERENCE)
+    assert batch.rewards[0].tolist() == pytest.approx([-0.1 * LN2, 0.0, 2.0 + 0.1 * LN2])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kl"),
+    [("k1", [LN2, 0, -LN2]), ("k2", [LN2**2 / 2, 0, LN2**2 / 2]), ("k3", [0.5 - 1 + LN2, 0, 2 - 1 - LN2])],
+)
+def test_estimators_of_the_kl_in_the_reward(estimator: str, kl: list[float]) -> None:
+    batch = targets([[0, 1, 2]], [0.0], kl_coef=1.0, kl_estimator=estimator)
+    assert batch.rewards[0].tolist() == pytest.approx([-value for value in kl], abs=1e-6)
+
+
+def test_a_kl_in_the_loss_leaves_the_rewards_pure() -> None:
+    batch = targets([[0, 1, 2]], [2.0], kl_in="loss", kl_estimator="k2")
+    assert batch.rewards[0].tolist() == [0.0, 0.0, 2.0]
+    assert batch.ref_logprobs[0].tolist() == pytest.approx(REFERENCE)
+
+
+def test_without_a_reference_there_is_no_kl() -> None:
+    batch = targets([[0, 1, 2]], [2.0], reference=None)
+    assert batch.rewards[0].tolist() == [0.0, 0.0, 2.0]
+    torch.testing.assert_close(batch.ref_logprobs, batch.logprobs, rtol=0, atol=0)
+
+
+def test_all_logprobs_are_at_the_sampling_temperature() -> None:
+    """p^2 / sum p^2 at temperature 1/2: 4/6, 1/6, 1/6 and 1/6, 1/6, 4/6."""
+    batch = targets([[0, 1, 2]], [0.0], temperature=0.5, kl_coef=1.0)
+    assert batch.logprobs[0].exp().tolist() == pytest.approx([4 / 6, 1 / 6, 1 / 6])
+    assert batch.ref_logprobs[0].exp().tolist() == pytest.approx([1 / 6, 1 / 6, 4 / 6])
+
+
+VALUES = [0.5, 0.4, -0.1, 0.2, 0.7]
+SCORES = [[0.1, -0.2, 0.3, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "advantages"),
+    [
+        ({}, [0.5624, 0.592, 1.36, 0.8]),
+        ({"gamma": 0.99, "gae_lambda": 0.9}, [0.41381021, 0.4689228, 1.3108, 0.8]),
+        ({"gae_lambda": 0.0}, [0.0, -0.7, 0.6, 0.8]),
+        ({"gae_lambda": 1.0}, [0.7, 0.7, 1.4, 0.8]),
+        ({"truncation": "bootstrap", "truncated": [True]}, [1.1625625, 1.22375, 2.025, 1.5]),
+        ({"truncation": "bootstrap", "truncated": [False]}, [0.5624, 0.592, 1.36, 0.8]),
+        ({"truncation": "terminal", "truncated": [True]}, [0.5624, 0.592, 1.36, 0.8]),
+    ],
+)
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_advantages_and_returns_with_a_critic(name: str, settings: dict[str, Any], advantages: list[float]) -> None:
+    batch = targets([[0, 0, 0, 0]], SCORES, name, VALUES, None, **settings)
+    assert batch.advantages[0].tolist() == pytest.approx(advantages)
+    assert batch.values[0].tolist() == pytest.approx(VALUES[:4])
+    assert batch.returns[0].tolist() == pytest.approx([a + v for a, v in zip(advantages, VALUES, strict=False)])
+
+
+def test_a_truncated_row_is_bootstrapped_at_its_own_end() -> None:
+    batch = targets([[0], [0, 0, 0, 0]], [[1.0, 0, 0, 0], SCORES[0]], "ppo", VALUES, None, truncated=[True, False],
+                    truncation="bootstrap")  # fmt: skip
+    assert batch.advantages[0].tolist() == pytest.approx([1.0 + 0.4 - 0.5, 0, 0, 0])  # V after one token is 0.4
+    assert batch.advantages[1].tolist() == pytest.approx([0.5624, 0.592, 1.36, 0.8])
+
+
+def test_reinforce_has_rewards_to_go() -> None:
+    batch = targets([[0, 0, 0, 0]], SCORES, "reinforce", None, None, gamma=0.5)
+    assert batch.advantages[0].tolist() == pytest.approx([0.2, 0.2, 0.8, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [("rloo", {}, 2 / 3), ("grpo", {}, 0.8660239), ("grpo", {"normalize_std": False}, 0.5)],
+)
+def test_groups(name: str, settings: dict[str, Any], size: float) -> None:
+    """Scores 1, 0, 0, 1; each answer's advantage stands on all its tokens. Whitening is not for groups."""
+    responses = [[0, 0], [0], [0], [0, 0]]
+    batch = targets(responses, [1.0, 0.0, 0.0, 1.0], name, None, None, group_size=4, whiten_advantages=True, **settings)
+    assert batch.advantages.flatten().tolist() == pytest.approx([size, size, -size, 0, -size, 0, size, size])
+
+
+def test_groups_compare_the_kl_as_well() -> None:
+    """Equal scores; the answer that went away from the reference is worse by its KL."""
+    batch = targets([[0], [1]], [1.0, 1.0], "rloo", kl_coef=0.5, group_size=2)
+    assert batch.advantages.flatten().tolist() == pytest.approx([-0.5 * LN2, 0.5 * LN2])
+
+
+def test_whitened_advantages() -> None:
+    """1, 2, 3, 4, 5 over the counted tokens, in rows of unequal length."""
+    responses, scores = [[0, 0], [0], [0, 0]], [[1.0, 2.0], [3.0, 0.0], [4.0, 5.0]]
+    batch = targets(responses, scores, "reinforce", None, None, gamma=0.0, whiten_advantages=True)
+    expected = [-1.41421356, -0.70710678, 0.0, 0.0, 0.70710678, 1.41421356]
+    assert batch.advantages.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert batch.returns.flatten().tolist() == pytest.approx([1, 2, 3, 0, 4, 5])
+
+
+def test_whitened_rewards_keep_their_mean() -> None:
+    responses, scores = [[0, 0], [0], [0, 0]], [[1.0, 2.0], [3.0, 0.0], [4.0, 5.0]]
+    batch = targets(responses, scores, "ppo", [0.0] * 3, None, whiten_rewards=True)
+    expected = [1.58578644, 2.29289322, 3.0, 0.0, 3.70710678, 4.41421356]
+    assert batch.rewards.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "group_size", "counted"),
+    [("ppo", 2, [True, False, True, True]), ("rloo", 2, [False, False, True, True]), ("grpo", 4, [False] * 4)],
+)
+def test_a_dropped_answer_leaves_the_mask_and_so_does_its_group(
+    name: str, group_size: int, counted: list[bool]
+) -> None:
+    kept = [True, False, True, True]
+    values = [0.0] * 3 if name == "ppo" else None
+    settings = {"group_size": group_size, "whiten_rewards": True, "whiten_advantages": True, "kept": kept}
+    found = [
+        targets([[0, 0], [0, 1], [0], [1, 0]], [1.0, score, 3.0, 5.0], name, values, **settings) for score in (0.0, 1e6)
+    ]
+    for batch in found:
+        assert batch.response_mask.any(1).tolist() == counted
+        assert batch.response_mask.sum() == sum(n for n, here in zip([2, 2, 1, 2], counted, strict=True) if here)
+        assert not batch.advantages[~batch.response_mask].any()
+    torch.testing.assert_close(found[0].advantages, found[1].advantages, rtol=0, atol=0)  # whatever was said of it
+
+
+@pytest.mark.parametrize("budget", [1, 4, 100])
+def test_micro_batches_change_nothing(budget: int) -> None:
+    responses = [[0, 1], [2], [0, 0, 1], [1]]
+    batch = targets(responses, [1.0, 2.0, 3.0, 4.0], "ppo", VALUES, microbatch_tokens=budget)
+    whole = targets(responses, [1.0, 2.0, 3.0, 4.0], "ppo", VALUES, microbatch_tokens=10**9)
+    for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
+        torch.testing.assert_close(getattr(batch, name), getattr(whole, name), rtol=0, atol=0)
