@@ -69,7 +69,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: str):
 
 def test_a_missing_file_is_refused(tmp_path: Path):
     for name in ("none.jsonl", "none.parquet"):
-        with pytest.raises(DataError, match="(?i)no such file"):
+        with pytest.raises(DataError, match=r"(?i)no such file"):
             read_rows(str(tmp_path / name))
 
 

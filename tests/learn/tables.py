@@ -105,8 +105,8 @@ def batch_of(
     """A batch of given numbers, one for each token; ref_logprobs, values, rewards and returns are zero if not given."""
     given = rollouts(responses)
     zeros = [[0.0] * given.response_mask.shape[1]] * len(responses)
-    numbers = {name: zeros for name in ("ref_logprobs", "values", "rewards", "returns")}
-    numbers |= {"logprobs": logprobs, "advantages": advantages} | others  # type: ignore[dict-item]
+    numbers: dict[str, Any] = dict.fromkeys(("ref_logprobs", "values", "rewards", "returns"), zeros)
+    numbers |= {"logprobs": logprobs, "advantages": advantages} | others
     return TrainingBatch(
         prompt_tokens=given.prompt_tokens,
         prompt_mask=given.prompt_mask,

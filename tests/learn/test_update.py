@@ -1,5 +1,6 @@
 """One update of a policy that is a table: gradients, clips and stops, worked out by hand."""
 
+import itertools
 import math
 from math import log
 from typing import Any
@@ -208,7 +209,7 @@ def test_each_epoch_visits_every_row_once_in_a_new_order() -> None:
     seen = rows_seen()
     assert [len(rows) for rows in seen] == [4] * 9
     epochs = [seen[start : start + 3] for start in (0, 3, 6)]
-    assert all(sorted(sum(epoch, [])) == list(range(12)) for epoch in epochs)
+    assert all(sorted(itertools.chain(*epoch)) == list(range(12)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 

@@ -16,7 +16,7 @@ def approx_kl(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
 def clipfrac(
     new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, clip_range_low: float, clip_range_high: float
 ) -> Tensor:
-    """1 where the clipped term is the one used (so the token has no gradient), else 0; its mean is `policy/clipfrac`."""
+    """1 where the clipped term is the one used (the token has no gradient), else 0; its mean is `policy/clipfrac`."""
     check_shapes(new_logprobs, logprobs, advantages)
     ratio = likelihood_ratio(new_logprobs, logprobs)
     above = (ratio > 1.0 + clip_range_high) & (advantages > 0)
