@@ -70,7 +70,9 @@ def main() -> None:
         folder = Path(options.work or scratch)
         worlds = [random_world(folder / f"random-{i}", i) for i in range(options.seed, options.seed + options.worlds)]
         worlds += [t3_world(folder / "T3")] if options.t3 else []
-        rows = measure_all([plan(world, name, folder, options) for world in worlds for name in options.algorithms], options)
+        rows = measure_all(
+            [plan(world, name, folder, options) for world in worlds for name in options.algorithms], options
+        )
     print_table(rows)
     print_summary(rows)
     if options.json:
@@ -202,9 +204,13 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """One line a training; three columns of regret, floor and excess: after a quarter, half and all of the steps."""
     steps = "/".join(str(step) for step in rows[0]["steps"])
     print(f"\nIn points of 100, after {steps} steps:")
-    print(f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':10} {'regret':^23} {'floor':^23} {'excess':^23} {'TV':>6} {'J':>8} {'J*':>8}")
+    print(
+        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':10} {'regret':^23} {'floor':^23} {'excess':^23} {'TV':>6} {'J':>8} {'J*':>8}"
+    )
     for row in rows:
-        columns = "  ".join(" ".join(f"{x:7.2f}" for x in values) for values in (row["regret"], row["floor"], excess(row)))
+        columns = "  ".join(
+            " ".join(f"{x:7.2f}" for x in values) for values in (row["regret"], row["floor"], excess(row))
+        )
         final = row["final"]
         print(
             f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:10} {columns} "

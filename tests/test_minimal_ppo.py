@@ -36,7 +36,7 @@ def test_it_is_short_and_uses_nothing_but_torch_and_core() -> None:
 
 
 def test_it_nears_the_exact_optimum(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    result = example.main(steps=30)
+    result = example.main(steps=20)
     assert result["start"] < 0 < result["J"] < result["J*"]
     assert result["share"] > 0.9
     assert f"exact optimum J* {result['J*']:.4f}" in capsys.readouterr().out

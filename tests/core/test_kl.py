@@ -94,6 +94,11 @@ def test_o10_extreme_log_ratios_are_measured_not_clamped(estimator: str, expecte
     close(estimate, expected, atol=1e-5 if estimator == "k3" else 1e-12)
 
 
+def test_o10_k3_of_a_token_that_the_reference_finds_far_likelier() -> None:
+    estimate = kl_estimate(torch.tensor([-31.0]), torch.tensor([-1.0]), "k3")
+    assert estimate.item() == pytest.approx(10686474581493.46, rel=1e-12)  # e^30 - 31
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_o10_a_vanished_token_gives_a_finite_number_and_gradient(estimator: str, dtype: torch.dtype) -> None:

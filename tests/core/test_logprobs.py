@@ -60,6 +60,8 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     assert logprob.dtype == torch.float32
     close(logprob, [-math.log(50_000)], atol=1e-5)
     assert entropy(logits).dtype == torch.float32
+    tempered = token_logprobs(torch.tensor([LOGITS], dtype=torch.bfloat16), torch.tensor([1]), 0.7)
+    close(tempered, [-1.68868983], atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])

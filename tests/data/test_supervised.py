@@ -68,11 +68,10 @@ def test_a_chat_ends_where_its_template_ends_it(tmp_path: Path, tokenizer: PreTr
         assert (example.tokens, example.num_prompt_tokens) == ((1, 4, 2, 13, 1, 5, 2), 5)
 
 
-def test_a_long_example_loses_its_end_and_one_without_targets_is_left_out(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-):
+def test_a_long_example_loses_its_end(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
     rows = [{"prompt": "w0 w1 w2", "completion": " w3"}, {"prompt": "w0", "completion": " w1 w2 w3"}]
-    [example] = load(tmp_path, tokenizer, *rows, max_tokens=3)
+    nothing, example = load(tmp_path, tokenizer, *rows, max_tokens=3)
+    assert nothing.num_targets == 0
     assert (example.tokens, example.num_targets) == ((4, 5, 6), 2)
     with pytest.raises(DataError, match="no row has anything to learn within 1 tokens"):
         load(tmp_path, tokenizer, *rows, max_tokens=1)

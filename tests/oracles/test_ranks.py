@@ -34,7 +34,7 @@ def of_two_ranks(model: Path, folder: Path, rows: tuple[str, str], masked: str) 
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
     finally:
         for process in processes:

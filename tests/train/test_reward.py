@@ -15,7 +15,7 @@ from keel.data.preferences import Ranking
 from keel.errors import ConfigError
 from keel.models.reward_model import RewardModel
 from keel.train import supervised
-from keel.train.judging import baselines, calibration_error, judge
+from keel.train.judging import baselines, calibration_error, judge, print_figures
 from keel.train.reward import EncodedRanking, listwise_losses, load_split, pairwise_losses, ranking_losses, reward
 from keel.train.supervised import Task, accumulate
 
@@ -48,6 +48,7 @@ def test_known_preferences_are_recovered(tiny_policy: Path, tmp_path: Path, loss
     assert figures["loss"] == pytest.approx(0.5623351, abs=0.002)
     assert figures["accuracy"] == pytest.approx(0.75)
     assert figures["calibration_error"] < 0.01
+    assert figures["prompts_on_both_sides"] == 1
 
 
 def test_swapped_answers_flip_the_sign_and_centring_balances_the_scores(tiny_policy: Path, tmp_path: Path):
@@ -133,7 +134,7 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path, tmp_path:
             weights=[1, 1, 1],
             loss=lambda part, settings=settings: ranking_losses(model, [RANKINGS[i] for i in part], settings).sum(),
             evaluate=dict,
-            baselines={},
+            facts={},
             save=model.save,
         )
         model.model.zero_grad()
@@ -186,18 +187,18 @@ def test_no_prompt_is_on_both_sides(tiny_policy: Path, tmp_path: Path):
     settings = settings.model_copy(
         update={"data": settings.data.model_copy(update={"eval_path": None, "eval_fraction": 0.3})}
     )
-    train, held_out = load_split(settings)
+    train, held_out, left_out = load_split(settings)
     assert {ranking.prompt for ranking in train}.isdisjoint(ranking.prompt for ranking in held_out)
     assert len({ranking.prompt for ranking in held_out}) == 4
-    assert len(train) + len(held_out) == 24
+    assert (len(train) + len(held_out), left_out) == (24, 0)
     assert all(ranking.ranks == (1, 2, 2) for ranking in train + held_out)
 
 
-def test_rows_without_a_preference_are_counted(tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_rows_without_a_preference_are_counted(tiny_policy: Path, tmp_path: Path):
     tie = {"prompt": "w0", "responses": ["w1", "w2"], "ranks": [1, 1]}
     settings = config(tmp_path, tiny_policy, [A_WINS, tie, A_WINS])
-    assert [len(side) for side in load_split(settings)] == [2, 2]
-    assert "1 of 3 rankings prefer nothing" in capsys.readouterr().out
+    train, held_out, left_out = load_split(settings)
+    assert (len(train), len(held_out), left_out) == (2, 2, 1)
 
 
 def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -237,6 +238,15 @@ def test_the_length_baseline_learns_its_direction_from_the_training_rankings():
     assert (figures["length_sign"], figures["length_accuracy"]) == (1.0, pytest.approx(1 / 3))
     assert figures["constant_accuracy"] == 0.5
     assert baselines([], [longer]) == {}
+
+
+def test_the_table_shows_model_and_baselines(capsys: pytest.CaptureFixture[str]):
+    figures = {"accuracy": 0.7251, "loss": 0.5522, "calibration_error": 0.017, "length_accuracy": 0.4696}
+    figures |= {"length_sign": -1.0, "constant_accuracy": 0.5, "constant_loss": log(2), "prompts_on_both_sides": 3}
+    print_figures(figures)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("0.725", "0.552", "0.017", "shorter is better", "0.470", "0.693"))
+    assert "3 held-out prompts are among those learned from" in shown
 
 
 def test_a_calibrated_model_has_no_calibration_error():

@@ -55,6 +55,19 @@ def test_the_loss_is_on_what_follows_the_prompt(tiny_policy: Path):
     assert together == pytest.approx(alone, abs=1e-5)
 
 
+def test_chunks_of_logits_never_change_loss_or_gradient(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch):
+    model = load_causal_lm(str(tiny_policy)).double()
+    results = []
+    for at_once in (2**25, 32 * 3):
+        monkeypatch.setattr("keel.train.sft.LOGITS_AT_ONCE", at_once)
+        model.zero_grad()
+        losses = target_losses(model, EXAMPLES)
+        losses.sum().backward()
+        results.append((losses.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])))
+    assert torch.allclose(results[0][0], results[1][0], rtol=0, atol=1e-12)
+    assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-12)
+
+
 def test_the_prompt_gets_no_gradient_as_a_target(tiny_policy: Path):
     """What the model would say after w0 is pushed only where w1 is a completion, not where it is a prompt."""
     model = load_causal_lm(str(tiny_policy))
@@ -77,7 +90,7 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
         weights=[example.num_targets for example in EXAMPLES],
         loss=lambda rows: target_losses(model, [EXAMPLES[i] for i in rows]).sum(),
         evaluate=dict,
-        baselines={},
+        facts={},
         save=lambda folder: None,
     )
     results = []
@@ -126,21 +139,24 @@ def test_it_learns_and_saves_a_plain_model(request: pytest.FixtureRequest, tmp_p
     assert loss < 1.0
 
 
-def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("stop", [1, 6])
+def test_a_resumed_run_is_the_straight_run(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+):
     settings = config(tmp_path, tiny_policy, epochs=3, checkpoint={"every": 2})
     straight = sft(settings)
     cut = settings.model_copy(update={"output": str(tmp_path / "cut")})
     update = supervised.update
 
-    def stops_at_step_6(*arguments: Any) -> dict[str, float]:
-        if arguments[3] == 5:
+    def stops(*arguments: Any) -> dict[str, float]:
+        if arguments[3] == stop:
             raise KeyboardInterrupt
         return update(*arguments)
 
-    monkeypatch.setattr(supervised, "update", stops_at_step_6)
+    monkeypatch.setattr(supervised, "update", stops)
     with pytest.raises(KeyboardInterrupt):
         sft(cut)
-    assert len(metrics_of(tmp_path / "cut")) == 6
+    assert len(metrics_of(tmp_path / "cut")) == stop + 1
     monkeypatch.setattr(supervised, "update", update)
     assert sft(cut, resume=True) == straight
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "run")

@@ -40,16 +40,15 @@ def load_examples(
     split: str = "train",
     max_tokens: int = 512,
 ) -> list[Example]:
-    """The examples of a file, each cut after `max_tokens`; those whose prompt fills that alone are left out.
+    """The examples of a file, each cut after `max_tokens` (where the prompt fills that alone, nothing is learned).
 
-    Raises DataError for a bad row, or when none is left.
+    Raises DataError for a bad row, or when no example has anything to learn.
     """
     rows = read_rows(path, split)
     examples = [_cut(encode_example(row, path, tokenizer, end_ids), max_tokens) for row in rows]
-    useful = [example for example in examples if example.num_targets > 0]
-    if not useful:
+    if not any(example.num_targets > 0 for example in examples):
         raise DataError(f"no row has anything to learn within {max_tokens} tokens", where=path, fix="raise max_tokens")
-    return useful
+    return examples
 
 
 def encode_example(row: Row, path: str, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> Example:

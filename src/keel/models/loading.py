@@ -70,7 +70,11 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrai
             num_labels=1,
             output_loading_info=True,
         )
-    new_head = [key for key in report["missing_keys"] if not key.startswith(f"{model.base_model_prefix}.")]
+    prefix = f"{model.base_model_prefix}."
+    new_head = [key for key in report["missing_keys"] if not key.startswith(prefix)]
+    lost = [key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
+    if lost:
+        raise ConfigError(f"weights are missing, such as {sorted(lost)[0]}", where=name)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == 1 and new_head:
             nn.init.zeros_(module.weight)

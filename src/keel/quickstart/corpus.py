@@ -54,7 +54,7 @@ class Draft:
 
 
 # All that people write shows what is possible; the agents whose replies are imitated are no better than that.
-PRETRAINING = Habits(0.55, 0.30, 0.60, 0.20, 0.35, 0.30, 0.25)
+PRETRAINING = Habits(0.50, 0.30, 0.50, 0.35, 0.35, 0.30, 0.25)
 MEDIOCRE = Habits(0.45, 0.30, 0.45, 0.20, 0.40, 0.30, 0.40)
 
 

@@ -10,7 +10,7 @@ CUSTOMER = "customer:"
 AGENT = "agent:"
 
 ITEMS = ("lamp", "kettle", "coat", "radio", "chair", "clock", "tent", "bike", "drill", "piano")
-NUMBERS = tuple(str(1037 + 463 * i) for i in range(20))  # four digits each, one word each
+NUMBERS = tuple(str(1037 + 733 * i) for i in range(12))  # four digits each, one word each
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from keel.train.sft import sft
 
 MAX_RESPONSE_TOKENS = 48
 ANSWERS_PER_PROMPT = 4
-NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 20_000, 3_000, 1_200, 1_500, 150
+NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 14_000, 2_400, 1_200, 1_500, 150
 
 
 @dataclass
@@ -132,9 +132,8 @@ def pretraining_settings(run: Quickstart) -> SftConfig:
             "seed": run.config.seed,
             "model": run.path("untrained"),
             "data": {"path": run.path("data/texts.jsonl"), "eval_fraction": 0.01},
-            "epochs": 1.3,
-            "batch_size": 64,
-            "optim": {"learning_rate": 5e-3, "schedule": "cosine", "warmup_steps": 30, "weight_decay": 0.01},
+            "batch_size": 16,
+            "optim": {"learning_rate": 4e-3, "warmup_steps": 30, "weight_decay": 0.01},
         },
     )
 
@@ -147,8 +146,7 @@ def sft_settings(run: Quickstart) -> SftConfig:
             "seed": run.config.seed,
             "model": run.path("pretrain/model"),
             "data": {"path": run.path("data/dialogues.jsonl"), "eval_fraction": 0.05},
-            "epochs": 1.3,
-            "batch_size": 64,
+            "batch_size": 32,
             "optim": {"learning_rate": 5e-4},
         },
     )

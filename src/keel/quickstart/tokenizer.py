@@ -46,7 +46,7 @@ def tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> N
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=2,
         max_position_embeddings=256,
         initializer_range=0.05,
         tie_word_embeddings=True,

@@ -109,7 +109,7 @@ def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
     is asked."""
     backwards = select_rows(probe, list(range(len(probe.texts)))[::-1])
     first, second = parts.score(probe), parts.score(backwards)
-    if not bool(first.kept.any()):
+    if not bool(parts.world.sum(first.kept.sum())):
         raise RewardError("not one answer could be scored", where="rewards")
     worst = 0.0
     for scorer in (scorer for scorer in parts.scorers if not scorer.noisy):

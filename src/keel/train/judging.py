@@ -1,7 +1,7 @@
 """How good a reward model is on prompts it was not trained on, beside what length alone would say."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -77,8 +77,10 @@ def calibration_error(differences: Tensor, weights: Tensor) -> float:
     return float(torch.zeros(NUM_BINS, dtype=gap.dtype).index_add(0, bins, gap).abs().sum())
 
 
-def print_figures(figures: dict[str, float]) -> None:
-    """A small table: the reward model, length alone, a constant."""
+def print_figures(figures: Mapping[str, float]) -> None:
+    """What `reward` returns as a small table: the reward model, length alone, a constant; if anything was held out."""
+    if "accuracy" not in figures:
+        return
     prefers = "longer" if figures["length_sign"] > 0 else "shorter"
     table = Table("on held-out prompts", "accuracy", "loss", "calibration error")
     rows = {"reward model": "", f"length alone ({prefers} is better)": "length_", "constant": "constant_"}
@@ -86,3 +88,7 @@ def print_figures(figures: dict[str, float]) -> None:
         cells = (figures.get(prefix + name) for name in ("accuracy", "loss", "calibration_error"))
         table.add_row(title, *("" if value is None else f"{value:.3f}" for value in cells))
     Console().print(table)
+    if figures["prompts_on_both_sides"]:
+        print(
+            f"{figures['prompts_on_both_sides']:.0f} held-out prompts are among those learned from: a flattering figure"
+        )

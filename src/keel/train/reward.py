@@ -8,10 +8,10 @@ from torch import Tensor
 
 from keel.config import RewardConfig
 from keel.core.preferences import bradley_terry_loss, tied_plackett_luce_loss
-from keel.data.preferences import Ranking, load_rankings, split_by_prompt
+from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.errors import ConfigError
 from keel.models.reward_model import RewardModel
-from keel.train.judging import baselines, judge, print_figures
+from keel.train.judging import baselines, judge
 from keel.train.supervised import Task, fit
 
 PASSES = 8
@@ -29,7 +29,8 @@ class EncodedRanking:
 
 def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     """Learn a reward model from pairs or rankings; it is in `output/model`. Returns the figures on held-out prompts."""
-    train, held_out = load_split(config)
+    train, held_out, left_out = load_split(config)
+    shared = set.intersection(*({prompt_key(ranking.prompt) for ranking in side} for side in (train, held_out)))
     torch.manual_seed(config.seed)  # the adapter's start
     model = RewardModel.load(config.model, config.dtype, config.template, config.lora, max_tokens=config.max_tokens)
     encoded = [encode(model, ranking) for ranking in train]
@@ -48,31 +49,24 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
         weights=[1] * len(encoded),
         loss=lambda rows: ranking_losses(model, [encoded[i] for i in rows], config).sum(),
         evaluate=evaluate,
-        baselines=baselines(held_out, train),
+        facts=baselines(held_out, train) | {"rankings_left_out": left_out, "prompts_on_both_sides": len(shared)},
         save=model.save,
     )
-    figures = fit(config, task, resume)
-    if held_out:
-        print_figures(figures)
-    return figures
+    return fit(config, task, resume)
 
 
-def load_split(config: RewardConfig) -> tuple[list[Ranking], list[Ranking]]:
-    """Rankings to learn from and rankings of held-out prompts: what was ranked in them, where it prefers anything."""
+def load_split(config: RewardConfig) -> tuple[list[Ranking], list[Ranking], int]:
+    """Rankings to learn from, rankings of held-out prompts, and how many were left out because they prefer nothing."""
     data = config.data
-    rankings = informative(load_rankings(data.path, data.split))
+    rankings = load_rankings(data.path, data.split)
+    train = [ranking.ranked for ranking in rankings if ranking.pairs]
+    left_out = len(rankings) - len(train)
     if config.loss == "listwise" and any(ranking.margin for ranking in rankings):
         raise ConfigError("a margin belongs to a pair", where=data.path, fix="set loss: pairwise")
     if data.eval_path:
-        return rankings, informative(load_rankings(data.eval_path, data.split))
-    return split_by_prompt(rankings, lambda ranking: ranking.prompt, data.eval_fraction, config.seed)
-
-
-def informative(rankings: Sequence[Ranking]) -> list[Ranking]:
-    useful = [ranking.ranked for ranking in rankings if ranking.pairs]
-    if len(useful) < len(rankings):
-        print(f"{len(rankings) - len(useful)} of {len(rankings)} rankings prefer nothing and are left out")
-    return useful
+        others = load_rankings(data.eval_path, data.split)
+        return train, [ranking.ranked for ranking in others if ranking.pairs], left_out
+    return *split_by_prompt(train, lambda ranking: ranking.prompt, data.eval_fraction, config.seed), left_out
 
 
 def encode(model: RewardModel, ranking: Ranking) -> EncodedRanking:

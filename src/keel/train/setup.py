@@ -90,7 +90,7 @@ def build_parts(
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
     check_logits(policy)
-    _check_lengths(config, policy, loaded)
+    _check_lengths(config, policy, [*loaded, *held_out])
     end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
     if not end_ids:
         raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from keel.config import SftConfig
 from keel.core.logprobs import token_logprobs
@@ -15,12 +16,13 @@ from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
 from keel.models.heads import check_logits, next_token_logits, plain, trunk
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
+from keel.models.policy import LOGITS_AT_ONCE
 from keel.train.supervised import Task, fit
 from keel.world import World
 
 
 def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
-    """Imitate completions or texts; the result is in `output/model`. Returns loss and perplexity on held-out rows."""
+    """Imitate completions or texts; the result is in `output/model`. Returns the figures on held-out rows."""
     tokenizer = load_tokenizer(config.model)
     torch.manual_seed(config.seed)  # the adapter's start
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
@@ -29,7 +31,7 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     ends = end_token_ids(model, tokenizer)
     if not ends:
         raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
-    train, held_out = load_split(config, model, tokenizer, ends)
+    train, held_out, left_out = load_split(config, model, tokenizer, ends)
     task = Task(
         name="sft",
         model=model,
@@ -37,7 +39,7 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         weights=[example.num_targets for example in train],
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
         evaluate=lambda: evaluate(model, held_out, config.microbatch_tokens),
-        baselines={},
+        facts={"rows_left_out": left_out},
         save=lambda folder: save_model(model, tokenizer, folder),
     )
     return fit(config, task, resume)
@@ -45,19 +47,25 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
 
 def load_split(
     config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]
-) -> tuple[list[Example], list[Example]]:
-    """Examples to learn and held-out examples."""
+) -> tuple[list[Example], list[Example], int]:
+    """Examples to learn, held-out examples, and how many were left out because nothing is learned in them."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = min(config.max_tokens, positions or config.max_tokens)
     data = config.data
     examples = load_examples(data.path, tokenizer, ends, split=data.split, max_tokens=limit)
+    train = [example for example in examples if example.num_targets > 0]
+    left_out = len(examples) - len(train)
     if data.eval_path:
-        return examples, load_examples(data.eval_path, tokenizer, ends, split=data.split, max_tokens=limit)
-    return split_by_prompt(examples, lambda example: example.prompt, data.eval_fraction, config.seed)
+        others = load_examples(data.eval_path, tokenizer, ends, split=data.split, max_tokens=limit)
+        return train, [example for example in others if example.num_targets > 0], left_out
+    return *split_by_prompt(train, lambda example: example.prompt, data.eval_fraction, config.seed), left_out
 
 
 def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
-    """-log p of every token that is to be learned, of all examples. -> [number of targets]"""
+    """-log p of every token that is to be learned, of all examples. -> [number of targets]
+
+    Only those positions meet the output matrix, and where they are many, a chunk at a time.
+    """
     device = plain(model).device
     tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
     starts = torch.tensor([example.num_prompt_tokens for example in examples], device=device)
@@ -65,7 +73,15 @@ def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
     hidden = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
     # Position t predicts token t + 1, so the first token of all has nothing to be predicted from.
     before, targets = hidden[:, :-1][learned[:, 1:]], tokens[:, 1:][learned[:, 1:]]
-    return -token_logprobs(next_token_logits(model, before), targets)
+
+    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
+        return -token_logprobs(next_token_logits(model, hidden), targets)
+
+    rows = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+    if len(targets) <= rows:
+        return losses(before, targets)
+    parts = zip(before.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
 
 
 @torch.no_grad()

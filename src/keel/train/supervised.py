@@ -33,7 +33,7 @@ class Task:
     weights: Sequence[int]  # of each row in the mean: its counted tokens, or 1
     loss: Callable[[Sequence[int]], Tensor]  # summed over the given rows; their weights divide it
     evaluate: Callable[[], dict[str, float]]  # figures on the held-out rows
-    baselines: Mapping[str, float]  # figures on the held-out rows of what needs no model
+    facts: Mapping[str, float]  # figures that no training changes
     save: Callable[[Path], None]  # the result as a plain model folder
 
 
@@ -50,7 +50,7 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
         if done in (0, total):
             figures = task.evaluate()
         if done == 0:
-            log(sinks, task, 0, evaluation({**figures, **task.baselines}))
+            log(sinks, task, 0, evaluation(figures) | dict(task.facts))
         for step in range(done, total):
             metrics = update(config, task, optimizer, step, total)
             if epoch_ends(config, len(task.lengths), step) or step + 1 == total:
@@ -60,7 +60,7 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
             display.show(step + 1, {"loss": metrics["loss"], **evaluation(figures)})
             if step + 1 == total or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
                 save(folder, task, optimizer, step + 1, config.checkpoint.keep)
-    figures |= task.baselines
+    figures |= task.facts
     publish(folder, task, figures)
     folder.close()
     return figures
@@ -123,7 +123,7 @@ def epoch_ends(config: SupervisedSettings, num_rows: int, step: int) -> bool:
 @contextmanager
 def open_sinks(folder: RunFolder, config: SupervisedSettings, done: int) -> Iterator[list[MetricSink]]:
     """Where metrics go, cut back to the step that the run goes on from."""
-    truncate_after(folder.metrics, done)
+    truncate_after(folder.metrics, done or -1)  # the figures before the first step are written anew with it
     sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
     if "tensorboard" in config.log.trackers:
         sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))

@@ -1,0 +1,150 @@
+"""The gradient of an optimizer step does not depend on how its rows are split, ordered or padded (float64)."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from keel.config import TrainConfig, parse
+from keel.data.batches import Rollouts, TrainingBatch, select_rows
+from keel.learn.shaping import ScoreStatistics
+from keel.learn.targets import build_targets
+from keel.train.setup import Parts, build_parts
+from keel.world import World
+
+from ..runs import PROMPTS, settings, share_of_w3
+
+ONE = World(0, 1, torch.device("cpu"))
+GARBAGE = 9  # in the place of pads, which nobody must read
+
+
+def parts_of(model: Path, **changes: Any) -> Parts:
+    """A run in float64 whose weights stay where they are. All terms of the loss take part."""
+    terms = {"algorithm.entropy_coef": 0.01, "algorithm.kl_in": "loss", "algorithm.minibatch_size": 16}
+    config = parse(TrainConfig, settings(model, Path("unused"), {**terms, "optim.max_grad_norm": 1e9, **changes}))
+    parts = build_parts(config, [share_of_w3], PROMPTS, ONE)
+    parts.actor_critic.double()
+    assert parts.reference is not None
+    parts.reference.double()
+    head = parts.actor_critic.critic.score if parts.actor_critic.critic is not None else parts.actor_critic.value_head
+    torch.nn.init.constant_(head.weight, 0.1)  # at zero it would pass no gradient on to its trunk
+    for group in parts.updater.optimizer.param_groups:
+        group["initial_lr"] = 0.0
+    return parts
+
+
+def targets_of(parts: Parts, rollouts: Rollouts) -> TrainingBatch:
+    scored = parts.score(rollouts)
+    token_scores = parts.shaping.token_scores(scored, ScoreStatistics()).double()
+    return build_targets(
+        scored, token_scores, parts.actor_critic, parts.reference, parts.algorithm, parts.targets, 0.05, ONE
+    )
+
+
+def gradient_of(parts: Parts, batch: TrainingBatch, budget: int = 10**6) -> tuple[Tensor, dict[str, float]]:
+    """All gradients that the optimizer gets, joined, and the metrics."""
+    seen: list[Tensor] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(torch.cat([grad.flatten() for grad in grads]))
+
+    handle = parts.updater.optimizer.register_step_pre_hook(look)
+    updater = replace(parts.updater, schedule=replace(parts.updater.schedule, microbatch_tokens=budget))
+    metrics = updater.update(batch, step=1, kl_coef=0.05, seed=0)
+    handle.remove()
+    assert len(seen) == 1
+    return seen[0], metrics
+
+
+def padded(batch: Any, left: int, right: int) -> Any:
+    """The same rows with more padding on both outer sides."""
+    wider = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor) and value.dim() == 2:
+            sides = (left, 0) if field.name.startswith("prompt") else (0, right)
+            fill = {torch.bool: False, torch.int64: GARBAGE}.get(value.dtype, float("nan"))
+            wider[field.name] = pad(value, sides, value=fill)
+    return replace(batch, **wider)
+
+
+@pytest.fixture(scope="module", params=["rotary, separate", "rotary, shared", "absolute, separate", "absolute, shared"])
+def parts(request: pytest.FixtureRequest) -> Parts:
+    positions, sharing = request.param.split(", ")
+    model = request.getfixturevalue("tiny_policy" if positions == "rotary" else "tiny_gpt2")
+    return parts_of(model, **{"critic.sharing": sharing})
+
+
+@pytest.fixture(scope="module")
+def rollouts(parts: Parts) -> Rollouts:
+    return parts.respond(1)
+
+
+@pytest.fixture(scope="module")
+def batch(parts: Parts, rollouts: Rollouts) -> TrainingBatch:
+    assert rollouts.prompt_mask.sum(1).unique().numel() == 3
+    assert rollouts.lengths.unique().numel() > 2
+    return targets_of(parts, rollouts)
+
+
+@pytest.fixture(scope="module")
+def expected(parts: Parts, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+    gradient, metrics = gradient_of(parts, batch)
+    assert gradient.dtype == torch.float64
+    assert float(gradient.norm()) > 1e-3
+    return gradient, metrics
+
+
+def same(found: tuple[Tensor, dict[str, float]], expected: tuple[Tensor, dict[str, float]]) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-10)
+    assert found[1] == pytest.approx(expected[1], abs=1e-10)
+
+
+@pytest.mark.parametrize("budget", [1, 20, 57, 100])
+def test_micro_batches(
+    parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
+) -> None:
+    """From one row at a time to all at once."""
+    same(gradient_of(parts, batch, budget), expected)
+
+
+@pytest.mark.parametrize("budget", [40, 10**6])
+def test_order_of_rows(
+    parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
+) -> None:
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
+    same(gradient_of(parts, select_rows(batch, order), budget), expected)
+
+
+def test_padding(parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]) -> None:
+    same(gradient_of(parts, padded(batch, left=5, right=3)), expected)
+
+
+def test_padding_of_the_rollouts(parts: Parts, rollouts: Rollouts, batch: TrainingBatch) -> None:
+    found = targets_of(parts, padded(rollouts, left=4, right=2))
+    width = batch.response_mask.shape[1]
+    for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
+        ours, theirs = getattr(found, name), getattr(batch, name)
+        torch.testing.assert_close(ours[:, :width], theirs, rtol=0, atol=1e-10)
+        assert not ours[:, width:].any()
+
+
+def test_order_of_the_rollouts(parts: Parts, rollouts: Rollouts, batch: TrainingBatch) -> None:
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(4)).tolist()
+    found, expected = targets_of(parts, select_rows(rollouts, order)), select_rows(batch, order)
+    for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-10)
+
+
+def test_rows_without_a_counted_token(
+    parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]
+) -> None:
+    """As if they were not there."""
+    more = select_rows(batch, [*range(16), 0, 5])
+    more.response_mask[16:] = False
+    same(gradient_of(parts, more, 40), expected)

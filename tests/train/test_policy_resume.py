@@ -1,0 +1,82 @@
+"""A run that is killed and resumed is the run that was left alone, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keel.errors import ConfigError
+from keel.train import policy
+
+from ..runs import lines, train, without_clock
+
+EVERYTHING = {"algorithm.target_kl": 1.0, "algorithm.kl_horizon": 100.0, "reward.normalize": "running"}
+RUNS: dict[str, dict[str, Any]] = {
+    "ppo": {"algorithm.update_epochs": 2, "optim.schedule": "linear", **EVERYTHING},
+    "shared critic": {"critic.sharing": "shared", **EVERYTHING},
+    "rloo": {"algorithm.name": "rloo", "reward.normalize": "reference", "reward.segments": "w3"},
+    "lora": {"policy.lora": {"r": 4}, "critic.warmup_steps": 1, "optim.learning_rate": 1e-2},
+}
+
+
+class Killed(BaseException):
+    """Like a signal: nothing of keel catches it."""
+
+
+def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step: int) -> None:
+    def dying_step(parts: Any, state: Any) -> Any:
+        if state.step == step:
+            raise Killed
+        return whole_step(parts, state)
+
+    whole_step = policy.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "train_step", dying_step)
+        with pytest.raises(Killed):
+            train(model, output, changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files that hold weights, moments, counters or answers. (config.yaml names the folder itself.)"""
+    kinds = (".safetensors", "state.json", "rollouts.jsonl", "tokenizer.json")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name.endswith(kinds)
+    }
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_a_resumed_run_is_the_straight_run(name: str, tiny_policy: Path, tmp_path: Path) -> None:
+    changes = {"steps": 4, "checkpoint.every": 2, "log.rollouts_per_step": 16, **RUNS[name]}
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    expected = train(tiny_policy, straight, changes)
+    train_until_killed(tiny_policy, resumed, changes, step=4)
+    assert [line["step"] for line in lines(resumed / "metrics.jsonl")] == [1, 2, 3]  # the third is not in a checkpoint
+    found = train(tiny_policy, resumed, changes, resume=True)
+    assert without_clock(found) == without_clock(expected)
+    files = contents(straight)
+    assert {"checkpoints/step-000004/weights.safetensors", "policy/model.safetensors", "rollouts.jsonl"} < set(files)
+    assert contents(resumed) == files
+    assert expected[0]["objective/kl_coef"] == expected[1]["objective/kl_coef"] or "algorithm.target_kl" in changes
+
+
+def test_killed_before_the_first_checkpoint_it_starts_again(tiny_policy: Path, tmp_path: Path) -> None:
+    changes = {"steps": 2, "checkpoint.every": 2, "reward.normalize": "reference"}
+    expected = train(tiny_policy, tmp_path / "straight", changes)
+    train_until_killed(tiny_policy, tmp_path / "resumed", changes, step=2)
+    assert without_clock(train(tiny_policy, tmp_path / "resumed", changes, resume=True)) == without_clock(expected)
+
+
+def test_a_finished_run_may_go_on(tiny_policy: Path, tmp_path: Path) -> None:
+    """With a constant learning rate, four steps are two and two more."""
+    expected = train(tiny_policy, tmp_path / "straight", {"steps": 4})
+    train(tiny_policy, tmp_path / "resumed", {"steps": 2})
+    found = train(tiny_policy, tmp_path / "resumed", {"steps": 4}, resume=True)
+    assert without_clock(found) == without_clock(expected)
+
+
+def test_other_settings_are_another_run(tiny_policy: Path, tmp_path: Path) -> None:
+    train(tiny_policy, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"cannot resume with other settings: algorithm.kl_coef was 0.05, is 0.5"):
+        train(tiny_policy, tmp_path / "run", {"algorithm.kl_coef": 0.5, "steps": 3}, resume=True)
