@@ -1,77 +1,17 @@
 """The base run with one thing changed, and what that should change."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from keel.run.folder import RunFolder
 
-from ..runs import PROMPTS, lines, share_of_w3, train
-
-Metrics = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def base(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Metrics:
-    """Two steps of 16 answers; four minibatches each."""
-    return train(tiny_policy, tmp_path_factory.mktemp("base") / "run")
-
-
-@pytest.fixture(scope="module")
-def other_model(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy after a change that its reader notices."""
-    folder = tmp_path_factory.mktemp("other")
-    model = AutoModelForCausalLM.from_pretrained(tiny_policy)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(0.5)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reward_model(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier on the tiny policy's trunk that says something from the start."""
-    folder = tmp_path_factory.mktemp("reward")
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_policy, num_labels=1)
-    with torch.no_grad():
-        model.score.weight.copy_(torch.linspace(-1, 1, 32).unsqueeze(0))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(folder)
-    return folder
-
-
-class Runner:
-    """Runs the base with changes; every figure of every run must be finite."""
-
-    def __init__(self, model: Path, output: Path) -> None:
-        self.model, self.output = model, output
-
-    def __call__(self, changes: dict[str, Any], **arguments: Any) -> Metrics:
-        metrics = train(self.model, self.output, {"log.rollouts_per_step": 16, **changes}, **arguments)
-        for line in metrics:
-            for name, value in line.items():
-                assert value is not None, name
-                assert math.isfinite(value), name
-        return metrics
-
-    def rewards(self, step: int = 1) -> list[float]:
-        """Sum of the token rewards of each of the step's answers. In the first step there is no KL."""
-        answers = lines(self.output / "rollouts.jsonl")
-        return [sum(answer["rewards"]) for answer in answers if answer["step"] == step]
-
-    def answers(self, step: int = 1) -> list[dict[str, Any]]:
-        return [answer for answer in lines(self.output / "rollouts.jsonl") if answer["step"] == step]
-
-
-@pytest.fixture
-def run(tiny_policy: Path, tmp_path: Path) -> Runner:
-    return Runner(tiny_policy, tmp_path / "run")
+from ..runs import PROMPTS, share_of_w3, train
+from .runner import Metrics, Runner
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])

@@ -5,14 +5,11 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from itertools import product, starmap
-from typing import Literal
 
 from keel.quickstart import grammar
 
 SPLITS = ("sft", "ratings", "rl", "held_out")
 END = "</s>"
-
-Manner = Literal["polite", "curt", "none"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,11 @@ class Habits:
 class Draft:
     """What an agent decided to write, before the words."""
 
-    opening: Manner
-    number: Literal["right", "wrong", "none"]
-    action: Literal["right", "wrong", "shrug"]
+    opening: str  # polite, curt or none
+    number: str  # right, wrong or none
+    action: str  # right, wrong or shrug
     fillers: int
-    closing: Manner
+    closing: str  # polite, curt or none
 
 
 # All that people write shows what is possible; the agents whose replies are imitated are no better than that.
@@ -59,16 +56,16 @@ MEDIOCRE = Habits(0.45, 0.30, 0.45, 0.20, 0.40, 0.30, 0.40)
 
 
 def pretraining_corpus(seed: int, n: int) -> list[str]:
-    """n texts: a message, a reply, the end token, and the customer's answer to that, which ends alike.
+    """n texts: a message, a reply, the end token, and what the customer says to that.
 
-    The answers are why a model trained on this knows what fits what, before anyone ranks a reply.
+    These last words are why a model trained on this can tell what fits what, before anyone ranks a reply.
     """
     rng = random.Random(f"pretraining {seed}")
     texts = []
     for facts in rng.choices(_facts_of("sft"), k=n):
         draft = draw_draft(rng, PRETRAINING)
         message, reply = write_message(rng, facts), write_reply(rng, facts, draft)
-        texts.append(f"{message} {reply}{END} {write_answer(draft)}{END}")
+        texts.append(f"{message} {reply}{END} {write_answer(draft)}")
     return texts
 
 

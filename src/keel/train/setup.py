@@ -25,7 +25,7 @@ from keel.rollout.scorers import Scorer, build_scorers
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
-DEFAULT_CRITIC_RATE = 10.0  # times the policy's: its head starts at zero and must follow a moving policy
+DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
 
 
 @dataclass(frozen=True)
