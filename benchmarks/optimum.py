@@ -6,8 +6,9 @@
 
 regret = (J* - J) / (J* - J_ref), J summed over every answer under the trained policy, in points of 100.
 floor  = regret of exact gradient ascent on J itself: the same network from the same weights, AdamW, the same learning
-         rate and schedule, as many optimizer steps as the run has steps (--floor-steps for another number).
-excess = regret - floor: what sampling and the algorithm cost, beyond what the network and its optimizer cost.
+         rate and schedule, as many optimizer steps as the run has steps. What is left of it is no algorithm's fault.
+best   = the lowest floor over the rates of all algorithms measured, and over every number in --floor-steps.
+excess = regret - floor, and regret - best: what sampling and the algorithm cost beyond that.
 """
 
 import argparse
@@ -63,6 +64,10 @@ class Climb:
     schedule: str
     steps: int
 
+    @property
+    def key(self) -> tuple[str, float, str, int]:
+        return self.world.name, self.learning_rate, self.schedule, self.steps
+
 
 def main() -> None:
     options = parse_arguments()
@@ -88,7 +93,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--algorithms", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="dotted settings, on top")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--floor-steps", type=int, default=None, help="optimizer steps of the floor (default: --steps)")
+    parser.add_argument(
+        "--floor-steps", type=int, nargs="+", help="optimizer steps of the floor (default: --steps); more for `best`"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--work", help="keep worlds and run folders here")
@@ -123,22 +130,25 @@ def plan(world: World, algorithm: str, folder: Path, options: argparse.Namespace
 
 
 def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All trainings and the floors that belong to them, each different floor once."""
-    steps = options.floor_steps or options.steps
-    climbs = {
-        (run.world.name, rate, schedule): Climb(run.world, rate, schedule, steps)
-        for run in runs
-        for rate, schedule in [(run.config["optim"]["learning_rate"], run.config["optim"]["schedule"])]
-    }
+    """All trainings, each with its floor and the best floor of its world."""
+    schedules = {(run.config["optim"]["learning_rate"], run.config["optim"]["schedule"]) for run in runs}
+    lengths = options.floor_steps or [options.steps]
+    climbs = [
+        Climb(world, rate, schedule, steps)
+        for world in {run.world.name: run.world for run in runs}.values()
+        for rate, schedule in sorted(schedules)
+        for steps in lengths
+    ]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        trained = [pool.submit(train, run) for run in runs]
-        floors = {key: pool.submit(climb, item) for key, item in climbs.items()}
+        floors = {item.key: pool.submit(climb, item) for item in climbs}
+        trained = [(run, pool.submit(train, run)) for run in runs]
         rows = []
-        for run, future in zip(runs, trained, strict=True):
+        for run, future in trained:
             optim = run.config["optim"]
-            floor = floors[run.world.name, optim["learning_rate"], optim["schedule"]]
-            rows.append(future.result() | {"floor": floor.result()})
-            print(f"{run.world.name} {run.algorithm}: done in {rows[-1]['seconds']:.0f} s", flush=True)
+            own = floors[run.world.name, optim["learning_rate"], optim["schedule"], lengths[0]].result()
+            best = min(found.result()[-1] for key, found in floors.items() if key[0] == run.world.name)
+            rows.append(future.result() | {"floor": own, "best_floor": best})
+            print(f"{run.world.name} {run.algorithm}: {rows[-1]['seconds']:.0f} s", flush=True)
     return rows
 
 
@@ -201,33 +211,34 @@ def rate_factor(schedule: str, progress: float) -> float:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """One line a training; three columns of regret, floor and excess: after a quarter, half and all of the steps."""
+    """One line a training; regret and floor after a quarter, half and all of the steps."""
     steps = "/".join(str(step) for step in rows[0]["steps"])
     print(f"\nIn points of 100, after {steps} steps:")
     print(
-        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':10} {'regret':^23} {'floor':^23} {'excess':^23} {'TV':>6} {'J':>8} {'J*':>8}"
+        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':9} {'regret':^20} {'floor':^20} {'best':>6} "
+        f"{'excess':>7} {'TV':>6} {'J':>7} {'J*':>7} {'s':>5}"
     )
     for row in rows:
-        columns = "  ".join(
-            " ".join(f"{x:7.2f}" for x in values) for values in (row["regret"], row["floor"], excess(row))
-        )
         final = row["final"]
+        curves = " ".join(" ".join(f"{x:6.2f}" for x in values) for values in (row["regret"], row["floor"]))
         print(
-            f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:10} {columns} "
-            f"{final['total_variation']:7.4f} {final['objective']:8.4f} {final['optimum']:8.4f}"
+            f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:9} "
+            f"{curves} {row['best_floor']:6.2f} {row['regret'][-1] - row['floor'][-1]:7.2f} "
+            f"{final['total_variation']:6.4f} {final['objective']:7.4f} {final['optimum']:7.4f} {row['seconds']:5.0f}"
         )
-
-
-def excess(row: dict[str, Any]) -> list[float]:
-    return [regret - floor for regret, floor in zip(row["regret"], row["floor"], strict=True)]
 
 
 def print_summary(rows: Sequence[dict[str, Any]]) -> None:
     """Per algorithm over the worlds, at the end of the run."""
-    print("\nExcess at the end:")
     for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
-        last = [excess(row)[-1] for row in rows if row["algorithm"] == algorithm]
-        print(f"{algorithm:10} median {statistics.median(last):6.2f}   worst {max(last):6.2f}   worlds {len(last)}")
+        own = [row for row in rows if row["algorithm"] == algorithm]
+        for name, floors in (
+            ("floor", [row["floor"][-1] for row in own]),
+            ("best", [row["best_floor"] for row in own]),
+        ):
+            excess = [row["regret"][-1] - floor for row, floor in zip(own, floors, strict=True)]
+            middle, worst = statistics.median(excess), max(excess)
+            print(f"{algorithm:9} excess over {name:5}: median {middle:6.2f}, worst {worst:6.2f}, {len(own)} worlds")
 
 
 if __name__ == "__main__":

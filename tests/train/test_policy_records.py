@@ -115,7 +115,7 @@ def test_a_step_may_lose_all_its_answers(tiny_policy: Path, tmp_path: Path) -> N
 def check_models(output: Path, config: dict[str, Any]) -> None:
     """Resume the finished run (its weights as keel has them), and compare with what lies in the folder."""
     from keel.run.checkpoint import latest_checkpoint
-    from keel.train.policy import RunState, restore
+    from keel.train.state import RunState, restore
 
     folder = RunFolder(output)
     parts = build_parts(parse(TrainConfig, config), [share_of_w3], PROMPTS, ONE)

@@ -113,7 +113,7 @@ class AlgorithmSettings(Settings):
 
 class TrainOptim(OptimSettings):
     critic_learning_rate: Positive | None = None
-    """of the critic or of the value head (default: 3 times learning_rate))"""
+    """of the critic or of the value head (default: 3 times learning_rate)"""
 
 
 class RolloutLogSettings(LogSettings):

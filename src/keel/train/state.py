@@ -1,0 +1,79 @@
+"""What a run of policy learning carries from step to step, and how it is kept on disk."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from keel.errors import ConfigError, Diverged
+from keel.learn.shaping import ScoreStatistics
+from keel.models.loading import as_classifier, save_model
+from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from keel.run.folder import RunFolder
+from keel.train.setup import Parts
+
+
+@dataclass
+class RunState:
+    """What changes from step to step besides weights and moments; random streams depend on the step alone."""
+
+    step: int
+    kl_coef: float
+    statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
+    """A checkpoint of everything the next step depends on, and the policy as a plain model folder."""
+    if not parts.world.is_main:
+        return
+    weights = parts.actor_critic.named_parameters()
+    bad = next((name for name, value in weights if not bool(value.isfinite().all())), None)
+    if bad is not None:
+        raise Diverged(f"weight {bad} is not finite after step {state.step}", fix="lower optim.learning_rate")
+    save_checkpoint(
+        folder,
+        state.step,
+        {"kl_coef": state.kl_coef, "statistics": asdict(state.statistics)},
+        {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
+        {"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
+        parts.config.checkpoint.keep,
+    )
+
+
+def _trained(parts: Parts) -> dict[str, torch.Tensor]:
+    """The trained weights by name, tied ones once."""
+    return {name: value.detach() for name, value in parts.actor_critic.named_parameters() if value.requires_grad}
+
+
+def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights, moments and counters back."""
+    saved, own = checkpoint.tensors("weights"), _trained(parts)
+    if saved.keys() != own.keys():
+        raise ConfigError("the checkpoint holds other weights than this model", where=str(checkpoint.path))
+    for name, value in own.items():
+        value.copy_(saved[name])
+    load_optimizer_tensors(parts.updater.optimizer, checkpoint.tensors("optimizer"))
+    state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
+    state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
+
+
+def save_result(parts: Parts, folder: RunFolder) -> None:
+    """The trained policy, and the critic as a sequence classifier, in plain transformers folders."""
+    if not parts.world.is_main:
+        return
+    models = parts.actor_critic
+    save_model(models.policy, parts.tokenizer, folder.policy)
+    if models.has_critic:
+        critic = models.critic
+        if critic is None:
+            critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
+        save_model(critic, parts.tokenizer, folder.critic)
