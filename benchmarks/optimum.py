@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from worlds import World, answer_logprobs, exact, load, measure, objective, random_world, t3_world
 
 # One setting for all worlds. What is not named here is keel's default.
-COMMON = {
+COMMON: dict[str, dict[str, Any]] = {
     "rollout": {"batch_size": 256, "temperature": 1.0},
     "optim": {"schedule": "linear"},
     "log": {"rollouts_per_step": 0},

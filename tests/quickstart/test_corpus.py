@@ -51,7 +51,9 @@ def test_prompts_differ_from_each_other() -> None:
 
 def test_prompts_say_who_speaks_and_end_where_the_reply_begins() -> None:
     for prompt in prompts(0, 200, "held_out"):
-        assert prompt.startswith("customer: ") and prompt.endswith(" agent:") and prompt == prompt.lower()
+        assert prompt.startswith("customer: ")
+        assert prompt.endswith(" agent:")
+        assert prompt == prompt.lower()
         assert 8 <= len(prompt.split()) <= 26
 
 
@@ -59,7 +61,8 @@ def test_replies_are_mediocre_and_far_apart() -> None:
     scores = [gold_score(row["prompt"], row["completion"]) for row in sft_data(0, 2000)]
     assert 2 < statistics.fmean(scores) < 4.5
     assert statistics.pstdev(scores) > 3
-    assert max(scores) == 10 and min(scores) < -4
+    assert max(scores) == 10
+    assert min(scores) < -4
 
 
 def test_rows_hold_texts_and_nothing_of_the_judge() -> None:
@@ -74,6 +77,8 @@ def test_in_pretraining_the_customer_speaks_after_the_end_of_the_reply() -> None
     answers |= {*grammar.ANSWERS_TO_MANNERS.values(), grammar.ANSWER_TO_FILLERS}
     for text in pretraining_corpus(0, 200):
         dialogue, end, answer = text.partition("</s> ")
-        assert " agent: " in dialogue and end and answer
+        assert " agent: " in dialogue
+        assert end
+        assert answer
         assert set(grammar.sentences(answer)) <= answers
         assert not set(grammar.sentences(dialogue)) & answers

@@ -1,6 +1,7 @@
 """The hidden judge agrees with what a person would say of replies written by hand."""
 
 import itertools
+import random
 
 import pytest
 
@@ -10,9 +11,7 @@ from keel.quickstart.gold import WORDS_NEEDED, Gold, gold_parts, gold_score
 
 RIGHT, WRONG = grammar.NUMBERS[3], grammar.NUMBERS[5]
 PROMPT = f"customer: hello. my lamp is broken. i am upset. it is order {RIGHT}. agent:"
-FLAWLESS = (
-    f"i am happy to help you. i found order {RIGHT}. i will send a new lamp for the broken one. have a nice day."
-)
+FLAWLESS = f"i am happy to help you. i found order {RIGHT}. i will send a new lamp for the broken one. have a nice day."
 
 
 def test_a_flawless_reply_has_every_point() -> None:
@@ -21,7 +20,7 @@ def test_a_flawless_reply_has_every_point() -> None:
 
 
 @pytest.mark.parametrize(
-    "better, worse",
+    ("better", "worse"),
     list(
         itertools.pairwise(
             [
@@ -51,6 +50,7 @@ def test_order_of_hand_written_replies(better: str, worse: str) -> None:
         "i am happy to help you. good to hear from you. dear customer. all the best to you. have a nice day.",
         " ".join(f"this is order {number}." for number in grammar.NUMBERS),
         " ".join(action for topic in grammar.TOPICS.values() for action in topic.actions).replace("{item}", "lamp"),
+        "yes. dear customer. have a nice day.",
         "that helps. right order. how kind.",
         PROMPT,
         "polite nice kind help order broken lamp new day.",
@@ -59,19 +59,19 @@ def test_order_of_hand_written_replies(better: str, worse: str) -> None:
 def test_tricks_earn_less_than_a_plain_right_answer(trick: str) -> None:
     plain = gold_score(PROMPT, "we will repair the broken lamp for free.")
     assert plain == 6
-    assert -13 <= gold_score(PROMPT, trick.strip()) <= 2.5
+    assert -13 <= gold_score(PROMPT, trick.strip()) <= 2
 
 
 @pytest.mark.parametrize(
-    "change, part, loss",
+    ("change", "part", "loss"),
     [
         (("new lamp", "new coat"), "help", 2),  # the right action for another item
         (("i will send a new lamp for the broken one", "please cancel the lamp"), "help", 5),  # no agent says that
         (("i will send a new lamp for the broken one", "i will cancel the lamp now"), "help", 6),
         ((RIGHT, WRONG), "number", 4),
-        (("i am happy to help you", "what now?"), "manners", 1),
+        (("i am happy to help you", "what now?"), "manners", 2),
         (("have a nice day.", "bye."), "manners", 2),
-        (("have a", "we sell a lot of things. have a"), "brevity", 0.75),
+        (("have a", "i had soup for lunch. have a"), "brevity", 0.75),
         (("have a nice day.", "have a nice"), "fluency", 1.5),  # cut off by a length limit: one sentence in four
         (("have a nice day.", f"i found order {RIGHT}. have a nice day."), "fluency", 1.2),  # said twice: one in five
     ],
@@ -88,7 +88,7 @@ def test_sentences_out_of_order_are_not_fluent() -> None:
     assert gold_parts(PROMPT, " ".join([*others, first])).manners == 0
 
 
-def test_what_the_writers_intended_is_what_the_judge_sees(rng) -> None:  # type: ignore[no-untyped-def]
+def test_what_the_writers_intended_is_what_the_judge_sees(rng: random.Random) -> None:
     for topic, opening, number, action, fillers, closing in itertools.product(
         grammar.TOPICS,
         ("polite", "curt", "none"),

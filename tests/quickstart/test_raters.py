@@ -20,7 +20,8 @@ def test_without_noise_ranks_follow_the_gold_score(rng: random.Random) -> None:
     for _ in range(100):
         ranks = simulated_ranks(PROMPT, [POOR, BEST, AWFUL, GOOD], rng, noise=0.0)
         kept = [rank for rank in ranks if rank is not None]
-        assert len(kept) >= 2 and sorted(kept) == list(range(1, len(kept) + 1))
+        assert len(kept) >= 2
+        assert sorted(kept) == list(range(1, len(kept) + 1))
         if None not in ranks:
             assert ranks == [3, 1, 4, 2]
 
@@ -46,10 +47,10 @@ def test_noise_is_that_of_the_bradley_terry_model(rng: random.Random) -> None:
     """Strictly better by more than the tie width: P = sigmoid((d - 0.5) / noise)."""
     noise, other = 2.0, "i will trace the late lamp now. have a nice day."
     difference = gold_score(PROMPT, other) - gold_score(PROMPT, GOOD)
-    seen = [simulated_ranks(PROMPT, [other, GOOD], rng, noise) for _ in range(5000)]
+    seen = [simulated_ranks(PROMPT, [other, GOOD], rng, noise) for _ in range(2000)]
     assert difference == 1
-    assert seen.count([1, 2]) / 5000 == pytest.approx(1 / (1 + math.exp(-(difference - 0.5) / noise)), abs=0.02)
-    assert seen.count([2, 1]) / 5000 == pytest.approx(1 / (1 + math.exp((difference + 0.5) / noise)), abs=0.02)
+    assert seen.count([1, 2]) / 2000 == pytest.approx(1 / (1 + math.exp(-(difference - 0.5) / noise)), abs=0.04)
+    assert seen.count([2, 1]) / 2000 == pytest.approx(1 / (1 + math.exp((difference + 0.5) / noise)), abs=0.04)
 
 
 def test_ratings_are_rankings_rows_one_for_each_rater() -> None:
@@ -57,7 +58,9 @@ def test_ratings_are_rankings_rows_one_for_each_rater() -> None:
     rows = simulated_ratings([PROMPT, PROMPT], replies, seed=0, raters=3)
     assert [row["responses"] for row in rows] == [replies[0]] * 3 + [replies[1]] * 3
     for row in rows:
-        assert set(row) == {"prompt", "responses", "ranks"} and row["prompt"] == PROMPT
+        assert set(row) == {"prompt", "responses", "ranks"}
+        assert row["prompt"] == PROMPT
         assert all(rank is None or rank in (1, 2, 3) for rank in row["ranks"])  # type: ignore[attr-defined]
     assert rows == simulated_ratings([PROMPT, PROMPT], replies, seed=0, raters=3)
-    assert rows != simulated_ratings([PROMPT, PROMPT], replies, seed=1, raters=3)
+    many = [PROMPT] * 50, [[GOOD, POOR]] * 50
+    assert simulated_ratings(*many, seed=0, noise=5.0) != simulated_ratings(*many, seed=1, noise=5.0)

@@ -45,7 +45,7 @@ def test_prompt_and_completion_meet_between_tokens(tokenizer: PreTrainedTokenize
 
 
 def test_the_vocabulary_is_small_and_always_the_same(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert 200 <= len(tokenizer) <= 400
+    assert 150 <= len(tokenizer) <= 400
     assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == ["<pad>", "<s>", "</s>", "<unk>"]
     assert build_tokenizer().get_vocab() == tokenizer.get_vocab()
 
@@ -60,7 +60,8 @@ def test_the_untrained_model_is_a_plain_folder(tmp_path: Path, tokenizer: PreTra
     assert torch.equal(one.lm_head.weight, again.lm_head.weight)
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
     assert one.generation_config.eos_token_id == tokenizer.eos_token_id == 2
-    assert one.config.vocab_size == len(tokenizer) and one.num_parameters() < 300_000
+    assert one.config.vocab_size == len(tokenizer)
+    assert one.num_parameters() < 300_000
     reloaded = AutoTokenizer.from_pretrained(tmp_path / "one")
     for text in pretraining_corpus(0, 50):
         assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"]

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 from keel.quickstart import grammar
 
-WORDS_NEEDED = 28  # of the longest reply with nothing too much in it
+WORDS_NEEDED = 29  # of the longest reply with nothing too much in it
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Gold:
     number: float  # 2 the right order number, 0 none, -2 a wrong one
     manners: float  # 1 each for a polite opening and a polite end, -1 each for a curt one
     brevity: float  # -0.75 for each filler, -0.1 for each word beyond need, -3 at worst
-    fluency: float  # 2 down to -4 with the share of sentences that are nonsense, said twice or out of order
+    fluency: float  # 2 down to -4 with the share of sentences that are nonsense, of a kind said before or out of order
 
     @property
     def total(self) -> float:
@@ -65,13 +65,16 @@ def _manners(kinds: list[str]) -> float:
 
 
 def _flawed_share(said: list[str], kinds: list[str]) -> float:
-    """Share of sentences that are nonsense, repeated or before one that belongs earlier; 1 for an empty reply."""
+    """Share of sentences that are flawed; 1 for an empty reply. A second filler only costs brevity."""
     if not said:
         return 1.0
     stages = [_STAGES.get(kind, 1) for kind in kinds]
     flawed = [
-        kind == "nonsense" or sentence in said[:i] or stages[i] < max(stages[:i], default=0)
-        for i, (sentence, kind) in enumerate(zip(said, kinds, strict=True))
+        kind == "nonsense"
+        or (kind in kinds[:i] and kind != "filler")
+        or said[i] in said[:i]
+        or stages[i] < max(stages[:i], default=0)
+        for i, kind in enumerate(kinds)
     ]
     return sum(flawed) / len(said)
 
