@@ -123,4 +123,4 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     found = metrics_of(run, tiny_policy, tmp_path) - {"step"}
     by_scorer = {key for key in found if key.startswith("rewards/")}  # one for each scorer, under its name
     assert sorted(found - by_scorer - known) == [], "not in docs/metrics.md"
-    assert not by_scorer or "rewards/<name>" in known
+    assert not by_scorer or "rewards/NAME" in known

@@ -44,9 +44,3 @@ class CheckpointError(KeelError, OSError):
     """The run folder cannot be written, or what lies there cannot be read back."""
 
     exit_code = 5
-
-
-class Interrupted(KeelError):
-    """A signal asked the run to stop; it can be resumed."""
-
-    exit_code = 75

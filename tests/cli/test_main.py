@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from keel.cli import main as cli
-from keel.errors import CheckpointError, ConfigError, DataError, Diverged, Interrupted, RewardError
+from keel.errors import CheckpointError, ConfigError, DataError, Diverged, RewardError
 
 REWARDS = "def longer(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
 
@@ -260,7 +260,6 @@ def test_check_starts_nothing(capsys: pytest.CaptureFixture[str], recipe: Path, 
         (Diverged("loss is nan"), 3, "error: loss is nan"),
         (RewardError("refused"), 4, "error: refused"),
         (CheckpointError("full", "x"), 5, "error: x: full"),
-        (Interrupted("stopped at step 3"), 75, "error: stopped at step 3"),
         (OSError(28, "No space left on device", "x"), 5, "error: x: No space left on device -> free or repair"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "error: out of memory"),

@@ -53,7 +53,10 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
             scorers.append(
                 HttpScorer(str(source.url), source.name, source.weight, source.noisy, source.timeout_seconds)
             )
-    scorers += [FunctionScorer(function, getattr(function, "__name__", "function")) for function in functions]
+    scorers += [
+        FunctionScorer(function, getattr(function, "__name__", "function"), noisy=getattr(function, "noisy", False))
+        for function in functions
+    ]
     if not scorers:
         raise ConfigError("no scorer", where="rewards", fix="name a reward model, a function or a url under `rewards`")
     seen: dict[str, int] = {}

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from keel.config import DecodingSettings, EvaluateConfig
-from keel.data.batches import Rollouts
+from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.loading import load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
-from keel.rollout.scorers import Scorer, build_scorers
+from keel.rollout.scorers import build_scorers
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
 from keel.train.progress import ProgressDisplay
@@ -26,6 +27,7 @@ from keel.train.sample import Player, grouped, load_frozen, load_player
 from keel.world import generator
 
 PASS_TOKENS = 16_384  # padded tokens of one forward pass; no figure depends on it
+Scoring = Callable[[Rollouts], ScoredRollouts]
 PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; the rest as means over answers
 
 
@@ -63,7 +65,7 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
             judged[side] = judge(
                 player,
                 references[side],
-                scorers,
+                partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None,
                 decoding,
                 config.seed,
                 side,
@@ -98,7 +100,7 @@ def load_references(config: EvaluateConfig, players: Mapping[str, Player]) -> di
 def judge(
     player: Player,
     reference: ActorCritic | None,
-    scorers: Sequence[Scorer],
+    scoring: Scoring | None,
     decoding: DecodingSettings,
     seed: int,
     side: str,
@@ -109,7 +111,7 @@ def judge(
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for rollouts in player.answers(decoding, seed, "evaluate", side):
         texts += rollouts.texts
-        for name, values in measure(rollouts, player, reference, scorers, decoding.temperature).items():
+        for name, values in measure(rollouts, player, reference, scoring, decoding.temperature).items():
             parts[name].append(values.cpu())
         show(len(texts), {name: float(parts[name][-1].nanmean()) for name in ("score",) if name in parts})
     k = decoding.num_responses
@@ -117,12 +119,12 @@ def judge(
 
 
 def measure(
-    rollouts: Rollouts, player: Player, reference: ActorCritic | None, scorers: Sequence[Scorer], temperature: float
+    rollouts: Rollouts, player: Player, reference: ActorCritic | None, scoring: Scoring | None, temperature: float
 ) -> dict[str, Tensor]:
     """Name -> [B]: score, each scorer's own, kl (sum of k1), length, truncated, and the sums of PER_TOKEN."""
     measured: dict[str, Tensor] = {}
-    if scorers:
-        scored = score(rollouts, scorers, player.tokenizer)
+    if scoring is not None:
+        scored = scoring(rollouts)
         measured["score"] = scored.scores
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
     own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS, with_entropy=True)

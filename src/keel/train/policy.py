@@ -48,10 +48,10 @@ def train_policy(
         with open_records(folder, config, state.step, world) as records:
             while state.step < config.steps:
                 metrics, rows = next_step(parts, state, folder)
-                if config.evaluate.every and state.step % config.evaluate.every == 0:
+                if evaluation_due(state.step, config) and world.is_main:
                     metrics |= evaluate_now(parts)
                 records.log(state.step, metrics, rows)
-                if due(state.step, config):
+                if checkpoint_due(state.step, config):
                     save(parts, state, folder)
         save_result(parts, folder)
     return metrics
@@ -146,7 +146,7 @@ def evaluate_now(parts: Parts) -> dict[str, float]:
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,
     )
-    judged = judge(player, parts.reference, parts.scorers, decoding, config.seed, "policy")
+    judged = judge(player, parts.reference, parts.score, decoding, config.seed, "policy")
     return {f"evaluate/{name}": value for name, value in judged.summary().items()}
 
 
@@ -158,6 +158,10 @@ def measure_reference(parts: Parts, state: RunState) -> None:
         state.statistics.add(scores_of_kept(scored), parts.world)
 
 
-def due(step: int, config: TrainConfig) -> bool:
+def evaluation_due(step: int, config: TrainConfig) -> bool:
+    return config.evaluate.every > 0 and step % config.evaluate.every == 0
+
+
+def checkpoint_due(step: int, config: TrainConfig) -> bool:
     every = config.checkpoint.every
     return step == config.steps or (every > 0 and step % every == 0)
