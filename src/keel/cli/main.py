@@ -27,7 +27,7 @@ OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 settings or data, 3 diverged, 4 scorer, 5 storage, 75 resumable, 130 interrupted, 1 else."""
+    """Exit code: 0 done, 2 settings or data, 3 diverged, 4 scorer, 5 storage, 130 interrupted, 1 else."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
