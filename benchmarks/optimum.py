@@ -2,7 +2,7 @@
 
     python benchmarks/optimum.py --worlds 6 --seed 0 --jobs 2 --json optimum.json
     python benchmarks/optimum.py --worlds 3 --algorithms ppo --variant algorithm.whiten_advantages=false
-    python benchmarks/optimum.py --worlds 0 --t3          # ORACLES' T3: total variation to pi*
+    python benchmarks/optimum.py --worlds 0 --t3          # the world T3: total variation to pi*
 
 regret = (J* - J) / (J* - J_ref), J summed over every answer under the trained policy, in points of 100.
 floor  = regret of exact gradient ascent on J itself: the same network from the same weights, AdamW, the same learning
@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--worlds", type=int, default=6, help="how many random worlds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first world; the others follow")
     parser.add_argument("--run-seed", type=int, default=0, help="seed of the trainings")
-    parser.add_argument("--t3", action="store_true", help="also the world of ORACLES.md section 3")
+    parser.add_argument("--t3", action="store_true", help="also the three-letter world T3 (tests/oracles/t3.py)")
     parser.add_argument("--algorithms", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="dotted settings, on top")
     parser.add_argument("--steps", type=int, default=400)
