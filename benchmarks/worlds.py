@@ -177,7 +177,7 @@ def random_world(folder: Path, seed: int) -> World:
 
 
 def t3_world(folder: Path, seed: int = 0) -> World:
-    """The three-letter world T3 as a GPT-2: fitted to the table of next-word log-odds, whose own fitted law is then the reference.
+    """The three-letter world T3 as a GPT-2, fitted to its table of next-word log-odds; the fitted law is the reference.
 
     Learned positions tell the prompt from an answer of the same word.
     """
