@@ -1,5 +1,6 @@
 """The machine a run sees: rank, size, device, random streams and reductions. The same code path at size 1."""
 
+import atexit
 import hashlib
 import os
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from keel.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,19 @@ class World:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+            atexit.register(dist.destroy_process_group)
         return World(rank, size, device)
+
+    @staticmethod
+    def single() -> "World":
+        """The world of a verb that runs in one process. Raises ConfigError under torchrun with more."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("this verb runs in one process", where="torchrun", fix="call it without torchrun")
+        return World.from_environment()
 
     @property
     def is_main(self) -> bool:

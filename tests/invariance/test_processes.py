@@ -54,6 +54,7 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
         PROMPTS,
         {"algorithm.minibatch_size": 16, "reward.normalize": "running", "algorithm.target_kl": 1.0},
     ),
+    "minibatches": (PROMPTS, {"algorithm.minibatch_size": 4, "algorithm.update_epochs": 2}),
     "dropped": (
         WITH_UNKNOWN,
         {

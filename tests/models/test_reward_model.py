@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -109,18 +107,6 @@ def test_every_token_is_read(any_model: RewardModel):
 
 def test_a_new_head_starts_at_zero(tiny_policy: Path):
     assert RewardModel.load(str(tiny_policy)).score(["w0"], ["w1"]).tolist() == [0.0]
-
-
-def test_tied_weights_stored_as_the_output_matrix_are_found(tiny_policy: Path, tmp_path: Path):
-    """A classifier has no output matrix, so nothing in it is called what the file calls the embedding."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_policy)
-    model.config.tie_word_embeddings = True
-    weights = {name: weight for name, weight in model.state_dict().items() if name != "model.embed_tokens.weight"}
-    model.config.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(tmp_path)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded = RewardModel.load(str(tmp_path)).model
-    assert torch.equal(loaded.model.embed_tokens.weight, weights["lm_head.weight"])
 
 
 def test_the_template_is_filled_in_one_pass(tiny_policy: Path):

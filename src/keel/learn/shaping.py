@@ -21,7 +21,9 @@ class ScoreStatistics:
 
     @property
     def std(self) -> float:
-        return math.sqrt(self.squares / self.count) if self.count > 1 and self.squares > 0 else 1.0
+        """1 when the scores do not differ by more than rounding: then there is no scale to divide by."""
+        spread = math.sqrt(self.squares / self.count) if self.count > 1 else 0.0
+        return spread if spread > 1e-6 * max(1.0, abs(self.mean)) else 1.0
 
     def add(self, scores: Tensor, world: World) -> None:
         """Take in a batch of scores [B], of all ranks together."""

@@ -71,15 +71,22 @@ class Updater:
         minibatches = self._minibatches_per_epoch(batch)
         for epoch in range(self.schedule.update_epochs):
             epoch_totals = Totals(self._figures())
-            order = torch.randperm(batch.size, generator=generator(seed, "minibatch", step, epoch, self.world.rank))
+            order = torch.randperm(batch.size * self.world.size, generator=generator(seed, "minibatch", step, epoch))
             for index, rows in enumerate(order.tensor_split(minibatches)):
                 done = ((step - 1) * self.schedule.update_epochs + epoch) * minibatches + index
-                self._optimizer_step(batch, rows.tolist(), done, minibatches, kl_coef, critic_only, epoch_totals)
+                self._optimizer_step(
+                    batch, self._own(rows, batch.size), done, minibatches, kl_coef, critic_only, epoch_totals
+                )
             totals.merge(epoch_totals)
             drift = epoch_totals.reduced(self.world)["policy/approx_kl"]
             if self.schedule.max_approx_kl is not None and drift > self.schedule.max_approx_kl:
                 break
         return {**totals.reduced(self.world), "policy/update_epochs": epoch + 1}
+
+    def _own(self, rows: Tensor, size: int) -> list[int]:
+        """Which of a minibatch's rows, counted over all ranks, are this rank's; the split is the same for any size."""
+        first = self.world.rank * size
+        return [row - first for row in rows.tolist() if first <= row < first + size]
 
     def _figures(self) -> list[str]:
         """Names of the figures per token: a rank whose responses were all dropped has them too."""
@@ -100,7 +107,7 @@ class Updater:
         critic_only: bool,
         totals: Totals,
     ) -> None:
-        num_loss_tokens = float(self.world.sum(batch.response_mask[list(rows)].sum()))
+        num_loss_tokens = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum()))
         if num_loss_tokens == 0:
             return
         for part in self._parts(batch, rows):

@@ -1,5 +1,6 @@
 """What sits on a trunk: logits of the next token, and values of states."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,6 +18,13 @@ def plain(model: Any) -> PreTrainedModel:
 def trunk(model: Any) -> nn.Module:
     """The part of a model that turns tokens into hidden states."""
     return plain(model).base_model
+
+
+def positions_for(model: Any, mask: Tensor) -> dict[str, Tensor]:
+    """The argument `position_ids` [B, L] that counts real tokens only; nothing for models that know no positions."""
+    if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
+        return {}
+    return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -45,8 +53,7 @@ def check_logits(model: Any) -> None:
 
 def new_value_head(model: Any) -> nn.Linear:
     """A value head for the trunk of `model`, zero at the start so that the first values are 0."""
-    config = plain(model).config.get_text_config()
-    head = nn.Linear(config.hidden_size, 1, bias=False)
+    head = nn.Linear(plain(model).get_output_embeddings().weight.shape[1], 1, bias=False)
     nn.init.zeros_(head.weight)
     return head.to(device=plain(model).device, dtype=torch.float32)
 

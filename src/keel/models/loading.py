@@ -73,8 +73,8 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrai
     prefix = f"{model.base_model_prefix}."
     new_head = [key for key in report["missing_keys"] if not key.startswith(prefix)]
     lost = [key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
-    if lost:
-        raise ConfigError(f"weights are missing, such as {sorted(lost)[0]}", where=name)
+    if lost:  # a tied embedding may lie in the file under the language model's head only
+        model.base_model.load_state_dict(load_causal_lm(name, dtype).base_model.state_dict())
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == 1 and new_head:
             nn.init.zeros_(module.weight)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from keel.core.logprobs import entropy, token_logprobs
 from keel.data.batches import Rollouts, TrainingBatch
-from keel.models.heads import next_token_logits, trunk, values_of
+from keel.models.heads import next_token_logits, positions_for, trunk, values_of
 
 LOGITS_AT_ONCE = 2**25
 """Most logits that are held at once; longer batches go through the output matrix in chunks."""
@@ -73,8 +73,7 @@ def response_states(model: Any, batch: Rollouts | TrainingBatch) -> Tensor:
     """
     tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
     mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    output = trunk(model)(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+    output = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False, **positions_for(model, mask))
     return output.last_hidden_state[:, batch.prompt_tokens.shape[1] - 1 :]
 
 

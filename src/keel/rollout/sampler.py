@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
-from keel.models.heads import next_token_logits, plain, trunk
+from keel.models.heads import next_token_logits, plain, positions_for, trunk
 
 
 @torch.no_grad()
@@ -46,10 +46,10 @@ def sample(
 
     active = torch.arange(count, device=device)
     tokens, mask, cache = prompt_tokens, prompt_mask.long(), DynamicCache(config=plain(model).config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = positions_for(model, mask)
     for t in range(limit):
         states = trunk(model)(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **positions
         ).last_hidden_state
         logits = next_token_logits(model, states[:, -1])
         chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
@@ -59,9 +59,9 @@ def sample(
             break
         if not bool(going.all()):
             cache.batch_select_indices(going.nonzero().squeeze(1))
-            active, chosen, mask, positions = active[going], chosen[going], mask[going], positions[going]
-        tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            active, chosen, mask = active[going], chosen[going], mask[going]
+        tokens, mask = chosen.unsqueeze(1), torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = {name: every[:, -1:] for name, every in positions_for(model, mask).items()}
 
     width = int(response_mask.sum(1).max())
     responses, response_mask, logprobs = (part[:, :width] for part in (responses, response_mask, logprobs))

@@ -24,7 +24,7 @@ from keel.run.folder import write_atomic
 from keel.run.metrics import finite
 from keel.train.progress import ProgressDisplay
 from keel.train.sample import Player, grouped, load_frozen, load_player
-from keel.world import generator
+from keel.world import World, generator
 
 PASS_TOKENS = 16_384  # padded tokens of one forward pass; no figure depends on it
 Scoring = Callable[[Rollouts], ScoredRollouts]
@@ -52,6 +52,7 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
 
     `functions` are Python reward functions besides `config.rewards`. Raises ConfigError, DataError or RewardError.
     """
+    World.single()
     players = {"policy": load_player(config.policy, config.prompts, config.sampling)}
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
     if config.against:

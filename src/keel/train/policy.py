@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from keel.config import DecodingSettings, TrainConfig, parse
 from keel.core.kl import updated_kl_coef
-from keel.data.batches import ScoredRollouts
+from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import RewardError
 from keel.learn.shaping import scores_of_kept
 from keel.learn.targets import build_targets
@@ -79,6 +81,7 @@ def next_step(parts: Parts, state: RunState, folder: RunFolder) -> tuple[dict[st
         state.step -= 1
         if state.step > 0:
             save(parts, state, folder)
+        parts.world.barrier()  # no process ends while the main one still writes
         raise
 
 
@@ -88,7 +91,7 @@ def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[di
     with state.timed("sample"):
         rollouts = parts.respond(state.step)
     with state.timed("score"):
-        scored = parts.score(rollouts)
+        scored = score_together(parts, rollouts)
     if config.reward.normalize == "running":
         state.statistics.add(scores_of_kept(scored), world)
     with state.timed("targets"):
@@ -124,6 +127,19 @@ def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[di
     return metrics, list(rollout_rows(scored, batch, config.log.rollouts_per_step))
 
 
+def score_together(parts: Parts, rollouts: Rollouts) -> ScoredRollouts:
+    """Scores of this rank's answers; a RewardError on any rank is raised on all, so that none waits for it."""
+    scored, error = None, None
+    try:
+        scored = parts.score(rollouts)
+    except RewardError as caught:
+        error = caught
+    failures = parts.world.sum(torch.tensor(float(error is not None), device=parts.world.device))
+    if scored is None or failures > 0:
+        raise error or RewardError("a scorer failed in another process", where="rewards")
+    return scored
+
+
 def speed(state: RunState, scored: ScoredRollouts, config: TrainConfig) -> dict[str, float]:
     """Where the step's time went, and the rates users compare."""
     total = sum(state.seconds.values())
@@ -154,7 +170,7 @@ def measure_reference(parts: Parts, state: RunState) -> None:
     """Statistics of the scores of the policy's start, for `reward.normalize: reference`."""
     for batch in range(1, 5):
         rollouts = parts.respond(batch, purpose="reference")
-        scored = parts.score(rollouts)
+        scored = score_together(parts, rollouts)
         state.statistics.add(scores_of_kept(scored), parts.world)
 
 

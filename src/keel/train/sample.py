@@ -56,6 +56,7 @@ class Player:
 
 def sample_answers(config: SampleConfig) -> dict[str, Any]:
     """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
+    World.single()
     player, decoding = load_player(config.model, config.prompts, config.sampling), config.sampling
     texts: list[str] = []
     truncated = 0

@@ -9,6 +9,7 @@ import torch
 
 from keel.errors import ConfigError, Diverged
 from keel.learn.shaping import ScoreStatistics
+from keel.models.heads import plain
 from keel.models.loading import as_classifier, save_model
 from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder
@@ -71,6 +72,8 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
     if not parts.world.is_main:
         return
     models = parts.actor_critic
+    if parts.config.rollout.stop:  # whoever loads the policy stops where it learned to
+        plain(models.policy).generation_config.eos_token_id = parts.end_ids
     save_model(models.policy, parts.tokenizer, folder.policy)
     if models.has_critic:
         critic = models.critic

@@ -20,7 +20,7 @@ from keel.run.checkpoint import latest_checkpoint, load_optimizer_tensors, optim
 from keel.run.folder import RunFolder, storage, write_atomic
 from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
 from keel.train.progress import ProgressDisplay
-from keel.world import generator
+from keel.world import World, generator
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Task:
 
 def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
     """Train, evaluate before and after every pass over the data, save the model. Returns the last figures."""
+    World.single()
     folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
     optimizer = build_optimizer(
         [(task.model.parameters(), config.optim.learning_rate)], config.optim.weight_decay, config.optim.eps

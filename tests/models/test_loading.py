@@ -1,0 +1,43 @@
+"""Loading models: what lies in a file under another name is found, what is missing is said."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from keel.errors import ConfigError
+from keel.models.loading import load_classifier
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> Path:
+    """A language model whose file holds the tied embedding as `lm_head.weight` only, as some on the hub do."""
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path
+
+
+def test_a_classifier_finds_the_tied_embedding(tied: Path) -> None:
+    expected = load_file(tied / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(load_classifier(str(tied)).get_input_embeddings().weight, expected)
+
+
+def test_a_missing_weight_is_no_random_weight(tied: Path) -> None:
+    weights = load_file(tied / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"weights are missing, such as model\.layers\.0\.mlp\.up_proj"):
+        load_classifier(str(tied))
