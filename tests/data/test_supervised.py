@@ -51,6 +51,11 @@ def test_the_end_is_not_doubled(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
     assert example.tokens == (4, 5, 2)
 
 
+def test_an_end_token_inside_a_text_cuts_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    [example] = load(tmp_path, tokenizer, {"prompt": "w0", "completion": " w1 </s> w2"})
+    assert example.tokens == (4, 5, 2, 6, 2)
+
+
 def test_the_end_is_one_that_stops_the_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
     [example] = load(tmp_path, tokenizer, {"prompt": "w0", "completion": " w1"}, ends=[9])
     assert example.tokens == (4, 5, 9)

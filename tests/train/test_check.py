@@ -196,7 +196,7 @@ def now_and_then(completions: list[str], numbers: Iterator[int] = count()) -> li
 
 @pytest.mark.parametrize("function", [counting, place_in_batch, now_and_then])
 def test_rewards_that_change(tiny_policy: Path, function: Callable[..., Any]) -> None:
-    message = f"scorer {function.__name__}: gives the same answers other scores the second time .* declare it noisy"
+    message = f"scorer {function.__name__}: gives the same answers other scores .* declare it noisy"
     with pytest.raises(RewardError, match=message):
         self_check(parts_of(tiny_policy, scorers=(share_of_w3, function)))
 

@@ -75,7 +75,7 @@ def test_when_a_scorer_fails_the_finished_steps_are_in_a_checkpoint(tiny_policy:
 
     def tired(completions: list[str], **_: Any) -> list[float]:
         calls.append(len(completions))
-        return [math.nan if len(calls) == 5 else value for value in share_of_w3(completions)]  # 2 calls are the check's
+        return [math.nan if len(calls) == 6 else value for value in share_of_w3(completions)]  # 3 calls are the check's
 
     output = tmp_path / "run"
     with pytest.raises(RewardError, match="tired: reward nan is no finite number: sample 0"):
@@ -100,7 +100,7 @@ def test_a_step_may_lose_all_its_answers(tiny_policy: Path, tmp_path: Path) -> N
 
     def often_away(completions: list[str], **_: Any) -> list[float]:
         calls.append(1)
-        if len(calls) == 3:  # in the first step
+        if len(calls) == 4:  # in the first step
             raise OSError("no connection")
         return share_of_w3(completions)
 

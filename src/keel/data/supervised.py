@@ -61,7 +61,10 @@ def encode_example(row: Row, path: str, tokenizer: PreTrainedTokenizerBase, end_
     whole = _whole_text(content, prompt.text, require_content(row, path, "completion", may_be_empty=True), tokenizer)
     completion = _completion_ids(prompt.text, whole, tokenizer)
     ends = [i for i, token in enumerate(completion) if token in end_ids]
-    completion = completion[: ends[-1] + 1] if ends else [*completion, end_token(tokenizer, end_ids)]
+    if ends and (isinstance(content, list) or ends[-1] + 1 == len(completion)):
+        completion = completion[: ends[-1] + 1]  # a chat template writes a line break and more behind it
+    else:
+        completion = [*completion, end_token(tokenizer, end_ids)]
     return Example(content, (*prompt.tokens, *completion), len(prompt.tokens))
 
 

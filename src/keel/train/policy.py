@@ -114,7 +114,8 @@ def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[di
     if before is not None and bool(batch.advantages.any()):
         check_moved(before, fingerprint(parts))
     group_size = config.rollout.group_size or 1
-    metrics = step_metrics(scored, batch, state.kl_coef, group_size, parts.actor_critic.has_critic, world)
+    has_critic, has_reference = parts.actor_critic.has_critic, parts.reference is not None
+    metrics = step_metrics(scored, batch, state.kl_coef, group_size, has_critic, has_reference, world)
     if config.algorithm.target_kl is not None:
         state.kl_coef = updated_kl_coef(
             state.kl_coef,

@@ -67,7 +67,13 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def step_metrics(
-    scored: ScoredRollouts, batch: TrainingBatch, kl_coef: float, group_size: int, has_critic: bool, world: World
+    scored: ScoredRollouts,
+    batch: TrainingBatch,
+    kl_coef: float,
+    group_size: int,
+    has_critic: bool,
+    has_reference: bool,
+    world: World,
 ) -> dict[str, float]:
     """Figures of the answers and of what the update aims at, over all ranks."""
     rollouts, kept, totals = scored.rollouts, scored.kept, Totals()
@@ -75,8 +81,9 @@ def step_metrics(
     kl = (batch.logprobs - batch.ref_logprobs).masked_fill(~mask, 0.0)
     whole = mask.any(1)
     totals.add("objective/scores", scored.scores[kept])
-    totals.add("objective/kl", kl.sum(1)[whole])
-    totals.add("objective/non_score_reward", -kl_coef * kl.sum(1)[whole])
+    if has_reference:
+        totals.add("objective/kl", kl.sum(1)[whole])
+        totals.add("objective/non_score_reward", -kl_coef * kl.sum(1)[whole])
     totals.add("objective/rlhf_reward", batch.rewards.sum(1)[whole])
     totals.add("objective/entropy", -batch.logprobs.masked_fill(~mask, 0.0).sum(1)[whole])
     totals.add("response/length", rollouts.lengths.float())

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,14 @@ class Task:
 def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
     """Train, evaluate before and after every pass over the data, save the model. Returns the last figures."""
     World.single()
-    folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
+    with closing(RunFolder.open(config.output, config.model_dump(mode="json"), resume)) as folder:
+        figures = train(config, task, folder, resume)
+        publish(folder, task, figures)
+    return figures
+
+
+def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: bool) -> dict[str, float]:
+    """All steps that are still to do. Returns the last figures."""
     optimizer = build_optimizer(
         [(task.model.parameters(), config.optim.learning_rate)], config.optim.weight_decay, config.optim.eps
     )
@@ -61,10 +68,7 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
             display.show(step + 1, {"loss": metrics["loss"], **evaluation(figures)})
             if step + 1 == total or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
                 save(folder, task, optimizer, step + 1, config.checkpoint.keep)
-    figures |= task.facts
-    publish(folder, task, figures)
-    folder.close()
-    return figures
+    return figures | dict(task.facts)
 
 
 def evaluation(figures: Mapping[str, float]) -> dict[str, float]:
