@@ -128,13 +128,11 @@ def test_weights_that_are_no_numbers(parts: Parts) -> None:
 
 
 def test_positions_that_count_the_padding(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def naive(model: Any, batch: Any) -> torch.Tensor:
-        tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
-        mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1).long()
-        states = model.base_model(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return states[:, batch.prompt_tokens.shape[1] - 1 :]
+    def naive(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = model.base_model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state[mask]
+        return states
 
-    monkeypatch.setattr("keel.models.policy.response_states", naive)
+    monkeypatch.setattr("keel.models.policy.token_states", naive)
     with pytest.raises(ConfigError, match="log-probability"):
         self_check(parts_of(tiny_gpt2))
 

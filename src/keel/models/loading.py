@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from keel.errors import ConfigError
+from keel.models.packed import pack_if_possible
 
 transformers_logging.set_verbosity_error()  # its load reports list new heads, which are what we ask for
 transformers_logging.disable_progress_bar()
@@ -52,7 +53,8 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
     )
     if report["missing_keys"]:
         raise ConfigError(f"weights are missing, such as {sorted(report['missing_keys'])[0]}", where=name)
-    return (with_lora(model, lora, "CAUSAL_LM") if lora else model).eval()
+    pack_if_possible(model.eval())
+    return with_lora(model, lora, "CAUSAL_LM").eval() if lora else model
 
 
 def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrainedModel:
@@ -80,7 +82,9 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrai
             nn.init.zeros_(module.weight)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name).pad_token_id
-    return model.eval()
+    if hasattr(model.eval(), "score"):
+        pack_if_possible(model)
+    return model
 
 
 def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:

@@ -1,19 +1,15 @@
 """Policy and critic over a batch: the log-probability, entropy and value of every response token, in one place."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from keel.core.logprobs import entropy, token_logprobs
 from keel.data.batches import Rollouts, TrainingBatch
-from keel.models.heads import next_token_logits, positions_for, trunk, values_of
-
-LOGITS_AT_ONCE = 2**25
-"""Most logits that are held at once; longer batches go through the output matrix in chunks."""
+from keel.models.heads import token_statistics, values_of
+from keel.models.packed import token_states
 
 
 @dataclass(frozen=True)
@@ -53,54 +49,29 @@ class ActorCritic(nn.Module):
         with_values: bool = True,
     ) -> Analysis:
         """One pass over prompts and responses (two when the critic has a trunk of its own)."""
-        states = response_states(self.policy, batch)
-        logprobs, entropies = token_statistics(self.policy, states, batch, temperature, with_entropy)
+        tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
+        mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
+        is_response = torch.cat([torch.zeros_like(batch.prompt_mask), batch.response_mask], dim=1)[mask]
+        before = is_response.nonzero().squeeze(1) - 1  # the states that the response tokens were chosen in
+        states = token_states(self.policy, tokens, mask)
+        logprobs, entropies = token_statistics(
+            self.policy, states[before], batch.response_tokens[batch.response_mask], temperature, with_entropy
+        )
+        found = Analysis(_rows(logprobs, batch), _rows(entropies, batch), None, None)
         if not (with_values and self.has_critic):
-            return Analysis(logprobs, entropies, None, None)
+            return found
         if self.critic is not None:
-            values = values_of(self.critic.score, response_states(self.critic, batch))
+            values = values_of(self.critic.score, token_states(self.critic, tokens, mask))
         else:
             values = values_of(self.value_head, states)
-        lengths = batch.response_mask.sum(1, keepdim=True)
-        final = values.gather(1, lengths).squeeze(1)
-        return Analysis(logprobs, entropies, values[:, :-1].masked_fill(~batch.response_mask, 0.0), final)
+        ends = mask.sum(1).cumsum(0) - 1
+        return replace(found, values=_rows(values[before], batch), final_values=values[ends])
 
 
-def response_states(model: Any, batch: Rollouts | TrainingBatch) -> Tensor:
-    """Hidden states before each response token and after the last. -> [B, T + 1, H]
-
-    Positions count real tokens only, so left padding changes nothing for any kind of position embedding.
-    """
-    tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
-    mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
-    output = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False, **positions_for(model, mask))
-    return output.last_hidden_state[:, batch.prompt_tokens.shape[1] - 1 :]
-
-
-def token_statistics(
-    model: Any, states: Tensor, batch: Rollouts | TrainingBatch, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of the counted tokens from their hidden states. -> [B, T], [B, T]
-
-    Only counted positions meet the output matrix, a chunk at a time: [B, T, V] never exists.
-    """
-    mask = batch.response_mask
-    chosen, tokens = states[:, :-1][mask], batch.response_tokens[mask]
-
-    def statistics(hidden: Tensor, ids: Tensor) -> Tensor:
-        logits = next_token_logits(model, hidden)
-        logprobs = token_logprobs(logits, ids, temperature)
-        return torch.stack([logprobs, entropy(logits, temperature) if with_entropy else torch.zeros_like(logprobs)])
-
-    vocabulary = model.config.get_text_config().vocab_size
-    rows = max(1, LOGITS_AT_ONCE // vocabulary)
-    parts = [
-        statistics(hidden, ids) if len(chosen) <= rows else checkpoint(statistics, hidden, ids, use_reentrant=False)
-        for hidden, ids in zip(chosen.split(rows), tokens.split(rows), strict=True)
-    ]
-    logprobs, spreads = torch.cat(parts, dim=1)
-    blank = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
-    return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, spreads)
+def _rows(flat: Tensor, batch: Rollouts | TrainingBatch) -> Tensor:
+    """Figures of the response tokens, one after the other, as [B, T] with 0 outside the mask."""
+    blank = torch.zeros(batch.response_mask.shape, dtype=flat.dtype, device=flat.device)
+    return blank.masked_scatter(batch.response_mask, flat)
 
 
 def without_adapter(model: Any) -> AbstractContextManager[Any]:

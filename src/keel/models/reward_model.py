@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from keel.data.padding import microbatches, pad_rows
 from keel.data.prompts import Content, render_chat
 from keel.errors import ConfigError
-from keel.models.heads import plain, trunk
+from keel.models.heads import plain
 from keel.models.loading import Lora, load_classifier, load_tokenizer, save_model, with_lora
+from keel.models.packed import moved_left, token_states
 from keel.world import World
 
 TEMPLATE = "{prompt}{response}"
@@ -99,15 +100,12 @@ class RewardModel:
 
     def scores_of(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Scores with gradient; mask True = text, on whatever side the padding is. [N, L], [N, L] bool -> [N]"""
-        # Moved to the left, every text has the positions it has alone, in each kind of position embedding.
-        to_left = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-        tokens, mask = tokens.gather(1, to_left), mask.gather(1, to_left)
         model: Any = plain(self.model)
-        if not self.reads_last_token:
-            return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
-        hidden = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
-        last = mask.sum(1) - 1
-        return self._full(model.score(hidden[torch.arange(len(last), device=last.device), last])[:, 0])
+        if self.reads_last_token:
+            last = mask.sum(1).cumsum(0) - 1
+            return self._full(model.score(token_states(model, tokens, mask)[last])[:, 0])
+        tokens, mask = moved_left(tokens, mask)
+        return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
 
     @property
     def reads_last_token(self) -> bool:

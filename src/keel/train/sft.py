@@ -6,17 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from keel.config import SftConfig
-from keel.core.logprobs import token_logprobs
 from keel.data.padding import microbatches, pad_rows
 from keel.data.preferences import split_by_prompt
 from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
-from keel.models.heads import check_logits, next_token_logits, plain, trunk
+from keel.models.heads import check_logits, plain, token_statistics
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
-from keel.models.policy import LOGITS_AT_ONCE
+from keel.models.packed import token_states
 from keel.train.supervised import Task, fit
 from keel.world import World
 
@@ -64,24 +62,16 @@ def load_split(
 def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
     """-log p of every token that is to be learned, of all examples. -> [number of targets]
 
-    Only those positions meet the output matrix, and where they are many, a chunk at a time.
+    Only those positions meet the output matrix.
     """
     device = plain(model).device
     tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
     starts = torch.tensor([example.num_prompt_tokens for example in examples], device=device)
-    learned = mask & (torch.arange(tokens.shape[1], device=device) >= starts.unsqueeze(1))
-    hidden = trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
-    # Position t predicts token t + 1, so the first token of all has nothing to be predicted from.
-    before, targets = hidden[:, :-1][learned[:, 1:]], tokens[:, 1:][learned[:, 1:]]
-
-    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
-        return -token_logprobs(next_token_logits(model, hidden), targets)
-
-    rows = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-    if len(targets) <= rows:
-        return losses(before, targets)
-    parts = zip(before.split(rows), targets.split(rows), strict=True)
-    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
+    # The first token of all has nothing to be predicted from.
+    learned = mask & (torch.arange(tokens.shape[1], device=device) >= starts.clamp(min=1).unsqueeze(1))
+    before = learned[mask].nonzero().squeeze(1) - 1
+    logprobs, _ = token_statistics(model, token_states(model, tokens, mask)[before], tokens[learned])
+    return -logprobs
 
 
 @torch.no_grad()

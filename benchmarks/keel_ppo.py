@@ -1,0 +1,76 @@
+"""keel's PPO on one task: python keel_ppo.py TASK.json RESULT.json [POLICY_FOLDER] [dotted.setting=value ...]"""
+
+import json
+import resource
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tasks import Task
+
+import keel
+
+
+def megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def settings(task: Task, output: str) -> dict[str, Any]:
+    return {
+        "output": output,
+        "seed": task.seed,
+        "steps": task.steps,
+        "policy.model": task.policy,
+        "prompts.path": task.prompts,
+        "rewards": [{"model": task.reward}],
+        "critic.sharing": "separate",
+        "rollout.batch_size": task.batch_size,
+        "rollout.max_response_tokens": task.max_response_tokens,
+        "algorithm.name": "ppo",
+        "algorithm.kl_coef": task.kl_coef,
+        "algorithm.update_epochs": task.update_epochs,
+        "algorithm.minibatch_size": task.batch_size // task.minibatches,
+        "algorithm.value_coef": 0.1,
+        "algorithm.value_clip_range": 0.2,
+        "optim.learning_rate": task.learning_rate,
+        "optim.critic_learning_rate": task.learning_rate,
+        "log.rollouts_per_step": 0,
+        "checkpoint.every": 0,
+    }
+
+
+def main(task_file: str, result_file: str, policy_folder: str = "", *changes: str) -> None:
+    import transformers  # noqa: F401  (counted as idle memory, as on the other side)
+
+    task = Task.read(task_file)
+    torch.set_num_threads(task.threads)
+    idle = megabytes()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        values = settings(task, str(output))
+        values |= {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in changes)}
+        keel.train(values)
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        if policy_folder:
+            shutil.copytree(output / "policy", policy_folder, dirs_exist_ok=True)
+    steps = [
+        {
+            "sample": line["time/sample_seconds"],
+            "score and targets": line["time/score_seconds"] + line["time/targets_seconds"],
+            "update": line["time/update_seconds"],
+            "step": line["time/step_seconds"],
+            "tokens": round(line["perf/tokens_per_second"] * line["time/step_seconds"]),
+            "score": line["objective/scores"],
+            "kl": line["objective/kl"],
+        }
+        for line in lines
+    ]
+    Path(result_file).write_text(json.dumps({"steps": steps, "peak_mb": megabytes(), "idle_mb": idle}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,146 @@
+"""What the speed benchmarks run on: model folders, reward models and prompts, the same files for keel and its peers."""
+
+import json
+import random
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+PAD, END, FIRST_WORD = 0, 1, 2
+PROMPT_TOKENS = (16, 32)  # shortest and longest prompt of a random task
+NUM_PROMPTS = 1024
+
+
+@dataclass(frozen=True)
+class Task:
+    """One PPO job. Everything that both sides must agree on is here."""
+
+    name: str
+    policy: str  # folders
+    reward: str
+    prompts: str  # jsonl with a column `prompt`
+    batch_size: int = 64
+    max_response_tokens: int = 64
+    update_epochs: int = 4
+    minibatches: int = 4
+    learning_rate: float = 1e-5
+    kl_coef: float = 0.05
+    steps: int = 4  # of which the first is not counted
+    seed: int = 0
+    threads: int = 2
+
+    def write(self, path: Path) -> Path:
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+    @staticmethod
+    def read(path: str) -> "Task":
+        return Task(**json.loads(Path(path).read_text()))
+
+    def with_(self, **changes: Any) -> "Task":
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama by its sizes."""
+
+    hidden: int
+    layers: int
+    vocabulary: int = 4096
+
+    def config(self) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=3 * self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+            pad_token_id=PAD,
+            bos_token_id=None,
+            eos_token_id=END,
+        )
+
+
+SHAPES = {"7M": Shape(256, 6), "31M": Shape(512, 8)}
+
+
+def random_task(name: str, folder: Path, natural: bool, max_response_tokens: int = 64) -> Task:
+    """A random model whose answers have full length, or geometrically distributed ones of a third of it on average."""
+    shape = SHAPES[name]
+    place = folder / f"{name}-{'natural' if natural else 'full'}"
+    if not place.exists():
+        tokenizer = word_tokenizer(shape.vocabulary)
+        end_rate = 3 / max_response_tokens if natural else 1e-9
+        save(language_model(shape, end_rate), tokenizer, place / "policy")
+        reward_model(place / "policy", place / "reward")
+        write_prompts(place / "prompts.jsonl", shape.vocabulary)
+    return Task(
+        f"{name}, {'natural' if natural else 'full'} length",
+        str(place / "policy"),
+        str(place / "reward"),
+        str(place / "prompts.jsonl"),
+        max_response_tokens=max_response_tokens,
+    )
+
+
+def language_model(shape: Shape, end_rate: float, seed: int = 0) -> LlamaForCausalLM:
+    """A random Llama that ends an answer with probability `end_rate` at every token, whatever was said.
+
+    All embeddings share their first coordinate, which then carries the residual stream; the end token alone reads it.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(shape.config())
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[[PAD, END]] = 0.0
+        states = model.model(torch.randint(FIRST_WORD, shape.vocabulary, (64, 16))).last_hidden_state[:, -1]
+        others = torch.logsumexp((states @ model.lm_head.weight.T)[:, FIRST_WORD:], dim=1).mean()
+        wanted = others + torch.logit(torch.tensor(end_rate))
+        model.lm_head.weight[END, 0] = wanted / states[:, 0].mean()
+        model.lm_head.weight[PAD, 0] = -30.0 / states[:, 0].mean()
+    return model
+
+
+def reward_model(policy: Path, folder: Path) -> None:
+    """A classifier on the policy's trunk, its head random."""
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
+    torch.nn.init.normal_(model.score.weight, std=0.05)
+    save(model, AutoTokenizer.from_pretrained(policy), folder)
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    words = {"<pad>": PAD, "</s>": END} | {f"w{i}": i for i in range(FIRST_WORD, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=1024
+    )
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_prompts(path: Path, vocabulary: int) -> None:
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(NUM_PROMPTS):
+            words = (f"w{draw.randrange(FIRST_WORD, vocabulary)}" for _ in range(draw.randint(*PROMPT_TOKENS)))
+            file.write(json.dumps({"prompt": " ".join(words)}) + "\n")

@@ -1,0 +1,121 @@
+"""TRL's PPO on one task. Runs in the environment with TRL: python trl_ppo.py TASK.json RESULT.json [POLICY_FOLDER]"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+
+class Clock:
+    """Seconds per phase and step, read at the places where TRL's loop passes from one phase to the next."""
+
+    def __init__(self):
+        self.steps, self.last, self.tokens = [], None, 0
+
+    def watch(self, trainer):
+        generate, forward, log = ppo_trainer.batch_generation, ppo_trainer.forward, trainer.log
+        pad = trainer.processing_class.pad_token_id
+        end = trainer.stop_token_id
+
+        def timed_generation(model, queries, *args):
+            self.start = time.perf_counter()
+            answers = generate(model, queries, *args)
+            self.sampled, self.updating = time.perf_counter(), None
+            responses = answers[0][:, queries.shape[1] :]
+            ended = (responses == end).int().cumsum(1)
+            self.tokens = int(((ended == 0) & (responses != pad)).sum() + (ended.max(1).values > 0).sum())
+            return answers
+
+        def timed_forward(*args):
+            if torch.is_grad_enabled() and self.updating is None:
+                self.updating = time.perf_counter()
+            return forward(*args)
+
+        def timed_log(metrics, *args, **kwargs):
+            if "objective/kl" in metrics:
+                end = time.perf_counter()
+                self.steps.append(
+                    {
+                        "sample": self.sampled - self.start,
+                        "score and targets": self.updating - self.sampled,
+                        "update": end - self.updating,
+                        "step": end - self.start,
+                        "tokens": self.tokens,
+                        "score": metrics["objective/scores"],
+                        "kl": metrics["objective/kl"],
+                    }
+                )
+            return log(metrics, *args, **kwargs)
+
+        ppo_trainer.batch_generation, ppo_trainer.forward, trainer.log = timed_generation, timed_forward, timed_log
+
+
+def megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(task_file, result_file, policy_folder=None):
+    task = json.loads(Path(task_file).read_text())
+    torch.set_num_threads(task["threads"])
+    idle = megabytes()
+    tokenizer = AutoTokenizer.from_pretrained(task["policy"], padding_side="left")
+    prompts = [json.loads(line)["prompt"] for line in Path(task["prompts"]).read_text().splitlines()]
+    dataset = Dataset.from_dict({"input_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts]})
+    policy, reference = (AutoModelForCausalLM.from_pretrained(task["policy"]) for _ in range(2))
+    reward = AutoModelForSequenceClassification.from_pretrained(task["reward"], num_labels=1)
+    value = AutoModelForSequenceClassification.from_pretrained(task["policy"], num_labels=1)
+    with tempfile.TemporaryDirectory() as output:
+        args = PPOConfig(
+            output_dir=output,
+            per_device_train_batch_size=task["batch_size"],  # in one piece: its minibatches are split from it
+            gradient_accumulation_steps=1,
+            num_mini_batches=task["minibatches"],
+            num_ppo_epochs=task["update_epochs"],
+            local_rollout_forward_batch_size=task["batch_size"],
+            response_length=task["max_response_tokens"],
+            total_episodes=task["steps"] * task["batch_size"],
+            learning_rate=task["learning_rate"],
+            lr_scheduler_type="constant",
+            kl_coef=task["kl_coef"],
+            stop_token="eos",
+            temperature=1.0,
+            seed=task["seed"],
+            num_sample_generations=0,
+            save_strategy="no",
+            eval_strategy="no",
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            logging_steps=1,
+        )
+        trainer = PPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=reference,
+            reward_model=reward,
+            value_model=value,
+            train_dataset=dataset,
+            eval_dataset=dataset,
+        )
+        clock = Clock()
+        clock.watch(trainer)
+        trainer.train()
+        if policy_folder:
+            policy.save_pretrained(policy_folder)
+            tokenizer.save_pretrained(policy_folder)
+    result = {"steps": clock.steps, "peak_mb": megabytes(), "idle_mb": idle}
+    Path(result_file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,115 @@
+"""Packed rows give what padded rows give, states and gradients, for every kind of trunk; or padded rows are read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from keel.models.loading import load_causal_lm
+from keel.models.packed import ATTENTION, pack_if_possible, token_states
+
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 32,
+}
+GPT2_SIZES = {"vocab_size": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+NEOX = {name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
+PACKED: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2_SIZES)),
+    "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX)),
+    "sliding window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),
+}
+PADDED: dict[str, Any] = {
+    "position bias": lambda: BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=16, n_layer=2, n_head=2)),
+    "soft cap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, attn_logit_softcapping=0.05, attn_implementation="eager")
+    ),
+}
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """Padding on the left, the right, both sides and nowhere."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 16, (4, 12), generator=generator)
+    mask = torch.tensor([[0] * 4 + [1] * 8, [1] * 9 + [0] * 3, [0] * 2 + [1] * 5 + [0] * 5, [1] * 12]).bool()
+    return tokens, mask
+
+
+def model_of(kind: str) -> Any:
+    torch.manual_seed(0)
+    model = {**PACKED, **PADDED}[kind]().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def states_and_gradients(model: Any) -> list[torch.Tensor]:
+    model.zero_grad()
+    states = token_states(model, *rows())
+    (states**3).sum().backward()
+    return [states.detach(), *(p.grad.clone() for p in model.base_model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("kind", [*PACKED, *PADDED])
+def test_the_states_are_those_of_each_row_alone(kind: str) -> None:
+    model = model_of(kind)
+    pack_if_possible(model)
+    assert (model.config._attn_implementation == ATTENTION) == (kind in PACKED)
+    states = token_states(model, *rows())
+    each = (row[real].unsqueeze(0) for row, real in zip(*rows(), strict=True))
+    alone = [model.base_model(input_ids=row).last_hidden_state[0] for row in each]
+    torch.testing.assert_close(states, torch.cat(alone), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", list(PACKED))
+def test_the_gradients_are_those_of_padded_rows(kind: str) -> None:
+    model = model_of(kind)
+    padded = states_and_gradients(model)
+    pack_if_possible(model)
+    for ours, theirs in zip(states_and_gradients(model), padded, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_gradient_checkpointing_reads_the_same_rows() -> None:
+    model = model_of("llama")
+    pack_if_possible(model)
+    whole = states_and_gradients(model)
+    model.activation_checkpointing_enable()
+    model.train()
+    for ours, theirs in zip(states_and_gradients(model), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_generate_goes_on_as_before(tiny_policy: Path) -> None:
+    """The attention is sdpa wherever no rows are packed."""
+    model = load_causal_lm(str(tiny_policy))
+    tokens, mask = torch.tensor([[0, 4, 5], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    ours = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=4)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(ours, model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=4))
