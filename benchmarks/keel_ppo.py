@@ -5,6 +5,7 @@ import resource
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,37 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def settings(task: Task, output: str) -> dict[str, Any]:
-    return {
+def settings(task: Task, output: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """The run as keel takes it; `changes` are dotted settings on top, `key=value`."""
+    run: dict[str, Any] = {
         "output": output,
         "seed": task.seed,
         "steps": task.steps,
-        "policy.model": task.policy,
-        "prompts.path": task.prompts,
+        "policy": {"model": task.policy},
+        "prompts": {"path": task.prompts},
         "rewards": [{"model": task.reward}],
-        "critic.sharing": "separate",
-        "rollout.batch_size": task.batch_size,
-        "rollout.max_response_tokens": task.max_response_tokens,
-        "algorithm.name": "ppo",
-        "algorithm.kl_coef": task.kl_coef,
-        "algorithm.update_epochs": task.update_epochs,
-        "algorithm.minibatch_size": task.batch_size // task.minibatches,
-        "algorithm.value_coef": 0.1,
-        "algorithm.value_clip_range": 0.2,
-        "optim.learning_rate": task.learning_rate,
-        "optim.critic_learning_rate": task.learning_rate,
-        "log.rollouts_per_step": 0,
-        "checkpoint.every": 0,
+        "critic": {"sharing": "separate"},
+        "rollout": {"batch_size": task.batch_size, "max_response_tokens": task.max_response_tokens},
+        "algorithm": {
+            "name": "ppo",
+            "kl_coef": task.kl_coef,
+            "update_epochs": task.update_epochs,
+            "minibatch_size": task.batch_size // task.minibatches,
+            "value_coef": 0.1,
+            "value_clip_range": 0.2,
+        },
+        "optim": {"learning_rate": task.learning_rate, "critic_learning_rate": task.learning_rate},
+        "log": {"rollouts_per_step": 0},
+        "checkpoint": {"every": 0},
     }
+    for change in changes:
+        key, value = change.split("=", 1)
+        *sections, name = key.split(".")
+        place = run
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = yaml.safe_load(value)
+    return run
 
 
 def main(task_file: str, result_file: str, policy_folder: str = "", *changes: str) -> None:
@@ -51,9 +61,7 @@ def main(task_file: str, result_file: str, policy_folder: str = "", *changes: st
     idle = megabytes()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        values = settings(task, str(output))
-        values |= {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in changes)}
-        keel.train(values)
+        keel.train(settings(task, str(output), changes))
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         if policy_folder:
             shutil.copytree(output / "policy", policy_folder, dirs_exist_ok=True)

@@ -42,7 +42,7 @@ def build_optimizer(
                 settings.append(
                     {"params": part, "lr": learning_rate, "initial_lr": learning_rate, "weight_decay": decay}
                 )
-    return AdamW(settings, eps=eps)
+    return AdamW(settings, eps=eps, fused=True)
 
 
 def learning_rate_factor(

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
-from keel.models.heads import next_token_logits, plain, positions_for, trunk
+from keel.models.heads import next_token_logits, plain
+from keel.rollout.decoder import decoder_for
 
 
 @torch.no_grad()
@@ -31,44 +32,77 @@ def sample(
     """One answer to each prompt; `uniforms` [B, T] in [0, 1) sets their number of tokens and decides each of them.
 
     A row ends with the first token of `end_ids`, which is part of the response; rows without one are truncated.
-    Finished rows leave the batch at once.
+    Finished rows leave the batch at once, and a prompt that stands in adjacent rows is read once.
     """
     device = plain(model).device
     pad_id = int(tokenizer.pad_token_id)
     prompt_tokens, prompt_mask = (
         part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left")
     )
-    count, limit = uniforms.shape
-    uniforms, ends = uniforms.to(device), torch.tensor(list(end_ids), device=device)
-    responses = torch.full((count, limit), pad_id, device=device)
-    response_mask = torch.zeros((count, limit), dtype=torch.bool, device=device)
-    logprobs = torch.zeros((count, limit), device=device)
-
-    active = torch.arange(count, device=device)
-    tokens, mask, cache = prompt_tokens, prompt_mask.long(), DynamicCache(config=plain(model).config)
-    positions = positions_for(model, mask)
-    for t in range(limit):
-        states = trunk(model)(
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **positions
-        ).last_hidden_state
-        logits = next_token_logits(model, states[:, -1])
-        chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
-        responses[active, t], logprobs[active, t], response_mask[active, t] = chosen, logprob, True
-        going = ~torch.isin(chosen, ends)
-        if t + 1 == limit or not bool(going.any()):
-            break
-        if not bool(going.all()):
-            cache.batch_select_indices(going.nonzero().squeeze(1))
-            active, chosen, mask = active[going], chosen[going], mask[going]
-        tokens, mask = chosen.unsqueeze(1), torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = {name: every[:, -1:] for name, every in positions_for(model, mask).items()}
-
-    width = int(response_mask.sum(1).max())
-    responses, response_mask, logprobs = (part[:, :width] for part in (responses, response_mask, logprobs))
-    last = responses.gather(1, response_mask.sum(1, keepdim=True) - 1).squeeze(1)
-    truncated = ~torch.isin(last, ends)
+    ends = torch.tensor(list(end_ids), device=device)
+    responses, logprobs, lengths = grow(
+        model, prompts, prompt_tokens, prompt_mask, uniforms.to(device), ends, pad_id, temperature, top_k, top_p
+    )
+    width = int(lengths.max())
+    responses, logprobs = responses[:, :width], logprobs[:, :width]
+    response_mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    truncated = ~torch.isin(responses.gather(1, lengths.unsqueeze(1) - 1).squeeze(1), ends)
     texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated)
     return Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
+
+
+def grow(
+    model: Any,
+    prompts: Sequence[Prompt],
+    prompt_tokens: Tensor,
+    prompt_mask: Tensor,
+    uniforms: Tensor,
+    ends: Tensor,
+    pad_id: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The answers token by token -> tokens [B, T], their log-probs [B, T], lengths [B]."""
+    count, limit = uniforms.shape
+    responses = torch.full((count, limit), pad_id, device=uniforms.device)
+    logprobs = torch.zeros((count, limit), device=uniforms.device)
+    lengths = torch.full((count,), limit, device=uniforms.device)
+    copies = repeats(prompts)
+    decoder = decoder_for(model, limit)
+    states = decoder.start(prompt_tokens[::copies], prompt_mask[::copies], copies)
+    active = torch.arange(count, device=uniforms.device)  # which answer each of the decoder's rows is
+    for t in range(limit):
+        logits = next_token_logits(model, states)
+        chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
+        responses[active, t], logprobs[active, t] = chosen, logprob
+        ended = torch.isin(chosen, ends)
+        if bool(ended.any()):
+            lengths[active[ended]] = t + 1
+            rows = without(ended)
+            active, chosen = active[rows], chosen[rows]
+            decoder.keep(rows)
+        if t + 1 == limit or not len(active):
+            break
+        states = decoder.advance(chosen)
+    return responses, logprobs, lengths
+
+
+def repeats(prompts: Sequence[Prompt]) -> int:
+    """How often each prompt stands in a row, if all do equally often, else 1: so often is it read but once."""
+    first = next((i for i, prompt in enumerate(prompts) if prompt is not prompts[0]), len(prompts))
+    whole = len(prompts) % first == 0
+    alike = all(prompt is prompts[i - i % first] for i, prompt in enumerate(prompts))
+    return first if whole and alike else 1
+
+
+def without(ended: Tensor) -> Tensor:
+    """The rows that go on [n], where rows from the back fill the places of those that ended: few have to move."""
+    going = ~ended
+    count = int(going.sum())
+    rows = torch.arange(count, device=ended.device)
+    rows[ended[:count]] = going[count:].nonzero().squeeze(1) + count
+    return rows
 
 
 def choose(
