@@ -117,7 +117,7 @@ def test_tiny_model_two_tokens_follow_the_exact_law(tiny_policy: Path) -> None:
 def test_a_finished_row_leaves_the_batch(tiny_policy: Path) -> None:
     model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
     sizes: list[int] = []
-    handle = model.model.layers[0].mlp.register_forward_hook(lambda *a: sizes.append(a[2].shape[0]))
+    handle = model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *a: sizes.append(a[2].shape[0]))
     rollouts = sample(model, [prompt(5)] * 16, tokenizer, uniforms(16, 10), [END, 7, 11, 19])
     handle.remove()
     expected = [int((rollouts.lengths > t).sum()) for t in range(int(rollouts.lengths.max()))]

@@ -1,0 +1,104 @@
+"""The layers of Llama-like models, walked through directly: what their modules compute, in fewer and larger operations.
+
+The modules' own linear maps are called, so biases, adapters and hooks on them act. RMS norm and rotary embedding have
+their gradients written out, which spares most of the passes over memory that a small model on a CPU is bound by.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+"""Trunks made of RMS norm, rotary attention, RMS norm and a gated linear unit, and differing in nothing else."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Layer index, query [..., heads, D], key and value [..., kv_heads, D] -> [..., heads, D]"""
+
+
+def is_known(trunk: Any) -> bool:
+    rope = (getattr(trunk.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    near_only = getattr(trunk.config, "sliding_window", None) is not None
+    return type(trunk).__name__ in TRUNKS and rope in ("default", "linear", "llama3", "yarn") and not near_only
+
+
+def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for positions [...], of the first half of a head (the second is the same). -> [..., 1, D / 2]"""
+    weight = trunk.embed_tokens.weight
+    cos, sin = trunk.rotary_emb(weight, positions.reshape(1, -1))
+    half = cos.shape[-1] // 2
+    shape = (*positions.shape, 1, half)
+    return cos[0, :, :half].reshape(shape).contiguous(), sin[0, :, :half].reshape(shape).contiguous()
+
+
+def walk(trunk: Any, tokens: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    """Hidden states of tokens [...], after the last norm. -> [..., H]"""
+    hidden = trunk.embed_tokens(tokens)
+    for index, layer in enumerate(trunk.layers):
+        hidden = hidden + _attention(layer, index, norm(layer.input_layernorm, hidden), cos, sin, attend)
+        normed, mlp = norm(layer.post_attention_layernorm, hidden), layer.mlp
+        hidden = hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    return norm(trunk.norm, hidden)
+
+
+def _attention(layer: Any, index: int, normed: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    attention = layer.self_attn
+    query, key, value = (
+        project(normed).unflatten(-1, (-1, attention.head_dim))
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):
+        query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
+    query, key = (Rotation.apply(x, cos, sin) for x in (query, key))
+    found: Tensor = attention.o_proj(attend(index, query, key, value).flatten(-2))
+    return found
+
+
+def norm(module: Any, x: Tensor) -> Tensor:
+    scaled: Tensor = RootMeanSquareNorm.apply(x, module.weight, module.variance_epsilon)
+    return scaled
+
+
+class RootMeanSquareNorm(torch.autograd.Function):
+    """weight * x / sqrt(mean(x^2) + eps), the mean over the last dimension (Zhang and Sennrich 2019)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float() if x.dtype.itemsize < 4 else x
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        gradient, normed = gradients[0], x * scale
+        product = gradient * normed
+        along = (product @ weight.to(product.dtype)).unsqueeze(-1) / x.shape[-1]
+        for_x = torch.addcmul(gradient * weight, normed, along, value=-1).mul_(scale)
+        for_weight = product.flatten(0, -2).sum(0)
+        return for_x.to(x.dtype), for_weight.to(weight.dtype), None
+
+
+class Rotation(torch.autograd.Function):
+    """Rotary embedding (Su et al. 2021): the halves of a head [..., D] turn as points; gradients turn back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradients[0], cos, sin, -1.0), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    left, right = turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=right).addcmul_(first, sin, value=sign)
+    return turned
