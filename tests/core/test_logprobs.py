@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from keel.core.kl import kl_estimate
-from keel.core.logprobs import entropy, token_logprobs
+from keel.core.logprobs import entropy, logprobs_and_entropy, token_logprobs
 
 from .expect import close, gradient
 
@@ -83,3 +83,20 @@ def test_o16_why_truncated_sampling_is_refused_in_training() -> None:
     k1 = kl_estimate(policy, reference)
     close((policy.exp() * k1).sum(), 0.1923012, atol=1e-7)
     close((torch.tensor([0.5, 0.4]).softmax(0) * k1[:2]).sum(), -0.3173690, atol=1e-7)
+
+
+def test_both_at_once_are_the_two_of_them():
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = torch.tensor([0, 6, 3, 3, 1])
+    logprobs, entropies = logprobs_and_entropy(logits, tokens, 0.7)
+    torch.testing.assert_close(logprobs, token_logprobs(logits, tokens, 0.7), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropies, entropy(logits, 0.7), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="do not fit"):
+        logprobs_and_entropy(logits, tokens[:2])
+
+
+def test_the_gradient_of_both_at_once():
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([2, 0, 3])
+    assert torch.autograd.gradcheck(lambda x: logprobs_and_entropy(x, tokens, 1.3)[0], (logits,))
+    assert not logprobs_and_entropy(logits, tokens)[1].requires_grad

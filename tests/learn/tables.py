@@ -42,7 +42,7 @@ class Table(nn.Module):
         self,
         batch: Rollouts | TrainingBatch,
         temperature: float,
-        with_entropy: bool = False,
+        entropy_gradient: bool = False,
         with_values: bool = True,
     ) -> Analysis:
         mask = batch.response_mask

@@ -85,7 +85,7 @@ REPLIES = [(5, 6, 7, 2), (2,), (9, 0, 2)]
 def statistics(parts: Parts, rows: slice = slice(None), **padding: int) -> tuple[list[Tensor], Tensor]:
     """Log-probs, entropies, values and final value of each answer, and the gradient of their sum."""
     rollouts = rollouts_of(PROMPTS[rows], REPLIES[rows], **padding)
-    found = parts.actor_critic.analyze(rollouts, 0.7, with_entropy=True)
+    found = parts.actor_critic.analyze(rollouts, 0.7)
     mask = rollouts.response_mask
     per_token = [found.logprobs, found.entropy, found.values]
     rows_of = [

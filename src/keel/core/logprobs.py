@@ -1,5 +1,8 @@
 """Log-probabilities and entropies of a categorical policy, at the temperature it samples with."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -20,7 +23,35 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return scaled.logsumexp(-1) - (scaled.softmax(-1) * scaled).sum(-1)
 
 
+def logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy as a figure without gradient, in few passes. [..., V], [...] -> [...], [...]"""
+    if logits.shape[:-1] != tokens.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit tokens {tuple(tokens.shape)}")
+    found: tuple[Tensor, Tensor] = LogprobsAndEntropy.apply(_scaled(logits, temperature), tokens)
+    return found
+
+
+class LogprobsAndEntropy(torch.autograd.Function):
+    """d log pi(token) / d z = onehot(token) - softmax(z)."""
+
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = scaled.log_softmax(-1)
+        probabilities = logprobs.exp()
+        entropies = -torch.linalg.vecdot(probabilities, logprobs)
+        ctx.save_for_backward(probabilities, tokens)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        probabilities, tokens = ctx.saved_tensors
+        gradient = gradients[0].unsqueeze(-1)
+        return (probabilities * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
+
+
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    return logits.float() / temperature if logits.dtype.itemsize < 4 else logits / temperature
+    wide = logits.float() if logits.dtype.itemsize < 4 else logits
+    return wide if temperature == 1 else wide / temperature

@@ -99,7 +99,6 @@ def analyze_all(
     rollouts: Rollouts,
     temperature: float,
     microbatch_tokens: int,
-    with_entropy: bool = False,
     with_values: bool = True,
 ) -> Analysis:
     """`analyze` over a whole batch in micro-batches of similar length, without gradients."""
@@ -111,7 +110,7 @@ def analyze_all(
     has_values = with_values and actor_critic.has_critic
     for rows in microbatches(lengths, microbatch_tokens):
         part = select_rows(rollouts, rows)
-        found = actor_critic.analyze(part, temperature, with_entropy, with_values)
+        found = actor_critic.analyze(part, temperature, with_values=with_values)
         index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]
         logprobs[index, :width], entropy[index, :width] = found.logprobs, found.entropy
         if found.values is not None and found.final_values is not None:

@@ -132,13 +132,13 @@ class Updater:
     def _loss(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
         """Sum over the counted tokens of policy loss + value_coef * value loss - entropy_coef * entropy (+ KL)."""
         aim, mask = self.objective, part.response_mask
-        found = self.actor_critic.analyze(part, aim.temperature, with_entropy=True)
+        found = self.actor_critic.analyze(part, aim.temperature, entropy_gradient=aim.entropy_coef > 0)
         new_logprobs, logprobs, advantages = found.logprobs[mask], part.logprobs[mask], part.advantages[mask]
         entropy = found.entropy[mask]
         policy = self.algorithm.policy_loss(
             Loss(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high, aim.dual_clip)
         )
-        loss = policy - aim.entropy_coef * entropy
+        loss = policy - aim.entropy_coef * entropy if aim.entropy_coef else policy
         if aim.kl_in == "loss":
             kl = kl_coef * kl_estimate(new_logprobs, part.ref_logprobs[mask], aim.kl_estimator)
             loss = loss + kl

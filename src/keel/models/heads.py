@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from keel.core.logprobs import entropy, token_logprobs
+from keel.core.logprobs import entropy, logprobs_and_entropy, token_logprobs
 from keel.errors import ConfigError
 
 LOGITS_AT_ONCE = 2**25
@@ -38,30 +38,32 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
     model = plain(model)
     logits = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0) * (getattr(config, "logit_scale", None) or 1.0)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    logits = logits if scale == 1 else logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def token_statistics(
-    model: Any, states: Tensor, tokens: Tensor, temperature: float = 1.0, with_entropy: bool = False
+    model: Any, states: Tensor, tokens: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token in the state before it, and that state's entropy. [N, H], [N] -> [N], [N]
 
     The states meet the output matrix a chunk at a time: [N, V] never exists.
     """
 
-    def statistics(states: Tensor, tokens: Tensor) -> Tensor:
+    def statistics(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         logits = next_token_logits(model, states)
-        logprobs = token_logprobs(logits, tokens, temperature)
-        return torch.stack([logprobs, entropy(logits, temperature) if with_entropy else torch.zeros_like(logprobs)])
+        if entropy_gradient:
+            return token_logprobs(logits, tokens, temperature), entropy(logits, temperature)
+        return logprobs_and_entropy(logits, tokens, temperature)
 
     rows = max(1, LOGITS_AT_ONCE // plain(model).config.get_text_config().vocab_size)
     if len(tokens) <= rows:
-        logprobs, entropies = statistics(states, tokens)
-        return logprobs, entropies
+        return statistics(states, tokens)
     parts = zip(states.split(rows), tokens.split(rows), strict=True)
-    logprobs, entropies = torch.cat([checkpoint(statistics, *part, use_reentrant=False) for part in parts], dim=1)
+    found = [checkpoint(statistics, *part, use_reentrant=False) for part in parts]
+    logprobs, entropies = (torch.cat(each) for each in zip(*found, strict=True))
     return logprobs, entropies
 
 

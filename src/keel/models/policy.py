@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
         self,
         batch: Rollouts | TrainingBatch,
         temperature: float,
-        with_entropy: bool = False,
+        entropy_gradient: bool = False,
         with_values: bool = True,
     ) -> Analysis:
         """One pass over prompts and responses (two when the critic has a trunk of its own)."""
@@ -55,7 +55,7 @@ class ActorCritic(nn.Module):
         before = is_response.nonzero().squeeze(1) - 1  # the states that the response tokens were chosen in
         states = token_states(self.policy, tokens, mask)
         logprobs, entropies = token_statistics(
-            self.policy, states[before], batch.response_tokens[batch.response_mask], temperature, with_entropy
+            self.policy, states[before], batch.response_tokens[batch.response_mask], temperature, entropy_gradient
         )
         found = Analysis(_rows(logprobs, batch), _rows(entropies, batch), None, None)
         if not (with_values and self.has_critic):

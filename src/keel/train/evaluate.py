@@ -128,7 +128,7 @@ def measure(
         scored = scoring(rollouts)
         measured["score"] = scored.scores
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
-    own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS, with_entropy=True)
+    own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS)
     if reference is not None:
         theirs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
         measured["kl"] = (own.logprobs - theirs).sum(1)
