@@ -33,7 +33,7 @@ class Task:
     max_response_tokens: int = 64
     update_epochs: int = 4
     minibatches: int = 4
-    learning_rate: float = 1e-5
+    learning_rate: float = 1e-7  # a random model must stay as it is, or the lengths of its answers drift
     kl_coef: float = 0.05
     steps: int = 4  # of which the first is not counted
     seed: int = 0
@@ -94,6 +94,16 @@ def random_task(name: str, folder: Path, natural: bool, max_response_tokens: int
         str(place / "prompts.jsonl"),
         max_response_tokens=max_response_tokens,
     )
+
+
+def story_task(model: Path, openings: Path, folder: Path) -> Task:
+    """A pre-trained model on real prompts, which learns to please a classifier on its own trunk."""
+    reward, prompts = folder / f"{model.name}-reward", folder / f"{model.name}-prompts.jsonl"
+    if not prompts.exists():
+        reward_model(model, reward)
+        rows = [json.loads(line)["prompt"] for line in openings.read_text().splitlines()[:NUM_PROMPTS]]
+        prompts.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    return Task(model.name, str(model), str(reward), str(prompts), learning_rate=3e-4)
 
 
 def language_model(shape: Shape, end_rate: float, seed: int = 0) -> LlamaForCausalLM:

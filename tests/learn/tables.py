@@ -44,6 +44,7 @@ class Table(nn.Module):
         temperature: float,
         entropy_gradient: bool = False,
         with_values: bool = True,
+        with_logprobs: bool = True,
     ) -> Analysis:
         mask = batch.response_mask
         logits = self.policy.weight[:, 0].expand(*mask.shape, -1)

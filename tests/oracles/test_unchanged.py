@@ -129,7 +129,7 @@ def test_o18_an_answer_alone_is_the_answer_in_a_batch(folder: Path, sharing: str
 def test_o18_micro_batches_of_an_analysis_change_nothing(folder: Path) -> None:
     parts = with_a_critic(folder, "separate")
     rollouts = rollouts_of(PROMPTS, REPLIES)
-    one_by_one, at_once = (analyze_all(parts.actor_critic, rollouts, 0.7, tokens, True) for tokens in (1, 16_384))
+    one_by_one, at_once = (analyze_all(parts.actor_critic, rollouts, 0.7, tokens) for tokens in (1, 16_384))
     for field in dataclasses.fields(one_by_one):
         torch.testing.assert_close(getattr(one_by_one, field.name), getattr(at_once, field.name), **CLOSE)
 

@@ -39,13 +39,16 @@ def build_targets(
     settings: TargetSettings,
     kl_coef: float,
     world: World,
+    trust_sampler: bool = False,
 ) -> TrainingBatch:
     """Log-probs, values, rewards, advantages and returns of a batch; `token_scores` [B, T] are the shaped scores.
 
+    With `trust_sampler` the log-probs are those that the sampler gave, and not computed once more.
     Dropped responses (and with group baselines their whole group) leave the mask.
     """
     rollouts, mask = scored.rollouts, scored.rollouts.response_mask
-    analysis = analyze_all(actor_critic, rollouts, settings.temperature, settings.microbatch_tokens)
+    known = {"with_logprobs": not trust_sampler}
+    analysis = analyze_all(actor_critic, rollouts, settings.temperature, settings.microbatch_tokens, **known)
     ref_logprobs = analysis.logprobs
     if reference is not None:
         ref_logprobs = reference_logprobs(reference, rollouts, settings.temperature, settings.microbatch_tokens)
@@ -100,6 +103,7 @@ def analyze_all(
     temperature: float,
     microbatch_tokens: int,
     with_values: bool = True,
+    with_logprobs: bool = True,
 ) -> Analysis:
     """`analyze` over a whole batch in micro-batches of similar length, without gradients."""
     lengths = (rollouts.prompt_mask.sum(1) + rollouts.lengths).tolist()
@@ -110,7 +114,7 @@ def analyze_all(
     has_values = with_values and actor_critic.has_critic
     for rows in microbatches(lengths, microbatch_tokens):
         part = select_rows(rollouts, rows)
-        found = actor_critic.analyze(part, temperature, with_values=with_values)
+        found = actor_critic.analyze(part, temperature, with_values=with_values, with_logprobs=with_logprobs)
         index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]
         logprobs[index, :width], entropy[index, :width] = found.logprobs, found.entropy
         if found.values is not None and found.final_values is not None:

@@ -47,23 +47,29 @@ class ActorCritic(nn.Module):
         temperature: float,
         entropy_gradient: bool = False,
         with_values: bool = True,
+        with_logprobs: bool = True,
     ) -> Analysis:
-        """One pass over prompts and responses (two when the critic has a trunk of its own)."""
+        """One pass over prompts and responses (two when the critic has a trunk of its own).
+
+        Without log-probs those of the batch stand for them, which spares a separate critic the policy's pass.
+        """
         tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
         is_response = torch.cat([torch.zeros_like(batch.prompt_mask), batch.response_mask], dim=1)[mask]
         before = is_response.nonzero().squeeze(1) - 1  # the states that the response tokens were chosen in
-        states = token_states(self.policy, tokens, mask)
-        logprobs, entropies = token_statistics(
-            self.policy, states[before], batch.response_tokens[batch.response_mask], temperature, entropy_gradient
-        )
-        found = Analysis(_rows(logprobs, batch), _rows(entropies, batch), None, None)
+        found, states = Analysis(batch.logprobs, torch.zeros_like(batch.logprobs), None, None), None
+        if with_logprobs:
+            states = token_states(self.policy, tokens, mask)
+            chosen = batch.response_tokens[batch.response_mask]
+            figures = token_statistics(self.policy, states[before], chosen, temperature, entropy_gradient)
+            logprobs, entropies = (_rows(figure, batch) for figure in figures)
+            found = replace(found, logprobs=logprobs, entropy=entropies)
         if not (with_values and self.has_critic):
             return found
         if self.critic is not None:
             values = values_of(self.critic.score, token_states(self.critic, tokens, mask))
         else:
-            values = values_of(self.value_head, states)
+            values = values_of(self.value_head, token_states(self.policy, tokens, mask) if states is None else states)
         ends = mask.sum(1).cumsum(0) - 1
         return replace(found, values=_rows(values[before], batch), final_values=values[ends])
 

@@ -22,6 +22,9 @@ from keel.train.setup import Parts, build_parts
 from keel.train.state import RunState, restore, save, save_result
 from keel.world import World
 
+TRUSTED_GAP = 1e-4
+"""Up to this difference of a token's log-probability the sampler's log-probs serve as the trainer's."""
+
 
 def train_policy(
     config: TrainConfig | Mapping[str, Any],
@@ -43,6 +46,7 @@ def train_policy(
         state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
         checkpoint = latest_checkpoint(folder) if resume else None
         metrics = self_check(parts)
+        state.trust_sampler = metrics["check/logprob_gap"] <= TRUSTED_GAP
         if checkpoint is not None:
             restore(parts, state, checkpoint)
         elif config.reward.normalize == "reference":
@@ -105,6 +109,7 @@ def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[di
             parts.targets,
             state.kl_coef,
             world,
+            state.trust_sampler,
         )
     before = fingerprint(parts) if state.step == 1 else None
     with state.timed("update"):

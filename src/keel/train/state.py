@@ -22,6 +22,7 @@ class RunState:
 
     step: int
     kl_coef: float
+    trust_sampler: bool = False  # the self-check found its log-probs to be the trainer's
     statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
     seconds: dict[str, float] = field(default_factory=dict)
 

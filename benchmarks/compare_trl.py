@@ -1,0 +1,190 @@
+"""keel's PPO beside TRL's, the last one there was (TRL 1.12), in one run: the same models, prompts and settings.
+
+    python benchmarks/compare_trl.py --sizes 7M --json compare.json
+    python benchmarks/compare_trl.py --sizes --stories FOLDER --openings openings.jsonl --steps 12
+
+Every task is run in turn, TRL, keel, TRL, keel, each in a process of its own; the first step of each is not counted.
+"same work" = four separate models in float32. "best" = shared critic, and bfloat16 where this machine multiplies it
+faster. TRL lives in an environment of its own, which the first run makes (--venv).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tasks import SHAPES, Task, random_task, story_task
+
+HERE = Path(__file__).parent
+PINS = ("trl==1.12.0", "transformers==5.23.0")
+PHASES = ("sample", "score and targets", "update", "step")
+
+
+def main() -> None:
+    options = parse_arguments()
+    python = trl_python(Path(options.venv))
+    rates = {
+        name: matrix_rate(kind, options.threads) for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    Console().print("machine: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
+    best = ["critic.sharing=shared"] + (["policy.dtype=bfloat16"] if rates["bf16"] > 1.3 * rates["fp32"] else [])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.work or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = [measure(task, python, folder, best, options) for task in tasks(folder, options)]
+    for result in results:
+        show(result, rates["fp32"])
+    if options.json:
+        Path(options.json).write_text(json.dumps({"rates": rates, "best": best, "tasks": results}, indent=1))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="random models")
+    parser.add_argument("--lengths", nargs="+", default=["natural", "full"], choices=["natural", "full"])
+    parser.add_argument("--stories", nargs="*", default=[], metavar="FOLDER", help="pre-trained models")
+    parser.add_argument("--openings", metavar="FILE", help="prompts for them: jsonl with a column `prompt`")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
+    parser.add_argument("--steps", type=int, default=3, help="of each run, the first not counted")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--venv", default=".venv-trl", help="TRL's environment; made if it is not there")
+    parser.add_argument("--work", help="keep models and results here")
+    parser.add_argument("--json", help="write all figures to this file")
+    options = parser.parse_args()
+    if options.stories and not options.openings:
+        parser.error("--stories needs --openings")
+    return options
+
+
+def trl_python(folder: Path) -> Path:
+    """The interpreter of an environment that holds TRL, and the torch that keel has."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"installing {', '.join(PINS)} into {folder}", flush=True)
+        venv.create(folder, with_pip=True)
+        version = torch.__version__.split("+")[0]
+        for wanted in ([f"torch=={version}"], list(PINS)):
+            subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
+    return python
+
+
+def matrix_rate(kind: torch.dtype, threads: int, size: int = 2048) -> float:
+    """Floating-point operations a second in a large product, the best of five."""
+    torch.set_num_threads(threads)
+    a, b = (torch.randn(size, size).to(kind) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def tasks(folder: Path, options: argparse.Namespace) -> list[Task]:
+    found = [random_task(name, folder, length == "natural") for name in options.sizes for length in options.lengths]
+    found += [story_task(Path(model), Path(options.openings), folder) for model in options.stories]
+    return [task.with_(steps=options.steps, threads=options.threads) for task in found]
+
+
+def measure(task: Task, python: Path, folder: Path, best: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """All runs of a task, the sides in turn, and how good the policies are that came out."""
+    file = task.write(folder / "task.json")
+    sides = {
+        "trl": [python, HERE / "trl_ppo.py"],
+        "keel": [sys.executable, HERE / "keel_ppo.py"],
+        "keel best": [sys.executable, HERE / "keel_ppo.py"],
+    }
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for turn in range(options.rounds):
+        for side, command in sides.items():
+            result, policy = folder / "result.json", folder / f"policy-{side.replace(' ', '-')}"
+            changes = best if side == "keel best" else []
+            log = subprocess.run([*command, file, result, policy, *changes], capture_output=True, text=True)
+            if log.returncode:
+                raise SystemExit(f"{side} failed on {task.name}:\n{log.stderr[-3000:]}")
+            runs[side].append(json.loads(result.read_text()))
+            last = runs[side][-1]["steps"][-1]
+            print(f"{task.name}, {side}, run {turn + 1}: {last['step']:.2f} s a step", flush=True)
+    figures = {side: summary(found, task) for side, found in runs.items()}
+    return {
+        "task": task.name,
+        "batch_size": task.batch_size,
+        "epochs": task.update_epochs,
+        "sides": figures,
+        "quality": quality(task, folder),
+        "params": sizes(task),
+    }
+
+
+def summary(runs: list[dict[str, Any]], task: Task) -> dict[str, float]:
+    """Medians over the counted steps of all runs."""
+    steps = [step for run in runs for step in run["steps"][1:]]
+    figures = {phase: statistics.median(step[phase] for step in steps) for phase in PHASES}
+    tokens = statistics.mean(step["tokens"] for step in steps)
+    return figures | {
+        "responses/s": task.batch_size / figures["step"],
+        "tokens/s": tokens / figures["step"],
+        "tokens": tokens,
+        "peak MB": max(run["peak_mb"] for run in runs),
+        "above idle MB": max(run["peak_mb"] - run["idle_mb"] for run in runs),
+        "last score": statistics.mean(run["steps"][-1]["score"] for run in runs),
+    }
+
+
+def sizes(task: Task) -> dict[str, float]:
+    """Weights that every token meets, and those that only predicted tokens meet; and the prompts' mean length."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (kind.from_pretrained(task.policy) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    matrices = sum(p.numel() for name, p in model.base_model.named_parameters() if p.dim() > 1 and "embed" not in name)
+    prompts = [json.loads(line)["prompt"] for line in Path(task.prompts).read_text().splitlines()]
+    length = statistics.mean(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    return {"trunk": matrices, "head": model.get_output_embeddings().weight.numel(), "prompt": length}
+
+
+def quality(task: Task, folder: Path) -> dict[str, Any]:
+    """Score of what each side's last run learned, on the same prompts with the same random numbers."""
+    from keel.config import EvaluateConfig, parse
+    from keel.train.evaluate import evaluate
+
+    common = {"prompts": {"path": task.prompts}, "rewards": [{"model": task.reward}], "seed": 1}
+    sampling = {"num_responses": 1, "batch_size": 256, "max_response_tokens": task.max_response_tokens}
+    found = {}
+    for side in ("keel", "keel-best"):
+        values = {"policy": str(folder / f"policy-{side}"), "against": str(folder / "policy-trl"), **common}
+        config = parse(EvaluateConfig, values | {"sampling": sampling, "output": str(folder / "evaluation.json")})
+        found[side] = evaluate(config)
+    return found
+
+
+def show(result: dict[str, Any], rate: float) -> None:
+    sides, params = result["sides"], result["params"]
+    table = Table("", *sides, title=result["task"])
+    for name in (*PHASES, "responses/s", "tokens/s", "tokens", "peak MB", "above idle MB", "last score"):
+        table.add_row(name, *(f"{figures[name]:.4g}" for figures in sides.values()))
+    notes = []
+    for name in ("keel", "keel best"):
+        ratio = sides[name]["responses/s"] / sides["trl"]["responses/s"]
+        memory = sides[name]["peak MB"] / sides["trl"]["peak MB"]
+        notes.append(f"{name}: {ratio:.2f} times the responses/s of TRL in {memory:.0%} of its memory.")
+    tokens, epochs, trunks = sides["keel"]["tokens"], result["epochs"], 2
+    read = tokens + result["batch_size"] * params["prompt"]
+    work = 6 * epochs * (trunks * params["trunk"] * read + params["head"] * tokens)
+    notes.append(f"keel's update: {work / sides['keel']['update'] / rate:.0%} of the matrix rate.")
+    for name, judged in result["quality"].items():
+        notes.append(f"{name} against TRL's policy: {judged}")
+    table.caption = "\n".join(notes)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
