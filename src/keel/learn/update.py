@@ -19,7 +19,7 @@ from keel.errors import Diverged
 from keel.learn.algorithms import Algorithm, Loss
 from keel.learn.optim import clip_gradients, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
-from keel.models.policy import ActorCritic
+from keel.models.policy import ActorCritic, Analysis
 from keel.world import World, generator
 
 
@@ -111,8 +111,8 @@ class Updater:
         if num_loss_tokens == 0:
             return
         for part in self._parts(batch, rows):
-            loss = self._loss(part, kl_coef, totals)
-            (loss / num_loss_tokens).backward()
+            for loss in self._losses(part, kl_coef, totals):
+                (loss / num_loss_tokens).backward()
         factor = learning_rate_factor(
             self.schedule.schedule,
             optimizer_step,
@@ -129,10 +129,22 @@ class Updater:
         for group in microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens):
             yield select_rows(batch, [counted[place] for place in group])
 
-    def _loss(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
-        """Sum over the counted tokens of policy loss + value_coef * value loss - entropy_coef * entropy (+ KL)."""
+    def _losses(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> Iterator[Tensor]:
+        """A loss for each trunk, summed over the counted tokens; one's graph can go before the next is built."""
+        aim, models = self.objective, self.actor_critic
+        alone = models.critic is not None
+        found = models.analyze(part, aim.temperature, aim.entropy_coef > 0, with_values=not alone)
+        loss = self._policy_loss(found, part, kl_coef, totals)
+        if found.values is not None:
+            loss = loss + self._value_loss(found, part, totals)
+        yield _finite(loss.sum())
+        if alone:
+            found = models.analyze(part, aim.temperature, with_logprobs=False)
+            yield _finite(self._value_loss(found, part, totals).sum())
+
+    def _policy_loss(self, found: Analysis, part: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
+        """policy loss - entropy_coef * entropy (+ KL), for each counted token."""
         aim, mask = self.objective, part.response_mask
-        found = self.actor_critic.analyze(part, aim.temperature, entropy_gradient=aim.entropy_coef > 0)
         new_logprobs, logprobs, advantages = found.logprobs[mask], part.logprobs[mask], part.advantages[mask]
         entropy = found.entropy[mask]
         policy = self.algorithm.policy_loss(
@@ -143,10 +155,6 @@ class Updater:
             kl = kl_coef * kl_estimate(new_logprobs, part.ref_logprobs[mask], aim.kl_estimator)
             loss = loss + kl
             totals.add("loss/kl", kl)
-        if found.values is not None:
-            value = value_loss(found.values[mask], part.values[mask], part.returns[mask], aim.value_clip_range)
-            loss = loss + aim.value_coef * value
-            totals.add("loss/value", value)
         with torch.no_grad():
             totals.add("loss/policy", policy)
             totals.add("policy/entropy", entropy)
@@ -156,10 +164,15 @@ class Updater:
                 "policy/clipfrac",
                 clipfrac(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high),
             )
-        summed = loss.sum()
-        if not bool(summed.isfinite()):
-            raise Diverged("the loss is not finite", fix="lower optim.learning_rate, or look at the rewards")
-        return summed
+        return loss
+
+    def _value_loss(self, found: Analysis, part: TrainingBatch, totals: Totals) -> Tensor:
+        """value_coef * value loss, for each counted token."""
+        aim, mask = self.objective, part.response_mask
+        assert found.values is not None
+        value = value_loss(found.values[mask], part.values[mask], part.returns[mask], aim.value_clip_range)
+        totals.add("loss/value", value)
+        return aim.value_coef * value
 
     def _step(self, critic_only: bool, totals: Totals) -> None:
         """Clip each model's gradient, then move. In critic warm-up the policy stays where it is."""
@@ -176,3 +189,9 @@ class Updater:
             totals.add_one("critic/grad_norm", clip_gradients(critic, self.schedule.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not bool(loss.isfinite()):
+        raise Diverged("the loss is not finite", fix="lower optim.learning_rate, or look at the rewards")
+    return loss

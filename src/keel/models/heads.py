@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from keel.core.logprobs import entropy, logprobs_and_entropy, token_logprobs
 from keel.errors import ConfigError
 
-LOGITS_AT_ONCE = 2**25
-"""Most logits that are held at once; longer batches go through the output matrix in chunks."""
+LOGITS_KEPT = 2**24
+"""Most logits whose probabilities are kept for the gradient; more go in chunks, and are computed once again for it."""
+LOGITS_AT_ONCE = 2**21
+"""Size of such a chunk, which stays in a cache."""
 
 
 def plain(model: Any) -> PreTrainedModel:
@@ -58,8 +60,9 @@ def token_statistics(
             return token_logprobs(logits, tokens, temperature), entropy(logits, temperature)
         return logprobs_and_entropy(logits, tokens, temperature)
 
-    rows = max(1, LOGITS_AT_ONCE // plain(model).config.get_text_config().vocab_size)
-    if len(tokens) <= rows:
+    vocabulary = plain(model).config.get_text_config().vocab_size
+    rows = max(1, LOGITS_AT_ONCE // vocabulary)
+    if len(tokens) <= rows or (torch.is_grad_enabled() and len(tokens) * vocabulary <= LOGITS_KEPT):
         return statistics(states, tokens)
     parts = zip(states.split(rows), tokens.split(rows), strict=True)
     found = [checkpoint(statistics, *part, use_reentrant=False) for part in parts]
