@@ -34,6 +34,8 @@ class ModelSettings(Settings):
     """number format of the weights"""
     lora: LoraSettings | None = None
     """train a low-rank adapter instead of all weights (needs `pip install keel-rlhf[peft]`)"""
+    gradient_checkpointing: bool = False
+    """compute each layer once more in the backward pass instead of keeping what it computed: a third more work"""
 
 
 class PromptSettings(Settings):

@@ -44,6 +44,8 @@ class SupervisedSettings(Settings):
     """number format of the weights"""
     lora: LoraSettings | None = None
     """train a low-rank adapter, merged into the weights at the end"""
+    gradient_checkpointing: bool = False
+    """compute each layer once more in the backward pass instead of keeping what it computed"""
     data: DataSettings
     epochs: Positive = 1.0
     """passes over the data; fractions are allowed"""

@@ -5,10 +5,15 @@ their gradients written out, which spares most of the passes over memory that a 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from keel.errors import ConfigError
 
 TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 """Trunks made of RMS norm, rotary attention, RMS norm and a gated linear unit, and differing in nothing else."""
@@ -35,11 +40,33 @@ def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 def walk(trunk: Any, tokens: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
     """Hidden states of tokens [...], after the last norm. -> [..., H]"""
     hidden = trunk.embed_tokens(tokens)
+    again = getattr(trunk, "recompute", False) and torch.is_grad_enabled()
     for index, layer in enumerate(trunk.layers):
-        hidden = hidden + _attention(layer, index, norm(layer.input_layernorm, hidden), cos, sin, attend)
-        normed, mlp = norm(layer.post_attention_layernorm, hidden), layer.mlp
-        hidden = hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        given = layer, index, hidden, cos, sin, attend
+        hidden = checkpoint(_layer, *given, use_reentrant=False) if again else _layer(*given)
     return norm(trunk.norm, hidden)
+
+
+def recompute_layers(trunk: Any) -> None:
+    """Of each layer only the input is kept for the gradient; the rest is computed again (Chen et al. 2016).
+
+    Raises ConfigError when the model's layers cannot do so.
+    """
+    if is_known(trunk):
+        trunk.recompute = True
+        return
+    layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"{type(trunk).__name__} cannot recompute its layers", fix="gradient_checkpointing: false")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _layer(layer: Any, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    hidden = hidden + _attention(layer, index, norm(layer.input_layernorm, hidden), cos, sin, attend)
+    normed, mlp = norm(layer.post_attention_layernorm, hidden), layer.mlp
+    changed: Tensor = hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    return changed
 
 
 def _attention(layer: Any, index: int, normed: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:

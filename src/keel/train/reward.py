@@ -10,6 +10,8 @@ from keel.config import RewardConfig
 from keel.core.preferences import bradley_terry_loss, tied_plackett_luce_loss
 from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.errors import ConfigError
+from keel.models.heads import trunk
+from keel.models.layers import recompute_layers
 from keel.models.reward_model import RewardModel
 from keel.train.judging import baselines, judge
 from keel.train.supervised import Task, fit
@@ -33,6 +35,8 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     shared = set.intersection(*({prompt_key(ranking.prompt) for ranking in side} for side in (train, held_out)))
     torch.manual_seed(config.seed)  # the adapter's start
     model = RewardModel.load(config.model, config.dtype, config.template, config.lora, max_tokens=config.max_tokens)
+    if config.gradient_checkpointing:
+        recompute_layers(trunk(model.model))
     encoded = [encode(model, ranking) for ranking in train]
     held_out_rows = [encode(model, ranking).rows for ranking in held_out]
 

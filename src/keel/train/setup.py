@@ -16,7 +16,8 @@ from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
-from keel.models.heads import check_logits, new_value_head
+from keel.models.heads import check_logits, new_value_head, trunk
+from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
@@ -96,6 +97,9 @@ def build_parts(
         raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
     algorithm = ALGORITHMS[config.algorithm.name]
     actor_critic = _actor_critic(config, policy, algorithm).to(world.device)
+    if config.policy.gradient_checkpointing:
+        for model in filter(None, (actor_critic.policy, actor_critic.critic)):
+            recompute_layers(trunk(model))
     return Parts(
         config=config,
         world=world,

@@ -12,7 +12,8 @@ from keel.data.padding import microbatches, pad_rows
 from keel.data.preferences import split_by_prompt
 from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
-from keel.models.heads import check_logits, plain, token_statistics
+from keel.models.heads import check_logits, plain, token_statistics, trunk
+from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
 from keel.models.packed import token_states
 from keel.train.supervised import Task, fit
@@ -26,6 +27,8 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
     check_logits(model)
+    if config.gradient_checkpointing:
+        recompute_layers(trunk(model))
     ends = end_token_ids(model, tokenizer)
     if not ends:
         raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
