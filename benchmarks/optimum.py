@@ -131,7 +131,7 @@ def plan(world: World, algorithm: str, folder: Path, options: argparse.Namespace
 
 def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[str, Any]]:
     """All trainings, each with its floor and the best floor of its world."""
-    schedules = {(run.config["optim"]["learning_rate"], run.config["optim"]["schedule"]) for run in runs}
+    schedules = {(float(run.config["optim"]["learning_rate"]), run.config["optim"]["schedule"]) for run in runs}
     lengths = options.floor_steps or [options.steps]
     climbs = [
         Climb(world, rate, schedule, steps)
@@ -145,7 +145,7 @@ def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[s
         rows = []
         for run, future in trained:
             optim = run.config["optim"]
-            own = floors[run.world.name, optim["learning_rate"], optim["schedule"], lengths[0]].result()
+            own = floors[run.world.name, float(optim["learning_rate"]), optim["schedule"], lengths[0]].result()
             best = min(found.result()[-1] for key, found in floors.items() if key[0] == run.world.name)
             rows.append(future.result() | {"floor": own, "best_floor": best})
             print(f"{run.world.name} {run.algorithm}: {rows[-1]['seconds']:.0f} s", flush=True)

@@ -1,0 +1,83 @@
+"""Both decoders give the states of each row read alone, whatever ended beside it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from keel.data.prompts import Prompt
+from keel.rollout.decoder import Decoder, LayerDecoder, ModuleDecoder, decoder_for
+from keel.rollout.sampler import repeats, without
+
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 32,
+}
+MODELS: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=32)),
+}
+PROMPTS = torch.tensor([[0, 0, 3], [4, 5, 6], [0, 7, 8]])
+MASK = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    model = MODELS[request.param]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def decoders(model: Any) -> list[Decoder]:
+    known = not isinstance(model, GPT2LMHeadModel)
+    return [ModuleDecoder(model), *([LayerDecoder(model.model, 6)] if known else [])]
+
+
+def alone(model: Any, tokens: list[int]) -> Tensor:
+    states: Tensor = model.base_model(input_ids=torch.tensor([tokens])).last_hidden_state[0, -1]
+    return states
+
+
+@torch.no_grad()
+def test_rows_that_grow_and_end(model: Any) -> None:
+    for decoder in decoders(model):
+        rows = [[3], [3], [4, 5, 6], [4, 5, 6], [7, 8], [7, 8]]
+        states = decoder.start(PROMPTS, MASK, copies=2)
+        for chosen, kept in (([1, 2, 3, 4, 5, 6], [0, 5, 2, 3]), ([7, 8, 9, 10], [2, 1]), ([11, 12], [0, 1])):
+            torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
+            rows = [[*rows[row], token] for row, token in zip(range(len(rows)), chosen, strict=True)]
+            decoder.keep(torch.tensor(kept))
+            states = decoder.advance(torch.tensor(chosen)[kept])
+            rows = [rows[row] for row in kept]
+        torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
+
+
+def test_which_decoder(model: Any) -> None:
+    assert isinstance(decoder_for(model, 4), ModuleDecoder if isinstance(model, GPT2LMHeadModel) else LayerDecoder)
+
+
+def test_the_places_of_rows_that_ended_are_filled_from_the_back() -> None:
+    ended = torch.tensor([False, True, False, True, False, False])
+    assert without(ended).tolist() == [0, 4, 2, 5]
+    assert without(torch.tensor([True, True])).tolist() == []
+    assert without(torch.tensor([False, False])).tolist() == [0, 1]
+
+
+def test_how_often_a_prompt_is_repeated() -> None:
+    one, two = (Prompt(text, text, (1, 2), {}) for text in "ab")
+    assert repeats([one, one, two, two]) == 2
+    assert repeats([one, two, one, two]) == 1
+    assert repeats([one, one, two]) == 1
+    assert repeats([one] * 5) == 5
