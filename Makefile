@@ -2,6 +2,7 @@
 #   make quickstart   install into .venv, then run the embedded example (ARGS="--algorithm a2c" is passed on)
 #   make test         install into .venv, then run all tests
 #   make check        format, lint, types, import layers
+#   make bench        keel beside TRL, in turn (ARGS="--sizes 7M" is passed on); half an hour and more
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
@@ -10,7 +11,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: quickstart install install-dev test test-fast check format clean
+.PHONY: quickstart install install-dev test test-fast check bench format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: install
@@ -30,6 +31,9 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench: install-dev
+	$(BIN)/python benchmarks/compare_trl.py $(ARGS)
 
 format: install-dev
 	$(BIN)/ruff format .

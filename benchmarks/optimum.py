@@ -38,10 +38,10 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"optim.learning_rate": 1e-3, "optim.critic_learning_rate": 3e-3},
-    "a2c": {"optim.learning_rate": 3e-3, "optim.critic_learning_rate": 1e-2},
-    "rloo": {"optim.learning_rate": 3e-3},
-    "reinforce": {"optim.learning_rate": 3e-3},
-    "grpo": {"optim.learning_rate": 3e-3},
+    "a2c": {"optim.learning_rate": 1e-3, "optim.critic_learning_rate": 1e-2},
+    "rloo": {"optim.learning_rate": 1e-3},
+    "reinforce": {"optim.learning_rate": 1e-3},
+    "grpo": {"optim.learning_rate": 1e-3},
 }
 
 

@@ -29,16 +29,8 @@ from keel.models.layers import recompute_layers
 from keel.models.loading import load_causal_lm
 from keel.models.packed import ATTENTION, pack_if_possible, token_states
 
-SIZES = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 32,
-}
+from ..shapes import SIZES
+
 GPT2_SIZES = {"vocab_size": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 NEOX = {name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
 PACKED: dict[str, Any] = {

@@ -11,16 +11,8 @@ from keel.data.prompts import Prompt
 from keel.rollout.decoder import Decoder, LayerDecoder, ModuleDecoder, decoder_for
 from keel.rollout.sampler import repeats, without
 
-SIZES = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 32,
-}
+from ..shapes import SIZES
+
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
