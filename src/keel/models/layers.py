@@ -77,14 +77,20 @@ def _attention(layer: Any, index: int, normed: Tensor, cos: Tensor, sin: Tensor,
     )
     if hasattr(attention, "q_norm"):
         query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
-    query, key = (Rotation.apply(x, cos, sin) for x in (query, key))
+    query, key = (rotate(x, cos, sin) for x in (query, key))
     found: Tensor = attention.o_proj(attend(index, query, key, value).flatten(-2))
     return found
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
-    scaled: Tensor = RootMeanSquareNorm.apply(x, module.weight, module.variance_epsilon)
+    given = x, module.weight, module.variance_epsilon
+    scaled: Tensor = RootMeanSquareNorm.apply(*given) if torch.is_grad_enabled() else _scaled(*given)[0]
     return scaled
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned: Tensor = Rotation.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin, 1.0)
+    return turned
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
@@ -92,10 +98,9 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float() if x.dtype.itemsize < 4 else x
-        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        normed, scale = _scaled(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -106,6 +111,12 @@ class RootMeanSquareNorm(torch.autograd.Function):
         for_x = torch.addcmul(gradient * weight, normed, along, value=-1).mul_(scale)
         for_weight = product.flatten(0, -2).sum(0)
         return for_x.to(x.dtype), for_weight.to(weight.dtype), None
+
+
+def _scaled(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(weight), scale
 
 
 class Rotation(torch.autograd.Function):
