@@ -162,7 +162,13 @@ def quality(task: Task, folder: Path) -> dict[str, Any]:
     for side in ("keel", "keel-best"):
         values = {"policy": str(folder / f"policy-{side}"), "against": str(folder / "policy-trl"), **common}
         config = parse(EvaluateConfig, values | {"sampling": sampling, "output": str(folder / "evaluation.json")})
-        found[side] = evaluate(config)
+        figures = evaluate(config)
+        difference = {name: figures[f"score_difference{name}"] for name in ("", "_low", "_high")}
+        found[side] = {
+            "score": figures["policy"]["score"],
+            "trl": figures["against"]["score"],
+            "difference": difference,
+        }
     return found
 
 
@@ -181,7 +187,10 @@ def show(result: dict[str, Any], rate: float) -> None:
     work = 6 * epochs * (trunks * params["trunk"] * read + params["head"] * tokens)
     notes.append(f"keel's update: {work / sides['keel']['update'] / rate:.0%} of the matrix rate.")
     for name, judged in result["quality"].items():
-        notes.append(f"{name} against TRL's policy: {judged}")
+        mean, low, high = judged["difference"].values()
+        notes.append(
+            f"{name} learned to score {judged['score']:.3f}, TRL {judged['trl']:.3f}: {mean:+.3f} [{low:.3f}, {high:.3f}]"
+        )
     table.caption = "\n".join(notes)
     Console().print(table)
 
