@@ -188,9 +188,8 @@ def show(result: dict[str, Any], rate: float) -> None:
     notes.append(f"keel's update: {work / sides['keel']['update'] / rate:.0%} of the matrix rate.")
     for name, judged in result["quality"].items():
         mean, low, high = judged["difference"].values()
-        notes.append(
-            f"{name} learned to score {judged['score']:.3f}, TRL {judged['trl']:.3f}: {mean:+.3f} [{low:.3f}, {high:.3f}]"
-        )
+        gained = f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
+        notes.append(f"{name} learned to score {judged['score']:.3f}, TRL {judged['trl']:.3f}: {gained}")
     table.caption = "\n".join(notes)
     Console().print(table)
 
