@@ -189,12 +189,17 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
+def reads_packed(model: Any) -> bool:
+    """Whether padding costs the model nothing."""
+    return bool(plain(model).config.get_text_config()._attn_implementation == ATTENTION)
+
+
 def token_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """Hidden states of the tokens under the mask, row by row. [B, L], [B, L] bool -> [mask.sum(), H]
 
     Padding may stand on any side.
     """
-    if plain(model).config.get_text_config()._attn_implementation != ATTENTION:
+    if not reads_packed(model):
         tokens, mask = moved_left(tokens, mask)
         return trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)

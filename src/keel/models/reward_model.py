@@ -14,11 +14,13 @@ from keel.data.prompts import Content, render_chat
 from keel.errors import ConfigError
 from keel.models.heads import plain
 from keel.models.loading import Lora, load_classifier, load_tokenizer, save_model, with_lora
-from keel.models.packed import moved_left, token_states
+from keel.models.packed import moved_left, reads_packed, token_states
 from keel.world import World
 
 TEMPLATE = "{prompt}{response}"
 MICROBATCH_TOKENS = 16_384
+PASSES = 8
+"""Forward passes of a micro-batch for a model that reads padding, each over texts of like length."""
 
 
 class RewardModel:
@@ -87,7 +89,8 @@ class RewardModel:
 
     def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
         """Scores of encoded texts, with gradient; texts of like length go through the model together. -> [N]"""
-        groups = microbatches([len(row) for row in rows], microbatch_tokens)
+        at_once = microbatch_tokens if reads_packed(self.model) else microbatch_tokens // PASSES
+        groups = microbatches([len(row) for row in rows], at_once)
         scores = [self.scores_of(*self.pad([rows[i] for i in group])) for group in groups]
         order = torch.tensor([i for group in groups for i in group])
         return torch.cat(scores)[order.argsort()]

@@ -16,9 +16,6 @@ from keel.models.reward_model import RewardModel
 from keel.train.judging import baselines, judge
 from keel.train.supervised import Task, fit
 
-PASSES = 8
-"""Forward passes of a micro-batch, each over answers of like length: much less padding, no more memory."""
-
 
 @dataclass(frozen=True)
 class EncodedRanking:
@@ -86,8 +83,7 @@ def ranking_losses(model: RewardModel, rankings: Sequence[EncodedRanking], confi
     section 3.5). For a pair the second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
     """
     # Answers to one prompt differ in length and belong together in the loss, not in the forward pass.
-    tokens_at_once = config.microbatch_tokens // PASSES
-    flat = model.scores_of_rows([row for ranking in rankings for row in ranking.rows], tokens_at_once)
+    flat = model.scores_of_rows([row for ranking in rankings for row in ranking.rows], config.microbatch_tokens)
     counts = torch.tensor([len(ranking.rows) for ranking in rankings], device=flat.device)
     mask = torch.arange(int(counts.max()), device=flat.device) < counts.unsqueeze(1)
     scores = flat.new_zeros(mask.shape).masked_scatter(mask, flat)
