@@ -37,7 +37,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "log": {"rollouts_per_step": 0},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"optim.learning_rate": 1e-3, "optim.critic_learning_rate": 3e-3},
+    "ppo": {"optim.learning_rate": 3e-4, "optim.critic_learning_rate": 3e-3},
     "a2c": {"optim.learning_rate": 1e-3, "optim.critic_learning_rate": 1e-2},
     "rloo": {"optim.learning_rate": 1e-3},
     "reinforce": {"optim.learning_rate": 1e-3},
