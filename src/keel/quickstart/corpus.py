@@ -92,7 +92,7 @@ def write_message(rng: random.Random, facts: Facts) -> str:
     parts = [rng.choice(grammar.TOPICS[facts.topic].problems)]
     if rng.random() < 0.5:
         parts.insert(0, rng.choice(grammar.GREETINGS))
-    if facts.topic != "praise" and rng.random() < 0.5:
+    if rng.random() < 0.5:
         parts.append(rng.choice(grammar.MOODS))
     parts.append(rng.choice(grammar.REFERENCES))
     return _fill(" ".join([grammar.CUSTOMER, *parts, grammar.AGENT]), facts)

@@ -75,38 +75,6 @@ TOPICS = {
             "please tell me the new address for the {item}.",
         ),
     ),
-    "password": Topic(
-        (
-            "i forgot my password and want to see the {item}.",
-            "my password fails when i look for the {item}.",
-            "i need a password to pay for the {item}.",
-        ),
-        (
-            "i have sent you a link for a new password.",
-            "you can set a new password on our page.",
-            "your password works again.",
-        ),
-    ),
-    "invoice": Topic(
-        (
-            "i need an invoice for the {item}.",
-            "there was no invoice with the {item}.",
-            "the invoice for my {item} has a mistake.",
-        ),
-        (
-            "the invoice for the {item} is in your mail.",
-            "i have sent you the invoice for the {item}.",
-            "you can print the invoice for the {item} on our page.",
-        ),
-    ),
-    "praise": Topic(
-        ("i like the {item} very much.", "all my friends like the {item}.", "we like our new {item}."),
-        (
-            "it is great that you like the {item}.",
-            "the team is happy that you like the {item}.",
-            "if you like the {item} tell a friend.",
-        ),
-    ),
 }
 
 GREETINGS = ("hello.", "hi.", "good morning.", "dear team.")
