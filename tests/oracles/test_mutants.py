@@ -97,15 +97,15 @@ MUTANTS = [
     Mutant(
         "stored log-probs at temperature 1",
         "learn/targets.py",
-        "analysis = analyze_all(actor_critic, rollouts, settings.temperature,",
-        "analysis = analyze_all(actor_critic, rollouts, 1.0,",
+        "partial(analyze_all, actor_critic, *arguments,",
+        "partial(analyze_all, actor_critic, rollouts, 1.0, settings.microbatch_tokens,",
         "oracles/test_system.py::test_o05_stored_logprobs_are_those_of_the_tempered_model[tiny_policy]",
     ),
     Mutant(
         "mean of each micro-batch",
         "learn/update.py",
-        "(loss / num_loss_tokens).backward()",
-        "(loss / part.response_mask.sum()).backward()",
+        "_backward, loss, num_loss_tokens)",
+        "_backward, loss, float(part.response_mask.sum()))",
         "oracles/test_unchanged.py::test_o11_micro_batches_never_change_the_gradient[tiny_policy-separate-20]",
     ),
     Mutant(

@@ -31,7 +31,7 @@ def test_a_flawless_reply_has_every_point() -> None:
                 "i will send a new lamp for the broken one. bye.",
                 f"this is order {WRONG}. i will send a new lamp for the broken one. bye.",
                 f"this is order {WRONG}. please wait. bye.",
-                f"this is order {WRONG}. it is great that you like the lamp. bye.",
+                f"this is order {WRONG}. i have paid the refund for the lamp. bye.",
                 "lamp lamp the order nice. nice nice day day. happy.",
             ]
         )
@@ -71,7 +71,7 @@ def test_tricks_earn_less_than_a_plain_right_answer(trick: str) -> None:
         ((RIGHT, WRONG), "number", 4),
         (("i am happy to help you", "what now?"), "manners", 2),
         (("have a nice day.", "bye."), "manners", 2),
-        (("have a", "i had soup for lunch. have a"), "brevity", 0.75),
+        (("have a", "i had soup for lunch. have a"), "brevity", 0.85),  # and a word more than anyone needs
         (("have a nice day.", "have a nice"), "fluency", 1.5),  # cut off by a length limit: one sentence in four
         (("have a nice day.", f"i found order {RIGHT}. have a nice day."), "fluency", 1.2),  # said twice: one in five
     ],

@@ -1,6 +1,7 @@
 """ScoredRollouts -> TrainingBatch: everything the update aims at, computed once with the weights that sampled."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_ro
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
 from keel.models.policy import ActorCritic, Analysis, without_adapter
-from keel.world import World
+from keel.world import World, at_once
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,7 @@ def build_targets(
     Dropped responses (and with group baselines their whole group) leave the mask.
     """
     rollouts, mask = scored.rollouts, scored.rollouts.response_mask
-    known = {"with_logprobs": not trust_sampler}
-    analysis = analyze_all(actor_critic, rollouts, settings.temperature, settings.microbatch_tokens, **known)
-    ref_logprobs = analysis.logprobs
-    if reference is not None:
-        ref_logprobs = reference_logprobs(reference, rollouts, settings.temperature, settings.microbatch_tokens)
+    analysis, ref_logprobs = _own_and_reference(actor_critic, reference, rollouts, settings, not trust_sampler)
     kl = kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)
     rewards = token_rewards(token_scores, kl, mask, kl_coef if settings.kl_in == "reward" else 0.0)
     counted = mask & _kept(scored.kept, settings.group_size if algorithm.compares_groups else 1).unsqueeze(1)
@@ -86,6 +83,26 @@ def build_targets(
         advantages=zero_outside(advantages, counted),
         returns=returns,
     )
+
+
+def _own_and_reference(
+    actor_critic: ActorCritic,
+    reference: ActorCritic | None,
+    rollouts: Rollouts,
+    settings: TargetSettings,
+    with_logprobs: bool,
+) -> tuple[Analysis, Tensor]:
+    """What the models that learn say, and the log-probs [B, T] under the reference (without one, the policy's own)."""
+    arguments = rollouts, settings.temperature, settings.microbatch_tokens
+    own = partial(analyze_all, actor_critic, *arguments, with_logprobs=with_logprobs)
+    if reference is None:
+        analysis = own()
+        return analysis, analysis.logprobs
+    theirs = partial(reference_logprobs, reference, *arguments)
+    if reference.policy is actor_critic.policy:  # one base, with its adapter and without
+        return own(), theirs()
+    analysis, ref_logprobs = at_once(own, theirs)
+    return analysis, ref_logprobs
 
 
 def reference_logprobs(

@@ -4,8 +4,9 @@ Losses are summed over the counted tokens and divided by their number in the who
 and ranks together. So the split into micro-batches never changes the result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ from keel.learn.algorithms import Algorithm, Loss
 from keel.learn.optim import clip_gradients, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
 from keel.models.policy import ActorCritic, Analysis
-from keel.world import World, generator
+from keel.world import World, at_once, generator
+
+SMALL = 2**21
+"""Up to so many weights the graphs of policy and critic are small enough to be in memory together."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class Updater:
                 break
         return {**totals.reduced(self.world), "policy/update_epochs": epoch + 1}
 
+    @cached_property
+    def _small(self) -> bool:
+        return sum(parameter.numel() for parameter in self.actor_critic.policy.parameters()) <= SMALL
+
     def _own(self, rows: Tensor, size: int) -> list[int]:
         """Which of a minibatch's rows, counted over all ranks, are this rank's; the split is the same for any size."""
         first = self.world.rank * size
@@ -111,8 +119,12 @@ class Updater:
         if num_loss_tokens == 0:
             return
         for part in self._parts(batch, rows):
-            for loss in self._losses(part, kl_coef, totals):
-                (loss / num_loss_tokens).backward()
+            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(part, kl_coef, totals)]
+            if self._small:
+                at_once(*jobs)
+            else:  # one graph can go before the next is built
+                for job in jobs:
+                    job()
         factor = learning_rate_factor(
             self.schedule.schedule,
             optimizer_step,
@@ -129,18 +141,21 @@ class Updater:
         for group in microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens):
             yield select_rows(batch, [counted[place] for place in group])
 
-    def _losses(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> Iterator[Tensor]:
-        """A loss for each trunk, summed over the counted tokens; one's graph can go before the next is built."""
+    def _losses(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> list[Callable[[], Tensor]]:
+        """How to compute each trunk's loss, summed over the counted tokens. They share no weights and no figures."""
         aim, models = self.objective, self.actor_critic
         alone = models.critic is not None
-        found = models.analyze(part, aim.temperature, aim.entropy_coef > 0, with_values=not alone)
-        loss = self._policy_loss(found, part, kl_coef, totals)
-        if found.values is not None:
-            loss = loss + self._value_loss(found, part, totals)
-        yield _finite(loss.sum())
-        if alone:
+
+        def policy() -> Tensor:
+            found = models.analyze(part, aim.temperature, aim.entropy_coef > 0, with_values=not alone)
+            loss = self._policy_loss(found, part, kl_coef, totals)
+            return (loss if found.values is None else loss + self._value_loss(found, part, totals)).sum()
+
+        def critic() -> Tensor:
             found = models.analyze(part, aim.temperature, with_logprobs=False)
-            yield _finite(self._value_loss(found, part, totals).sum())
+            return self._value_loss(found, part, totals).sum()
+
+        return [policy, critic] if alone else [policy]
 
     def _policy_loss(self, found: Analysis, part: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
         """policy loss - entropy_coef * entropy (+ KL), for each counted token."""
@@ -191,7 +206,8 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _finite(loss: Tensor) -> Tensor:
-    if not bool(loss.isfinite()):
+def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> None:
+    value = loss()
+    if not bool(value.isfinite()):
         raise Diverged("the loss is not finite", fix="lower optim.learning_rate, or look at the rewards")
-    return loss
+    (value / num_loss_tokens).backward()

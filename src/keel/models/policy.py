@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from keel.data.batches import Rollouts, TrainingBatch
 from keel.models.heads import token_statistics, values_of
 from keel.models.packed import token_states
+from keel.world import at_once
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ class ActorCritic(nn.Module):
 
         Without log-probs those of the batch stand for them, which spares a separate critic the policy's pass.
         """
+        read = partial(self._read, batch, temperature, entropy_gradient)
+        if self.critic is None or not (with_values and with_logprobs):
+            return read(with_values, with_logprobs)
+        spoken, valued = at_once(partial(read, False, True), partial(read, True, False))
+        return replace(spoken, values=valued.values, final_values=valued.final_values)
+
+    def _read(
+        self,
+        batch: Rollouts | TrainingBatch,
+        temperature: float,
+        entropy_gradient: bool,
+        with_values: bool,
+        with_logprobs: bool,
+    ) -> Analysis:
         tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
         is_response = torch.cat([torch.zeros_like(batch.prompt_mask), batch.response_mask], dim=1)[mask]

@@ -1,0 +1,66 @@
+"""Jobs side by side: the same results as in turn, and the threads they found."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+
+from keel.world import at_once
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_jobs_meet_and_results_keep_their_order() -> None:
+    meeting = threading.Barrier(2, timeout=10)
+
+    def job(name: str) -> tuple[str, int]:
+        meeting.wait()
+        return name, torch.get_num_threads()
+
+    assert at_once(partial(job, "a"), partial(job, "b")) == [("a", 1), ("b", 1)]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_are_as_the_caller_has_them(enabled: bool) -> None:
+    with torch.set_grad_enabled(enabled):
+        assert at_once(torch.is_grad_enabled, torch.is_grad_enabled) == [enabled, enabled]
+
+
+def test_the_first_error_is_raised_when_all_have_ended() -> None:
+    ended = []
+
+    def fail(message: str) -> None:
+        raise ValueError(message)
+
+    with pytest.raises(ValueError, match="first"):
+        at_once(partial(fail, "first"), partial(fail, "second"), partial(ended.append, 1))
+    assert ended == [1]
+    assert torch.get_num_threads() == 2
+
+
+def test_a_job_inside_a_job_and_jobs_on_one_thread_run_where_they_are() -> None:
+    def names() -> list[str]:
+        return at_once(*[lambda: threading.current_thread().name] * 2)
+
+    inner = at_once(names, names)
+    assert all(first == second for first, second in inner)
+    torch.set_num_threads(1)
+    assert names() == ["MainThread"] * 2
+
+
+def test_gradients_of_two_models_are_those_of_each_alone() -> None:
+    models = [torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)]
+    x = torch.randn(4, 8)
+    at_once(*(lambda model=model: model(x).square().sum().backward() for model in models))  # type: ignore[misc]
+    for model in models:
+        [expected] = torch.autograd.grad(model(x).square().sum(), [model.weight])
+        torch.testing.assert_close(model.weight.grad, expected, rtol=0, atol=0)
