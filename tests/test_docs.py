@@ -23,6 +23,7 @@ SECTIONS: dict[type[BaseModel], list[str]] = {
     config.RewardConfig: [SUPERVISED, "keel reward alone"],
     config.SampleConfig: [ANSWERS, "keel sample alone"],
     config.EvaluateConfig: [ANSWERS, "keel evaluate alone"],
+    config.PlanConfig: ["keel train", "keel plan alone"],
     config.QuickstartConfig: ["keel quickstart"],
 }
 

@@ -20,6 +20,7 @@ VERBS = {
     "sample": "write a model's answers to a file",
     "reward": "train a reward model on human pairs or rankings",
     "train": "teach a policy by rewards (ppo, a2c, reinforce, rloo, grpo)",
+    "plan": "forecast memory and time of a run of train, without loading its weights",
     "evaluate": "judge a policy, alone and against another",
 }
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}

@@ -21,7 +21,7 @@ from keel.config.stages import (
     SftConfig,
     SupervisedSettings,
 )
-from keel.config.train import TrainConfig
+from keel.config.train import PlanConfig, TrainConfig
 
 __all__ = [
     "CheckpointSettings",
@@ -32,6 +32,7 @@ __all__ = [
     "LoraSettings",
     "ModelSettings",
     "OptimSettings",
+    "PlanConfig",
     "PromptSettings",
     "QuickstartConfig",
     "RewardConfig",

@@ -1,0 +1,117 @@
+"""Some steps of a run, taken to see what they cost. Called in a process of its own, whose peak memory is theirs."""
+
+import os
+import resource
+import statistics
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keel.config import TrainConfig, parse
+from keel.train.check import self_check
+from keel.train.policy import TRUSTED_GAP, train_step
+from keel.train.setup import Parts, build_parts
+from keel.train.state import RunState
+from keel.world import World
+
+STEPS = 3  # the first is slower than those that follow
+INTERVAL = 0.002  # seconds between two looks at the memory
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Peak bytes and seconds, by phase of a step. They are numbers of a vector space: see `keel.train.plan`."""
+
+    peaks: dict[str, float]
+    seconds: dict[str, float]
+
+
+def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) -> Cost:
+    """Build the run, check it as every run is checked, and take a few steps with answers of the length asked for."""
+    torch.set_num_threads(threads)
+    config = parse(TrainConfig, values)
+    scorers = [] if config.rewards else [_no_opinion]
+    parts = build_parts(config, scorers, None, World.single())
+    parts = replace(parts, end_ids=_ends(parts, response_tokens))
+    state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
+    state.trust_sampler = self_check(parts)["check/logprob_gap"] <= TRUSTED_GAP
+    seconds = []
+    for _ in range(STEPS):
+        state.step += 1
+        train_step(parts, state)
+        seconds.append(dict(state.seconds))
+    phases = seconds[0]
+    state.peaks["run"] = max(*state.peaks.values(), _process_peak())
+    return Cost(state.peaks, {phase: statistics.median(each[phase] for each in seconds[1:]) for phase in phases})
+
+
+def _ends(parts: Parts, response_tokens: int | None) -> list[int]:
+    """End tokens for answers of this mean length: a random model chooses all tokens about equally often."""
+    if response_tokens is None or response_tokens >= parts.config.rollout.max_response_tokens:
+        return [-1]
+    vocabulary = parts.actor_critic.policy.config.get_text_config().vocab_size
+    return list(range(max(1, round(vocabulary / response_tokens))))
+
+
+def _no_opinion(completions: list[str], **_: Any) -> list[float]:
+    """In the place of scorers that are no models."""
+    return [float(len(text) % 2) for text in completions]
+
+
+@dataclass
+class Watched(RunState):
+    """A run's state that also notes the largest memory of each phase."""
+
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        watch = _watch_gpu() if torch.cuda.is_available() else _watch_process()
+        with watch as peak, super().timed(phase):
+            yield
+        self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak[0])
+
+
+@contextmanager
+def _watch_gpu() -> Iterator[list[float]]:
+    peak = [0.0]
+    torch.cuda.reset_peak_memory_stats()
+    yield peak
+    peak[0] = float(torch.cuda.max_memory_allocated())
+
+
+@contextmanager
+def _watch_process() -> Iterator[list[float]]:
+    """The resident memory, looked at again and again; where the system does not tell, the peak since the start."""
+    peak, done = [0.0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(INTERVAL):
+            peak[0] = max(peak[0], _resident())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    yield peak
+    done.set()
+    watcher.join()
+    peak[0] = max(peak[0], _resident())
+
+
+def _resident() -> float:
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return float(pages) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return _process_peak()
+
+
+def _process_peak() -> float:
+    if torch.cuda.is_available():
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
