@@ -3,6 +3,7 @@
     python benchmarks/optimum.py --worlds 6 --seed 0 --jobs 2 --json optimum.json
     python benchmarks/optimum.py --worlds 3 --algorithms ppo --variant algorithm.whiten_advantages=false
     python benchmarks/optimum.py --worlds 0 --t3          # the world T3: total variation to pi*
+    python benchmarks/optimum.py --algorithms ppo --trl   # TRL 1.12's PPO beside keel's, on the random worlds
 
 regret = (J* - J) / (J* - J_ref), J summed over every answer under the trained policy, in points of 100.
 floor  = regret of exact gradient ascent on J itself: the same network from the same weights, AdamW, the same learning
@@ -16,6 +17,7 @@ import json
 import logging
 import math
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ from typing import Any
 import torch
 import yaml
 from transformers.utils import logging as transformers_logging
-from worlds import World, answer_logprobs, exact, load, measure, objective, random_world, t3_world
+from worlds import Exact, World, answer_logprobs, answers, exact, load, measure, objective, random_world, t3_world
 
 # One setting for all worlds. What is not named here is keel's default.
 COMMON: dict[str, dict[str, Any]] = {
@@ -43,6 +45,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reinforce": {"optim.learning_rate": 1e-3},
     "grpo": {"optim.learning_rate": 1e-3},
 }
+ALGORITHMS = tuple(SETTINGS)
+SETTINGS["trl"] = SETTINGS["ppo"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Run:
     algorithm: str
     config: dict[str, Any]
     marks: tuple[int, ...]  # steps at which the policy is measured
+    trl_python: str = ""  # the interpreter that has TRL, for its run
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.work or scratch)
         worlds = [random_world(folder / f"random-{i}", i) for i in range(options.seed, options.seed + options.worlds)]
+        runs = [plan(world, "trl", folder, options) for world in worlds] if options.trl else []
         worlds += [t3_world(folder / "T3")] if options.t3 else []
-        rows = measure_all(
-            [plan(world, name, folder, options) for world in worlds for name in options.algorithms], options
-        )
+        runs += [plan(world, name, folder, options) for world in worlds for name in options.algorithms]
+        rows = measure_all(runs, options)
     print_table(rows)
     print_summary(rows)
     if options.json:
@@ -90,7 +95,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first world; the others follow")
     parser.add_argument("--run-seed", type=int, default=0, help="seed of the trainings")
     parser.add_argument("--t3", action="store_true", help="also the three-letter world T3 (tests/oracles/t3.py)")
-    parser.add_argument("--algorithms", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    parser.add_argument("--trl", action="store_true", help="also TRL's PPO, with the rate and the batches of keel's")
+    parser.add_argument("--venv", default=".venv-trl", help="TRL's environment; compare_trl.py makes it")
     parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="dotted settings, on top")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument(
@@ -113,7 +120,7 @@ def plan(world: World, algorithm: str, folder: Path, options: argparse.Namespace
         "policy.model": str(world.folder / "policy"),
         "prompts.path": str(world.folder / "prompts.jsonl"),
         "rollout.max_response_tokens": world.length,
-        "algorithm.name": algorithm,
+        "algorithm.name": "ppo" if algorithm == "trl" else algorithm,
         "algorithm.kl_coef": world.kl_coef,
         "checkpoint.every": math.gcd(*marks),
         "checkpoint.keep": 0,
@@ -126,7 +133,8 @@ def plan(world: World, algorithm: str, folder: Path, options: argparse.Namespace
         for section in sections:
             target = target.setdefault(section, {})
         target[name] = value
-    return Run(world, algorithm, config, marks)
+    python = str(Path(options.venv) / "bin" / "python") if algorithm == "trl" else ""
+    return Run(world, algorithm, config, marks, python)
 
 
 def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -141,7 +149,7 @@ def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[s
     ]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=quiet) as pool:
         floors = {item.key: pool.submit(climb, item) for item in climbs}
-        trained = [(run, pool.submit(train, run)) for run in runs]
+        trained = [(run, pool.submit(train_trl if run.trl_python else train, run)) for run in runs]
         rows = []
         for run, future in trained:
             optim = run.config["optim"]
@@ -165,10 +173,42 @@ def train(run: Run) -> dict[str, Any]:
 
     start = time.perf_counter()
     keel.train(run.config, scorers=[run.world.scorer()])
-    seconds = time.perf_counter() - start
     output = Path(run.config["output"])
-    curve = [measure(run.world, output / "checkpoints" / f"step-{step:06d}" / "policy") for step in run.marks]
-    last = measure(run.world, output / "policy")
+    curve = [measure(run.world, output / "checkpoints" / f"step-{step:06d}" / "policy") for step in run.marks[:-1]]
+    return row_of(run, [point.regret for point in curve], measure(run.world, output / "policy"), start)
+
+
+def train_trl(run: Run) -> dict[str, Any]:
+    """The same with TRL's PPO, in its own environment; only the last policy is measured."""
+    world, output = run.world, Path(run.config["output"])
+    output.mkdir(parents=True)
+    table = [
+        [[*prompt, *answer], score]
+        for prompt, row in zip(world.prompts, world.scores.tolist(), strict=True)
+        for answer, score in zip(answers(world.vocabulary, world.length), row, strict=True)
+    ]
+    given = {
+        "policy": str(world.folder / "policy"),
+        "prompts": world.prompts,
+        "scores": table,
+        "length": world.length,
+        "kl_coef": world.kl_coef,
+        "batch_size": run.config["rollout"]["batch_size"],
+        "steps": run.config["steps"],
+        "learning_rate": run.config["optim"]["learning_rate"],
+        "seed": run.config["seed"],
+    }
+    (output / "world.json").write_text(json.dumps(given))
+    start = time.perf_counter()
+    command = [run.trl_python, Path(__file__).parent / "trl_optimum.py", output / "world.json", output / "policy"]
+    log = subprocess.run(command, capture_output=True, text=True)
+    if log.returncode:
+        raise RuntimeError(log.stderr[-3000:])
+    return row_of(run, [math.nan] * (len(run.marks) - 1), measure(world, output / "policy"), start)
+
+
+def row_of(run: Run, regrets: Sequence[float], last: Exact, start: float) -> dict[str, Any]:
+    """What the table shows of a training that has ended; `regrets` are those of the marks before the last."""
     return {
         "world": run.world.name,
         "vocabulary": run.world.vocabulary,
@@ -176,9 +216,9 @@ def train(run: Run) -> dict[str, Any]:
         "kl_coef": run.world.kl_coef,
         "algorithm": run.algorithm,
         "steps": run.marks,
-        "regret": [100 * point.regret for point in curve[:-1]] + [100 * last.regret],
+        "regret": [*(100 * regret for regret in regrets), 100 * last.regret],
         "final": asdict(last),
-        "seconds": seconds,
+        "seconds": time.perf_counter() - start,
     }
 
 

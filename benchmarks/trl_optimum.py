@@ -1,0 +1,111 @@
+"""TRL's PPO on one enumerable world. Runs in the environment with TRL: python trl_optimum.py WORLD.json POLICY_FOLDER
+
+The world's end token is its pad token too, which TRL would not learn from. So its network gets one more word, the pad,
+that can never be said; it is taken out again before the policy is saved.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+
+class Policy(LlamaForCausalLM):
+    """The world's network, whose last word is never said."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits[..., -1] = -1e9
+        return output
+
+
+class Table(torch.nn.Module):
+    """A reward model to TRL, a table of scores in truth: the score of a row stands at each of its tokens."""
+
+    base_model_prefix = "trunk"
+
+    def __init__(self, scores, pad):
+        super().__init__()
+        self.table = {tuple(key): value for key, value in scores}
+        self.pad = pad
+
+    def trunk(self, input_ids, attention_mask, **_):
+        rows = [
+            tuple(token for token, real in zip(ids, mask, strict=True) if real)
+            for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+        ]
+        scores = torch.tensor([self.table[row] for row in rows])
+        states = scores.view(-1, 1, 1).expand(-1, input_ids.shape[1], 1)
+        return SimpleNamespace(hidden_states=[states])
+
+    def score(self, states):
+        return states
+
+
+def with_pad(kind, folder, **options):
+    """The world's network with one more row in its embeddings."""
+    model = kind.from_pretrained(folder, dtype=torch.float32, **options)
+    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
+    model.config.pad_token_id = model.config.vocab_size - 1
+    return model
+
+
+def main(world_file, policy_folder):
+    world = json.loads(Path(world_file).read_text())
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(world["policy"], padding_side="left")
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    policy, reference = (with_pad(Policy, world["policy"]) for _ in range(2))
+    value = with_pad(LlamaForSequenceClassification, world["policy"], num_labels=1)
+    torch.nn.init.zeros_(value.score.weight)  # as keel's critic starts
+    policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    prompts = Dataset.from_dict({"input_ids": world["prompts"] * world["batch_size"]})
+    with tempfile.TemporaryDirectory() as output:
+        args = PPOConfig(
+            output_dir=output,
+            per_device_train_batch_size=world["batch_size"],
+            gradient_accumulation_steps=1,
+            num_mini_batches=4,
+            num_ppo_epochs=4,
+            local_rollout_forward_batch_size=world["batch_size"],
+            response_length=world["length"],
+            total_episodes=world["steps"] * world["batch_size"],
+            learning_rate=world["learning_rate"],
+            lr_scheduler_type="linear",
+            kl_coef=world["kl_coef"],
+            stop_token="eos",
+            temperature=1.0,
+            seed=world["seed"],
+            num_sample_generations=0,
+            save_strategy="no",
+            eval_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            logging_steps=100,
+        )
+        PPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=reference,
+            reward_model=Table(world["scores"], tokenizer.pad_token_id),
+            value_model=value,
+            train_dataset=prompts,
+            eval_dataset=prompts.select(range(1)),
+        ).train()
+    policy.resize_token_embeddings(policy.config.vocab_size - 1)
+    policy.config.pad_token_id = policy.config.eos_token_id
+    LlamaForCausalLM.save_pretrained(policy, policy_folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
