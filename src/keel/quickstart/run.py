@@ -193,7 +193,7 @@ def policy_settings(run: Quickstart) -> TrainConfig:
         {
             "output": run.path(run.config.algorithm),
             "seed": run.config.seed,
-            "steps": 24 if ppo else 40,
+            "steps": 28 if ppo else 40,
             "policy": {"model": run.path("sft/model")},
             "critic": {"sharing": "separate"},
             "prompts": {"path": run.path("data/rl.jsonl"), "max_tokens": 64},
