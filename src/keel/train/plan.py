@@ -37,18 +37,17 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     """The forecast: memory of each model, peak and seconds of each phase, and the changes that make the run fit."""
     available = config.memory_gb * 1e9 if config.memory_gb else machine_memory()
     cost = forecast(config)
-    seconds = sum(cost.seconds.values())
     return {
         "models": resident(config),
         "phases": {
             phase: {"peak_mb": cost.peaks[phase] / MB, "seconds": cost.seconds[phase]} for phase in cost.seconds
         },
-        "peak_mb": cost.peaks["run"] / MB,
+        "peak_mb": cost.peak / MB,
         "available_mb": available / MB,
-        "fits": cost.peaks["run"] <= available,
-        "step_seconds": seconds,
-        "run_hours": seconds * config.steps / 3600,
-        "changes": changes_to_fit(config, available) if cost.peaks["run"] > available else {},
+        "fits": cost.peak <= available,
+        "step_seconds": cost.step_seconds,
+        "run_hours": cost.step_seconds * config.steps / 3600,
+        "changes": changes_to_fit(config, available) if cost.peak > available else {},
     }
 
 
@@ -62,14 +61,14 @@ def changes_to_fit(config: PlanConfig, available: float) -> dict[str, dict[str, 
             continue
         values = changed
         cost = forecast(parse(PlanConfig, values))
-        found[name] = {"peak MB": cost.peaks["run"] / MB, "seconds a step": sum(cost.seconds.values())}
-        if cost.peaks["run"] <= available:
+        found[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
+        if cost.peak <= available:
             break
     return found
 
 
 def forecast(config: PlanConfig) -> Cost:
-    """Peak bytes (of each phase, and of the "run") and seconds at full depth."""
+    """Peak bytes and seconds at full depth."""
     values = config.model_dump(exclude={"response_tokens", "memory_gb"})
     values["rewards"] = [reward for reward in values["rewards"] if reward["model"]]
     models = sources(values)

@@ -20,16 +20,25 @@ from keel.train.setup import Parts, build_parts
 from keel.train.state import RunState
 from keel.world import World
 
+START = "start"  # loading and self-check
 STEPS = 3  # the first is slower than those that follow
 INTERVAL = 0.002  # seconds between two looks at the memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Peak bytes and seconds, by phase of a step. They are numbers of a vector space: see `keel.train.plan`."""
+    """Peak bytes and seconds of the start and of each phase of a step."""
 
     peaks: dict[str, float]
     seconds: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        return max(self.peaks.values())
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != START)
 
 
 def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) -> Cost:
@@ -37,18 +46,17 @@ def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) 
     torch.set_num_threads(threads)
     config = parse(TrainConfig, values)
     scorers = [] if config.rewards else [_no_opinion]
-    parts = build_parts(config, scorers, None, World.single())
-    parts = replace(parts, end_ids=_ends(parts, response_tokens))
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
-    state.trust_sampler = self_check(parts)["check/logprob_gap"] <= TRUSTED_GAP
+    with state.timed(START):
+        parts = build_parts(config, scorers, None, World.single())
+        parts = replace(parts, end_ids=_ends(parts, response_tokens))
+        state.trust_sampler = self_check(parts)["check/logprob_gap"] <= TRUSTED_GAP
     seconds = []
     for _ in range(STEPS):
         state.step += 1
         train_step(parts, state)
         seconds.append(dict(state.seconds))
-    phases = seconds[0]
-    state.peaks["run"] = max(*state.peaks.values(), _process_peak())
-    return Cost(state.peaks, {phase: statistics.median(each[phase] for each in seconds[1:]) for phase in phases})
+    return Cost(state.peaks, {phase: statistics.median(each[phase] for each in seconds[1:]) for phase in state.seconds})
 
 
 def _ends(parts: Parts, response_tokens: int | None) -> list[int]:
@@ -88,7 +96,10 @@ def _watch_gpu() -> Iterator[list[float]]:
 
 @contextmanager
 def _watch_process() -> Iterator[list[float]]:
-    """The resident memory, looked at again and again; where the system does not tell, the peak since the start."""
+    """The resident memory, looked at again and again; where the system does not tell, the peak since the start.
+
+    The process's own peak is of no use here: what its imports took for a moment does not grow with the layers.
+    """
     peak, done = [0.0], threading.Event()
 
     def look() -> None:
@@ -108,10 +119,5 @@ def _resident() -> float:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
         return float(pages) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return _process_peak()
-
-
-def _process_peak() -> float:
-    if torch.cuda.is_available():
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1.0 if sys.platform == "darwin" else 1024.0)
