@@ -60,7 +60,11 @@ def test_a_job_inside_a_job_and_jobs_on_one_thread_run_where_they_are() -> None:
 def test_gradients_of_two_models_are_those_of_each_alone() -> None:
     models = [torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)]
     x = torch.randn(4, 8)
-    at_once(*(lambda model=model: model(x).square().sum().backward() for model in models))  # type: ignore[misc]
+
+    def backward(model: torch.nn.Module) -> None:
+        model(x).square().sum().backward()
+
+    at_once(*(partial(backward, model) for model in models))
     for model in models:
         [expected] = torch.autograd.grad(model(x).square().sum(), [model.weight])
         torch.testing.assert_close(model.weight.grad, expected, rtol=0, atol=0)

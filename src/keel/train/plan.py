@@ -7,6 +7,7 @@ and batch sizes, but random models of one layer, and then of two, foretell those
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +24,7 @@ from keel.models.loading import DTYPES, load_tokenizer, with_lora
 from keel.train.probe import Cost, probe
 
 MB = 1e6
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "algorithm.microbatch_tokens: 2048": {"algorithm": {"microbatch_tokens": 2048}},
-    "policy.gradient_checkpointing: true": {"policy": {"gradient_checkpointing": True}},
-    "critic.sharing: shared": {"critic": {"sharing": "shared", "init": "policy"}},
-    "policy.dtype: bfloat16": {"policy": {"dtype": "bfloat16"}},
-    "policy.lora: {}": {"policy": {"lora": {}}},
-}
-"""What saves memory, those that change the result least first."""
+SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
@@ -55,16 +49,27 @@ def changes_to_fit(config: PlanConfig, available: float) -> dict[str, dict[str, 
     """Forecasts under one change after the other, each on top of those before, until the run fits."""
     found: dict[str, dict[str, float]] = {}
     values = config.model_dump()
-    for name, change in CHANGES.items():
-        changed = values | {section: values[section] | settings for section, settings in change.items()}
-        if changed == values:
-            continue
-        values = changed
+    for section, settings in possible_changes(config):
+        values = values | {section: values[section] | settings}
         cost = forecast(parse(PlanConfig, values))
+        name = ", ".join(f"{section}.{key}: {str(value).lower()}" for key, value in settings.items())
         found[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
         if cost.peak <= available:
             break
     return found
+
+
+def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
+    """What would save memory and is not done yet: section and settings, those that change the result least first."""
+    has_critic = ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate"
+    changes: list[tuple[str, dict[str, Any], bool]] = [
+        ("algorithm", {"microbatch_tokens": SMALL_PASS}, config.algorithm.microbatch_tokens > SMALL_PASS),
+        ("policy", {"gradient_checkpointing": True}, not config.policy.gradient_checkpointing),
+        ("critic", {"sharing": "shared", "init": "policy"}, has_critic),
+        ("policy", {"dtype": "bfloat16"}, config.policy.dtype != "bfloat16"),
+        ("policy", {"lora": {}}, config.policy.lora is None and find_spec("peft") is not None),
+    ]
+    return [(section, settings) for section, settings, helps in changes if helps]
 
 
 def forecast(config: PlanConfig) -> Cost:
