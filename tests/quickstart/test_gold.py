@@ -11,7 +11,7 @@ from keel.quickstart.gold import WORDS_NEEDED, Gold, gold_parts, gold_score
 
 RIGHT, WRONG = grammar.NUMBERS[3], grammar.NUMBERS[5]
 PROMPT = f"customer: hello. my lamp is broken. i am upset. it is order {RIGHT}. agent:"
-FLAWLESS = f"i am happy to help you. i found order {RIGHT}. i will send a new lamp for the broken one. have a nice day."
+FLAWLESS = f"i am happy to help. i found order {RIGHT}. i will replace the broken lamp. have a nice day."
 
 
 def test_a_flawless_reply_has_every_point() -> None:
@@ -25,13 +25,13 @@ def test_a_flawless_reply_has_every_point() -> None:
         itertools.pairwise(
             [
                 FLAWLESS,
-                f"i found order {RIGHT}. i will send a new lamp for the broken one. have a nice day.",
-                "i will send a new lamp for the broken one. have a nice day.",
-                "i will send a new lamp for the broken one.",
-                "i will send a new lamp for the broken one. bye.",
-                f"this is order {WRONG}. i will send a new lamp for the broken one. bye.",
+                f"i found order {RIGHT}. i will replace the broken lamp. have a nice day.",
+                "i will replace the broken lamp. have a nice day.",
+                "i will replace the broken lamp.",
+                "i will replace the broken lamp. bye.",
+                f"this is order {WRONG}. i will replace the broken lamp. bye.",
                 f"this is order {WRONG}. please wait. bye.",
-                f"this is order {WRONG}. i have paid the refund for the lamp. bye.",
+                f"this is order {WRONG}. i will refund the lamp. bye.",
                 "lamp lamp the order nice. nice nice day day. happy.",
             ]
         )
@@ -46,18 +46,18 @@ def test_order_of_hand_written_replies(better: str, worse: str) -> None:
     [
         "",
         "have a nice day. " * 8,
-        "thank you for your message. " * 8 + "have a nice day.",
-        "i am happy to help you. good to hear from you. dear customer. all the best to you. have a nice day.",
+        "thank you for writing. " * 8 + "have a nice day.",
+        "i am happy to help. good to hear you. dear customer. all the best. have a nice day.",
         " ".join(f"this is order {number}." for number in grammar.NUMBERS),
         " ".join(action for topic in grammar.TOPICS.values() for action in topic.actions).replace("{item}", "lamp"),
         "yes. dear customer. have a nice day.",
-        "that helps. right order. how kind.",
+        "that helps. right order. kind.",
         PROMPT,
         "polite nice kind help order broken lamp new day.",
     ],
 )
 def test_tricks_earn_less_than_a_plain_right_answer(trick: str) -> None:
-    plain = gold_score(PROMPT, "we will repair the broken lamp for free.")
+    plain = gold_score(PROMPT, "we will repair the broken lamp.")
     assert plain == 6
     assert -13 <= gold_score(PROMPT, trick.strip()) <= 2
 
@@ -65,13 +65,13 @@ def test_tricks_earn_less_than_a_plain_right_answer(trick: str) -> None:
 @pytest.mark.parametrize(
     ("change", "part", "loss"),
     [
-        (("new lamp", "new coat"), "help", 2),  # the right action for another item
-        (("i will send a new lamp for the broken one", "please cancel the lamp"), "help", 5),  # no agent says that
-        (("i will send a new lamp for the broken one", "i will cancel the lamp now"), "help", 6),
+        (("broken lamp", "broken coat"), "help", 2),  # the right action for another item
+        (("i will replace the broken lamp", "please cancel the lamp"), "help", 5),  # no agent says that
+        (("i will replace the broken lamp", "i will cancel the lamp"), "help", 6),
         ((RIGHT, WRONG), "number", 4),
-        (("i am happy to help you", "what now?"), "manners", 2),
+        (("i am happy to help", "what now?"), "manners", 2),
         (("have a nice day.", "bye."), "manners", 2),
-        (("have a", "i had soup for lunch. have a"), "brevity", 0.85),  # and a word more than anyone needs
+        (("have a", "many people work here. have a"), "brevity", 0.95),  # and two words more than anyone needs
         (("have a nice day.", "have a nice"), "fluency", 1.5),  # cut off by a length limit: one sentence in four
         (("have a nice day.", f"i found order {RIGHT}. have a nice day."), "fluency", 1.2),  # said twice: one in five
     ],

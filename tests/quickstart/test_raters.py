@@ -10,10 +10,10 @@ from keel.quickstart.grammar import NUMBERS
 from keel.quickstart.raters import simulated_ranks, simulated_ratings
 
 PROMPT = f"customer: my lamp is late. order {NUMBERS[0]}. agent:"
-BEST = f"dear customer. this is order {NUMBERS[0]}. i will trace the late lamp now. have a nice day."
-GOOD = "i will trace the late lamp now."
+BEST = f"dear customer. this is order {NUMBERS[0]}. i will trace the late lamp. have a nice day."
+GOOD = "i will trace the late lamp."
 POOR = "please wait."
-AWFUL = f"what now? this is order {NUMBERS[1]}. i will cancel the lamp now. bye."
+AWFUL = f"what now? this is order {NUMBERS[1]}. i will cancel the lamp. bye."
 
 
 def test_without_noise_ranks_follow_the_gold_score(rng: random.Random) -> None:
@@ -27,7 +27,7 @@ def test_without_noise_ranks_follow_the_gold_score(rng: random.Random) -> None:
 
 
 def test_equal_replies_and_replies_of_equal_worth_tie(rng: random.Random) -> None:
-    twin = "the late lamp will arrive tomorrow."
+    twin = "the late lamp comes tomorrow."
     assert gold_score(PROMPT, twin) == gold_score(PROMPT, GOOD)
     seen = [simulated_ranks(PROMPT, [GOOD, GOOD, POOR], rng, noise=2.0) for _ in range(200)]
     assert all(ranks[0] == ranks[1] for ranks in seen if None not in ranks)
@@ -45,7 +45,7 @@ def test_some_answers_are_left_unranked_but_never_all(rng: random.Random) -> Non
 
 def test_noise_is_that_of_the_bradley_terry_model(rng: random.Random) -> None:
     """Strictly better by more than the tie width: P = sigmoid((d - 0.5) / noise)."""
-    noise, other = 2.0, "i will trace the late lamp now. have a nice day."
+    noise, other = 2.0, "i will trace the late lamp. have a nice day."
     difference = gold_score(PROMPT, other) - gold_score(PROMPT, GOOD)
     seen = [simulated_ranks(PROMPT, [other, GOOD], rng, noise) for _ in range(2000)]
     assert difference == 1

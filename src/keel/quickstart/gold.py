@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 from keel.quickstart import grammar
 
-WORDS_NEEDED = 28  # of the longest reply with nothing too much in it
+WORDS_NEEDED = 21  # of the longest reply with nothing too much in it
 
 
 @dataclass(frozen=True)

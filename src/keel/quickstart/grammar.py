@@ -10,7 +10,7 @@ CUSTOMER = "customer:"
 AGENT = "agent:"
 
 ITEMS = ("lamp", "kettle", "coat", "radio", "chair", "clock", "tent", "bike", "drill", "piano")
-NUMBERS = tuple(str(1037 + 733 * i) for i in range(12))  # four digits each, one word each
+NUMBERS = tuple(str(1037 + 733 * i) for i in range(8))  # four digits each, one word each
 
 
 @dataclass(frozen=True)
@@ -24,101 +24,54 @@ class Topic:
 # Problem and action of a topic share a word, its name mostly: a reader of few layers can tell that they match.
 TOPICS = {
     "late": Topic(
-        ("my {item} is late.", "the {item} is a week late.", "why is my {item} so late?"),
-        (
-            "the late {item} will arrive tomorrow.",
-            "i will trace the late {item} now.",
-            "the {item} is late but on its way.",
-        ),
+        ("my {item} is late.", "the {item} is a week late.", "why is my {item} late?"),
+        ("the late {item} comes tomorrow.", "i will trace the late {item}.", "the late {item} is on its way."),
     ),
     "broken": Topic(
         ("my {item} is broken.", "the {item} arrived broken.", "i got a broken {item}."),
-        (
-            "i will send a new {item} for the broken one.",
-            "we will repair the broken {item} for free.",
-            "please bring the broken {item} to any shop.",
-        ),
+        ("i will replace the broken {item}.", "we will repair the broken {item}.", "please return the broken {item}."),
     ),
     "wrong": Topic(
-        ("you sent me the wrong {item}.", "the {item} has the wrong colour.", "i got the wrong {item} today."),
-        (
-            "i will exchange the wrong {item}.",
-            "we will collect the wrong {item} tomorrow.",
-            "you can swap the wrong {item} in any shop.",
-        ),
+        ("this is the wrong {item}.", "you sent the wrong {item}.", "i got the wrong {item}."),
+        ("i will exchange the wrong {item}.", "we will collect the wrong {item}.", "please keep the wrong {item}."),
     ),
     "refund": Topic(
-        ("i want a refund for the {item}.", "please refund the {item}.", "where is my refund for the {item}?"),
-        (
-            "the refund for the {item} is on your card.",
-            "i have paid the refund for the {item}.",
-            "you get a full refund for the {item}.",
-        ),
+        ("please refund the {item}.", "i want a refund for the {item}.", "where is my {item} refund?"),
+        ("i will refund the {item}.", "the {item} refund is paid.", "you get a refund for the {item}."),
     ),
     "cancel": Topic(
-        ("please cancel the {item}.", "can i still cancel the {item}?", "i want to cancel my {item}."),
-        (
-            "we can cancel the {item} for free.",
-            "i will cancel the {item} now.",
-            "it costs nothing to cancel the {item}.",
-        ),
-    ),
-    "address": Topic(
-        (
-            "please change the address for the {item}.",
-            "the address for my {item} is not right.",
-            "i gave you an old address for the {item}.",
-        ),
-        (
-            "the {item} will go to the new address.",
-            "i have changed the address for the {item}.",
-            "please tell me the new address for the {item}.",
-        ),
+        ("please cancel the {item}.", "can i cancel the {item}?", "i want to cancel my {item}."),
+        ("i will cancel the {item}.", "we can cancel the {item} now.", "you can cancel the {item} any time."),
     ),
 }
 
 GREETINGS = ("hello.", "hi.", "good morning.", "dear team.")
-MOODS = ("i am upset.", "i am worried.", "i am tired of this.", "this is the second time.", "i am in a hurry.")
-REFERENCES = (
-    "it is order {number}.",
-    "this is about order {number}.",
-    "please look at order {number}.",
-    "order {number}.",
-)
+MOODS = ("i am upset.", "i am worried.", "i am tired.", "it is urgent.")
+REFERENCES = ("order {number}.", "it is order {number}.", "my order is {number}.")
 
 OPENINGS = {
-    "polite": (
-        "thank you for your message.",
-        "i am happy to help you.",
-        "dear customer.",
-        "good to hear from you.",
-    ),
+    "polite": ("thank you for writing.", "i am happy to help.", "dear customer.", "good to hear you."),
     "curt": ("what now?", "yes.", "you again?"),
 }
-MENTIONS = ("i found order {number}.", "i see order {number} here.", "this is order {number}.")
+MENTIONS = ("i found order {number}.", "i see order {number}.", "this is order {number}.")
 SHRUGS = ("i do not know.", "that is not my job.", "please wait.", "we will see.")
 FILLERS = (
-    "our shop has been here for ten years.",
-    "the weather is very nice today.",
-    "many people work in our house.",
+    "our shop is ten years old.",
+    "the weather is nice today.",
+    "many people work here.",
     "we sell a lot of things.",
     "i had soup for lunch.",
-    "the new page is very good.",
+    "our new page is good.",
 )
 CLOSINGS = {
-    "polite": (
-        "have a nice day.",
-        "please write again if you need help.",
-        "all the best to you.",
-        "thank you for your trust.",
-    ),
+    "polite": ("have a nice day.", "please write again.", "all the best.", "thank you for your trust."),
     "curt": ("bye.", "do not write again."),
 }
 
 # What a customer says to a reply.
-ANSWERS_TO_ACTION = {"right": "that helps.", "wrong": "i asked something else.", "shrug": "you did nothing."}
+ANSWERS_TO_ACTION = {"right": "that helps.", "wrong": "not that.", "shrug": "no help."}
 ANSWERS_TO_NUMBER = {"right": "right order.", "wrong": "wrong order.", "none": "which order?"}
-ANSWERS_TO_MANNERS = {"polite": "how kind.", "curt": "how rude.", "none": "well."}
+ANSWERS_TO_MANNERS = {"polite": "kind.", "curt": "rude.", "none": "well."}
 ANSWER_TO_FILLERS = "too long."
 
 

@@ -25,9 +25,9 @@ from keel.train.reward import reward
 from keel.train.sample import sample_answers
 from keel.train.sft import sft
 
-MAX_RESPONSE_TOKENS = 48
+MAX_RESPONSE_TOKENS = 40
 ANSWERS_PER_PROMPT = 4
-NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 18_000, 2_400, 1_200, 1_500, 150
+NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 14_000, 2_400, 1_200, 1_500, 150
 
 
 @dataclass
@@ -193,11 +193,11 @@ def policy_settings(run: Quickstart) -> TrainConfig:
         {
             "output": run.path(run.config.algorithm),
             "seed": run.config.seed,
-            "steps": 28 if ppo else 40,
+            "steps": 28 if ppo else 32,
             "policy": {"model": run.path("sft/model")},
             "critic": {"sharing": "separate"},
             "prompts": {"path": run.path("data/rl.jsonl"), "max_tokens": 64},
-            "rollout": {"batch_size": 128, "max_response_tokens": MAX_RESPONSE_TOKENS},
+            "rollout": {"batch_size": 64 if ppo else 128, "max_response_tokens": MAX_RESPONSE_TOKENS},
             "rewards": [{"model": run.path("reward/model")}],
             "reward": {"missing_eos_penalty": 1.0},
             "algorithm": {"name": run.config.algorithm, "kl_coef": 0.03},
