@@ -33,7 +33,8 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """number format of the weights"""
     lora: LoraSettings | None = None
-    """train a low-rank adapter instead of all weights (needs `pip install keel-rlhf[peft]`)"""
+    """train a low-rank adapter instead of all weights (needs `pip install keel-rlhf[peft]`); a separate critic learns
+    one as well, and policy, reference and critic share one base"""
     gradient_checkpointing: bool = False
     """compute each layer once more in the backward pass instead of keeping what it computed: a third more work"""
 
@@ -55,7 +56,8 @@ class RewardSource(Settings):
     """One scorer: exactly one of model, function, url."""
 
     model: str | None = None
-    """folder or hub id of a reward model (sequence classification, one label), with its own tokenizer"""
+    """folder or hub id of a reward model (sequence classification, one label), with its own tokenizer; or the folder of
+    a peft adapter of one, which shares the memory of its base with the policy's or the reference"""
     function: str | None = None
     """FILE.py:NAME of a Python function with the signature of TRL's reward functions, sync or async"""
     url: str | None = None

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from keel.errors import ConfigError
+from keel.models.adapters import Lora, base_of, is_adapter, merged, put_on, with_lora
 from keel.models.packed import pack_if_possible
 
 transformers_logging.set_verbosity_error()  # its load reports list new heads, which are what we ask for
@@ -25,19 +26,11 @@ transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Lora(Protocol):
-    """What the adapter needs to know."""
-
-    @property
-    def r(self) -> int: ...
-    @property
-    def alpha(self) -> int: ...
-    @property
-    def target_modules(self) -> list[str] | str: ...
-
-
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; one without a pad token gets its end token as pad. Raises ConfigError."""
+    folder = Path(name)
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        name = base_of(folder)
     tokenizer = _load(AutoTokenizer, name, "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -47,21 +40,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> Any:
-    """A causal language model in evaluation mode (so dropout is off), with a fresh adapter if asked for."""
+    """A causal language model in evaluation mode (so dropout is off), with a fresh adapter if asked for.
+
+    Of an adapter's folder, its base with the adapter merged in.
+    """
+    if is_adapter(Path(name)):
+        model = put_on(load_causal_lm(base_of(Path(name)), dtype), Path(name)).merge_and_unload()
+        return with_lora(model, lora, "CAUSAL_LM") if lora else model
     model, report = _load(
         AutoModelForCausalLM, name, "causal language model", dtype=DTYPES[dtype], output_loading_info=True
     )
     if report["missing_keys"]:
         raise ConfigError(f"weights are missing, such as {sorted(report['missing_keys'])[0]}", where=name)
     pack_if_possible(model.eval())
-    return with_lora(model, lora, "CAUSAL_LM").eval() if lora else model
+    return with_lora(model, lora, "CAUSAL_LM") if lora else model
 
 
-def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrainedModel:
-    """A sequence classifier with one label: a reward model, or a language model under a new head.
+def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> Any:
+    """A sequence classifier with one label: a reward model, an adapter of one, or a language model under a new head.
 
     The new head starts at zero, so that its first values and scores are zero and not noise.
     """
+    if is_adapter(Path(name)):
+        return put_on(load_classifier(base_of(Path(name)), dtype, seed), Path(name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, report = _load(
@@ -85,17 +86,6 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> PreTrai
     if hasattr(model.eval(), "score"):
         pack_if_possible(model)
     return model
-
-
-def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
-    """Wrap a model so that only a low-rank adapter learns (LoRA, Hu et al. 2021), through peft."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ConfigError("lora needs the package peft", fix="pip install 'keel-rlhf[peft]'") from None
-    targets = list(lora.target_modules) if not isinstance(lora.target_modules, str) else lora.target_modules
-    settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
-    return get_peft_model(model, settings)
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Iterable[str] = ()) -> list[int]:
@@ -132,16 +122,9 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int) -> PreTrainedModel:
     return classifier.eval()
 
 
-def merged(model: Any) -> PreTrainedModel:
-    """The model without peft: a copy with the adapter merged in, or the model itself."""
-    if not hasattr(model, "merge_and_unload"):
-        return model
-    return copy.deepcopy(model).merge_and_unload()
-
-
 def _load(auto_class: Any, name: str, what: str, **options: Any) -> Any:
     folder = Path(name)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not ((folder / "config.json").is_file() or is_adapter(folder)):
         raise ConfigError("this folder holds no config.json", where=name, fix="give a transformers model folder")
     if not folder.exists() and _looks_like_path(name):
         raise ConfigError("no such model folder", where=name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.data.batches import Rollouts, TrainingBatch
-from keel.models.heads import token_statistics, values_of
+from keel.models.heads import plain, token_statistics, values_of
 from keel.models.packed import token_states
 from keel.world import at_once
 
@@ -83,7 +83,8 @@ class ActorCritic(nn.Module):
         if not (with_values and self.has_critic):
             return found
         if self.critic is not None:
-            values = values_of(self.critic.score, token_states(self.critic, tokens, mask))
+            critic: Any = plain(self.critic)
+            values = values_of(critic.score, token_states(critic, tokens, mask))
         else:
             values = values_of(self.value_head, token_states(self.policy, tokens, mask) if states is None else states)
         ends = mask.sum(1).cumsum(0) - 1

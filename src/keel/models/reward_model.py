@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from keel.data.padding import microbatches, pad_rows
 from keel.data.prompts import Content, render_chat
 from keel.errors import ConfigError
+from keel.models.adapters import Lora, save_adapter, with_lora
 from keel.models.heads import plain
-from keel.models.loading import Lora, load_classifier, load_tokenizer, save_model, with_lora
+from keel.models.loading import load_classifier, load_tokenizer, save_model
 from keel.models.packed import moved_left, reads_packed, token_states
 from keel.world import World
 
@@ -64,9 +65,14 @@ class RewardModel:
         return reward_model
 
     def save(self, folder: Path) -> None:
-        """A plain transformers folder; the template lies in its config.json as `keel_template`."""
+        """A plain transformers folder; the template lies in its config.json as `keel_template`.
+
+        An adapter is merged in, and lies alone in the folder `adapter` too.
+        """
         plain(self.model).config.keel_template = self.template
         save_model(self.model, self.tokenizer, folder)
+        if hasattr(self.model, "peft_config"):
+            save_adapter(self.model, self.tokenizer, folder / "adapter")
 
     def encode(self, prompt: Content, response: str) -> list[int]:
         """Ids of prompt and response in the template; a text that is too long loses its beginning."""

@@ -74,6 +74,7 @@ class RewardModelScorer:
 
     def __init__(self, folder: str, name: str, weight: float = 1.0) -> None:
         self.reward_model, self.name, self.weight = RewardModel.load(folder), name, weight
+        self.reward_model.model.requires_grad_(False)
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         contents = [prompt.content for prompt in rollouts.prompts]

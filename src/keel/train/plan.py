@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from keel.config import PlanConfig, parse
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS
-from keel.models.loading import DTYPES, load_tokenizer, with_lora
+from keel.models.adapters import with_lora
+from keel.models.loading import DTYPES, load_tokenizer
 from keel.train.probe import Cost, probe
 
 MB = 1e6
@@ -150,16 +151,18 @@ def model_config(source: str, kind: Any) -> Any:
 def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
     """MB of weights, gradients and optimizer state of each model, from its config alone."""
     critic_source = {"policy": config.policy.model, "reward": next((r.model for r in config.rewards if r.model), None)}
-    found = {"policy": _megabytes(_empty(config.policy.model, AutoModelForCausalLM, config), learns=True)}
+    found = {"policy": _megabytes(_empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM"), learns=True)}
     if ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate":
         source = str(critic_source.get(config.critic.init, config.critic.init))
         found["critic"] = _megabytes(
-            _empty(source, AutoModelForSequenceClassification, config, lora=False), learns=True
+            _empty(source, AutoModelForSequenceClassification, config, "SEQ_CLS"),
+            learns=True,
+            own_base=config.policy.lora is None or source != config.policy.model,
         )
     own_base = config.policy.lora is not None and config.reference is None
     if not own_base and (config.algorithm.kl_coef > 0 or config.reference):
         source = config.reference or config.policy.model
-        found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config, lora=False), learns=False)
+        found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
     for reward in config.rewards:
         if reward.model:
             model = _empty(reward.model, AutoModelForSequenceClassification)
@@ -167,18 +170,18 @@ def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
     return found
 
 
-def _empty(source: str, kind: Any, config: PlanConfig | None = None, lora: bool = True) -> Any:
-    """The model without its weights; with the run's settings, in the run's dtype and with its adapter."""
+def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str | None = None) -> Any:
+    """The model without its weights; with the run's settings in the run's dtype, for a task with the run's adapter."""
     dtype = DTYPES[config.policy.dtype] if config else torch.float32
     with torch.device("meta"):
         model = kind.from_config(model_config(source, kind), dtype=dtype)
-        return with_lora(model, config.policy.lora, "CAUSAL_LM") if config and config.policy.lora and lora else model
+        return with_lora(model, config.policy.lora, task) if config and config.policy.lora and task else model
 
 
-def _megabytes(model: Module, learns: bool) -> dict[str, float]:
+def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:
     size = {p: p.numel() * p.dtype.itemsize / MB for p in model.parameters()}
     trained = sum(size[p] for p in size if p.requires_grad) if learns else 0.0
-    return {"weights": sum(size.values()), "gradients": trained, "optimizer": 2 * trained}
+    return {"weights": sum(size.values()) if own_base else trained, "gradients": trained, "optimizer": 2 * trained}
 
 
 def machine_memory() -> float:

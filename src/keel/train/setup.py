@@ -16,13 +16,14 @@ from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
+from keel.models.adapters import merged, share_frozen, with_lora
 from keel.models.heads import check_logits, new_value_head, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
 from keel.rollout.sampler import sample
-from keel.rollout.scorers import Scorer, build_scorers
+from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
@@ -100,6 +101,10 @@ def build_parts(
     if config.policy.gradient_checkpointing:
         for model in filter(None, (actor_critic.policy, actor_critic.critic)):
             recompute_layers(trunk(model))
+    reference = _reference(config, actor_critic, world)
+    for scorer in scorers:
+        if isinstance(scorer, RewardModelScorer):
+            share_frozen(scorer.reward_model.model, reference.policy if reference else policy)
     return Parts(
         config=config,
         world=world,
@@ -108,7 +113,7 @@ def build_parts(
         prompts=loaded,
         held_out=held_out,
         actor_critic=actor_critic,
-        reference=_reference(config, actor_critic, world),
+        reference=reference,
         scorers=scorers,
         algorithm=algorithm,
         shaping=_take(Shaping, config.reward),
@@ -179,6 +184,9 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
         and load_tokenizer(source).get_vocab() != load_tokenizer(config.policy.model).get_vocab()
     ):
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
+    if config.policy.lora:
+        critic = with_lora(merged(critic), config.policy.lora, "SEQ_CLS")
+        share_frozen(critic, policy)
     return critic
 
 

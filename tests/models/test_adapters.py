@@ -1,0 +1,136 @@
+"""Adapters: saved alone they score as before, and all of them may stand on one base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from keel.config import LoraSettings, TrainConfig, parse
+from keel.errors import ConfigError
+from keel.models.adapters import share_frozen
+from keel.models.heads import trunk
+from keel.models.loading import load_causal_lm, load_tokenizer
+from keel.models.reward_model import RewardModel
+from keel.rollout.scorers import RewardModelScorer
+from keel.train.setup import Parts, build_parts
+from keel.world import World
+
+from ..runs import PROMPTS, settings
+
+peft = pytest.importorskip("peft")
+
+RESPONSES = ["w1", "w2 w3", "w4", "w5 w6 w7"]
+
+
+@pytest.fixture
+def adapter(tiny_policy: Path, tmp_path: Path) -> Path:
+    """A reward model's adapter that has learned something."""
+    model = RewardModel.load(str(tiny_policy), template="{prompt} {response}", lora=LoraSettings(r=2))
+    with torch.no_grad():
+        for weight in model.model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn_like(weight))
+    model.save(tmp_path / "reward")
+    return tmp_path / "reward" / "adapter"
+
+
+def run(tiny_policy: Path, tmp_path: Path, **changes: Any) -> Parts:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    given = settings(tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), **changes})
+    return build_parts(parse(TrainConfig, given), [], None, World.single())
+
+
+def places(model: Any) -> dict[str, int]:
+    """Where the frozen trunk weights lie."""
+    return {
+        name.replace(".base_layer.", "."): weight.data_ptr()
+        for name, weight in trunk(model).named_parameters()
+        if not weight.requires_grad
+    }
+
+
+def test_alone_it_scores_as_merged(adapter: Path) -> None:
+    alone, merged = RewardModel.load(str(adapter)), RewardModel.load(str(adapter.parent))
+    assert alone.template == merged.template == "{prompt} {response}"
+    scores = alone.score(PROMPTS, RESPONSES)
+    assert scores.std() > 1e-3
+    torch.testing.assert_close(scores, merged.score(PROMPTS, RESPONSES), atol=1e-5, rtol=0)
+    assert sum(file.stat().st_size for file in adapter.glob("*.safetensors")) < 100_000
+
+
+def test_one_that_peft_alone_saved_is_read_too(tiny_policy: Path, adapter: Path) -> None:
+    """As other trainers leave them: no config.json, no tokenizer."""
+    scores = RewardModel.load(str(adapter), template="{prompt}{response}").score(PROMPTS, RESPONSES)
+    for file in adapter.iterdir():
+        if not file.name.startswith("adapter"):
+            file.unlink()
+    model = RewardModel.load(str(adapter))
+    assert model.template == "{prompt}{response}"
+    torch.testing.assert_close(model.score(PROMPTS, RESPONSES), scores)
+
+
+def test_a_language_models_adapter_is_merged_at_loading(tiny_policy: Path, tmp_path: Path) -> None:
+    learned = load_causal_lm(str(tiny_policy), lora=LoraSettings(r=2))
+    with torch.no_grad():
+        for weight in learned.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn_like(weight))
+    learned.save_pretrained(tmp_path / "adapter")
+    model = load_causal_lm(str(tmp_path / "adapter"))
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, learned(tokens).logits, atol=1e-5, rtol=0)
+        assert not torch.allclose(model(tokens).logits, load_causal_lm(str(tiny_policy))(tokens).logits, atol=1e-2)
+    assert not any("lora" in name for name in model.state_dict())
+    assert load_tokenizer(str(tmp_path / "adapter")).get_vocab() == load_tokenizer(str(tiny_policy)).get_vocab()
+
+
+def test_policy_reference_critic_and_reward_model_stand_on_one_base(
+    tiny_policy: Path, adapter: Path, tmp_path: Path
+) -> None:
+    parts = run(tiny_policy, tmp_path, **{"policy.lora": {"r": 2}, "rewards": [{"model": str(adapter)}]})
+    [scorer] = parts.scorers
+    assert isinstance(scorer, RewardModelScorer)
+    assert parts.reference is not None
+    assert parts.reference.policy is parts.actor_critic.policy
+    base = places(load_causal_lm(str(tiny_policy)).requires_grad_(False))
+    own = places(parts.actor_critic.policy)
+    assert own.keys() == base.keys()
+    assert places(parts.actor_critic.critic) == own
+    assert {name: place for name, place in places(scorer.reward_model.model).items() if "lora" not in name} == own
+
+
+def test_with_a_full_policy_an_adapter_stands_on_the_reference(
+    tiny_policy: Path, adapter: Path, tmp_path: Path
+) -> None:
+    parts = run(tiny_policy, tmp_path, rewards=[{"model": str(adapter)}])
+    [scorer] = parts.scorers
+    assert isinstance(scorer, RewardModelScorer)
+    assert parts.reference is not None
+    shared = places(scorer.reward_model.model)
+    assert places(parts.reference.policy).items() <= shared.items()
+
+
+def test_sharing_changes_no_score_and_takes_only_equal_frozen_weights(tiny_policy: Path, adapter: Path) -> None:
+    model = RewardModel.load(str(adapter))
+    scores = model.score(PROMPTS, RESPONSES)
+    other = load_causal_lm(str(tiny_policy)).requires_grad_(False)
+    with torch.no_grad():
+        changed = dict(trunk(other).named_parameters())["layers.0.mlp.up_proj.weight"]
+        changed.add_(1.0)
+    model.model.requires_grad_(False)
+    share_frozen(model.model, other)
+    own = places(model.model)
+    differ = {name for name, place in places(other).items() if own[name] != place}
+    assert differ == {"layers.0.mlp.up_proj.weight"}
+    torch.testing.assert_close(model.score(PROMPTS, RESPONSES), scores, atol=0, rtol=0)
+
+
+def test_an_adapter_of_nothing(adapter: Path) -> None:
+    place = adapter / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(ConfigError, match="does not say which model"):
+        RewardModel.load(str(adapter))
