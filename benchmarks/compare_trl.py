@@ -90,39 +90,53 @@ def matrix_rate(kind: torch.dtype, threads: int, size: int = 2048) -> float:
 
 
 def tasks(folder: Path, options: argparse.Namespace) -> list[Task]:
-    found = [random_task(name, folder, length == "natural") for name in options.sizes for length in options.lengths]
+    found = [
+        random_task(SHAPES[name], folder, length == "natural") for name in options.sizes for length in options.lengths
+    ]
     found += [story_task(Path(model), Path(options.openings), folder) for model in options.stories]
     return [task.with_(steps=options.steps, threads=options.threads) for task in found]
 
 
 def measure(task: Task, python: Path, folder: Path, best: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """All runs of a task, the sides in turn, and how good the policies are that came out."""
-    file = task.write(folder / "task.json")
-    sides = {
-        "trl": [python, HERE / "trl_ppo.py"],
-        "keel": [sys.executable, HERE / "keel_ppo.py"],
-        "keel best": [sys.executable, HERE / "keel_ppo.py"],
+    """All runs of a task, the sides in turn, and how good the policies are that they learn."""
+    sides: dict[str, list[Any]] = {
+        "trl": [[python, HERE / "trl_ppo.py"], []],
+        "keel": [[sys.executable, HERE / "keel_ppo.py"], []],
+        "keel best": [[sys.executable, HERE / "keel_ppo.py"], best],
     }
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(options.rounds):
-        for side, command in sides.items():
-            result, policy = folder / "result.json", folder / f"policy-{side.replace(' ', '-')}"
-            changes = best if side == "keel best" else []
-            log = subprocess.run([*command, file, result, policy, *changes], capture_output=True, text=True)
-            if log.returncode:
-                raise SystemExit(f"{side} failed on {task.name}:\n{log.stderr[-3000:]}")
-            runs[side].append(json.loads(result.read_text()))
-            last = runs[side][-1]["steps"][-1]
-            print(f"{task.name}, {side}, run {turn + 1}: {last['step']:.2f} s a step", flush=True)
-    figures = {side: summary(found, task) for side, found in runs.items()}
+        for side, (command, changes) in sides.items():
+            runs[side].append(run(task, side, command, changes, folder))
+            print(
+                f"{task.name}, {side}, run {turn + 1}: {runs[side][-1]['steps'][-1]['step']:.2f} s a step", flush=True
+            )
+    learned = {}
+    if task.real_learning_rate:
+        for side, (command, changes) in sides.items():
+            run(task.with_(learning_rate=task.real_learning_rate), side, command, changes, folder)
+        learned = quality(task, folder)
     return {
         "task": task.name,
         "batch_size": task.batch_size,
         "epochs": task.update_epochs,
-        "sides": figures,
-        "quality": quality(task, folder),
+        "sides": {side: summary(each, task) for side, each in runs.items()},
+        "quality": learned,
         "params": sizes(task),
     }
+
+
+def run(task: Task, side: str, command: list[Any], changes: list[str], folder: Path) -> dict[str, Any]:
+    """One run in a process of its own, and its policy in a folder named for its side."""
+    file, result, policy = task.write(folder / "task.json"), folder / "result.json", folder / policy_of(side)
+    log = subprocess.run([*command, file, result, policy, *changes], capture_output=True, text=True)
+    if log.returncode:
+        raise SystemExit(f"{side} failed on {task.name}:\n{log.stderr[-3000:]}")
+    return json.loads(result.read_text())
+
+
+def policy_of(side: str) -> str:
+    return f"policy-{side.replace(' ', '-')}"
 
 
 def summary(runs: list[dict[str, Any]], task: Task) -> dict[str, float]:
@@ -136,7 +150,6 @@ def summary(runs: list[dict[str, Any]], task: Task) -> dict[str, float]:
         "tokens": tokens,
         "peak MB": max(run["peak_mb"] for run in runs),
         "above idle MB": max(run["peak_mb"] - run["idle_mb"] for run in runs),
-        "last score": statistics.mean(run["steps"][-1]["score"] for run in runs),
     }
 
 
@@ -152,15 +165,15 @@ def sizes(task: Task) -> dict[str, float]:
 
 
 def quality(task: Task, folder: Path) -> dict[str, Any]:
-    """Score of what each side's last run learned, on the same prompts with the same random numbers."""
+    """Score of what each side learned at the real learning rate, on the same prompts with the same random numbers."""
     from keel.config import EvaluateConfig, parse
     from keel.train.evaluate import evaluate
 
     common = {"prompts": {"path": task.prompts}, "rewards": [{"model": task.reward}], "seed": 1}
     sampling = {"num_responses": 1, "batch_size": 256, "max_response_tokens": task.max_response_tokens}
     found = {}
-    for side in ("keel", "keel-best"):
-        values = {"policy": str(folder / f"policy-{side}"), "against": str(folder / "policy-trl"), **common}
+    for side in ("keel", "keel best"):
+        values = {"policy": str(folder / policy_of(side)), "against": str(folder / policy_of("trl")), **common}
         config = parse(EvaluateConfig, values | {"sampling": sampling, "output": str(folder / "evaluation.json")})
         figures = evaluate(config)
         difference = {name: figures[f"score_difference{name}"] for name in ("", "_low", "_high")}
@@ -175,7 +188,7 @@ def quality(task: Task, folder: Path) -> dict[str, Any]:
 def show(result: dict[str, Any], rate: float) -> None:
     sides, params = result["sides"], result["params"]
     table = Table("", *sides, title=result["task"])
-    for name in (*PHASES, "responses/s", "tokens/s", "tokens", "peak MB", "above idle MB", "last score"):
+    for name in (*PHASES, "responses/s", "tokens/s", "tokens", "peak MB", "above idle MB"):
         table.add_row(name, *(f"{figures[name]:.4g}" for figures in sides.values()))
     notes = []
     for name in ("keel", "keel best"):

@@ -1,7 +1,6 @@
 """keel's PPO on one task: python keel_ppo.py TASK.json RESULT.json [POLICY_FOLDER] [dotted.setting=value ...]"""
 
 import json
-import resource
 import shutil
 import sys
 import tempfile
@@ -11,13 +10,10 @@ from typing import Any
 
 import torch
 import yaml
+from memory import peak_mb
 from tasks import Task
 
 import keel
-
-
-def megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def settings(task: Task, output: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -58,7 +54,7 @@ def main(task_file: str, result_file: str, policy_folder: str = "", *changes: st
 
     task = Task.read(task_file)
     torch.set_num_threads(task.threads)
-    idle = megabytes()
+    idle = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         keel.train(settings(task, str(output), changes))
@@ -77,7 +73,7 @@ def main(task_file: str, result_file: str, policy_folder: str = "", *changes: st
         }
         for line in lines
     ]
-    Path(result_file).write_text(json.dumps({"steps": steps, "peak_mb": megabytes(), "idle_mb": idle}))
+    Path(result_file).write_text(json.dumps({"steps": steps, "peak_mb": peak_mb(), "idle_mb": idle}))
 
 
 if __name__ == "__main__":

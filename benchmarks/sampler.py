@@ -32,7 +32,7 @@ def main() -> None:
     table = Table("", "tokens", "keel tokens/s", "generate tokens/s", "ratio", "gap")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tasks = [random_task(name, folder, natural=True) for name in options.sizes]
+        tasks = [random_task(SHAPES[name], folder, natural=True) for name in options.sizes]
         tasks += [story_task(Path(model), Path(options.openings), folder) for model in options.stories]
         for task in tasks:
             table.add_row(task.name, *measure(task, options.rounds))

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -33,7 +32,8 @@ class Task:
     max_response_tokens: int = 64
     update_epochs: int = 4
     minibatches: int = 4
-    learning_rate: float = 1e-7  # a random model must stay as it is, or the lengths of its answers drift
+    learning_rate: float = 1e-7  # while time is taken the model stays as it is, or the sides' answers drift in length
+    real_learning_rate: float = 0.0  # to compare what the sides learn; 0 where there is nothing to learn
     kl_coef: float = 0.05
     steps: int = 4  # of which the first is not counted
     seed: int = 0
@@ -59,6 +59,10 @@ class Shape:
     layers: int
     vocabulary: int = 4096
 
+    @property
+    def label(self) -> str:
+        return next((name for name, shape in SHAPES.items() if shape == self), f"{self.hidden}x{self.layers}")
+
     def config(self) -> LlamaConfig:
         return LlamaConfig(
             vocab_size=self.vocabulary,
@@ -77,10 +81,10 @@ class Shape:
 SHAPES = {"7M": Shape(256, 6), "31M": Shape(512, 8)}
 
 
-def random_task(name: str, folder: Path, natural: bool, max_response_tokens: int = 64) -> Task:
+def random_task(shape: Shape, folder: Path, natural: bool, max_response_tokens: int = 64) -> Task:
     """A random model whose answers have full length, or geometrically distributed ones of a third of it on average."""
-    shape = SHAPES[name]
-    place = folder / f"{name}-{'natural' if natural else 'full'}"
+    length = f"natural-{max_response_tokens}" if natural else "full"
+    place = folder / f"{shape.label}-{shape.vocabulary}-{length}"
     if not place.exists():
         tokenizer = word_tokenizer(shape.vocabulary)
         end_rate = 3 / max_response_tokens if natural else 1e-9
@@ -88,7 +92,7 @@ def random_task(name: str, folder: Path, natural: bool, max_response_tokens: int
         reward_model(place / "policy", place / "reward")
         write_prompts(place / "prompts.jsonl", shape.vocabulary)
     return Task(
-        f"{name}, {'natural' if natural else 'full'} length",
+        f"{shape.label}, {'natural' if natural else 'full'} length",
         str(place / "policy"),
         str(place / "reward"),
         str(place / "prompts.jsonl"),
@@ -103,7 +107,7 @@ def story_task(model: Path, openings: Path, folder: Path) -> Task:
         reward_model(model, reward)
         rows = [json.loads(line)["prompt"] for line in openings.read_text().splitlines()[:NUM_PROMPTS]]
         prompts.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
-    return Task(model.name, str(model), str(reward), str(prompts), learning_rate=3e-4)
+    return Task(model.name, str(model), str(reward), str(prompts), real_learning_rate=3e-4)
 
 
 def language_model(shape: Shape, end_rate: float, seed: int = 0) -> LlamaForCausalLM:
@@ -127,8 +131,10 @@ def language_model(shape: Shape, end_rate: float, seed: int = 0) -> LlamaForCaus
 
 def reward_model(policy: Path, folder: Path) -> None:
     """A classifier on the policy's trunk, its head random."""
+    from keel.models.loading import load_classifier  # the other side of a comparison has no keel
+
     torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
+    model = load_classifier(str(policy))
     torch.nn.init.normal_(model.score.weight, std=0.05)
     save(model, AutoTokenizer.from_pretrained(policy), folder)
 

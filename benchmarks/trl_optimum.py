@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl_settings import COMMON
 
 
 class Policy(LlamaForCausalLM):
@@ -70,7 +71,6 @@ def main(world_file, policy_folder):
         args = PPOConfig(
             output_dir=output,
             per_device_train_batch_size=world["batch_size"],
-            gradient_accumulation_steps=1,
             num_mini_batches=4,
             num_ppo_epochs=4,
             local_rollout_forward_batch_size=world["batch_size"],
@@ -79,18 +79,10 @@ def main(world_file, policy_folder):
             learning_rate=world["learning_rate"],
             lr_scheduler_type="linear",
             kl_coef=world["kl_coef"],
-            stop_token="eos",
-            temperature=1.0,
             seed=world["seed"],
-            num_sample_generations=0,
-            save_strategy="no",
-            eval_strategy="no",
-            report_to=[],
             use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
             logging_steps=100,
+            **COMMON,
         )
         PPOTrainer(
             args=args,

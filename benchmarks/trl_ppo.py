@@ -1,7 +1,6 @@
 """TRL's PPO on one task. Runs in the environment with TRL: python trl_ppo.py TASK.json RESULT.json [POLICY_FOLDER]"""
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from memory import peak_mb
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl_settings import COMMON
 
 
 class Clock:
@@ -57,14 +58,10 @@ class Clock:
         ppo_trainer.batch_generation, ppo_trainer.forward, trainer.log = timed_generation, timed_forward, timed_log
 
 
-def megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(task_file, result_file, policy_folder=None):
     task = json.loads(Path(task_file).read_text())
     torch.set_num_threads(task["threads"])
-    idle = megabytes()
+    idle = peak_mb()
     tokenizer = AutoTokenizer.from_pretrained(task["policy"], padding_side="left")
     prompts = [json.loads(line)["prompt"] for line in Path(task["prompts"]).read_text().splitlines()]
     dataset = Dataset.from_dict({"input_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts]})
@@ -75,7 +72,6 @@ def main(task_file, result_file, policy_folder=None):
         args = PPOConfig(
             output_dir=output,
             per_device_train_batch_size=task["batch_size"],  # in one piece: its minibatches are split from it
-            gradient_accumulation_steps=1,
             num_mini_batches=task["minibatches"],
             num_ppo_epochs=task["update_epochs"],
             local_rollout_forward_batch_size=task["batch_size"],
@@ -84,18 +80,10 @@ def main(task_file, result_file, policy_folder=None):
             learning_rate=task["learning_rate"],
             lr_scheduler_type="constant",
             kl_coef=task["kl_coef"],
-            stop_token="eos",
-            temperature=1.0,
             seed=task["seed"],
-            num_sample_generations=0,
-            save_strategy="no",
-            eval_strategy="no",
-            report_to=[],
             use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
             logging_steps=1,
+            **COMMON,
         )
         trainer = PPOTrainer(
             args=args,
@@ -113,7 +101,7 @@ def main(task_file, result_file, policy_folder=None):
         if policy_folder:
             policy.save_pretrained(policy_folder)
             tokenizer.save_pretrained(policy_folder)
-    result = {"steps": clock.steps, "peak_mb": megabytes(), "idle_mb": idle}
+    result = {"steps": clock.steps, "peak_mb": peak_mb(), "idle_mb": idle}
     Path(result_file).write_text(json.dumps(result))
 
 
