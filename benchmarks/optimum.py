@@ -156,7 +156,9 @@ def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[s
             own = floors[run.world.name, float(optim["learning_rate"]), optim["schedule"], lengths[0]].result()
             best = min(found.result()[-1] for key, found in floors.items() if key[0] == run.world.name)
             rows.append(future.result() | {"floor": own, "best_floor": best})
-            print(f"{run.world.name} {run.algorithm}: {rows[-1]['seconds']:.0f} s", flush=True)
+            regret, seconds = rows[-1]["regret"][-1], rows[-1]["seconds"]
+            figures = f"regret {regret:.2f}, floor {own[-1]:.2f}, {seconds:.0f} s"
+            print(f"{run.world.name} {run.algorithm}: {figures}", flush=True)
     return rows
 
 

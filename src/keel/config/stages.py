@@ -43,7 +43,7 @@ class SupervisedSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """number format of the weights"""
     lora: LoraSettings | None = None
-    """train a low-rank adapter, merged into the weights at the end; `keel reward` keeps it in output/model/adapter too"""
+    """train a low-rank adapter, merged into the weights at the end (of `keel reward` also in output/model/adapter)"""
     gradient_checkpointing: bool = False
     """compute each layer once more in the backward pass instead of keeping what it computed"""
     data: DataSettings
