@@ -5,6 +5,7 @@ and batch sizes, but random models of one layer, and then of two, foretell those
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -84,7 +85,7 @@ def forecast(config: PlanConfig) -> Cost:
         def measure(deeper: str | None) -> Cost:
             """All models with one layer, but one of them with two."""
             small = {name: shallow(name, kind, 1 + (name == deeper), Path(folder)) for name, kind in models.items()}
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with ProcessPoolExecutor(1, get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
                 given = _renamed(values, small), config.response_tokens, torch.get_num_threads()
                 return pool.submit(probe, *given).result()
 
