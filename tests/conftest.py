@@ -31,6 +31,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a C compiler: torch's own operations serve."""
+    monkeypatch.setattr("keel.kernels.library.library", lambda: None)
+
+
+@pytest.fixture
 def float64() -> Iterator[None]:
     """New tensors are float64 within the test: `@pytest.mark.usefixtures("float64")`."""
     before = torch.get_default_dtype()

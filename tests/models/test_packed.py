@@ -25,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from keel import kernels
 from keel.models.layers import recompute_layers
 from keel.models.loading import load_causal_lm
 from keel.models.packed import ATTENTION, pack_if_possible, token_states
@@ -32,17 +33,17 @@ from keel.models.packed import ATTENTION, pack_if_possible, token_states
 from ..shapes import SIZES
 
 GPT2_SIZES = {"vocab_size": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-NEOX = {name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
+NEOX = {name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "head_dim", "hidden_size")}
 PACKED: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2_SIZES)),
-    "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX)),
-    "sliding window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),
+    "llama": lambda sizes: LlamaForCausalLM(LlamaConfig(**sizes)),
+    "qwen3": lambda sizes: Qwen3ForCausalLM(Qwen3Config(**sizes)),
+    "gpt2": lambda _: GPT2LMHeadModel(GPT2Config(**GPT2_SIZES)),
+    "gpt-neox": lambda sizes: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX, hidden_size=4 * sizes["head_dim"])),
+    "sliding window": lambda sizes: MistralForCausalLM(MistralConfig(**sizes, sliding_window=6)),
 }
 PADDED: dict[str, Any] = {
-    "position bias": lambda: BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=16, n_layer=2, n_head=2)),
-    "soft cap": lambda: Gemma2ForCausalLM(
+    "position bias": lambda _: BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=16, n_layer=2, n_head=2)),
+    "soft cap": lambda _: Gemma2ForCausalLM(
         Gemma2Config(**SIZES, attn_logit_softcapping=0.05, attn_implementation="eager")
     ),
 }
@@ -56,9 +57,9 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, mask
 
 
-def model_of(kind: str) -> Any:
+def model_of(kind: str, head_dim: int = 4) -> Any:
     torch.manual_seed(0)
-    model = {**PACKED, **PADDED}[kind]().double().eval()
+    model = {**PACKED, **PADDED}[kind]({**SIZES, "head_dim": head_dim}).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -90,6 +91,18 @@ def test_the_gradients_are_those_of_padded_rows(kind: str) -> None:
     pack_if_possible(model)
     for ours, theirs in zip(states_and_gradients(model), padded, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="there is no C compiler here")
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt-neox", "sliding window"])
+def test_the_kernels_give_what_torch_gives(kind: str, request: pytest.FixtureRequest) -> None:
+    """In float32, which they take; heads of eight numbers."""
+    model = model_of(kind, head_dim=8).float()
+    pack_if_possible(model)
+    with_kernels = states_and_gradients(model)
+    request.getfixturevalue("without_kernels")
+    for ours, theirs in zip(with_kernels, states_and_gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

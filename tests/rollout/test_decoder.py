@@ -1,4 +1,4 @@
-"""Both decoders give the states of each row read alone, whatever ended beside it."""
+"""All decoders give the states of each row read alone, whatever ended beside it."""
 
 from typing import Any
 
@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from keel import kernels
 from keel.data.prompts import Prompt
-from keel.rollout.decoder import Decoder, LayerDecoder, ModuleDecoder, decoder_for
+from keel.rollout.decoder import Decoder, KernelDecoder, LayerDecoder, ModuleDecoder, decoder_for, fits_kernels
 from keel.rollout.sampler import repeats, without
 
 from ..shapes import SIZES
 
 MODELS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES | {"head_dim": 8}, attention_bias=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES | {"head_dim": 8})),
+    "heads of 4": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=32)),
 }
 PROMPTS = torch.tensor([[0, 0, 3], [4, 5, 6], [0, 7, 8]])
@@ -33,8 +35,10 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def decoders(model: Any) -> list[Decoder]:
-    known = not isinstance(model, GPT2LMHeadModel)
-    return [ModuleDecoder(model), *([LayerDecoder(model.model, 6)] if known else [])]
+    if isinstance(model, GPT2LMHeadModel):
+        return [ModuleDecoder(model)]
+    fit = [KernelDecoder(model.model, 6)] if fits_kernels(model.model) else []
+    return [ModuleDecoder(model), LayerDecoder(model.model, 6), *fit]
 
 
 def alone(model: Any, tokens: list[int]) -> Tensor:
@@ -56,8 +60,28 @@ def test_rows_that_grow_and_end(model: Any) -> None:
         torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
 
 
-def test_which_decoder(model: Any) -> None:
-    assert isinstance(decoder_for(model, 4), ModuleDecoder if isinstance(model, GPT2LMHeadModel) else LayerDecoder)
+@pytest.mark.skipif(not kernels.available(), reason="there is no C compiler here")
+@pytest.mark.parametrize(
+    ("kind", "decoder"), [("llama", KernelDecoder), ("heads of 4", LayerDecoder), ("gpt2", ModuleDecoder)]
+)
+def test_which_decoder(kind: str, decoder: type) -> None:
+    assert isinstance(decoder_for(MODELS[kind](), 4), decoder)
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_which_decoder_without_a_compiler() -> None:
+    assert isinstance(decoder_for(MODELS["llama"](), 4), LayerDecoder)
+
+
+@torch.no_grad()
+def test_light_layers_call_what_is_hooked() -> None:
+    """A linear map with a hook, or of another kind, is called as it is."""
+    trunk = MODELS["llama"]().model
+    calls = []
+    trunk.layers[0].mlp.up_proj.register_forward_hook(lambda *_: calls.append("hook"))
+    trunk.layers[1].mlp.up_proj = torch.nn.Sequential(trunk.layers[1].mlp.up_proj)
+    LayerDecoder(trunk, 2).start(PROMPTS, MASK, copies=1)
+    assert calls == ["hook"]
 
 
 def test_the_places_of_rows_that_ended_are_filled_from_the_back() -> None:

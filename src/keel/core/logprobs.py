@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keel import kernels
+
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """log pi(token) = z[token] - logsumexp(z), z = logits / temperature. [..., V], [...] -> [...]
@@ -36,18 +38,25 @@ class LogprobsAndEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scaled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if kernels.available(scaled):
+            chosen, entropies, normalisers = kernels.logprobs(scaled, tokens)
+            ctx.save_for_backward(scaled, tokens, normalisers)
+            ctx.mark_non_differentiable(entropies)
+            return chosen, entropies
         logprobs = scaled.log_softmax(-1)
         probabilities = logprobs.exp()
         entropies = -torch.linalg.vecdot(probabilities, logprobs)
-        ctx.save_for_backward(probabilities, tokens)
+        ctx.save_for_backward(probabilities, tokens, None)
         ctx.mark_non_differentiable(entropies)
         return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        probabilities, tokens = ctx.saved_tensors
+        kept, tokens, normalisers = ctx.saved_tensors
+        if normalisers is not None:
+            return kernels.logprobs_back(kept, tokens, normalisers, gradients[0]), None
         gradient = gradients[0].unsqueeze(-1)
-        return (probabilities * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
+        return (kept * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

@@ -6,20 +6,26 @@ their gradients written out, which spares most of the passes over memory that a 
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+from transformers.activations import SiLUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from keel import kernels
 from keel.errors import ConfigError
 
 TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 """Trunks made of RMS norm, rotary attention, RMS norm and a gated linear unit, and differing in nothing else."""
 
+SILU = (nn.SiLU, SiLUActivation)
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Layer index, query [..., heads, D], key and value [..., kv_heads, D] -> [..., heads, D]"""
+"""Layer index, query [..., heads, D], key and value [..., kv_heads, D], not yet rotated -> [..., heads, D]"""
 
 
 def is_known(trunk: Any) -> bool:
@@ -37,14 +43,34 @@ def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     return cos[0, :, :half].reshape(shape).contiguous(), sin[0, :, :half].reshape(shape).contiguous()
 
 
-def walk(trunk: Any, tokens: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+def walk(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
     """Hidden states of tokens [...], after the last norm. -> [..., H]"""
     hidden = trunk.embed_tokens(tokens)
     again = getattr(trunk, "recompute", False) and torch.is_grad_enabled()
     for index, layer in enumerate(trunk.layers):
-        given = layer, index, hidden, cos, sin, attend
+        given = layer, index, hidden, attend
         hidden = checkpoint(_layer, *given, use_reentrant=False) if again else _layer(*given)
     return norm(trunk.norm, hidden)
+
+
+def light(trunk: Any) -> Any:
+    """The same layers for many small passes without gradients: their names lead to the same weights, past the calls
+    and attributes of modules, which take as long as a small linear map."""
+    layers = [_names(layer, self_attn=_names(layer.self_attn), mlp=_names(layer.mlp)) for layer in trunk.layers]
+    return _names(trunk, layers=layers)
+
+
+def _names(module: nn.Module, **parts: Any) -> SimpleNamespace:
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    weights = dict(module.named_parameters(recurse=False))
+    children = {name: _light_child(child) for name, child in module.named_children() if name not in parts}
+    return SimpleNamespace(**own, **weights, **children, **parts)
+
+
+def _light_child(child: nn.Module) -> Any:
+    if type(child) is nn.Linear and not child._forward_hooks and not child._forward_pre_hooks:
+        return partial(linear, weight=child.weight, bias=child.bias)
+    return _names(child) if hasattr(child, "variance_epsilon") else child
 
 
 def recompute_layers(trunk: Any) -> None:
@@ -62,14 +88,14 @@ def recompute_layers(trunk: Any) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def _layer(layer: Any, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-    hidden = hidden + _attention(layer, index, norm(layer.input_layernorm, hidden), cos, sin, attend)
+def _layer(layer: Any, index: int, hidden: Tensor, attend: Attend) -> Tensor:
+    hidden = hidden + _attention(layer, index, norm(layer.input_layernorm, hidden), attend)
     normed, mlp = norm(layer.post_attention_layernorm, hidden), layer.mlp
-    changed: Tensor = hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    changed: Tensor = hidden + mlp.down_proj(gated(mlp.act_fn, mlp.gate_proj(normed), mlp.up_proj(normed)))
     return changed
 
 
-def _attention(layer: Any, index: int, normed: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+def _attention(layer: Any, index: int, normed: Tensor, attend: Attend) -> Tensor:
     attention = layer.self_attn
     query, key, value = (
         project(normed).unflatten(-1, (-1, attention.head_dim))
@@ -77,7 +103,6 @@ def _attention(layer: Any, index: int, normed: Tensor, cos: Tensor, sin: Tensor,
     )
     if hasattr(attention, "q_norm"):
         query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
-    query, key = (rotate(x, cos, sin) for x in (query, key))
     found: Tensor = attention.o_proj(attend(index, query, key, value).flatten(-2))
     return found
 
@@ -86,6 +111,15 @@ def norm(module: Any, x: Tensor) -> Tensor:
     given = x, module.weight, module.variance_epsilon
     scaled: Tensor = RootMeanSquareNorm.apply(*given) if torch.is_grad_enabled() else _scaled(*given)[0]
     return scaled
+
+
+def gated(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up"""
+    if isinstance(activation, SILU) and kernels.available(gate, up):
+        product: Tensor = GatedUnit.apply(gate, up) if torch.is_grad_enabled() else kernels.gated(gate, up)
+    else:
+        product = activation(gate) * up
+    return product
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -105,6 +139,9 @@ class RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
+        if kernels.available(x, weight, gradients[0]):
+            return *kernels.norm_back(x, weight, scale, gradients[0]), None
+        scale = scale.unsqueeze(-1)
         gradient, normed = gradients[0], x * scale
         product = gradient * normed
         along = (product @ weight.to(product.dtype)).unsqueeze(-1) / x.shape[-1]
@@ -114,9 +151,26 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
 
 def _scaled(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and what each x was multiplied by. [..., H], [H] -> [..., H], [...]"""
+    if kernels.available(x, weight):
+        return kernels.norm(x, weight, eps)
     wide = x.float() if x.dtype.itemsize < 4 else x
     scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return (wide * scale).to(x.dtype).mul_(weight), scale
+    return (wide * scale).to(x.dtype).mul_(weight), scale.squeeze(-1)
+
+
+class GatedUnit(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020); its gradient computes the sigmoid again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return kernels.gated(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return kernels.gated_back(gate, up, gradients[0])
 
 
 class Rotation(torch.autograd.Function):

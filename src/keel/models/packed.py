@@ -7,7 +7,8 @@ padded rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from keel import kernels
 from keel.models.heads import plain, trunk
-from keel.models.layers import is_known, rotations, walk
+from keel.models.layers import is_known, rotate, rotations, walk
 
 ATTENTION = "keel"
 """Name of this attention in a transformers config: sdpa, and packed rows where a layout is given."""
 SHORT = 256
 """Rows up to this length take plain products on a CPU."""
+MIDDLING = 512
+"""Rows up to this length take the compiled kernel, where there is one; torch's own is as fast for longer ones."""
 BUCKET_COST = 16_384
 """What a bucket costs by itself, in entries of a matrix of attention weights."""
 
@@ -69,24 +73,50 @@ class Bucket:
 class Layout:
     """Rows in packed order, the longest first."""
 
-    buckets: list[Bucket]
-    sizes: list[int]  # tokens of each bucket
+    lengths: Sequence[int]
+    device: torch.device
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None) -> Tensor:
-        """Causal attention within each row. query [N, heads, D], key and value [N, kv_heads, D] -> [N, heads, D]"""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None = None,
+        rotation: kernels.Rotation | None = None,
+    ) -> Tensor:
+        """Causal attention within each row, of queries and keys that turn before it where a rotation is given.
+
+        query [N, heads, D], key and value [N, kv_heads, D], rotation [N, 1, D / 2] twice -> [N, heads, D]
+        """
+        if max(self.lengths) <= MIDDLING and query.shape[-1] % 8 == 0 and kernels.available(query, key, value):
+            found: Tensor = PackedAttention.apply(query, key, value, self.starts, scaling, rotation, window)
+            return found
+        if rotation is not None:
+            query, key = (rotate(x, *rotation) for x in (query, key))
         parts = zip(self.buckets, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
         return torch.cat([_attend(bucket, q, k, v, scaling, window) for bucket, q, k, v in parts])
 
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where each row begins and the last one ends. [rows + 1]"""
+        return torch.tensor([0, *accumulate(self.lengths)])
 
-def layout_of(lengths: Sequence[int], device: torch.device) -> Layout:
-    """Buckets for rows of these lengths, in falling order: a new one where that saves more than it costs."""
-    starts = [0]
-    for row, length in enumerate(lengths):
-        widest = lengths[starts[-1]]
-        if (len(lengths) - row) * (widest**2 - length**2) > BUCKET_COST and length < 0.8 * widest:
-            starts.append(row)
-    groups = [lengths[first:last] for first, last in zip(starts, [*starts[1:], len(lengths)], strict=True)]
-    return Layout([_bucket(group, device) for group in groups], [sum(group) for group in groups])
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Tokens of each bucket."""
+        return [int(bucket.lengths.sum()) for bucket in self.buckets]
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """A new one where that saves more than it costs."""
+        lengths, starts = self.lengths, [0]
+        for row, length in enumerate(lengths):
+            widest = lengths[starts[-1]]
+            if (len(lengths) - row) * (widest**2 - length**2) > BUCKET_COST and length < 0.8 * widest:
+                starts.append(row)
+        groups = [lengths[first:last] for first, last in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+        return [_bucket(group, self.device) for group in groups]
 
 
 def _bucket(group: Sequence[int], device: torch.device) -> Bucket:
@@ -107,6 +137,33 @@ def _attend(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scaling: 
     near = None if window is None else _visible(bucket.width, window, query.device)
     attended = scaled_dot_product_attention(query, key, value, attn_mask=near, is_causal=near is None, scale=scaling)
     return bucket.fold(attended)
+
+
+class PackedAttention(torch.autograd.Function):
+    """Attention by the compiled kernels, which need no buckets and keep no weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        starts: Tensor,
+        scaling: float,
+        rotation: kernels.Rotation | None,
+        window: int | None,
+    ) -> Tensor:
+        found, statistics = kernels.attend(query, key, value, starts, scaling, rotation, window)
+        ctx.save_for_backward(query, key, value, found, statistics)
+        ctx.shape = starts, scaling, rotation, window
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, found, statistics = ctx.saved_tensors
+        starts, scaling, rotation, window = ctx.shape
+        given = query, key, value, starts, scaling, rotation, window
+        return *kernels.attend_back(*given, found, statistics, gradients[0]), None, None, None, None
 
 
 class ShortRows(torch.autograd.Function):
@@ -203,7 +260,7 @@ def token_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         tokens, mask = moved_left(tokens, mask)
         return trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)
-    layout = layout_of(lengths.tolist(), tokens.device)
+    layout = Layout(lengths.tolist(), tokens.device)
     tokens, mask = tokens[order], mask[order]
     states = _packed_states(trunk(model), tokens[mask], (mask.cumsum(1) - 1)[mask], layout)
     return states.index_select(0, _back(lengths, order))
@@ -212,8 +269,8 @@ def token_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
 def _packed_states(trunk: Any, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Tokens [N] and positions [N] in the order of the layout -> [N, H]"""
     if is_known(trunk):
-        scaling = trunk.layers[0].self_attn.scaling
-        return walk(trunk, tokens, *rotations(trunk, positions), lambda _, q, k, v: layout.attend(q, k, v, scaling))
+        scaling, rotation = trunk.layers[0].self_attn.scaling, rotations(trunk, positions)
+        return walk(trunk, tokens, lambda _, q, k, v: layout.attend(q, k, v, scaling, rotation=rotation))
     states: Tensor = trunk(
         input_ids=tokens.unsqueeze(0),
         position_ids=positions.unsqueeze(0),

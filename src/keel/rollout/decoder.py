@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import DynamicCache
 
+from keel import kernels
 from keel.models.heads import plain, positions_for, trunk
-from keel.models.layers import is_known, rotations, walk
+from keel.models.layers import is_known, light, rotate, rotations, walk
+from keel.models.packed import Layout
 
 
 class Decoder(Protocol):
@@ -34,15 +36,21 @@ class Decoder(Protocol):
 
 def decoder_for(model: Any, max_response_tokens: int) -> Decoder:
     """The fastest decoder that knows the model."""
-    known = is_known(trunk(model))
-    return LayerDecoder(trunk(model), max_response_tokens) if known else ModuleDecoder(model)
+    if not is_known(trunk(model)):
+        return ModuleDecoder(model)
+    kind = KernelDecoder if fits_kernels(trunk(model)) else LayerDecoder
+    return kind(trunk(model), max_response_tokens)
+
+
+def fits_kernels(trunk: Any) -> bool:
+    return trunk.layers[0].self_attn.head_dim % 8 == 0 and kernels.available(trunk.embed_tokens.weight)
 
 
 class LayerDecoder:
     """Decodes through the layers. B rows at the start, T columns of prompt and answer, D the size of a head."""
 
     def __init__(self, trunk: Any, max_response_tokens: int) -> None:
-        self.trunk, self.max_response_tokens = trunk, max_response_tokens
+        self.trunk, self.max_response_tokens = light(trunk), max_response_tokens
         attention = trunk.layers[0].self_attn
         self.size, self.scaling, self.groups = attention.head_dim, attention.scaling, attention.num_key_value_groups
 
@@ -58,7 +66,10 @@ class LayerDecoder:
         itself = torch.eye(self.column, dtype=torch.bool, device=mask.device)
         visible = ((mask.unsqueeze(1) & torch.ones_like(itself).tril()) | itself).unsqueeze(1)
 
+        turn = self.cos[positions], self.sin[positions]
+
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key = (rotate(x, *turn) for x in (query, key))
             query, key, value = (x.transpose(1, 2) for x in (query, key, value))
             self.cache[index, 0, :, :, : self.column] = key.repeat_interleave(copies, 0)
             self.cache[index, 1, :, :, : self.column] = value.repeat_interleave(copies, 0)
@@ -66,7 +77,7 @@ class LayerDecoder:
             found = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scaling)
             return found.transpose(1, 2)
 
-        states = walk(self.trunk, tokens, self.cos[positions], self.sin[positions], read)
+        states = walk(self.trunk, tokens, read)
         self.positions = (positions[:, -1] + 1).repeat_interleave(copies)
         self.bias = None
         if not bool(mask.all()):  # the lowest number where a row is padded: added to its attention, it hides that place
@@ -80,7 +91,10 @@ class LayerDecoder:
         self.column += 1
         bias = None if self.bias is None else self.bias[:n, ..., : self.column]
 
+        turn = self.cos[self.positions], self.sin[self.positions]
+
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key = (rotate(x, *turn) for x in (query, key))
             cache = self.cache[index]
             cache[0, :n, :, here], cache[1, :n, :, here] = key, value
             keys, values = cache[:, :n, :, : self.column]
@@ -88,7 +102,7 @@ class LayerDecoder:
             grouped = query.unflatten(1, (-1, self.groups))
             return _one_query(grouped, keys, values, bias, self.scaling).flatten(1, 2)
 
-        states = walk(self.trunk, tokens, self.cos[self.positions], self.sin[self.positions], attend)
+        states = walk(self.trunk, tokens, attend)
         self.positions = self.positions + 1
         return states
 
@@ -111,6 +125,63 @@ def _one_query(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None,
     weights = torch.bmm((query * scaling).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:3], -1)
     weights = weights if bias is None else weights.add_(bias)
     return torch.bmm(weights.softmax(-1).flatten(0, 1), values.flatten(0, 1)).view(query.shape)
+
+
+class KernelDecoder:
+    """The same with the compiled kernels: prompts are read without padding, and the cache of a layer is kept in blocks
+    of sixteen columns, [2, B, kv_heads, T / 16, D, 16], so that sixteen tokens of the past are met at a time."""
+
+    def __init__(self, trunk: Any, max_response_tokens: int) -> None:
+        self.trunk, self.max_response_tokens = light(trunk), max_response_tokens
+        attention = trunk.layers[0].self_attn
+        self.size, self.scaling = attention.head_dim, attention.scaling
+
+    def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
+        count, self.column = tokens.shape
+        columns = rounded_up(self.column + self.max_response_tokens, 16)
+        config, layers = self.trunk.config, len(self.trunk.layers)
+        heads = config.num_key_value_heads
+        self.cache = torch.zeros(layers, 2, count * copies, heads, columns // 16, self.size, 16)
+        self.cos, self.sin = rotations(self.trunk, torch.arange(columns))
+        lengths, positions = mask.sum(1), (mask.cumsum(1) - 1)[mask]
+        layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
+        width = rounded_up(self.column, 16)
+        blank, place = torch.zeros(count, width, heads, self.size), pad(mask, (0, width - self.column))[..., None, None]
+
+        def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            for kind, flat in enumerate((rotate(key, *turn), value)):
+                in_blocks = blank.masked_scatter(place, flat).unflatten(1, (-1, 16)).permute(0, 3, 1, 4, 2)
+                self.cache[index, kind, :, :, : blank.shape[1] // 16] = in_blocks.repeat_interleave(copies, 0)
+            return layout.attend(query, key, value, self.scaling, rotation=turn)
+
+        states = walk(self.trunk, tokens[mask], read)
+        self.positions = lengths.repeat_interleave(copies)
+        self.first = self.column - self.positions
+        return states[lengths.cumsum(0) - 1].repeat_interleave(copies, 0)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        turn = self.cos[self.positions], self.sin[self.positions]
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            given = query, key, value, turn, self.first, self.cache[index], self.column, self.scaling
+            return kernels.attend_newest(*given)
+
+        states = walk(self.trunk, tokens, attend)
+        self.positions = self.positions + 1
+        self.column += 1
+        return states
+
+    def keep(self, rows: Tensor) -> None:
+        """Only rows whose place changes are copied, in all layers at once."""
+        moved = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
+        if len(moved):
+            used = self.cache[:, :, :, :, : self.column // 16 + 1]
+            used[:, :, moved] = used[:, :, rows[moved]]
+        self.positions, self.first = self.positions[rows], self.first[rows]
+
+
+def rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 class ModuleDecoder:

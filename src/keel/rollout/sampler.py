@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from keel import kernels
 from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
@@ -109,9 +110,12 @@ def choose(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Tokens by inverting the cumulative distribution at `uniforms`, and their log-probabilities. [B, V], [B] -> [B]"""
-    scaled = logits.float() / temperature
+    logits = logits.float()
     if top_k or top_p < 1.0:
-        scaled = keep_likely(scaled, top_k, top_p)
+        logits, temperature = keep_likely(logits / temperature, top_k, top_p), 1.0
+    if kernels.available(logits):
+        return kernels.draw(logits, uniforms.double(), temperature)
+    scaled = logits / temperature
     logprobs = scaled.log_softmax(-1)
     cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     points = uniforms.double().unsqueeze(1) * cumulative[:, -1:]
@@ -143,7 +147,9 @@ def decode_responses(
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
     """The text that `tokens` add after `before`."""
-    start, whole, alone = (
-        str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (list(before), [*before, *tokens], list(tokens))
+    start, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (list(before), [*before, *tokens]))
+    return (
+        whole[len(start) :]
+        if whole.startswith(start)
+        else str(tokenizer.decode(list(tokens), skip_special_tokens=True))
     )
-    return whole[len(start) :] if whole.startswith(start) else alone

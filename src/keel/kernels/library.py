@@ -1,0 +1,73 @@
+"""The compiled kernels: built once for a processor and a compiler, kept in the user's cache."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCES = ("attention.c", "decode.c", "rows.c")
+HEADERS = ("vectors.h",)
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+THREADS = "-fopenmp"
+SECONDS = 120  # a compiler that takes longer is given up
+
+
+def available(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors: float32, on a CPU, compiled."""
+    for x in tensors:
+        if x.dtype is not torch.float32 or not x.is_cpu:
+            return False
+    return library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """None where they are turned off, or cannot be compiled or loaded: torch's own operations serve then."""
+    if os.environ.get("KEEL_KERNELS") == "off":
+        return None
+    try:
+        return ctypes.CDLL(str(built()))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def built() -> Path:
+    """The library for this source, compiler and processor, compiled if it is not in the cache.
+
+    Raises OSError or SubprocessError where that fails.
+    """
+    here, compiler = Path(__file__).parent, shlex.split(os.environ.get("CC") or "cc")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
+    parts = [version, processor(), " ".join((*FLAGS, THREADS)).encode()]
+    parts += [(here / name).read_bytes() for name in (*HEADERS, *SOURCES)]
+    place = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            target = Path(scratch) / "kernels.so"
+            sources = [str(here / name) for name in SOURCES]
+            command = [*compiler, *FLAGS, THREADS, "-shared", "-o", str(target), *sources, "-lm"]
+            subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
+            target.replace(place)  # so that no process ever sees half of it
+    return place
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keel"
+
+
+def processor() -> bytes:
+    """What this processor can do: code for one may not run on another that shares the home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})).encode()

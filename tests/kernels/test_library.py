@@ -1,0 +1,69 @@
+"""Compiled once, found again, and done without where that fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from keel.kernels import library
+
+COMPILER = os.environ.get("CC", "cc")
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="there is no C compiler here")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("KEEL_KERNELS", raising=False)
+    return tmp_path / "keel"
+
+
+@needs_compiler
+def test_it_is_compiled_once(empty_cache: Path) -> None:
+    place = library.built()
+    when = place.stat().st_mtime_ns
+    assert library.built() == place
+    assert place.stat().st_mtime_ns == when
+    assert [file.name for file in empty_cache.iterdir()] == [place.name]
+    assert empty_cache.stat().st_mode & 0o077 == 0  # nobody else may put a library there
+
+
+@needs_compiler
+def test_another_processor_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = library.built()
+    monkeypatch.setattr(library, "processor", lambda: b"another")
+    assert library.built() != first
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_no_compiler_no_kernels(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert library.library.__wrapped__() is None
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert library.library.__wrapped__() is None
+
+
+def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEL_KERNELS", "off")
+    assert library.library.__wrapped__() is None
+
+
+def test_what_they_take() -> None:
+    assert not library.available(torch.zeros(1, dtype=torch.float64))
+    assert not library.available(torch.zeros(1, dtype=torch.bfloat16))
+    assert not library.available(torch.zeros(1), torch.zeros(1, device="meta"))
+
+
+@needs_compiler
+def test_the_flags_of_the_processor_are_left_alone() -> None:
+    """A library linked with -ffast-math would make all of torch treat the smallest numbers as zero."""
+    code = "import torch; from keel import kernels; assert kernels.available(); assert torch.tensor(1e-38) * 1e-3 > 0"
+    subprocess.run([sys.executable, "-c", code], check=True)
