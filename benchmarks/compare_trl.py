@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,14 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def trl_python(folder: Path) -> Path:
+def trl_python(folder: Path, pins: Sequence[str] = PINS) -> Path:
     """The interpreter of an environment that holds TRL, and the torch that keel has."""
     python = folder / "bin" / "python"
     if not python.exists():
-        print(f"installing {', '.join(PINS)} into {folder}", flush=True)
+        print(f"installing {', '.join(pins)} into {folder}", flush=True)
         venv.create(folder, with_pip=True)
         version = torch.__version__.split("+")[0]
-        for wanted in ([f"torch=={version}"], list(PINS)):
+        for wanted in ([f"torch=={version}"], list(pins)):
             subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
     return python
 

@@ -119,7 +119,9 @@ def test_attention_of_the_newest_token(heads: int, kv_heads: int, size: int) -> 
     first, length = torch.tensor([0, 3, 20]), 40
     query, key, value = (numbers(3, length, n, size, seed=i) for i, n in enumerate((heads, kv_heads, kv_heads)))
     angle = numbers(3, length, 1, size // 2, seed=3)
-    cache = torch.full((2, 3, kv_heads, 3, size, 16), 7.0)  # what is not yet written must not matter
+    cache = torch.full(
+        (2, 3, kv_heads, -(-length // kernels.lanes()), size, kernels.lanes()), 7.0
+    )  # what is not yet written must not matter
     for column in range(length):
         given = query[:, column], key[:, column], value[:, column], (angle[:, column].cos(), angle[:, column].sin())
         found = kernels.attend_newest(*given, first, cache, column, 0.4)

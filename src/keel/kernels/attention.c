@@ -1,4 +1,4 @@
-/* Causal attention of packed rows, and its gradient: a tile of sixteen tokens at a time, a token in each lane.
+/* Causal attention of packed rows, and its gradient: a tile of tokens at a time, one in each lane.
 
    Nothing of the size of a row squared is written to memory: the gradient computes the weights again from each
    token's largest score and sum (Dao et al. 2022). Query and key may be rotated as they are read (Su et al. 2021).
@@ -57,7 +57,7 @@ static void scatter(const Shape *shape, const float *rows, int64_t start, int le
     }
 }
 
-/* A tile: sixteen tokens in the lanes. rows [LANES, size] -> tile [size] of lanes */
+/* A tile: tokens in the lanes. rows [LANES, size] -> tile [size] of lanes */
 static APART void into_tile(const float *rows, int size, vec *tile) {
     int d = 0;
     for (; d + LANES <= size; d += LANES) {
@@ -67,7 +67,7 @@ static APART void into_tile(const float *rows, int size, vec *tile) {
     if (d < size) { /* eight numbers are left: two tokens lie in a vector */
         for (int lane = 0; lane < LANES; lane++)
             memcpy((float *)(tile + d + lane % 8) + lane / 8 * 8, rows + lane * size + d, 8 * sizeof(float));
-        transpose_halves(tile + d);
+        transpose_eights(tile + d);
     }
 }
 
@@ -79,7 +79,7 @@ static APART void out_of_tile(vec *tile, int size, float *rows) {
         for (int lane = 0; lane < LANES; lane++) store(rows + lane * size + d, tile[d + lane]);
     }
     if (d < size) {
-        transpose_halves(tile + d);
+        transpose_eights(tile + d);
         for (int lane = 0; lane < LANES; lane++)
             memcpy(rows + lane * size + d, (float *)(tile + d + lane % 8) + lane / 8 * 8, 8 * sizeof(float));
     }
@@ -127,7 +127,7 @@ static APART void add_weighted(const vec *weights, const float *rows, int first,
     }
 }
 
-/* Where queries look at keys, one of the two in the lanes: back to themselves and `window` - 1 tokens before, or all. */
+/* Where queries look at keys, one of the two in the lanes: at their own and `window` - 1 before it, or at all. */
 static inline ints visible(ints queries, ints keys, int window) {
     const ints distance = queries - keys;
     return window ? (distance >= 0) & (distance < window) : distance >= 0;
@@ -169,7 +169,8 @@ static void attend_head(const Shape *shape, const float *query, const float *key
             vec top = -INFINITY - (vec){0}, total = {0};
             for (int j = first; j < last; j++) {
                 weights[j] *= shape->scaling;
-                if (j > i || shape->window) weights[j] = choose(visible(at, j - (ints){0}, shape->window), weights[j], -INFINITY - (vec){0});
+                if (j > i || shape->window)
+                    weights[j] = choose(visible(at, j - (ints){0}, shape->window), weights[j], -INFINITY - (vec){0});
                 top = larger(weights[j], top);
             }
             for (int j = first; j < last; j++) {

@@ -1,7 +1,9 @@
 /* What one more token for each row takes besides linear maps: attention over a cache, and the draw of the token. */
 #include "vectors.h"
 
-/* weights[j] = turned . key j, for blocks of sixteen keys [size, LANES]. */
+int lanes(void) { return LANES; }
+
+/* weights[j] = turned . key j, for blocks of keys [size, LANES]. */
 static inline void scores(const float *turned, const float *keys, int first, int last, int size, float *weights) {
     for (int block = first; block < last; block++) {
         const float *from = keys + (int64_t)block * size * LANES;
@@ -45,8 +47,8 @@ static inline void turn(const float *x, const float *cos, const float *sin, int 
 }
 
 /* The newest token of each row looks at its row's cache, to which its own key and value are added at `column`; query
-   and key are rotated first. A cache holds blocks of sixteen columns, [rows, kv_heads, columns / 16, size, 16]; of row
-   r, the columns before first[r] are padding. query [rows, heads, size], key and value [rows, kv_heads, size], cos and
+   and key are rotated first. A cache holds blocks of columns, [rows, kv_heads, columns / LANES, size, LANES]; of row r,
+   the columns before first[r] are padding. query [rows, heads, size], key and value [rows, kv_heads, size], cos and
    sin [rows, size / 2] */
 void attend_newest(const float *query, const float *key, const float *value, const float *cos, const float *sin,
                    const int64_t *first, int rows, int heads, int kv_heads, int size, int columns, int column,
@@ -60,65 +62,69 @@ void attend_newest(const float *query, const float *key, const float *value, con
         for (int job = 0; job < rows * kv_heads; job++) {
             const int row = job / kv_heads;
             const float *c = cos + (int64_t)row * half, *s = sin + (int64_t)row * half;
-            float *own_keys = keys + (int64_t)job * size * columns, *own_values = values + (int64_t)job * size * columns;
-            for (int64_t next = (int64_t)size * columns, end = next + (int64_t)(column / LANES + 1) * size * LANES; next < end; next += LANES) {
+            const int64_t whole = (int64_t)size * columns;
+            const int64_t here = (int64_t)(column / LANES) * size * LANES + column % LANES;
+            float *own_keys = keys + job * whole, *own_values = values + job * whole;
+            for (int64_t next = whole; next <= whole + here; next += LANES) { /* what the next job reads */
                 __builtin_prefetch(own_keys + next);
                 __builtin_prefetch(own_values + next);
             }
-            const int64_t here = (int64_t)(column / LANES) * size * LANES + column % LANES;
             turn(key + (int64_t)job * size, c, s, half, 1, LANES, own_keys + here);
             for (int d = 0; d < size; d++) own_values[here + d * LANES] = value[(int64_t)job * size + d];
             for (int member = 0; member < group; member++) {
                 const int64_t at = ((int64_t)job * group + member) * size;
                 turn(query + at, c, s, half, scaling, 1, turned);
-                attend_one(turned, own_keys, own_values, (int)first[row], column, size, weights, (vec *)space, found + at);
+                attend_one(turned, own_keys, own_values, (int)first[row], column, size, weights, (vec *)space,
+                           found + at);
             }
         }
         free(space);
     }
 }
 
-/* The token at which the cumulative distribution of a row of logits passes the row's uniform number, and its
-   log-probability. The sums are in double precision. logits [count, words] */
+/* The token at which the cumulative distribution of one row passes `uniform`, and its log-probability. The sums are in
+   double precision; weights [words, rounded up] is scratch. */
+static int draw_one(const float *logits, double uniform, int words, float temperature, float *weights,
+                    float *logprob) {
+    vec tops = -INFINITY - (vec){0};
+    for (int word = 0; word < words; word += LANES) {
+        const int part = words - word < LANES ? words - word : LANES;
+        store(weights + word, load_part(logits + word, part, -INFINITY) / temperature);
+        tops = larger(load(weights + word), tops);
+    }
+    const float top = largest(tops);
+    double total = 0, passed = 0;
+    int possible = 0; /* the last vector of words of which one is possible */
+    for (int word = 0; word < words; word += LANES) {
+        store(weights + word, exponential(load(weights + word) - top));
+        const float more = sum(load(weights + word));
+        total += more;
+        if (more != 0) possible = word;
+    }
+    const double point = uniform * total;
+    int word = 0, token = 0;
+    for (; word < possible; word += LANES) { /* a vector of words at a time, then one by one */
+        const double after = passed + sum(load(weights + word));
+        if (after > point) break;
+        passed = after;
+    }
+    for (; word < words && passed <= point; word++) {
+        if (weights[word] != 0) token = word;
+        passed += weights[word];
+    }
+    *logprob = logits[token] / temperature - top - (float)log(total);
+    return token;
+}
+
+/* logits [count, words], uniforms [count] in [0, 1) */
 void draw(const float *logits, const double *uniforms, int64_t count, int words, float temperature, int threads,
           int64_t *tokens, float *logprobs) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         float *weights = malloc(sizeof(float) * rounded_up(words, LANES));
 #pragma omp for
-        for (int64_t row = 0; row < count; row++) {
-            const float *from = logits + row * words;
-            vec tops = -INFINITY - (vec){0};
-            for (int word = 0; word < words; word += LANES) {
-                const int part = words - word < LANES ? words - word : LANES;
-                const vec z = load_part(from + word, part, -INFINITY) / temperature;
-                tops = larger(z, tops);
-                store(weights + word, z);
-            }
-            const float top = largest(tops);
-            double total = 0, passed = 0;
-            int possible = 0; /* the last sixteen words of which one is possible */
-            for (int word = 0; word < words; word += LANES) {
-                const vec e = exponential(load(weights + word) - top);
-                const float more = sum(e);
-                store(weights + word, e);
-                total += more;
-                if (more != 0) possible = word;
-            }
-            const double point = uniforms[row] * total;
-            int word = 0, token = 0;
-            for (; word < possible; word += LANES) { /* sixteen words at a time, then one by one */
-                const double after = passed + sum(load(weights + word));
-                if (after > point) break;
-                passed = after;
-            }
-            for (; word < words && passed <= point; word++) {
-                if (weights[word] != 0) token = word;
-                passed += weights[word];
-            }
-            tokens[row] = token;
-            logprobs[row] = from[token] / temperature - top - (float)log(total);
-        }
+        for (int64_t row = 0; row < count; row++)
+            tokens[row] = draw_one(logits + row * words, uniforms[row], words, temperature, weights, logprobs + row);
         free(weights);
     }
 }

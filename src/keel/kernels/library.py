@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -45,19 +46,24 @@ def built() -> Path:
     Raises OSError or SubprocessError where that fails.
     """
     here, compiler = Path(__file__).parent, shlex.split(os.environ.get("CC") or "cc")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
-    parts = [version, processor(), " ".join((*FLAGS, THREADS)).encode()]
+    parts = [run([*compiler, "--version"]), processor(), " ".join((*FLAGS, THREADS)).encode()]
     parts += [(here / name).read_bytes() for name in (*HEADERS, *SOURCES)]
     place = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             target = Path(scratch) / "kernels.so"
-            sources = [str(here / name) for name in SOURCES]
-            command = [*compiler, *FLAGS, THREADS, "-shared", "-o", str(target), *sources, "-lm"]
-            subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
+            command = [*compiler, *FLAGS, "-shared", "-o", str(target), *(str(here / name) for name in SOURCES), "-lm"]
+            try:
+                run([*command, THREADS])
+            except subprocess.SubprocessError:  # a compiler without OpenMP: one thread
+                run(command)
             target.replace(place)  # so that no process ever sees half of it
     return place
+
+
+def run(command: Sequence[str]) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, timeout=SECONDS).stdout
 
 
 def cache_folder() -> Path:

@@ -111,6 +111,13 @@ def attend_back(
     return gradients
 
 
+@cache
+def lanes() -> int:
+    """How many numbers the kernels take at a time, and how many columns make a block of a cache."""
+    compiled = library()
+    return int(compiled.lanes()) if compiled is not None else 0
+
+
 def attend_newest(
     query: Tensor,
     key: Tensor,
@@ -124,10 +131,10 @@ def attend_newest(
     """Attention of each row's newest token, whose key and value are added to the cache at `column`.
 
     query [n, heads, D], key and value [n, kv_heads, D], rotation [n, 1, D / 2] twice, first [n] int64: the columns
-    before it are padding; cache [2, >= n, kv_heads, T / 16, D, 16] of keys and values -> [n, heads, D]
+    before it are padding; cache [2, >= n, kv_heads, T / lanes, D, lanes] of keys and values -> [n, heads, D]
     """
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    (n, heads, size), columns, found = query.shape, cache.shape[3] * 16, torch.empty_like(query)
+    (n, heads, size), columns, found = query.shape, cache.shape[3] * cache.shape[5], torch.empty_like(query)
     given = query, key, value, *rotation, first, n, heads, key.shape[1], size, columns, column, scaling, _threads(query)
     _call("attend_newest", *given, cache[0], cache[1], found)
     return found

@@ -1,4 +1,4 @@
-/* Sixteen numbers at a time, in the vector types of GCC and Clang, which fit any processor's registers. */
+/* As many numbers at a time as this processor's registers hold, in the vector types of GCC and Clang. */
 #pragma once
 
 #include <math.h>
@@ -6,7 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __AVX512F__
 #define LANES 16
+#else
+#define LANES 8
+#endif
 #define APART __attribute__((noinline)) /* a loop that needs all registers for itself */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -46,55 +50,72 @@ static inline ints lanes_from(int first) {
     return lane;
 }
 
-/* A shuffle's lanes by a rule of lane and block. */
-#define FOUR(side, at, block) side(at, block), side(at + 1, block), side(at + 2, block), side(at + 3, block)
-#define ALL(side, block) ((ints){FOUR(side, 0, block), FOUR(side, 4, block), FOUR(side, 8, block), FOUR(side, 12, block)})
+/* A shuffle of two vectors; which lane goes where is a rule of lane and block. */
+#define FOUR(rule, at, block) rule(at, block), rule(at + 1, block), rule(at + 2, block), rule(at + 3, block)
+#define EIGHT(rule, at, block) FOUR(rule, at, block), FOUR(rule, at + 4, block)
+#if LANES == 16
+#define LIST(rule, block) EIGHT(rule, 0, block), EIGHT(rule, 8, block)
+#else
+#define LIST(rule, block) EIGHT(rule, 0, block)
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLED(a, b, rule, block) __builtin_shufflevector(a, b, LIST(rule, block))
+#else
+#define SHUFFLED(a, b, rule, block) __builtin_shuffle(a, b, (ints){LIST(rule, block)})
+#endif
 
-/* Lane i of the result holds lane i ^ block. */
 #define SWAPPED(lane, block) ((lane) ^ (block))
 
 static inline float sum(vec x) {
-    x += __builtin_shuffle(x, ALL(SWAPPED, 8));
-    x += __builtin_shuffle(x, ALL(SWAPPED, 4));
-    x += __builtin_shuffle(x, ALL(SWAPPED, 2));
+#if LANES == 16
+    x += SHUFFLED(x, x, SWAPPED, 8);
+#endif
+    x += SHUFFLED(x, x, SWAPPED, 4);
+    x += SHUFFLED(x, x, SWAPPED, 2);
     return x[0] + x[1];
 }
 
 static inline float largest(vec x) {
-    x = larger(x, __builtin_shuffle(x, ALL(SWAPPED, 8)));
-    x = larger(x, __builtin_shuffle(x, ALL(SWAPPED, 4)));
-    x = larger(x, __builtin_shuffle(x, ALL(SWAPPED, 2)));
+#if LANES == 16
+    x = larger(x, SHUFFLED(x, x, SWAPPED, 8));
+#endif
+    x = larger(x, SHUFFLED(x, x, SWAPPED, 4));
+    x = larger(x, SHUFFLED(x, x, SWAPPED, 2));
     return x[0] > x[1] ? x[0] : x[1];
 }
 
-/* In each round pairs of vectors exchange blocks of lanes; after rounds with 1, 2, 4, 8 rows and lanes have changed
-   places. */
+/* In each round pairs of vectors exchange blocks of lanes; after those of 1, 2, 4, 8 lanes, rows have become lanes. */
 #define UPPER(lane, block) ((lane) & (block) ? LANES + (lane) - (block) : (lane))
 #define LOWER(lane, block) ((lane) & (block) ? LANES + (lane) : (lane) + (block))
-#define EXCHANGE(square, count, block)                                  \
-    _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++) {        \
-        if (i & (block)) continue;                                      \
-        const vec a = square[i], b = square[i + (block)];               \
-        square[i] = __builtin_shuffle(a, b, ALL(UPPER, block));         \
-        square[i + (block)] = __builtin_shuffle(a, b, ALL(LOWER, block)); \
+#define EXCHANGE(square, count, block)                           \
+    _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++) { \
+        if (i & (block)) continue;                               \
+        const vec a = square[i], b = square[i + (block)];        \
+        square[i] = SHUFFLED(a, b, UPPER, block);                \
+        square[i + (block)] = SHUFFLED(a, b, LOWER, block);      \
     }
 
-/* [16, 16] */
+/* [8, 8], or two of them side by side */
+static inline void transpose_eights(vec *square) {
+    EXCHANGE(square, 8, 1)
+    EXCHANGE(square, 8, 2)
+    EXCHANGE(square, 8, 4)
+}
+
+/* [LANES, LANES] */
 static inline void transpose(vec *square) {
-    EXCHANGE(square, LANES, 1)
-    EXCHANGE(square, LANES, 2)
-    EXCHANGE(square, LANES, 4)
-    EXCHANGE(square, LANES, 8)
+#if LANES == 16
+    EXCHANGE(square, 16, 1)
+    EXCHANGE(square, 16, 2)
+    EXCHANGE(square, 16, 4)
+    EXCHANGE(square, 16, 8)
+#else
+    transpose_eights(square);
+#endif
 }
 
-/* [8, 8] twice, side by side */
-static inline void transpose_halves(vec *halves) {
-    EXCHANGE(halves, 8, 1)
-    EXCHANGE(halves, 8, 2)
-    EXCHANGE(halves, 8, 4)
-}
-
-/* e^x to the last bit or two, by 2^n e^r with |r| <= log(2) / 2; 0 below -87 and for -inf, e^88 above 88, NaN for NaN. */
+/* e^x to the last bit or two, as 2^n e^r with |r| <= log(2) / 2 (the polynomial of Moshier's Cephes). 0 below -87 and
+   for -inf, e^88 above 88, NaN for NaN. */
 static inline vec exponential(vec x) {
     const vec top = 88.0f - (vec){0}, magic = 12582912.0f - (vec){0}; /* adding 1.5 * 2^23 rounds to whole numbers */
     const ints counts = ~(x < -87.0f);

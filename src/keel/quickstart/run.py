@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from keel.config import EvaluateConfig, QuickstartConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.errors import ConfigError
 from keel.quickstart import corpus
@@ -59,6 +61,38 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         raise ConfigError(
             "holds a quickstart already", where=config.output, fix="choose another --output, or delete it"
         )
+    with one_thread():
+        reward_figures = up_to_the_reward_model(run)
+    with run.stage(config.algorithm) as tell:  # policy and critic side by side have a thread each
+        last = train_policy(policy_settings(run))
+        tell(f"reward-model score {last['objective/scores']:.2f}, KL {last['objective/kl']:.1f} nats a response")
+    with run.stage("judgement") as tell:
+        judged = evaluate(evaluation_settings(run), functions=[gold])
+        tell(f"{judged['prompts']} held-out prompts, {judged['responses_per_prompt']} answers each, by gold score")
+    print_table(judged, config.algorithm)
+    print_answers(
+        json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"][:5], config.algorithm
+    )
+    draw_curves(run.root, config.algorithm, run.root / "curves.png")
+    summary = summarise(judged, reward_figures, time.monotonic() - run.started)
+    write_atomic(run.root / "summary.json", json.dumps(summary, indent=1) + "\n")
+    print(f"\ncurves in {run.path('curves.png')}, figures in {run.path('summary.json')}")
+    return summary
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A second thread gains a tenth for so small a model, and costs threefold where the machine takes a core away."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def up_to_the_reward_model(run: Quickstart) -> dict[str, float]:
+    """World, language model, answers, rankings; the figures of the reward model."""
     with run.stage("world") as tell:
         tell(write_world(run))
     with run.stage("pre-training") as tell:
@@ -75,24 +109,10 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     with run.stage("raters") as tell:
         tell(rate_answers(run))
     with run.stage("reward model") as tell:
-        reward_figures = reward(reward_settings(run))
-        accuracy, length_only = reward_figures["accuracy"], reward_figures["length_accuracy"]
+        figures = reward(reward_settings(run))
+        accuracy, length_only = figures["accuracy"], figures["length_accuracy"]
         tell(f"held-out pairwise accuracy {accuracy:.3f} (by length alone {length_only:.3f})")
-    with run.stage(config.algorithm) as tell:
-        last = train_policy(policy_settings(run))
-        tell(f"reward-model score {last['objective/scores']:.2f}, KL {last['objective/kl']:.1f} nats a response")
-    with run.stage("judgement") as tell:
-        judged = evaluate(evaluation_settings(run), functions=[gold])
-        tell(f"{judged['prompts']} held-out prompts, {judged['responses_per_prompt']} answers each, by gold score")
-    print_table(judged, config.algorithm)
-    print_answers(
-        json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"][:5], config.algorithm
-    )
-    draw_curves(run.root, config.algorithm, run.root / "curves.png")
-    summary = summarise(judged, reward_figures, time.monotonic() - run.started)
-    write_atomic(run.root / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print(f"\ncurves in {run.path('curves.png')}, figures in {run.path('summary.json')}")
-    return summary
+    return figures
 
 
 def gold(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

@@ -129,7 +129,7 @@ def _one_query(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None,
 
 class KernelDecoder:
     """The same with the compiled kernels: prompts are read without padding, and the cache of a layer is kept in blocks
-    of sixteen columns, [2, B, kv_heads, T / 16, D, 16], so that sixteen tokens of the past are met at a time."""
+    of columns, [2, B, kv_heads, T / lanes, D, lanes], so that as many tokens of the past are met at a time."""
 
     def __init__(self, trunk: Any, max_response_tokens: int) -> None:
         self.trunk, self.max_response_tokens = light(trunk), max_response_tokens
@@ -137,21 +137,21 @@ class KernelDecoder:
         self.size, self.scaling = attention.head_dim, attention.scaling
 
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
-        count, self.column = tokens.shape
-        columns = rounded_up(self.column + self.max_response_tokens, 16)
+        (count, self.column), lanes = tokens.shape, kernels.lanes()
+        columns = rounded_up(self.column + self.max_response_tokens, lanes)
         config, layers = self.trunk.config, len(self.trunk.layers)
         heads = config.num_key_value_heads
-        self.cache = torch.zeros(layers, 2, count * copies, heads, columns // 16, self.size, 16)
+        self.cache = torch.zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
         self.cos, self.sin = rotations(self.trunk, torch.arange(columns))
         lengths, positions = mask.sum(1), (mask.cumsum(1) - 1)[mask]
         layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
-        width = rounded_up(self.column, 16)
+        width = rounded_up(self.column, lanes)
         blank, place = torch.zeros(count, width, heads, self.size), pad(mask, (0, width - self.column))[..., None, None]
 
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             for kind, flat in enumerate((rotate(key, *turn), value)):
-                in_blocks = blank.masked_scatter(place, flat).unflatten(1, (-1, 16)).permute(0, 3, 1, 4, 2)
-                self.cache[index, kind, :, :, : blank.shape[1] // 16] = in_blocks.repeat_interleave(copies, 0)
+                in_blocks = blank.masked_scatter(place, flat).unflatten(1, (-1, lanes)).permute(0, 3, 1, 4, 2)
+                self.cache[index, kind, :, :, : width // lanes] = in_blocks.repeat_interleave(copies, 0)
             return layout.attend(query, key, value, self.scaling, rotation=turn)
 
         states = walk(self.trunk, tokens[mask], read)
@@ -175,7 +175,7 @@ class KernelDecoder:
         """Only rows whose place changes are copied, in all layers at once."""
         moved = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
         if len(moved):
-            used = self.cache[:, :, :, :, : self.column // 16 + 1]
+            used = self.cache[:, :, :, :, : self.column // kernels.lanes() + 1]
             used[:, :, moved] = used[:, :, rows[moved]]
         self.positions, self.first = self.positions[rows], self.first[rows]
 

@@ -108,9 +108,11 @@ def _watch_process() -> Iterator[list[float]]:
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
-    yield peak
-    done.set()
-    watcher.join()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
     peak[0] = max(peak[0], _resident())
 
 
