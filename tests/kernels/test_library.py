@@ -39,7 +39,30 @@ def test_another_processor_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert library.built() != first
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+@needs_compiler
+def test_a_damaged_library_is_compiled_again() -> None:
+    library.built().write_bytes(b"damaged")
+    assert library.library.__wrapped__() is not None
+
+
+@needs_compiler
+def test_a_folder_that_others_can_write_to_is_not_trusted(empty_cache: Path) -> None:
+    empty_cache.mkdir()
+    empty_cache.chmod(0o777)
+    assert library.library.__wrapped__() is None
+    assert not list(empty_cache.iterdir())
+
+
+def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert library.library.__wrapped__() is None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", 'cc "'])
 def test_no_compiler_no_kernels(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", compiler)
     assert library.library.__wrapped__() is None

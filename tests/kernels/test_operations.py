@@ -113,6 +113,19 @@ def test_logprobs_entropy_and_the_gradient(words: int) -> None:
     torch.testing.assert_close(kernels.logprobs_back(logits, tokens, normalisers, outward).double(), wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("token", [-1, 5])
+def test_a_token_that_is_none_is_refused(token: int) -> None:
+    with pytest.raises(IndexError, match="5 logits"):
+        kernels.logprobs(numbers(1, 5), torch.tensor([token]))
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_default_type_does_not_matter() -> None:
+    x, weight, tokens = numbers(20, 8).float(), torch.ones(8, dtype=torch.float32), torch.zeros(20, dtype=torch.int64)
+    results = [*kernels.norm(x, weight, 1e-5), *kernels.logprobs(x, tokens), kernels.draw(x, x[:, 0].double(), 1.0)[1]]
+    assert {result.dtype for result in results} == {torch.float32}
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 8), (2, 1, 24), (2, 2, 64)])
 def test_attention_of_the_newest_token(heads: int, kv_heads: int, size: int) -> None:
     """Token by token over a cache in blocks, beside attention over the whole row; the rows begin at 0, 3 and 20."""

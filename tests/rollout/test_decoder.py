@@ -60,6 +60,11 @@ def test_rows_that_grow_and_end(model: Any) -> None:
         torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
 
 
+def test_prompts_longer_than_the_kernels_take(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keel.models.packed.MIDDLING", 2)
+    test_rows_that_grow_and_end(model)
+
+
 @pytest.mark.skipif(not kernels.available(), reason="there is no C compiler here")
 @pytest.mark.parametrize(
     ("kind", "decoder"), [("llama", KernelDecoder), ("heads of 4", LayerDecoder), ("gpt2", ModuleDecoder)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from keel import kernels
 
@@ -38,9 +39,9 @@ class LogprobsAndEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scaled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if kernels.available(scaled):
-            chosen, entropies, normalisers = kernels.logprobs(scaled, tokens)
-            ctx.save_for_backward(scaled, tokens, normalisers)
+        if kernels.available(scaled) and tokens.dtype == torch.int64:
+            chosen, entropies, statistics = kernels.logprobs(scaled, tokens)
+            ctx.save_for_backward(scaled, tokens, statistics)
             ctx.mark_non_differentiable(entropies)
             return chosen, entropies
         logprobs = scaled.log_softmax(-1)
@@ -51,10 +52,11 @@ class LogprobsAndEntropy(torch.autograd.Function):
         return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        kept, tokens, normalisers = ctx.saved_tensors
-        if normalisers is not None:
-            return kernels.logprobs_back(kept, tokens, normalisers, gradients[0]), None
+        kept, tokens, statistics = ctx.saved_tensors
+        if statistics is not None:
+            return kernels.logprobs_back(kept, tokens, statistics, gradients[0]), None
         gradient = gradients[0].unsqueeze(-1)
         return (kept * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
 

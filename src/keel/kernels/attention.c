@@ -133,10 +133,9 @@ static inline ints visible(ints queries, ints keys, int window) {
     return window ? (distance >= 0) & (distance < window) : distance >= 0;
 }
 
-/* Scratch for a row of `padded` tokens: `count` heads of it, two columns of lanes, and two tiles. */
-static float *scratch(int padded, int size, int heads) {
-    const size_t numbers = (size_t)padded * size * heads + 2 * (size_t)padded * LANES + 4 * (size_t)size * LANES;
-    return aligned_alloc(64, (sizeof(float) * numbers + 63) / 64 * 64);
+/* For a row of `padded` tokens: `heads` heads of it, two columns of lanes, and four tiles. */
+static float *space_for(int padded, int size, int heads) {
+    return scratch((size_t)padded * size * heads + 2 * (size_t)padded * LANES + 4 * (size_t)size * LANES);
 }
 
 static int longest(const Shape *shape) {
@@ -198,7 +197,7 @@ void attend(const float *query, const float *key, const float *value, const floa
     const int padded = longest(&shape);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *space = scratch(padded, size, 3);
+        float *space = space_for(padded, size, 3);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < rows * kv_heads; job++)
             attend_head(&shape, query, key, value, job / kv_heads, job % kv_heads, space, found, statistics);
@@ -302,7 +301,7 @@ void attend_back(const float *query, const float *key, const float *value, const
     const int padded = longest(&shape);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *space = scratch(padded, size, 8);
+        float *space = space_for(padded, size, 8);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < rows * kv_heads; job++)
             attend_head_back(&shape, query, key, value, found, statistics, gradient, job / kv_heads, job % kv_heads,

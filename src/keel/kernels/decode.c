@@ -56,7 +56,7 @@ void attend_newest(const float *query, const float *key, const float *value, con
     const int group = heads / kv_heads, half = size / 2, wide = rounded_up(column + 1, LANES);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *space = aligned_alloc(64, sizeof(float) * (wide + (size_t)size * LANES + rounded_up(size, LANES)));
+        float *space = scratch((size_t)size * LANES + wide + size);
         float *weights = space + (size_t)size * LANES, *turned = weights + wide;
 #pragma omp for
         for (int job = 0; job < rows * kv_heads; job++) {
@@ -121,7 +121,7 @@ void draw(const float *logits, const double *uniforms, int64_t count, int words,
           int64_t *tokens, float *logprobs) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *weights = malloc(sizeof(float) * rounded_up(words, LANES));
+        float *weights = scratch(rounded_up(words, LANES));
 #pragma omp for
         for (int64_t row = 0; row < count; row++)
             tokens[row] = draw_one(logits + row * words, uniforms[row], words, temperature, weights, logprobs + row);

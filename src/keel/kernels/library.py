@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import shlex
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -35,39 +36,49 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("KEEL_KERNELS") == "off":
         return None
     try:
-        return ctypes.CDLL(str(built()))
-    except (OSError, subprocess.SubprocessError):
+        place = built()
+        try:
+            return ctypes.CDLL(str(place))
+        except OSError:  # damaged: once more
+            place.unlink()
+            return ctypes.CDLL(str(built()))
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
 
 
 def built() -> Path:
     """The library for this source, compiler and processor, compiled if it is not in the cache.
 
-    Raises OSError or SubprocessError where that fails.
+    Raises OSError, RuntimeError (no home folder), ValueError (CC is no command) or SubprocessError where that fails.
     """
     here, compiler = Path(__file__).parent, shlex.split(os.environ.get("CC") or "cc")
     parts = [run([*compiler, "--version"]), processor(), " ".join((*FLAGS, THREADS)).encode()]
     parts += [(here / name).read_bytes() for name in (*HEADERS, *SOURCES)]
-    place = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
+    place = own_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
     if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             target = Path(scratch) / "kernels.so"
             command = [*compiler, *FLAGS, "-shared", "-o", str(target), *(str(here / name) for name in SOURCES), "-lm"]
             try:
                 run([*command, THREADS])
-            except subprocess.SubprocessError:  # a compiler without OpenMP: one thread
+            except subprocess.CalledProcessError:  # a compiler without OpenMP: one thread
                 run(command)
             target.replace(place)  # so that no process ever sees half of it
     return place
 
 
+def own_folder() -> Path:
+    """Where libraries are kept. Raises PermissionError if anybody else could put one there."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keel"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder} belongs to others too")
+    return folder
+
+
 def run(command: Sequence[str]) -> bytes:
     return subprocess.run(command, capture_output=True, check=True, timeout=SECONDS).stdout
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keel"
 
 
 def processor() -> bytes:

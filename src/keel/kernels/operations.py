@@ -19,18 +19,18 @@ Rotation = tuple[Tensor, Tensor]
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS norm over the last dimension, and what each x was multiplied by. [..., H], [H] -> [..., H], [...]"""
-    x = x.contiguous()
+    x, weight = x.contiguous(), weight.contiguous()
     *shape, size = x.shape
-    y, scales = torch.empty_like(x), torch.empty(shape)
+    y, scales = torch.empty_like(x), x.new_empty(shape)
     _call("norm", x, weight, scales.numel(), size, eps, _threads(x), y, scales)
     return y, scales
 
 
 def norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """-> gradients of x and weight"""
-    x, gradient = x.contiguous(), gradient.contiguous()
+    x, weight, gradient = x.contiguous(), weight.contiguous(), gradient.contiguous()
     count, size = scales.numel(), x.shape[-1]
-    for_x, for_weight = torch.empty_like(x), torch.empty(-(-count // BLOCK), size)
+    for_x, for_weight = torch.empty_like(x), x.new_empty(-(-count // BLOCK), size)
     _call("norm_back", x, weight, scales, gradient, count, size, BLOCK, _threads(x), for_x, for_weight)
     return for_x, for_weight.sum(0)
 
@@ -52,19 +52,24 @@ def gated_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tens
 
 
 def logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of each token, entropy, and log-sum-exp. [..., V], [...] int64 -> three of [...]"""
+    """Log-prob of each token, entropy, and what the gradient needs. [..., V], [...] int64 -> [...], [...], [..., 2]
+
+    Raises IndexError for a token that is none of the V.
+    """
     logits, tokens = logits.contiguous(), tokens.contiguous()
-    found, entropies, normalisers = (torch.empty(tokens.shape) for _ in range(3))
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < logits.shape[-1]:
+        raise IndexError(f"tokens from {int(tokens.min())} to {int(tokens.max())}, but {logits.shape[-1]} logits")
+    found, entropies, statistics = (logits.new_empty(*tokens.shape, *more) for more in ((), (), (2,)))
     given = logits, tokens, tokens.numel(), logits.shape[-1], _threads(logits)
-    _call("logprobs", *given, found, entropies, normalisers)
-    return found, entropies, normalisers
+    _call("logprobs", *given, found, entropies, statistics)
+    return found, entropies, statistics
 
 
-def logprobs_back(logits: Tensor, tokens: Tensor, normalisers: Tensor, gradient: Tensor) -> Tensor:
+def logprobs_back(logits: Tensor, tokens: Tensor, statistics: Tensor, gradient: Tensor) -> Tensor:
     """-> gradient of the logits"""
     logits, tokens, gradient = logits.contiguous(), tokens.contiguous(), gradient.contiguous()
     for_logits = torch.empty_like(logits)
-    given = logits, tokens, normalisers, gradient, tokens.numel(), logits.shape[-1], _threads(logits)
+    given = logits, tokens, statistics, gradient, tokens.numel(), logits.shape[-1], _threads(logits)
     _call("logprobs_back", *given, for_logits)
     return for_logits
 
@@ -84,7 +89,7 @@ def attend(
     -> [N, heads, D], and what the gradient needs [N, heads, 2]
     """
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    found, statistics = torch.empty_like(query), torch.empty(*query.shape[:2], 2)
+    found, statistics = torch.empty_like(query), query.new_empty(*query.shape[:2], 2)
     _call(
         "attend", query, key, value, *_turned(rotation), *_shape(query, key, starts, scaling, window), found, statistics
     )
@@ -143,7 +148,7 @@ def attend_newest(
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens by inverting the cumulative distribution, and their log-probabilities. [n, V], [n] float64 -> [n], [n]"""
     logits, uniforms = logits.contiguous(), uniforms.contiguous()
-    tokens, found = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    tokens, found = logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
     _call("draw", logits, uniforms, *logits.shape, temperature, _threads(logits), tokens, found)
     return tokens, found
 

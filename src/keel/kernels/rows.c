@@ -82,9 +82,10 @@ static void summarise(const float *logits, int words, float *top, float *total, 
     *total = sum(totals), *weighted = sum(weights);
 }
 
-/* log p(token), the entropy, and the log of the sum of exponentials, of each row of logits [count, words]. */
+/* log p(token) and the entropy of each row of logits [count, words]; and what the gradient needs, statistics [count, 2]:
+   the largest logit, and the log of the sum of exp(logit - it). */
 void logprobs(const float *logits, const int64_t *tokens, int64_t count, int words, int threads, float *found,
-              float *entropies, float *normalisers) {
+              float *entropies, float *statistics) {
     PARALLEL
     for (int64_t row = 0; row < count; row++) {
         float top, total, weighted;
@@ -92,20 +93,21 @@ void logprobs(const float *logits, const int64_t *tokens, int64_t count, int wor
         const float log_total = logf(total);
         found[row] = logits[row * words + tokens[row]] - top - log_total;
         entropies[row] = log_total - weighted / total;
-        normalisers[row] = top + log_total;
+        statistics[2 * row] = top, statistics[2 * row + 1] = log_total;
     }
 }
 
 /* gradient (onehot(token) - p) */
-void logprobs_back(const float *logits, const int64_t *tokens, const float *normalisers, const float *gradient,
+void logprobs_back(const float *logits, const int64_t *tokens, const float *statistics, const float *gradient,
                    int64_t count, int words, int threads, float *for_logits) {
     PARALLEL
     for (int64_t row = 0; row < count; row++) {
-        const float *from = logits + row * words, factor = -gradient[row], normaliser = normalisers[row];
+        const float *from = logits + row * words, factor = -gradient[row];
+        const float top = statistics[2 * row], log_total = statistics[2 * row + 1];
         float *to = for_logits + row * words;
         for (int word = 0; word < words; word += LANES) {
             const int part = words - word < LANES ? words - word : LANES;
-            store_part(to + word, exponential(load_part(from + word, part, 0) - normaliser) * factor, part);
+            store_part(to + word, exponential(load_part(from + word, part, 0) - top - log_total) * factor, part);
         }
         to[tokens[row]] += gradient[row];
     }

@@ -18,6 +18,11 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 static inline int rounded_up(int count, int step) { return (count + step - 1) / step * step; }
 
+/* Scratch for so many numbers, where a vector may stand. */
+static inline float *scratch(size_t numbers) {
+    return aligned_alloc(64, (sizeof(float) * numbers + 63) / 64 * 64);
+}
+
 static inline vec load(const float *from) { return *(const vec *)from; }
 
 static inline void store(float *to, vec x) { *(vec *)to = x; }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
@@ -137,6 +138,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
         return normed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         if kernels.available(x, weight, gradients[0]):
@@ -168,6 +170,7 @@ class GatedUnit(torch.autograd.Function):
         return kernels.gated(gate, up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return kernels.gated_back(gate, up, gradients[0])

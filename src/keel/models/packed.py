@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -89,7 +90,9 @@ class Layout:
 
         query [N, heads, D], key and value [N, kv_heads, D], rotation [N, 1, D / 2] twice -> [N, heads, D]
         """
-        if max(self.lengths) <= MIDDLING and query.shape[-1] % 8 == 0 and kernels.available(query, key, value):
+        window = None if window is None or window >= self.lengths[0] else window
+        fits = self.lengths[0] <= MIDDLING and query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
+        if fits and kernels.available(query, key, value):
             found: Tensor = PackedAttention.apply(query, key, value, self.starts, scaling, rotation, window)
             return found
         if rotation is not None:
@@ -100,7 +103,7 @@ class Layout:
     @cached_property
     def starts(self) -> Tensor:
         """Where each row begins and the last one ends. [rows + 1]"""
-        return torch.tensor([0, *accumulate(self.lengths)])
+        return torch.tensor([0, *accumulate(self.lengths)], device="cpu")
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -159,6 +162,7 @@ class PackedAttention(torch.autograd.Function):
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, found, statistics = ctx.saved_tensors
         starts, scaling, rotation, window = ctx.shape

@@ -141,25 +141,32 @@ class KernelDecoder:
         columns = rounded_up(self.column + self.max_response_tokens, lanes)
         config, layers = self.trunk.config, len(self.trunk.layers)
         heads = config.num_key_value_heads
-        self.cache = torch.zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
-        self.cos, self.sin = rotations(self.trunk, torch.arange(columns))
-        lengths, positions = mask.sum(1), (mask.cumsum(1) - 1)[mask]
+        weight = self.trunk.embed_tokens.weight
+        self.cache = weight.new_zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
+        self.cos, self.sin = rotations(self.trunk, torch.arange(columns, device=weight.device))
+        lengths, order = mask.sum(1).sort(descending=True, stable=True)
+        tokens, mask, back = tokens[order], mask[order], order.argsort()
+        positions = (mask.cumsum(1) - 1)[mask]
         layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
         width = rounded_up(self.column, lanes)
-        blank, place = torch.zeros(count, width, heads, self.size), pad(mask, (0, width - self.column))[..., None, None]
+        blank, place = (
+            weight.new_zeros(count, width, heads, self.size),
+            pad(mask, (0, width - self.column))[..., None, None],
+        )
 
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             for kind, flat in enumerate((rotate(key, *turn), value)):
                 in_blocks = blank.masked_scatter(place, flat).unflatten(1, (-1, lanes)).permute(0, 3, 1, 4, 2)
-                self.cache[index, kind, :, :, : width // lanes] = in_blocks.repeat_interleave(copies, 0)
+                self.cache[index, kind, :, :, : width // lanes] = in_blocks[back].repeat_interleave(copies, 0)
             return layout.attend(query, key, value, self.scaling, rotation=turn)
 
         states = walk(self.trunk, tokens[mask], read)
-        self.positions = lengths.repeat_interleave(copies)
+        self.positions = lengths[back].repeat_interleave(copies)
         self.first = self.column - self.positions
-        return states[lengths.cumsum(0) - 1].repeat_interleave(copies, 0)
+        return states[lengths.cumsum(0) - 1][back].repeat_interleave(copies, 0)
 
     def advance(self, tokens: Tensor) -> Tensor:
+        assert self.column < self.cache.shape[4] * self.cache.shape[6]
         turn = self.cos[self.positions], self.sin[self.positions]
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
