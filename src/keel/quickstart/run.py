@@ -221,7 +221,8 @@ def policy_settings(run: Quickstart) -> TrainConfig:
             "rewards": [{"model": run.path("reward/model")}],
             "reward": {"missing_eos_penalty": 1.0},
             "algorithm": {"name": run.config.algorithm, "kl_coef": 0.03},
-            "optim": {"learning_rate": 3e-4 if ppo else 1e-3},
+            # Three steps of warm-up: PPO's first update follows a critic that knows nothing yet.
+            "optim": {"learning_rate": 3e-4 if ppo else 1e-3, "warmup_steps": 48 if ppo else 0},
             "checkpoint": {"every": 0},
             "log": {"rollouts_per_step": 32},
         },
