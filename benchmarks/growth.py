@@ -123,6 +123,11 @@ def show(name: str, rows: list[dict[str, float]]) -> None:
     Console().print(table)
 
 
+def short(size: float) -> str:
+    """1,024 as it is, 150k, 5.1M."""
+    return f"{size / 1e6:.1f}M" if size >= 1e6 else f"{size / 1e3:.0f}k" if size >= 1e4 else f"{size:,.0f}"
+
+
 def draw(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
     import matplotlib
 
@@ -136,9 +141,7 @@ def draw(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
             place, values = axes[row, column], [each[key] for each in rows]
             place.loglog(sizes, values, "o-", color="#1f6f8b", label="measured")
             place.loglog(sizes, [values[-1] * size / sizes[-1] for size in sizes], ":", color="#999999", label="linear")
-            place.set_xticks(
-                sizes, [f"{size / 1e6:.1f}M" if size >= 1e5 else f"{size:,}" for size in sizes], fontsize=7
-            )
+            place.set_xticks(sizes, [short(size) for size in sizes], fontsize=7)
             place.minorticks_off()
             place.grid(alpha=0.25)
             place.spines[["top", "right"]].set_visible(False)

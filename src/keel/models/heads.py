@@ -15,6 +15,8 @@ LOGITS_KEPT = 2**24
 """Most logits whose probabilities are kept for the gradient; more go in chunks, and are computed once again for it."""
 LOGITS_AT_ONCE = 2**21
 """Size of such a chunk, which stays in a cache."""
+ROWS_AT_ONCE = 32
+"""Fewest tokens of a chunk: each chunk also goes once through the gradient of the whole output matrix."""
 
 
 def plain(model: Any) -> PreTrainedModel:
@@ -61,7 +63,7 @@ def token_statistics(
         return logprobs_and_entropy(logits, tokens, temperature)
 
     vocabulary = plain(model).config.get_text_config().vocab_size
-    rows = max(1, LOGITS_AT_ONCE // vocabulary)
+    rows = max(ROWS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
     if len(tokens) <= rows or (torch.is_grad_enabled() and len(tokens) * vocabulary <= LOGITS_KEPT):
         return statistics(states, tokens)
     parts = zip(states.split(rows), tokens.split(rows), strict=True)
