@@ -14,47 +14,37 @@ typedef struct {
     const float *cos, *sin; /* [tokens, size / 2], or null */
 } Shape;
 
-/* One head of one row in one place: `padded` tokens of `size` numbers, those behind the row's end 0. */
+/* A vector of the token at `at`, turned by its angle where vectors turn, or back (sign -1). */
+static inline void move(const Shape *shape, const float *restrict from, int64_t at, int turned, float sign,
+                        float *restrict to) {
+    const int half = shape->size / 2;
+    if (!turned || !shape->cos) {
+        for (int d = 0; d < shape->size; d += 8) memcpy(to + d, from + d, 8 * sizeof(float));
+        return;
+    }
+    for (int d = 0; d < half; d += 4) {
+        const quad c = *(quad *)(shape->cos + at * half + d), s = *(quad *)(shape->sin + at * half + d) * sign;
+        const quad left = *(quad *)(from + d), right = *(quad *)(from + half + d);
+        *(quad *)(to + d) = left * c - right * s;
+        *(quad *)(to + half + d) = right * c + left * s;
+    }
+}
+
+/* One head of one row in one place: its tokens' vectors, and zeros to the end of the last tile. */
 static void gather(const Shape *shape, const float *x, int64_t start, int length, int head, int heads, int turned,
                    float *rows) {
-    const int size = shape->size, half = size / 2, padded = rounded_up(length, LANES);
-    for (int at = 0; at < length; at++) {
-        const float *restrict from = x + ((start + at) * heads + head) * size;
-        float *restrict to = rows + (int64_t)at * size;
-        if (!turned || !shape->cos) {
-            for (int d = 0; d < size; d += 8) memcpy(to + d, from + d, 8 * sizeof(float));
-            continue;
-        }
-        const float *cos = shape->cos + (start + at) * half, *sin = shape->sin + (start + at) * half;
-        for (int d = 0; d < half; d += 4) {
-            const quad c = *(quad *)(cos + d), s = *(quad *)(sin + d);
-            const quad left = *(quad *)(from + d), right = *(quad *)(from + half + d);
-            *(quad *)(to + d) = left * c - right * s;
-            *(quad *)(to + half + d) = right * c + left * s;
-        }
-    }
+    const int size = shape->size, padded = rounded_up(length, LANES);
+    for (int at = 0; at < length; at++)
+        move(shape, x + ((start + at) * heads + head) * size, start + at, turned, 1, rows + (int64_t)at * size);
     memset(rows + (int64_t)length * size, 0, sizeof(float) * size * (padded - length));
 }
 
 /* The way back; a gradient turns back. */
 static void scatter(const Shape *shape, const float *rows, int64_t start, int length, int head, int heads, int turned,
                     float *x) {
-    const int size = shape->size, half = size / 2;
-    for (int at = 0; at < length; at++) {
-        const float *restrict from = rows + (int64_t)at * size;
-        float *restrict to = x + ((start + at) * heads + head) * size;
-        if (!turned || !shape->cos) {
-            for (int d = 0; d < size; d += 8) memcpy(to + d, from + d, 8 * sizeof(float));
-            continue;
-        }
-        const float *cos = shape->cos + (start + at) * half, *sin = shape->sin + (start + at) * half;
-        for (int d = 0; d < half; d += 4) {
-            const quad c = *(quad *)(cos + d), s = *(quad *)(sin + d);
-            const quad left = *(quad *)(from + d), right = *(quad *)(from + half + d);
-            *(quad *)(to + d) = left * c + right * s;
-            *(quad *)(to + half + d) = right * c - left * s;
-        }
-    }
+    const int size = shape->size;
+    for (int at = 0; at < length; at++)
+        move(shape, rows + (int64_t)at * size, start + at, turned, -1, x + ((start + at) * heads + head) * size);
 }
 
 /* A tile: tokens in the lanes. rows [LANES, size] -> tile [size] of lanes */
