@@ -82,8 +82,8 @@ static void summarise(const float *logits, int words, float *top, float *total, 
     *total = sum(totals), *weighted = sum(weights);
 }
 
-/* log p(token) and the entropy of each row of logits [count, words]; for the gradient, statistics [count, 2]: the largest
-   logit, and the log of the sum of exp(logit - it). */
+/* log p(token) and the entropy of each row of logits [count, words]; for the gradient, statistics [count, 2]: the
+   largest logit, and the log of the sum of exp(logit - it). */
 void logprobs(const float *logits, const int64_t *tokens, int64_t count, int words, int threads, float *found,
               float *entropies, float *statistics) {
     PARALLEL
