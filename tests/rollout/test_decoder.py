@@ -61,7 +61,7 @@ def test_rows_that_grow_and_end(model: Any) -> None:
 
 
 def test_prompts_longer_than_the_kernels_take(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.models.packed.MIDDLING", 2)
+    monkeypatch.setattr("keel.models.attention.MIDDLING", 2)
     test_rows_that_grow_and_end(model)
 
 

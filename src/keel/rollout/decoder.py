@@ -13,9 +13,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import DynamicCache
 
 from keel import kernels
+from keel.models.attention import Layout
 from keel.models.heads import plain, positions_for, trunk
 from keel.models.layers import is_known, light, rotate, rotations, walk
-from keel.models.packed import Layout
 
 
 class Decoder(Protocol):
