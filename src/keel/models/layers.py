@@ -1,7 +1,7 @@
 """The layers of Llama-like models, walked through directly: what their modules compute, in fewer and larger operations.
 
-The modules' own linear maps are called, so biases, adapters and hooks on them act. RMS norm and rotary embedding have
-their gradients written out, which spares most of the passes over memory that a small model on a CPU is bound by.
+The modules' own linear maps are called, so biases, adapters and hooks on them act. The rest has its gradients written
+out, in compiled kernels where they serve: that spares the passes over memory that a small model on a CPU is bound by.
 """
 
 from collections.abc import Callable

@@ -149,10 +149,8 @@ class KernelDecoder:
         positions = (mask.cumsum(1) - 1)[mask]
         layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
         width = rounded_up(self.column, lanes)
-        blank, place = (
-            weight.new_zeros(count, width, heads, self.size),
-            pad(mask, (0, width - self.column))[..., None, None],
-        )
+        blank = weight.new_zeros(count, width, heads, self.size)
+        place = pad(mask, (0, width - self.column))[..., None, None]
 
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             for kind, flat in enumerate((rotate(key, *turn), value)):
