@@ -1,15 +1,27 @@
 """All decoders give the states of each row read alone, whatever ended beside it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from keel import kernels
 from keel.data.prompts import Prompt
-from keel.rollout.decoder import Decoder, KernelDecoder, LayerDecoder, ModuleDecoder, decoder_for, fits_kernels
+from keel.rollout import decoder as decoder_module
+from keel.rollout.decoder import (
+    Decoder,
+    GraphDecoder,
+    KernelDecoder,
+    LayerDecoder,
+    ModuleDecoder,
+    decoder_for,
+    fits_kernels,
+)
 from keel.rollout.sampler import repeats, without
 
 from ..shapes import SIZES
@@ -38,7 +50,7 @@ def decoders(model: Any) -> list[Decoder]:
     if isinstance(model, GPT2LMHeadModel):
         return [ModuleDecoder(model)]
     fit = [KernelDecoder(model.model, 6)] if fits_kernels(model.model) else []
-    return [ModuleDecoder(model), LayerDecoder(model.model, 6), *fit]
+    return [ModuleDecoder(model), LayerDecoder(model.model, 6), GraphDecoder(model.model, 6), *fit]
 
 
 def alone(model: Any, tokens: list[int]) -> Tensor:
@@ -58,6 +70,76 @@ def test_rows_that_grow_and_end(model: Any) -> None:
             states = decoder.advance(torch.tensor(chosen)[kept])
             rows = [rows[row] for row in kept]
         torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
+
+
+class Recording(TorchDispatchMode):
+    """What a GPU's graph is, on any device: a step's operations on the memory that they met when recorded, without the
+    Python around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Any] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, found))
+        return found
+
+    def play(self) -> None:
+        for operation, args, kwargs, memory in self.operations:
+            again = operation(*args, **kwargs)
+            for old, new in zip(tree_leaves(memory), tree_leaves(again), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def recorded(step: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+    """Unlike a graph's, this recording runs the step, so what it changed is put back."""
+    decoder = step.func.__self__  # type: ignore[attr-defined]
+    changed = decoder.cache, decoder.bias, decoder.positions, decoder.here
+    before = [tensor.clone() for tensor in changed]
+    with Recording() as recording:
+        found = step()
+    for tensor, old in zip(changed, before, strict=True):
+        tensor.copy_(old)
+    return recording, found
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("kind", ["llama", "heads of 4"])
+def test_recorded_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played back, at every number of rows and columns that occurs, they give what the steps themselves give."""
+    torch.manual_seed(0)
+    trunk = MODELS[kind]().eval().model
+    decoders = LayerDecoder(trunk, 40), GraphDecoder(trunk, 40)
+    played = []
+
+    def record(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        recording, found = recorded(step)
+
+        def play() -> Tensor:
+            recording.play()
+            played.append(recording)
+            return found
+
+        return play
+
+    monkeypatch.setattr(decoder_module, "recorded", record)
+    monkeypatch.setattr(GraphDecoder, "WIDTH", 8)
+    states = [decoder.start(PROMPTS, MASK, copies=4) for decoder in decoders]
+    for step in range(40):
+        torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-6)
+        tokens = torch.randint(16, (len(states[0]),))
+        if step % 4 == 3 and len(tokens) > 1:
+            rows = torch.arange(len(tokens) - 1)
+            rows[step % len(rows)] = len(tokens) - 1
+            tokens = tokens[rows]
+            for decoder in decoders:
+                decoder.keep(rows)
+        states = [decoder.advance(tokens) for decoder in decoders]
+    assert len(played) > 25
+    assert len(set(played)) == len(decoders[1].steps) < 12
 
 
 def test_prompts_longer_than_the_kernels_take(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from keel.errors import ConfigError
 
 LOGITS_KEPT = 2**24
 """Most logits whose probabilities are kept for the gradient; more go in chunks, and are computed once again for it."""
-LOGITS_AT_ONCE = 2**21
-"""Size of such a chunk, which stays in a cache."""
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
+"""Size of such a chunk: it stays in a CPU's cache; a GPU it has to fill."""
 ROWS_AT_ONCE = 32
 """Fewest tokens of a chunk: each chunk also goes once through the gradient of the whole output matrix."""
 
@@ -63,7 +63,7 @@ def token_statistics(
         return logprobs_and_entropy(logits, tokens, temperature)
 
     vocabulary = plain(model).config.get_text_config().vocab_size
-    rows = max(ROWS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
+    rows = max(ROWS_AT_ONCE, LOGITS_AT_ONCE[tokens.device.type] // vocabulary)
     if len(tokens) <= rows or (torch.is_grad_enabled() and len(tokens) * vocabulary <= LOGITS_KEPT):
         return statistics(states, tokens)
     parts = zip(states.split(rows), tokens.split(rows), strict=True)

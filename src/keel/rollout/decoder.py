@@ -1,11 +1,14 @@
 """One token more for every row: the models' forward passes while answers are sampled.
 
 `LayerDecoder` walks through the layers of Llama-like models itself, over a cache allocated once, in a fraction of the
-small operations that the modules of transformers take. `ModuleDecoder` does it for any other causal model.
-Both give the hidden state [n, H] of the last token of each row, which the output matrix turns into logits.
+small operations that the modules of transformers take; `KernelDecoder` with the compiled kernels of a CPU,
+`GraphDecoder` as a recording that a GPU plays back. `ModuleDecoder` does it for any other causal model.
+All give the hidden state [n, H] of the last token of each row, which the output matrix turns into logits.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -36,10 +39,13 @@ class Decoder(Protocol):
 
 def decoder_for(model: Any, max_response_tokens: int) -> Decoder:
     """The fastest decoder that knows the model."""
-    if not is_known(trunk(model)):
+    layers: Any = trunk(model)
+    if not is_known(layers):
         return ModuleDecoder(model)
-    kind = KernelDecoder if fits_kernels(trunk(model)) else LayerDecoder
-    return kind(trunk(model), max_response_tokens)
+    if layers.embed_tokens.weight.is_cuda:
+        return GraphDecoder(layers, max_response_tokens)
+    kind = KernelDecoder if fits_kernels(layers) else LayerDecoder
+    return kind(layers, max_response_tokens)
 
 
 def fits_kernels(trunk: Any) -> bool:
@@ -91,20 +97,23 @@ class LayerDecoder:
         self.column += 1
         bias = None if self.bias is None else self.bias[:n, ..., : self.column]
 
-        turn = self.cos[self.positions], self.sin[self.positions]
+        turn = self.cos[self.positions[:n]], self.sin[self.positions[:n]]
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key = (rotate(x, *turn) for x in (query, key))
             cache = self.cache[index]
             cache[0, :n, :, here], cache[1, :n, :, here] = key, value
-            keys, values = cache[:, :n, :, : self.column]
-            # The queries that share a key stand side by side: nothing of the cache is copied for them.
-            grouped = query.unflatten(1, (-1, self.groups))
-            return _one_query(grouped, keys, values, bias, self.scaling).flatten(1, 2)
+            return self._look(query, cache[:, :n, :, : self.column], bias)
 
         states = walk(self.trunk, tokens, attend)
-        self.positions = self.positions + 1
+        self.positions += 1
         return states
+
+    def _look(self, query: Tensor, seen: Tensor, bias: Tensor | None) -> Tensor:
+        """query [n, heads, D], keys and values seen [2, n, kv_heads, t, D] -> [n, heads, D]"""
+        # The queries that share a key stand side by side: nothing of the cache is copied for them.
+        grouped = query.unflatten(1, (-1, self.groups))
+        return _one_query(grouped, seen[0], seen[1], bias, self.scaling).flatten(1, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Only rows whose place changes are copied, in all layers at once."""
@@ -112,9 +121,9 @@ class LayerDecoder:
         if len(moved):
             cache = self.cache[..., : self.column, :]
             cache[:, :, moved] = cache[:, :, rows[moved]]
+            self.positions[moved] = self.positions[rows[moved]]
             if self.bias is not None:
                 self.bias[moved] = self.bias[rows[moved]]
-        self.positions = self.positions[rows]
 
 
 def _one_query(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
@@ -125,6 +134,79 @@ def _one_query(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None,
     weights = torch.bmm((query * scaling).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:3], -1)
     weights = weights if bias is None else weights.add_(bias)
     return torch.bmm(weights.softmax(-1).flatten(0, 1), values.flatten(0, 1)).view(query.shape)
+
+
+class GraphDecoder(LayerDecoder):
+    """The same as a recording: on a GPU the launches of a step take longer than its work, so a step is recorded once
+    for a size and then played back whole. What differs between steps of a size therefore stands in memory that stays:
+    the tokens, their positions, the column `here`, and the bias, which hides the columns to come.
+
+    Sizes are few: half as many rows once so many have ended, and WIDTH more columns when those before are full.
+    """
+
+    WIDTH = 256
+
+    def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
+        states = super().start(tokens, mask, copies)
+        rows, columns = len(states), self.cache.shape[-2]
+        self.cache[..., self.column :, :] = 0.0  # hidden, but a NaN left in memory would show through
+        if self.bias is None:
+            self.bias = states.new_zeros(rows, 1, 1, columns)
+        self.bias[..., self.column :] = torch.finfo(states.dtype).min
+        self.tokens, self.here = tokens.new_zeros(rows), tokens.new_tensor([self.column])
+        self.steps: dict[tuple[int, int], Callable[[], Tensor]] = {}
+        return states
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        n = len(tokens)
+        self.tokens[:n] = tokens
+        self.column += 1
+        size = self._rows(n), min(rounded_up(self.column, self.WIDTH), self.cache.shape[-2])
+        if size in self.steps:
+            states = self.steps[size]()
+        else:  # run as it is, so that libraries set themselves up before anything is recorded
+            step = partial(self._step, *size)
+            states = step()
+            self.steps[size] = recorded(step)
+        return states[:n]
+
+    def _rows(self, wanted: int) -> int:
+        rows = len(self.tokens)
+        while rows >= 2 * wanted:
+            rows = (rows + 1) // 2
+        return rows
+
+    def _step(self, rows: int, columns: int) -> Tensor:
+        positions = self.positions[:rows]
+        bias = cast(Tensor, self.bias).index_fill_(3, self.here, 0.0)[:rows, ..., :columns]
+        turn = self.cos[positions], self.sin[positions]
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key = (rotate(x, *turn) for x in (query, key))
+            seen = self.cache[index, :, :rows, :, :columns]
+            seen.index_copy_(3, self.here, torch.stack([key, value]).unsqueeze(3))
+            return self._look(query, seen, bias)
+
+        states = walk(self.trunk, self.tokens[:rows], attend)
+        self.positions += 1
+        self.here += 1
+        return states
+
+
+def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The step as a CUDA graph, which recording does not run; or as it is, where it cannot be recorded."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = step()
+    except RuntimeError:
+        return step
+
+    def play() -> Tensor:
+        graph.replay()
+        return found
+
+    return play
 
 
 class KernelDecoder:
