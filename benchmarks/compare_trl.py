@@ -54,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", nargs="+", default=["natural", "full"], choices=["natural", "full"])
     parser.add_argument("--stories", nargs="*", default=[], metavar="FOLDER", help="pre-trained models")
     parser.add_argument("--openings", metavar="FILE", help="prompts for them: jsonl with a column `prompt`")
+    parser.add_argument("--batch-size", type=int, default=64, help="answers a step")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
     parser.add_argument("--steps", type=int, default=3, help="of each run, the first not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -95,7 +96,7 @@ def tasks(folder: Path, options: argparse.Namespace) -> list[Task]:
         random_task(SHAPES[name], folder, length == "natural") for name in options.sizes for length in options.lengths
     ]
     found += [story_task(Path(model), Path(options.openings), folder) for model in options.stories]
-    return [task.with_(steps=options.steps, threads=options.threads) for task in found]
+    return [task.with_(steps=options.steps, threads=options.threads, batch_size=options.batch_size) for task in found]
 
 
 def measure(task: Task, python: Path, folder: Path, best: list[str], options: argparse.Namespace) -> dict[str, Any]:

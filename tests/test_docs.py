@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from keel import config
+from keel import config, failpoints
 from keel.cli.main import main
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -25,6 +25,7 @@ SECTIONS: dict[type[BaseModel], list[str]] = {
     config.EvaluateConfig: [ANSWERS, "keel evaluate alone"],
     config.PlanConfig: ["keel train", "keel plan alone"],
     config.QuickstartConfig: ["keel quickstart"],
+    config.ServeRewardConfig: ["keel serve-reward"],
 }
 
 
@@ -125,3 +126,19 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     by_scorer = {key for key in found if key.startswith("rewards/")}  # one for each scorer, under its name
     assert sorted(found - by_scorer - known) == [], "not in docs/metrics.md"
     assert not by_scorer or "rewards/NAME" in known
+
+
+def test_every_failpoint_is_documented() -> None:
+    rows = re.findall(r"^\| `([a-z]+\.[a-z]+)` \| (.+) \|$", (DOCS / "reliability.md").read_text(), re.MULTILINE)
+    assert dict(rows) == failpoints.NAMES
+
+
+def test_every_fault_has_its_row() -> None:
+    text = (DOCS / "faults.md").read_text()
+    cells = [cell for line in text.splitlines() if line.startswith("| F-") for cell in [line.split("|")[1]]]
+    named: set[int] = set()
+    for cell in cells:
+        for part in cell.split(","):
+            first, *last = (int(number) for number in re.findall(r"F-(\d\d)", part))
+            named |= set(range(first, (last or [first])[0] + 1))
+    assert named == set(range(1, 41))

@@ -38,6 +38,8 @@ class Layer:
 # cli and __init__ load the rest when a function runs: `keel --help` and `import keel` do not wait for torch.
 LAYERS = {
     "errors": Layer.of("", frozenset()),
+    "failpoints": Layer.of("errors", frozenset()),
+    "interrupts": Layer.of("errors", frozenset()),
     "config": Layer.of("errors", SETTINGS),
     "kernels": Layer.of("", frozenset({"torch"})),
     "core": Layer.of("kernels", frozenset({"torch"})),
@@ -45,17 +47,18 @@ LAYERS = {
     "data": Layer.of("core errors"),
     "models": Layer.of("kernels core data world errors"),
     "rollout": Layer.of("models data kernels core world errors"),
-    "learn": Layer.of("models data core world errors"),
-    "run": Layer.of("world errors config"),
-    "train": Layer.of("rollout learn models data core world run config errors"),
+    "learn": Layer.of("models data core world failpoints errors"),
+    "run": Layer.of("world failpoints errors config"),
+    "train": Layer.of("rollout learn models data core world run config failpoints interrupts errors"),
     "diagnose": Layer.of("run.folder errors", SETTINGS),
     "web": Layer.of("data.preferences data.store run.folder diagnose errors"),
+    "server": Layer.of("rollout data config errors"),
     "quickstart": Layer.of("train data run config errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
-        "errors config",
+        "errors config interrupts",
         SETTINGS | {"rich"},
-        inside_functions="core world data models rollout learn run train diagnose web quickstart",
+        inside_functions="core world data models rollout learn run train diagnose web server quickstart",
     ),
     "__main__": Layer.of("", frozenset(), inside_functions="cli"),
 }

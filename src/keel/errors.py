@@ -44,3 +44,15 @@ class CheckpointError(KeelError, OSError):
     """The run folder cannot be written, or what lies there cannot be read back."""
 
     exit_code = 5
+
+
+class ProcessLost(KeelError, RuntimeError):
+    """Another process of the run is gone, or does not answer; the last checkpoint is kept."""
+
+    exit_code = 75
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end. What was done is saved, and `--resume` goes on from there."""
+
+    exit_code = 75

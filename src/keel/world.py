@@ -4,9 +4,11 @@ import atexit
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 
@@ -14,7 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from keel.errors import ConfigError
+from keel.errors import ConfigError, ProcessLost
+
+COLLECTIVE_SECONDS = 1800
+"""How long a process waits for the others, who may be waiting for their scorers (KEEL_COLLECTIVE_SECONDS)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+            patience = timedelta(seconds=float(os.environ.get("KEEL_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS)))
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=patience, device_id=device if cuda else None)
             atexit.register(dist.destroy_process_group)
         return World(rank, size, device)
 
@@ -58,7 +64,8 @@ class World:
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        dist.all_reduce(total)
+        with _all_there():
+            dist.all_reduce(total)
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -66,12 +73,26 @@ class World:
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with _all_there():
+            dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            with _all_there():
+                dist.barrier()
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    """Raises ProcessLost when another process does not take part."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ProcessLost(
+            f"another process of this run is gone or does not answer ({reason})", "torchrun", "go on with --resume"
+        ) from error
 
 
 def generator(*key: int | str) -> torch.Generator:

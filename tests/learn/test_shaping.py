@@ -69,7 +69,7 @@ def test_segments_share_the_scale_and_the_last_token_takes_the_rest() -> None:
 def test_batches_merge_into_the_statistics_of_all(offset: float) -> None:
     statistics = ScoreStatistics()
     for part in ([1.0, 2.0], [3.0, 4.0, 5.0], [6.0], [math.nan], [math.inf, -math.inf]):
-        statistics.add(torch.tensor(part, dtype=torch.float64) + offset, ONE)
+        statistics = statistics.plus(torch.tensor(part, dtype=torch.float64) + offset, ONE)
     assert statistics.count == 6
     assert statistics.mean == pytest.approx(offset + 3.5, abs=1e-9)
     assert statistics.squares == pytest.approx(17.5, abs=1e-6)
@@ -79,12 +79,12 @@ def test_batches_merge_into_the_statistics_of_all(offset: float) -> None:
 def test_a_scale_that_cannot_be_known_yet_is_one() -> None:
     for scores in ([], [3.0], [3.0, 3.0]):
         statistics = ScoreStatistics()
-        statistics.add(torch.tensor(scores), ONE)
+        statistics = statistics.plus(torch.tensor(scores), ONE)
         assert statistics.std == 1.0
 
 
 def test_dropped_answers_stay_out_of_the_statistics() -> None:
     answers = scored(rollouts(THREE), [1.0, 7.0, 3.0], kept=[True, False, True])
     statistics = ScoreStatistics()
-    statistics.add(scores_of_kept(answers), ONE)
+    statistics = statistics.plus(scores_of_kept(answers), ONE)
     assert (statistics.count, statistics.mean) == (2, 2.0)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from keel import __version__
-from keel.errors import ConfigError, KeelError
+from keel.errors import ConfigError, Interrupted, KeelError
+from keel.interrupts import watched
 
 # In the order in which a person needs them; each is a module of this package with a function `run`.
 VERBS = {
@@ -22,22 +23,25 @@ VERBS = {
     "train": "teach a policy by rewards (ppo, a2c, reinforce, rloo, grpo)",
     "plan": "forecast memory and time of a run of train, without loading its weights",
     "evaluate": "judge a policy, alone and against another",
+    "serve-reward": "offer a reward model or function to other processes over HTTP",
 }
+RESUMABLE = ("sft", "reward", "train")
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 settings or data, 3 diverged, 4 scorer, 5 storage, 130 interrupted, 1 else."""
+    """Exit code: 0 done, 2 settings or data, 3 diverged, 4 scorer, 5 storage, 75 interrupted and can go on, 130
+    interrupted, 1 else."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
-        with contextlib.nullcontext() if debug else _quiet():
+        with watched(), contextlib.nullcontext() if debug else _quiet():
             return _dispatch([argument for argument in arguments if argument != "--debug"])
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
         if debug:
             traceback.print_exc()
-        code, line = _verdict(error)
+        code, line = _verdict(error, resumable="".join(arguments[:1]) in RESUMABLE)
         print(f"keel: {line}", file=sys.stderr)
         return code
 
@@ -60,7 +64,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(verb: str, arguments: list[str]) -> None:
     """With --json, standard output holds one JSON object and nothing else."""
-    run = import_module(f"keel.cli.{verb}").run
+    run = import_module(f"keel.cli.{verb.replace('-', '_')}").run
     if "--json" not in arguments:
         run(arguments)
         return
@@ -71,10 +75,12 @@ def _run(verb: str, arguments: list[str]) -> None:
     print(json.dumps(finite(figures)))
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
+def _verdict(error: BaseException, resumable: bool = False) -> tuple[int, str]:
     """Exit code and the line that says what happened."""
     if isinstance(error, KeelError):
         return error.exit_code, f"error: {error}"
+    if isinstance(error, Interrupted) and resumable:
+        return error.exit_code, f"interrupted by {error} -> go on with --resume"
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, OSError) and error.errno in STORAGE_FAILURES:
@@ -101,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<12}{purpose}" for verb, purpose in VERBS.items())
+    verbs = "\n".join(f"  {verb:<14}{purpose}" for verb, purpose in VERBS.items())
     return f"""keel {__version__}: teach a language model from human judgement
 
 usage: keel VERB [RUN.yaml] [--setting value ...] [--debug] [--json]

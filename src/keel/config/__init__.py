@@ -18,6 +18,7 @@ from keel.config.stages import (
     QuickstartConfig,
     RewardConfig,
     SampleConfig,
+    ServeRewardConfig,
     SftConfig,
     SupervisedSettings,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "RewardConfig",
     "RewardSource",
     "SampleConfig",
+    "ServeRewardConfig",
     "Settings",
     "SftConfig",
     "SupervisedSettings",

@@ -78,7 +78,8 @@ class RewardSource(Settings):
     @property
     def name(self) -> str:
         """Short name for metric keys."""
-        source = self.function.rpartition(":")[2] if self.function else (self.model or self.url or "")
+        address = (self.url or "").partition("?")[0]
+        source = self.function.rpartition(":")[2] if self.function else (self.model or address)
         return source.rstrip("/").rpartition("/")[2] or source
 
 
@@ -95,6 +96,12 @@ class OptimSettings(Settings):
     """gradients of each model are clipped to this norm"""
     eps: Positive = 1e-8
     """epsilon of AdamW (torch form: added to the bias-corrected root)"""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """an update with a loss or gradient that is not finite, or a gradient that jumps: stop before it, or skip it"""
+    max_skips: Count = 3
+    """more skipped updates in a row stop the run"""
+    spike: Annotated[float, Field(gt=1.0)] | None = None
+    """a gradient jumps when its norm is this many times the mean of those before it (null = never)"""
 
 
 class CheckpointSettings(Settings):

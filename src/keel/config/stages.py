@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from keel.config.parts import (
     CheckpointSettings,
@@ -133,3 +133,34 @@ class QuickstartConfig(Settings):
     """of the world and of every random stream"""
     algorithm: Literal["ppo", "a2c"] = "ppo"
     """how the policy learns"""
+
+
+class ServeRewardConfig(Settings):
+    """Settings of `keel serve-reward`: a scorer for other processes."""
+
+    model: str | None = None
+    """folder or hub id of a reward model"""
+    function: str | None = None
+    """FILE.py:NAME of a Python reward function"""
+    host: str = "127.0.0.1"
+    """address to listen on; one that other machines can reach needs `public`"""
+    public: bool = False
+    """allow an address that other machines can reach"""
+    port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    """port to listen on"""
+    max_rows: Count = 4096
+    """most answers in a request"""
+    max_body_mb: Count = 16
+    """largest body of a request"""
+    max_waiting: Count = 16
+    """requests that may wait while one is answered"""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "ServeRewardConfig":
+        if (self.model is None) == (self.function is None):
+            raise ValueError("give exactly one of model, function")
+        return self
+
+    @property
+    def source(self) -> RewardSource:
+        return RewardSource(model=self.model, function=self.function)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
+from keel.data.templates import template_of
 from keel.errors import DataError
 
 Messages = list[dict[str, str]]
@@ -143,13 +144,7 @@ def render_chat(messages: Messages, tokenizer: PreTrainedTokenizerBase, add_gene
             where=tokenizer.name_or_path,
             fix="use a chat model, or give prompts as text",
         )
-    from jinja2 import TemplateError  # a dependency of transformers' chat templates
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses these messages: {error}", where=tokenizer.name_or_path) from error
-    return str(text)
+    return template_of(tokenizer, str(tokenizer.chat_template)).render(messages, add_generation_prompt)
 
 
 def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:
@@ -174,7 +169,7 @@ def _read_json_lines(file: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line, parse_constant=_refuse)
+            values = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once_each)
             if b"\\ud" in line.lower():  # half of a surrogate pair is JSON, but no text
                 json.dumps(values, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
@@ -190,10 +185,20 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return values
+
+
 def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a Parquet file or a hub data set, streamed so that no copy is written to a cache."""
     if path.startswith((".", "/", "~")) and not Path(path).exists():
         raise DataError("no such file", where=path)
+    if Path(path).is_file() and not path.endswith(".parquet"):
+        raise DataError("neither .jsonl nor .parquet", where=path, fix="write its rows as JSON lines")
     import datasets
 
     name, _, config = path.partition(":")

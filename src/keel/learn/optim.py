@@ -9,12 +9,11 @@ from torch.nn import Parameter
 from torch.optim import AdamW
 
 from keel.data.padding import microbatches
-from keel.errors import Diverged
 
 __all__ = [
     "build_optimizer",
-    "clip_and_step",
     "clip_gradients",
+    "gradient_norm",
     "learning_rate_factor",
     "microbatches",
     "set_learning_rate",
@@ -72,23 +71,12 @@ def set_learning_rate(optimizer: AdamW, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def clip_and_step(optimizer: AdamW, parameters: Iterable[Parameter], max_grad_norm: float) -> float:
-    """Scale the gradients of `parameters` to a joint norm of at most `max_grad_norm`, update, clear; the norm before.
-
-    Raises Diverged when the norm is not finite: weights and moments are then untouched.
-    """
-    parameters = list(parameters)
-    norm = clip_gradients(parameters, max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def gradient_norm(parameters: Iterable[Parameter]) -> Tensor:
+    """Joint norm of the gradients of `parameters`. []"""
+    norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm
 
 
-def clip_gradients(parameters: Iterable[Parameter], max_grad_norm: float) -> float:
-    """Scale the gradients to a joint norm of at most `max_grad_norm`; the norm before. Raises Diverged, see above."""
-    parameters = list(parameters)
-    norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not bool(norm.isfinite()):
-        raise Diverged(f"the gradient's norm is {norm.item()}", fix="lower optim.learning_rate")
+def clip_gradients(parameters: Iterable[Parameter], max_grad_norm: float, norm: Tensor) -> None:
+    """Scale gradients of this joint norm to one of at most `max_grad_norm`."""
     torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    return float(norm)

@@ -11,7 +11,7 @@ from keel.data.batches import ScoredRollouts
 from keel.world import World
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScoreStatistics:
     """Mean and variance of the scores so far (Chan et al.'s update)."""
 
@@ -25,17 +25,16 @@ class ScoreStatistics:
         spread = math.sqrt(self.squares / self.count) if self.count > 1 else 0.0
         return spread if spread > 1e-6 * max(1.0, abs(self.mean)) else 1.0
 
-    def add(self, scores: Tensor, world: World) -> None:
-        """Take in a batch of scores [B], of all ranks together."""
+    def plus(self, scores: Tensor, world: World) -> "ScoreStatistics":
+        """Those with a batch of scores [B] more, of all ranks together."""
         scores = world.gather(scores.double())
         scores = scores[scores.isfinite()]
         count, mean = len(scores), float(scores.mean())
         if count == 0:
-            return
+            return self
         shift, total = mean - self.mean, self.count + count
-        self.squares += float(((scores - mean) ** 2).sum()) + shift**2 * self.count * count / total
-        self.mean += shift * count / total
-        self.count = total
+        squares = self.squares + float(((scores - mean) ** 2).sum()) + shift**2 * self.count * count / total
+        return ScoreStatistics(total, self.mean + shift * count / total, squares)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ and ranks together. So the split into micro-batches never changes the result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -16,9 +16,10 @@ from keel.core.diagnostics import approx_kl, clipfrac
 from keel.core.kl import kl_estimate
 from keel.core.losses import likelihood_ratio, value_loss
 from keel.data.batches import TrainingBatch, select_rows
-from keel.errors import Diverged
+from keel.failpoints import failpoint, poisoned
 from keel.learn.algorithms import Algorithm, Loss
-from keel.learn.optim import clip_gradients, learning_rate_factor, microbatches, set_learning_rate
+from keel.learn.guard import Guard, fault_of
+from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
 from keel.models.policy import ActorCritic, Analysis
 from keel.world import World, at_once, generator
@@ -66,11 +67,12 @@ class Updater:
     objective: Objective
     schedule: UpdateSchedule
     world: World
+    guard: Guard = field(default_factory=Guard)
 
     def update(
         self, batch: TrainingBatch, step: int, kl_coef: float, seed: int, critic_only: bool = False
     ) -> dict[str, float]:
-        """All epochs over one batch; returns the metrics. Raises Diverged before a step on non-finite numbers."""
+        """All epochs over one batch; returns the metrics. Raises Diverged instead of a step that would do harm."""
         totals = Totals()
         minibatches = self._minibatches_per_epoch(batch)
         for epoch in range(self.schedule.update_epochs):
@@ -118,13 +120,11 @@ class Updater:
         num_loss_tokens = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum()))
         if num_loss_tokens == 0:
             return
+        figures, finite = Totals(), True
         for part in self._parts(batch, rows):
-            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(part, kl_coef, totals)]
-            if self._small:
-                at_once(*jobs)
-            else:  # one graph can go before the next is built
-                for job in jobs:
-                    job()
+            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(part, kl_coef, figures)]
+            # Of small models both graphs fit in memory; of others one can go before the next is built.
+            finite &= all(at_once(*jobs) if self._small else [job() for job in jobs])
         factor = learning_rate_factor(
             self.schedule.schedule,
             optimizer_step,
@@ -132,8 +132,11 @@ class Updater:
             self.schedule.warmup_steps,
         )
         set_learning_rate(self.optimizer, factor)
-        totals.add_one("policy/learning_rate", self.optimizer.param_groups[0]["lr"])
-        self._step(critic_only, totals)
+        figures.add_one("policy/learning_rate", self.optimizer.param_groups[0]["lr"])
+        taken = self._step(critic_only, finite, figures)
+        if taken:
+            totals.merge(figures)
+        totals.add_one("update/skipped", float(not taken))
 
     def _parts(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
         lengths = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
@@ -189,25 +192,35 @@ class Updater:
         totals.add("loss/value", value)
         return aim.value_coef * value
 
-    def _step(self, critic_only: bool, totals: Totals) -> None:
-        """Clip each model's gradient, then move. In critic warm-up the policy stays where it is."""
+    def _step(self, critic_only: bool, finite: bool, totals: Totals) -> bool:
+        """Clip each model's gradient, then move, if that does no harm. In critic warm-up the policy stays in place."""
         policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
-        for parameter in policy + critic if self.world.size > 1 else []:
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.world.sum(own)  # every rank takes part, even one that had nothing to learn from
+        if self.world.size > 1:
+            finite = not float(self.world.sum(torch.tensor(float(not finite), device=self.world.device)))
+            for parameter in policy + critic:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.world.sum(own)  # every rank takes part, even one that had nothing to learn from
         if critic_only:
             for parameter in policy:
                 parameter.grad = None
-        else:
-            totals.add_one("policy/grad_norm", clip_gradients(policy, self.schedule.max_grad_norm))
-        if critic:
-            totals.add_one("critic/grad_norm", clip_gradients(critic, self.schedule.max_grad_norm))
-        self.optimizer.step()
+        models = ({} if critic_only else {"policy": policy}) | ({"critic": critic} if critic else {})
+        norms = {name: poisoned("update.gradient", gradient_norm(model)) for name, model in models.items()}
+        sizes = {name: float(norm) for name, norm in norms.items()}
+        taken = self.guard.admits(sizes, fault_of(finite, sizes, self.actor_critic.named_parameters()))
+        if taken:
+            for name, model in models.items():
+                totals.add_one(f"{name}/grad_norm", sizes[name])
+                clip_gradients(model, self.schedule.max_grad_norm, norms[name])
+            failpoint("update.optimizer")
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return taken
 
 
-def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> None:
-    value = loss()
-    if not bool(value.isfinite()):
-        raise Diverged("the loss is not finite", fix="lower optim.learning_rate, or look at the rewards")
-    (value / num_loss_tokens).backward()
+def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:
+    """Add the gradient of a loss that is finite; whether it is."""
+    value = poisoned("update.loss", loss())
+    finite = bool(value.isfinite())
+    if finite:
+        (value / num_loss_tokens).backward()
+    return finite

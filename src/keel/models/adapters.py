@@ -80,6 +80,8 @@ def base_of(folder: Path) -> str:
 
 def put_on(model: PreTrainedModel, folder: Path) -> Any:
     """The saved adapter on its base, frozen; what keel knows of the whole model lies in the adapter's own config."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError("the adapter has no adapter_model.safetensors", str(folder), "save it as safetensors")
     if (folder / "config.json").is_file():
         model.config = AutoConfig.from_pretrained(folder)
     return _peft().PeftModel.from_pretrained(model, folder).eval()

@@ -23,6 +23,7 @@ from keel.models.packed import pack_if_possible
 transformers_logging.set_verbosity_error()  # its load reports list new heads, which are what we ask for
 transformers_logging.disable_progress_bar()
 
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -128,13 +129,34 @@ def _load(auto_class: Any, name: str, what: str, **options: Any) -> Any:
         raise ConfigError("this folder holds no config.json", where=name, fix="give a transformers model folder")
     if not folder.exists() and _looks_like_path(name):
         raise ConfigError("no such model folder", where=name)
+    refuse_pickles(folder)
     try:
         if auto_class is AutoTokenizer:
-            return auto_class.from_pretrained(name)
-        return auto_class.from_pretrained(name, use_safetensors=True, **options)
+            return auto_class.from_pretrained(name, trust_remote_code=False)
+        return auto_class.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the {what} is Python code of its own, which keel does not run",
+                where=name,
+                fix="use an architecture that transformers knows",
+            ) from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(f"cannot load the {what}: {reason}", where=name) from error
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise ConfigError for a folder whose weights are pickled: to read them may run any code."""
+    if any(folder.glob("*.safetensors")) or is_adapter(folder):
+        pickled = []
+    else:
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
+    if pickled:
+        raise ConfigError(
+            f"{pickled[0]} is a pickle, which can run code when it is read",
+            where=str(folder),
+            fix="convert it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
+        )
 
 
 def _looks_like_path(name: str) -> bool:

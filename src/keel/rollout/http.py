@@ -1,6 +1,8 @@
 """A scorer that lives in another process, behind HTTP."""
 
-import time
+import asyncio
+import os
+import uuid
 from typing import Any
 
 import httpx
@@ -8,13 +10,20 @@ import httpx
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
 from keel.rollout.scores import Score, checked
+from keel.rollout.waiting import outcome
 
 MAX_RESPONSE_BYTES = 8 * 2**20
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
+TOKEN = "KEEL_REWARD_TOKEN"
+"""Environment variable with the server's token, sent as a bearer token; it is never written to a file."""
 
 
 class HttpScorer:
-    """A server: POST {"query": [prompt + answer], "prompts": [prompt]} -> {"rewards": [number]}."""
+    """A server: POST {"query": [prompt + answer], "prompts": [prompt]} -> {"rewards": [number]}.
+
+    One request at a time. All attempts for a batch carry the same Idempotency-Key, so that a server that had done the
+    work when the connection broke need not do it, or count it, twice.
+    """
 
     def __init__(self, url: str, name: str, weight: float, noisy: bool, timeout_seconds: float) -> None:
         try:
@@ -30,47 +39,57 @@ class HttpScorer:
         body = {"query": [p + text for p, text in zip(prompts, rollouts.texts, strict=True)], "prompts": prompts}
         if segments is not None:
             body["segments"] = segments  # type: ignore[assignment]
-        answer = self._post(body)
+        answer = outcome(self._post(body))
         if not isinstance(answer, dict) or "rewards" not in answer:
             raise RewardError('the answer has no field "rewards"', where=self.url)
         return checked(answer["rewards"], rollouts, self.url)
 
-    def _post(self, body: dict[str, Any]) -> Any:
+    async def _post(self, body: dict[str, Any]) -> Any:
         """Try until the deadline, with growing pauses, as long as the failure can pass."""
-        deadline, pause, attempt = time.monotonic() + self.timeout_seconds, 0.5, 0
-        while True:
-            attempt += 1
-            try:
-                return self._post_once(body, deadline)
-            except httpx.DecodingError as error:
-                raise RewardError("the answer cannot be decoded", where=self.url) from error
-            except (httpx.TransportError, _Passing) as error:
-                if time.monotonic() + pause > deadline:
-                    reason = f"no answer within {self.timeout_seconds:g} s ({attempt} attempts; last: {error!r})"
-                    raise RewardError(reason, where=self.url, fix="start the server, then --resume") from error
-                time.sleep(pause)
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        if os.environ.get(TOKEN):
+            headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
+        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
+        last: Exception = TimeoutError()
+        attempt, pause = 0, 0.5
+        async with httpx.AsyncClient(timeout=None, follow_redirects=False, headers=headers) as client:
+            while True:
+                attempt += 1
+                try:
+                    async with asyncio.timeout_at(deadline):  # of the whole exchange, however slowly it drips
+                        return await self._exchange(client, body)
+                except httpx.DecodingError as error:
+                    raise RewardError("the answer cannot be decoded", where=self.url) from error
+                except (httpx.TransportError, TimeoutError, _Passing) as error:
+                    last = error
+                wait = max(pause, last.seconds if isinstance(last, _Passing) else 0.0)
+                if asyncio.get_running_loop().time() + wait > deadline:
+                    reason = f"no answer within {self.timeout_seconds:g} s ({attempt} attempts; last: {last!r})"
+                    raise RewardError(reason, where=self.url, fix="start the server, then --resume") from last
+                await asyncio.sleep(wait)
                 pause = min(2 * pause, 10.0)
 
-    def _post_once(self, body: dict[str, Any], deadline: float) -> Any:
-        left = max(0.1, deadline - time.monotonic())
+    async def _exchange(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
         chunks, size = [], 0
-        with httpx.stream("POST", self.url, json=body, timeout=left, follow_redirects=False) as response:
+        async with client.stream("POST", self.url, json=body) as response:
             if response.status_code in RETRYABLE:
-                raise _Passing(f"HTTP {response.status_code}")
+                raise _Passing(f"HTTP {response.status_code}", response.headers.get("Retry-After", ""))
             if response.status_code != 200:
                 raise RewardError(f"HTTP {response.status_code}", where=self.url)
-            for chunk in response.iter_bytes():
+            async for chunk in response.aiter_bytes():
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > MAX_RESPONSE_BYTES:
                     raise RewardError(f"the answer is larger than {MAX_RESPONSE_BYTES} bytes", where=self.url)
-                if time.monotonic() > deadline:
-                    raise _Passing("the answer dripped past the deadline")
         try:
             return httpx.Response(200, content=b"".join(chunks)).json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RewardError("the answer is no JSON", where=self.url) from None
 
 
 class _Passing(Exception):
-    """A failure that another attempt may not meet."""
+    """A failure that another attempt may not meet, in `seconds` if the server said when."""
+
+    def __init__(self, what: str, retry_after: str) -> None:
+        super().__init__(what)
+        self.seconds = float(retry_after) if retry_after.isdigit() else 0.0

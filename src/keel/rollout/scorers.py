@@ -1,11 +1,9 @@
 """Who judges the answers: a reward model, a Python function, or a server. Nothing is ever turned into a number that
 a scorer did not say."""
 
-import asyncio
 import importlib.util
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +13,7 @@ from keel.errors import ConfigError, RewardError
 from keel.models.reward_model import RewardModel
 from keel.rollout.http import HttpScorer
 from keel.rollout.scores import Score, checked
+from keel.rollout.waiting import outcome
 
 
 class Scorer(Protocol):
@@ -110,20 +109,10 @@ class FunctionScorer:
         try:
             answer = self.function(**arguments)
             if inspect.isawaitable(answer):
-                answer = _wait_for(answer)
+                answer = outcome(answer)
         except Exception as error:  # a user's function may raise anything; its own words are the message
             raise RewardError(f"{type(error).__name__}: {error}", where=f"reward function {self.name}") from error
         return checked(answer, rollouts, f"reward function {self.name}")
-
-
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    """Its result, from a thread of its own: a notebook has an event loop running already."""
-
-    async def result() -> Any:
-        return await awaitable
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, result()).result()
 
 
 def function_arguments(rollouts: Rollouts, segments: list[list[str]] | None = None) -> dict[str, Any]:

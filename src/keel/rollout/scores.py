@@ -8,6 +8,9 @@ from typing import Any
 from keel.data.batches import Rollouts
 from keel.errors import RewardError
 
+LARGEST = 1e9
+"""A larger score is a mistake, or overflows on the way into means and variances."""
+
 
 @dataclass(frozen=True)
 class NoScore:
@@ -49,6 +52,9 @@ def _checked_score(score: Any) -> Score:
 def _number(value: Any) -> float:
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, str | bytes) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"reward {value!r} is no finite number")
-    return float(value)
+    number = float(value)
+    if abs(number) > LARGEST:
+        raise ValueError(f"reward {value!r} is beyond {LARGEST:g}")
+    return number

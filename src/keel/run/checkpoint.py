@@ -4,9 +4,7 @@
 each model, and `manifest.json` (size and SHA-256 of every other file), written last. No pickle anywhere.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from keel.errors import CheckpointError
-from keel.run.folder import RunFolder, storage
+from keel.failpoints import failpoint
+from keel.run.folder import RunFolder, sha256, storage, sync
 from keel.run.metrics import sync_to_disk
 
 FORMAT = 1
@@ -71,14 +70,19 @@ def save_checkpoint(
         return target
     try:
         with storage(partial):
+            failpoint("save.begin")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             for log in (folder.metrics, folder.rollouts):
                 sync_to_disk(log)
             _write_content(partial, state, tensors, models)
+            failpoint("save.manifest")
             _write_manifest(partial, step)
+            failpoint("save.visible")
             _make_visible(partial, target)
+            failpoint("save.old")
             _delete_old(folder, step, keep)
+            failpoint("save.done")
     except SafetensorError as error:  # a full disk comes out of safetensors in these clothes
         raise CheckpointError(str(error), str(partial), "free or repair the storage") from error
     finally:
@@ -136,30 +140,33 @@ def _write_content(
     models: Mapping[str, Callable[[Path], None]],
 ) -> None:
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    failpoint("save.content")
     for name, named in tensors.items():
         save_file({key: value.detach().contiguous() for key, value in named.items()}, folder / f"{name}.safetensors")
+        failpoint("save.content")
     for name, write in models.items():
         (folder / name).mkdir()
         write(folder / name)
+        failpoint("save.content")
 
 
 def _write_manifest(folder: Path, step: int) -> None:
-    files = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in _files(folder)}
+    files = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in _files(folder)}
     for _, path in _files(folder):
-        _fsync(path)
+        sync(path)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
-    _fsync(manifest)
+    sync(manifest)
     for inner in (path for path in folder.rglob("*") if path.is_dir()):
-        _fsync(inner)
-    _fsync(folder)
+        sync(inner)
+    sync(folder)
 
 
 def _make_visible(partial: Path, target: Path) -> None:
     if target.exists():  # only one that fails its manifest gets here
         shutil.rmtree(target)
     partial.rename(target)
-    _fsync(target.parent)
+    sync(target.parent)
 
 
 def _delete_old(folder: RunFolder, step: int, keep: int) -> None:
@@ -186,7 +193,7 @@ def _fault(folder: Path) -> str | None:
     if missing:
         return f"{missing[0]} is {'missing' if missing[0] in expected else 'not in the manifest'}"
     for name, path in found.items():
-        if (path.stat().st_size, _sha256(path)) != expected[name]:
+        if (path.stat().st_size, sha256(path)) != expected[name]:
             return f"{name} is damaged"
     return None
 
@@ -205,18 +212,3 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield path.relative_to(folder).as_posix(), path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,9 +1,11 @@
 """The run folder: where everything a run writes lies, and the rule that one trainer at a time writes there."""
 
+import hashlib
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +13,7 @@ from typing import Any, Self
 import yaml
 
 from keel.errors import CheckpointError, ConfigError
+from keel.failpoints import failpoint
 
 if sys.platform != "win32":
     import fcntl
@@ -45,6 +48,39 @@ def write_atomic(path: Path, text: str) -> None:
         partial.replace(path)
 
 
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """A folder that `write` fills, whole or not there. Raises CheckpointError."""
+    partial = target.with_name(f"{target.name}.tmp")
+    with storage(target):
+        failpoint("result.begin")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        failpoint("result.visible")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        sync(target.parent)
+        failpoint("result.done")
+
+
+def sync(path: Path) -> None:
+    """What was written to this file or folder survives a power cut from here on."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class RunFolder:
     """Paths inside one run folder. `RunFolder(path)` only names them; `RunFolder.open` takes the folder for writing."""
 
@@ -52,9 +88,11 @@ class RunFolder:
         self._lock: int | None = None
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.began = self.path / "began.json"
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.faults = self.path / "faults"
         self.tensorboard = self.path / "tensorboard"
         self.policy = self.path / "policy"
         self.critic = self.path / "critic"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from keel.errors import CheckpointError, ConfigError
+from keel.failpoints import failpoint
 from keel.run.folder import storage, write_atomic
 
 
@@ -98,8 +99,11 @@ def sync_to_disk(path: Path) -> None:
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     # Opened anew each time: the lines are there for readers at once, and a folder that went away is noticed.
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    with storage(path), path.open("ab") as file:
-        file.write(text.encode())
+    with storage(path):
+        failpoint("log.append")
+        with path.open("ab") as file:
+            file.write(text.encode())
+    failpoint("log.appended")
 
 
 def finite(value: Any) -> Any:

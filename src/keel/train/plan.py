@@ -5,11 +5,8 @@ and batch sizes, but random models of one layer, and then of two, foretell those
 """
 
 import os
-import warnings
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +20,7 @@ from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS
 from keel.models.adapters import with_lora
 from keel.models.loading import DTYPES, load_tokenizer
-from keel.train.probe import Cost, probe
+from keel.train.probe import Cost, probe_apart
 
 MB = 1e6
 SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
@@ -85,9 +82,7 @@ def forecast(config: PlanConfig) -> Cost:
         def measure(deeper: str | None) -> Cost:
             """All models with one layer, but one of them with two."""
             small = {name: shallow(name, kind, 1 + (name == deeper), Path(folder)) for name, kind in models.items()}
-            with ProcessPoolExecutor(1, get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
-                given = _renamed(values, small), config.response_tokens, torch.get_num_threads()
-                return pool.submit(probe, *given).result()
+            return probe_apart(_renamed(values, small), config.response_tokens)
 
         one = measure(None)
         two = {name: measure(name) for name in models}

@@ -2,20 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from keel.config import DecodingSettings, TrainConfig, parse
 from keel.core.kl import updated_kl_coef
-from keel.data.batches import Rollouts, ScoredRollouts
-from keel.errors import RewardError
-from keel.learn.shaping import scores_of_kept
+from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch
+from keel.errors import Diverged, Interrupted, RewardError
+from keel.failpoints import failpoint
+from keel.interrupts import held, interruptible, sealed, waiting, watched
+from keel.learn.shaping import ScoreStatistics, scores_of_kept
 from keel.learn.targets import build_targets
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
+from keel.run.origin import check_origin
 from keel.train.check import check_moved, fingerprint, self_check
 from keel.train.evaluate import judge
+from keel.train.evidence import keep_evidence
 from keel.train.record import open_records, rollout_rows, step_metrics
 from keel.train.sample import Player
 from keel.train.setup import Parts, build_parts
@@ -39,28 +45,47 @@ def train_policy(
     """
     config = config if isinstance(config, TrainConfig) else parse(TrainConfig, config)
     world = World.from_environment()
-    parts = build_parts(config, scorers, prompts, world)
-    if check_only:
-        return self_check(parts)
-    with open_folder(config, resume, world) as folder:
-        state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
-        checkpoint = latest_checkpoint(folder) if resume else None
-        metrics = self_check(parts)
-        state.trust_sampler = metrics["check/logprob_gap"] <= TRUSTED_GAP
-        if checkpoint is not None:
-            restore(parts, state, checkpoint)
-        elif config.reward.normalize == "reference":
-            measure_reference(parts, state)
-        with open_records(folder, config, state.step, world) as records:
-            while state.step < config.steps:
-                metrics, rows = next_step(parts, state, folder)
-                if evaluation_due(state.step, config) and world.is_main:
-                    metrics |= evaluate_now(parts)
-                records.log(state.step, metrics, rows)
-                if checkpoint_due(state.step, config):
-                    save(parts, state, folder)
-        save_result(parts, folder)
+    with watched():
+        parts = build_parts(config, scorers, prompts, world)
+        failpoint("start.loaded")
+        if check_only:
+            return self_check(parts)
+        with open_folder(config, resume, world) as folder:
+            state, metrics = start(parts, folder, resume)
+            with open_records(folder, config, state.step, world) as records, held() if world.size == 1 else sealed():
+                while state.step < config.steps:
+                    experience = collect_or_save(parts, state, folder)
+                    metrics, rows = learn_or_tell(parts, state, experience, folder)
+                    if evaluation_due(state.step, config) and world.is_main:
+                        metrics |= evaluate_now(parts)
+                    failpoint("step.log")
+                    records.log(state.step, metrics, rows)
+                    if checkpoint_due(state.step, config):
+                        save(parts, state, folder)
+            save_result(parts, folder)
     return metrics
+
+
+def sources(config: TrainConfig) -> list[str | None]:
+    """Every file and folder that the run reads."""
+    functions = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
+    models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
+    return [*models, *functions, config.prompts.path, config.evaluate.prompts]
+
+
+def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict[str, float]]:
+    """The state that the run goes on from, and what the self-check measured."""
+    config = parts.config
+    state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
+    checkpoint = latest_checkpoint(folder) if resume else None
+    metrics = self_check(parts)
+    state.trust_sampler = metrics["check/logprob_gap"] <= TRUSTED_GAP
+    if checkpoint is not None:
+        restore(parts, state, checkpoint)
+        failpoint("start.resumed")
+    elif config.reward.normalize == "reference":
+        state.statistics = reference_statistics(parts)
+    return state, metrics
 
 
 @contextmanager
@@ -69,6 +94,7 @@ def open_folder(config: TrainConfig, resume: bool, world: World) -> Iterator[Run
     folder = RunFolder(config.output)
     if world.is_main:
         folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
+        check_origin(folder, sources(config), world.size, resume)
     world.barrier()
     try:
         yield folder
@@ -76,51 +102,114 @@ def open_folder(config: TrainConfig, resume: bool, world: World) -> Iterator[Run
         folder.close()
 
 
-def next_step(parts: Parts, state: RunState, folder: RunFolder) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Take one more step. When a scorer fails for good, no finished step is lost: they are in a checkpoint."""
-    state.step += 1
+@dataclass(frozen=True)
+class Experience:
+    """What a step learns from."""
+
+    scored: ScoredRollouts
+    batch: TrainingBatch
+    statistics: ScoreStatistics
+
+
+def collect_or_save(parts: Parts, state: RunState, folder: RunFolder) -> Experience:
+    """The next step's experience. Nothing but it is lost when a signal ends the run here, or a scorer fails for good:
+    the finished steps are in a checkpoint."""
+    world = parts.world
     try:
-        return train_step(parts, state)
-    except RewardError:
-        state.step -= 1
+        if world.size > 1:  # only here, so that all of them stop together
+            stop_together(world)
+            return collect(parts, state)
+        with interruptible():
+            return collect(parts, state)
+    except (RewardError, Interrupted):
         if state.step > 0:
             save(parts, state, folder)
-        parts.world.barrier()  # no process ends while the main one still writes
+        world.barrier()  # no process ends while the main one still writes
         raise
+
+
+def stop_together(world: World) -> None:
+    asked = waiting()
+    if float(world.sum(torch.tensor(float(asked is not None), device=world.device))) > 0:
+        raise Interrupted(asked or "a signal to another process")
 
 
 def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """One collect-and-update step: the policy answers, the scorers judge, the update learns from it."""
-    config, world = parts.config, parts.world
+    return learn(parts, state, collect(parts, state))
+
+
+def collect(parts: Parts, state: RunState) -> Experience:
+    """Answers to the next step's prompts, their scores, and what the update aims at. Changes nothing."""
     with state.timed("sample"):
-        rollouts = parts.respond(state.step)
+        failpoint("step.sample")
+        rollouts = parts.respond(state.step + 1)
     with state.timed("score"):
+        failpoint("step.score")
         scored = score_together(parts, rollouts)
-    if config.reward.normalize == "running":
-        state.statistics.add(scores_of_kept(scored), world)
+    statistics = state.statistics
+    if parts.config.reward.normalize == "running":
+        statistics = statistics.plus(scores_of_kept(scored), parts.world)
     with state.timed("targets"):
-        token_scores = parts.shaping.token_scores(scored, state.statistics)
+        failpoint("step.targets")
         batch = build_targets(
             scored,
-            token_scores,
+            parts.shaping.token_scores(scored, statistics),
             parts.actor_critic,
             parts.reference,
             parts.algorithm,
             parts.targets,
             state.kl_coef,
-            world,
+            parts.world,
             state.trust_sampler,
         )
-    before = fingerprint(parts) if state.step == 1 else None
+    return Experience(scored, batch, statistics)
+
+
+def learn_or_tell(
+    parts: Parts, state: RunState, found: Experience, folder: RunFolder
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The update; the batch of one that went wrong is kept to be looked at."""
+
+    def tell(what: str) -> Path:
+        return keep_evidence(folder, parts.world, step, found.scored, found.batch, what)
+
+    step = state.step + 1
+    try:
+        check_finite(found.batch)
+        metrics, rows = learn(parts, state, found)
+    except Diverged as error:
+        raise Diverged(error.what, f"step {step}, see {tell(error.what)}", error.fix) from error
+    if metrics["update/skipped"]:
+        tell(f"{metrics['update/skipped']:.0%} of the step's updates were skipped")
+    return metrics, rows
+
+
+def check_finite(batch: TrainingBatch) -> None:
+    """Raises Diverged when the update would aim at something that is no number."""
+    for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
+        bad = ~getattr(batch, name).isfinite() & batch.response_mask
+        if bool(bad.any()):
+            row = int(bad.any(1).nonzero()[0])
+            raise Diverged(f"{name} of answer {row} are not finite", fix="look at the weights and at the rewards")
+
+
+def learn(parts: Parts, state: RunState, found: Experience) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Update the weights and, when that is done, the state. Returns the step's metrics and some of its answers."""
+    config, world, scored, batch = parts.config, parts.world, found.scored, found.batch
+    step = state.step + 1
+    before = fingerprint(parts) if step == 1 else None
     with state.timed("update"):
+        failpoint("step.update")
         learned = parts.updater.update(
-            batch, state.step, state.kl_coef, config.seed, critic_only=state.step <= config.critic.warmup_steps
+            batch, step, state.kl_coef, config.seed, critic_only=step <= config.critic.warmup_steps
         )
     if before is not None and bool(batch.advantages.any()):
         check_moved(before, fingerprint(parts))
     group_size = config.rollout.group_size or 1
     has_critic, has_reference = parts.actor_critic.has_critic, parts.reference is not None
     metrics = step_metrics(scored, batch, state.kl_coef, group_size, has_critic, has_reference, world)
+    state.step, state.statistics = step, found.statistics
     if config.algorithm.target_kl is not None:
         state.kl_coef = updated_kl_coef(
             state.kl_coef,
@@ -172,12 +261,13 @@ def evaluate_now(parts: Parts) -> dict[str, float]:
     return {f"evaluate/{name}": value for name, value in judged.summary().items()}
 
 
-def measure_reference(parts: Parts, state: RunState) -> None:
+def reference_statistics(parts: Parts) -> ScoreStatistics:
     """Statistics of the scores of the policy's start, for `reward.normalize: reference`."""
+    statistics = ScoreStatistics()
     for batch in range(1, 5):
-        rollouts = parts.respond(batch, purpose="reference")
-        scored = score_together(parts, rollouts)
-        state.statistics.add(scores_of_kept(scored), parts.world)
+        scored = score_together(parts, parts.respond(batch, purpose="reference"))
+        statistics = statistics.plus(scores_of_kept(scored), parts.world)
+    return statistics
 
 
 def evaluation_due(step: int, config: TrainConfig) -> bool:

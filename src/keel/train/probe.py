@@ -1,19 +1,22 @@
-"""Some steps of a run, taken to see what they cost. Called in a process of its own, whose peak memory is theirs."""
+"""Some steps of a run, taken to see what they cost, in a process of its own, whose peak memory is theirs."""
 
+import json
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from keel.config import TrainConfig, parse
+from keel.errors import ConfigError, KeelError
 from keel.train.check import self_check
 from keel.train.policy import TRUSTED_GAP, train_step
 from keel.train.setup import Parts, build_parts
@@ -41,6 +44,30 @@ class Cost:
         return sum(seconds for phase, seconds in self.seconds.items() if phase != START)
 
 
+def probe_apart(values: Mapping[str, Any], response_tokens: int | None) -> Cost:
+    """`probe` in a process of its own. Raises what it raised."""
+    given = json.dumps([dict(values), response_tokens, torch.get_num_threads()])
+    command = [sys.executable, "-W", "ignore", "-m", __name__]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"the probe failed: {' '.join(done.stderr.split())[-500:]}")
+    found = json.loads(done.stdout)
+    if "what" in found:
+        raise ConfigError(**found)
+    return Cost(**found)
+
+
+def main() -> None:
+    """Reads the arguments of `probe` as JSON and writes its result, or what is wrong with them, as JSON."""
+    values, response_tokens, threads = json.load(sys.stdin)
+    with redirect_stdout(sys.stderr):
+        try:
+            found = asdict(probe(values, response_tokens, threads))
+        except KeelError as error:
+            found = {"what": error.what, "where": error.where, "fix": error.fix}
+    print(json.dumps(found))
+
+
 def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) -> Cost:
     """Build the run, check it as every run is checked, and take a few steps with answers of the length asked for."""
     torch.set_num_threads(threads)
@@ -53,7 +80,6 @@ def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) 
         state.trust_sampler = self_check(parts)["check/logprob_gap"] <= TRUSTED_GAP
     seconds = []
     for _ in range(STEPS):
-        state.step += 1
         train_step(parts, state)
         seconds.append(dict(state.seconds))
     return Cost(state.peaks, {phase: statistics.median(each[phase] for each in seconds[1:]) for phase in state.seconds})
@@ -123,3 +149,7 @@ def _resident() -> float:
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+if __name__ == "__main__":
+    main()

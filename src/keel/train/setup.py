@@ -12,6 +12,7 @@ from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt, encode_prompt, load_prompts
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
+from keel.learn.guard import Guard
 from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
@@ -213,6 +214,7 @@ def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorith
         objective=_take(Objective, config.rollout, config.algorithm),
         schedule=_take(UpdateSchedule, config.algorithm, optim, total_steps=config.steps),
         world=world,
+        guard=_take(Guard, optim, skipped=0, means={}, counts={}),
     )
 
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from keel.errors import ConfigError, Diverged
+from keel.interrupts import sealed
 from keel.learn.shaping import ScoreStatistics
 from keel.models.heads import plain
 from keel.models.loading import as_classifier, save_model
 from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from keel.run.folder import RunFolder
+from keel.run.folder import RunFolder, replace_folder
 from keel.train.setup import Parts
 
 
@@ -41,14 +42,19 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
     bad = next((name for name, value in weights if not bool(value.isfinite().all())), None)
     if bad is not None:
         raise Diverged(f"weight {bad} is not finite after step {state.step}", fix="lower optim.learning_rate")
-    save_checkpoint(
-        folder,
-        state.step,
-        {"kl_coef": state.kl_coef, "statistics": asdict(state.statistics)},
-        {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
-        {"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
-        parts.config.checkpoint.keep,
-    )
+    with sealed():
+        save_checkpoint(
+            folder,
+            state.step,
+            {
+                "kl_coef": state.kl_coef,
+                "statistics": asdict(state.statistics),
+                "guard": parts.updater.guard.counters(),
+            },
+            {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
+            {"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
+            parts.config.checkpoint.keep,
+        )
 
 
 def _trained(parts: Parts) -> dict[str, torch.Tensor]:
@@ -66,6 +72,7 @@ def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
     load_optimizer_tensors(parts.updater.optimizer, checkpoint.tensors("optimizer"))
     state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
     state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
+    parts.updater.guard.restore(checkpoint.state["guard"])
 
 
 def save_result(parts: Parts, folder: RunFolder) -> None:
@@ -75,9 +82,10 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
     models = parts.actor_critic
     if parts.config.rollout.stop:  # whoever loads the policy stops where it learned to
         plain(models.policy).generation_config.eos_token_id = parts.end_ids
-    save_model(models.policy, parts.tokenizer, folder.policy)
-    if models.has_critic:
-        critic = models.critic
-        if critic is None:
-            critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
-        save_model(critic, parts.tokenizer, folder.critic)
+    with sealed():
+        replace_folder(folder.policy, lambda path: save_model(models.policy, parts.tokenizer, path))
+        if models.has_critic:
+            critic = models.critic
+            if critic is None:
+                critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
+            replace_folder(folder.critic, lambda path: save_model(critic, parts.tokenizer, path))

@@ -1,0 +1,66 @@
+"""What a run began with: the files it reads, and the machine. If both are the same, it goes on bit for bit."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keel.errors import CheckpointError, ConfigError
+from keel.run.folder import RunFolder, sha256, write_atomic
+
+
+def check_origin(folder: RunFolder, sources: Iterable[str | None], world_size: int, resume: bool) -> None:
+    """Write down what a fresh run begins with; compare what a resumed one finds, and say what of the machine differs.
+
+    `sources` are files and folders; names of the hub are passed over. Raises ConfigError for one that has changed.
+    """
+    now = {"inputs": dict(fingerprints(sources)), "machine": machine(world_size)}
+    if resume and folder.began.is_file():
+        try:
+            before = json.loads(folder.began.read_text(encoding="utf-8"))
+            inputs, others = before["inputs"], before["machine"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("cannot be read", str(folder.began), "remove it to resume unchecked") from error
+        changed = [path for path, print_ in now["inputs"].items() if inputs.get(path, print_) != print_]
+        if changed:
+            raise ConfigError(
+                f"{Path(changed[0]).name} is no longer what the run began with",
+                where=changed[0],
+                fix="put it back, or choose another output",
+            )
+        today = now["machine"]
+        differ = [f"{name} was {old}, is {today.get(name)}" for name, old in others.items() if today.get(name) != old]
+        if differ:
+            print(f"keel: {'; '.join(differ)}: the run goes on, but not bit for bit", file=sys.stderr, flush=True)
+        return
+    write_atomic(folder.began, json.dumps(now, indent=1) + "\n")
+
+
+def machine(world_size: int) -> Mapping[str, Any]:
+    """What the last bits of a sum depend on."""
+    return {
+        "processes": world_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "keel": version("keel-rlhf"),
+    }
+
+
+def fingerprints(sources: Iterable[str | None]) -> Iterable[tuple[str, str]]:
+    """The SHA-256 of each file, and of each folder's files with their names."""
+    for source in dict.fromkeys(filter(None, sources)):
+        path = Path(source)
+        if path.is_file():
+            yield source, sha256(path)
+        elif path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+            text = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+            yield source, hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What keel offers over HTTP, and the limits that every such offer has."""

@@ -1,0 +1,100 @@
+"""What any request has to get past: it came to the right name, carries the token, and is not too large or too slow."""
+
+import asyncio
+import hmac
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+BODY_SECONDS = 30.0
+
+
+class Refused(Exception):
+    """A request that gets an answer of this status."""
+
+    def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.headers = status, reason, headers
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"error": self.reason}, self.status, self.headers)
+
+
+def new_token() -> str:
+    """192 random bits."""
+    return secrets.token_urlsafe(24)
+
+
+class Gate:
+    """ASGI middleware: only requests to `hosts` at `port` that carry the token come through.
+
+    The name in the Host header keeps out pages of other sites that resolve their own name to this machine (DNS
+    rebinding). The token is a bearer token, or the query parameter `token`.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str], port: int) -> None:
+        self.app, self.token = app, token
+        self.names = {f"{host}:{port}".lower() for host in hosts} | (
+            {host.lower() for host in hosts} if port == 80 else set()
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except Refused as refused:
+            await refused.response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if headers.getlist("host")[:2] != [headers.get("host")] or headers["host"].lower() not in self.names:
+            raise Refused(400, "this server has another name")
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        given = (
+            bearer
+            if kind.lower() == "bearer"
+            else QueryParams(scope["query_string"].decode("latin-1")).get("token", "")
+        )
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            raise Refused(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """The body of a request, which must be JSON and arrive whole. Raises Refused."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "the body must be application/json")
+    if (
+        request.headers.get("content-length", "0").isdigit()
+        and int(request.headers.get("content-length", "0")) > max_bytes
+    ):
+        raise Refused(413, f"the body is larger than {max_bytes} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise Refused(413, f"the body is larger than {max_bytes} bytes")
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise Refused(400, "the client went away") from None
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is no JSON: {str(error)[:200]}") from None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,36 @@
+"""What is kept of a batch on which an update went wrong, for `keel doctor` and for people."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from keel.data.batches import ScoredRollouts, TrainingBatch
+from keel.run.folder import RunFolder, replace_folder
+from keel.run.metrics import finite
+from keel.train.record import rollout_rows
+from keel.world import World
+
+
+def keep_evidence(
+    folder: RunFolder, world: World, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
+) -> Path:
+    """`faults/step-000012/`: fault.json, answers.jsonl with every figure of their tokens, batch.safetensors.
+
+    Each rank keeps its own part. Raises CheckpointError when the folder cannot be written.
+    """
+    target = folder.faults / (f"step-{step:06d}" + (f"-rank{world.rank}" if world.size > 1 else ""))
+
+    def write(path: Path) -> None:
+        (path / "fault.json").write_text(json.dumps({"step": step, "what": what}) + "\n", encoding="utf-8")
+        rows = rollout_rows(scored, batch, batch.size)
+        lines = (json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+        (path / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+        named = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        tensors = {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}
+        save_file(tensors, path / "batch.safetensors")
+
+    replace_folder(target, write)
+    return target

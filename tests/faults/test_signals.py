@@ -1,0 +1,108 @@
+"""F-05: SIGTERM and Ctrl-C end a run within seconds, in any phase, and it goes on as if nothing had been."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keel.run.checkpoint import latest_checkpoint
+from keel.run.folder import RunFolder
+
+from .children import STAGES, committed, needs_fork, run, same, start, train_stage
+
+pytestmark = [needs_fork, pytest.mark.slow]
+
+SECONDS = 10.0
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+# What goes on when the signal comes, and the step that is saved then.
+PHASES = {
+    "start-up": ("start.loaded=sleep:60", 0),
+    "sampling": ("step.sample:4=sleep:60", 3),
+    "scoring": ("step.score:4=sleep:60", 3),
+    "targets": ("step.targets:4=sleep:60", 3),
+    "update": ("step.update:3=sleep:1", 3),
+    "logging": ("step.log:3=sleep:1", 3),
+    "saving": ("save.content:2=sleep:1", 2),
+    "a long update": ("step.update:4=sleep:60", 2),  # given up: the last checkpoint has to do
+}
+
+
+@BOTH
+@pytest.mark.parametrize("phase", list(PHASES))
+def test_f05_in_every_phase(phase: str, number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
+    whole = train_stage(tiny_policy, tmp_path)
+    assert run(whole) == 0
+    failpoint, step = PHASES[phase]
+    stopped = whole.at(tmp_path / "stopped")
+    child = start(stopped, failpoint=failpoint)
+    child.until("failpoint")
+    began = time.monotonic()
+    child.send(number)
+    assert child.wait() == 75
+    assert time.monotonic() - began < SECONDS
+    last = child.words.strip().splitlines()[-1]
+    assert last == f"keel: interrupted by {number.name} -> go on with --resume"
+    assert committed(stopped) == step
+    assert run(stopped, resume=True) == 0
+    same(stopped.output, whole.output)
+
+
+@BOTH
+def test_f05_while_a_scorer_is_awaited(number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
+    rewards = {"rewards": [{"function": f"{tmp_path / 'rewards.py'}:slow"}]}
+    stage = train_stage(tiny_policy, tmp_path, rewards)
+    child = start(stage)
+    child.until("asked and waiting")
+    child.send(number)
+    assert child.wait(SECONDS) == 75
+    assert committed(stage) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["reward", "sft"])
+def test_f05_other_stages(name: str, number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
+    whole = STAGES[name](tiny_policy, tmp_path)
+    assert run(whole) == 0
+    stopped = whole.at(tmp_path / "stopped")
+    child = start(stopped, failpoint="step.update:3=sleep:1")
+    child.until("failpoint")
+    child.send(number)
+    assert child.wait(SECONDS) == 75
+    assert committed(stopped) == 3
+    assert run(stopped, resume=True) == 0
+    same(stopped.output, whole.output)
+
+
+def test_f05_a_second_ctrl_c_ends_it_at_once(tiny_policy: Path, tmp_path: Path) -> None:
+    stage = train_stage(tiny_policy, tmp_path)
+    child = start(stage, failpoint="save.visible:2=sleep:60")
+    child.until("failpoint")
+    child.send(signal.SIGINT)
+    child.until("stopping")
+    child.send(signal.SIGINT)
+    assert child.wait(2.0) == 130
+    assert committed(stage) == 2
+    found = latest_checkpoint(RunFolder(stage.output))
+    assert found is not None
+    assert found.ignored == ("step-000004.tmp: unfinished",)
+
+
+def test_f05_the_result_is_written_to_the_end(tiny_policy: Path, tmp_path: Path) -> None:
+    """A signal in the last second of a run: nothing is left to interrupt."""
+    stage = train_stage(tiny_policy, tmp_path)
+    child = start(stage, failpoint="result.visible=sleep:1")
+    child.until("failpoint")
+    child.send(signal.SIGTERM)
+    assert child.wait(SECONDS) in (0, 75)
+    assert (stage.output / "policy" / "model.safetensors").is_file()
+
+
+def test_f05_verbs_that_cannot_go_on_say_130(tiny_policy: Path, tmp_path: Path) -> None:
+    stage: Any = train_stage(tiny_policy, tmp_path)
+    values = {"model": str(tiny_policy), "prompts": stage.values["prompts"], "sampling": {"max_response_tokens": 200}}
+    sample = type(stage)("sample", values, tmp_path / "answers.jsonl")
+    child = start(sample)
+    child.send(signal.SIGTERM)
+    assert child.wait(SECONDS) == 130
