@@ -26,6 +26,7 @@ NAMES = {
     "update.loss": "a loss has been computed (nan: it is not finite)",
     "update.gradient": "a gradient has been computed (nan: it is not finite)",
     "update.optimizer": "before an optimizer step moves the weights",
+    "step.evaluate": "before the policy is evaluated during the run",
     "step.log": "after the update, before its figures are written",
     "log.append": "before lines are added to metrics.jsonl or rollouts.jsonl",
     "log.appended": "after that",
@@ -82,7 +83,7 @@ def _parsed(requests: str) -> Iterator[tuple[str, int, str]]:
         name, _, nth = place.partition(":")
         kind, _, value = action.partition(":")
         fits = kind in ("kill9", "nan") or (kind == "raise" and hasattr(errno, value)) or _is_time(kind, value)
-        if name not in NAMES or not (nth or "1").isdigit() or not fits:
+        if name not in NAMES or not (nth or "1").isdigit() or nth == "0" or not fits:
             raise ConfigError(f"no such failpoint: {request}", VARIABLE, f"NAME[:NTH]=ACTION, ACTION {ACTIONS}")
         yield name, int(nth or 1), action
 

@@ -11,66 +11,75 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from keel.errors import Interrupted
 
 GRACE_SECONDS = 5.0
+TOGETHER_SECONDS = 0.5  # one Ctrl-C can reach a process twice, from the terminal and from its parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Watch:
     """The signal that came, when it came, and how long what goes on may make it wait."""
 
-    active = False
-    caught: signal.Signals | None = None
-    since = 0.0
-    patience = 0.0
+    def __init__(self) -> None:
+        self.before: list[Any] | None = None  # the handlers outside; None while nothing is watched
+        self.forget()
+
+    def forget(self) -> None:
+        self.caught: signal.Signals | None = None
+        self.since = self.patience = 0.0
 
     def receive(self, number: int, _: FrameType | None) -> None:
+        waited = time.monotonic() - self.since
         if self.caught is None:
             self.caught, self.since = signal.Signals(number), time.monotonic()
-            os.write(2, f"\nkeel: {self.caught.name}: stopping\n".encode())
-            self.act()
-        elif number == signal.SIGINT:
-            os.write(2, b"\nkeel: stopped at once\n")
+            _say(f"{self.caught.name}: stopping")
+        elif number == signal.SIGINT and waited > TOGETHER_SECONDS:
+            _say("stopped at once")
             os._exit(130)
+        self.act()
 
     def act(self) -> None:
-        """Interrupt now, or set an alarm for when patience ends."""
+        """Interrupt if patience has ended; else, if it ever will, come back then."""
         if self.caught is None:
             return
         left = self.since + self.patience - time.monotonic()
         if left <= 0:
-            self.interrupt()
-        signal.setitimer(signal.ITIMER_REAL, 0 if math.isinf(left) else left)
+            raise Interrupted(self.caught.name)
+        if math.isfinite(left):
+            again = threading.Timer(left, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
+            again.daemon = True
+            again.start()
 
-    def interrupt(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        assert self.caught is not None
-        raise Interrupted(self.caught.name)
+    def restore(self) -> None:
+        for number, handler in zip(SIGNALS, self.before or (), strict=False):
+            signal.signal(number, handler)
+        self.before = None
 
 
 _watch = _Watch()
+if hasattr(os, "register_at_fork"):  # a child of a reward function is no run
+    os.register_at_fork(after_in_child=_watch.restore)
 
 
 @contextmanager
 def watched() -> Iterator[None]:
     """Within it signals are taken care of; nothing happens in a thread, or inside another such block."""
-    if _watch.active or threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+    if _watch.before or not _in_main_thread() or sys.platform == "win32":
         yield
         return
-    before = [signal.signal(number, _watch.receive) for number in SIGNALS]
-    alarm = signal.signal(signal.SIGALRM, _watch.interrupt)
-    _watch.active, _watch.caught, _watch.patience = True, None, 0.0
+    _watch.forget()
+    _watch.before = [signal.getsignal(number) for number in SIGNALS]
     try:
+        for number in SIGNALS:
+            signal.signal(number, _watch.receive)
         yield
     finally:
-        _watch.active = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in zip((*SIGNALS, signal.SIGALRM), (*before, alarm), strict=True):
-            signal.signal(number, handler)
+        _watch.restore()
 
 
 def held() -> AbstractContextManager[None]:
@@ -90,12 +99,12 @@ def interruptible() -> AbstractContextManager[None]:
 
 def waiting() -> str | None:
     """The signal that has come, or None."""
-    return _watch.caught.name if _watch.active and _watch.caught is not None else None
+    return _watch.caught.name if _watch.before and _watch.caught is not None else None
 
 
 @contextmanager
 def _patient(seconds: float) -> Iterator[None]:
-    if not _watch.active or threading.current_thread() is not threading.main_thread():
+    if not _watch.before or not _in_main_thread():
         yield
         return
     before, _watch.patience = _watch.patience, seconds
@@ -105,3 +114,12 @@ def _patient(seconds: float) -> Iterator[None]:
     finally:
         _watch.patience = before
     _watch.act()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _say(what: str) -> None:
+    with suppress(OSError):  # whoever listened may be gone
+        os.write(2, f"\nkeel: {what}\n".encode())

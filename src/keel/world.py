@@ -89,6 +89,8 @@ def _all_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+            raise
         reason = str(error).strip().splitlines()[0][:200]
         raise ProcessLost(
             f"another process of this run is gone or does not answer ({reason})", "torchrun", "go on with --resume"

@@ -11,11 +11,12 @@ import pytest
 
 from keel import failpoints
 
-from .children import STAGES, VARIANTS, Stage, clear, committed, needs_fork, run, same, start, train_stage
+from .children import STAGES, VARIANTS, Stage, clear, committed, exhaustive, needs_fork, run, same, start, train_stage
 
 pytestmark = [needs_fork, pytest.mark.slow]
 
-OF_POLICY_LEARNING = {"step.sample", "step.score", "step.targets"}
+OF_POLICY_LEARNING = {"step.sample", "step.score", "step.targets", "step.evaluate"}
+SMOKE = [("train", place) for place in ("step.update:3", "log.appended:2", "save.content:2", "save.visible:2")]
 KILLS = int(os.environ.get("KEEL_KILLS", "40"))
 
 
@@ -42,7 +43,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Any
     return get
 
 
-@pytest.mark.parametrize(("name", "place"), [(name, place) for name in STAGES for place in places(name)])
+def trials() -> list[Any]:
+    every = [(name, place) for name in STAGES for place in places(name)]
+    return [pytest.param(*trial, marks=() if trial in SMOKE else exhaustive) for trial in every]
+
+
+@pytest.mark.parametrize(("name", "place"), trials())
 def test_f01_killed_at_every_named_place(name: str, place: str, straight: Any, tmp_path: Path) -> None:
     stage = straight(name).at(tmp_path / "killed")
     assert run(stage, failpoint=f"{place}=kill9") == -signal.SIGKILL, "it was never there"
@@ -57,7 +63,7 @@ def test_every_failpoint_is_somewhere_in_these_tests() -> None:
     assert tried | {"start.resumed"} == set(failpoints.NAMES)
 
 
-@pytest.mark.parametrize("name", list(STAGES))
+@pytest.mark.parametrize("name", ["train", *(pytest.param(name, marks=exhaustive) for name in ("reward", "sft"))])
 def test_f03_three_resumes_in_a_row(name: str, straight: Any, tmp_path: Path) -> None:
     stage = straight(name).at(tmp_path / "killed")
     for resume, failpoint in ((False, "step.update:4"), (True, "start.resumed"), (True, "step.log:1")):
@@ -66,6 +72,7 @@ def test_f03_three_resumes_in_a_row(name: str, straight: Any, tmp_path: Path) ->
     same(stage.output, straight(name).output)
 
 
+@exhaustive
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_f03_every_algorithm_goes_on_bit_for_bit(name: str, tiny_policy: Path, tmp_path: Path) -> None:
     whole = train_stage(tiny_policy, tmp_path, VARIANTS[name])
@@ -77,6 +84,7 @@ def test_f03_every_algorithm_goes_on_bit_for_bit(name: str, tiny_policy: Path, t
         same(killed.output, whole.output)
 
 
+@exhaustive
 def test_f01_killed_at_random_times(straight: Any, tmp_path: Path) -> None:
     """KEEL_KILLS sets how often. Each time it goes on where it was, until it ends; then another run begins."""
     whole = straight("train")

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import keel
+from keel.config import LoraSettings
 from keel.data.prompts import render_chat
 from keel.errors import ConfigError, DataError, KeelError
+from keel.models.adapters import save_adapter, with_lora
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer
 
 from ..conftest import word_tokenizer
@@ -129,6 +131,16 @@ def test_f26_a_pickled_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
+def test_f27_nor_does_that_of_an_adapter(folder: Path, tmp_path: Path) -> None:
+    model = with_lora(load_causal_lm(str(folder)), LoraSettings(r=2), "CAUSAL_LM")
+    save_adapter(model, load_tokenizer(str(folder)), tmp_path / "adapter")
+    (tmp_path / "adapter" / "modeling_x.py").write_text(CODE.format(marker=str(tmp_path / "marker")))
+    spoil_config(tmp_path / "adapter", model_type="evil", auto_map={"AutoConfig": "modeling_x.Evil"})
+    with pytest.raises(ConfigError, match="Python code of its own"):
+        load_causal_lm(str(tmp_path / "adapter"))
+    assert not (tmp_path / "marker").exists()
+
+
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\nclass Evil: pass\n"
 
 
@@ -222,8 +234,10 @@ def test_f19_tokenizers_of_every_kind(tiny_policy: Path, tmp_path: Path) -> None
         tokenizer.save_pretrained(folder)
         keel.train(settings(folder, tmp_path / f"run-{name}"), [share_of_w3], ["w1 w2", "w5"])
         results.append(load_file(tmp_path / f"run-{name}" / "policy" / "model.safetensors"))
-    for other in results[1:]:
-        assert all(torch.equal(value, other[key]) for key, value in results[0].items())
+    plain, pad_is_end, *others = results
+    assert all(bool(value.isfinite().all()) for value in pad_is_end.values())  # there <pad> is a word like any other
+    for other in others:
+        assert all(torch.equal(value, other[key]) for key, value in plain.items())
 
 
 def test_f19_no_end_token(folder: Path, tmp_path: Path) -> None:

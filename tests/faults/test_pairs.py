@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .children import EVERYTHING, Child, committed, needs_fork, same, start_pair, train_stage
+from .children import EVERYTHING, Child, committed, exhaustive, needs_fork, same, start_pair, train_stage
 
 pytestmark = [needs_fork, pytest.mark.slow]
 
@@ -26,7 +26,7 @@ def test_f03_a_killed_pair_goes_on_bit_for_bit(tiny_policy: Path, tmp_path: Path
     same(killed.output, whole.output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=exhaustive)])
 def test_f06_a_signal_to_one_stops_both(number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
     whole = train_stage(tiny_policy, tmp_path, EVERYTHING)
     assert codes(start_pair(whole)) == [0, 0]
@@ -40,7 +40,10 @@ def test_f06_a_signal_to_one_stops_both(number: signal.Signals, tiny_policy: Pat
     same(stopped.output, whole.output)
 
 
-@pytest.mark.parametrize("place", ["start.loaded", "step.sample:3", "step.update:3", "step.log:3"])
+LATER = [pytest.param(place, marks=exhaustive) for place in ("start.loaded", "step.sample:3", "step.log:3")]
+
+
+@pytest.mark.parametrize("place", ["step.update:3", *LATER])
 def test_f06_when_one_dies_the_other_stops(place: str, tiny_policy: Path, tmp_path: Path) -> None:
     stage = train_stage(tiny_policy, tmp_path)
     pair = start_pair(stage, failpoints={1: f"{place}=kill9"})

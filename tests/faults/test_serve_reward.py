@@ -6,17 +6,20 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from keel.config import RewardSource, ServeRewardConfig
+from keel.config import RewardSource, ServeRewardConfig, parse
 from keel.errors import ConfigError
 from keel.rollout.collect import score
 from keel.rollout.scorers import build_scorers
+from keel.server.limits import PromptProtocol
 from keel.server.reward import PATH, reward_app
 
 from ..rollout.answers import words
@@ -105,6 +108,7 @@ def test_f38_bad_input_gets_a_reason(name: str, client: TestClient) -> None:
         (b"{", "application/json", 400),
         (b"\xff\xfe", "application/json", 400),
         (b'{"query": [NaN]}', "application/json", 400),
+        (b'{"query": ["a"], "\\ud800": 1}', "application/json", 400),
         (b"[" * 200_000, "application/json", 400),
         (json.dumps(GOOD).encode(), "text/plain", 415),
         (json.dumps(GOOD).encode(), "application/x-www-form-urlencoded", 415),
@@ -154,6 +158,54 @@ def test_f15_a_request_that_comes_again_is_scored_once(app: Any, client: TestCli
     assert len(function.__globals__["calls"]) == 3
 
 
+def test_f15_a_failure_is_not_remembered(client: TestClient, app: Any) -> None:
+    calls = app.routes[0].endpoint.__self__.scorer.function.__globals__["calls"]
+    for number in (1, 2):
+        assert client.post(PATH, json={"query": [" fail"]}, headers={"Idempotency-Key": "a"}).status_code == 422
+        assert len(calls) == number
+
+
+def test_f33_the_name_that_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FUNCTION)
+    with pytest.raises(ConfigError, match=r"host 0\.0\.0\.0 needs names"):
+        parse(ServeRewardConfig, {"function": "f.py:f", "host": "0.0.0.0"})
+    settings = ServeRewardConfig(function=f"{tmp_path / 'mine.py'}:counted", host="0.0.0.0", names=["10.0.0.5", "Box"])
+    with TestClient(reward_app(settings, TOKEN), "http://box:5000") as client:
+        found = [client.post(f"{PATH}?token={TOKEN}", json=GOOD, headers={"Host": f"{host}:5000"}).status_code
+                 for host in ("10.0.0.5", "BOX", "0.0.0.0", "10.0.0.6")]  # fmt: skip
+    assert found == [200, 200, 200, 400]
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """The server as `keel serve-reward` starts it, at a free port."""
+    (folder / "mine.py").write_text(FUNCTION)
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port: int = place.getsockname()[1]
+        app = reward_app(ServeRewardConfig(function=f"{folder / 'mine.py'}:counted", port=port), TOKEN)
+        server = uvicorn.Server(uvicorn.Config(app, http=PromptProtocol, log_level="error", limit_concurrency=20))
+        thread = threading.Thread(target=server.run, args=([place],), daemon=True)
+        thread.start()
+        yield port
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_f37_silent_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keel.server.limits.HEADER_SECONDS", 0.5)
+    with serving(tmp_path) as port:
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+        for slow in silent[:15]:
+            slow.sendall(b"POST /get_reward HTTP/1.1\r\nHost: ")
+        time.sleep(1.5)
+        answer = httpx.post(f"http://127.0.0.1:{port}{PATH}?token={TOKEN}", json=GOOD, timeout=10)
+        assert answer.json() == {"rewards": [2.0, 1.0]}
+        for connection in silent:
+            connection.settimeout(5)
+            assert connection.recv(1) == b""
+            connection.close()
+
+
 def test_f37_more_than_may_wait_are_sent_away(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import time\ndef f(completions, **_):\n    time.sleep(0.5)\n    return [0.0] * len(completions)\n"
@@ -182,7 +234,7 @@ def test_f34_an_address_for_others_must_be_asked_for(capsys: pytest.CaptureFixtu
 
     (tmp_path / "mine.py").write_text(FUNCTION)
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0 can be reached from other machines"):
-        serve_reward.run(["--function", f"{tmp_path / 'mine.py'}:counted", "--host", "0.0.0.0"])
+        serve_reward.run(["--function", f"{tmp_path / 'mine.py'}:counted", "--host", "0.0.0.0", "--names", "box"])
     assert capsys.readouterr().out == ""
 
 
@@ -217,17 +269,8 @@ def test_f38_ten_thousand_bodies(client: TestClient) -> None:
 
 
 def test_the_client_of_keel_train_speaks_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(FUNCTION)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = reward_app(ServeRewardConfig(function=f"{tmp_path / 'mine.py'}:counted", port=port), TOKEN)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
     tokenizer, rollouts = words("fine", "not so fine", "fine fine")
     monkeypatch.setenv("KEEL_REWARD_TOKEN", TOKEN)
-    scorer = build_scorers([RewardSource(url=f"http://127.0.0.1:{port}{PATH}", timeout_seconds=20)])
-    assert score(rollouts, scorer, tokenizer).scores.tolist() == [1.0, 3.0, 2.0]
-    server.should_exit = True
-    thread.join(10)
+    with serving(tmp_path) as port:
+        scorer = build_scorers([RewardSource(url=f"http://127.0.0.1:{port}{PATH}", timeout_seconds=20)])
+        assert score(rollouts, scorer, tokenizer).scores.tolist() == [1.0, 3.0, 2.0]

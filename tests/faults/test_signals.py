@@ -10,7 +10,8 @@ import pytest
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 
-from .children import STAGES, committed, needs_fork, run, same, start, train_stage
+from ..runs import lines
+from .children import STAGES, committed, exhaustive, needs_fork, run, same, start, train_stage
 
 pytestmark = [needs_fork, pytest.mark.slow]
 
@@ -29,8 +30,13 @@ PHASES = {
 }
 
 
-@BOTH
-@pytest.mark.parametrize("phase", list(PHASES))
+def phases() -> list[Any]:
+    smoke = [("sampling", signal.SIGTERM), ("update", signal.SIGINT)]
+    every = [(phase, number) for phase in PHASES for number in (signal.SIGTERM, signal.SIGINT)]
+    return [pytest.param(*trial, marks=() if trial in smoke else exhaustive) for trial in every]
+
+
+@pytest.mark.parametrize(("phase", "number"), phases())
 def test_f05_in_every_phase(phase: str, number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
     whole = train_stage(tiny_policy, tmp_path)
     assert run(whole) == 0
@@ -61,7 +67,37 @@ def test_f05_while_a_scorer_is_awaited(number: signal.Signals, tiny_policy: Path
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["reward", "sft"])
+def test_f05_while_it_evaluates(number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
+    """The step before is finished, and written down once the run goes on."""
+    whole = train_stage(tiny_policy, tmp_path)
+    assert run(whole) == 0
+    stopped = whole.at(tmp_path / "stopped")
+    child = start(stopped, failpoint="step.evaluate:3=sleep:60")
+    child.until("failpoint")
+    child.send(number)
+    assert child.wait(SECONDS) == 75
+    assert committed(stopped) == 3
+    assert len(lines(stopped.output / "metrics.jsonl")) == 2
+    assert run(stopped, True, "step.log:1=kill9") == -signal.SIGKILL
+    assert run(stopped, True, "step.update:1=kill9") == -signal.SIGKILL
+    assert len(lines(stopped.output / "metrics.jsonl")) == 3
+    assert run(stopped, resume=True) == 0
+    same(stopped.output, whole.output)
+
+
+def test_f11_a_scorer_that_fails_in_an_evaluation_loses_no_step(tiny_policy: Path, tmp_path: Path) -> None:
+    rewards = {"rewards": [{"function": f"{tmp_path / 'rewards.py'}:slow"}]}
+    whole = train_stage(tiny_policy, tmp_path, rewards)
+    file = tmp_path / "rewards.py"
+    file.write_text(file.read_text().replace("time.sleep(60)", "raise ValueError('gone')"))
+    child = start(whole)
+    assert child.wait() == 4
+    assert "gone" in child.words
+    assert committed(whole) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("name", [pytest.param("reward", marks=exhaustive), "sft"])
 def test_f05_other_stages(name: str, number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
     whole = STAGES[name](tiny_policy, tmp_path)
     assert run(whole) == 0
@@ -81,6 +117,7 @@ def test_f05_a_second_ctrl_c_ends_it_at_once(tiny_policy: Path, tmp_path: Path) 
     child.until("failpoint")
     child.send(signal.SIGINT)
     child.until("stopping")
+    time.sleep(0.6)  # sooner, it could be the same Ctrl-C
     child.send(signal.SIGINT)
     assert child.wait(2.0) == 130
     assert committed(stage) == 2
@@ -89,6 +126,7 @@ def test_f05_a_second_ctrl_c_ends_it_at_once(tiny_policy: Path, tmp_path: Path) 
     assert found.ignored == ("step-000004.tmp: unfinished",)
 
 
+@exhaustive
 def test_f05_the_result_is_written_to_the_end(tiny_policy: Path, tmp_path: Path) -> None:
     """A signal in the last second of a run: nothing is left to interrupt."""
     stage = train_stage(tiny_policy, tmp_path)
@@ -104,5 +142,6 @@ def test_f05_verbs_that_cannot_go_on_say_130(tiny_policy: Path, tmp_path: Path) 
     values = {"model": str(tiny_policy), "prompts": stage.values["prompts"], "sampling": {"max_response_tokens": 200}}
     sample = type(stage)("sample", values, tmp_path / "answers.jsonl")
     child = start(sample)
+    child.until_watching()
     child.send(signal.SIGTERM)
     assert child.wait(SECONDS) == 130

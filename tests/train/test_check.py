@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from keel import kernels
 from keel.config import TrainConfig, parse
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
@@ -53,6 +54,7 @@ def test_what_is_right_passes(model: str, changes: dict[str, Any], request: pyte
     measured = self_check(parts_of(request.getfixturevalue(model), changes))
     exact = 0.05 if "policy.dtype" in changes else 1e-5
     assert measured.pop("check/ratio") == pytest.approx(1.0, abs=exact)
+    assert measured.pop("check/kernels") == ("policy.dtype" not in changes and kernels.available())
     assert measured == pytest.approx(dict.fromkeys(measured, 0.0), abs=exact)
     reference = {"check/reference_gap"} if changes.get("algorithm.kl_coef") != 0.0 else set()
     names = {"check/logprob_gap", "check/padding_gap", "check/clipfrac", "check/score_gap"}

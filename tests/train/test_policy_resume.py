@@ -25,13 +25,13 @@ class Killed(BaseException):
 
 def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step: int) -> None:
     def dying_step(parts: Any, state: Any) -> Any:
-        if state.step == step:
+        if state.step + 1 == step:
             raise Killed
         return whole_step(parts, state)
 
-    whole_step = policy.train_step
+    whole_step = policy.collect
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy, "train_step", dying_step)
+        patch.setattr(policy, "collect", dying_step)
         with pytest.raises(Killed):
             train(model, output, changes)
 

@@ -41,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
         if debug:
             traceback.print_exc()
-        code, line = _verdict(error, resumable="".join(arguments[:1]) in RESUMABLE)
-        print(f"keel: {line}", file=sys.stderr)
+        verb = next((argument for argument in arguments if argument != "--debug"), "")
+        code, line = _verdict(error, resumable=verb in RESUMABLE)
+        with contextlib.suppress(OSError):  # whoever listened may be gone
+            print(f"keel: {line}", file=sys.stderr)
         return code
 
 

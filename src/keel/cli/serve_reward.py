@@ -8,6 +8,7 @@ example:
 """
 
 import os
+import socket
 from typing import Any
 
 from keel.cli.settings import read_command
@@ -21,7 +22,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     import uvicorn
 
     from keel.rollout.http import TOKEN
-    from keel.server.limits import LOCAL, new_token
+    from keel.server.limits import LOCAL, PromptProtocol, new_token
     from keel.server.reward import PATH, reward_app
 
     given = os.environ.get(TOKEN)
@@ -31,14 +32,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{settings.host} can be reached from other machines", where="host", fix="add --public true")
     token = given or new_token()
     app = reward_app(settings, token)
-    address = f"http://{settings.host}:{settings.port}{PATH}"
-    print(f"serving {address}", flush=True)
-    if given is None:
-        print(f"{TOKEN}={token}", flush=True)
     server = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        http=PromptProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -46,8 +42,24 @@ def run(arguments: list[str]) -> dict[str, Any]:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
     )
-    try:
-        uvicorn.Server(server).run()
-    except (Interrupted, KeyboardInterrupt):
-        print("stopped", flush=True)
+    with listening(settings.host, settings.port) as place:
+        address = f"http://{settings.host}:{settings.port}{PATH}"
+        print(f"serving {address}", flush=True)
+        if given is None:
+            print(f"{TOKEN}={token}", flush=True)
+        try:
+            uvicorn.Server(server).run(sockets=[place])
+        except (Interrupted, KeyboardInterrupt):
+            print("stopped", flush=True)
     return {"address": address}
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at this address. Raises ConfigError when it cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}:{port}: {error.strerror}", where="port", fix="choose another"
+        ) from error

@@ -146,6 +146,8 @@ class ServeRewardConfig(Settings):
     """address to listen on; one that other machines can reach needs `public`"""
     public: bool = False
     """allow an address that other machines can reach"""
+    names: list[str] = []
+    """further names or addresses under which clients call it; needed for 0.0.0.0, which is nobody's name"""
     port: Annotated[int, Field(ge=1, le=65535)] = 5000
     """port to listen on"""
     max_rows: Count = 4096
@@ -159,6 +161,8 @@ class ServeRewardConfig(Settings):
     def _exactly_one(self) -> "ServeRewardConfig":
         if (self.model is None) == (self.function is None):
             raise ValueError("give exactly one of model, function")
+        if self.host in ("0.0.0.0", "::") and not self.names:
+            raise ValueError(f"host {self.host} needs names, those that clients call it by")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """Chat templates are programs that come with a model. Jinja's sandbox keeps them from the machine; the limits here
 keep one that never ends, or fills the memory, from the run."""
 
+import math
 import os
 import signal
 import sys
@@ -10,8 +11,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import TemplateError  # a dependency of transformers' chat templates
 
 from keel.errors import ConfigError, DataError
 
@@ -31,8 +30,7 @@ class Template:
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Raises DataError when the template refuses the messages, ConfigError when it exceeds the limits."""
-        given = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-        if not self.tried and not ends_in_time(lambda: self.tokenizer.apply_chat_template(messages, **given)):
+        if not self.tried and not ends_in_time(lambda: [self._text(messages, both) for both in (True, False)]):
             raise ConfigError(
                 f"the chat template takes more than {SECONDS:g} s or {MEGABYTES} MB for one conversation",
                 where=self.where,
@@ -40,12 +38,16 @@ class Template:
             )
         self.tried = True
         try:
-            text = str(self.tokenizer.apply_chat_template(messages, **given))
-        except TemplateError as error:
+            text = self._text(messages, add_generation_prompt)
+        except Exception as error:  # a program of somebody else's may raise anything
             raise DataError(f"the chat template refuses these messages: {error}", where=self.where) from error
         if len(text) > CHARACTERS:
             raise ConfigError(f"the chat template makes {len(text):,} characters of one conversation", self.where)
         return text
+
+    def _text(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        given = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        return str(self.tokenizer.apply_chat_template(messages, **given))
 
 
 @cache
@@ -61,14 +63,17 @@ def ends_in_time(job: Callable[[], object]) -> bool:
         pid = os.fork()
     if not pid:
         _in_child(job)
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    ended, deadline = 0, time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status) == 0
+            time.sleep(0.002)
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
     return False
 
 
@@ -78,9 +83,12 @@ def _in_child(job: Callable[[], object]) -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + MEGABYTES * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(SECONDS) + 1,) * 2)  # also when nobody waits any more
         job()
         code = 0
-    except TemplateError:
-        code = 0  # it refuses: that is an answer
+    except MemoryError:
+        pass
+    except Exception:  # noqa: BLE001 - it refuses, which is an answer
+        code = 0
     finally:
         os._exit(code)

@@ -35,7 +35,9 @@ class Guard:
             raise Diverged(fault, fix="lower optim.learning_rate, look at the rewards, or set optim.on_fault: skip")
         self.skipped += 1
         if self.skipped > self.max_skips:
-            raise Diverged(f"{fault}, for the {self.skipped}th time in a row", fix="lower optim.learning_rate")
+            raise Diverged(
+                f"{self.skipped} updates in a row went wrong, the last: {fault}", fix="lower optim.learning_rate"
+            )
         return False
 
     def counters(self) -> dict[str, Any]:
@@ -57,6 +59,13 @@ class Guard:
             count = self.counts[name] = min(MEMORY, self.counts.get(name, 0) + 1)
             mean = self.means.get(name, 0.0)
             self.means[name] = mean + (norm - mean) / count
+
+
+def require_finite(weights: Iterable[tuple[str, nn.Parameter]], step: int) -> None:
+    """Raises Diverged instead of a checkpoint from which no run can go on."""
+    bad = next((name for name, value in weights if not bool(value.isfinite().all())), None)
+    if bad is not None:
+        raise Diverged(f"weight {bad} is not finite after step {step}", fix="lower optim.learning_rate")
 
 
 def fault_of(

@@ -119,6 +119,7 @@ class Updater:
     ) -> None:
         num_loss_tokens = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum()))
         if num_loss_tokens == 0:
+            totals.add_one("update/skipped", 0.0)
             return
         figures, finite = Totals(), True
         for part in self._parts(batch, rows):

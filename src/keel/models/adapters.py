@@ -83,7 +83,7 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError("the adapter has no adapter_model.safetensors", str(folder), "save it as safetensors")
     if (folder / "config.json").is_file():
-        model.config = AutoConfig.from_pretrained(folder)
+        model.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return _peft().PeftModel.from_pretrained(model, folder).eval()
 
 

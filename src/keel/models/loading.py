@@ -1,11 +1,13 @@
 """Models and tokenizers from a folder or the hub, and back to a plain folder."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -46,7 +48,9 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
     Of an adapter's folder, its base with the adapter merged in.
     """
     if is_adapter(Path(name)):
-        model = put_on(load_causal_lm(base_of(Path(name)), dtype), Path(name)).merge_and_unload()
+        base = load_causal_lm(base_of(Path(name)), dtype)
+        with refusing(name, "adapter"):
+            model = put_on(base, Path(name)).merge_and_unload()
         return with_lora(model, lora, "CAUSAL_LM") if lora else model
     model, report = _load(
         AutoModelForCausalLM, name, "causal language model", dtype=DTYPES[dtype], output_loading_info=True
@@ -63,7 +67,9 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> Any:
     The new head starts at zero, so that its first values and scores are zero and not noise.
     """
     if is_adapter(Path(name)):
-        return put_on(load_classifier(base_of(Path(name)), dtype, seed), Path(name))
+        base = load_classifier(base_of(Path(name)), dtype, seed)
+        with refusing(name, "adapter"):
+            return put_on(base, Path(name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, report = _load(
@@ -130,11 +136,20 @@ def _load(auto_class: Any, name: str, what: str, **options: Any) -> Any:
     if not folder.exists() and _looks_like_path(name):
         raise ConfigError("no such model folder", where=name)
     refuse_pickles(folder)
-    try:
+    with refusing(name, what):
         if auto_class is AutoTokenizer:
             return auto_class.from_pretrained(name, trust_remote_code=False)
         return auto_class.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+
+
+@contextmanager
+def refusing(name: str, what: str) -> Iterator[None]:
+    """Turn what transformers, peft and safetensors say of a folder that they cannot use into a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"the {what} is Python code of its own, which keel does not run",

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import socket
+import threading
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -46,7 +49,7 @@ class HttpScorer:
 
     async def _post(self, body: dict[str, Any]) -> Any:
         """Try until the deadline, with growing pauses, as long as the failure can pass."""
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept-Encoding": "identity"}
         if os.environ.get(TOKEN):
             headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
         deadline = asyncio.get_running_loop().time() + self.timeout_seconds
@@ -57,10 +60,9 @@ class HttpScorer:
                 attempt += 1
                 try:
                     async with asyncio.timeout_at(deadline):  # of the whole exchange, however slowly it drips
+                        await _found(httpx.URL(self.url))
                         return await self._exchange(client, body)
-                except httpx.DecodingError as error:
-                    raise RewardError("the answer cannot be decoded", where=self.url) from error
-                except (httpx.TransportError, TimeoutError, _Passing) as error:
+                except (httpx.TransportError, OSError, _Passing) as error:  # a TimeoutError is an OSError
                     last = error
                 wait = max(pause, last.seconds if isinstance(last, _Passing) else 0.0)
                 if asyncio.get_running_loop().time() + wait > deadline:
@@ -76,7 +78,9 @@ class HttpScorer:
                 raise _Passing(f"HTTP {response.status_code}", response.headers.get("Retry-After", ""))
             if response.status_code != 200:
                 raise RewardError(f"HTTP {response.status_code}", where=self.url)
-            async for chunk in response.aiter_bytes():
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise RewardError("the answer is compressed, which nobody asked for", where=self.url)
+            async for chunk in response.aiter_raw():
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > MAX_RESPONSE_BYTES:
@@ -92,4 +96,26 @@ class _Passing(Exception):
 
     def __init__(self, what: str, retry_after: str) -> None:
         super().__init__(what)
-        self.seconds = float(retry_after) if retry_after.isdigit() else 0.0
+        self.seconds = float(retry_after[:9]) if retry_after.isascii() and retry_after.isdecimal() else 0.0
+
+
+async def _found(url: httpx.URL) -> None:
+    """Wait until the host's name is resolved, in a thread that nobody has to wait for. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[None] = loop.create_future()
+
+    def resolve() -> None:
+        error: OSError | None = None
+        try:
+            socket.getaddrinfo(url.host, url.port)
+        except OSError as caught:
+            error = caught
+        with suppress(RuntimeError):  # the loop has not waited
+            loop.call_soon_threadsafe(settle, error)
+
+    def settle(error: OSError | None) -> None:
+        if not found.done():
+            found.set_exception(error) if error else found.set_result(None)
+
+    threading.Thread(target=resolve, daemon=True).start()
+    await found

@@ -52,9 +52,14 @@ def _checked_score(score: Any) -> Score:
 def _number(value: Any) -> float:
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"reward {value!r} is no finite number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"reward {str(value)[:40]} is no finite number")
     if abs(number) > LARGEST:
-        raise ValueError(f"reward {value!r} is beyond {LARGEST:g}")
+        raise ValueError(f"reward {number!r} is beyond {LARGEST:g}")
     return number

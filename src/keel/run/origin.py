@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from keel import kernels
 from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder, sha256, write_atomic
 
@@ -21,7 +22,7 @@ def check_origin(folder: RunFolder, sources: Iterable[str | None], world_size: i
     `sources` are files and folders; names of the hub are passed over. Raises ConfigError for one that has changed.
     """
     now = {"inputs": dict(fingerprints(sources)), "machine": machine(world_size)}
-    if resume and folder.began.is_file():
+    if resume and folder.holds_run and folder.began.is_file():
         try:
             before = json.loads(folder.began.read_text(encoding="utf-8"))
             inputs, others = before["inputs"], before["machine"]
@@ -47,11 +48,22 @@ def machine(world_size: int) -> Mapping[str, Any]:
     return {
         "processes": world_size,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "kernels": kernels.available(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "keel": version("keel-rlhf"),
     }
+
+
+def processor() -> str:
+    """Its model where the system tells, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def fingerprints(sources: Iterable[str | None]) -> Iterable[tuple[str, str]]:

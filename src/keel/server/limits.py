@@ -11,8 +11,10 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOCAL = ("127.0.0.1", "localhost", "::1")
+HEADER_SECONDS = 10.0
 BODY_SECONDS = 30.0
 
 
@@ -41,14 +43,15 @@ class Gate:
 
     def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str], port: int) -> None:
         self.app, self.token = app, token
-        self.names = {f"{host}:{port}".lower() for host in hosts} | (
-            {host.lower() for host in hosts} if port == 80 else set()
-        )
+        names = {f"[{host}]" if ":" in host else host.lower() for host in hosts}
+        self.names = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        if scope["type"] != "http":
+            return  # a web socket, say, which nobody is offered
         try:
             self._check(scope)
         except Refused as refused:
@@ -70,31 +73,50 @@ class Gate:
             raise Refused(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
 
-async def read_json(request: Request, max_bytes: int) -> Any:
-    """The body of a request, which must be JSON and arrive whole. Raises Refused."""
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a request, which must say that it is JSON, and arrive whole. Raises Refused."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the body must be application/json")
-    if (
-        request.headers.get("content-length", "0").isdigit()
-        and int(request.headers.get("content-length", "0")) > max_bytes
-    ):
-        raise Refused(413, f"the body is larger than {max_bytes} bytes")
+    too_large = Refused(413, f"the body is larger than {max_bytes} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_bytes:
-                    raise Refused(413, f"the body is larger than {max_bytes} bytes")
+                    raise too_large
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
         raise Refused(400, "the client went away") from None
+    return bytes(body)
+
+
+def parsed(body: bytes) -> Any:
+    """A body as JSON, of which every text can be written again. Raises Refused."""
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is JSON, but no text
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {str(error)[:200]}") from None
+        reason = "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)[:200]
+        raise Refused(400, f"the body is no JSON: {reason}") from None
+    return value
 
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
+
+
+class PromptProtocol(H11Protocol):
+    """HTTP for clients that get to the point: a connection whose first request does not begin in time is closed."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from keel.data.prompts import Prompt
 from keel.errors import RewardError
 from keel.rollout.scorers import Scorer, build_scorers
 from keel.rollout.scores import NoScore, Score
-from keel.server.limits import LOCAL, Gate, Refused, read_json
+from keel.server.limits import LOCAL, Gate, Refused, parsed, read_body
 
 PATH = "/get_reward"
 REMEMBERED = 64  # answers, for requests that come again because the first answer was lost
@@ -27,7 +28,8 @@ FIELDS = ("query", "prompts", "segments")
 
 
 class RewardServer:
-    """Answers POST /get_reward {"query": [prompt + answer], "prompts": [prompt]} with {"rewards": [number or null]}.
+    """Answers POST /get_reward {"query": [prompt + answer], "prompts": [prompt]} with {"rewards": [number]}, null where
+    a reward function says that it does not apply.
 
     One batch is scored at a time; at most `max_waiting` others wait. Other lists in the body are handed to a Python
     reward function as columns.
@@ -36,12 +38,12 @@ class RewardServer:
     def __init__(self, scorer: Scorer, settings: ServeRewardConfig) -> None:
         self.scorer, self.settings = scorer, settings
         self.turn, self.waiting = threading.Lock(), 0
-        self.answers: OrderedDict[tuple[str, str], asyncio.Task[list[Score]]] = OrderedDict()
+        self.answers: OrderedDict[bytes, asyncio.Task[list[Score]]] = OrderedDict()
 
     async def get_reward(self, request: Request) -> Response:
         try:
-            body = await read_json(request, self.settings.max_body_mb * 2**20)
-            rollouts, segments = as_rollouts(body, self.settings.max_rows)
+            body = await read_body(request, self.settings.max_body_mb * 2**20)
+            rollouts, segments = as_rollouts(parsed(body), self.settings.max_rows)
             scores = await self._scores(request.headers.get("idempotency-key"), body, rollouts, segments)
             return JSONResponse({"rewards": [as_json(score) for score in scores]})
         except Refused as refused:
@@ -50,27 +52,28 @@ class RewardServer:
             return JSONResponse({"error": str(error)}, 422)
 
     async def _scores(
-        self, key: str | None, body: Any, rollouts: Rollouts, segments: list[list[str]] | None
+        self, key: str | None, body: bytes, rollouts: Rollouts, segments: list[list[str]] | None
     ) -> list[Score]:
         """A request with the key and body of one before gets its answer: nothing is done, or counted, twice."""
-        known = (key, repr(body)) if key else None
+        known = sha256(repr(key).encode() + body).digest() if key else None
         if known is not None and known in self.answers:
             return await asyncio.shield(self.answers[known])
         if self.waiting > self.settings.max_waiting:
             raise Refused(503, "too many requests are waiting", {"Retry-After": "1"})
-        task = asyncio.create_task(self._score(rollouts, segments))
+        self.waiting += 1
+        task = asyncio.create_task(asyncio.to_thread(self._in_turn, rollouts, segments))
+        task.add_done_callback(lambda done: self._done(done, known))
         if known is not None:
             self.answers[known] = task
             while len(self.answers) > REMEMBERED:
                 self.answers.popitem(last=False)
         return await asyncio.shield(task)
 
-    async def _score(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        self.waiting += 1
-        try:
-            return await asyncio.to_thread(self._in_turn, rollouts, segments)
-        finally:
-            self.waiting -= 1
+    def _done(self, task: asyncio.Task[list[Score]], known: bytes | None) -> None:
+        """A failure is not remembered: the next attempt may fare better."""
+        self.waiting -= 1
+        if known is not None and (task.cancelled() or task.exception() is not None):
+            self.answers.pop(known, None)
 
     def _in_turn(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         with self.turn, torch.no_grad():
@@ -80,7 +83,7 @@ class RewardServer:
 def reward_app(settings: ServeRewardConfig, token: str) -> Starlette:
     """The application. Raises ConfigError when the scorer cannot be loaded."""
     server = RewardServer(build_scorers([settings.source])[0], settings)
-    hosts = (*LOCAL, settings.host)
+    hosts = (*LOCAL, settings.host, *settings.names)
     gate = Middleware(Gate, token=token, hosts=hosts, port=settings.port)
     return Starlette(routes=[Route(PATH, server.get_reward, methods=["POST"])], middleware=[gate])
 

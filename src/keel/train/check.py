@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from keel import kernels
 from keel.core.diagnostics import clipfrac
 from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError, RewardError
@@ -24,7 +25,8 @@ def self_check(parts: Parts) -> dict[str, float]:
     _check_dropout(parts)
     _check_ends(parts, probe)
     measured = {**_check_logprobs(parts, probe), **_check_reference(parts, probe)}
-    return {**measured, **_check_scores(parts, probe)}
+    compiled = kernels.available(next(parts.actor_critic.policy.parameters()))
+    return {**measured, **_check_scores(parts, probe), "check/kernels": float(compiled)}
 
 
 def check_moved(before: torch.Tensor, after: torch.Tensor) -> None:

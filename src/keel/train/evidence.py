@@ -4,23 +4,30 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from keel.data.batches import ScoredRollouts, TrainingBatch
+from keel.errors import CheckpointError
 from keel.run.folder import RunFolder, replace_folder
 from keel.run.metrics import finite
 from keel.train.record import rollout_rows
 from keel.world import World
 
+MOST = 20
+
 
 def keep_evidence(
     folder: RunFolder, world: World, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
-) -> Path:
+) -> str:
     """`faults/step-000012/`: fault.json, answers.jsonl with every figure of their tokens, batch.safetensors.
 
-    Each rank keeps its own part. Raises CheckpointError when the folder cannot be written.
+    Each rank keeps its own part, of the first MOST steps. Returns where it is, for a message: nothing that goes wrong
+    here hides what went wrong before.
     """
+    if len(list(folder.faults.glob("step-*"))) >= MOST:
+        return ""
     target = folder.faults / (f"step-{step:06d}" + (f"-rank{world.rank}" if world.size > 1 else ""))
 
     def write(path: Path) -> None:
@@ -32,5 +39,8 @@ def keep_evidence(
         tensors = {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}
         save_file(tensors, path / "batch.safetensors")
 
-    replace_folder(target, write)
-    return target
+    try:
+        replace_folder(target, write)
+    except (CheckpointError, SafetensorError) as error:
+        return f" (its batch could not be kept: {error})"
+    return f", see {target}"

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from keel.config import DecodingSettings, TrainConfig, parse
 from keel.core.kl import updated_kl_coef
-from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch
+from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.errors import Diverged, Interrupted, RewardError
 from keel.failpoints import failpoint
 from keel.interrupts import held, interruptible, sealed, waiting, watched
@@ -22,11 +22,13 @@ from keel.run.origin import check_origin
 from keel.train.check import check_moved, fingerprint, self_check
 from keel.train.evaluate import judge
 from keel.train.evidence import keep_evidence
-from keel.train.record import open_records, rollout_rows, step_metrics
+from keel.train.record import Records, open_records, rollout_rows, step_metrics
 from keel.train.sample import Player
 from keel.train.setup import Parts, build_parts
-from keel.train.state import RunState, restore, save, save_result
+from keel.train.state import RunState, StepRecord, restore, save, save_result
 from keel.world import World
+
+ResultT = TypeVar("ResultT")
 
 TRUSTED_GAP = 1e-4
 """Up to this difference of a token's log-probability the sampler's log-probs serve as the trainer's."""
@@ -52,16 +54,12 @@ def train_policy(
             return self_check(parts)
         with open_folder(config, resume, world) as folder:
             state, metrics = start(parts, folder, resume)
-            with open_records(folder, config, state.step, world) as records, held() if world.size == 1 else sealed():
-                while state.step < config.steps:
-                    experience = collect_or_save(parts, state, folder)
-                    metrics, rows = learn_or_tell(parts, state, experience, folder)
-                    if evaluation_due(state.step, config) and world.is_main:
-                        metrics |= evaluate_now(parts)
-                    failpoint("step.log")
-                    records.log(state.step, metrics, rows)
-                    if checkpoint_due(state.step, config):
-                        save(parts, state, folder)
+            with open_records(folder, config, state.logged, world) as records, held() if world.size == 1 else sealed():
+                while state.step < config.steps or state.unlogged:
+                    if state.unlogged is None:
+                        experience = or_save(collect, parts, state, folder)
+                        state.unlogged = learn_or_tell(parts, state, experience, folder)
+                    metrics = finish_step(parts, state, folder, records)
             save_result(parts, folder)
     return metrics
 
@@ -70,7 +68,7 @@ def sources(config: TrainConfig) -> list[str | None]:
     """Every file and folder that the run reads."""
     functions = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
-    return [*models, *functions, config.prompts.path, config.evaluate.prompts]
+    return [*models, *functions, config.prompts.path]
 
 
 def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict[str, float]]:
@@ -111,16 +109,16 @@ class Experience:
     statistics: ScoreStatistics
 
 
-def collect_or_save(parts: Parts, state: RunState, folder: RunFolder) -> Experience:
-    """The next step's experience. Nothing but it is lost when a signal ends the run here, or a scorer fails for good:
-    the finished steps are in a checkpoint."""
+def or_save(job: Callable[[Parts, RunState], ResultT], parts: Parts, state: RunState, folder: RunFolder) -> ResultT:
+    """The result of a job that changes nothing. When a signal ends the run here, or a scorer fails for good, nothing
+    but the job is lost: what was done is in a checkpoint."""
     world = parts.world
     try:
         if world.size > 1:  # only here, so that all of them stop together
             stop_together(world)
-            return collect(parts, state)
+            return job(parts, state)
         with interruptible():
-            return collect(parts, state)
+            return job(parts, state)
     except (RewardError, Interrupted):
         if state.step > 0:
             save(parts, state, folder)
@@ -134,7 +132,21 @@ def stop_together(world: World) -> None:
         raise Interrupted(asked or "a signal to another process")
 
 
-def train_step(parts: Parts, state: RunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def finish_step(parts: Parts, state: RunState, folder: RunFolder, records: Records) -> dict[str, float]:
+    """Evaluate if it is time, write down what the step found, save if it is time. Returns the step's metrics."""
+    assert state.unlogged is not None
+    metrics, rows = state.unlogged
+    if evaluation_due(state.step, parts.config):
+        metrics = metrics | or_save(evaluate_now, parts, state, folder)
+    failpoint("step.log")
+    records.log(state.step, metrics, rows)
+    state.unlogged = None
+    if checkpoint_due(state.step, parts.config):
+        save(parts, state, folder)
+    return metrics
+
+
+def train_step(parts: Parts, state: RunState) -> StepRecord:
     """One collect-and-update step: the policy answers, the scorers judge, the update learns from it."""
     return learn(parts, state, collect(parts, state))
 
@@ -146,7 +158,7 @@ def collect(parts: Parts, state: RunState) -> Experience:
         rollouts = parts.respond(state.step + 1)
     with state.timed("score"):
         failpoint("step.score")
-        scored = score_together(parts, rollouts)
+        scored = together(parts.world, partial(parts.score, rollouts))
     statistics = state.statistics
     if parts.config.reward.normalize == "running":
         statistics = statistics.plus(scores_of_kept(scored), parts.world)
@@ -166,35 +178,34 @@ def collect(parts: Parts, state: RunState) -> Experience:
     return Experience(scored, batch, statistics)
 
 
-def learn_or_tell(
-    parts: Parts, state: RunState, found: Experience, folder: RunFolder
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def learn_or_tell(parts: Parts, state: RunState, found: Experience, folder: RunFolder) -> StepRecord:
     """The update; the batch of one that went wrong is kept to be looked at."""
 
-    def tell(what: str) -> Path:
+    def tell(what: str) -> str:
         return keep_evidence(folder, parts.world, step, found.scored, found.batch, what)
 
     step = state.step + 1
     try:
-        check_finite(found.batch)
+        check_finite(found.batch, parts.world)
         metrics, rows = learn(parts, state, found)
     except Diverged as error:
-        raise Diverged(error.what, f"step {step}, see {tell(error.what)}", error.fix) from error
+        raise Diverged(error.what, f"step {step}{tell(error.what)}", error.fix) from error
     if metrics["update/skipped"]:
         tell(f"{metrics['update/skipped']:.0%} of the step's updates were skipped")
     return metrics, rows
 
 
-def check_finite(batch: TrainingBatch) -> None:
-    """Raises Diverged when the update would aim at something that is no number."""
-    for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
-        bad = ~getattr(batch, name).isfinite() & batch.response_mask
-        if bool(bad.any()):
-            row = int(bad.any(1).nonzero()[0])
-            raise Diverged(f"{name} of answer {row} are not finite", fix="look at the weights and at the rewards")
+def check_finite(batch: TrainingBatch, world: World) -> None:
+    """Raises Diverged, on all ranks, when the update would aim at something that is no number."""
+    names = ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
+    bad = torch.stack([(~getattr(batch, name).isfinite() & batch.response_mask).any() for name in names])
+    bad = world.sum(bad.float()) > 0
+    if bool(bad.any()):
+        first = names[int(bad.nonzero()[0])]
+        raise Diverged(f"the {first} of this batch are not all finite", fix="look at the weights and at the rewards")
 
 
-def learn(parts: Parts, state: RunState, found: Experience) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
     """Update the weights and, when that is done, the state. Returns the step's metrics and some of its answers."""
     config, world, scored, batch = parts.config, parts.world, found.scored, found.batch
     step = state.step + 1
@@ -204,7 +215,7 @@ def learn(parts: Parts, state: RunState, found: Experience) -> tuple[dict[str, f
         learned = parts.updater.update(
             batch, step, state.kl_coef, config.seed, critic_only=step <= config.critic.warmup_steps
         )
-    if before is not None and bool(batch.advantages.any()):
+    if before is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
         check_moved(before, fingerprint(parts))
     group_size = config.rollout.group_size or 1
     has_critic, has_reference = parts.actor_critic.has_critic, parts.reference is not None
@@ -222,17 +233,16 @@ def learn(parts: Parts, state: RunState, found: Experience) -> tuple[dict[str, f
     return metrics, list(rollout_rows(scored, batch, config.log.rollouts_per_step))
 
 
-def score_together(parts: Parts, rollouts: Rollouts) -> ScoredRollouts:
-    """Scores of this rank's answers; a RewardError on any rank is raised on all, so that none waits for it."""
-    scored, error = None, None
+def together(world: World, job: Callable[[], ResultT]) -> ResultT:
+    """This rank's result; a RewardError on any rank is raised on all, so that none waits for it."""
+    results, error = [], None
     try:
-        scored = parts.score(rollouts)
+        results = [job()]
     except RewardError as caught:
         error = caught
-    failures = parts.world.sum(torch.tensor(float(error is not None), device=parts.world.device))
-    if scored is None or failures > 0:
+    if float(world.sum(torch.tensor(float(error is not None), device=world.device))) > 0:
         raise error or RewardError("a scorer failed in another process", where="rewards")
-    return scored
+    return results[0]
 
 
 def speed(state: RunState, scored: ScoredRollouts, config: TrainConfig) -> dict[str, float]:
@@ -248,8 +258,16 @@ def speed(state: RunState, scored: ScoredRollouts, config: TrainConfig) -> dict[
     }
 
 
-def evaluate_now(parts: Parts) -> dict[str, float]:
-    """Figures of the policy as it is, one answer to each held-out prompt, with the same random numbers every time."""
+def evaluate_now(parts: Parts, state: RunState) -> dict[str, float]:
+    """Figures of the policy as it is, one answer to each held-out prompt, with the same random numbers every time.
+
+    The main rank finds them; the others wait.
+    """
+    return together(parts.world, lambda: evaluate_held_out(parts) if parts.world.is_main else {})
+
+
+def evaluate_held_out(parts: Parts) -> dict[str, float]:
+    failpoint("step.evaluate")
     config = parts.config
     player = Player("policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out)
     decoding = DecodingSettings(
@@ -265,7 +283,8 @@ def reference_statistics(parts: Parts) -> ScoreStatistics:
     """Statistics of the scores of the policy's start, for `reward.normalize: reference`."""
     statistics = ScoreStatistics()
     for batch in range(1, 5):
-        scored = score_together(parts, parts.respond(batch, purpose="reference"))
+        rollouts = parts.respond(batch, purpose="reference")
+        scored = together(parts.world, partial(parts.score, rollouts))
         statistics = statistics.plus(scores_of_kept(scored), parts.world)
     return statistics
 

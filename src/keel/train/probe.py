@@ -47,7 +47,7 @@ class Cost:
 def probe_apart(values: Mapping[str, Any], response_tokens: int | None) -> Cost:
     """`probe` in a process of its own. Raises what it raised."""
     given = json.dumps([dict(values), response_tokens, torch.get_num_threads()])
-    command = [sys.executable, "-W", "ignore", "-m", __name__]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", __name__]
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"the probe failed: {' '.join(done.stderr.split())[-500:]}")

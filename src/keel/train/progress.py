@@ -12,12 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class _Console(Console):
+    """One that falls silent when nobody reads any more, instead of ending the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class ProgressDisplay:
     """A live bar on a terminal; elsewhere a plain line now and then. Writes to standard error."""
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.first = title, total, done
-        self.console = Console(file=sys.stderr)
+        self.console = _Console(file=sys.stderr)
         self.started, self.last_line = time.monotonic(), time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)

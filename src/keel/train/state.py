@@ -4,17 +4,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
-from keel.errors import ConfigError, Diverged
+from keel.errors import ConfigError
 from keel.interrupts import sealed
+from keel.learn.guard import require_finite
 from keel.learn.shaping import ScoreStatistics
 from keel.models.heads import plain
 from keel.models.loading import as_classifier, save_model
 from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.train.setup import Parts
+
+StepRecord = tuple[dict[str, float], list[dict[str, Any]]]
+"""A step's metrics, and some of its answers."""
 
 
 @dataclass
@@ -25,7 +30,13 @@ class RunState:
     kl_coef: float
     trust_sampler: bool = False  # the self-check found its log-probs to be the trainer's
     statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
+    unlogged: StepRecord | None = None  # of the last step, until it has been evaluated and written down
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def logged(self) -> int:
+        """The last step that stands in the logs."""
+        return self.step - (self.unlogged is not None)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -38,10 +49,7 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
     """A checkpoint of everything the next step depends on, and the policy as a plain model folder."""
     if not parts.world.is_main:
         return
-    weights = parts.actor_critic.named_parameters()
-    bad = next((name for name, value in weights if not bool(value.isfinite().all())), None)
-    if bad is not None:
-        raise Diverged(f"weight {bad} is not finite after step {state.step}", fix="lower optim.learning_rate")
+    require_finite(parts.actor_critic.named_parameters(), state.step)
     with sealed():
         save_checkpoint(
             folder,
@@ -50,6 +58,7 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
                 "kl_coef": state.kl_coef,
                 "statistics": asdict(state.statistics),
                 "guard": parts.updater.guard.counters(),
+                "unlogged": state.unlogged,
             },
             {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
             {"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
@@ -59,7 +68,9 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
 
 def _trained(parts: Parts) -> dict[str, torch.Tensor]:
     """The trained weights by name, tied ones once."""
-    return {name: value.detach() for name, value in parts.actor_critic.named_parameters() if value.requires_grad}
+    groups = parts.updater.optimizer.param_groups  # not requires_grad, which an adapter changes while it is put aside
+    trained = {id(value) for group in groups for value in group["params"]}
+    return {name: value.detach() for name, value in parts.actor_critic.named_parameters() if id(value) in trained}
 
 
 def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
@@ -73,6 +84,7 @@ def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
     state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
     state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
     parts.updater.guard.restore(checkpoint.state["guard"])
+    state.unlogged = checkpoint.state["unlogged"]
 
 
 def save_result(parts: Parts, folder: RunFolder) -> None:

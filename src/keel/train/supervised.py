@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from keel.config import SupervisedSettings
-from keel.errors import Interrupted
+from keel.errors import ConfigError, Interrupted
 from keel.failpoints import failpoint, poisoned
 from keel.interrupts import held, interruptible, sealed, watched
-from keel.learn.guard import Guard, fault_of
+from keel.learn.guard import Guard, fault_of, require_finite
 from keel.learn.optim import (
     build_optimizer,
     clip_gradients,
@@ -32,6 +32,8 @@ from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, trunc
 from keel.run.origin import check_origin
 from keel.train.progress import ProgressDisplay
 from keel.world import World, generator
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,22 @@ class Task:
     save: Callable[[Path], None]  # the result as a plain model folder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Learner:
     """A task, and what changes besides its weights."""
 
     task: Task
     optimizer: AdamW
     guard: Guard
+    step: int = 0
+    unlogged: dict[str, float] | None = None  # figures of the last step, until it has been evaluated and written down
 
-    def step(self, loss_finite: bool, max_grad_norm: float) -> tuple[float, bool]:
+    @property
+    def logged(self) -> int:
+        """The last step that stands in the log."""
+        return self.step - (self.unlogged is not None)
+
+    def move(self, loss_finite: bool, max_grad_norm: float) -> tuple[float, bool]:
         """Clip and move, if that does no harm; the gradient's norm before, and whether it moved. Raises Diverged."""
         parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
         norm = poisoned("update.gradient", gradient_norm(parameters))
@@ -87,37 +96,43 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
     optim = config.optim
     optimizer = build_optimizer([(task.model.parameters(), optim.learning_rate)], optim.weight_decay, optim.eps)
     learner = Learner(task, optimizer, Guard(optim.on_fault, optim.max_skips, optim.spike))
-    done = restore(folder, learner) if resume else 0
+    if resume:
+        restore(folder, learner)
     total = num_steps(config, len(task.lengths))
-    figures: dict[str, float] = {}
-    with open_sinks(folder, config, done) as sinks, ProgressDisplay(task.name, total, done) as display:
-        if done in (0, total):
-            figures = task.evaluate()
-        if done == 0:
+    figures: dict[str, float] = task.evaluate() if learner.logged in (0, total) else {}
+    with (
+        open_sinks(folder, config, learner.logged) as sinks,
+        ProgressDisplay(task.name, total, learner.logged) as display,
+    ):
+        if learner.logged == 0:
             log(sinks, task, 0, evaluation(figures) | dict(task.facts))
-        for step in range(done, total):
-            stop_if_asked(folder, learner, step, config.checkpoint.keep)
-            with held():
-                metrics = update(config, learner, step, total)
-                if epoch_ends(config, len(task.lengths), step) or step + 1 == total:
-                    figures = task.evaluate()
-                    metrics |= evaluation(figures)
+        with held():
+            while learner.step < total or learner.unlogged:
+                if learner.unlogged is None:
+                    or_save(lambda: None, folder, config, learner)
+                    learner.unlogged = update(config, learner, learner.step, total)
+                    learner.step += 1
+                step, metrics = learner.step, learner.unlogged
+                if epoch_ends(config, len(task.lengths), step - 1) or step == total:
+                    figures = or_save(task.evaluate, folder, config, learner)
+                    metrics = metrics | evaluation(figures)
                 failpoint("step.log")
-                log(sinks, task, step + 1, metrics)
-                display.show(step + 1, {"loss": metrics["loss"], **evaluation(figures)})
-                if step + 1 == total or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
-                    save(folder, learner, step + 1, config.checkpoint.keep)
+                log(sinks, task, step, metrics)
+                display.show(step, {"loss": metrics["loss"], **evaluation(figures)})
+                learner.unlogged = None
+                if step == total or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                    save(folder, config, learner)
     return figures | dict(task.facts)
 
 
-def stop_if_asked(folder: RunFolder, learner: Learner, step: int, keep: int) -> None:
-    """Between two steps a signal ends the run, with the finished ones in a checkpoint."""
+def or_save(job: Callable[[], ResultT], folder: RunFolder, config: SupervisedSettings, learner: Learner) -> ResultT:
+    """The result of a job that changes nothing; a signal ends the run here, with what was done in a checkpoint."""
     try:
         with interruptible():
-            return
+            return job()
     except Interrupted:
-        if step > 0:
-            save(folder, learner, step, keep)
+        if learner.step > 0:
+            save(folder, config, learner)
         raise
 
 
@@ -133,7 +148,7 @@ def update(config: SupervisedSettings, learner: Learner, step: int, total: int) 
     loss = accumulate(task, rows, config.microbatch_tokens)
     factor = learning_rate_factor(config.optim.schedule, step, total, config.optim.warmup_steps)
     set_learning_rate(optimizer, factor)
-    norm, taken = learner.step(math.isfinite(loss), config.optim.max_grad_norm)
+    norm, taken = learner.move(math.isfinite(loss), config.optim.max_grad_norm)
     num_tokens = sum(task.lengths[i] for i in rows)
     return {
         "loss": loss,
@@ -195,26 +210,30 @@ def log(sinks: Sequence[MetricSink], task: Task, step: int, metrics: Mapping[str
         sink.log(step, {f"{task.name}/{name}": value for name, value in metrics.items()})
 
 
-def save(folder: RunFolder, learner: Learner, step: int, keep: int) -> None:
+def save(folder: RunFolder, config: SupervisedSettings, learner: Learner) -> None:
     """A checkpoint of all that the next step depends on; random streams depend on the step alone."""
+    require_finite(learner.task.model.named_parameters(), learner.step)
     tensors = {"weights": trained_weights(learner.task), "optimizer": optimizer_tensors(learner.optimizer)}
+    state = {"guard": learner.guard.counters(), "unlogged": learner.unlogged}
     with sealed():
-        save_checkpoint(folder, step, {"guard": learner.guard.counters()}, tensors, {}, keep)
+        save_checkpoint(folder, learner.step, state, tensors, {}, config.checkpoint.keep)
 
 
-def restore(folder: RunFolder, learner: Learner) -> int:
-    """Put back the newest checkpoint; the number of steps it had done."""
+def restore(folder: RunFolder, learner: Learner) -> None:
+    """Put back the newest checkpoint, if there is one."""
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
-        return 0
-    saved = checkpoint.tensors("weights")
+        return
+    saved, own = checkpoint.tensors("weights"), trained_weights(learner.task)
+    if saved.keys() != own.keys():
+        raise ConfigError("the checkpoint holds other weights than this model", where=str(checkpoint.path))
     with torch.no_grad():
-        for name, weight in trained_weights(learner.task).items():
+        for name, weight in own.items():
             weight.copy_(saved[name])
     load_optimizer_tensors(learner.optimizer, checkpoint.tensors("optimizer"))
     learner.guard.restore(checkpoint.state["guard"])
+    learner.step, learner.unlogged = checkpoint.step, checkpoint.state["unlogged"]
     failpoint("start.resumed")
-    return checkpoint.step
 
 
 def trained_weights(task: Task) -> dict[str, Tensor]:
