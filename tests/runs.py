@@ -53,3 +53,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def without_clock(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What two runs of the same settings must agree in."""
     return [{key: value for key, value in line.items() if not key.startswith(("time/", "perf/"))} for line in metrics]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files that hold weights, moments, counters or answers. (config.yaml names the folder itself.)"""
+    kinds = (".safetensors", "state.json", "rollouts.jsonl", "tokenizer.json")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name.endswith(kinds)
+    }

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from keel.cli.main import main
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 
-from ..runs import PROMPTS, lines, settings, without_clock
+from ..runs import PROMPTS, contents, lines, settings, without_clock
 
 exhaustive = pytest.mark.exhaustive
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="forks")
@@ -86,22 +86,17 @@ def train_stage(model: Path, folder: Path, changes: dict[str, Any] | None = None
 
 
 def reward_stage(model: Path, folder: Path) -> Stage:
-    data = folder / "rankings.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in RANKINGS))
-    values = {
-        "model": str(model),
-        "data": {"path": str(data), "eval_fraction": 0.25},
-        "batch_size": 4,
-        "epochs": 2,
-        "checkpoint": {"every": 2},
-        "optim": {"learning_rate": 1e-3},
-    }
-    return Stage("reward", values, folder / "run")
+    return supervised_stage("reward", model, folder, RANKINGS)
 
 
 def sft_stage(model: Path, folder: Path) -> Stage:
-    data = folder / "texts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"w{i}", "completion": "w3 w4"}) + "\n" for i in range(1, 13)))
+    return supervised_stage("sft", model, folder, [{"prompt": f"w{i}", "completion": "w3 w4"} for i in range(1, 13)])
+
+
+def supervised_stage(verb: str, model: Path, folder: Path, rows: Sequence[Any]) -> Stage:
+    """Five steps, with a checkpoint after every second one."""
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
         "model": str(model),
         "data": {"path": str(data), "eval_fraction": 0.25},
@@ -110,7 +105,7 @@ def sft_stage(model: Path, folder: Path) -> Stage:
         "checkpoint": {"every": 2},
         "optim": {"learning_rate": 1e-3},
     }
-    return Stage("sft", values, folder / "run")
+    return Stage(verb, values, folder / "run")
 
 
 STAGES: dict[str, Callable[[Path, Path], Stage]] = {"train": train_stage, "reward": reward_stage, "sft": sft_stage}
@@ -201,16 +196,6 @@ def start_pair(
 
 def run(stage: Stage, resume: bool = False, failpoint: str | None = None) -> int:
     return start(stage, resume, failpoint).wait()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files that hold weights, moments, counters or answers. (config.yaml names the folder itself.)"""
-    kinds = (".safetensors", "state.json", "rollouts.jsonl", "tokenizer.json")
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name.endswith(kinds)
-    }
 
 
 CLOCK = ("tokens_per_second",)

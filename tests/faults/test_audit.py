@@ -57,12 +57,21 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         "sample": lambda: {"model": str(model), "output": str(folder / "answers.jsonl"), **prompts},
         "evaluate": lambda: {"policy": str(model), "against": str(model), **prompts, **scorer},
     }
+    if verb == "quickstart":
+        return [verb, "--output", str(folder / "run")]
     (folder / "run.yaml").write_text(json.dumps(small[verb]()))
     return [verb, str(folder / "run.yaml")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("quickstart", "serve-reward")])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param(verb, marks=pytest.mark.exhaustive if verb == "quickstart" else ())
+        for verb in VERBS
+        if verb != "serve-reward"
+    ],
+)
 def test_f26_no_pickle_is_read_and_no_socket_opened(verb: str, tiny_policy: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment["PYTHONPATH"] = str(Path(keel.__file__).parents[1])

@@ -12,8 +12,8 @@ from keel.errors import Diverged
 from keel.learn import update
 from keel.learn.guard import Guard, fault_of
 
-from ..runs import lines, train
-from .children import STAGES, committed, contents, needs_fork, run, start, train_stage
+from ..runs import contents, lines, train
+from .children import STAGES, committed, needs_fork, run, start, train_stage
 
 
 @pytest.mark.slow
@@ -102,6 +102,28 @@ def test_f18_the_first_update_may_be_skipped(
     calls = iter([True, True] + [False] * 100)
     monkeypatch.setattr(update, "gradient_norm", lambda model: norm(model) * (float("nan") if next(calls) else 1.0))
     assert [line["update/skipped"] for line in train(tiny_policy, tmp_path / "run", changes)] == [1.0, 0.0]
+
+
+def of_one_word(completions: list[str], **_: Any) -> list[float]:
+    return [10.0 * words.count("w3") / 6 for words in map(str.split, completions)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [({"algorithm.max_kl": 1.0}, "the KL to the reference is"), ({"algorithm.min_entropy": 1.0}, "the entropy is")],
+)
+def test_f40_a_collapse_stops_before_the_next_update(
+    limit: dict[str, float], words: str, tiny_policy: Path, tmp_path: Path
+) -> None:
+    """A policy that nothing holds learns to say one word."""
+    free = {"steps": 60, "algorithm.kl_coef": 1e-6, "optim.learning_rate": 1e-2, "algorithm.update_epochs": 4}
+    with pytest.raises(Diverged, match=words) as caught:
+        train(tiny_policy, tmp_path / "run", {**free, **limit}, [of_one_word])
+    assert caught.value.exit_code == 3
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    assert 1 <= len(found) < 60
+    assert found[0]["objective/kl"] < 0.01
+    assert all(line["objective/kl"] <= 1.0 for line in found) or "min_entropy" in str(limit)
 
 
 def test_a_step_without_a_single_score_is_no_fault(tiny_policy: Path, tmp_path: Path) -> None:

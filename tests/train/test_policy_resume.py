@@ -8,7 +8,7 @@ import pytest
 from keel.errors import ConfigError
 from keel.train import policy
 
-from ..runs import lines, train, without_clock
+from ..runs import contents, lines, train, without_clock
 
 EVERYTHING = {"algorithm.target_kl": 1.0, "algorithm.kl_horizon": 100.0, "reward.normalize": "running"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -34,16 +34,6 @@ def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step:
         patch.setattr(policy, "collect", dying_step)
         with pytest.raises(Killed):
             train(model, output, changes)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files that hold weights, moments, counters or answers. (config.yaml names the folder itself.)"""
-    kinds = (".safetensors", "state.json", "rollouts.jsonl", "tokenizer.json")
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name.endswith(kinds)
-    }
 
 
 @pytest.mark.parametrize("name", list(RUNS))

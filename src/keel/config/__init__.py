@@ -22,9 +22,10 @@ from keel.config.stages import (
     SftConfig,
     SupervisedSettings,
 )
-from keel.config.train import PlanConfig, TrainConfig
+from keel.config.train import AlgorithmSettings, PlanConfig, TrainConfig
 
 __all__ = [
+    "AlgorithmSettings",
     "CheckpointSettings",
     "DataSettings",
     "DecodingSettings",

@@ -93,6 +93,10 @@ class AlgorithmSettings(Settings):
     """padded tokens per forward pass; never changes the result"""
     max_approx_kl: Positive | None = None
     """end the step's epochs when policy/approx_kl exceeds this"""
+    max_kl: Positive | None = None
+    """a collapse: stop before the update when the answers' mean KL to the reference (nats per response) exceeds this"""
+    min_entropy: Positive | None = None
+    """a collapse: stop before the update when the answers' mean entropy (nats per token) is below this"""
     whiten_advantages: bool = True
     """zero mean and unit variance over the batch (not for rloo and grpo, whose groups do it)"""
     whiten_rewards: bool = False

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from keel.config import DecodingSettings, TrainConfig, parse
+from keel.config import AlgorithmSettings, DecodingSettings, TrainConfig, parse
 from keel.core.kl import updated_kl_coef
 from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.errors import Diverged, Interrupted, RewardError
@@ -187,6 +187,7 @@ def learn_or_tell(parts: Parts, state: RunState, found: Experience, folder: RunF
     step = state.step + 1
     try:
         check_finite(found.batch, parts.world)
+        check_alive(found.batch, parts.config.algorithm, parts.world)
         metrics, rows = learn(parts, state, found)
     except Diverged as error:
         raise Diverged(error.what, f"step {step}{tell(error.what)}", error.fix) from error
@@ -203,6 +204,20 @@ def check_finite(batch: TrainingBatch, world: World) -> None:
     if bool(bad.any()):
         first = names[int(bad.nonzero()[0])]
         raise Diverged(f"the {first} of this batch are not all finite", fix="look at the weights and at the rewards")
+
+
+def check_alive(batch: TrainingBatch, limits: AlgorithmSettings, world: World) -> None:
+    """Raises Diverged, on all ranks, when the answers come from a policy that has collapsed, by the limits set."""
+    mask = batch.response_mask
+    tokens, answers = world.sum(mask.sum()), world.sum(mask.any(1).sum())
+    if not float(tokens):
+        return
+    kl = float(world.sum((batch.logprobs - batch.ref_logprobs)[mask].double().sum()) / answers)
+    entropy = float(-world.sum(batch.logprobs[mask].double().sum()) / tokens)
+    if limits.max_kl is not None and kl > limits.max_kl:
+        raise Diverged(f"the KL to the reference is {kl:.3g}, above algorithm.max_kl", fix="raise algorithm.kl_coef")
+    if limits.min_entropy is not None and entropy < limits.min_entropy:
+        raise Diverged(f"the entropy is {entropy:.3g}, below algorithm.min_entropy", fix="raise algorithm.kl_coef")
 
 
 def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
