@@ -120,8 +120,8 @@ def test_failures_that_stay_end_at_the_deadline(server: Server) -> None:
 
 
 def test_nobody_listens() -> None:
-    source = RewardSource(url="http://127.0.0.1:9/", timeout_seconds=0.3)  # the port of "discard"
-    with pytest.raises(RewardError, match=r"no answer within 0.3 s \(1 attempts; last: ConnectError"):
+    source = RewardSource(url="http://127.0.0.1:9/", timeout_seconds=1.0)  # the port of "discard"
+    with pytest.raises(RewardError, match=r"no answer within 1 s \(\d attempts; last: ConnectError"):
         score(THREE, build_scorers([source]), TOKENIZER)
 
 

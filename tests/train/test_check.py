@@ -177,7 +177,7 @@ def test_nothing_to_train(parts: Parts) -> None:
 
 
 def test_an_update_that_moves_nothing(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Updater, "_step", lambda *_: None)
+    monkeypatch.setattr(Updater, "_step", lambda *_: True)
     with pytest.raises(ConfigError, match=r"the first update changed no weight -> raise optim.learning_rate"):
         train(tiny_policy, tmp_path / "run")
 

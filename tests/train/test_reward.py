@@ -208,7 +208,7 @@ def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, mo
     update = supervised.update
 
     def stops_at_step_9(*arguments: Any) -> dict[str, float]:
-        if arguments[3] == 8:
+        if arguments[2] == 8:
             raise KeyboardInterrupt
         return update(*arguments)
 

@@ -150,7 +150,7 @@ def test_a_resumed_run_is_the_straight_run(
     update = supervised.update
 
     def stops(*arguments: Any) -> dict[str, float]:
-        if arguments[3] == stop:
+        if arguments[2] == stop:
             raise KeyboardInterrupt
         return update(*arguments)
 

@@ -4,7 +4,7 @@ A token guards it: the one in the environment variable KEEL_REWARD_TOKEN, or a n
 sends the token in its own KEEL_REWARD_TOKEN; others may append ?token=... to the address.
 
 example:
-  KEEL_REWARD_TOKEN=... keel serve-reward --model runs/reward/model --port 5000
+  keel serve-reward --model runs/reward/model --port 5000
 """
 
 import os
