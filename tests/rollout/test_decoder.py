@@ -12,16 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from keel import kernels
 from keel.data.prompts import Prompt
-from keel.rollout import decoder as decoder_module
-from keel.rollout.decoder import (
-    Decoder,
-    GraphDecoder,
-    KernelDecoder,
-    LayerDecoder,
-    ModuleDecoder,
-    decoder_for,
-    fits_kernels,
-)
+from keel.rollout import layer_decoder
+from keel.rollout.decoder import Decoder, ModuleDecoder, decoder_for, fits_kernels
+from keel.rollout.kernel_decoder import KernelDecoder
+from keel.rollout.layer_decoder import GraphDecoder, LayerDecoder
 from keel.rollout.sampler import repeats, without
 
 from ..shapes import SIZES
@@ -125,7 +119,7 @@ def test_recorded_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return play
 
-    monkeypatch.setattr(decoder_module, "recorded", record)
+    monkeypatch.setattr(layer_decoder, "recorded", record)
     monkeypatch.setattr(GraphDecoder, "WIDTH", 8)
     states = [decoder.start(PROMPTS, MASK, copies=4) for decoder in decoders]
     for step in range(40):

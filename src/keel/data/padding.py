@@ -30,3 +30,7 @@ def microbatches(lengths: Sequence[int], microbatch_tokens: int) -> list[list[in
         else:
             groups.append([i])
     return groups
+
+
+def rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step

@@ -18,9 +18,10 @@ import torch
 from keel.config import TrainConfig, parse
 from keel.errors import ConfigError, KeelError
 from keel.train.check import self_check
-from keel.train.policy import TRUSTED_GAP, train_step
+from keel.train.policy import TRUSTED_GAP
 from keel.train.setup import Parts, build_parts
 from keel.train.state import RunState
+from keel.train.step import train_step
 from keel.world import World
 
 START = "start"  # loading and self-check

@@ -1,0 +1,70 @@
+"""Decoding through the layers of Llama-like models with the compiled kernels of a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from keel import kernels
+from keel.data.padding import rounded_up
+from keel.models.attention import Layout
+from keel.models.layers import light, rotate, rotations, walk
+
+
+class KernelDecoder:
+    """The same with the compiled kernels: prompts are read without padding, and the cache of a layer is kept in blocks
+    of columns, [2, B, kv_heads, T / lanes, D, lanes], so that as many tokens of the past are met at a time."""
+
+    def __init__(self, trunk: Any, max_response_tokens: int) -> None:
+        self.trunk, self.max_response_tokens = light(trunk), max_response_tokens
+        attention = trunk.layers[0].self_attn
+        self.size, self.scaling = attention.head_dim, attention.scaling
+
+    def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
+        (count, self.column), lanes = tokens.shape, kernels.lanes()
+        columns = rounded_up(self.column + self.max_response_tokens, lanes)
+        config, layers = self.trunk.config, len(self.trunk.layers)
+        heads = config.num_key_value_heads
+        weight = self.trunk.embed_tokens.weight
+        self.cache = weight.new_zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
+        self.cos, self.sin = rotations(self.trunk, torch.arange(columns, device=weight.device))
+        lengths, order = mask.sum(1).sort(descending=True, stable=True)
+        tokens, mask, back = tokens[order], mask[order], order.argsort()
+        positions = (mask.cumsum(1) - 1)[mask]
+        layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
+        width = rounded_up(self.column, lanes)
+        blank = weight.new_zeros(count, width, heads, self.size)
+        place = pad(mask, (0, width - self.column))[..., None, None]
+
+        def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            for kind, flat in enumerate((rotate(key, *turn), value)):
+                in_blocks = blank.masked_scatter(place, flat).unflatten(1, (-1, lanes)).permute(0, 3, 1, 4, 2)
+                self.cache[index, kind, :, :, : width // lanes] = in_blocks[back].repeat_interleave(copies, 0)
+            return layout.attend(query, key, value, self.scaling, rotation=turn)
+
+        states = walk(self.trunk, tokens[mask], read)
+        self.positions = lengths[back].repeat_interleave(copies)
+        self.first = self.column - self.positions
+        return states[lengths.cumsum(0) - 1][back].repeat_interleave(copies, 0)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        assert self.column < self.cache.shape[4] * self.cache.shape[6]
+        turn = self.cos[self.positions], self.sin[self.positions]
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            given = query, key, value, turn, self.first, self.cache[index], self.column, self.scaling
+            return kernels.attend_newest(*given)
+
+        states = walk(self.trunk, tokens, attend)
+        self.positions = self.positions + 1
+        self.column += 1
+        return states
+
+    def keep(self, rows: Tensor) -> None:
+        """Only rows whose place changes are copied, in all layers at once."""
+        moved = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
+        if len(moved):
+            used = self.cache[:, :, :, :, : self.column // kernels.lanes() + 1]
+            used[:, :, moved] = used[:, :, rows[moved]]
+        self.positions, self.first = self.positions[rows], self.first[rows]
