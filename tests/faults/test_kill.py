@@ -53,7 +53,9 @@ def test_f01_killed_at_every_named_place(name: str, place: str, straight: Any, t
     stage = straight(name).at(tmp_path / "killed")
     assert run(stage, failpoint=f"{place}=kill9") == -signal.SIGKILL, "it was never there"
     before = committed(stage)
-    assert run(stage, resume=True) == 0
+    again = start(stage, resume=True)
+    assert again.wait() == 0
+    assert before == 0 or f"keel: going on from step {before}" in again.words
     assert committed(stage) >= before
     same(stage.output, straight(name).output)
 
@@ -104,3 +106,24 @@ def test_f01_killed_at_random_times(straight: Any, tmp_path: Path) -> None:
             kills += 1
             committed(stage)
     assert ended > 0
+
+
+def test_f01_an_unfinished_checkpoint_is_named_and_passed_over(straight: Any, tmp_path: Path) -> None:
+    stage = straight("train").at(tmp_path / "killed")
+    assert run(stage, failpoint="save.visible:2=kill9") == -signal.SIGKILL
+    again = start(stage, resume=True)
+    assert again.wait() == 0
+    assert "keel: going on from step 2; ignored step-000004.tmp: unfinished" in again.words
+
+
+def test_f02_a_damaged_checkpoint_is_named_and_the_one_before_serves(straight: Any, tmp_path: Path) -> None:
+    stage = straight("train").at(tmp_path / "killed")
+    assert run(stage) == 0
+    damaged = stage.output / "checkpoints" / "step-000004" / "weights.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    again = start(stage, resume=True)
+    assert again.wait() == 0
+    assert "keel: going on from step 2; ignored step-000004: weights.safetensors is damaged" in again.words
+    same(stage.output, straight("train").output)

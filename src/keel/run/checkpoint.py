@@ -36,6 +36,10 @@ class Checkpoint:
     state: dict[str, Any]
     ignored: tuple[str, ...] = ()  # newer ones that cannot be used, each with the reason
 
+    def __str__(self) -> str:
+        """What a person is told who resumes a run."""
+        return f"going on from step {self.step}" + "".join(f"; ignored {each}" for each in self.ignored)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors saved under `name`, on the CPU. Raises CheckpointError."""
         path = self.path / f"{name}.safetensors"

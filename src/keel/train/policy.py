@@ -1,5 +1,6 @@
 """Policy learning: the loop of `keel train`, which can be ended and taken up again at any step."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -75,10 +76,17 @@ def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict
     state.trust_sampler = metrics["check/logprob_gap"] <= TRUSTED_GAP
     if checkpoint is not None:
         restore(parts, state, checkpoint)
+        say(str(checkpoint), parts.world)
         failpoint("start.resumed")
     elif config.reward.normalize == "reference":
         state.statistics = reference_statistics(parts)
     return state, metrics
+
+
+def say(what: str, world: World) -> None:
+    """A line for the person who watches, on standard error."""
+    if world.is_main:
+        print(f"keel: {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager

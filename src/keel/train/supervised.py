@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -233,6 +234,7 @@ def restore(folder: RunFolder, learner: Learner) -> None:
     load_optimizer_tensors(learner.optimizer, checkpoint.tensors("optimizer"))
     learner.guard.restore(checkpoint.state["guard"])
     learner.step, learner.unlogged = checkpoint.step, checkpoint.state["unlogged"]
+    print(f"keel: {checkpoint}", file=sys.stderr, flush=True)
     failpoint("start.resumed")
 
 
