@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,9 @@ def start(
     environment = environment or {}
     log = stage.output.with_suffix(f".log{environment.get('RANK', '')}")
     log.write_text("")
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+        pid = os.fork()
     if pid:
         return Child(pid, log)
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
