@@ -67,7 +67,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "verb",
     [
-        pytest.param(verb, marks=pytest.mark.exhaustive if verb == "quickstart" else ())
+        pytest.param(verb, marks=() if verb in ("train", "sample") else pytest.mark.exhaustive)
         for verb in VERBS
         if verb != "serve-reward"
     ],
