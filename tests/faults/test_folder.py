@@ -89,7 +89,7 @@ def test_f04_other_settings_are_refused_by_name(
     assert f"{section}.{name} was".lstrip(".") in child.words
 
 
-@pytest.mark.parametrize("changed", ["prompts.jsonl", "rewards.py", "model"])
+@pytest.mark.parametrize("changed", ["prompts.jsonl", "model"])
 def test_f39_what_a_run_reads_may_not_change_under_it(changed: str, tiny_policy: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_policy, tmp_path / "model")
     stage = train_stage(tmp_path / "model", tmp_path)
@@ -99,7 +99,35 @@ def test_f39_what_a_run_reads_may_not_change_under_it(changed: str, tiny_policy:
         opened.write(b" \n")
     child = start(stage, resume=True)
     assert child.wait() == 2
-    assert f"{changed} is no longer what the run began with" in child.words
+    assert f"{changed}: no longer what the run began with" in child.words
+
+
+BROKEN = """
+asked = []
+
+def share_of_w3(completions, **_):
+    asked.append(1)
+    if len(asked) > 7:
+        raise SystemExit(0)
+    return [words.count("w3") / max(1, len(words)) for words in map(str.split, completions)]
+"""
+
+
+def test_f39_a_reward_function_may_be_mended(tiny_policy: Path, tmp_path: Path) -> None:
+    stage = train_stage(tiny_policy, tmp_path)
+    file = tmp_path / "rewards.py"
+    right = file.read_text()
+    file.write_text(BROKEN)
+    child = start(stage)
+    assert child.wait() == 4
+    assert "reward function share_of_w3 (rewards.py:7): SystemExit: 0 -> mend it, then --resume" in child.words
+    steps = committed(stage)
+    assert steps >= 1
+    file.write_text(right)
+    child = start(stage, resume=True)
+    assert child.wait() == 0
+    assert f"{file} has changed: the run goes on, but not bit for bit" in child.words
+    assert [line["step"] for line in lines(stage.output / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_f04_another_version_or_number_of_threads_is_said(tiny_policy: Path, tmp_path: Path) -> None:
@@ -123,7 +151,7 @@ def test_f10_memory_that_a_reward_function_cannot_have(tiny_policy: Path, tmp_pa
     stage.values["rewards"] = [{"function": f"{rewards}:hungry"}]
     child = start(stage)
     assert child.wait() == 4
-    assert "reward function hungry: RuntimeError" in child.words
+    assert "reward function hungry (rewards.py:18): RuntimeError" in child.words
 
 
 def test_f24_a_figure_that_is_no_number_is_null(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from keel.config import RewardSource
-from keel.errors import RewardError
+from keel.errors import ConfigError, RewardError
 from keel.rollout.collect import score
 from keel.rollout.scorers import build_scorers
 
@@ -188,6 +188,21 @@ def test_f15_a_batch_that_comes_again_carries_the_same_key() -> None:
     keys = [line for request in asked for line in request.split(b"\r\n") if line.lower().startswith(b"idempotency-key")]
     assert keys[0] == keys[1] != keys[2]
     assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("url", ["http://user:word@127.0.0.1:9/", "http://127.0.0.1:9/get_reward?token=abc"])
+def test_f34_no_secret_in_an_address(url: str) -> None:
+    with pytest.raises(ConfigError, match="a secret in an address ends up in files -> put it in KEEL_REWARD_TOKEN"):
+        build_scorers([RewardSource(url=url)])
+
+
+def test_f34_what_the_server_said_is_said() -> None:
+    refusal = answer(b'{"error": "the token is missing or wrong"}', "401 Unauthorized")
+    with listening(sends(refusal)) as (url, _), pytest.raises(RewardError) as caught:
+        scores(url)
+    assert str(caught.value).endswith(
+        "HTTP 401 (the token is missing or wrong) -> set KEEL_REWARD_TOKEN to the server's token"
+    )
 
 
 def test_f15_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,16 @@
 """F-05: SIGTERM and Ctrl-C end a run within seconds, in any phase, and it goes on as if nothing had been."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import keel
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 
@@ -109,6 +113,26 @@ def test_f05_other_stages(name: str, number: signal.Signals, tiny_policy: Path, 
     assert committed(stopped) == 3
     assert run(stopped, resume=True) == 0
     same(stopped.output, whole.output)
+
+
+@exhaustive
+@BOTH
+def test_f05_while_libraries_are_imported(number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
+    """An import may turn the interrupt into an error of its own; it is an interrupt all the same."""
+    stage = train_stage(tiny_policy, tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(keel.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "import sys, keel.cli.main as m; print('here', flush=True); sys.exit(m.main())"]
+    for tenths in range(1, 20, 3):
+        process = subprocess.Popen(
+            [*command, *stage.arguments()], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        time.sleep(tenths / 10)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 75, errors
+        assert f"keel: interrupted by {number.name} -> go on with --resume" in errors
 
 
 def test_f05_a_second_ctrl_c_ends_it_at_once(tiny_policy: Path, tmp_path: Path) -> None:

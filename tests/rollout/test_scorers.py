@@ -180,7 +180,7 @@ def test_an_exception_keeps_its_words() -> None:
     def careless(completions: list[str]) -> list[float]:
         return [1 / 0 for _ in completions]
 
-    with pytest.raises(RewardError, match=r"reward function careless: ZeroDivisionError: division by zero"):
+    with pytest.raises(RewardError, match=r"careless \(test_scorers\.py:\d+\): ZeroDivisionError: division by zero"):
         scores_of(careless)
     assert not score(EIGHT, build_scorers([], [careless]), TOKENIZER, on_failure="drop").kept.any()
 

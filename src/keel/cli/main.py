@@ -12,7 +12,7 @@ from importlib import import_module
 
 from keel import __version__
 from keel.errors import ConfigError, Interrupted, KeelError
-from keel.interrupts import watched
+from keel.interrupts import waiting, watched
 
 # In the order in which a person needs them; each is a module of this package with a function `run`.
 VERBS = {
@@ -35,17 +35,21 @@ def main(arguments: list[str] | None = None) -> int:
     interrupted, 1 else."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
-    try:
-        with watched(), contextlib.nullcontext() if debug else _quiet():
-            return _dispatch([argument for argument in arguments if argument != "--debug"])
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
-        if debug:
-            traceback.print_exc()
-        verb = next((argument for argument in arguments if argument != "--debug"), "")
-        code, line = _verdict(error, resumable=verb in RESUMABLE)
-        with contextlib.suppress(OSError):  # whoever listened may be gone
-            print(f"keel: {line}", file=sys.stderr)
-        return code
+    with watched():
+        try:
+            with contextlib.nullcontext() if debug else _quiet():
+                return _dispatch([argument for argument in arguments if argument != "--debug"])
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
+            if debug:
+                traceback.print_exc()
+            asked = waiting()
+            if asked and not isinstance(error, KeelError):  # whatever the signal became on its way up, in an import say
+                error = Interrupted(asked)
+            verb = next((argument for argument in arguments if argument != "--debug"), "")
+            code, line = _verdict(error, resumable=verb in RESUMABLE)
+            with contextlib.suppress(OSError):  # whoever listened may be gone
+                print(f"keel: {line}", file=sys.stderr)
+            return code
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Serve a reward model or a Python reward function over HTTP, for trainers that name it by `rewards: [{url: ...}]`.
 
 A token guards it: the one in the environment variable KEEL_REWARD_TOKEN, or a new one that is printed. `keel train`
-sends the token in its own KEEL_REWARD_TOKEN; others may append ?token=... to the address.
+sends the token in its own KEEL_REWARD_TOKEN; other trainers may append ?token=... to the address.
 
 example:
   keel serve-reward --model runs/reward/model --port 5000

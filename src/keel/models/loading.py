@@ -170,7 +170,7 @@ def refuse_pickles(folder: Path) -> None:
         raise ConfigError(
             f"{pickled[0]} is a pickle, which can run code when it is read",
             where=str(folder),
-            fix="convert it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
+            fix="convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
         )
 
 

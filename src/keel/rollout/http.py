@@ -16,6 +16,7 @@ from keel.rollout.scores import Score, checked
 from keel.rollout.waiting import outcome
 
 MAX_RESPONSE_BYTES = 8 * 2**20
+MAX_REASON_BYTES = 4096
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
 TOKEN = "KEEL_REWARD_TOKEN"
 """Environment variable with the server's token, sent as a bearer token; it is never written to a file."""
@@ -33,6 +34,8 @@ class HttpScorer:
             known = httpx.URL(url).scheme in ("http", "https")
         except httpx.InvalidURL:
             known = False
+        if known and (httpx.URL(url).userinfo or "token" in httpx.URL(url).params):
+            raise ConfigError("a secret in an address ends up in files", where="rewards.url", fix=f"put it in {TOKEN}")
         if not known:
             raise ConfigError(f"{url!r} is no http(s) address", where="rewards.url")
         self.url, self.name, self.weight, self.noisy, self.timeout_seconds = url, name, weight, noisy, timeout_seconds
@@ -79,19 +82,32 @@ class HttpScorer:
         async with client.stream("POST", self.url, json=body) as response:
             if response.status_code in RETRYABLE:
                 raise _Passing(f"HTTP {response.status_code}", response.headers.get("Retry-After", ""))
-            if response.status_code != 200:
-                raise RewardError(f"HTTP {response.status_code}", where=self.url)
+            refused = response.status_code != 200
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise RewardError("the answer is compressed, which nobody asked for", where=self.url)
             async for chunk in response.aiter_raw():
                 chunks.append(chunk)
                 size += len(chunk)
-                if size > MAX_RESPONSE_BYTES:
-                    raise RewardError(f"the answer is larger than {MAX_RESPONSE_BYTES} bytes", where=self.url)
+                if size > (MAX_REASON_BYTES if refused else MAX_RESPONSE_BYTES):
+                    break
+        if refused:
+            cure = f"set {TOKEN} to the server's token" if response.status_code == 401 else ""
+            raise RewardError(f"HTTP {response.status_code}{_reason(b''.join(chunks))}", where=self.url, fix=cure)
+        if size > MAX_RESPONSE_BYTES:
+            raise RewardError(f"the answer is larger than {MAX_RESPONSE_BYTES} bytes", where=self.url)
         try:
             return httpx.Response(200, content=b"".join(chunks)).json()
         except (ValueError, RecursionError):
             raise RewardError("the answer is no JSON", where=self.url) from None
+
+
+def _reason(body: bytes) -> str:
+    """What a server that refused had to say, if it said so in JSON."""
+    try:
+        said = httpx.Response(200, content=body).json()["error"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return ""
+    return f" ({str(said)[:200]})"
 
 
 class _Passing(Exception):

@@ -3,6 +3,7 @@ a scorer did not say."""
 
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -110,9 +111,17 @@ class FunctionScorer:
             answer = self.function(**arguments)
             if inspect.isawaitable(answer):
                 answer = outcome(answer)
-        except Exception as error:  # a user's function may raise anything; its own words are the message
-            raise RewardError(f"{type(error).__name__}: {error}", where=f"reward function {self.name}") from error
+        except (Exception, SystemExit) as error:  # a user's function may raise anything; its own words are the message
+            place = f"reward function {self.name}{_line_of(error, self.function)}"
+            raise RewardError(f"{type(error).__name__}: {error}", place, "mend it, then --resume") from error
         return checked(answer, rollouts, f"reward function {self.name}")
+
+
+def _line_of(error: BaseException, function: Callable[..., Any]) -> str:
+    """Where in the function's own file it failed, such as ` (my.py:7)`."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""
 
 
 def function_arguments(rollouts: Rollouts, segments: list[list[str]] | None = None) -> dict[str, Any]:

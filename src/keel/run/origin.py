@@ -16,12 +16,16 @@ from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder, sha256, write_atomic
 
 
-def check_origin(folder: RunFolder, sources: Iterable[str | None], world_size: int, resume: bool) -> None:
+def check_origin(
+    folder: RunFolder, sources: Iterable[str | None], world_size: int, resume: bool, code: Iterable[str] = ()
+) -> None:
     """Write down what a fresh run begins with; compare what a resumed one finds, and say what of the machine differs.
 
     `sources` are files and folders; names of the hub are passed over. Raises ConfigError for one that has changed.
+    `code`, files of reward functions, may have been mended: that is said.
     """
-    now = {"inputs": dict(fingerprints(sources)), "machine": machine(world_size)}
+    code = list(code)
+    now = {"inputs": dict(fingerprints([*sources, *code])), "machine": machine(world_size)}
     if resume and folder.holds_run and folder.began.is_file():
         try:
             before = json.loads(folder.began.read_text(encoding="utf-8"))
@@ -29,14 +33,12 @@ def check_origin(folder: RunFolder, sources: Iterable[str | None], world_size: i
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError("cannot be read", str(folder.began), "remove it to resume unchecked") from error
         changed = [path for path, print_ in now["inputs"].items() if inputs.get(path, print_) != print_]
-        if changed:
-            raise ConfigError(
-                f"{Path(changed[0]).name} is no longer what the run began with",
-                where=changed[0],
-                fix="put it back, or choose another output",
-            )
+        lost = [path for path in changed if path not in code]
+        if lost:
+            raise ConfigError("no longer what the run began with", lost[0], "put it back, or choose another output")
         today = now["machine"]
         differ = [f"{name} was {old}, is {today.get(name)}" for name, old in others.items() if today.get(name) != old]
+        differ += [f"{path} has changed" for path in changed]
         if differ:
             print(f"keel: {'; '.join(differ)}: the run goes on, but not bit for bit", file=sys.stderr, flush=True)
         return

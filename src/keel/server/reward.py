@@ -1,6 +1,7 @@
 """A scorer behind HTTP, with the contract that `rewards: [{url: ...}]` speaks (OpenRLHF's)."""
 
 import asyncio
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ class RewardServer:
         except Refused as refused:
             return refused.response()
         except RewardError as error:
+            print(f"keel: {error}", file=sys.stderr, flush=True)
             return JSONResponse({"error": str(error)}, 422)
 
     async def _scores(

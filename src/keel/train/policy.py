@@ -61,10 +61,9 @@ def train_policy(
 
 
 def sources(config: TrainConfig) -> list[str | None]:
-    """Every file and folder that the run reads."""
-    functions = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
+    """Every file and folder of data and models that the run reads."""
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
-    return [*models, *functions, config.prompts.path]
+    return [*models, config.prompts.path]
 
 
 def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict[str, float]]:
@@ -95,7 +94,8 @@ def open_folder(config: TrainConfig, resume: bool, world: World) -> Iterator[Run
     folder = RunFolder(config.output)
     if world.is_main:
         folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
-        check_origin(folder, sources(config), world.size, resume)
+        code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
+        check_origin(folder, sources(config), world.size, resume, code)
     world.barrier()
     try:
         yield folder
