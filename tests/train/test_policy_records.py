@@ -63,7 +63,7 @@ def test_a_second_run_in_the_same_process_may_follow(tiny_policy: Path, tmp_path
         raise OSError("no connection")
 
     for _ in range(2):
-        with pytest.raises(RewardError, match="reward function broken: OSError: no connection"):
+        with pytest.raises(RewardError, match=r"broken \(test_policy_records\.py:\d+\): OSError: no connection"):
             train(tiny_policy, output, scorers=[broken])
     train(tiny_policy, output)
     with pytest.raises(ConfigError, match="already holds a run"):
