@@ -27,6 +27,10 @@ def test_f18_it_stops_before_the_update(name: str, place: str, tiny_policy: Path
     assert child.wait() == 3
     assert "not finite" in child.words.splitlines()[-1]
     assert committed(stage) == 2
+    kept = lines(stage.output / "faults" / "step-000003" / "rows.jsonl")
+    columns = {"train": "response", "reward": "responses", "sft": "text"}
+    assert len(kept) == (16 if name == "train" else 4)
+    assert all(row["prompt"] and columns[name] in row for row in kept)
     assert all(bool(value.isfinite().all()) for value in weights(stage.output).values())
 
 
@@ -40,7 +44,7 @@ def test_f18_the_batch_is_kept(tiny_policy: Path, tmp_path: Path) -> None:
     assert str(kept) in child.words
     fault = json.loads((kept / "fault.json").read_text())
     assert fault == {"step": int(kept.name[5:]), "what": "the loss is not finite"}
-    answers = lines(kept / "answers.jsonl")
+    answers = lines(kept / "rows.jsonl")
     batch = load_file(kept / "batch.safetensors")
     assert len(answers) == len(batch["advantages"]) == 16
     assert all(len(answer["advantages"]) == answer["length"] for answer in answers)

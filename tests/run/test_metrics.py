@@ -1,7 +1,11 @@
 """The logs: a line a step, valid JSON always, no step twice and none missing after a resume."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -81,3 +85,64 @@ def test_tensorboard(tmp_path: Path):
     sink.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("objective/kl")] == [(1, 0.5), (2, 1.0)]
+
+
+class Failing:
+    """The calls into the file system that writing a log takes, of which the nth fails; a write, when half is done."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def due(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+    def call(self, real: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if self.due():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments, **options)
+
+        return wrapped
+
+    def open(self, real: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            file = self.call(real)(*arguments, **options)
+            write = file.write
+
+            def half(data: Any) -> int:
+                if not self.due():
+                    return int(write(data))
+                write(data[: len(data) // 2])
+                file.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            wrapper = MagicMock(wraps=file)
+            wrapper.write, wrapper.__enter__.return_value = half, wrapper
+            wrapper.__exit__.side_effect = lambda *_: file.close()
+            return wrapper
+
+        return wrapped
+
+
+def test_every_call_of_a_log_may_fail(tmp_path: Path):
+    """Whatever fails, what was logged before is there, and after cutting the log back each step stands in it once."""
+    failed = 0
+    for at in range(1, 30):
+        path = tmp_path / f"{at}.jsonl"
+        JsonlMetrics(path).log(1, {"a": 1.0})
+        failing = Failing(at)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "open", failing.open(Path.open))
+            patch.setattr(Path, "replace", failing.call(Path.replace))
+            patch.setattr(os, "fsync", failing.call(os.fsync))
+            try:
+                JsonlMetrics(path).log(2, {"a": 2.0})
+                truncate_after(path, 1)
+            except CheckpointError:
+                failed += 1
+        truncate_after(path, 1)
+        JsonlMetrics(path).log(2, {"a": 2.0})
+        assert steps(path) == [1, 2]
+    assert failed >= 5
+    assert failing.left > 0, "the last tries met no failure"

@@ -132,6 +132,7 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path, tmp_path:
             model=model.model,
             lengths=[sum(map(len, ranking.rows)) for ranking in RANKINGS],
             weights=[1, 1, 1],
+            row=lambda i: {},
             loss=lambda part, settings=settings: ranking_losses(model, [RANKINGS[i] for i in part], settings).sum(),
             evaluate=dict,
             facts={},

@@ -89,6 +89,7 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
         model=model,
         lengths=[len(example.tokens) for example in EXAMPLES],
         weights=[example.num_targets for example in EXAMPLES],
+        row=lambda i: {},
         loss=lambda rows: target_losses(model, [EXAMPLES[i] for i in rows]).sum(),
         evaluate=dict,
         facts={},

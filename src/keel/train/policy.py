@@ -16,7 +16,7 @@ from keel.run.folder import RunFolder
 from keel.run.origin import check_origin
 from keel.train.check import self_check
 from keel.train.evaluate import judge
-from keel.train.evidence import keep_evidence
+from keel.train.evidence import keep_batch
 from keel.train.record import Records, open_records
 from keel.train.sample import Player
 from keel.train.setup import Parts, build_parts
@@ -144,7 +144,7 @@ def learn_or_tell(parts: Parts, state: RunState, found: Experience, folder: RunF
     """The update; the batch of one that went wrong is kept to be looked at."""
 
     def tell(what: str) -> str:
-        return keep_evidence(folder, parts.world, step, found.scored, found.batch, what)
+        return keep_batch(folder, parts.world, step, found.scored, found.batch, what)
 
     step = state.step + 1
     try:

@@ -48,6 +48,7 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
         model=model.model,
         lengths=[sum(map(len, ranking.rows)) for ranking in encoded],
         weights=[1] * len(encoded),
+        row=lambda i: {"prompt": train[i].prompt, "responses": train[i].responses, "ranks": train[i].ranks},
         loss=lambda rows: ranking_losses(model, [encoded[i] for i in rows], config).sum(),
         evaluate=evaluate,
         facts=baselines(held_out, train) | {"rankings_left_out": left_out, "prompts_on_both_sides": len(shared)},

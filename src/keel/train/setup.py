@@ -214,7 +214,7 @@ def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorith
         objective=_take(Objective, config.rollout, config.algorithm),
         schedule=_take(UpdateSchedule, config.algorithm, optim, total_steps=config.steps),
         world=world,
-        guard=_take(Guard, optim, skipped=0, means={}, counts={}),
+        guard=Guard(optim.on_fault, optim.max_skips, optim.spike),
     )
 
 

@@ -38,6 +38,7 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         model=model,
         lengths=[len(example.tokens) for example in train],
         weights=[example.num_targets for example in train],
+        row=lambda i: {"prompt": train[i].prompt, "text": tokenizer.decode(list(train[i].tokens))},
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
         evaluate=lambda: evaluate(model, held_out, config.microbatch_tokens),
         facts={"rows_left_out": left_out},

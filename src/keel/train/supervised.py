@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from keel.config import SupervisedSettings
-from keel.errors import ConfigError, Interrupted
+from keel.errors import ConfigError, Diverged, Interrupted
 from keel.failpoints import failpoint, poisoned
 from keel.interrupts import held, interruptible, sealed, watched
 from keel.learn.guard import Guard, fault_of, require_finite
@@ -31,6 +31,7 @@ from keel.run.checkpoint import latest_checkpoint, load_optimizer_tensors, optim
 from keel.run.folder import RunFolder, replace_folder, write_atomic
 from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
 from keel.run.origin import check_origin
+from keel.train.evidence import keep_rows
 from keel.train.progress import ProgressDisplay
 from keel.world import World, generator
 
@@ -45,6 +46,7 @@ class Task:
     model: nn.Module
     lengths: Sequence[int]  # tokens of each row, all its texts together
     weights: Sequence[int]  # of each row in the mean: its counted tokens, or 1
+    row: Callable[[int], Mapping[str, Any]]  # a row as a person reads it
     loss: Callable[[Sequence[int]], Tensor]  # summed over the given rows; their weights divide it
     evaluate: Callable[[], dict[str, float]]  # figures on the held-out rows
     facts: Mapping[str, float]  # figures that no training changes
@@ -111,7 +113,7 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
             while learner.step < total or learner.unlogged:
                 if learner.unlogged is None:
                     or_save(lambda: None, folder, config, learner)
-                    learner.unlogged = update(config, learner, learner.step, total)
+                    learner.unlogged = update_or_tell(config, learner, learner.step, total, folder)
                     learner.step += 1
                 step, metrics = learner.step, learner.unlogged
                 if epoch_ends(config, len(task.lengths), step - 1) or step == total:
@@ -139,6 +141,24 @@ def or_save(job: Callable[[], ResultT], folder: RunFolder, config: SupervisedSet
 
 def evaluation(figures: Mapping[str, float]) -> dict[str, float]:
     return {f"eval_{name}": value for name, value in figures.items()}
+
+
+def update_or_tell(
+    config: SupervisedSettings, learner: Learner, step: int, total: int, folder: RunFolder
+) -> dict[str, float]:
+    """The update; the rows of one that went wrong are kept to be looked at."""
+    task = learner.task
+
+    def tell(what: str) -> str:
+        return keep_rows(folder, step + 1, what, map(task.row, rows_of_step(config, len(task.lengths), step)))
+
+    try:
+        metrics = update(config, learner, step, total)
+    except Diverged as error:
+        raise Diverged(error.what, f"step {step + 1}{tell(error.what)}", error.fix) from error
+    if metrics["skipped"]:
+        tell("the update was skipped")
+    return metrics
 
 
 def update(config: SupervisedSettings, learner: Learner, step: int, total: int) -> dict[str, float]:
