@@ -48,12 +48,12 @@ LAYERS = {
     "models": Layer.of("kernels core data world errors"),
     "rollout": Layer.of("models data kernels core world errors"),
     "learn": Layer.of("models data core world failpoints errors"),
-    "run": Layer.of("kernels world failpoints errors config"),
+    "run": Layer.of("kernels data.judging data.preferences world failpoints errors config"),
     "train": Layer.of("kernels rollout learn models data core world run config failpoints interrupts errors"),
-    "diagnose": Layer.of("run.folder errors", SETTINGS),
-    "web": Layer.of("data.preferences data.store run.folder diagnose errors"),
+    "diagnose": Layer.of("data.judging data.preferences data.rows run.folder errors"),
     "server": Layer.of("rollout data config errors"),
-    "quickstart": Layer.of("train data run config errors"),
+    "web": Layer.of("data server.limits run.folder diagnose config errors"),
+    "quickstart": Layer.of("train data run config diagnose web errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
         "errors config interrupts",
@@ -175,7 +175,7 @@ def test_the_table_has_no_way_back():
 def test_who_imports_the_top_of_the_house():
     everyone = {part: layer.parts | layer.inside_functions for part, layer in LAYERS.items()}
     assert {part for part, names in everyone.items() if "cli" in names} == {"__main__"}
-    assert {part for part, names in everyone.items() if "web" in names} == {"cli"}
+    assert {part for part, names in everyone.items() if "web" in names} == {"cli", "quickstart"}
     assert {part for part, names in everyone.items() if "train" in names} == {"cli", "quickstart", "__init__"}
     assert "learn" not in everyone["rollout"]
     assert "rollout" not in everyone["learn"]

@@ -1,10 +1,14 @@
 """What can go wrong for a user: each error says what, where, and what to do, in one line."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class KeelError(Exception):
     """An expected failure. `exit_code` is what the command line returns."""
 
     exit_code = 1
+    figures: Mapping[str, Any] | None = None  # what --json prints all the same, where a finished job is judged
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
@@ -38,6 +42,12 @@ class RewardError(KeelError, RuntimeError):
     """A scorer failed or answered with something that is no score."""
 
     exit_code = 4
+
+
+class GateFailed(KeelError, RuntimeError):
+    """A reward model is finished and saved, and does not reach what its gate asks for."""
+
+    exit_code = 1
 
 
 class CheckpointError(KeelError, OSError):

@@ -8,7 +8,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from keel.data.prompts import encode_prompt, encode_text, load_prompts, read_rows, require
+from keel.data.prompts import encode_prompt, encode_text, load_prompts
+from keel.data.rows import read_rows, require
 from keel.errors import DataError
 
 CHAT = "{% for m in messages %}<s> {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}<s>{% endif %}"

@@ -12,7 +12,8 @@ import yaml
 from keel.cli.settings import read_yaml
 from keel.config import EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.data.preferences import load_rankings
-from keel.data.prompts import load_prompts, read_rows
+from keel.data.prompts import load_prompts
+from keel.data.rows import read_rows
 from keel.data.supervised import load_examples
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer

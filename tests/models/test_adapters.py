@@ -100,7 +100,7 @@ def test_policy_reference_critic_and_reward_model_stand_on_one_base(
     own = places(parts.actor_critic.policy)
     assert own.keys() == base.keys()
     assert places(parts.actor_critic.critic) == own
-    assert {name: place for name, place in places(scorer.reward_model.model).items() if "lora" not in name} == own
+    assert {name: place for name, place in places(scorer.members[0].model).items() if "lora" not in name} == own
 
 
 def test_with_a_full_policy_an_adapter_stands_on_the_reference(
@@ -110,7 +110,7 @@ def test_with_a_full_policy_an_adapter_stands_on_the_reference(
     [scorer] = parts.scorers
     assert isinstance(scorer, RewardModelScorer)
     assert parts.reference is not None
-    shared = places(scorer.reward_model.model)
+    shared = places(scorer.members[0].model)
     assert places(parts.reference.policy).items() <= shared.items()
 
 

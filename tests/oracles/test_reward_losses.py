@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from keel.train.reward import ranking_losses
+from keel.data.preferences import Ranking
+from keel.train.reward_task import EncodedRanking, ranking_losses
 
 from ..core.expect import close, gradient
 
@@ -18,8 +19,10 @@ def losses(
 ) -> Tensor:
     """Losses of rankings whose answers have these scores, one after another, by a model that only says them."""
     model = SimpleNamespace(scores_of_rows=lambda rows, microbatch_tokens: scores)
-    encoded = [SimpleNamespace(rows=[[0]] * len(ranks), ranks=ranks, margin=margin) for ranks in rankings]
-    return ranking_losses(model, encoded, SimpleNamespace(loss=loss, center_coef=center_coef, microbatch_tokens=100))
+    rows = [Ranking("", ("",) * len(ranks), tuple(ranks), margin) for ranks in rankings]
+    encoded = [EncodedRanking([[0]] * len(row.ranks), row) for row in rows]
+    settings = SimpleNamespace(loss=loss, center_coef=center_coef, microbatch_tokens=100, ties="ignore")
+    return ranking_losses(model, encoded, settings)
 
 
 @pytest.mark.parametrize("loss", ["pairwise", "listwise"])

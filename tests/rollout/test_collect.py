@@ -147,7 +147,7 @@ class SquareOfWords:
 
 def reward_model_scorer() -> Scorer:
     scorer = RewardModelScorer.__new__(RewardModelScorer)
-    scorer.reward_model, scorer.name, scorer.weight = SquareOfWords(), "squares", 1.0  # type: ignore[assignment]
+    scorer.judge, scorer.name, scorer.weight = SquareOfWords(), "squares", 1.0  # type: ignore[assignment]
     return scorer
 
 

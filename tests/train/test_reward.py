@@ -5,19 +5,25 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
 from keel.config import RewardConfig, parse
+from keel.core.preferences import bradley_terry_loss
+from keel.data.judging import Pairs, baselines, calibration_error, judge
 from keel.data.preferences import Ranking
 from keel.errors import ConfigError
+from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.reward_model import RewardModel
 from keel.train import supervised
-from keel.train.judging import baselines, calibration_error, judge, print_figures
-from keel.train.reward import EncodedRanking, listwise_losses, load_split, pairwise_losses, ranking_losses, reward
-from keel.train.supervised import Task, accumulate
+from keel.train.learner import Task
+from keel.train.reward import reward
+from keel.train.reward_task import EncodedRanking, ranking_losses
+from keel.train.split import split_rankings
+from keel.train.supervised import accumulate
 
 A_WINS = {"prompt": "w0", "chosen": " w1 w2", "rejected": " w3"}
 B_WINS = {"prompt": "w0", "chosen": " w3", "rejected": " w1 w2"}
@@ -81,9 +87,13 @@ class FixedScores:
         return self.scores
 
 
+def ranking(*ranks: int, **fields: Any) -> Ranking:
+    return Ranking("w0", ("w1",) * len(ranks), ranks, **fields)
+
+
 def losses(scores: list[float], rankings: list[list[int]], tmp_path: Path, **settings: Any) -> Tensor:
     given = config(tmp_path, tmp_path, [A_WINS], **settings)
-    encoded = [EncodedRanking([[4]] * len(ranks), ranks, 0.0) for ranks in rankings]
+    encoded = [EncodedRanking([[4]] * len(ranks), ranking(*ranks)) for ranks in rankings]
     model: Any = FixedScores(*scores)
     return ranking_losses(model, encoded, given)
 
@@ -103,18 +113,18 @@ def test_losses_by_hand(tmp_path: Path):
 @pytest.mark.usefixtures("float64")
 def test_ties_say_nothing_about_each_other():
     scores = torch.tensor([[1.0, 0.5, -2.0, 0.0]], requires_grad=True)
-    ranks, mask = torch.tensor([[1, 2, 2, 2]]), torch.ones(1, 4, dtype=torch.bool)
+    comparisons = Comparisons.of(scores[0], [ranking(1, 2, 2, 2)])
     first = scores[0].logsumexp(0) - scores[0, 0]
-    assert listwise_losses(scores, ranks, mask).item() == pytest.approx(first.item(), abs=1e-12)
-    gradient = torch.autograd.grad(pairwise_losses(scores, ranks, mask, torch.zeros(1)).sum(), scores)[0][0]
+    assert listwise_losses(comparisons).item() == pytest.approx(first.item(), abs=1e-12)
+    gradient = torch.autograd.grad(pairwise_losses(comparisons, bradley_terry_loss).sum(), scores)[0][0]
     expected = [torch.sigmoid(scores[0, j] - 1.0).item() / 3 for j in (1, 2, 3)]
     assert gradient.tolist() == pytest.approx([-sum(expected), *expected], abs=1e-12)
 
 
 RANKINGS = [
-    EncodedRanking([[4, 5], [4, 6, 7, 8], [4]], [1, 2, 2], 0.0),
-    EncodedRanking([[9, 9, 9], [10]], [1, 2], 0.5),
-    EncodedRanking([[11, 0, 2], [12, 13], [14], [15, 16, 17, 18, 19]], [1, 1, 2, 3], 0.0),
+    EncodedRanking([[4, 5], [4, 6, 7, 8], [4]], ranking(1, 2, 2)),
+    EncodedRanking([[9, 9, 9], [10]], ranking(1, 2, weight=0.5)),
+    EncodedRanking([[11, 0, 2], [12, 13], [14], [15, 16, 17, 18, 19]], ranking(1, 1, 2, 3, weight=2.0)),
 ]
 
 
@@ -130,13 +140,13 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path, tmp_path:
         task = Task(
             name="reward",
             model=model.model,
-            lengths=[sum(map(len, ranking.rows)) for ranking in RANKINGS],
+            lengths=[sum(map(len, encoded.rows)) for encoded in RANKINGS],
             weights=[1, 1, 1],
             row=lambda i: {},
             loss=lambda part, settings=settings: ranking_losses(model, [RANKINGS[i] for i in part], settings).sum(),
             evaluate=dict,
             facts={},
-            save=model.save,
+            save=lambda folder, figures: None,
         )
         model.model.zero_grad()
         value = accumulate(task, rows, budget)
@@ -188,7 +198,8 @@ def test_no_prompt_is_on_both_sides(tiny_policy: Path, tmp_path: Path):
     settings = settings.model_copy(
         update={"data": settings.data.model_copy(update={"eval_path": None, "eval_fraction": 0.3})}
     )
-    train, held_out, left_out = load_split(settings)
+    split = split_rankings(settings)
+    train, held_out, left_out = split.train, split.held_out, split.left_out
     assert {ranking.prompt for ranking in train}.isdisjoint(ranking.prompt for ranking in held_out)
     assert len({ranking.prompt for ranking in held_out}) == 4
     assert (len(train) + len(held_out), left_out) == (24, 0)
@@ -198,8 +209,8 @@ def test_no_prompt_is_on_both_sides(tiny_policy: Path, tmp_path: Path):
 def test_rows_without_a_preference_are_counted(tiny_policy: Path, tmp_path: Path):
     tie = {"prompt": "w0", "responses": ["w1", "w2"], "ranks": [1, 1]}
     settings = config(tmp_path, tiny_policy, [A_WINS, tie, A_WINS])
-    train, held_out, left_out = load_split(settings)
-    assert (len(train), len(held_out), left_out) == (2, 2, 1)
+    split = split_rankings(settings)
+    assert (len(split.train), len(split.held_out), split.left_out) == (2, 2, 1)
 
 
 def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -224,7 +235,7 @@ def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, mo
 
 def test_the_report_by_hand():
     rankings = [Ranking("p", ("good", "bad"), (1, 2)), Ranking("q", ("a", "bb", "ccc"), (1, 2, 2))]
-    figures = judge([torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])], rankings)
+    figures = judge([[2.0, 0.0], [0.0, 1.0, 0.0]], rankings)
     assert figures["accuracy"] == pytest.approx(0.5 * 1 + 0.25 * 0 + 0.25 * 0.5)
     assert figures["loss"] == pytest.approx(0.5 * 0.1269280110 + 0.25 * 1.3132616875 + 0.25 * log(2))
     # bins of sigma(|d|): .8808 (right), .7311 (wrong), .5 (half right)
@@ -241,18 +252,10 @@ def test_the_length_baseline_learns_its_direction_from_the_training_rankings():
     assert baselines([], [longer]) == {}
 
 
-def test_the_table_shows_model_and_baselines(capsys: pytest.CaptureFixture[str]):
-    figures = {"accuracy": 0.7251, "loss": 0.5522, "calibration_error": 0.017, "length_accuracy": 0.4696}
-    figures |= {"length_sign": -1.0, "constant_accuracy": 0.5, "constant_loss": log(2), "prompts_on_both_sides": 3}
-    print_figures(figures)
-    shown = capsys.readouterr().out
-    assert all(text in shown for text in ("0.725", "0.552", "0.017", "shorter is better", "0.470", "0.693"))
-    assert "3 held-out prompts are among those learned from" in shown
-
-
 def test_a_calibrated_model_has_no_calibration_error():
     """Three of four right at sigma(d) = .75, whichever answer the model prefers."""
-    differences = torch.tensor([log(3), log(3), log(3), -log(3)], dtype=torch.float64)
-    weights = torch.full((4,), 0.25, dtype=torch.float64)
-    assert calibration_error(differences, weights) == pytest.approx(0.0, abs=1e-12)
-    assert calibration_error(-differences, weights) == pytest.approx(0.5, abs=1e-12)
+    differences = np.array([log(3), log(3), log(3), -log(3)])
+    nothing = np.zeros((4, 2), dtype=int)
+    pairs = Pairs(differences, np.full(4, 0.25), nothing[:, 0], nothing)
+    assert calibration_error(pairs) == pytest.approx(0.0, abs=1e-12)
+    assert calibration_error(pairs.scaled(-1.0)) == pytest.approx(0.5, abs=1e-12)

@@ -19,13 +19,16 @@ VERBS = {
     "quickstart": "the whole loop on an embedded world, in minutes",
     "sft": "teach a language model to imitate completions or text",
     "sample": "write a model's answers to a file",
-    "reward": "train a reward model on human pairs or rankings",
+    "rank": "people rank the answers in a web page",
+    "data": "check a data file, and convert it",
+    "reward": "train a reward model, or an ensemble, on human pairs or rankings",
+    "dpo": "teach a policy by the same pairs or rankings, without a reward model",
     "train": "teach a policy by rewards (ppo, a2c, reinforce, rloo, grpo)",
     "plan": "forecast memory and time of a run of train, without loading its weights",
     "evaluate": "judge a policy, alone and against another",
     "serve-reward": "offer a reward model or function to other processes over HTTP",
 }
-RESUMABLE = ("sft", "reward", "train")
+RESUMABLE = ("sft", "reward", "dpo", "train")
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 
@@ -48,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             verb = next((argument for argument in arguments if argument != "--debug"), "")
             code, line = _verdict(error, resumable=verb in RESUMABLE)
             with contextlib.suppress(OSError):  # whoever listened may be gone
-                print(f"keel: {line}", file=sys.stderr)
+                from keel.cli.tables import literal
+
+                print(f"keel: {literal(line)}", file=sys.stderr)
             return code
 
 
@@ -74,11 +79,19 @@ def _run(verb: str, arguments: list[str]) -> None:
     if "--json" not in arguments:
         run(arguments)
         return
+    failure = None
     with contextlib.redirect_stdout(sys.stderr):
-        figures = run([argument for argument in arguments if argument != "--json"])
+        try:
+            figures = run([argument for argument in arguments if argument != "--json"])
+        except KeelError as error:
+            if error.figures is None:
+                raise
+            figures, failure = error.figures, error
     from keel.run.metrics import finite
 
     print(json.dumps(finite(figures)))
+    if failure is not None:
+        raise failure
 
 
 def _verdict(error: BaseException, resumable: bool = False) -> tuple[int, str]:

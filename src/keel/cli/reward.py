@@ -1,20 +1,54 @@
 """Train a reward model on human judgement: pairs (prompt, chosen, rejected) or rankings (prompt, responses, ranks).
 
+With --members it is an ensemble. report.html in the run folder says where it is right, and whether its scores mean what
+they say. With a gate, a model that falls short is saved, but the exit code is 1 and keel train refuses it.
+
 example:
   keel reward --output runs/reward --model distilgpt2 --data.path rankings.jsonl --loss listwise
+  keel reward --output runs/reward --model distilgpt2 --data.path rankings.jsonl --members 4 \\
+      --gate accuracy=0.65,ece=0.05
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from keel.cli.settings import read_command
+from keel.cli.tables import interval, show
 from keel.config import RewardConfig
+from keel.errors import GateFailed
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the figures on the held-out prompts."""
+    """Returns the figures on the held-out prompts. Raises GateFailed."""
     command = read_command("reward", RewardConfig, arguments, str(__doc__), flags=("resume",))
+    from keel.diagnose.reward_report import write_reward_report
+    from keel.run.gate import shortfalls
     from keel.train.reward import reward
 
-    figures = reward(command.settings, resume=command.resume)  # prints its figures beside those of the baselines
-    print(f"the reward model: {command.settings.output}/model")
+    settings = command.settings
+    figures = reward(settings, resume=command.resume)
+    if "accuracy" in figures:
+        print_figures(figures)
+        print(f"the report: {write_reward_report(settings.output)}")
+    print(f"the reward model: {settings.output}/model")
+    failed = shortfalls(settings.gate, figures)
+    if failed:
+        raise GateFailed(f"below the gate: {'; '.join(failed)}", where=f"{settings.output}/model")
     return figures
+
+
+def print_figures(figures: Mapping[str, float]) -> None:
+    """The reward model, length alone and a constant side by side."""
+    prefers = "longer" if figures["length_sign"] > 0 else "shorter"
+    model = {name: figures[name] for name in ("accuracy", "loss")}
+    error = {"calibration error": figures["calibration_error"]}
+    length = {"accuracy": figures["length_accuracy"]}
+    constant = {"accuracy": figures["constant_accuracy"], "loss": figures["constant_loss"]}
+    columns = {"reward model": model | error, f"length alone ({prefers} is better)": length, "constant": constant}
+    show("on held-out prompts", columns)
+    print(f"accuracy {interval(figures, 'accuracy')}, a 95% interval over prompts")
+    after = f"{figures['calibrated_error']:.3f}, loss {figures['calibrated_loss']:.3f}"
+    print(f"at temperature {figures['temperature']:.3g}: calibration error {after}")
+    if figures["prompts_on_both_sides"]:
+        shared = f"{figures['prompts_on_both_sides']:.0f} held-out prompts"
+        print(f"{shared} are among those learned from: a flattering figure")

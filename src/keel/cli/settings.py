@@ -20,6 +20,7 @@ SettingsT = TypeVar("SettingsT", bound=BaseModel)
 FLAGS = {
     "resume": "go on from the newest intact checkpoint in output",
     "check": "only load everything and run the self-check",
+    "stats": "print progress, agreement and each rater's figures, and end",
 }
 # Read by `main` before a verb sees them; here for --help and for the nearest-name hint.
 GLOBAL_FLAGS = {"json": "print the figures as one JSON object, progress to standard error", "debug": "show tracebacks"}
@@ -32,12 +33,23 @@ class Command(Generic[SettingsT]):
     settings: SettingsT
     resume: bool = False
     check: bool = False
+    stats: bool = False
 
 
 def read_command(
-    verb: str, settings: type[SettingsT], arguments: Sequence[str], about: str, flags: Sequence[str] = ()
+    verb: str,
+    settings: type[SettingsT],
+    arguments: Sequence[str],
+    about: str,
+    flags: Sequence[str] = (),
+    plain: str = "",
 ) -> Command[SettingsT]:
-    """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0."""
+    """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0.
+
+    `plain` is the setting that a first argument means which is neither an option nor a YAML file.
+    """
+    if plain and arguments and not arguments[0].startswith("-") and not arguments[0].endswith((".yaml", ".yml")):
+        arguments = [f"--{plain}={arguments[0]}", *arguments[1:]]
     parser = _Parser(verb, settings, about)
     parser.add_argument("file", nargs="?", metavar="RUN.yaml", help="settings; the command line has the last word")
     for flag, text in ({name: FLAGS[name] for name in flags} | GLOBAL_FLAGS).items():

@@ -12,10 +12,15 @@ from keel.config.parts import (
 )
 from keel.config.reading import nearest, parse, setting_names
 from keel.config.stages import (
+    GATES,
+    ComparisonSettings,
+    DataCheckConfig,
     DataSettings,
     DecodingSettings,
+    DpoConfig,
     EvaluateConfig,
     QuickstartConfig,
+    RankConfig,
     RewardConfig,
     SampleConfig,
     ServeRewardConfig,
@@ -25,10 +30,14 @@ from keel.config.stages import (
 from keel.config.train import AlgorithmSettings, PlanConfig, TrainConfig
 
 __all__ = [
+    "GATES",
     "AlgorithmSettings",
     "CheckpointSettings",
+    "ComparisonSettings",
+    "DataCheckConfig",
     "DataSettings",
     "DecodingSettings",
+    "DpoConfig",
     "EvaluateConfig",
     "LogSettings",
     "LoraSettings",
@@ -37,6 +46,7 @@ __all__ = [
     "PlanConfig",
     "PromptSettings",
     "QuickstartConfig",
+    "RankConfig",
     "RewardConfig",
     "RewardSource",
     "SampleConfig",

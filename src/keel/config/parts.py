@@ -68,6 +68,12 @@ class RewardSource(Settings):
     """the same answer may get another score: skips the self-check's repetition"""
     timeout_seconds: Positive = 60.0
     """deadline for one batch of an HTTP scorer, retries included"""
+    combine: Literal["mean", "min", "lower"] = "mean"
+    """score of an ensemble of reward models: mean or minimum over its members, or mean - std_coef * their deviation"""
+    std_coef: NonNegative = 1.0
+    """with combine: lower"""
+    ungated: bool = False
+    """use a reward model although it failed its gate"""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "RewardSource":

@@ -1,8 +1,9 @@
 """Settings of the verbs besides `keel train`."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from keel.config.parts import (
     CheckpointSettings,
@@ -29,10 +30,12 @@ class DataSettings(Settings):
     """held-out rows; without it a share of the prompts is held out"""
     eval_fraction: Fraction = 0.1
     """share of the prompts held out when there is no eval_path; 0 = none"""
+    watch_fraction: Fraction = 0.1
+    """with patience: share of the other prompts that only say when to stop, so that the held-out ones judge fairly"""
 
 
 class SupervisedSettings(Settings):
-    """What `keel sft` and `keel reward` have in common."""
+    """What `keel sft`, `keel reward` and `keel dpo` have in common."""
 
     output: str
     """the run folder; the result is in output/model"""
@@ -55,6 +58,11 @@ class SupervisedSettings(Settings):
     """padded tokens per forward pass; never changes the result"""
     max_tokens: Count = 512
     """longer texts lose their beginning (sft: their end)"""
+    patience: CountOrNone = 0
+    """end after this many evaluations in a row without a lower loss on the watched prompts, and keep the weights that
+    had the lowest; 0 = learn to the end and keep the last"""
+    eval_every: CountOrNone = 0
+    """optimizer steps between evaluations; 0 = after every pass over the data"""
     optim: OptimSettings = OptimSettings(learning_rate=5e-5, schedule="cosine")
     checkpoint: CheckpointSettings = CheckpointSettings(every=0)
     log: LogSettings = LogSettings()
@@ -64,7 +72,24 @@ class SftConfig(SupervisedSettings):
     """Settings of `keel sft`: imitate completions (rows of prompt, completion) or plain text (rows of text)."""
 
 
-class RewardConfig(SupervisedSettings):
+class ComparisonSettings(SupervisedSettings):
+    """What `keel reward` and `keel dpo` have in common: they learn from comparisons."""
+
+    ties: Literal["ignore", "half"] = "ignore"
+    """two answers with the same rank: say nothing, or are half a win for each (pairs only)"""
+
+
+# Name in a gate -> figure, and whether it has to be at least or at most what the gate says.
+GATES = {
+    "accuracy": ("accuracy", ">="),
+    "accuracy_low": ("accuracy_low", ">="),
+    "ahead_of_length": ("ahead_of_length", ">="),
+    "loss": ("loss", "<="),
+    "ece": ("calibration_error", "<="),
+}
+
+
+class RewardConfig(ComparisonSettings):
     """Settings of `keel reward`: train a reward model on pairs or rankings."""
 
     loss: Literal["pairwise", "listwise"] = "pairwise"
@@ -73,6 +98,50 @@ class RewardConfig(SupervisedSettings):
     """pulls the scores of each prompt's answers towards a mean of zero"""
     template: str = "{prompt}{response}"
     """how prompt and response become one text when the prompt is no chat"""
+    members: Count = 1
+    """reward models in the ensemble; each has a head, an order of the data and a run folder of its own"""
+    member_models: list[str] = []
+    """weights that the members start from, in turn (default: all from `model`)"""
+    calibrate: bool = False
+    """divide the scores by the temperature that fits the held-out prompts, so that they are in nats"""
+    gate: dict[str, float] = {}
+    """what the held-out figures must reach, as in accuracy=0.65,ece=0.05 (also accuracy_low, the lower end of its
+    interval; ahead_of_length; loss); `keel train` refuses a model that fails"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RewardConfig":
+        unknown = [name for name in self.gate if name not in GATES]
+        if unknown:
+            raise ValueError(f"gate: no figure is called {unknown[0]}; known: {', '.join(GATES)}")
+        if self.loss == "listwise" and self.ties == "half":
+            raise ValueError("ties: half belongs to loss: pairwise; the listwise loss reads ties as unknown order")
+        if self.calibrate and not (self.data.eval_path or self.data.eval_fraction):
+            raise ValueError("calibrate needs held-out prompts; set data.eval_fraction or data.eval_path")
+        return self
+
+
+class DpoConfig(ComparisonSettings):
+    """Settings of `keel dpo`: learn a policy from pairs or rankings directly, without a reward model."""
+
+    output: str
+    """the run folder; the result is in output/policy"""
+    loss: Literal["sigmoid", "ipo", "listwise"] = "sigmoid"
+    """DPO on pairs (rankings are turned into pairs), IPO on pairs, or Plackett-Luce DPO on whole rankings"""
+    beta: Positive = 0.1
+    """weight of the KL to the start, as kl_coef in `keel train`: larger stays closer"""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """chance that a comparison is the wrong way round (sigmoid only)"""
+    max_tokens: Count = 512
+    """of prompt and answer together; a longer prompt loses its beginning, an answer that does not fit is refused"""
+    optim: OptimSettings = OptimSettings(learning_rate=5e-6, schedule="cosine")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DpoConfig":
+        if self.loss != "sigmoid" and self.label_smoothing:
+            raise ValueError(f"label_smoothing belongs to loss: sigmoid; {self.loss} has no place for it")
+        if self.loss == "listwise" and self.ties == "half":
+            raise ValueError("ties: half belongs to pairs; the listwise loss reads ties as unknown order")
+        return self
 
 
 class DecodingSettings(Settings):
@@ -105,11 +174,15 @@ class SampleConfig(Settings):
     sampling: DecodingSettings = DecodingSettings()
 
 
-class EvaluateConfig(Settings):
-    """Settings of `keel evaluate`: judge a policy, alone and against another, on prompts it was not trained on."""
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
-    policy: str
-    """folder or hub id of the policy to judge"""
+
+class EvaluateConfig(Settings):
+    """Settings of `keel evaluate`: judge policies, alone and against another, on prompts they were not trained on."""
+
+    policy: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    """folder or hub id of the policy to judge; several get a column each"""
     against: str | None = None
     """folder of another policy: adds its figures and the win rate against it"""
     reference: str | None = None
@@ -123,6 +196,13 @@ class EvaluateConfig(Settings):
     """of sampling and of the bootstrap"""
     sampling: DecodingSettings = DecodingSettings()
 
+    @field_validator("policy")
+    @classmethod
+    def _each_once(cls, policies: list[str]) -> list[str]:
+        if len({Path(policy) for policy in policies}) < len(policies):
+            raise ValueError("the same policy is given twice")
+        return policies
+
 
 class QuickstartConfig(Settings):
     """Settings of `keel quickstart`: the whole loop on an embedded world."""
@@ -133,6 +213,62 @@ class QuickstartConfig(Settings):
     """of the world and of every random stream"""
     algorithm: Literal["ppo", "a2c"] = "ppo"
     """how the policy learns"""
+    human: bool = False
+    """you rank the answers in a web page, instead of the simulated raters"""
+    human_rankings: Count = 60
+    """with human: how many are asked for; fewer will do"""
+
+
+class RankConfig(Settings):
+    """Settings of `keel rank`: people rank answers in a web page."""
+
+    answers: str | None = None
+    """rows of `prompt, responses` (2 to 9 answers), as `keel sample` writes them; needed to begin a store"""
+    store: str = "ratings.db"
+    """the SQLite file that holds answers, raters and rankings; a later call goes on with it"""
+    raters: list[str] = ["me"]
+    """names of the raters, each of whom gets a private link"""
+    overlap: Count = 1
+    """raters who rank each item"""
+    mode: Literal["rankings", "pairs"] = "rankings"
+    """rank all answers of a row, or compare two at a time (rows of more are cut into pairs)"""
+    instructions: str | None = None
+    """a text file that raters see before they begin"""
+    tags: list[str] = []
+    """labels that a rater may put on an item"""
+    seed: int = 0
+    """of the order in which each rater sees the answers"""
+    host: str = "127.0.0.1"
+    """address to listen on; one that other machines can reach needs `public`"""
+    public: bool = False
+    """allow an address that other machines can reach"""
+    names: list[str] = []
+    """further names or addresses under which raters call it; needed for 0.0.0.0, which is nobody's name"""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8642
+    """port to listen on"""
+    browser: bool = True
+    """open the first rater's page in a browser"""
+    export: str | None = None
+    """write what was ranked to this file, and end"""
+    form: Literal["rankings", "pairs"] = "rankings"
+    """of the export: one row a ranking, or one a pair"""
+    aggregate: bool = False
+    """of the export: one consensus for each item, raters weighed by how well they agree (default: one row a rater)"""
+
+
+class DataCheckConfig(Settings):
+    """Settings of `keel data check`: what is in a data file, and what is wrong with it."""
+
+    path: str
+    """JSON lines, Parquet, or a hub data set"""
+    split: str = "train"
+    """which split of a hub data set"""
+    column: str = "prompt"
+    """of a file of prompts: the column that holds them"""
+    against: list[str] = []
+    """other files that must not share prompts with it, such as the held-out rows"""
+    convert: str | None = None
+    """write the rows that can be used to this .jsonl file, as rankings of keel's own form"""
 
 
 class ServeRewardConfig(Settings):

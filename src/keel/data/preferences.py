@@ -5,13 +5,11 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from keel.data.prompts import Content, Messages, Row, read_rows, reject, require, require_content
+from keel.data.formats import read_comparison
+from keel.data.rows import Content, Row, read_rows, reject, require
 from keel.errors import DataError
-
-ASSISTANT = "\n\nAssistant:"
-"""Where the answer begins in a transcript without a column for the prompt (Anthropic's HH data)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,9 @@ class Ranking:
     responses: tuple[str, ...]
     ranks: tuple[int | None, ...]  # of each response: 1 is best, equal numbers tie, None = not ranked
     margin: float = 0.0  # pairs only: by how much the chosen answer should be ahead
+    weight: float = 1.0  # how much it counts in the loss and in every figure
+    rater: str = ""  # who made it, where that is known
+    source: str = ""  # where the answers come from, where that is known
 
     @property
     def ranked(self) -> "Ranking":
@@ -31,6 +32,12 @@ class Ranking:
         return replace(self, responses=responses, ranks=ranks)
 
     @property
+    def ties(self) -> list[tuple[int, int]]:
+        """Indices of every two responses with the same rank."""
+        marks = [(i, rank) for i, rank in enumerate(self.ranks) if rank is not None]
+        return [(i, j) for place, (i, rank) in enumerate(marks) for j, other in marks[place + 1 :] if rank == other]
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) indices of every two responses that were told apart."""
         marks = [(i, rank) for i, rank in enumerate(self.ranks) if rank is not None]
@@ -38,22 +45,32 @@ class Ranking:
 
 
 def load_rankings(path: str, split: str = "train") -> list[Ranking]:
-    """Rows of `chosen`, `rejected` (and `prompt`, `margin`), or of `prompt`, `responses` and `ranks` or `scores`.
+    """Rows in any of the forms of `keel.data.formats`; each may have `weight`, `rater` and `source`.
 
     Raises DataError for a bad row, or when no row prefers anything (all tied, or fewer than two ranked).
     """
-    rankings = [
-        _ranking(row, path) if "responses" in row.values else _pair(row, path) for row in read_rows(path, split)
-    ]
+    rankings = [as_ranking(row, path) for row in read_rows(path, split)]
     if not any(ranking.pairs for ranking in rankings):
         raise DataError("no row prefers one answer to another", where=path)
     return rankings
 
 
+def as_ranking(row: Row, path: str) -> Ranking:
+    """The comparison that a row holds. Raises DataError naming file and line."""
+    comparison = read_comparison(row, path)
+    weight = 1.0
+    if row.values.get("weight") is not None:
+        weight = float(require(row, path, "weight", (int, float)))
+        if not (math.isfinite(weight) and weight >= 0):
+            reject(row, path, f'"weight" is {weight}')
+    names = {name: require(row, path, name) for name in ("rater", "source") if isinstance(row.values.get(name), str)}
+    return Ranking(*comparison, weight=weight, **names)
+
+
 def to_pairs(rankings: Sequence[Ranking]) -> list[Ranking]:
     """Every two answers that were told apart, as a pair; ties and unranked answers give none."""
     return [
-        Ranking(ranking.prompt, (ranking.responses[i], ranking.responses[j]), (1, 2), ranking.margin)
+        replace(ranking, responses=(ranking.responses[i], ranking.responses[j]), ranks=(1, 2))
         for ranking in rankings
         for i, j in ranking.pairs
     ]
@@ -89,78 +106,3 @@ def split_by_prompt(
 def prompt_key(prompt: Content) -> str:
     """Prompts that differ only in outer white space are one prompt."""
     return prompt.strip() if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
-
-
-def _ranking(row: Row, path: str) -> Ranking:
-    prompt = require_content(row, path, "prompt")
-    responses = require(row, path, "responses", (list,))
-    if len(responses) < 2 or not all(isinstance(response, str) for response in responses):
-        reject(row, path, '"responses" is no list of at least two texts')
-    by_rank = row.values.get("ranks") is not None
-    if by_rank == (row.values.get("scores") is not None):
-        reject(row, path, 'a ranking has either "ranks" (1 is best) or "scores" (higher is better)')
-    column = "ranks" if by_rank else "scores"
-    marks = require(row, path, column, (list,))
-    if len(marks) != len(responses):
-        reject(row, path, f'{len(marks)} "{column}" for {len(responses)} responses')
-    if not all(mark is None or _is_mark(mark, by_rank) for mark in marks):
-        reject(
-            row, path, f'"{column}" holds something that is no {"rank from 1" if by_rank else "number"} and not null'
-        )
-    ranks = marks if by_rank else _ranks_of_scores(marks)
-    return Ranking(prompt, tuple(responses), tuple(None if rank is None else int(rank) for rank in ranks))
-
-
-def _is_mark(mark: Any, by_rank: bool) -> bool:
-    if isinstance(mark, bool) or not isinstance(mark, int | float) or not math.isfinite(mark):
-        return False
-    return not by_rank or (mark >= 1 and mark == int(mark))
-
-
-def _ranks_of_scores(scores: Sequence[float | None]) -> list[int | None]:
-    """Equal scores share a rank."""
-    levels = sorted({score for score in scores if score is not None}, reverse=True)
-    return [None if score is None else levels.index(score) + 1 for score in scores]
-
-
-def _pair(row: Row, path: str) -> Ranking:
-    if "chosen" not in row.values and "rejected" not in row.values and "prompt" in row.values:
-        reject(row, path, f'neither "chosen" and "rejected" nor "responses"; columns: {", ".join(row.values)}')
-    chosen, rejected = (require_content(row, path, name, may_be_empty=True) for name in ("chosen", "rejected"))
-    if type(chosen) is not type(rejected):
-        reject(row, path, '"chosen" and "rejected" are of different kinds')
-    if isinstance(chosen, str):
-        prompt, answers = _text_pair(row, path, chosen, rejected)
-    else:
-        prompt, answers = _chat_pair(row, path, chosen, rejected)
-    margin = 0.0
-    if row.values.get("margin") is not None:
-        margin = float(require(row, path, "margin", (int, float)))
-        if not math.isfinite(margin):
-            reject(row, path, f'"margin" is {margin}')
-    return Ranking(prompt, answers, (1, 2), margin)
-
-
-def _text_pair(row: Row, path: str, chosen: str, rejected: Any) -> tuple[Content, tuple[str, str]]:
-    if "prompt" in row.values:
-        return require_content(row, path, "prompt"), (chosen, rejected)
-    cut = chosen.rfind(ASSISTANT) + len(ASSISTANT)
-    while cut >= len(ASSISTANT) and rejected[:cut] != chosen[:cut]:
-        cut = chosen.rfind(ASSISTANT, 0, cut - 1) + len(ASSISTANT)
-    if cut < len(ASSISTANT):
-        reject(row, path, f'no "prompt", and "chosen" and "rejected" do not share a beginning up to {ASSISTANT!r}')
-    return chosen[:cut], (chosen[cut:], rejected[cut:])
-
-
-def _chat_pair(row: Row, path: str, chosen: Messages, rejected: Any) -> tuple[Content, tuple[str, str]]:
-    """Answers as messages, with the prompt before them or in its own column."""
-    whole = chosen[0]["role"] != "assistant"
-    if whole:
-        prompt: Messages = [a for a, b in zip(chosen[:-1], rejected[:-1], strict=False) if a == b]
-    else:
-        given = require_content(row, path, "prompt")
-        prompt = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    answers = [messages[len(prompt) if whole else 0 :] for messages in (chosen, rejected)]
-    if any(len(answer) != 1 or answer[0]["role"] != "assistant" for answer in answers):
-        reject(row, path, '"chosen" and "rejected" must be one assistant message each, after the same messages')
-    return prompt, (answers[0][0]["content"], answers[1][0]["content"])

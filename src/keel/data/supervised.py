@@ -5,16 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.prompts import (
-    Content,
-    Messages,
-    Row,
-    encode_prompt,
-    encode_text,
-    read_rows,
-    render_chat,
-    require_content,
-)
+from keel.data.prompts import encode_prompt, encode_text, render_chat
+from keel.data.rows import Content, Messages, Row, read_rows, require_content
 from keel.errors import DataError
 
 
@@ -57,15 +49,33 @@ def encode_example(row: Row, path: str, tokenizer: PreTrainedTokenizerBase, end_
         text = str(require_content(row, path, "text"))
         return Example(text, (*encode_text(text, tokenizer), end_token(tokenizer, end_ids)), 0)
     content = require_content(row, path, "prompt")
+    return encode_answer(content, require_content(row, path, "completion", may_be_empty=True), tokenizer, end_ids)
+
+
+def encode_answer(
+    content: Content, answer: Content, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]
+) -> Example:
+    """Ids of a prompt, of the answer to it and of the end token after that. Raises DataError."""
     prompt = encode_prompt(content, tokenizer)
-    whole = _whole_text(content, prompt.text, require_content(row, path, "completion", may_be_empty=True), tokenizer)
-    completion = _completion_ids(prompt.text, whole, tokenizer)
+    completion = _completion_ids(prompt.text, _whole_text(content, prompt.text, answer, tokenizer), tokenizer)
     ends = [i for i, token in enumerate(completion) if token in end_ids]
     if ends and (isinstance(content, list) or ends[-1] + 1 == len(completion)):
         completion = completion[: ends[-1] + 1]  # a chat template writes a line break and more behind it
     else:
         completion = [*completion, end_token(tokenizer, end_ids)]
     return Example(content, (*prompt.tokens, *completion), len(prompt.tokens))
+
+
+def keep_end(example: Example, num_prompt_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The same with at most so many tokens of the prompt, which loses its beginning but for what starts every text."""
+    if example.num_prompt_tokens <= num_prompt_tokens:
+        return example
+    first = 0  # a chat template writes its special tokens into the text
+    if isinstance(example.prompt, str):
+        bare = tokenizer.encode(example.prompt, add_special_tokens=False)
+        first = min(num_prompt_tokens, max(0, example.num_prompt_tokens - len(bare)))
+    rest = example.tokens[example.num_prompt_tokens - (num_prompt_tokens - first) :]
+    return Example(example.prompt, example.tokens[:first] + rest, num_prompt_tokens)
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> int:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from keel.data.padding import microbatches, pad_rows
-from keel.data.prompts import Content, render_chat
+from keel.data.prompts import render_chat
+from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, save_adapter, with_lora
 from keel.models.heads import plain
@@ -115,6 +116,18 @@ class RewardModel:
             return self._full(model.score(token_states(model, tokens, mask)[last])[:, 0])
         tokens, mask = moved_left(tokens, mask)
         return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer that makes the score."""
+        heads = [m for m in plain(self.model).modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+        return heads[-1]
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Multiply all scores from here on."""
+        for parameter in self.head.parameters():
+            parameter.mul_(factor)
 
     @property
     def reads_last_token(self) -> bool:

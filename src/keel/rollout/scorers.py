@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
+from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
 from keel.models.reward_model import RewardModel
 from keel.rollout.http import HttpScorer
 from keel.rollout.scores import Score, checked
@@ -35,7 +36,10 @@ class Source(Protocol):
     weight: float
     noisy: bool
     timeout_seconds: float
+    std_coef: float
 
+    @property
+    def combine(self) -> str: ...
     @property
     def name(self) -> str: ...
 
@@ -45,7 +49,8 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
     scorers: list[Scorer] = []
     for source in sources:
         if source.model is not None:
-            scorers.append(RewardModelScorer(source.model, source.name, source.weight))
+            judge = load_reward_model(source.model, source.combine, source.std_coef)
+            scorers.append(RewardModelScorer(judge, source.name, source.weight))
         elif source.function is not None:
             function = load_function(source.function)
             scorers.append(FunctionScorer(function, source.name, source.weight, source.noisy))
@@ -68,25 +73,30 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
 
 
 class RewardModelScorer:
-    """A trained reward model, which reads text with its own tokenizer: ids never cross vocabularies."""
+    """A trained reward model or an ensemble, which reads text with its own tokenizer: ids never cross vocabularies."""
 
     noisy = False
 
-    def __init__(self, folder: str, name: str, weight: float = 1.0) -> None:
-        self.reward_model, self.name, self.weight = RewardModel.load(folder), name, weight
-        self.reward_model.model.requires_grad_(False)
+    def __init__(self, judge: RewardModel | RewardEnsemble, name: str, weight: float = 1.0) -> None:
+        self.judge, self.name, self.weight = judge, name, weight
+        for member in self.members:
+            member.model.requires_grad_(False)
+
+    @property
+    def members(self) -> list[RewardModel]:
+        return models_of(self.judge)
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         contents = [prompt.content for prompt in rollouts.prompts]
         if segments is None:
-            return list(self.reward_model.score(contents, rollouts.texts).tolist())
+            return list(self.judge.score(contents, rollouts.texts).tolist())
         return self._differences(contents, segments)
 
     def _differences(self, contents: list[Any], segments: list[list[str]]) -> list[Score]:
         """A segment's score is what it adds: r(answer so far) - r(answer before), so the sum is the answer's score."""
         rows = [(content, "".join(parts[: k + 1])) for content, parts in zip(contents, segments, strict=True)
                 for k in range(len(parts))]  # fmt: skip
-        flat = iter(self.reward_model.score([content for content, _ in rows], [text for _, text in rows]).tolist())
+        flat = iter(self.judge.score([content for content, _ in rows], [text for _, text in rows]).tolist())
         result: list[Score] = []
         for parts in segments:
             sums = [0.0] + [next(flat) for _ in parts]

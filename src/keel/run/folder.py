@@ -1,6 +1,7 @@
 """The run folder: where everything a run writes lies, and the rule that one trainer at a time writes there."""
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -36,16 +37,21 @@ def storage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or leave what was there: a reader never sees half of it. Raises CheckpointError."""
     partial = path.with_name(f".{path.name}.tmp")
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+def write_figures(folder: "RunFolder", figures: Mapping[str, float]) -> None:
+    """What a finished run came to, beside its result. Raises CheckpointError."""
+    write_atomic(folder.path / "figures.json", json.dumps(figures, indent=1) + "\n")
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:

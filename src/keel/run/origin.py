@@ -75,6 +75,6 @@ def fingerprints(sources: Iterable[str | None]) -> Iterable[tuple[str, str]]:
         if path.is_file():
             yield source, sha256(path)
         elif path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file())
-            text = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            text = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
             yield source, hashlib.sha256(text.encode()).hexdigest()

@@ -19,6 +19,7 @@ from keel.config import PlanConfig, parse
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS
 from keel.models.adapters import with_lora
+from keel.models.ensemble import members_of
 from keel.models.loading import DTYPES, load_tokenizer
 from keel.train.probe import Cost, probe_apart
 
@@ -28,6 +29,7 @@ SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
 def plan(config: PlanConfig) -> dict[str, Any]:
     """The forecast: memory of each model, peak and seconds of each phase, and the changes that make the run fit."""
+    config = with_members(config)
     available = config.memory_gb * 1e9 if config.memory_gb else machine_memory()
     cost = forecast(config)
     return {
@@ -42,6 +44,16 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "run_hours": cost.step_seconds * config.steps / 3600,
         "changes": changes_to_fit(config, available) if cost.peak > available else {},
     }
+
+
+def with_members(config: PlanConfig) -> PlanConfig:
+    """The same run with each ensemble of reward models as so many single ones."""
+    rewards = [
+        reward.model_copy(update={"model": model})
+        for reward in config.rewards
+        for model in (members_of(reward.model) if reward.model else [None])
+    ]
+    return config.model_copy(update={"rewards": rewards})
 
 
 def changes_to_fit(config: PlanConfig, available: float) -> dict[str, dict[str, float]]:

@@ -18,6 +18,7 @@ from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.adapters import merged, share_frozen, with_lora
+from keel.models.ensemble import members_of
 from keel.models.heads import check_logits, new_value_head, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
@@ -25,6 +26,7 @@ from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
 from keel.rollout.sampler import sample
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
+from keel.run.gate import require_passed
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
@@ -88,6 +90,9 @@ def build_parts(
     tokenizer = load_tokenizer(config.policy.model)
     loaded = _prompts(config, tokenizer, prompts)
     held_out = _load(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
+    for reward in config.rewards:
+        if reward.model and not reward.ungated:
+            require_passed(reward.model)
     scorers = build_scorers(config.rewards, functions)
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
@@ -104,8 +109,8 @@ def build_parts(
             recompute_layers(trunk(model))
     reference = _reference(config, actor_critic, world)
     for scorer in scorers:
-        if isinstance(scorer, RewardModelScorer):
-            share_frozen(scorer.reward_model.model, reference.policy if reference else policy)
+        for member in scorer.members if isinstance(scorer, RewardModelScorer) else []:
+            share_frozen(member.model, reference.policy if reference else policy)
     return Parts(
         config=config,
         world=world,
@@ -176,7 +181,7 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
         models = [reward.model for reward in config.rewards if reward.model]
         if not models:
             raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
-        source = str(models[0])
+        source = members_of(str(models[0]))[0]
     critic = load_classifier(source, config.policy.dtype, config.seed)
     if not hasattr(critic, "score"):
         raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")

@@ -2,26 +2,48 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from keel.config import SftConfig
+from keel.config import SftConfig, SupervisedSettings
 from keel.data.padding import microbatches, pad_rows
-from keel.data.preferences import split_by_prompt
 from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
 from keel.models.heads import check_logits, plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
 from keel.models.packed import token_states
-from keel.train.supervised import Task, fit
+from keel.train.learner import Task
+from keel.train.split import Split, split_rows
+from keel.train.supervised import fit
 from keel.world import World
 
 
 def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     """Imitate completions or texts; the result is in `output/model`. Returns the figures on held-out rows."""
+    model, tokenizer, ends = load_speaker(config)
+    split = load_split(config, model, tokenizer, ends)
+    train, budget = split.train, config.microbatch_tokens
+    task = Task(
+        name="sft",
+        model=model,
+        lengths=[len(example.tokens) for example in train],
+        weights=[example.num_targets for example in train],
+        row=lambda i: {"prompt": train[i].prompt, "text": tokenizer.decode(list(train[i].tokens))},
+        loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
+        evaluate=lambda: evaluate(model, split.held_out, budget),
+        facts={"rows_left_out": split.left_out},
+        save=lambda folder, figures: save_model(model, tokenizer, folder),
+        watch=(lambda: evaluate(model, split.watched, budget)["loss"]) if split.watched else None,
+    )
+    return fit(config, task, resume)
+
+
+def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
+    """The causal language model that is to learn, its tokenizer, and the tokens that end an answer."""
     tokenizer = load_tokenizer(config.model)
     torch.manual_seed(config.seed)  # the adapter's start
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
@@ -32,35 +54,27 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     ends = end_token_ids(model, tokenizer)
     if not ends:
         raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
-    train, held_out, left_out = load_split(config, model, tokenizer, ends)
-    task = Task(
-        name="sft",
-        model=model,
-        lengths=[len(example.tokens) for example in train],
-        weights=[example.num_targets for example in train],
-        row=lambda i: {"prompt": train[i].prompt, "text": tokenizer.decode(list(train[i].tokens))},
-        loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
-        evaluate=lambda: evaluate(model, held_out, config.microbatch_tokens),
-        facts={"rows_left_out": left_out},
-        save=lambda folder: save_model(model, tokenizer, folder),
-    )
-    return fit(config, task, resume)
+    return model, tokenizer, ends
 
 
-def load_split(
-    config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]
-) -> tuple[list[Example], list[Example], int]:
-    """Examples to learn, held-out examples, and how many were left out because nothing is learned in them."""
+def longest_row(config: SupervisedSettings, model: Any) -> int:
+    """Most tokens of a row: as many as are asked for, if the model has so many positions."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limit = min(config.max_tokens, positions or config.max_tokens)
-    data = config.data
-    examples = load_examples(data.path, tokenizer, ends, split=data.split, max_tokens=limit)
-    train = [example for example in examples if example.num_targets > 0]
-    left_out = len(examples) - len(train)
-    if data.eval_path:
-        others = load_examples(data.eval_path, tokenizer, ends, split=data.split, max_tokens=limit)
-        return train, [example for example in others if example.num_targets > 0], left_out
-    return *split_by_prompt(train, lambda example: example.prompt, data.eval_fraction, config.seed), left_out
+    return min(config.max_tokens, positions or config.max_tokens)
+
+
+def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> Split[Example]:
+    """Examples by what they are for, without those in which nothing is learned."""
+    limit, data = longest_row(config, model), config.data
+
+    def load(path: str) -> list[Example]:
+        return load_examples(path, tokenizer, ends, split=data.split, max_tokens=limit)
+
+    examples = load(data.path)
+    learnable = [example for example in examples if example.num_targets > 0]
+    others = [example for example in load(data.eval_path) if example.num_targets > 0] if data.eval_path else None
+    split = split_rows(learnable, others, lambda example: example.prompt, config)
+    return replace(split, left_out=len(examples) - len(learnable))
 
 
 def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:

@@ -1,85 +1,29 @@
 """What `keel sft` and `keel reward` share: the loop over rows whose right answer is known."""
 
-import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW
 
 from keel.config import SupervisedSettings
-from keel.errors import ConfigError, Diverged, Interrupted
+from keel.errors import Diverged, Interrupted
 from keel.failpoints import failpoint, poisoned
 from keel.interrupts import held, interruptible, sealed, watched
-from keel.learn.guard import Guard, fault_of, require_finite
-from keel.learn.optim import (
-    build_optimizer,
-    clip_gradients,
-    gradient_norm,
-    learning_rate_factor,
-    microbatches,
-    set_learning_rate,
-)
-from keel.run.checkpoint import latest_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from keel.run.folder import RunFolder, replace_folder, write_atomic
+from keel.learn.guard import Guard
+from keel.learn.optim import build_optimizer, learning_rate_factor, microbatches, set_learning_rate
+from keel.run.folder import RunFolder, replace_folder, write_figures
 from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
 from keel.run.origin import check_origin
 from keel.train.evidence import keep_rows
+from keel.train.learner import Learner, Task, put_weights, restore, save
 from keel.train.progress import ProgressDisplay
 from keel.world import World, generator
 
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned: rows are known by their index."""
-
-    name: str  # of the metric keys and the progress display
-    model: nn.Module
-    lengths: Sequence[int]  # tokens of each row, all its texts together
-    weights: Sequence[int]  # of each row in the mean: its counted tokens, or 1
-    row: Callable[[int], Mapping[str, Any]]  # a row as a person reads it
-    loss: Callable[[Sequence[int]], Tensor]  # summed over the given rows; their weights divide it
-    evaluate: Callable[[], dict[str, float]]  # figures on the held-out rows
-    facts: Mapping[str, float]  # figures that no training changes
-    save: Callable[[Path], None]  # the result as a plain model folder
-
-
-@dataclass
-class Learner:
-    """A task, and what changes besides its weights."""
-
-    task: Task
-    optimizer: AdamW
-    guard: Guard
-    step: int = 0
-    unlogged: dict[str, float] | None = None  # figures of the last step, until it has been evaluated and written down
-
-    @property
-    def logged(self) -> int:
-        """The last step that stands in the log."""
-        return self.step - (self.unlogged is not None)
-
-    def move(self, loss_finite: bool, max_grad_norm: float) -> tuple[float, bool]:
-        """Clip and move, if that does no harm; the gradient's norm before, and whether it moved. Raises Diverged."""
-        parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
-        norm = poisoned("update.gradient", gradient_norm(parameters))
-        norms = {self.task.name: float(norm)}
-        taken = self.guard.admits(norms, fault_of(loss_finite, norms, self.task.model.named_parameters()))
-        if taken:
-            clip_gradients(parameters, max_grad_norm, norm)
-            failpoint("update.optimizer")
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm), taken
 
 
 def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
@@ -88,6 +32,7 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
     with watched(), closing(RunFolder.open(config.output, config.model_dump(mode="json"), resume)) as folder:
         check_origin(folder, [config.model, config.data.path, config.data.eval_path], 1, resume)
         failpoint("start.loaded")
+        task.prepare(folder)
         figures = train(config, task, folder, resume)
         with sealed():
             publish(folder, task, figures)
@@ -102,30 +47,53 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
     if resume:
         restore(folder, learner)
     total = num_steps(config, len(task.lengths))
-    figures: dict[str, float] = task.evaluate() if learner.logged in (0, total) else {}
+    figures: dict[str, float] = {}
     with (
-        open_sinks(folder, config, learner.logged) as sinks,
+        open_sinks(folder, config, learner.logged if learner.step else -1) as sinks,
         ProgressDisplay(task.name, total, learner.logged) as display,
     ):
-        if learner.logged == 0:
+        if learner.step == 0:
+            figures = evaluate(task)
+            learner.note(figures)
             log(sinks, task, 0, evaluation(figures) | dict(task.facts))
         with held():
-            while learner.step < total or learner.unlogged:
+            while not finished(config, learner, total):
                 if learner.unlogged is None:
                     or_save(lambda: None, folder, config, learner)
                     learner.unlogged = update_or_tell(config, learner, learner.step, total, folder)
                     learner.step += 1
                 step, metrics = learner.step, learner.unlogged
-                if epoch_ends(config, len(task.lengths), step - 1) or step == total:
-                    figures = or_save(task.evaluate, folder, config, learner)
+                if evaluates(config, len(task.lengths), step) or step == total:
+                    figures = or_save(partial(evaluate, task), folder, config, learner)
+                    learner.note(figures)
                     metrics = metrics | evaluation(figures)
                 failpoint("step.log")
                 log(sinks, task, step, metrics)
                 display.show(step, {"loss": metrics["loss"], **evaluation(figures)})
                 learner.unlogged = None
-                if step == total or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                    save(folder, config, learner)
-    return figures | dict(task.facts)
+                if finished(config, learner, total) or checkpoint_due(config, step):
+                    save(folder, learner, config.checkpoint.keep)
+    return conclusion(learner, figures, folder)
+
+
+def evaluate(task: Task) -> dict[str, float]:
+    """Figures on the held-out rows and, with patience, the loss on the watched ones."""
+    return task.evaluate() | ({} if task.watch is None else {"watched_loss": task.watch()})
+
+
+def finished(config: SupervisedSettings, learner: Learner, total: int) -> bool:
+    if learner.unlogged is not None:
+        return False
+    return learner.step >= total or bool(config.patience and learner.best.misses >= config.patience)
+
+
+def conclusion(learner: Learner, figures: dict[str, float], folder: RunFolder) -> dict[str, float]:
+    """Figures of the result: the last weights, of which these are the figures if any, or with patience the best."""
+    task, best = learner.task, learner.best
+    if task.watch is not None:
+        put_weights(task, best.weights)
+        figures = evaluate(task) | {"best_step": best.step}
+    return (figures or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
 
 
 def or_save(job: Callable[[], ResultT], folder: RunFolder, config: SupervisedSettings, learner: Learner) -> ResultT:
@@ -135,7 +103,7 @@ def or_save(job: Callable[[], ResultT], folder: RunFolder, config: SupervisedSet
             return job()
     except Interrupted:
         if learner.step > 0:
-            save(folder, config, learner)
+            save(folder, learner, config.checkpoint.keep)
         raise
 
 
@@ -208,14 +176,21 @@ def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[i
     return rows
 
 
-def epoch_ends(config: SupervisedSettings, num_rows: int, step: int) -> bool:
-    return (step + 1) * config.batch_size // num_rows > step * config.batch_size // num_rows
+def evaluates(config: SupervisedSettings, num_rows: int, step: int) -> bool:
+    """After this step: every `eval_every` steps, or where a pass over the data ends."""
+    if config.eval_every:
+        return step % config.eval_every == 0
+    return step * config.batch_size // num_rows > (step - 1) * config.batch_size // num_rows
+
+
+def checkpoint_due(config: SupervisedSettings, step: int) -> bool:
+    return bool(config.checkpoint.every and step % config.checkpoint.every == 0)
 
 
 @contextmanager
 def open_sinks(folder: RunFolder, config: SupervisedSettings, done: int) -> Iterator[list[MetricSink]]:
     """Where metrics go, cut back to the step that the run goes on from."""
-    truncate_after(folder.metrics, done or -1)  # the figures before the first step are written anew with it
+    truncate_after(folder.metrics, done)
     sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
     if "tensorboard" in config.log.trackers:
         sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
@@ -231,38 +206,7 @@ def log(sinks: Sequence[MetricSink], task: Task, step: int, metrics: Mapping[str
         sink.log(step, {f"{task.name}/{name}": value for name, value in metrics.items()})
 
 
-def save(folder: RunFolder, config: SupervisedSettings, learner: Learner) -> None:
-    """A checkpoint of all that the next step depends on; random streams depend on the step alone."""
-    require_finite(learner.task.model.named_parameters(), learner.step)
-    tensors = {"weights": trained_weights(learner.task), "optimizer": optimizer_tensors(learner.optimizer)}
-    state = {"guard": learner.guard.counters(), "unlogged": learner.unlogged}
-    with sealed():
-        save_checkpoint(folder, learner.step, state, tensors, {}, config.checkpoint.keep)
-
-
-def restore(folder: RunFolder, learner: Learner) -> None:
-    """Put back the newest checkpoint, if there is one."""
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        return
-    saved, own = checkpoint.tensors("weights"), trained_weights(learner.task)
-    if saved.keys() != own.keys():
-        raise ConfigError("the checkpoint holds other weights than this model", where=str(checkpoint.path))
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved[name])
-    load_optimizer_tensors(learner.optimizer, checkpoint.tensors("optimizer"))
-    learner.guard.restore(checkpoint.state["guard"])
-    learner.step, learner.unlogged = checkpoint.step, checkpoint.state["unlogged"]
-    print(f"keel: {checkpoint}", file=sys.stderr, flush=True)
-    failpoint("start.resumed")
-
-
-def trained_weights(task: Task) -> dict[str, Tensor]:
-    return {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
-
-
-def publish(folder: RunFolder, task: Task, figures: Mapping[str, Any]) -> None:
-    """The model in `output/model`, and the figures beside it."""
-    replace_folder(folder.model, task.save)
-    write_atomic(folder.path / "figures.json", json.dumps(figures, indent=1) + "\n")
+def publish(folder: RunFolder, task: Task, figures: Mapping[str, float]) -> None:
+    """The result as a model folder, and the figures beside it."""
+    replace_folder(folder.path / task.result, lambda target: task.save(target, figures))
+    write_figures(folder, figures)

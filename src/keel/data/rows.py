@@ -1,0 +1,143 @@
+"""Rows of a data file. Whatever is wrong with one is said as `file:line`."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from keel.errors import DataError
+
+Messages = list[dict[str, str]]
+Content = str | Messages
+"""A prompt as the file has it: text, or chat messages `{"role": ..., "content": ...}`."""
+
+KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", type(None): "null"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data file."""
+
+    number: int  # line of the file (or row of the data set), from 1
+    values: dict[str, Any]
+
+
+def read_rows(path: str, split: str = "train") -> list[Row]:
+    """All rows of a .jsonl or .parquet file, or of a hub data set (`owner/name`, or `owner/name:config`).
+
+    Raises DataError when it cannot be read, naming the line, or has no row.
+    """
+    rows = []
+    for row in scan_rows(path, split):
+        if isinstance(row, DataError):
+            raise row
+        rows.append(row)
+    if not rows:
+        raise DataError("no rows in it", where=path)
+    return rows
+
+
+def scan_rows(path: str, split: str = "train") -> Iterator[Row | DataError]:
+    """Each row, or what is wrong with its line: one broken line does not hide the others.
+
+    Raises DataError when the file or the data set cannot be read at all.
+    """
+    file = Path(path)
+    if file.suffix in (".jsonl", ".json"):
+        yield from _scan_json_lines(file)
+    else:
+        for number, values in enumerate(_read_data_set(path, split), start=1):
+            yield Row(number, dict(values))
+
+
+def require(row: Row, path: str, column: str, kinds: tuple[type, ...] = (str,)) -> Any:
+    """The value of a column, which must be of one of `kinds`. Raises DataError."""
+    if column not in row.values:
+        near = difflib.get_close_matches(column, row.values, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(row.values) or 'none'}"
+        reject(row, path, f'no column "{column}"; {hint}')
+    value = row.values[column]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        expected = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds))
+        reject(row, path, f'expected {expected} in "{column}", got {KINDS.get(type(value), type(value).__name__)}')
+    return value
+
+
+def require_content(row: Row, path: str, column: str, may_be_empty: bool = False) -> Content:
+    """Text (not just white space, unless an empty answer is an answer) or chat messages. Raises DataError."""
+    value = require(row, path, column, (str, list))
+    if isinstance(value, str):
+        if not value.strip() and not may_be_empty:
+            reject(row, path, f'"{column}" is empty')
+        return value
+    if not value or not all(_is_message(message) for message in value):
+        reject(row, path, f'"{column}" is no list of messages {{"role": text, "content": text}}')
+    return value
+
+
+def reject(row: Row, path: str, what: str) -> NoReturn:
+    raise DataError(what, where=f"{path}:{row.number}")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _scan_json_lines(file: Path) -> Iterator[Row | DataError]:
+    try:
+        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise DataError(error.strerror or str(error), where=str(file), fix="give a file that exists") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _json_row(line, number, str(file))
+
+
+def _json_row(line: bytes, number: int, path: str) -> Row | DataError:
+    where = f"{path}:{number}"
+    try:
+        values = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once_each)
+        if b"\\ud" in line.lower():  # half of a surrogate pair is JSON, but no text
+            json.dumps(values, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeError) else f"not JSON: {error}"
+        return DataError(reason, where=where, fix="one JSON object a line")
+    if not isinstance(values, dict):
+        return DataError(f"expected an object, got {KINDS.get(type(values), type(values).__name__)}", where=where)
+    return Row(number, values)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return values
+
+
+def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
+    """Rows of a Parquet file or a hub data set, streamed so that no copy is written to a cache."""
+    if path.startswith((".", "/", "~")) and not Path(path).exists():
+        raise DataError("no such file", where=path)
+    if Path(path).is_file() and not path.endswith(".parquet"):
+        raise DataError("neither .jsonl nor .parquet", where=path, fix="write its rows as JSON lines")
+    import datasets
+
+    name, _, config = path.partition(":")
+    try:
+        if path.endswith(".parquet"):
+            files = {"rows": path}
+            yield from datasets.load_dataset("parquet", data_files=files, split="rows", streaming=True)
+        else:
+            yield from datasets.load_dataset(name, config or None, split=split, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(
+            f"cannot read it: {reason}", where=path, fix="give a .jsonl or .parquet file or a hub id such as org/name"
+        ) from error

@@ -1,0 +1,59 @@
+"""The report page of a reward model: one file without scripts, which opens anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from keel.data import judging
+from keel.diagnose.reward import HeldOut, groups, length_correlation, matched, mistakes
+from keel.run.folder import RunFolder, write_atomic
+
+
+def write_reward_report(run: str) -> Path | None:
+    """`report.html` in the run folder of `keel reward`; None without held-out prompts. Raises DataError."""
+    folder = RunFolder(run)
+    figures = json.loads((folder.path / "figures.json").read_text(encoding="utf-8"))
+    held_out = HeldOut.read(folder.path)
+    if not held_out.rankings:
+        return None
+    verdict = folder.model / "gate.json"
+    page = environment().get_template("reward.html")
+    text = page.render(
+        name=folder.path.name,
+        figures=figures,
+        gate=json.loads(verdict.read_text(encoding="utf-8")) if verdict.is_file() else None,
+        settings=folder.settings(),
+        **sections(held_out),
+    )
+    target = folder.path / "report.html"
+    write_atomic(target, text)
+    return target
+
+
+def sections(held_out: HeldOut) -> dict[str, Any]:
+    """All that the page shows beside the figures."""
+    pairs = held_out.pairs
+    near = matched(held_out, pairs)
+    correlation = length_correlation(held_out)
+    return {
+        "num_pairs": len(pairs.differences),
+        "num_rankings": len(held_out.rankings),
+        "groups": groups(held_out),
+        "reliability": judging.reliability(pairs),
+        "reliability_after": judging.reliability(judging.calibrated(pairs, held_out.rankings)),
+        "length_correlation": None if np.isnan(correlation) else correlation,
+        "matched_accuracy": judging.accuracy(pairs.where(near)) if near.any() else None,
+        "num_matched": int(near.sum()),
+        "mistakes": mistakes(held_out),
+    }
+
+
+def environment() -> Environment:
+    """Whatever a model or a rater wrote is shown literally."""
+    return Environment(
+        loader=PackageLoader("keel.diagnose"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Several reward models that judge together: where they disagree, a policy should not believe them."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from keel.data.rows import Content
+from keel.errors import ConfigError
+from keel.models.reward_model import RewardModel
+
+FILE = "ensemble.json"
+
+
+class RewardEnsemble:
+    """The score of an answer is the mean or the minimum over the members, or mean - std_coef * their deviation.
+
+    Coste et al. 2023 (section 3) compare the three; the deviation is that of the members, dividing by their number.
+    """
+
+    def __init__(
+        self, members: Sequence[RewardModel], combine: str = "mean", std_coef: float = 1.0, temperature: float = 1.0
+    ) -> None:
+        self.members, self.combine, self.std_coef, self.temperature = list(members), combine, std_coef, temperature
+
+    @classmethod
+    def load(cls, folder: str, combine: str = "mean", std_coef: float = 1.0) -> Self:
+        """Raises ConfigError when it or a member cannot be loaded."""
+        members = [RewardModel.load(member) for member in members_of(folder)]
+        return cls(members, combine, std_coef, read(folder)["temperature"])
+
+    def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+        """Scores of the responses, on the CPU and without gradient. -> [N] float32"""
+        return self.combined(self.member_scores(prompts, responses))
+
+    def member_scores(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+        """What each member says. -> [members, N] float32"""
+        return torch.stack([member.score(prompts, responses) for member in self.members]) / self.temperature
+
+    def combined(self, scores: Tensor) -> Tensor:
+        """[members, N] -> [N]"""
+        if self.combine == "min":
+            return scores.min(0).values
+        if self.combine == "lower":
+            return scores.mean(0) - self.std_coef * scores.std(0, correction=0)
+        return scores.mean(0)
+
+
+def load_reward_model(folder: str, combine: str = "mean", std_coef: float = 1.0) -> RewardModel | RewardEnsemble:
+    """A reward model or an ensemble, whatever lies there. Raises ConfigError."""
+    if is_ensemble(folder):
+        return RewardEnsemble.load(folder, combine, std_coef)
+    return RewardModel.load(folder)
+
+
+def is_ensemble(folder: str) -> bool:
+    return (Path(folder) / FILE).is_file()
+
+
+def models_of(judge: RewardModel | RewardEnsemble) -> list[RewardModel]:
+    return judge.members if isinstance(judge, RewardEnsemble) else [judge]
+
+
+def members_of(folder: str) -> list[str]:
+    """The folders of an ensemble's members; of a single model, or a name of the hub, that alone."""
+    return [str(Path(folder) / name) for name in read(folder)["members"]] if is_ensemble(folder) else [folder]
+
+
+def save_ensemble(folder: Path, members: Sequence[Path], temperature: float = 1.0) -> None:
+    """A folder with a copy of each member and a list of them; a copy on the same disk takes no room."""
+    names = [f"member-{number}" for number in range(1, len(members) + 1)]
+    for name, member in zip(names, members, strict=True):
+        shutil.copytree(member, folder / name, copy_function=_link)
+    text = json.dumps({"members": names, "temperature": temperature}, indent=1)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read(folder: str) -> dict[str, Any]:
+    """Raises ConfigError for a list that cannot be read or names anything but folders beside it."""
+    path = Path(folder) / FILE
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        members, temperature = saved["members"], float(saved["temperature"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("the list of the ensemble's members cannot be read", where=str(path)) from error
+    if not members or not all(isinstance(name, str) and Path(name).name == name for name in members):
+        raise ConfigError("members must be folders beside this file", where=str(path))
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}", where=str(path))
+    return {"members": members, "temperature": temperature}
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)

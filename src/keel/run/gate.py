@@ -1,0 +1,47 @@
+"""What a reward model must reach before a policy may learn from it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from keel.config import GATES
+from keel.errors import ConfigError
+
+FILE = "gate.json"
+
+
+def shortfalls(gate: Mapping[str, float], figures: Mapping[str, float]) -> list[str]:
+    """`accuracy 0.61 is not >= 0.65` for each demand that is not met. Raises ConfigError without held-out figures."""
+    found = []
+    for name, bound in gate.items():
+        figure, sign = GATES[name]
+        if figure not in figures:
+            raise ConfigError("a gate needs held-out prompts", where=f"gate.{name}", fix="set data.eval_fraction")
+        value = figures[figure]
+        if not (value >= bound if sign == ">=" else value <= bound):
+            found.append(f"{name} {value:.4g} is not {sign} {bound:g}")
+    return found
+
+
+def write_gate(folder: Path, gate: Mapping[str, float], failed: list[str]) -> None:
+    """The verdict travels with the model."""
+    text = json.dumps({"gate": dict(gate), "passed": not failed, "failed": failed}, indent=1)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def require_passed(model: str) -> None:
+    """Raises ConfigError for a reward model that failed its gate; one without a gate passes."""
+    path = Path(model) / FILE
+    if not path.is_file():
+        return
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        passed, failed = verdict["passed"], "; ".join(verdict["failed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("the verdict of the gate cannot be read", where=str(path)) from error
+    if not passed:
+        raise ConfigError(
+            f"the reward model failed its gate: {failed}",
+            where=model,
+            fix="train a better one (its report.html says where it fails), or set ungated: true in this scorer",
+        )

@@ -1,0 +1,102 @@
+"""What a reward model learns from a ranking, and what is said of it on held-out prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from keel.config import RewardConfig
+from keel.core.preferences import bradley_terry_loss
+from keel.data.judging import baselines, calibrate, final_figures, judge
+from keel.data.preferences import Ranking
+from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
+from keel.models.reward_model import RewardModel
+from keel.run.folder import RunFolder
+from keel.run.gate import shortfalls, write_gate
+from keel.run.held_out import write_held_out
+from keel.train.learner import Task
+from keel.train.split import Split, prompts_on_both_sides
+
+
+@dataclass(frozen=True)
+class EncodedRanking:
+    """A ranking, and its answers as the reward model reads them."""
+
+    rows: list[list[int]]
+    ranking: Ranking
+
+
+def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> Task:
+    """What `fit` needs to know of a reward model and its data."""
+    train, watched, held_out = (
+        [EncodedRanking(encode(model, ranking), ranking) for ranking in side]
+        for side in (split.train, split.watched, split.held_out)
+    )
+    facts = facts_of(split)
+
+    def conclude(folder: RunFolder) -> dict[str, float]:
+        scores = scores_of(model, held_out, config.microbatch_tokens)
+        figures = final_figures(scores, split.held_out, facts)
+        if config.calibrate:
+            scores, figures = calibrate(scores, figures)
+            model.rescale(1 / figures["temperature"])
+        write_held_out(folder, split.held_out, scores)
+        return figures
+
+    return Task(
+        name="reward",
+        model=model.model,
+        lengths=[sum(map(len, encoded.rows)) for encoded in train],
+        weights=[1] * len(train),
+        row=lambda i: {name: getattr(split.train[i], name) for name in ("prompt", "responses", "ranks")},
+        loss=lambda rows: ranking_losses(model, [train[i] for i in rows], config).sum(),
+        evaluate=lambda: judge(scores_of(model, held_out, config.microbatch_tokens), split.held_out),
+        facts=facts,
+        save=lambda folder, figures: save_judged(model.save, folder, config, figures),
+        watch=(lambda: judge(scores_of(model, watched, config.microbatch_tokens), split.watched)["loss"])
+        if split.watched
+        else None,
+        conclude=conclude,
+    )
+
+
+def facts_of(split: Split[Ranking]) -> dict[str, float]:
+    """Figures of the data."""
+    counts = {"rankings_left_out": split.left_out, "prompts_on_both_sides": prompts_on_both_sides(split)}
+    return baselines(split.held_out, split.train) | counts
+
+
+def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig, figures: Mapping[str, float]) -> None:
+    """The model, and the gate's verdict in its folder. A gate does not keep the model from being saved."""
+    save(folder)
+    if config.gate:
+        write_gate(folder, config.gate, shortfalls(config.gate, figures))
+
+
+def encode(model: RewardModel, ranking: Ranking) -> list[list[int]]:
+    return [model.encode(ranking.prompt, response) for response in ranking.responses]
+
+
+def scores_of(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:
+    """One score for each response of each ranking."""
+    flat = model.score_rows([row for encoded in held_out for row in encoded.rows], microbatch_tokens)
+    return [part.tolist() for part in flat.split([len(encoded.rows) for encoded in held_out])]
+
+
+def ranking_losses(model: RewardModel, encoded: Sequence[EncodedRanking], config: RewardConfig) -> Tensor:
+    """Loss of each ranking, per comparison in it, and center_coef * (2 * mean score)^2, times its weight. -> [N]
+
+    All answers of a ranking are scored once. Each ranking counts once, however many answers it has: its comparisons
+    share the same few answers, and a mean over all pairs would be ruled by the longest rankings (Ouyang et al. 2022,
+    section 3.5). For a pair the second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
+    """
+    # Answers to one prompt differ in length and belong together in the loss, not in the forward pass.
+    flat = model.scores_of_rows([row for one in encoded for row in one.rows], config.microbatch_tokens)
+    comparisons = Comparisons.of(flat, [one.ranking for one in encoded])
+    if config.loss == "listwise":
+        losses = listwise_losses(comparisons)
+    else:
+        losses = pairwise_losses(comparisons, bradley_terry_loss, config.ties)
+    weights = flat.new_tensor([one.ranking.weight for one in encoded])
+    return weights * (losses + config.center_coef * (2 * comparisons.means) ** 2)
