@@ -15,7 +15,7 @@ from keel import config, failpoints
 from keel.cli.main import main
 
 DOCS = Path(__file__).parents[1] / "docs"
-SUPERVISED, ANSWERS = "keel sft and keel reward", "keel sample and keel evaluate"
+SUPERVISED, ANSWERS = "keel sft, keel reward and keel dpo", "keel sample and keel evaluate"
 SECTIONS: dict[type[BaseModel], list[str]] = {
     config.TrainConfig: ["keel train"],
     config.RewardSource: ["A scorer"],
@@ -26,6 +26,8 @@ SECTIONS: dict[type[BaseModel], list[str]] = {
     config.PlanConfig: ["keel train", "keel plan alone"],
     config.QuickstartConfig: ["keel quickstart"],
     config.ServeRewardConfig: ["keel serve-reward"],
+    config.RankConfig: ["keel rank"],
+    config.DataCheckConfig: ["keel data check"],
 }
 
 
@@ -97,6 +99,7 @@ RUNS = {
     "grpo": ["train", "--algorithm.name", "grpo", "--algorithm.max-approx-kl", "0.1"],
     "sft": ["sft"],
     "reward": ["reward"],
+    "patient": ["reward", "--patience", "1"],
 }
 
 
@@ -104,7 +107,7 @@ def metrics_of(run: str, model: Path, folder: Path) -> set[str]:
     """Keys of metrics.jsonl after a tiny run."""
     (folder / "f.py").write_text("def f(completions, **columns):\n    return [float(len(c)) for c in completions]\n")
     rows = [{"prompt": f"w{i}", "completion": "w2 w3", "chosen": "w2 w3", "rejected": "w4"} for i in range(8)]
-    drop = ("chosen", "rejected") if run == "sft" else ("completion",) if run == "reward" else ()
+    drop = ("chosen", "rejected") if run == "sft" else ("completion",) if RUNS[run][0] == "reward" else ()
     kept = [{key: value for key, value in row.items() if key not in drop} for row in rows]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     output, data = str(folder / "run"), str(folder / "rows.jsonl")

@@ -50,8 +50,10 @@ def read_command(
     """
     if plain and arguments and not arguments[0].startswith("-") and not arguments[0].endswith((".yaml", ".yml")):
         arguments = [f"--{plain}={arguments[0]}", *arguments[1:]]
-    parser = _Parser(verb, settings, about)
-    parser.add_argument("file", nargs="?", metavar="RUN.yaml", help="settings; the command line has the last word")
+    first = f"{plain.upper()} | RUN.yaml" if plain else "RUN.yaml"
+    parser = _Parser(verb, settings, about, first)
+    what = f"the setting `{plain}`, or a file of settings" if plain else "settings"
+    parser.add_argument("file", nargs="?", metavar=first, help=f"{what}; the command line has the last word")
     for flag, text in ({name: FLAGS[name] for name in flags} | GLOBAL_FLAGS).items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     given = _command_line(parser, settings, arguments)
@@ -120,11 +122,11 @@ def _kebab(argument: str) -> str:
 class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of exiting, and whose help is kept short."""
 
-    def __init__(self, verb: str, settings: type[BaseModel], about: str) -> None:
+    def __init__(self, verb: str, settings: type[BaseModel], about: str, first: str) -> None:
         width = min(120, shutil.get_terminal_size().columns)
         super().__init__(
             prog=f"keel {verb}",
-            usage=f"keel {verb} [RUN.yaml] [--setting value ...]",
+            usage=f"keel {verb} [{first}] [--setting value ...]",
             description=about,
             epilog=_list_help(settings),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=38, width=width),

@@ -1,0 +1,80 @@
+"""The quickstart's world as a bench: its language model, its rankings, and the gold score that no stage sees."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keel.config import EvaluateConfig, QuickstartConfig, TrainConfig, parse
+from keel.quickstart.report import gold_by_step, read_lines, series
+from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, up_to_the_reward_model
+from keel.run.folder import write_atomic
+from keel.train.evaluate import evaluate
+from keel.train.policy import train_policy
+
+COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#b38a00")
+
+
+def prepare(folder: Path, seed: int) -> Quickstart:
+    """The world with language model, rankings and reward model; made if it is not there (a minute)."""
+    run = Quickstart(parse(QuickstartConfig, {"output": str(folder), "seed": seed}))
+    if not (folder / "reward" / "model").exists():
+        up_to_the_reward_model(run)
+    return run
+
+
+def first_rankings(run: Quickstart, count: int, target: Path) -> str:
+    lines = (run.root / "rankings.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    write_atomic(target, "".join(lines[:count]))
+    return str(target)
+
+
+def learn_policy(run: Quickstart, output: Path, changes: Mapping[str, Any]) -> None:
+    """The quickstart's policy learning with other settings (sections are merged); nothing if it has ended."""
+    values = policy_settings(run).model_dump()
+    for name, value in {**changes, "output": str(output)}.items():
+        values[name] = values[name] | value if isinstance(value, Mapping) else value
+    if not (output / "policy").exists():
+        train_policy(parse(TrainConfig, values), resume=(output / "checkpoints").exists())
+
+
+def gold_over_kl(output: Path) -> tuple[list[float], list[float], list[float]]:
+    """KL to the start, mean gold score and mean reward-model score of each step."""
+    metrics = read_lines(output / "metrics.jsonl")
+    return series(metrics, "objective/kl")[1], gold_by_step(output / "rollouts.jsonl")[1], series(
+        metrics, "objective/scores"
+    )[1]  # fmt: skip
+
+
+def judged(run: Quickstart, policy: Path) -> dict[str, Any]:
+    """Gold figures of a policy against the SFT model on the held-out prompts; remembered beside the policy."""
+    target = policy.parent / "judged.json"
+    if not target.exists():
+        settings = evaluation_settings(run).model_dump() | {"policy": str(policy), "output": None}
+        figures = evaluate(parse(EvaluateConfig, settings), functions=[gold])
+        write_atomic(target, json.dumps(figures, indent=1) + "\n")
+    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    return found
+
+
+def picture(path: Path, labels: tuple[str, str, str], draw: Callable[[Any], None]) -> None:
+    """One plot with these title and axis labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+    draw(axis)
+    axis.set_title(labels[0], loc="left", fontsize=11)
+    axis.set_xlabel(labels[1])
+    axis.set_ylabel(labels[2])
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,140 @@
+"""What is in a data file, and what is wrong with it: any file that keel or its neighbours read.
+
+Comparisons (keel's rankings, TRL pairs, Anthropic HH, UltraFeedback binarised, NeMo, OpenAI), answers to be ranked,
+texts to imitate, prompts. The file is read to its end; every broken row is counted and the first ones are named.
+
+The exit code is 0 when every row can be used and none of their prompts is in a file given by --against; else 2.
+Duplicates, contradictions, ties and empty answers are told, and leave it at 0. --convert writes what can be used, and
+the exit code still says whether that was all.
+
+example:
+  keel data check pairs.jsonl --against heldout.jsonl --convert rankings.jsonl
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keel.cli.settings import read_command
+from keel.cli.tables import literal
+from keel.config import DataCheckConfig
+from keel.errors import ConfigError, DataError
+
+TOLD = 5
+"""Broken rows and lines that are printed for each finding; --json has more."""
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Returns all figures. Raises DataError, with the figures, for a file that should not be used as it is."""
+    if arguments[:1] == ["check"]:
+        arguments = arguments[1:]
+    elif arguments[:1] not in (["--help"], ["-h"]):
+        raise ConfigError("keel data knows one thing: check", fix="keel data check FILE, or see keel data --help")
+    settings = read_command("data check", DataCheckConfig, arguments, str(__doc__), plain="path").settings
+    from keel.data.check import report, verdict
+    from keel.data.contents import read_contents
+
+    contents = read_contents(settings.path, settings.split, settings.column)
+    others = [read_contents(path, settings.split, settings.column) for path in settings.against]
+    figures = report(contents, others)
+    _print(figures)
+    if settings.convert is not None:
+        figures["converted"] = _convert(contents.rankings, settings.convert, settings.path)
+    fault = verdict(figures)
+    if fault:
+        lost = contents.purpose == "prompts" and not contents.entries
+        fix = "name the column that holds the prompts: --column NAME" if lost else ""
+        error = DataError(fault, where=settings.path, fix=fix)
+        error.figures = figures
+        raise error
+    return figures
+
+
+def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
+    """Write rankings in keel's form; returns how many."""
+    from keel.data.export import json_lines, ranking_row
+    from keel.run.folder import write_atomic
+
+    if not rankings:
+        raise DataError("no row compares answers, so there is nothing to convert", where=source)
+    if Path(path).suffix != ".jsonl":
+        raise ConfigError(f"{path} is no .jsonl", where="convert", fix="name it so: keel reads it by its ending")
+    write_atomic(Path(path), json_lines(ranking_row(ranking) for ranking in rankings))
+    print(f"{path}: {len(rankings):,} rankings written")
+    return len(rankings)
+
+
+def _print(figures: Mapping[str, Any]) -> None:
+    print(literal(figures["file"]))
+    for name, text in _lines(figures):
+        print(f"  {name:<17}{literal(text)}")
+    for broken in figures["broken"]["why"][:TOLD]:
+        print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
+
+
+def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from keel.data.check import num_rows
+
+    prompts, answers = figures["prompts"], figures["answers"]
+    forms = _counts(figures["forms"]) if len(figures["forms"]) > 1 else "".join(figures["forms"])
+    yield "holds", f"{figures['purpose']} ({forms})" if forms not in ("", figures["purpose"]) else figures["purpose"]
+    broken = figures["broken"]["rows"]
+    yield "rows", f"{figures['rows']:,}" + (f", {broken:,} of them broken" if broken else ", all can be used")
+    if prompts["characters"]:
+        yield "prompts", f"{prompts['distinct']:,} distinct; {_counts(prompts['kinds'])}"
+        yield "  characters", _lengths(prompts["characters"])
+    if answers["characters"]:
+        if figures["purpose"] != "texts":
+            yield "answers in a row", _sizes(answers["per_row"])
+        yield "  characters" if figures["purpose"] != "texts" else "characters", _lengths(answers["characters"])
+    findings = {"empty answers": answers["empty"], "duplicate rows": figures["duplicates"]}
+    if figures["preferences"]:
+        yield from _preferences(figures["preferences"])
+        findings["equal answers"] = figures["preferences"]["same_answer_both_ways"]
+    yield from ((name, _told(found)) for name, found in findings.items() if found["rows"])
+    for name in ("raters", "sources"):
+        if figures[name]:
+            yield name, _counts(figures[name])
+    for leak in figures["leaks"]:
+        unread = f"; {num_rows(leak['unread'])} there cannot be read" if leak["unread"] else ""
+        yield "shared prompts", f"{leak['prompts']:,} with {leak['file']}, {_told(leak)}{unread}"
+
+
+def _preferences(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "pairs", f"{figures['told_apart']:,} told apart, {figures['tied_share']:.1%} of all ranked pairs tie"
+    yield "not ranked", f"{figures['not_ranked_share']:.1%} of the answers"
+    if figures["chosen_longer_share"] is not None:
+        yield "the longer wins", f"{figures['chosen_longer_share']:.1%} of the pairs of unequal length"
+    found = figures["contradictions"]
+    if found["pairs"]:
+        yield (
+            "contradictions",
+            f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one hand; {_told(found)}",
+        )
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """`7 rows: lines 2, 5, 9, 11, 12, ...`"""
+    from keel.data.check import num_rows
+
+    if not found["rows"]:
+        return "none"
+    more = ", ..." if found["rows"] > TOLD else ""
+    line = "line" if found["rows"] == 1 else "lines"
+    return f"{num_rows(found['rows'])}: {line} {', '.join(map(str, found['lines'][:TOLD]))}{more}"
+
+
+def _sizes(per_row: Mapping[int, int]) -> str:
+    """`2`, or `2 to 9 (4 in most rows)`"""
+    most = max(per_row, key=lambda size: per_row[size])
+    return f"{min(per_row)} to {max(per_row)} ({most} in most rows)" if len(per_row) > 1 else str(most)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """`text: 12, chat: 3`, the first ten."""
+    shown = [f"{name}: {count:,}" for name, count in list(counts.items())[:10]]
+    return ", ".join(shown) + (f", and {len(counts) - 10} more" if len(counts) > 10 else "")
+
+
+def _lengths(lengths: Mapping[str, int]) -> str:
+    return f"median {lengths['median']:,}, 95% up to {lengths['p95']:,}, longest {lengths['longest']:,}"

@@ -1,0 +1,108 @@
+"""A data file as `keel data check` reads it: to its end, whatever is in it.
+
+A file serves one of four purposes, and the columns of most of its rows say which: comparisons (any form of
+`keel.data.formats`), answers to be ranked (`prompt, responses`), texts to imitate (`prompt, completion`, or `text`),
+or prompts. A row that the purpose's reader would refuse is broken.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from keel.data.answers import as_answers
+from keel.data.formats import form_of
+from keel.data.preferences import Ranking, as_ranking
+from keel.data.rows import Content, Row, require_content, scan_rows
+from keel.errors import DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row that can be used."""
+
+    number: int  # its line
+    form: str
+    prompt: Content | None  # None for a text without one
+    answers: tuple[str, ...]
+    ranking: Ranking | None = None  # of comparisons
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of a file."""
+
+    path: str
+    purpose: str
+    entries: list[Entry]
+    broken: list[DataError]
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        return [entry.ranking for entry in self.entries if entry.ranking is not None]
+
+
+def read_contents(path: str, split: str = "train", column: str = "prompt") -> Contents:
+    """Every row, sound or broken, to the end of the file. `column` holds the prompts of a file of prompts.
+
+    Raises DataError when the file cannot be read at all.
+    """
+    found = list(scan_rows(path, split))
+    rows = [row for row in found if isinstance(row, Row)]
+    purposes = Counter(_purpose(row, column) for row in rows)
+    purpose = purposes.most_common(1)[0][0] if purposes else "prompts"
+    entries: list[Entry] = []
+    broken: list[DataError] = []
+    for row in found:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            entries.append(READERS[purpose](row, path, column))
+        except DataError as error:
+            broken.append(error)
+    return Contents(path, purpose, entries, broken)
+
+
+def plain(prompt: Content) -> str:
+    """The words of a prompt, whoever says them."""
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def _purpose(row: Row, column: str) -> str:
+    form = form_of(row)
+    if form == "rankings" and row.values.get("ranks") is None and row.values.get("scores") is None:
+        return "answers"
+    if form is not None:
+        return "comparisons"
+    if "completion" in row.values or ("text" in row.values and column not in row.values):
+        return "texts"
+    return "prompts"
+
+
+def _comparison(row: Row, path: str, column: str) -> Entry:
+    ranking = as_ranking(row, path)
+    return Entry(row.number, form_of(row) or "transcripts", ranking.prompt, ranking.responses, ranking)
+
+
+def _answers(row: Row, path: str, column: str) -> Entry:
+    answers = as_answers(row, path)
+    return Entry(row.number, "answers to be ranked", answers.prompt, answers.responses)
+
+
+def _text(row: Row, path: str, column: str) -> Entry:
+    if "text" in row.values and "prompt" not in row.values:
+        return Entry(row.number, "text", None, (str(require_content(row, path, "text")),))
+    prompt = require_content(row, path, "prompt")
+    completion = require_content(row, path, "completion", may_be_empty=True)
+    return Entry(row.number, "prompt and completion", prompt, (plain(completion),))
+
+
+def _prompt(row: Row, path: str, column: str) -> Entry:
+    return Entry(row.number, "prompts", require_content(row, path, column), ())
+
+
+READERS: dict[str, Callable[[Row, str, str], Entry]] = {
+    "comparisons": _comparison,
+    "answers": _answers,
+    "texts": _text,
+    "prompts": _prompt,
+}
