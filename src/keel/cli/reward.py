@@ -33,7 +33,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     print(f"the reward model: {settings.output}/model")
     failed = shortfalls(settings.gate, figures)
     if failed:
-        raise GateFailed(f"below the gate: {'; '.join(failed)}", where=f"{settings.output}/model")
+        error = GateFailed(f"below the gate: {'; '.join(failed)}", where=f"{settings.output}/model")
+        error.figures = figures
+        raise error
     return figures
 
 
