@@ -97,6 +97,11 @@ def interruptible() -> AbstractContextManager[None]:
     return _patient(0.0)
 
 
+def forgiven() -> None:
+    """The signal that came, if any, has been answered in another way; nothing more is to end because of it."""
+    _watch.caught = None
+
+
 def waiting() -> str | None:
     """The signal that has come, or None."""
     return _watch.caught.name if _watch.before and _watch.caught is not None else None

@@ -280,3 +280,18 @@ def test_exit_codes(
     assert shown.startswith(f"keel: {line}")
     assert cli.main(["train", "--debug"]) == code
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_plain_file_name_is_the_setting_it_stands_for_wherever_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    rows, settings = str(tmp_path / "rows.jsonl"), tmp_path / "check.yaml"
+    settings.write_text(f"path: {rows}\n")
+    for arguments in (
+        ["data", "check", rows],
+        ["data", "check", "--split", "x", rows],
+        ["data", "check", str(settings)],
+    ):
+        assert cli.main(arguments) == 0
+        assert "1, all can be used" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import random
 import sqlite3
 import stat
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -399,3 +400,32 @@ def test_the_database_itself_refuses_a_second_word(path: str):
         )
     with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
         store.database.connection.execute("INSERT INTO deals VALUES ('x', 99, 'anna', '[]', 0, 0)")
+
+
+def test_the_overlap_is_remembered_until_another_is_given(path: str) -> None:
+    begun(path, "anna", overlap=3).close()
+    with closing(Store.open(path)) as again:
+        assert again.overlap == 3
+    with closing(Store.open(path, overlap=2)) as changed:
+        assert changed.overlap == 2
+    with closing(Store.open(path)) as again:
+        assert again.overlap == 2
+
+
+def test_what_is_done_together_counts_together_or_not_at_all(path: str) -> None:
+    store = begun(path, "anna")
+    with store.together():
+        for _ in range(2):
+            deal = store.deal("anna")
+            assert deal is not None
+            store.judge("anna", deal.id, list(range(1, 1 + len(deal.shown))))
+    assert store.num_judgements() == 2
+
+    def breaks_off() -> None:
+        with store.together():
+            store.undo("anna")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        breaks_off()
+    assert store.num_judgements() == 2

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from keel.cli.settings import read_yaml
-from keel.config import EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
+from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.data.preferences import load_rankings
 from keel.data.prompts import load_prompts
 from keel.data.rows import read_rows
@@ -163,6 +163,7 @@ CONFIGS = {
     "train": TrainConfig,
     "sft": SftConfig,
     "reward": RewardConfig,
+    "dpo": DpoConfig,
     "evaluate": EvaluateConfig,
     "sample": SampleConfig,
 }
@@ -171,7 +172,7 @@ CONFIGS = {
 def recipe(verb: str) -> dict[str, Any]:
     if verb == "train":
         return settings(Path("model"), Path("run"))
-    if verb in ("sft", "reward"):
+    if verb in ("sft", "reward", "dpo"):
         return {"output": "run", "model": "model", "data": {"path": "data.jsonl"}, "epochs": 1, "optim": {"eps": 1e-8}}
     place = {"policy": "model"} if verb == "evaluate" else {"model": "model"}
     return {**place, "output": "out", "prompts": {"path": "p.jsonl"}, "sampling": {"temperature": 1.0}}

@@ -1,13 +1,21 @@
 """Simulated raters give rankings as people would: better first mostly, ties, gaps, and no gold."""
 
+import json
 import math
 import random
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from keel.config import QuickstartConfig, RankConfig, parse
+from keel.data.answers import Answers
+from keel.data.store import Store
+from keel.quickstart import ranking
 from keel.quickstart.gold import gold_score
 from keel.quickstart.grammar import NUMBERS
-from keel.quickstart.raters import simulated_ranks, simulated_ratings
+from keel.quickstart.raters import rank_everything, simulated_ranks
 
 PROMPT = f"customer: my lamp is late. order {NUMBERS[0]}. agent:"
 BEST = f"dear customer. this is order {NUMBERS[0]}. i will trace the late lamp. have a nice day."
@@ -53,14 +61,42 @@ def test_noise_is_that_of_the_bradley_terry_model(rng: random.Random) -> None:
     assert seen.count([2, 1]) / 2000 == pytest.approx(1 / (1 + math.exp((difference + 0.5) / noise)), abs=0.04)
 
 
-def test_ratings_are_rankings_rows_one_for_each_rater() -> None:
-    replies = [[BEST, POOR, GOOD], [AWFUL, GOOD, GOOD]]
-    rows = simulated_ratings([PROMPT, PROMPT], replies, seed=0, raters=3)
-    assert [row["responses"] for row in rows] == [replies[0]] * 3 + [replies[1]] * 3
-    for row in rows:
-        assert set(row) == {"prompt", "responses", "ranks"}
-        assert row["prompt"] == PROMPT
-        assert all(rank is None or rank in (1, 2, 3) for rank in row["ranks"])  # type: ignore[attr-defined]
-    assert rows == simulated_ratings([PROMPT, PROMPT], replies, seed=0, raters=3)
-    many = [PROMPT] * 50, [[GOOD, POOR]] * 50
-    assert simulated_ratings(*many, seed=0, noise=5.0) != simulated_ratings(*many, seed=1, noise=5.0)
+def test_a_simulated_rater_ranks_what_it_is_dealt(tmp_path: Path) -> None:
+    """Through a store, whose order of answers is the rater's own: the ranks are those of the answers as they are."""
+    rows = [Answers(PROMPT, (BEST, POOR, GOOD)), Answers(PROMPT, (AWFUL, GOOD))]
+    with closing(Store.open(str(tmp_path / "ratings.db"))) as store:
+        store.add_items(rows)
+        store.add_raters(["simulated"])
+        rank_everything(store, "simulated", random.Random(0), noise=0.0)
+        found = store.judgements()
+    assert [(judgement.item.responses, judgement.rater) for judgement in found] == [
+        ((BEST, POOR, GOOD), "simulated"),
+        ((AWFUL, GOOD), "simulated"),
+    ]
+    rng = random.Random(0)
+    assert [list(judgement.ranks or ()) for judgement in found] == [
+        simulated_ranks(PROMPT, list(row.responses), rng, noise=0.0) for row in rows
+    ]
+
+
+def test_the_page_stands_in_for_the_simulated_rater(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --human the stage serves the page until enough is ranked; here a rater without a browser."""
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"prompt": f"p{i}", "responses": ["a", "bb", "c"]}) + "\n" for i in range(5)))
+    served = []
+
+    def ranks_two(store: Store, settings: RankConfig, until: Callable[[], bool]) -> None:
+        assert Path(str(settings.instructions)).read_text().startswith("You are the customer.")
+        while not until():
+            deal = store.deal("you")
+            assert deal is not None
+            served.append(deal.item.prompt)
+            store.judge("you", deal.id, [1, 1, 2])
+
+    monkeypatch.setattr(ranking, "serve", ranks_two)
+    config = parse(QuickstartConfig, {"output": str(tmp_path), "human": True, "human_rankings": 2})
+    said = ranking.rank_answers(config, answers, tmp_path / "rankings.jsonl")
+    assert said == "2 rankings of 3 answers, 100% with ties"
+    rows = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == served == ["p0", "p1"]
+    assert all(row["rater"] == "you" for row in rows)

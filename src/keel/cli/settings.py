@@ -46,10 +46,8 @@ def read_command(
 ) -> Command[SettingsT]:
     """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0.
 
-    `plain` is the setting that a first argument means which is neither an option nor a YAML file.
+    `plain` is the setting that an argument means which is neither an option nor a YAML file.
     """
-    if plain and arguments and not arguments[0].startswith("-") and not arguments[0].endswith((".yaml", ".yml")):
-        arguments = [f"--{plain}={arguments[0]}", *arguments[1:]]
     first = f"{plain.upper()} | RUN.yaml" if plain else "RUN.yaml"
     parser = _Parser(verb, settings, about, first)
     what = f"the setting `{plain}`, or a file of settings" if plain else "settings"
@@ -58,6 +56,8 @@ def read_command(
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     given = _command_line(parser, settings, arguments)
     options = parser.parsed
+    if plain and options.file and not options.file.endswith((".yaml", ".yml")):
+        given, options.file = {plain: options.file} | given, None
     required = any(field.is_required() for field in settings.model_fields.values())
     if required and options.file is None and not given:
         raise ConfigError("no settings given", fix=f"keel {verb} RUN.yaml, or see keel {verb} --help")

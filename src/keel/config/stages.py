@@ -1,5 +1,6 @@
 """Settings of the verbs besides `keel train`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,6 +220,12 @@ class QuickstartConfig(Settings):
     """with human: how many are asked for; fewer will do"""
 
 
+def check_names(host: str, names: Sequence[str]) -> None:
+    """Raises ValueError for an address that is nobody's name, by which no client can call."""
+    if host in ("0.0.0.0", "::") and not names:
+        raise ValueError(f"host {host} needs names, those that clients call it by")
+
+
 class RankConfig(Settings):
     """Settings of `keel rank`: people rank answers in a web page."""
 
@@ -227,9 +234,9 @@ class RankConfig(Settings):
     store: str = "ratings.db"
     """the SQLite file that holds answers, raters and rankings; a later call goes on with it"""
     raters: list[str] = ["me"]
-    """names of the raters, each of whom gets a private link"""
-    overlap: Count = 1
-    """raters who rank each item"""
+    """names of the raters, each of whom gets a private link; those of an earlier call stay"""
+    overlap: Count | None = None
+    """raters who rank each item (default: 1, or what the store was told before)"""
     mode: Literal["rankings", "pairs"] = "rankings"
     """rank all answers of a row, or compare two at a time (rows of more are cut into pairs)"""
     instructions: str | None = None
@@ -237,13 +244,14 @@ class RankConfig(Settings):
     tags: list[str] = []
     """labels that a rater may put on an item"""
     seed: int = 0
-    """of the order in which each rater sees the answers"""
+    """of the order in which each rater sees the answers, and of the cutting into pairs"""
     host: str = "127.0.0.1"
     """address to listen on; one that other machines can reach needs `public`"""
     public: bool = False
     """allow an address that other machines can reach"""
     names: list[str] = []
-    """further names or addresses under which raters call it; needed for 0.0.0.0, which is nobody's name"""
+    """further names or addresses under which raters call it, the first of them in the links; needed for 0.0.0.0, which
+    is nobody's name"""
     port: Annotated[int, Field(ge=1, le=65535)] = 8642
     """port to listen on"""
     browser: bool = True
@@ -254,6 +262,11 @@ class RankConfig(Settings):
     """of the export: one row a ranking, or one a pair"""
     aggregate: bool = False
     """of the export: one consensus for each item, raters weighed by how well they agree (default: one row a rater)"""
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> "RankConfig":
+        check_names(self.host, self.names)
+        return self
 
 
 class DataCheckConfig(Settings):
@@ -297,8 +310,7 @@ class ServeRewardConfig(Settings):
     def _exactly_one(self) -> "ServeRewardConfig":
         if (self.model is None) == (self.function is None):
             raise ValueError("give exactly one of model, function")
-        if self.host in ("0.0.0.0", "::") and not self.names:
-            raise ValueError(f"host {self.host} needs names, those that clients call it by")
+        check_names(self.host, self.names)
         return self
 
     @property

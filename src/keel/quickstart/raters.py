@@ -3,6 +3,8 @@
 import math
 import random
 
+from keel.data.agreement import as_text
+from keel.data.store import Store
 from keel.quickstart.gold import gold_score
 
 TIE_WIDTH = 0.5  # replies that seem this close to the best of their group share its rank
@@ -28,16 +30,15 @@ def simulated_ranks(prompt: str, replies: list[str], rng: random.Random, noise: 
     return ranks
 
 
-def simulated_ratings(
-    prompts: list[str], replies: list[list[str]], seed: int, raters: int = 2, noise: float = 1.0
-) -> list[dict[str, object]]:
-    """Rankings rows (`prompt`, `responses`, `ranks`), one for each prompt and rater."""
-    rng = random.Random(f"ratings {seed}")
-    return [
-        {"prompt": prompt, "responses": list(answers), "ranks": simulated_ranks(prompt, answers, rng, noise)}
-        for prompt, answers in zip(prompts, replies, strict=True)
-        for _ in range(raters)
-    ]
+def rank_everything(store: Store, rater: str, rng: random.Random, noise: float = 1.0) -> None:
+    """A simulated rater is dealt items as a person is, until none is left, and ranks each.
+
+    `rng` is drawn from item by item and answer by answer in the store's order, whatever order was shown.
+    """
+    with store.together():
+        while deal := store.deal(rater):
+            ranks = simulated_ranks(as_text(deal.item.prompt), list(deal.item.responses), rng, noise)
+            store.judge(rater, deal.id, [ranks[place] for place in deal.shown])
 
 
 def _gumbel(rng: random.Random) -> float:

@@ -17,7 +17,7 @@ from keel.config import EvaluateConfig, QuickstartConfig, RewardConfig, SampleCo
 from keel.errors import ConfigError
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
-from keel.quickstart.raters import simulated_ratings
+from keel.quickstart.ranking import rank_answers
 from keel.quickstart.report import draw_curves, print_answers, print_table
 from keel.quickstart.tokenizer import build_tokenizer, tiny_llama
 from keel.run.folder import write_atomic
@@ -107,7 +107,7 @@ def up_to_the_reward_model(run: Quickstart) -> dict[str, float]:
             f"{written['responses']:,} answers to {written['prompts']:,} prompts, {written['truncated']:.1%} truncated"
         )
     with run.stage("raters") as tell:
-        tell(rate_answers(run))
+        tell(rank_answers(run.config, run.root / "answers.jsonl", run.root / "rankings.jsonl"))
     with run.stage("reward model") as tell:
         figures = reward(reward_settings(run))
         accuracy, length_only = figures["accuracy"], figures["length_accuracy"]
@@ -131,17 +131,6 @@ def write_world(run: Quickstart) -> str:
     tokenizer = build_tokenizer()
     tiny_llama(run.root / "untrained", tokenizer, seed)
     return f"a support desk of {len(tokenizer)} words; a Llama that knows none of them"
-
-
-def rate_answers(run: Quickstart) -> str:
-    """The simulated raters rank the answers; only their rankings go on."""
-    rows = [json.loads(line) for line in (run.root / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    prompts, responses = [row["prompt"] for row in rows], [row["responses"] for row in rows]
-    ratings = simulated_ratings(prompts, responses, run.config.seed, raters=1)
-    write_rows(run.root / "rankings.jsonl", ratings)
-    ranks = [[rank for rank in row["ranks"] if rank is not None] for row in ratings]  # type: ignore[attr-defined]
-    tied = sum(len(set(row)) < len(row) for row in ranks) / len(ranks)
-    return f"{len(ratings):,} rankings of {ANSWERS_PER_PROMPT} answers, {tied:.0%} with ties"
 
 
 def pretraining_settings(run: Quickstart) -> SftConfig:

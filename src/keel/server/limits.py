@@ -4,14 +4,18 @@ import asyncio
 import hmac
 import json
 import secrets
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import uvicorn
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from keel.errors import ConfigError
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADER_SECONDS = 10.0
@@ -34,17 +38,34 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
+def as_url_host(host: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def own_names(hosts: Iterable[str], port: int) -> frozenset[str]:
+    """What the Host header may say when a server answers to `hosts` at `port`."""
+    names = frozenset(as_url_host(host).lower() for host in hosts)
+    return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset())
+
+
+def check_host(headers: Headers, names: frozenset[str]) -> None:
+    """Raises Refused unless the request was meant for this server.
+
+    It keeps out pages of other sites that resolve their own name to this machine (DNS rebinding).
+    """
+    if headers.getlist("host")[:2] != [headers.get("host")] or headers["host"].lower() not in names:
+        raise Refused(400, "this server has another name")
+
+
 class Gate:
     """ASGI middleware: only requests to `hosts` at `port` that carry the token come through.
 
-    The name in the Host header keeps out pages of other sites that resolve their own name to this machine (DNS
-    rebinding). The token is a bearer token, or the query parameter `token`.
+    The token is a bearer token, or the query parameter `token`.
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str], port: int) -> None:
-        self.app, self.token = app, token
-        names = {f"[{host}]" if ":" in host else host.lower() for host in hosts}
-        self.names = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        self.app, self.token, self.names = app, token, own_names(hosts, port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,8 +82,7 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if headers.getlist("host")[:2] != [headers.get("host")] or headers["host"].lower() not in self.names:
-            raise Refused(400, "this server has another name")
+        check_host(headers, self.names)
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         given = (
             bearer
@@ -111,12 +131,53 @@ def _no_number(name: str) -> Any:
 
 
 class PromptProtocol(H11Protocol):
-    """HTTP for clients that get to the point: a connection whose first request does not begin in time is closed."""
+    """HTTP for clients that get to the point: a connection is cut when its first request, or the next one after an
+    answer, has not begun in time, or the answer has not been taken by then."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._give_up)
+        self._wait_for_more()
 
-    def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        self.loop.call_later(HEADER_SECONDS, self._give_up, self.cycle)
+
+    def _give_up(self, seen: RequestResponseCycle | None) -> None:
+        if self.cycle is seen and not self.transport.is_closing():
+            self.transport.abort()
+
+
+def prompt_server(app: ASGIApp, max_connections: int) -> uvicorn.Server:
+    """A server that keeps no log of addresses, in which there may be tokens."""
+    config = uvicorn.Config(
+        app,
+        http=PromptProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=max_connections,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+def check_reach(host: str, public: bool) -> None:
+    """Raises ConfigError for an address that other machines can reach, unless that is wanted."""
+    if host not in LOCAL and not public:
+        raise ConfigError(f"{host} can be reached from other machines", where="host", fix="add --public true")
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at this address. Raises ConfigError when it cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise ConfigError(f"cannot listen at {host}:{port}: {reason}", where="port", fix="choose another") from error

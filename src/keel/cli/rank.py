@@ -1,0 +1,80 @@
+"""People rank answers in a web page: each rater gets a private link, the owner one to the figures.
+
+Every ranking is on the disk before it is acknowledged. Stop with Ctrl-C and go on with the same command.
+
+example:
+  keel rank answers.jsonl --raters anna --raters ben --overlap 2
+  keel rank --stats
+  keel rank --export rankings.jsonl
+"""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from keel.cli.settings import read_command
+from keel.config import RankConfig
+from keel.errors import ConfigError
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Returns the figures, what was exported, or how much is ranked when the pages close."""
+    command = read_command("rank", RankConfig, arguments, str(__doc__), flags=("stats",), plain="answers")
+    settings = command.settings
+    if command.stats:
+        return _stats(settings)
+    if settings.export is not None:
+        return _export(settings, settings.export)
+    return _rank(settings)
+
+
+def _rank(settings: RankConfig) -> dict[str, Any]:
+    from keel.data.answers import in_pairs, read_answers
+    from keel.data.store import Store
+    from keel.web.serve import serve
+
+    if settings.answers is None:
+        _must_exist(settings.store, "give answers to begin it: keel rank answers.jsonl")
+    rows = read_answers(settings.answers) if settings.answers is not None else []
+    with closing(Store.open(settings.store, settings.overlap, settings.seed)) as store:
+        new = store.add_items(in_pairs(rows, settings.seed) if settings.mode == "pairs" else rows)
+        if "raters" in settings.model_fields_set or not store.raters():
+            store.add_raters(settings.raters)
+        items, before = len(store.items()), store.num_judgements()
+        print(f"{settings.store}: {items} items ({new} new), {before} rankings", flush=True)
+        serve(store, settings)
+        done = store.num_judgements()
+    print(f"stopped; {done} rankings in {settings.store}; go on with the same command")
+    return {"rankings": done, "store": settings.store}
+
+
+def _stats(settings: RankConfig) -> dict[str, Any]:
+    from keel.cli.ratings import print_stats
+    from keel.data.agreement import summary
+    from keel.data.store import Store
+
+    _must_exist(settings.store, "begin it: keel rank answers.jsonl")
+    with closing(Store.open(settings.store)) as store:
+        figures = summary(store.judgements(), store.items(), store.raters(), store.overlap)
+    print_stats(figures)
+    return figures
+
+
+def _export(settings: RankConfig, path: str) -> dict[str, Any]:
+    from keel.cli.ratings import write_export
+    from keel.data.store import Store
+
+    _must_exist(settings.store, "begin it: keel rank answers.jsonl")
+    if Path(path).resolve() == Path(settings.store).resolve():
+        raise ConfigError("this is the store itself", "export", "choose another file")
+    with closing(Store.open(settings.store)) as store:
+        written = write_export(store.judgements(), path, settings.form, settings.aggregate)
+    counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in written.items())
+    following = f"; next: keel reward --data.path {path} --model MODEL" if path.endswith(".jsonl") else ""
+    print(f"{path}: {counts}{following}")
+    return {**written, "output": path}
+
+
+def _must_exist(store: str, fix: str) -> None:
+    if not Path(store).exists():
+        raise ConfigError("no such store", where=store, fix=fix)

@@ -1,0 +1,1 @@
+"""The pages in which people rank answers, and the owner of a study reads its figures."""

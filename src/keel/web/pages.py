@@ -1,0 +1,58 @@
+"""What the pages show. Text is text: the templates escape all of it."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
+
+from keel.data.deals import Deal
+from keel.data.rows import Content
+from keel.server.limits import Refused
+
+HERE = Path(__file__).parent
+KINDS = {".css": "text/css", ".js": "text/javascript"}
+STATIC = {path.name: (path, KINDS[path.suffix]) for path in (HERE / "static").iterdir() if path.suffix in KINDS}
+"""The files that can be asked for, by name: a request's path never becomes a path of the disk."""
+ROLES = ("user", "assistant", "system")
+
+_templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
+
+
+def page(name: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
+    return HTMLResponse(_templates.get_template(name).render(values), status)
+
+
+def refusal(scope: Scope, refused: Refused) -> Response:
+    """Scripts send POST and read .json; whoever asks for anything else reads a page."""
+    if scope["method"] == "POST" or scope["path"].endswith(".json"):
+        return refused.response()
+    answer = page("error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
+    answer.headers.update(refused.headers or {})
+    return answer
+
+
+def of_deal(deal: Deal) -> dict[str, Any]:
+    """An item as its rater sees it: everything in the order shown."""
+    said = deal.previous
+    return {
+        "deal": deal.id,
+        "messages": as_messages(deal.item.prompt),
+        "answers": [deal.item.responses[i] for i in deal.shown],
+        "previous": said
+        and {
+            "ranks": None if said.ranks is None else [said.ranks[i] for i in deal.shown],
+            "comment": said.comment,
+            "tags": list(said.tags),
+        },
+    }
+
+
+def as_messages(prompt: Content) -> list[dict[str, str]]:
+    """A conversation; plain text is one message without a role."""
+    if isinstance(prompt, str):
+        return [{"role": "", "text": prompt}]
+    return [
+        {"role": message["role"] if message["role"] in ROLES else "", "text": message["content"]} for message in prompt
+    ]

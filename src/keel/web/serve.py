@@ -1,0 +1,56 @@
+"""Serving the pages until enough is ranked, or a signal comes."""
+
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+
+from keel.config import RankConfig
+from keel.data.store import Store
+from keel.errors import ConfigError, Interrupted
+from keel.server.limits import check_reach, listening, prompt_server
+from keel.web.app import links, rank_app
+
+MAX_CONNECTIONS = 512
+
+
+def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None = None) -> None:
+    """Print each private link and serve the pages until `until` says so (asked every second) or a signal comes.
+
+    With `settings.browser`, and on a terminal, the first rater's page opens. Raises ConfigError for an address that
+    cannot be had, or instructions that cannot be read.
+    """
+    check_reach(settings.host, settings.public)
+    server = prompt_server(rank_app(store, settings, read_instructions(settings.instructions)), MAX_CONNECTIONS)
+    if until is not None:
+        server.config.timeout_notify = 1
+
+        async def look() -> None:
+            server.should_exit = server.should_exit or await run_in_threadpool(until)
+
+        server.config.callback_notify = look
+    with listening(settings.host, settings.port) as place:
+        private = links(store, settings)
+        for name, link in private.items():
+            print(f"{name or 'owner'}: {link}", flush=True)
+        if settings.browser and sys.stdout.isatty():
+            # in a thread of its own, for a browser in the terminal comes back only when it is closed
+            threading.Thread(target=webbrowser.open, args=(next(iter(private.values())),), daemon=True).start()
+        with suppress(Interrupted, KeyboardInterrupt):
+            server.run(sockets=[place])
+
+
+def read_instructions(path: str | None) -> str | None:
+    """The text that raters see before they begin. Raises ConfigError."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read it: {error.strerror}", "instructions", "give a text file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("not UTF-8 text", "instructions", "give a text file") from error

@@ -1,0 +1,64 @@
+"""What every answer carries, and what no request gets past, whatever the page."""
+
+from asyncio import Lock
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from keel.server.limits import Refused, check_host
+
+MOST_WAITING = 16  # requests of one person
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'none'; "
+    "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Shield:
+    """ASGI middleware, outermost: refuses what was meant for another server, and adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str], refuse: Callable[[Scope, Refused], Response]) -> None:
+        self.app, self.names, self.refuse = app, names, refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        answer = self.app
+        if scope["type"] == "http":
+            try:
+                check_host(Headers(scope=scope), self.names)
+            except Refused as refused:
+                answer = self.refuse(scope, refused)
+        await answer(scope, receive, send_with_headers)
+
+
+class Turns:
+    """One request of a person at a time: who sends a flood stands in their own queue, not in that of others."""
+
+    def __init__(self) -> None:
+        self.locks: defaultdict[str, Lock] = defaultdict(Lock)
+        self.waiting: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def of(self, name: str) -> AsyncIterator[None]:
+        """Raises Refused when the queue is long."""
+        if self.waiting[name] >= MOST_WAITING:
+            raise Refused(503, "Too many requests at once.", {"Retry-After": "1"})
+        self.waiting[name] += 1
+        try:
+            async with self.locks[name]:
+                yield
+        finally:
+            self.waiting[name] -= 1

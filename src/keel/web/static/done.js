@@ -1,0 +1,9 @@
+// The page after the last answer: only undo is left.
+
+import { undo } from "./send.js";
+
+const button = document.querySelector("[data-command=undo]");
+button?.addEventListener("click", undo);
+addEventListener("keydown", (event) => {
+  if (button && event.key === "u" && !event.ctrlKey && !event.metaKey && !event.altKey) undo();
+});
