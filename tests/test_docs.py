@@ -21,6 +21,7 @@ SECTIONS: dict[type[BaseModel], list[str]] = {
     config.RewardSource: ["A scorer"],
     config.SftConfig: [SUPERVISED],
     config.RewardConfig: [SUPERVISED, "keel reward alone"],
+    config.DpoConfig: [SUPERVISED, "keel dpo alone"],
     config.SampleConfig: [ANSWERS, "keel sample alone"],
     config.EvaluateConfig: [ANSWERS, "keel evaluate alone"],
     config.PlanConfig: ["keel train", "keel plan alone"],
@@ -35,9 +36,12 @@ def documented(sections: list[str]) -> dict[str, str]:
     """Setting -> default, from the tables of these sections of docs/config.md."""
     parts = re.split(r"^## (.+)$", (DOCS / "config.md").read_text(), flags=re.MULTILINE)
     texts = dict(zip(parts[1::2], parts[2::2], strict=True))
-    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", "".join(texts[name] for name in sections), re.MULTILINE)
-    assert len(rows) == len({name for name, _ in rows}), f"a setting has two rows in {sections}"
-    return dict(rows)
+    found: dict[str, str] = {}
+    for section in sections:  # a verb's own section has the last word over what it shares with others
+        rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", texts[section], re.MULTILINE)
+        assert len(rows) == len({name for name, _ in rows}), f"a setting has two rows in {section}"
+        found |= dict(rows)
+    return found
 
 
 def inner_settings(annotation: Any) -> type[BaseModel] | None:
@@ -91,6 +95,14 @@ def test_every_setting_has_a_help_line(settings: type[BaseModel]):
     assert list(without_help(settings)) == []
 
 
+@pytest.mark.parametrize("settings", SECTIONS, ids=lambda settings: settings.__name__)
+def test_one_setting_of_a_section_leaves_the_others_as_they_are(settings: type[BaseModel]):
+    """A section's defaults are those of its class: else they would be lost as soon as one of it is given."""
+    sections = {name: field.default for name, field in settings.model_fields.items()}
+    found = {name: default for name, default in sections.items() if isinstance(default, BaseModel)}
+    assert {name: default for name, default in found.items() if default != type(default)()} == {}
+
+
 # ---- metrics ---------------------------------------------------------------------------------------------------------
 
 RUNS = {
@@ -100,6 +112,7 @@ RUNS = {
     "sft": ["sft"],
     "reward": ["reward"],
     "patient": ["reward", "--patience", "1"],
+    "dpo": ["dpo", "--patience", "1"],
 }
 
 
@@ -107,7 +120,7 @@ def metrics_of(run: str, model: Path, folder: Path) -> set[str]:
     """Keys of metrics.jsonl after a tiny run."""
     (folder / "f.py").write_text("def f(completions, **columns):\n    return [float(len(c)) for c in completions]\n")
     rows = [{"prompt": f"w{i}", "completion": "w2 w3", "chosen": "w2 w3", "rejected": "w4"} for i in range(8)]
-    drop = ("chosen", "rejected") if run == "sft" else ("completion",) if RUNS[run][0] == "reward" else ()
+    drop = ("chosen", "rejected") if run == "sft" else ("completion",) if RUNS[run][0] in ("reward", "dpo") else ()
     kept = [{key: value for key, value in row.items() if key not in drop} for row in rows]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     output, data = str(folder / "run"), str(folder / "rows.jsonl")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keel.core.preferences import bradley_terry_loss, dpo_loss, plackett_luce_loss
+from keel.core.preferences import bradley_terry_loss, dpo_loss, implicit_rewards, ipo_loss, plackett_luce_loss
 
 from .expect import close, gradient
 
@@ -140,6 +140,46 @@ def test_o12_dpo_with_smoothed_labels_is_least_where_the_model_is_as_sure_as_the
     close(gradient(dpo_loss(chosen, zero, zero, zero, 1.0, 0.1), chosen)[0], [0.0])
 
 
+@pytest.mark.parametrize("difference", [-3.0, 0.0, 0.4, 50.0])
+def test_o12_a_smoothed_label_is_the_mean_over_both_directions(difference: float) -> None:
+    """One pair in ten the wrong way round: nine losses of one direction and one of the other, over ten."""
+    one, other = torch.tensor([difference]), torch.tensor([0.0])
+    mixed = (9 * bradley_terry_loss(one, other) + bradley_terry_loss(other, one)) / 10
+    close(bradley_terry_loss(one, other, label_smoothing=0.1), mixed.tolist())
+
+
+def test_o12_dpo_at_the_start_is_log_2_and_pulls_by_half_of_beta() -> None:
+    start = torch.tensor([-7.0]), torch.tensor([-9.0])
+    chosen, rejected = (logprob.clone().requires_grad_() for logprob in start)
+    loss = dpo_loss(chosen, rejected, *start, 0.3)
+    close(loss, [0.6931471806])
+    close(torch.cat(gradient(loss, chosen, rejected)), [-0.15, 0.15])
+
+
+def test_an_implicit_reward_is_the_scaled_log_ratio() -> None:
+    close(implicit_rewards(torch.tensor([-4.0, -2.0]), torch.tensor([-6.0, -1.0]), 0.25), [0.5, -0.25])
+
+
+@pytest.mark.parametrize(
+    ("h", "loss", "derivative"),  # beta = .1: the log-ratios of a pair are to end 5 apart
+    [(0.0, 25.0, -10.0), (5.0, 0.0, 0.0), (6.0, 1.0, 2.0), (-5.0, 100.0, -20.0)],
+)
+def test_ipo_is_least_at_a_difference_of_log_ratios_of_1_over_2_beta(h: float, loss: float, derivative: float) -> None:
+    logratio = torch.tensor([h - 3.0], requires_grad=True)
+    value = ipo_loss(0.1 * logratio, torch.tensor([0.1 * -3.0]), 0.1)
+    close(value, [loss])
+    close(gradient(value, logratio)[0], [derivative])
+
+
+@pytest.mark.parametrize(("share", "difference"), [(1.0, 5.0), (0.75, 2.5), (0.5, 0.0), (0.0, -5.0)])
+def test_ipo_never_drifts_away_however_sure_the_pairs_are(share: float, difference: float) -> None:
+    """The mean over raters of whom `share` prefer the first is least at (share - 1/2) / beta (Azar et al. 2023)."""
+    first = torch.tensor([0.1 * difference], requires_grad=True)
+    second = torch.zeros(1)
+    value = share * ipo_loss(first, second, 0.1) + (1 - share) * ipo_loss(second, first, 0.1)
+    close(gradient(value, first)[0], [0.0])
+
+
 def test_preference_losses_refuse_shapes_that_would_broadcast() -> None:
     one, two = torch.ones(1), torch.ones(2)
     for loss in (
@@ -147,6 +187,8 @@ def test_preference_losses_refuse_shapes_that_would_broadcast() -> None:
         lambda: bradley_terry_loss(two, two, one),
         lambda: plackett_luce_loss(torch.ones(2, 3), torch.ones(1, 3, dtype=torch.bool)),
         lambda: dpo_loss(two, two, one, two, 0.1),
+        lambda: ipo_loss(two, one, 0.1),
+        lambda: implicit_rewards(two, one, 0.1),
     ):
         with pytest.raises(ValueError, match="shapes differ"):
             loss()

@@ -90,6 +90,10 @@ def reward_stage(model: Path, folder: Path) -> Stage:
     return supervised_stage("reward", model, folder, RANKINGS)
 
 
+def dpo_stage(model: Path, folder: Path) -> Stage:
+    return supervised_stage("dpo", model, folder, RANKINGS)
+
+
 def sft_stage(model: Path, folder: Path) -> Stage:
     return supervised_stage("sft", model, folder, [{"prompt": f"w{i}", "completion": "w3 w4"} for i in range(1, 13)])
 
@@ -109,7 +113,12 @@ def supervised_stage(verb: str, model: Path, folder: Path, rows: Sequence[Any]) 
     return Stage(verb, values, folder / "run")
 
 
-STAGES: dict[str, Callable[[Path, Path], Stage]] = {"train": train_stage, "reward": reward_stage, "sft": sft_stage}
+STAGES: dict[str, Callable[[Path, Path], Stage]] = {
+    "train": train_stage,
+    "reward": reward_stage,
+    "dpo": dpo_stage,
+    "sft": sft_stage,
+}
 
 
 @dataclass

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 import keel
 from keel.cli.main import VERBS
+from keel.data.answers import read_answers
+from keel.data.store import Store
 
 from ..runs import PROMPTS, settings
 from .children import RANKINGS, REWARDS
@@ -54,11 +57,20 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
             "model": str(model),
             "data": {"path": str(folder / "rankings.jsonl"), "eval_fraction": 0.25},
         },
+        "dpo": lambda: {
+            "output": str(folder / "dpo"),
+            "model": str(model),
+            "data": {"path": str(folder / "rankings.jsonl"), "eval_fraction": 0.25},
+        },
         "sample": lambda: {"model": str(model), "output": str(folder / "answers.jsonl"), **prompts},
         "evaluate": lambda: {"policy": str(model), "against": str(model), **prompts, **scorer},
     }
     if verb == "quickstart":
         return [verb, "--output", str(folder / "run")]
+    if verb == "rank":  # what it does besides serving its pages
+        with closing(Store.open(str(folder / "ratings.db"))) as store:
+            store.add_items(read_answers(str(folder / "rankings.jsonl")))
+        return [verb, "--stats", "--store", str(folder / "ratings.db")]
     (folder / "run.yaml").write_text(json.dumps(small[verb]()))
     return [verb, str(folder / "run.yaml")]
 

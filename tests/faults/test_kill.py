@@ -65,7 +65,9 @@ def test_every_failpoint_is_somewhere_in_these_tests() -> None:
     assert tried | {"start.resumed"} == set(failpoints.NAMES)
 
 
-@pytest.mark.parametrize("name", ["train", *(pytest.param(name, marks=exhaustive) for name in ("reward", "sft"))])
+@pytest.mark.parametrize(
+    "name", ["train", *(pytest.param(name, marks=exhaustive) for name in ("reward", "dpo", "sft"))]
+)
 def test_f03_three_resumes_in_a_row(name: str, straight: Any, tmp_path: Path) -> None:
     stage = straight(name).at(tmp_path / "killed")
     for resume, failpoint in ((False, "step.update:4"), (True, "start.resumed"), (True, "step.log:1")):

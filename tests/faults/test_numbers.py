@@ -28,7 +28,7 @@ def test_f18_it_stops_before_the_update(name: str, place: str, tiny_policy: Path
     assert "not finite" in child.words.splitlines()[-1]
     assert committed(stage) == 2
     kept = lines(stage.output / "faults" / "step-000003" / "rows.jsonl")
-    columns = {"train": "response", "reward": "responses", "sft": "text"}
+    columns = {"train": "response", "reward": "responses", "dpo": "responses", "sft": "text"}
     assert len(kept) == (16 if name == "train" else 4)
     assert all(row["prompt"] and columns[name] in row for row in kept)
     assert all(bool(value.isfinite().all()) for value in weights(stage.output).values())

@@ -101,7 +101,7 @@ def test_f11_a_scorer_that_fails_in_an_evaluation_loses_no_step(tiny_policy: Pat
 
 
 @BOTH
-@pytest.mark.parametrize("name", [pytest.param("reward", marks=exhaustive), "sft"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=exhaustive) for name in ("reward", "dpo")), "sft"])
 def test_f05_other_stages(name: str, number: signal.Signals, tiny_policy: Path, tmp_path: Path) -> None:
     whole = STAGES[name](tiny_policy, tmp_path)
     assert run(whole) == 0

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from keel.cli.main import main
 from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig, parse
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError
-from keel.train.evaluate import bootstrap_interval, comparison, evaluate
+from keel.train.evaluate import bootstrap_interval, comparison, evaluate, short_names
 from keel.train.sample import Player, load_player, sample_answers
 
 DECODING = DecodingSettings(num_responses=3, max_response_tokens=5)
@@ -37,8 +38,9 @@ def player(tiny_policy: Path, prompts: str) -> Player:
     return load_player(str(tiny_policy), PromptSettings(path=prompts, column="text"), DECODING)
 
 
-def settings(policy: Path, prompts: str, **more: object) -> EvaluateConfig:
-    base = {"policy": str(policy), "prompts": {"path": prompts, "column": "text"}, "sampling": DECODING.model_dump()}
+def settings(policy: Path | str | list[str], prompts: str, **more: object) -> EvaluateConfig:
+    given = policy if isinstance(policy, list) else str(policy)
+    base = {"policy": given, "prompts": {"path": prompts, "column": "text"}, "sampling": DECODING.model_dump()}
     return parse(EvaluateConfig, {**base, **more})
 
 
@@ -133,6 +135,102 @@ def test_two_policies(tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path
     shown = [score for row in record["answers"] for score in row["against_scores"]]
     assert sum(shown) / 9 == pytest.approx(figures["against"]["score"])
     assert all(count_w5(row["policy"]) == row["policy_scores"] for row in record["answers"])
+
+
+def test_each_of_several_policies_is_judged_as_it_would_be_alone(
+    tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path
+):
+    folders = [
+        str(shutil.copytree(source, tmp_path / "runs" / name / "policy"))
+        for source, name in (
+            (tiny_policy, "ppo"),
+            (tiny_gpt2, "dpo"),
+        )
+    ]
+    more = {"against": str(tiny_policy), "output": str(tmp_path / "all.json")}
+    figures = evaluate(settings(folders, prompts, **more), [count_w5])
+    assert list(figures) == ["prompts", "responses_per_prompt", "policies", "against"]
+    assert list(figures["policies"]) == ["ppo", "dpo"]
+    for name, folder in zip(("ppo", "dpo"), folders, strict=True):
+        alone = evaluate(settings(folder, prompts, against=str(tiny_policy)), [count_w5])
+        assert alone["against"] == figures["against"]
+        compared = {key: alone[key] for key in alone if key.startswith(("win_rate", "score_difference", "ties"))}
+        assert len(compared) == 7
+        assert figures["policies"][name] == alone["policy"] | compared
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert record["figures"] == figures
+    for side in ("ppo", "dpo", "against"):
+        assert all(count_w5(row[side]) == row[f"{side}_scores"] for row in record["answers"])
+
+
+def test_several_policies_need_nothing_to_be_compared_with(tiny_policy: Path, tiny_gpt2: Path, prompts: str):
+    figures = evaluate(settings([str(tiny_policy), str(tiny_gpt2)], prompts, reference=str(tiny_gpt2)))
+    one, other = figures["policies"].values()
+    assert "against" not in figures
+    assert one["kl"] > 0.1
+    assert other["kl"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/ppo/policy", "runs/a2c/policy", "runs/dpo/policy/"], ["ppo", "a2c", "dpo"]),
+        (["a/ppo/policy", "b/ppo/policy"], ["a", "b"]),
+        (["s0/ppo/policy", "s1/ppo/policy", "s0/dpo/policy"], ["s0/ppo", "s1/ppo", "s0/dpo"]),
+        (["gpt2", "runs/ppo/policy"], ["gpt2", "policy"]),
+        (["run", "run/checkpoints/step-2/policy"], ["run", "policy"]),
+        (["a", "a/a"], ["a", "a/a"]),
+        (["x/against", "y/prompt"], ["x/against", "y/prompt"]),  # those two mean something else in the output
+    ],
+)
+def test_policies_have_the_shortest_names_that_tell_them_apart(paths: list[str], names: list[str]):
+    assert short_names(paths) == names
+
+
+@pytest.mark.parametrize("given", [["runs/ppo/policy", "runs/ppo/policy/"], []])
+def test_no_policy_or_one_twice_is_refused(given: list[str], prompts: str):
+    with pytest.raises(ConfigError, match=r"the same policy is given twice|at least 1 item"):
+        settings(given, prompts)
+
+
+def test_a_missing_folder_is_noticed_before_anything_is_sampled(tiny_policy: Path, prompts: str, tmp_path: Path):
+    asked: list[str] = []
+    with pytest.raises(ConfigError, match="no such model folder"):
+        evaluate(settings([str(tiny_policy), str(tmp_path / "none")], prompts), [lambda completions: asked.append("")])
+    assert asked == []
+
+
+def test_other_vocabularies_may_not_drop_other_prompts(tiny_policy: Path, prompts: str, tmp_path: Path):
+    other = shutil.copytree(tiny_policy, tmp_path / "other")
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace('"w27"', '"x27"'))
+    config = settings(tiny_policy, prompts, against=str(other))
+    dropping = config.model_copy(update={"prompts": config.prompts.model_copy(update={"too_long": "drop"})})
+    with pytest.raises(ConfigError, match="would drop other prompts"):
+        evaluate(dropping)
+
+
+def test_the_table_has_a_column_for_each_policy(
+    tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "count.py").write_text(
+        "def w5(completions, **_):\n    return [t.split().count('w5') * 1.0 for t in completions]\n"
+    )
+    common = ["--prompts.path", prompts, "--prompts.column", "text", "--against", str(tiny_policy)]
+    common += ["--sampling.max-response-tokens", "5", "--rewards", json.dumps({"function": f"{tmp_path}/count.py:w5"})]
+    assert main(["evaluate", "--policy", str(tiny_policy), "--policy", str(tiny_gpt2), *common]) == 0
+    shown = capsys.readouterr().out
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in shown.splitlines()
+        if "│" in line
+    }
+    assert [len(cells) for cells in rows.values()] == [3] * len(rows)
+    assert list(rows)[:5] == ["win rate", "rate interval", "score difference", "difference interval", "score"]
+    assert rows["rate interval"][1].count(" to ") == 1
+    assert rows["win rate"][2] == ""
+    (tmp_path / "run.yaml").write_text(f"policy: {tiny_policy}\n")
+    assert main(["evaluate", str(tmp_path / "run.yaml"), *common, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out))[2:4] == ["policy", "against"]
 
 
 def test_a_policy_is_no_better_than_itself(tiny_policy: Path, prompts: str):

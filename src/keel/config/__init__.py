@@ -12,18 +12,20 @@ from keel.config.parts import (
 )
 from keel.config.reading import nearest, parse, setting_names
 from keel.config.stages import (
-    GATES,
-    ComparisonSettings,
     DataCheckConfig,
-    DataSettings,
     DecodingSettings,
-    DpoConfig,
     EvaluateConfig,
     QuickstartConfig,
     RankConfig,
-    RewardConfig,
     SampleConfig,
     ServeRewardConfig,
+)
+from keel.config.supervised import (
+    GATES,
+    ComparisonSettings,
+    DataSettings,
+    DpoConfig,
+    RewardConfig,
     SftConfig,
     SupervisedSettings,
 )

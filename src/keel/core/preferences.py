@@ -4,19 +4,22 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
 from keel.core.masked import check_shapes
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
-    """-log sigma(chosen - rejected - margin), per pair. [N], [N] -> [N]
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """-(1 - e) log sigma(d) - e log sigma(-d), d = chosen - rejected - margin, per pair. [N], [N] -> [N]
 
-    Bradley and Terry 1952; the margin as in Llama 2 (Touvron et al. 2023, equation 2).
+    Bradley and Terry 1952; the margin as in Llama 2 (Touvron et al. 2023, equation 2). e is `label_smoothing`, the
+    chance that a pair is the wrong way round (Mitchell 2023): the loss is least where sigma(d) = 1 - e.
     """
     check_shapes(chosen, rejected, *([] if margin is None else [margin]))
     difference = chosen - rejected if margin is None else chosen - rejected - margin
-    return softplus(-difference)
+    return softplus(-difference) + label_smoothing * difference  # since softplus(d) = softplus(-d) + d
 
 
 def plackett_luce_loss(scores: Tensor, mask: Tensor) -> Tensor:
@@ -56,6 +59,16 @@ def tied_plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tens
     return -torch.where(counted, log_probability / tied.sum(2).clamp(min=1), 0.0).sum(1)
 
 
+def implicit_rewards(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> Tensor:
+    """beta * (log pi(y|x) - log pi_ref(y|x)), from log-probabilities of whole answers. [N], [N] -> [N]
+
+    The reward of which the policy is the optimum under beta * KL, up to a constant of the prompt, which no comparison
+    sees (Rafailov et al. 2023, equation 5).
+    """
+    check_shapes(logprobs, ref_logprobs)
+    return beta * (logprobs - ref_logprobs)
+
+
 def dpo_loss(
     chosen_logprobs: Tensor,
     rejected_logprobs: Tensor,
@@ -64,10 +77,21 @@ def dpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """-(1 - e) log sigma(beta h) - e log sigma(-beta h), h = difference of the answers' log-ratios. [N] each -> [N]
+    """The Bradley-Terry loss of the answers' implicit rewards. [N] each -> [N]
 
-    Log-probabilities are sums over an answer's tokens. Rafailov et al. 2023, equation 7; e > 0: conservative DPO.
+    Log-probabilities are sums over an answer's tokens. Rafailov et al. 2023, equation 7; with `label_smoothing` the
+    conservative DPO of Mitchell 2023.
     """
-    check_shapes(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
-    h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
-    return -(1 - label_smoothing) * logsigmoid(beta * h) - label_smoothing * logsigmoid(-beta * h)
+    chosen = implicit_rewards(chosen_logprobs, ref_chosen_logprobs, beta)
+    rejected = implicit_rewards(rejected_logprobs, ref_rejected_logprobs, beta)
+    return bradley_terry_loss(chosen, rejected, label_smoothing=label_smoothing)
+
+
+def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """(h - 1 / (2 beta))^2, h = (chosen - rejected) / beta, of the answers' implicit rewards. [N], [N] -> [N]
+
+    h is the difference of the log-ratios log pi - log pi_ref, which are sums over an answer's tokens. Azar et al. 2023,
+    equation 17, with beta for their tau: a pair that is always judged alike ends 1 / (2 beta) apart, and no further.
+    """
+    check_shapes(chosen, rejected)
+    return ((chosen - rejected - 0.5) / beta) ** 2

@@ -142,7 +142,7 @@ def pretraining_settings(run: Quickstart) -> SftConfig:
             "model": run.path("untrained"),
             "data": {"path": run.path("data/texts.jsonl"), "eval_fraction": 0.01},
             "batch_size": 16,
-            "optim": {"learning_rate": 4e-3, "warmup_steps": 30, "weight_decay": 0.01},
+            "optim": {"learning_rate": 4e-3, "schedule": "linear", "warmup_steps": 30, "weight_decay": 0.01},
         },
     )
 
@@ -156,7 +156,7 @@ def sft_settings(run: Quickstart) -> SftConfig:
             "model": run.path("pretrain/model"),
             "data": {"path": run.path("data/dialogues.jsonl"), "eval_fraction": 0.05},
             "batch_size": 32,
-            "optim": {"learning_rate": 5e-4},
+            "optim": {"learning_rate": 5e-4, "schedule": "linear"},
         },
     )
 

@@ -1,4 +1,4 @@
-"""Judging a policy on prompts, alone and against another: what `keel evaluate` does."""
+"""Judging policies on prompts, alone and against another: what `keel evaluate` does."""
 
 import json
 from collections import defaultdict
@@ -35,6 +35,7 @@ PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; t
 class Judged:
     """A policy's answers, N prompts and k to each, and what was measured of them."""
 
+    prompts: list[Prompt]
     texts: list[list[str]]
     measured: dict[str, Tensor]  # name -> [N, k]; the names of PER_TOKEN hold sums over the answer's tokens
 
@@ -48,54 +49,107 @@ class Judged:
 
 
 def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
-    """Figures of the policy, of the one it is compared with, and of the comparison; written to `config.output`.
+    """Figures of each policy, of the one they are compared with, and of the comparisons; written to `config.output`.
 
+    A single policy's figures are under "policy", and those of its comparison beside that. Several have both under
+    "policies" and their short names; each is judged as it would be alone.
     `functions` are Python reward functions besides `config.rewards`. Raises ConfigError, DataError or RewardError.
     """
     World.single()
-    players = {"policy": load_player(config.policy, config.prompts, config.sampling)}
+    sides = sides_of(config)
+    readable = check_vocabularies(config, sides)
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
-    if config.against:
-        players["against"] = load_player(config.against, config.prompts, config.sampling)
-    references = load_references(config, players)
-    decoding, count = config.sampling, len(players["policy"].prompts)
-    judged = {}
-    with ProgressDisplay("evaluate", len(players) * count * decoding.num_responses) as display:
-        for number, (side, player) in enumerate(players.items()):
-            done = number * count * decoding.num_responses
-            judged[side] = judge(
+    opponents = {"against": load_player(config.against, config.prompts, config.sampling)} if config.against else {}
+    reference = load_reference(config, opponents)
+
+    def judged_side(side: str, folder: str) -> Judged:
+        """Of the policies only one at a time is in memory."""
+        player = opponents.get(side) or load_player(folder, config.prompts, config.sampling)
+        scoring = partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None
+        stream = side if side in opponents else "policy"
+        with ProgressDisplay(f"evaluate {side}", len(player.prompts) * config.sampling.num_responses) as display:
+            return judge(
                 player,
-                references[side],
-                partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None,
-                decoding,
+                reference if readable[side] else None,
+                scoring,
+                config.sampling,
                 config.seed,
-                side,
-                lambda more, figures, done=done: display.show(done + more, figures),  # type: ignore[misc]
+                stream,
+                display.show,
             )
-    figures: dict[str, Any] = {"prompts": count, "responses_per_prompt": decoding.num_responses}
-    figures |= {side: answers.summary() for side, answers in judged.items()}
-    if config.against and scorers:
-        figures |= comparison(judged["policy"].measured["score"], judged["against"].measured["score"], config.seed)
+
+    judged = {side: judged_side(side, folder) for side, folder in sides.items()}
+    figures = figures_of(config, judged)
     if config.output:
-        record = {"figures": figures, "answers": list(_answer_rows(players["policy"].prompts, judged))}
+        record = {"figures": figures, "answers": list(_answer_rows(judged))}
         write_atomic(Path(config.output), json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
     return figures
 
 
-def load_references(config: EvaluateConfig, players: Mapping[str, Player]) -> dict[str, ActorCritic | None]:
-    """For each player the model its KL is measured to; None without one, or when that one reads other tokens.
+def sides_of(config: EvaluateConfig) -> dict[str, str]:
+    """Name of each side -> its folder or hub id."""
+    names = ["policy"] if len(config.policy) == 1 else short_names(config.policy)
+    sides = dict(zip(names, config.policy, strict=True))
+    return sides | ({"against": config.against} if config.against else {})
 
-    Raises ConfigError when a reference was asked for whose vocabulary is not the players'.
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The fewest last parts that tell the paths apart, without what they all end in: runs/ppo/policy -> ppo."""
+    parts = [Path(path).parts for path in paths]
+    while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [each[:-1] for each in parts]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len({*names, "against", "prompt"}) == len(names) + 2:  # the two have a meaning of their own in the output
+            return names
+    return [str(Path(path).absolute()) for path in paths]
+
+
+def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict[str, bool]:
+    """For each side whether the reference reads its tokens; if not, it has no KL.
+
+    Raises ConfigError where a reference was asked for that does not, or prompts are dropped by differing counts.
     """
+    vocabularies = {side: load_tokenizer(folder).get_vocab() for side, folder in sides.items()}
+    first = next(iter(vocabularies.values()))
+    if config.prompts.too_long == "drop" and any(vocabulary != first for vocabulary in vocabularies.values()):
+        raise ConfigError(
+            "models with other vocabularies would drop other prompts",
+            where="prompts.too_long",
+            fix="set it to truncate",
+        )
     name = config.reference or config.against
-    if name is None:
-        return dict.fromkeys(players)
-    vocabulary = load_tokenizer(name).get_vocab()
-    same = {side: player.tokenizer.get_vocab() == vocabulary for side, player in players.items()}
+    known = load_tokenizer(name).get_vocab() if name else None
+    same = {side: vocabulary == known for side, vocabulary in vocabularies.items()}
     if config.reference and not all(same.values()):
         raise ConfigError("its vocabulary is not that of the policies, so there is no KL", where=f"reference {name}")
-    loaded = next((player.model for player in players.values() if player.name == name), None) or load_frozen(name)
-    return {side: loaded if same[side] else None for side in players}
+    return same
+
+
+def load_reference(config: EvaluateConfig, opponents: Mapping[str, Player]) -> ActorCritic | None:
+    """The model that the KL is measured to, by default the one of `against`; None without either."""
+    if config.reference and config.reference != config.against:
+        return load_frozen(config.reference)
+    return opponents["against"].model if opponents else None
+
+
+def figures_of(config: EvaluateConfig, judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """What `evaluate` returns."""
+    against = judged.get("against")
+    found = {side: answers.summary() for side, answers in judged.items()}
+    compared = {
+        side: comparison(answers.measured["score"], against.measured["score"], config.seed)
+        for side, answers in judged.items()
+        if side != "against" and against is not None and "score" in answers.measured
+    }
+    figures: dict[str, Any] = {
+        "prompts": len(next(iter(judged.values())).texts),
+        "responses_per_prompt": config.sampling.num_responses,
+    }
+    if len(config.policy) == 1:
+        return figures | found | compared.get("policy", {})
+    policies = {side: found[side] | compared.get(side, {}) for side in found if side != "against"}
+    return figures | {"policies": policies} | ({"against": found["against"]} if against else {})
 
 
 def judge(
@@ -104,19 +158,20 @@ def judge(
     scoring: Scoring | None,
     decoding: DecodingSettings,
     seed: int,
-    side: str,
+    stream: str,
     show: Callable[[int, dict[str, float]], None] = lambda done, figures: None,
 ) -> Judged:
-    """Let a player answer all prompts and measure the answers. Both sides draw their own random numbers."""
+    """Let a player answer all prompts and measure the answers. `stream` names the random numbers it draws."""
     texts: list[str] = []
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for rollouts in player.answers(decoding, seed, "evaluate", side):
+    for rollouts in player.answers(decoding, seed, "evaluate", stream):
         texts += rollouts.texts
         for name, values in measure(rollouts, player, reference, scoring, decoding.temperature).items():
             parts[name].append(values.cpu())
         show(len(texts), {name: float(parts[name][-1].nanmean()) for name in ("score",) if name in parts})
     k = decoding.num_responses
-    return Judged(grouped(texts, k), {name: torch.cat(values).view(-1, k) for name, values in parts.items()})
+    measured = {name: torch.cat(values).view(-1, k) for name, values in parts.items()}
+    return Judged(player.prompts, grouped(texts, k), measured)
 
 
 def measure(
@@ -166,9 +221,9 @@ def bootstrap_interval(values: Tensor, seed: int, level: float = 0.95, resamples
     return low, high
 
 
-def _answer_rows(prompts: list[Prompt], judged: dict[str, Judged]) -> Iterator[dict[str, Any]]:
+def _answer_rows(judged: Mapping[str, Judged]) -> Iterator[dict[str, Any]]:
     """For each prompt the answers of each side with their scores."""
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(next(iter(judged.values())).prompts):
         answers: dict[str, Any] = {"prompt": prompt.content}
         for side, found in judged.items():
             answers[side] = found.texts[row]
