@@ -211,3 +211,37 @@ def test_f15_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
         scores(url)
     assert b"authorization: bearer a secret of sixteen" in asked[0].lower()
     assert json.loads(asked[0].partition(b"\r\n\r\n")[2])["prompts"] == ["Say:"] * 3
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "0xA9FEA9FE",
+        "0xa9.0xfe.0xa9.0xfe",
+        "0251.0376.0251.0376",
+        "2852039166",
+        "169.254.43518",
+        "[::ffff:169.254.169.254]",
+        "[::ffff:a9fe:a9fe]",
+        "[fe80::1]",
+    ],
+)
+def test_f35_link_local_addresses_are_refused_in_every_spelling(host: str) -> None:
+    began = time.monotonic()
+    with pytest.raises((RewardError, ConfigError), match=r"link-local|no http\(s\) address"):
+        scores(f"http://{host}/latest/meta-data", timeout_seconds=5.0)
+    assert time.monotonic() - began < 4.0
+
+
+def test_f35_what_a_name_leads_to_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [entry])
+    with pytest.raises(RewardError, match="is a link-local address"):
+        scores("http://rewards.example/get", timeout_seconds=5.0)
+
+
+@pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "localhost"])
+def test_f35_this_machine_may_be_spelled_as_one_likes(host: str) -> None:
+    with listening(sends(GOOD)) as (url, _):
+        assert scores(url.replace("127.0.0.1", host)) == [1.5, -1.0, 0.25]

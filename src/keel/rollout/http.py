@@ -1,10 +1,12 @@
 """A scorer that lives in another process, behind HTTP."""
 
 import asyncio
+import ipaddress
 import os
 import socket
 import threading
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -66,7 +68,7 @@ class HttpScorer:
                 attempt += 1
                 try:
                     async with asyncio.timeout_at(deadline):  # of the whole exchange, however slowly it drips
-                        await _found(httpx.URL(self.url))
+                        refuse_link_local(await _found(httpx.URL(self.url)), self.url)
                         return await self._exchange(client, body)
                 except (httpx.TransportError, OSError, _Passing) as error:  # a TimeoutError is an OSError
                     last = error
@@ -118,23 +120,30 @@ class _Passing(Exception):
         self.seconds = float(retry_after[:9]) if retry_after.isascii() and retry_after.isdecimal() else 0.0
 
 
-async def _found(url: httpx.URL) -> None:
-    """Wait until the host's name is resolved, in a thread that nobody has to wait for. Raises OSError."""
+def refuse_link_local(addresses: Iterable[str], url: str) -> None:
+    """Raises RewardError for an address at which clouds tell a machine its secrets, however it was written."""
+    for text in addresses:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if (getattr(address, "ipv4_mapped", None) or address).is_link_local:
+            raise RewardError(f"{address} is a link-local address, where no reward server lives", where=url)
+
+
+async def _found(url: httpx.URL) -> set[str]:
+    """The addresses of the host, looked up in a thread that nobody has to wait for. Raises OSError."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[None] = loop.create_future()
+    found: asyncio.Future[set[str]] = loop.create_future()
 
     def resolve() -> None:
-        error: OSError | None = None
         try:
-            socket.getaddrinfo(url.host, url.port)
-        except OSError as caught:
-            error = caught
+            result: set[str] | OSError = {str(entry[4][0]) for entry in socket.getaddrinfo(url.host, url.port)}
+        except OSError as error:
+            result = error
         with suppress(RuntimeError):  # the loop has not waited
-            loop.call_soon_threadsafe(settle, error)
+            loop.call_soon_threadsafe(settle, result)
 
-    def settle(error: OSError | None) -> None:
+    def settle(result: set[str] | OSError) -> None:
         if not found.done():
-            found.set_exception(error) if error else found.set_result(None)
+            found.set_exception(result) if isinstance(result, OSError) else found.set_result(result)
 
     threading.Thread(target=resolve, daemon=True).start()
-    await found
+    return await found
