@@ -90,6 +90,7 @@ def draw(axis: Any, curves: dict[str, list[tuple[float, dict[str, Any]]]]) -> No
             [f["win_rate"] - f["win_rate_low"] for _, f in found],
             [f["win_rate_high"] - f["win_rate"] for _, f in found],
         ]
+        axis.set_xscale("log")
         axis.errorbar(kl, rates, yerr=spans, color=colour, marker="o", linewidth=1.6, capsize=3, label=name)
 
 
