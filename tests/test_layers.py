@@ -50,7 +50,7 @@ LAYERS = {
     "learn": Layer.of("models data core world failpoints errors"),
     "run": Layer.of("kernels data.judging data.preferences world failpoints errors config"),
     "train": Layer.of("kernels rollout learn models data core world run config failpoints interrupts errors"),
-    "diagnose": Layer.of("data.judging data.preferences data.rows run.folder errors"),
+    "diagnose": Layer.of("data.agreement data.judging data.preferences data.rows run.folder errors"),
     "server": Layer.of("rollout data config errors"),
     "web": Layer.of("data server.limits run.folder diagnose config errors"),
     "quickstart": Layer.of("train data run config web interrupts errors"),

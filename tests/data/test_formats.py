@@ -113,7 +113,7 @@ BAD = [
     (NEMO | {"context": " "}, '"context" is empty'),
     (OPENAI | {"best": 4}, '"best" is 4, which is none of sample0 to sample3'),
     (OPENAI | {"best": -1}, '"best" is -1'),
-    (OPENAI | {"best": 1.5}, 'expected a number in "best"'),
+    (OPENAI | {"best": 1.5}, '"best" is 1.5, which is none of'),
     (OPENAI | {"best": True}, 'expected a number in "best"'),
     ({"query": "q", "sample0": "a", "best": 0}, "none of sample0 to sample0"),
     ({"query": "q", "best": 0}, '"best" is 0'),

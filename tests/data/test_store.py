@@ -429,3 +429,11 @@ def test_what_is_done_together_counts_together_or_not_at_all(path: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         breaks_off()
     assert store.num_judgements() == 2
+
+
+def test_a_study_remembers_what_it_was_told(path: str) -> None:
+    with closing(begun(path, "anna")) as store:
+        assert store.remembered("tags", None, []) == []
+        assert store.remembered("tags", ["unsafe"]) == ["unsafe"]
+    with closing(Store.open(path)) as again:
+        assert again.remembered("tags", None, []) == ["unsafe"]

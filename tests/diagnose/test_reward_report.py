@@ -24,23 +24,30 @@ def held_out(*rows: tuple[Ranking, list[float]], members: list[list[list[float]]
 
 
 def test_the_temperature_is_the_one_that_fits():
-    """Three of four right, each by 2: sigma(2 / T) = 3/4 at T = 2 / ln 3, where the loss is that of the odds 3 to 1."""
+    """Three of four right, each by 2, and a coin: sigma(2 / T) = 3.5 / 5 at T = 2 / ln(7/3)."""
     rows = [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
     pairs = judging.pairs_of(rows, [pair("a", "b", prompt=str(i)) for i in range(4)])
-    assert judging.temperature(pairs) == pytest.approx(2 / log(3), rel=1e-9)
+    assert judging.temperature(pairs) == pytest.approx(2 / log(7 / 3), rel=1e-9)
     assert judging.loss(pairs.scaled(log(3) / 2)) == pytest.approx(0.5623351446, abs=1e-9)
-    assert judging.temperature(judging.pairs_of([[2.0, 0.0]], [pair("a", "b")])) == pytest.approx(0.01, rel=1e-6)
+    # one pair and the coin: 1.5 to 0.5 if right; never, if wrong
+    assert judging.temperature(judging.pairs_of([[2.0, 0.0]], [pair("a", "b")])) == pytest.approx(2 / log(3), rel=1e-9)
     assert judging.temperature(judging.pairs_of([[0.0, 2.0]], [pair("a", "b")])) == pytest.approx(100, rel=1e-6)
+    many = [pair("a", "b", prompt=str(i)) for i in range(1000)]
+    scores = [[2.0, 0.0]] * 750 + [[0.0, 2.0]] * 250
+    assert judging.temperature(judging.pairs_of(scores, many)) == pytest.approx(2 / log(3), rel=2e-3)
 
 
 def test_no_prompt_is_calibrated_by_itself():
-    """Each half of the prompts is divided by what fits the other: one half is always right, one always wrong."""
+    """Each half of the prompts is divided by what fits the other, whose n pairs are all right: n + 1/2 to 1/2."""
     rankings = [pair("a", "b", prompt=str(i)) for i in range(40)]
     halves = [judging.calibrated(judging.pairs_of([[1.0, 0.0]], [ranking]), [ranking]) for ranking in rankings]
     assert all(part.differences.tolist() == [1.0] for part in halves)  # nothing to learn a temperature from
     pairs = judging.pairs_of([[1.0, 0.0]] * 40, rankings)
     after = judging.calibrated(pairs, rankings)
-    assert set(np.round(after.differences, 6)) == {100.0}
+    halves = sorted(after.differences)
+    count = halves.count(halves[0])
+    expected = [log(2 * n + 1) for n in (40 - count, count)]
+    assert sorted(set(np.round(after.differences, 6))) == sorted(set(np.round(expected, 6)))
 
 
 def test_weights_count_rankings_and_not_their_pairs():
@@ -119,7 +126,7 @@ def run_with(folder: Path, rankings: list[Ranking], scores: list[list[float]]) -
     rows = [ranking.__dict__ | {"scores": row} for ranking, row in zip(rankings, scores, strict=True)]
     (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "figures.json").write_text(json.dumps(FIGURES))
-    (folder / "config.yaml").write_text(f"model: {json.dumps(EVIL)}\nmembers: 1\n")
+    (folder / "config.yaml").write_text(f"model: {json.dumps(EVIL)}\nmembers: 1\nmember_models: []\n")
     return folder
 
 
@@ -131,6 +138,14 @@ def test_texts_are_shown_as_texts_and_the_page_loads_nothing(tmp_path: Path):
     assert "&lt;script&gt;alert(1)" in text
     assert not [bad for bad in ("<script", "<img", 'onerror="', "http://", "https://", "@import") if bad in text]
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+
+
+def test_line_ends_that_only_texts_know_are_no_line_ends(tmp_path: Path):
+    rankings = [pair("a\u2028b\u0085c", "d", prompt=str(i)) for i in range(30)]
+    run_with(tmp_path, rankings, [[1.0, 0.0]] * 30)
+    lines = (json.dumps(ranking.__dict__ | {"scores": [1.0, 0.0]}, ensure_ascii=False) for ranking in rankings)
+    (tmp_path / "held_out.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    assert len(HeldOut.read(tmp_path).rankings) == 30
 
 
 def test_a_run_without_held_out_scores(tmp_path: Path):

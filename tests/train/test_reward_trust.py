@@ -11,7 +11,7 @@ from keel.cli.main import main
 from keel.config import RewardConfig, TrainConfig, parse
 from keel.core.preferences import bradley_terry_loss
 from keel.data.preferences import Ranking
-from keel.errors import ConfigError
+from keel.errors import ConfigError, DataError
 from keel.learn.comparisons import Comparisons, pairwise_losses
 from keel.models.ensemble import RewardEnsemble, load_reward_model
 from keel.models.reward_model import RewardModel
@@ -227,7 +227,10 @@ def test_a_model_that_reaches_its_gate_goes_on(tiny_policy: Path, tmp_path: Path
     ("given", "message"),
     [
         ({"gate": {"acuracy": 0.6}}, "no figure is called acuracy"),
+        ({"gate": {"accuracy": 65}}, "accuracy is a share, at most 1"),
+        ({"member_models": ["x"]}, "member_models are for an ensemble"),
         ({"loss": "listwise", "ties": "half"}, "ties: half belongs to loss: pairwise"),
+        ({"gate": {"ece": 0.1}, "data": {"path": "x", "eval_fraction": 0.0}}, "a gate needs held-out prompts"),
         ({"calibrate": True, "data": {"path": "x", "eval_fraction": 0.0}}, "calibrate needs held-out prompts"),
     ],
 )
@@ -237,9 +240,72 @@ def test_settings_that_do_not_fit_together(tmp_path: Path, given: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", '{"members": [], "temperature": 1}', '{"members": ["../x"], "temperature": 1}', "{"]
+    "text",
+    [
+        "[]",
+        '{"members": [".."], "temperature": 1}',
+        '{"members": "a", "temperature": 1}',
+        '{"members": [], "temperature": 1}',
+        '{"members": ["../x"], "temperature": 1}',
+        "{",
+    ],
 )
 def test_a_list_of_members_that_is_none(tmp_path: Path, text: str):
     (tmp_path / "ensemble.json").write_text(text)
     with pytest.raises(ConfigError, match="members"):
         load_reward_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_without_held_out_prompts_there_is_a_model_and_no_judgement(tiny_policy: Path, tmp_path: Path, members: int):
+    data = {"path": str(tmp_path / "rows.jsonl"), "eval_fraction": 0.0}
+    figures = reward(settings(tmp_path, tiny_policy, members=members, data=data))
+    assert "accuracy" not in figures
+    assert load_reward_model(str(tmp_path / "run" / "model")).score(["w10"], [" w1"]).shape == (1,)
+
+
+@pytest.mark.parametrize("side", ["held-out", "watched"])
+def test_a_side_that_prefers_nothing_is_said_before_anything_is_learned(tiny_policy: Path, tmp_path: Path, side: str):
+    tie = {"prompt": "w5", "responses": [" w1", " w2"], "ranks": [1, 1]}
+    (tmp_path / "ties.jsonl").write_text(json.dumps(tie) + "\n" + json.dumps(rows()[0] | {"weight": 0.0}) + "\n")
+    if side == "held-out":
+        config = settings(tmp_path, tiny_policy, data={"path": "", "eval_path": ""})
+        where = {"path": str(tmp_path / "rows.jsonl"), "eval_path": str(tmp_path / "ties.jsonl")}
+        config = config.model_copy(update={"data": config.data.model_copy(update=where)})
+    else:
+        ties = [tie | {"prompt": f"w{i}"} for i in range(10, 30)]
+        config = settings(tmp_path, tiny_policy, [*rows(2), *ties], ties="half", patience=1)
+        config = config.model_copy(update={"seed": 1, "data": config.data.model_copy(update={"eval_fraction": 0.0})})
+    with pytest.raises(DataError, match=f"no {side} row prefers one answer to another"):
+        reward(config)
+
+
+def test_one_model_has_nothing_to_combine(tiny_policy: Path):
+    with pytest.raises(ConfigError, match="combine: lower is for an ensemble"):
+        load_reward_model(str(tiny_policy), "lower")
+
+
+def test_the_members_of_a_model_below_its_gate_are_refused_as_well(tiny_policy: Path, tmp_path: Path):
+    reward(settings(tmp_path, tiny_policy, members=2, gate={"accuracy_low": 1.0}))
+    for folder in ("run/model", "run/model/member-1"):
+        with pytest.raises(ConfigError, match="failed its gate"):
+            require_passed(str(tmp_path / folder))
+
+
+def test_a_gate_can_be_set_anew_on_a_finished_model(tiny_policy: Path, tmp_path: Path):
+    given = settings(tmp_path, tiny_policy, gate={"accuracy_low": 1.0})
+    reward(given)
+    reward(given.model_copy(update={"gate": {"accuracy": 0.0}}), resume=True)
+    require_passed(str(tmp_path / "run" / "model"))
+
+
+def test_an_ensemble_under_way_is_a_run(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stops(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervised, "update", stops)
+    given = settings(tmp_path, tiny_policy, members=2)
+    with pytest.raises(KeyboardInterrupt):
+        reward(given)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        reward(given.model_copy(update={"members": 1}))

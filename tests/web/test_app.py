@@ -241,7 +241,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "nobody's name": (["--answers", "{answers}", "--host", "0.0.0.0", "--public", "true"], "host 0.0.0.0 needs names"),
     "no instructions": (
         ["--answers", "{answers}", "--instructions", "no.txt"],
-        "instructions: cannot read it: No such",
+        "instructions: cannot read no.txt: No such",
     ),
     "no such host": (["--answers", "{answers}", "--host", "127.0.0.1", "--port", "{taken}"], "port: cannot listen at"),
 }
@@ -312,3 +312,15 @@ def test_it_starts_without_what_it_does_not_need():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == "\n"
+
+
+def test_behind_a_proxy_the_links_and_the_name_are_its_own(tmp_path: Path):
+    there = study(tmp_path, address="https://rank.example")
+    link = web.links(there.store, there.settings)["anna"]
+    assert link.startswith("https://rank.example/enter?token=")
+    browser, token = there.browser(), link.partition("=")[2]
+    for name in ("rank.example", "rank.example:443", "RANK.EXAMPLE"):
+        answer = browser.get(f"{ADDRESS}/enter?token={token}", headers={"Host": name})
+        assert answer.status_code == 200
+        assert "; secure" in answer.headers["set-cookie"].lower()
+    assert browser.get(f"{ADDRESS}/enter?token={token}", headers={"Host": "other.example"}).status_code == 400

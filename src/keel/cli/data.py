@@ -42,7 +42,11 @@ def run(arguments: list[str]) -> dict[str, Any]:
         figures["converted"] = _convert(contents.rankings, settings.convert, settings.path)
     fault = verdict(figures)
     if fault:
-        lost = contents.purpose == "prompts" and not contents.entries
+        lost = (
+            contents.purpose == "prompts"
+            and not contents.entries
+            and "no column" in figures["broken"]["why"][0]["what"]
+        )
         fix = "name the column that holds the prompts: --column NAME" if lost else ""
         error = DataError(fault, where=settings.path, fix=fix)
         error.figures = figures
@@ -57,6 +61,8 @@ def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
 
     if not rankings:
         raise DataError("no row compares answers, so there is nothing to convert", where=source)
+    if Path(path).resolve() == Path(source).resolve():
+        raise ConfigError("this is the file that was read", where="convert", fix="choose another name")
     if Path(path).suffix != ".jsonl":
         raise ConfigError(f"{path} is no .jsonl", where="convert", fix="name it so: keel reads it by its ending")
     write_atomic(Path(path), json_lines(ranking_row(ranking) for ranking in rankings))
@@ -70,6 +76,8 @@ def _print(figures: Mapping[str, Any]) -> None:
         print(f"  {name:<17}{literal(text)}")
     for broken in figures["broken"]["why"][:TOLD]:
         print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
+    if len(figures["broken"]["why"]) > TOLD:
+        print(f"  {'':<17}and {len(figures['broken']['why']) - TOLD:,} more; --json names them all")
 
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -31,17 +31,26 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def _rank(settings: RankConfig) -> dict[str, Any]:
     from keel.data.answers import in_pairs, read_answers
     from keel.data.store import Store
-    from keel.web.serve import serve
+    from keel.web.serve import check_settings, serve
 
     if settings.answers is None:
         _must_exist(settings.store, "give answers to begin it: keel rank answers.jsonl")
     rows = read_answers(settings.answers) if settings.answers is not None else []
+    check_settings(settings)
     with closing(Store.open(settings.store, settings.overlap, settings.seed)) as store:
-        new = store.add_items(in_pairs(rows, settings.seed) if settings.mode == "pairs" else rows)
+        known = store.remembered("mode", None)
+        if known not in (None, settings.mode) and "mode" in settings.model_fields_set:
+            raise ConfigError(
+                f"the store holds {known}; both in one study say the same twice", "mode", "begin another store"
+            )
+        mode = store.remembered("mode", known or settings.mode)
+        new = store.add_items(in_pairs(rows, settings.seed) if mode == "pairs" else rows)
         if "raters" in settings.model_fields_set or not store.raters():
             store.add_raters(settings.raters)
         items, before = len(store.items()), store.num_judgements()
         print(f"{settings.store}: {items} items ({new} new), {before} rankings", flush=True)
+        if store.overlap > len(store.raters()):
+            print(f"each item wants {store.overlap} raters; there are only {len(store.raters())}", flush=True)
         serve(store, settings)
         done = store.num_judgements()
     print(f"stopped; {done} rankings in {settings.store}; go on with the same command")
@@ -70,7 +79,9 @@ def _export(settings: RankConfig, path: str) -> dict[str, Any]:
     with closing(Store.open(settings.store)) as store:
         written = write_export(store.judgements(), path, settings.form, settings.aggregate)
     counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in written.items())
-    following = f"; next: keel reward --data.path {path} --model MODEL" if path.endswith(".jsonl") else ""
+    following = (
+        f"; next: keel reward --data.path {path} --model MODEL" if path.endswith(".jsonl") and written["rows"] else ""
+    )
     print(f"{path}: {counts}{following}")
     return {**written, "output": path}
 

@@ -1,5 +1,6 @@
 """What raters did, on the terminal and as files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,20 @@ def write_export(judgements: Sequence["Judgement"], path: str, form: str, aggreg
 
     if not path.endswith((".jsonl", ".csv")):
         raise ConfigError(f"{path} is neither .jsonl nor .csv", where="export", fix="choose one of them")
+    if not _is_ours(Path(path)):
+        raise ConfigError(f"{path} exists, and is no earlier export", where="export", fix="choose another name")
     rows, counts = export(judgements, form, aggregate)
     write_atomic(Path(path), csv_table(rows) if path.endswith(".csv") else json_lines(rows))
     return counts
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nothing lies there, or only what an export wrote: its rows name their raters."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline(1_000_000)
+    return re.search(r'"raters?"[:,]', first) is not None
 
 
 def print_stats(stats: Mapping[str, Any]) -> None:
@@ -53,7 +65,7 @@ def _progress(stats: Mapping[str, Any]) -> Table:
     if seconds["median"] is not None:
         time = f"{seconds['median']:.1f} s a ranking (median), {seconds['total'] / 3600:.1f} h in all"
     rows = {
-        "items": f"{stats['items']}, {stats['complete']} of them ranked {stats['overlap']} times",
+        "items": f"{stats['items']}, {stats['complete']} of them ranked by {stats['overlap']} or more",
         "rankings": f'{stats["judgements"]}, {stats["cannot_judge"]} of them "cannot judge"',
         "time": time,
         "Krippendorff's alpha": _interval(alpha, "{:.2f}") + "  1 = agree, 0 = chance",

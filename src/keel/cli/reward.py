@@ -49,8 +49,14 @@ def print_figures(figures: Mapping[str, float]) -> None:
     columns = {"reward model": model | error, f"length alone ({prefers} is better)": length, "constant": constant}
     show("on held-out prompts", columns)
     print(f"accuracy {interval(figures, 'accuracy')}, a 95% interval over prompts")
-    after = f"{figures['calibrated_error']:.3f}, loss {figures['calibrated_loss']:.3f}"
-    print(f"at temperature {figures['temperature']:.3g}: calibration error {after}")
+    if "uncalibrated_error" in figures:
+        before = f"calibration error {figures['uncalibrated_error']:.3f}, loss {figures['uncalibrated_loss']:.3f}"
+        print(f"divided by a temperature of {figures['temperature']:.3g}; before: {before}")
+    else:
+        after = f"calibration error {figures['calibrated_error']:.3f}, loss {figures['calibrated_loss']:.3f}"
+        print(f"a temperature of {figures['temperature']:.3g} fits; one fitted on other held-out prompts gives {after}")
+    if figures["rankings_left_out"]:
+        print(f"{figures['rankings_left_out']:.0f} rankings left out: they prefer nothing, or weigh nothing")
     if figures["prompts_on_both_sides"]:
         shared = f"{figures['prompts_on_both_sides']:.0f} held-out prompts"
         print(f"{shared} are among those learned from: a flattering figure")

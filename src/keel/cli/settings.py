@@ -108,7 +108,9 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
         )
         return source()
     except SettingsError as error:
-        raise ConfigError(str(error).removesuffix(' from source "CliSettingsSource"'), where="command line") from error
+        pairs = re.search(r"Parsing error encountered for (\S+):", str(error))
+        reason = f"{pairs[1]}: expected name=value,name=value" if pairs else str(error).partition(" from source")[0]
+        raise ConfigError(reason, where="command line") from error
 
 
 def _kebab(argument: str) -> str:

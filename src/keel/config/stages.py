@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from keel.config.parts import Count, CountOrNone, Positive, PromptSettings, RewardSource, Settings
+from keel.config.parts import Count, CountOrNone, NonNegative, Positive, PromptSettings, RewardSource, Settings
 
 
 class DecodingSettings(Settings):
@@ -116,6 +116,8 @@ class RankConfig(Settings):
     names: list[str] = []
     """further names or addresses under which raters call it, the first of them in the links; needed for 0.0.0.0, which
     is nobody's name"""
+    address: Annotated[str, Field(pattern=r"^https?://[\w.\-\[\]:]+$")] | None = None
+    """where raters find it behind a proxy that speaks TLS, as in https://rank.example"""
     port: Annotated[int, Field(ge=1, le=65535)] = 8642
     """port to listen on"""
     browser: bool = True
@@ -155,6 +157,10 @@ class ServeRewardConfig(Settings):
     """folder or hub id of a reward model"""
     function: str | None = None
     """FILE.py:NAME of a Python reward function"""
+    combine: Literal["mean", "min", "lower"] = "mean"
+    """score of an ensemble of reward models: mean or minimum over its members, or mean - std_coef * their deviation"""
+    std_coef: NonNegative = 1.0
+    """with combine: lower"""
     host: str = "127.0.0.1"
     """address to listen on; one that other machines can reach needs `public`"""
     public: bool = False
@@ -179,4 +185,4 @@ class ServeRewardConfig(Settings):
 
     @property
     def source(self) -> RewardSource:
-        return RewardSource(model=self.model, function=self.function)
+        return RewardSource(model=self.model, function=self.function, combine=self.combine, std_coef=self.std_coef)

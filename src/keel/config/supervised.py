@@ -130,10 +130,16 @@ class RewardConfig(ComparisonSettings):
         unknown = [name for name in self.gate if name not in GATES]
         if unknown:
             raise ValueError(f"gate: no figure is called {unknown[0]}; known: {', '.join(GATES)}")
+        beyond = [name for name, bound in self.gate.items() if name != "loss" and abs(bound) > 1]
+        if beyond:
+            raise ValueError(f"gate: {beyond[0]} is a share, at most 1")
+        if self.member_models and self.members == 1:
+            raise ValueError("member_models are for an ensemble; set members")
         if self.loss == "listwise" and self.ties == "half":
             raise ValueError("ties: half belongs to loss: pairwise; the listwise loss reads ties as unknown order")
-        if self.calibrate and not (self.data.eval_path or self.data.eval_fraction):
-            raise ValueError("calibrate needs held-out prompts; set data.eval_fraction or data.eval_path")
+        if (self.calibrate or self.gate) and not (self.data.eval_path or self.data.eval_fraction):
+            asked = "calibrate" if self.calibrate else "a gate"
+            raise ValueError(f"{asked} needs held-out prompts; set data.eval_fraction or data.eval_path")
         return self
 
 

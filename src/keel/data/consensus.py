@@ -13,7 +13,7 @@ from keel.data.judgements import Item, Judgement
 
 Array = NDArray[Any]
 
-WEIGHT_VARIANCE = 0.25
+WEIGHT_VARIANCE = 0.1
 """Of the raters' weights around their mean, before anything is seen: what a dozen comparisons can move."""
 ROUNDS, TOLERANCE = 500, 1e-3
 POINTS, SHARES = np.polynomial.hermite_e.hermegauss(5)

@@ -107,8 +107,8 @@ def _openai(row: Row, path: str) -> Comparison:
     query = require_content(row, path, "query")
     count = sum(name.removeprefix("sample").isdecimal() for name in row.values if name.startswith("sample"))
     samples = tuple(require(row, path, f"sample{i}") for i in range(count))
-    best = require(row, path, "best", (int,))
-    if count < 2 or not 0 <= best < count:
+    best = require(row, path, "best", (int, float))
+    if count < 2 or best not in range(count):
         reject(row, path, f'"best" is {best}, which is none of sample0 to sample{count - 1}')
     return Comparison(query, samples, tuple(1 if i == best else 2 for i in range(count)))
 

@@ -120,13 +120,18 @@ def reliability(pairs: Pairs) -> list[tuple[float, float, float]]:
 def temperature(pairs: Pairs) -> float:
     """What to divide the scores by for the least loss (Guo et al. 2017), between 0.01 and 100.
 
-    The loss is convex in 1 / temperature; its slope is zero at the least.
+    As if one more ranking, of the usual difference, had been a toss of a coin: a handful of pairs that are all in the
+    right order do not make the model sure without end. The loss is convex in 1 / temperature; at the least its slope is
+    zero.
     """
+    usual = float(pairs.weights @ np.abs(pairs.differences))
+    differences = np.append(pairs.differences, [usual, -usual])
+    weights = np.append(pairs.weights, [0.5 / len(np.unique(pairs.rankings))] * 2)
     low, high = math.log(0.01), math.log(100.0)
     for _ in range(60):
         middle = (low + high) / 2
-        odds = np.exp(-np.logaddexp(0.0, pairs.differences * math.exp(middle)))
-        slope = -(pairs.weights * pairs.differences) @ odds
+        odds = np.exp(-np.logaddexp(0.0, differences * math.exp(middle)))
+        slope = -(weights * differences) @ odds
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp(-(low + high) / 2)
 

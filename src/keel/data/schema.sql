@@ -13,9 +13,10 @@ CREATE TABLE IF NOT EXISTS raters (
     token TEXT NOT NULL UNIQUE           -- of the private link
 );
 
+-- What the study was told, and keeps until it is told otherwise.
 CREATE TABLE IF NOT EXISTS study (
-    only    INTEGER PRIMARY KEY CHECK (only = 1),
-    overlap INTEGER NOT NULL             -- raters who rank each item
+    name  TEXT PRIMARY KEY NOT NULL,
+    value TEXT NOT NULL                  -- JSON
 );
 
 CREATE TABLE IF NOT EXISTS owner (

@@ -54,10 +54,14 @@ class Store:
         """
         database = Database.open(Path(path))
         try:
-            return cls(database, _overlap(database, overlap), seed)
+            return cls(database, _remembered(database, "overlap", overlap, 1), seed)
         except BaseException:
             database.close()
             raise
+
+    def remembered(self, name: str, given: Any, default: Any = None) -> Any:
+        """A fact about the study, as JSON has it: what is given, else what was given before, else the default."""
+        return _remembered(self.database, name, given, default)
 
     def close(self) -> None:
         self.database.close()
@@ -82,6 +86,8 @@ class Store:
         """A new name gets a token, a known one keeps its own. Raises DataError for what is no name."""
         names = list(names)
         for name in names:
+            if name == "owner":
+                raise DataError("owner is the name of the one who reads the figures", "raters", "choose another")
             if not (0 < len(name) <= LONGEST_NAME and name.isprintable() and name.strip() == name):
                 raise DataError(f"{name[:80]!r} is no name of 1 to {LONGEST_NAME} printable characters", "raters")
         with self.database.transaction("IMMEDIATE") as db:
@@ -189,14 +195,14 @@ class Store:
             return Progress(len(own), left, left * median(times) if times else None)
 
 
-def _overlap(database: Database, given: int | None) -> int:
-    """What counts from now on."""
+def _remembered(database: Database, name: str, given: Any, default: Any) -> Any:
+    """What counts from now on: what is given, else what was given before, else the default."""
     if given is not None:
         with database.transaction("IMMEDIATE") as db:
-            db.execute("INSERT INTO study VALUES (1, ?) ON CONFLICT (only) DO UPDATE SET overlap = ?", (given, given))
+            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, _json(given)))
     with database.transaction("DEFERRED") as db:
-        known = db.execute("SELECT overlap FROM study").fetchone()
-        return int(known["overlap"]) if known else 1
+        known = db.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
+        return json.loads(known["value"]) if known else default
 
 
 def _words(db: sqlite3.Connection, which: str, *values: Any) -> list[sqlite3.Row]:

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from keel.data import judging
+from keel.data.agreement import as_text
 from keel.data.judging import Numbers, Pairs
 from keel.data.preferences import Ranking
 from keel.errors import DataError
@@ -32,7 +32,7 @@ class HeldOut:
         """Raises DataError when the run has none."""
         path = run / "held_out.jsonl"
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in path.read_bytes().splitlines()]  # texts know other line ends
         except (OSError, ValueError) as error:
             raise DataError("the held-out scores cannot be read", where=str(path)) from error
         names = ("margin", "weight", "rater", "source")
@@ -124,7 +124,7 @@ def mistakes(held_out: HeldOut) -> list[dict[str, Any]]:
         found.setdefault(
             number,
             {
-                "prompt": ranking.prompt if isinstance(ranking.prompt, str) else _conversation(ranking.prompt),
+                "prompt": as_text(ranking.prompt),
                 "better": ranking.responses[better],
                 "worse": ranking.responses[worse],
                 "confidence": float(1 / (1 + np.exp(pairs.differences[place]))),
@@ -165,7 +165,7 @@ def _by_name(names: Sequence[str], pairs: Pairs) -> dict[str, Any]:
 
 
 def _by_disagreement(held_out: HeldOut, pairs: Pairs) -> dict[str, Any]:
-    """Quarters by the members' deviation in the pair's difference, relative to the difference."""
+    """Quarters by the deviation of the members' differences."""
     if not held_out.member_scores:
         return {}
     members = [np.array(rows) for rows in held_out.member_scores]
@@ -182,7 +182,3 @@ def _ranks(values: Sequence[float]) -> Numbers:
     below = (array[:, None] > array).sum(1)
     equal = (array[:, None] == array).sum(1)
     return below + (equal - 1) / 2.0
-
-
-def _conversation(messages: Sequence[dict[str, str]]) -> str:
-    return "\n".join(chain.from_iterable((f"{message['role']}: {message['content']}",) for message in messages))

@@ -26,24 +26,27 @@ def write_reward_report(run: str) -> Path | None:
         figures=figures,
         gate=json.loads(verdict.read_text(encoding="utf-8")) if verdict.is_file() else None,
         settings=folder.settings(),
-        **sections(held_out),
+        before=figures.get("uncalibrated_error", figures["calibration_error"]),
+        calibrated="uncalibrated_error" in figures,
+        **sections(held_out, figures["temperature"] if "uncalibrated_error" in figures else 1.0),
     )
     target = folder.path / "report.html"
     write_atomic(target, text)
     return target
 
 
-def sections(held_out: HeldOut) -> dict[str, Any]:
-    """All that the page shows beside the figures."""
+def sections(held_out: HeldOut, divided_by: float) -> dict[str, Any]:
+    """All that the page shows beside the figures; the scores have been divided by this temperature."""
     pairs = held_out.pairs
+    learned = pairs.scaled(divided_by)
     near = matched(held_out, pairs)
     correlation = length_correlation(held_out)
     return {
         "num_pairs": len(pairs.differences),
         "num_rankings": len(held_out.rankings),
         "groups": groups(held_out),
-        "reliability": judging.reliability(pairs),
-        "reliability_after": judging.reliability(judging.calibrated(pairs, held_out.rankings)),
+        "reliability": judging.reliability(learned),
+        "reliability_after": judging.reliability(judging.calibrated(learned, held_out.rankings)),
         "length_correlation": None if np.isnan(correlation) else correlation,
         "matched_accuracy": judging.accuracy(pairs.where(near)) if near.any() else None,
         "num_matched": int(near.sum()),

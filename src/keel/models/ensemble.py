@@ -1,6 +1,7 @@
 """Several reward models that judge together: where they disagree, a policy should not believe them."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def load_reward_model(folder: str, combine: str = "mean", std_coef: float = 1.0)
     """A reward model or an ensemble, whatever lies there. Raises ConfigError."""
     if is_ensemble(folder):
         return RewardEnsemble.load(folder, combine, std_coef)
+    if combine != "mean":
+        raise ConfigError(f"combine: {combine} is for an ensemble, and this is one model", where=folder)
     return RewardModel.load(folder)
 
 
@@ -88,9 +91,10 @@ def read(folder: str) -> dict[str, Any]:
         members, temperature = saved["members"], float(saved["temperature"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("the list of the ensemble's members cannot be read", where=str(path)) from error
-    if not members or not all(isinstance(name, str) and Path(name).name == name for name in members):
+    own = isinstance(members, list) and all(isinstance(name, str) and (path.parent / name).is_dir() for name in members)
+    if not members or not own or any(Path(name).name != name or name == ".." for name in members):
         raise ConfigError("members must be folders beside this file", where=str(path))
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature is {temperature}", where=str(path))
     return {"members": members, "temperature": temperature}
 

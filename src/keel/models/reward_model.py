@@ -92,7 +92,7 @@ class RewardModel:
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
         """Scores of encoded texts, on the CPU and without gradient. -> [N] float32"""
-        return self.scores_of_rows(rows, microbatch_tokens).float().cpu()
+        return self.scores_of_rows(rows, microbatch_tokens).float().cpu() if rows else torch.empty(0)
 
     def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
         """Scores of encoded texts, with gradient; texts of like length go through the model together. -> [N]"""

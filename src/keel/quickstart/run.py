@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-from keel.config import EvaluateConfig, QuickstartConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
+from keel.config import (
+    EvaluateConfig,
+    QuickstartConfig,
+    RankConfig,
+    RewardConfig,
+    SampleConfig,
+    SftConfig,
+    TrainConfig,
+    parse,
+)
 from keel.errors import ConfigError
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
@@ -26,6 +35,7 @@ from keel.train.policy import train_policy
 from keel.train.reward import reward
 from keel.train.sample import sample_answers
 from keel.train.sft import sft
+from keel.web.serve import check_settings
 
 MAX_RESPONSE_TOKENS = 40
 ANSWERS_PER_PROMPT = 4
@@ -61,6 +71,8 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         raise ConfigError(
             "holds a quickstart already", where=config.output, fix="choose another --output, or delete it"
         )
+    if config.human:
+        check_settings(parse(RankConfig, {}))
     with one_thread():
         reward_figures = up_to_the_reward_model(run)
     with run.stage(config.algorithm) as tell:  # policy and critic side by side have a thread each

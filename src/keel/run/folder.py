@@ -20,7 +20,7 @@ if sys.platform != "win32":
     import fcntl
 
 # Settings that a resumed run may change: none of them alters the steps already taken.
-FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens")
+FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate")
 
 
 @contextmanager
@@ -103,6 +103,7 @@ class RunFolder:
         self.policy = self.path / "policy"
         self.critic = self.path / "critic"
         self.model = self.path / "model"
+        self.members = self.path / "members"
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any], resume: bool = False) -> Self:
@@ -125,7 +126,7 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """A start that failed before its first step leaves settings only, and may be repeated."""
-        progress = (self.metrics, self.checkpoints, self.policy, self.model)
+        progress = (self.metrics, self.checkpoints, self.policy, self.model, self.members)
         return any(_has_content(path) for path in progress)
 
     def settings(self) -> dict[str, Any]:

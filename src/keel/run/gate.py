@@ -1,6 +1,7 @@
 """What a reward model must reach before a policy may learn from it."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def write_gate(folder: Path, gate: Mapping[str, float], failed: list[str]) -> No
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def require_passed(model: str) -> None:
-    """Raises ConfigError for a reward model that failed its gate; one without a gate passes."""
+def require_passed(model: str, ungated: bool = False) -> None:
+    """Raises ConfigError for a reward model that failed its gate, or says so if it is wanted all the same; one without
+    a gate passes."""
     path = Path(model) / FILE
     if not path.is_file():
         return
@@ -39,7 +41,9 @@ def require_passed(model: str) -> None:
         passed, failed = verdict["passed"], "; ".join(verdict["failed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("the verdict of the gate cannot be read", where=str(path)) from error
-    if not passed:
+    if not passed and ungated:
+        print(f"keel: {model} failed its gate ({failed}) and is used all the same", file=sys.stderr, flush=True)
+    elif not passed:
         raise ConfigError(
             f"the reward model failed its gate: {failed}",
             where=model,

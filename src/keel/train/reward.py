@@ -51,7 +51,7 @@ def member_settings(config: RewardConfig, number: int) -> RewardConfig:
     """A member has a seed, a run folder and, if `member_models` says so, weights of its own to start from."""
     models = config.member_models or [config.model]
     own = {
-        "output": str(Path(config.output) / "members" / str(number)),
+        "output": str(RunFolder(config.output).members / str(number)),
         "seed": config.seed + number,
         "model": models[(number - 1) % len(models)],
         "members": 1,

@@ -11,6 +11,7 @@ from keel.core.preferences import bradley_terry_loss
 from keel.data.judging import baselines, calibrate, final_figures, judge
 from keel.data.preferences import Ranking
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
+from keel.models.ensemble import members_of
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
 from keel.run.gate import shortfalls, write_gate
@@ -71,6 +72,8 @@ def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig
     """The model, and the gate's verdict in its folder. A gate does not keep the model from being saved."""
     save(folder)
     if config.gate:
+        for model in members_of(str(folder)):  # each could be used alone
+            write_gate(Path(model), config.gate, shortfalls(config.gate, figures))
         write_gate(folder, config.gate, shortfalls(config.gate, figures))
 
 

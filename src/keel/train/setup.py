@@ -90,10 +90,7 @@ def build_parts(
     tokenizer = load_tokenizer(config.policy.model)
     loaded = _prompts(config, tokenizer, prompts)
     held_out = _load(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
-    for reward in config.rewards:
-        if reward.model and not reward.ungated:
-            require_passed(reward.model)
-    scorers = build_scorers(config.rewards, functions)
+    scorers = _scorers(config, functions)
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
@@ -126,6 +123,14 @@ def build_parts(
         targets=_take(TargetSettings, config.rollout, config.algorithm),
         updater=_updater(config, actor_critic, algorithm, world),
     )
+
+
+def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> list[Scorer]:
+    """Raises ConfigError for a reward model that failed its gate."""
+    for reward in config.rewards:
+        if reward.model:
+            require_passed(reward.model, reward.ungated)
+    return build_scorers(config.rewards, functions)
 
 
 def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any] | None) -> list[Prompt]:
@@ -181,7 +186,8 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
         models = [reward.model for reward in config.rewards if reward.model]
         if not models:
             raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
-        source = members_of(str(models[0]))[0]
+        source = str(models[0])
+    source = members_of(source)[0]
     critic = load_classifier(source, config.policy.dtype, config.seed)
     if not hasattr(critic, "score"):
         raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")

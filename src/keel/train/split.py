@@ -58,13 +58,18 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
     others = load_rankings(data.eval_path, data.split) if data.eval_path else None
     judging = None if others is None else [ranking.ranked for ranking in others]
     split = split_rows(telling, judging, lambda ranking: ranking.prompt, config)
-    if not split.train:
+    if not any(ranking.pairs for ranking in split.train):
         raise DataError("no row prefers one answer to another", where=data.path)
+    watched, held_out = ([row for row in side if row.weight and row.pairs] for side in (split.watched, split.held_out))
+    wanted = {"held-out": (held_out, data.eval_path or data.eval_fraction), "watched": (watched, config.patience)}
+    for name, (rows, asked) in wanted.items():
+        if asked and not rows:
+            raise DataError(f"no {name} row prefers one answer to another", where=data.eval_path or data.path)
     mean = sum(ranking.weight for ranking in split.train) / len(split.train)
     return Split(
         [replace(ranking, weight=ranking.weight / mean) for ranking in split.train],
-        [ranking for ranking in split.watched if ranking.weight and ranking.pairs],
-        [ranking for ranking in split.held_out if ranking.weight and ranking.pairs],
+        watched,
+        held_out,
         len(rankings) - len(telling),
     )
 

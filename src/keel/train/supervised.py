@@ -93,6 +93,7 @@ def conclusion(learner: Learner, figures: dict[str, float], folder: RunFolder) -
     if task.watch is not None:
         put_weights(task, best.weights)
         figures = evaluate(task) | {"best_step": best.step}
+        print(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept", flush=True)
     return (figures or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
 
 

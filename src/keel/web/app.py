@@ -71,7 +71,8 @@ class RankPages:
             "next": "/owner" if owner else "/rank",
         }
         answer = page("enter.html", values)
-        answer.set_cookie(self.people.cookie(owner), token, httponly=True, samesite="strict", path="/")
+        secure = (self.settings.address or "").startswith("https")
+        answer.set_cookie(self.people.cookie(owner), token, httponly=True, samesite="strict", path="/", secure=secure)
         return answer
 
     async def rank(self, request: Request) -> Response:
@@ -164,8 +165,16 @@ def as_ranking(body: Any) -> Ranking:
 def links(store: Store, settings: RankConfig) -> Mapping[str, str]:
     """The private link of each rater, and last, under the name "", the owner's."""
     host = as_url_host(next(iter(settings.names), settings.host))
+    address = settings.address or f"http://{host}:{settings.port}"
     tokens = {**store.tokens(), "": store.owner_token()}
-    return {name: f"http://{host}:{settings.port}/enter?token={token}" for name, token in tokens.items()}
+    return {name: f"{address}/enter?token={token}" for name, token in tokens.items()}
+
+
+def names_of(settings: RankConfig) -> frozenset[str]:
+    """What the Host header may say: also the name of the proxy in front, which hands it on."""
+    own = own_names((*LOCAL, settings.host, *settings.names), settings.port)
+    proxy = (settings.address or "").partition("://")[2].lower()
+    return own | ({proxy, f"{proxy}:443"} if proxy else set())
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -207,4 +216,4 @@ def rank_app(store: Store, settings: RankConfig, instructions: str | None = None
     kinds = (Refused, StoreError, NotDealt, Conflict, DataError, HTTPException, Exception)
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, refused))
     app.router.redirect_slashes = False
-    return Shield(app, own_names((*LOCAL, settings.host, *settings.names), settings.port), refusal)
+    return Shield(app, names_of(settings), refusal)

@@ -21,11 +21,13 @@ MAX_CONNECTIONS = 512
 def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None = None) -> None:
     """Print each private link and serve the pages until `until` says so (asked every second) or a signal comes.
 
-    With `settings.browser`, and on a terminal, the first rater's page opens. Raises ConfigError for an address that
+    Instructions and tags are those of the settings or, without any, those that the study had before. With
+    `settings.browser`, and on a terminal, the first rater's page opens. Raises ConfigError for an address that
     cannot be had, or instructions that cannot be read.
     """
-    check_reach(settings.host, settings.public)
-    server = prompt_server(rank_app(store, settings, read_instructions(settings.instructions)), MAX_CONNECTIONS)
+    instructions = store.remembered("instructions", read_instructions(settings.instructions))
+    settings = settings.model_copy(update={"tags": store.remembered("tags", settings.tags or None, [])})
+    server = prompt_server(rank_app(store, settings, instructions), MAX_CONNECTIONS)
     if until is not None:
         server.config.timeout_notify = 1
 
@@ -44,6 +46,13 @@ def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None =
             server.run(sockets=[place])
 
 
+def check_settings(settings: RankConfig) -> None:
+    """Raises ConfigError for what `serve` would stumble over, before a store is touched."""
+    check_reach(settings.host, settings.public)
+    read_instructions(settings.instructions)
+    listening(settings.host, settings.port).close()
+
+
 def read_instructions(path: str | None) -> str | None:
     """The text that raters see before they begin. Raises ConfigError."""
     if path is None:
@@ -51,6 +60,6 @@ def read_instructions(path: str | None) -> str | None:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"cannot read it: {error.strerror}", "instructions", "give a text file") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "instructions", "give a text file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError("not UTF-8 text", "instructions", "give a text file") from error
+        raise ConfigError(f"{path} is not UTF-8 text", "instructions", "give a text file") from error
