@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from keel.cli import main as cli
+from keel.cli.settings import read_command
+from keel.config import QuickstartConfig, RankConfig
 from keel.errors import CheckpointError, ConfigError, DataError, Diverged, RewardError
 
 REWARDS = "def longer(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
@@ -295,3 +297,28 @@ def test_a_plain_file_name_is_the_setting_it_stands_for_wherever_it_stands(
     ):
         assert cli.main(arguments) == 0
         assert "1, all can be used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "human"),
+    [
+        (["--human"], True),
+        (["--human", "--seed", "3"], True),
+        (["--seed", "3", "--human"], True),
+        (["--human", "true"], True),
+        (["--human", "false"], False),
+        (["--human=false"], False),
+        ([], False),
+    ],
+)
+def test_a_yes_or_no_setting_may_stand_alone(arguments: list[str], human: bool):
+    assert read_command("quickstart", QuickstartConfig, arguments, "").settings.human is human
+
+
+def test_what_follows_a_lone_yes_is_not_its_value():
+    command = read_command("rank", RankConfig, ["--public", "answers.jsonl", "--aggregate"], "", plain="answers")
+    assert (command.settings.public, command.settings.answers, command.settings.aggregate) == (
+        True,
+        "answers.jsonl",
+        True,
+    )

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, get_args
 
@@ -12,7 +13,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from keel.config import nearest, parse
+from keel.config import nearest, parse, setting_names
 from keel.errors import ConfigError
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -22,6 +23,7 @@ FLAGS = {
     "check": "only load everything and run the self-check",
     "stats": "print progress, agreement and each rater's figures, and end",
 }
+YES_OR_NO = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
 # Read by `main` before a verb sees them; here for --help and for the nearest-name hint.
 GLOBAL_FLAGS = {"json": "print the figures as one JSON object, progress to standard error", "debug": "show tracebacks"}
 
@@ -100,7 +102,7 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
             create_model(settings.__name__, __base__=(settings, BaseSettings)),  # type: ignore[arg-type]
             root_parser=parser,
             parse_args_method=_Parser.parse_args,
-            cli_parse_args=[_kebab(argument) for argument in arguments],
+            cli_parse_args=_spelled_out([_kebab(argument) for argument in arguments], settings),
             cli_parse_none_str="null",
             cli_kebab_case=True,
             cli_avoid_json=True,
@@ -111,6 +113,15 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
         pairs = re.search(r"Parsing error encountered for (\S+):", str(error))
         reason = f"{pairs[1]}: expected name=value,name=value" if pairs else str(error).partition(" from source")[0]
         raise ConfigError(reason, where="command line") from error
+
+
+def _spelled_out(arguments: Sequence[str], settings: type[BaseModel]) -> list[str]:
+    """A yes-or-no setting that stands alone means yes."""
+    switches = {f"--{name.replace('_', '-')}" for name in setting_names(settings, kind=bool)}
+    return [
+        f"{argument}=true" if argument in switches and following.lower() not in YES_OR_NO else argument
+        for argument, following in zip_longest(arguments, arguments[1:], fillvalue="")
+    ][: len(arguments)]
 
 
 def _kebab(argument: str) -> str:
