@@ -1,5 +1,7 @@
 """One run, one folder, one trainer at a time; a resumed run keeps its settings."""
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import yaml
 
 from keel.errors import CheckpointError, ConfigError
-from keel.run.folder import RunFolder, changed_settings, write_atomic
+from keel.run.folder import RunFolder, changed_settings, replace_folder, write_atomic
 
 SETTINGS = {"output": "runs/x", "steps": 3, "seed": 0, "algorithm": {"name": "ppo", "kl_coef": 0.05}}
 
@@ -104,3 +106,16 @@ def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CheckpointError, match=r"file.json: No space left on device"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+def test_a_result_can_be_read_by_whom_this_user_lets_read(tmp_path: Path):
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_text("weights")
+        (folder / "model.safetensors").chmod(0o600)
+
+    before = os.umask(0o022)
+    try:
+        replace_folder(tmp_path / "model", write)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == 0o644

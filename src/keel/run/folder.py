@@ -62,7 +62,10 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
+        readable = partial.stat().st_mode & 0o666  # what this user's new files are; some libraries make theirs private
         for path in (*partial.rglob("*"), partial):
+            if path.is_file():
+                path.chmod(readable)
             sync(path)
         failpoint("result.visible")
         shutil.rmtree(target, ignore_errors=True)
