@@ -72,9 +72,9 @@ def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig
     """The model, and the gate's verdict in its folder. A gate does not keep the model from being saved."""
     save(folder)
     if config.gate:
-        for model in members_of(str(folder)):  # each could be used alone
-            write_gate(Path(model), config.gate, shortfalls(config.gate, figures))
-        write_gate(folder, config.gate, shortfalls(config.gate, figures))
+        failed = shortfalls(config.gate, figures)
+        for model in {folder, *map(Path, members_of(str(folder)))}:  # a member could be used alone
+            write_gate(model, config.gate, failed)
 
 
 def encode(model: RewardModel, ranking: Ranking) -> list[list[int]]:
