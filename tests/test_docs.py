@@ -26,9 +26,13 @@ SECTIONS: dict[type[BaseModel], list[str]] = {
     config.EvaluateConfig: [ANSWERS, "keel evaluate alone"],
     config.PlanConfig: ["keel train", "keel plan alone"],
     config.QuickstartConfig: ["keel quickstart"],
+    config.ServeConfig: ["keel serve"],
     config.ServeRewardConfig: ["keel serve-reward"],
     config.RankConfig: ["keel rank"],
     config.DataCheckConfig: ["keel data check"],
+    config.DoctorConfig: ["keel doctor"],
+    config.DriftConfig: ["keel drift"],
+    config.ReportConfig: ["keel report"],
 }
 
 
@@ -139,7 +143,9 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     known = set(re.findall(r"`([a-z_]+(?:/[\w<>*]+)?)`", (DOCS / "metrics.md").read_text()))
     assert "objective/kl" in known
     found = metrics_of(run, tiny_policy, tmp_path) - {"step"}
-    by_scorer = {key for key in found if key.startswith("rewards/")}  # one for each scorer, under its name
+    by_scorer = {
+        key for key in found if key.startswith(("rewards/", "spread/", "agreement/"))
+    }  # one for each scorer, under its name
     assert sorted(found - by_scorer - known) == [], "not in docs/metrics.md"
     assert not by_scorer or "rewards/NAME" in known
 
@@ -158,3 +164,11 @@ def test_every_fault_has_its_row() -> None:
             first, *last = (int(number) for number in re.findall(r"F-(\d\d)", part))
             named |= set(range(first, (last or [first])[0] + 1))
     assert named == set(range(1, 41))
+
+
+def test_every_finding_is_in_the_catalogue():
+    from keel.diagnose.rules import POLICY_LEARNING, SUPERVISED
+
+    text = (DOCS / "diagnosis.md").read_text()
+    documented_titles = dict(re.findall(r"^#### ([\w-]+)\n\*(.+)\*$", text, re.MULTILINE))
+    assert documented_titles == {rule.name: rule.title for rule in (*SUPERVISED, *POLICY_LEARNING)}

@@ -38,6 +38,10 @@ class Diverged(KeelError, ArithmeticError):
     exit_code = 3
 
 
+class Halted(Diverged):
+    """The doctor found something critical, and was told to stop the run for it; a checkpoint is kept."""
+
+
 class RewardError(KeelError, RuntimeError):
     """A scorer failed or answered with something that is no score."""
 
@@ -45,7 +49,7 @@ class RewardError(KeelError, RuntimeError):
 
 
 class GateFailed(KeelError, RuntimeError):
-    """A reward model is finished and saved, and does not reach what its gate asks for."""
+    """A model is finished and judged, and does not reach what its gate asks for."""
 
     exit_code = 1
 

@@ -1,6 +1,7 @@
 """The judge: its figures are what they are called, and no answer depends on the batch around it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import torch
 from keel.cli.main import main
 from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig, parse
 from keel.data.batches import Rollouts
-from keel.errors import ConfigError
-from keel.train.evaluate import bootstrap_interval, comparison, evaluate, short_names
+from keel.errors import ConfigError, DataError
+from keel.train.comparing import bootstrap_interval, comparison
+from keel.train.evaluate import evaluate, short_names
+from keel.train.frontier import completed
 from keel.train.sample import Player, load_player, sample_answers
+
+from ..runs import train
 
 DECODING = DecodingSettings(num_responses=3, max_response_tokens=5)
 
@@ -42,6 +47,10 @@ def settings(policy: Path | str | list[str], prompts: str, **more: object) -> Ev
     given = policy if isinstance(policy, list) else str(policy)
     base = {"policy": given, "prompts": {"path": prompts, "column": "text"}, "sampling": DECODING.model_dump()}
     return parse(EvaluateConfig, {**base, **more})
+
+
+def checkpoints_of(run: Path, prompts: str, **more: object) -> EvaluateConfig:
+    return parse(EvaluateConfig, {"checkpoints": str(run), "prompts": {"path": prompts, "column": "text"}, **more})
 
 
 def test_interval_of_a_constant_is_a_point():
@@ -114,11 +123,12 @@ def test_figures_are_those_of_plain_transformers(player: Player, tiny_policy: Pa
         "length": sum(lengths) / 9,
         "truncated": 1 - sum(ends) / 9,
     }
-    assert figures == {
-        "prompts": 3,
-        "responses_per_prompt": 3,
-        "policy": {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()},
-    }
+    assert list(figures) == ["prompts", "responses_per_prompt", "policy"]
+    assert (figures["prompts"], figures["responses_per_prompt"]) == (3, 3)
+    assert set(figures["policy"]) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high")}
+    for name, value in expected.items():
+        assert figures["policy"][name] == pytest.approx(value, abs=1e-4)
+        assert figures["policy"][f"{name}_low"] <= figures["policy"][name] <= figures["policy"][f"{name}_high"]
 
 
 def test_two_policies(tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path):
@@ -154,8 +164,8 @@ def test_each_of_several_policies_is_judged_as_it_would_be_alone(
     for name, folder in zip(("ppo", "dpo"), folders, strict=True):
         alone = evaluate(settings(folder, prompts, against=str(tiny_policy)), [count_w5])
         assert alone["against"] == figures["against"]
-        compared = {key: alone[key] for key in alone if key.startswith(("win_rate", "score_difference", "ties"))}
-        assert len(compared) == 7
+        compared = {key: alone[key] for key in alone if key.startswith(("win_rate", "length", "score", "ties"))}
+        assert len(compared) == 12
         assert figures["policies"][name] == alone["policy"] | compared
     record = json.loads((tmp_path / "all.json").read_text())
     assert record["figures"] == figures
@@ -209,6 +219,208 @@ def test_other_vocabularies_may_not_drop_other_prompts(tiny_policy: Path, prompt
         evaluate(dropping)
 
 
+def length_of(completions: list[str], **columns: object) -> list[float]:
+    return [float(len(text.split())) for text in completions]
+
+
+def test_the_judge_decides_and_the_score_stays_the_sum(tiny_policy: Path, tiny_gpt2: Path, prompts: str):
+    more = {"against": str(tiny_gpt2), "seed": 1}
+    by_sum = evaluate(settings(tiny_policy, prompts, **more), [count_w5, length_of])
+    by_one = evaluate(settings(tiny_policy, prompts, judge="length_of", **more), [count_w5, length_of])
+    assert by_one["policy"] == by_sum["policy"]
+    sides = [by_one[side]["rewards/length_of"] for side in ("policy", "against")]
+    assert by_one["score_difference"] == pytest.approx(sides[0] - sides[1])
+    assert by_one["score_difference"] != by_sum["score_difference"]
+    with pytest.raises(ConfigError, match="no scorer is called 'length'; did you mean length_of"):
+        evaluate(settings(tiny_policy, prompts, judge="length", **more), [count_w5, length_of])
+
+
+def test_a_slice_has_the_figures_of_its_own_file(tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path):
+    """The first prompt alone draws the same random numbers as in the whole file."""
+    first = tmp_path / "first.jsonl"
+    first.write_text(Path(prompts).read_text().splitlines()[0] + "\n")
+    more = {"against": str(tiny_gpt2), "slices": ["topic"]}
+    figures = evaluate(settings(tiny_policy, prompts, **more), [count_w5])
+    assert {name: part["prompts"] for name, part in figures["slices"].items()} == {f"topic={i}": 1 for i in (1, 2, 3)}
+    alone = evaluate(settings(tiny_policy, str(first), **more), [count_w5])
+    assert figures["slices"]["topic=1"] == alone["slices"]["topic=1"]
+    assert alone["slices"]["topic=1"] == {name: value for name, value in alone.items() if name != "slices"}
+
+
+def test_the_best_of_one_is_the_mean_and_of_all_the_largest(tiny_policy: Path, prompts: str, tmp_path: Path):
+    output = tmp_path / "figures.json"
+    figures = evaluate(settings(tiny_policy, prompts, best_of=3, output=str(output)), [length_of])
+    curve = figures["best_of"]["policy"]
+    largest = [max(row["policy_scores"]) for row in json.loads(output.read_text())["answers"]]
+    assert curve[0]["score"] == pytest.approx(figures["policy"]["score"])
+    assert curve[2]["score"] == pytest.approx(sum(largest) / 3)
+    assert curve[2]["rewards/length_of"] == curve[2]["score"]
+    with pytest.raises(ConfigError, match="best_of: 4 of 3 answers to a prompt"):
+        settings(tiny_policy, prompts, best_of=4)
+    with pytest.raises(ConfigError, match="without a scorer no answer is best"):
+        evaluate(settings(tiny_policy, prompts, best_of=3))
+
+
+def test_what_one_answer_is_worth_in_draws_of_the_other(tiny_policy: Path, tiny_gpt2: Path, prompts: str):
+    figures = evaluate(settings(tiny_policy, prompts, against=str(tiny_gpt2), best_of=3), [length_of])
+    scores = [point["score"] for point in figures["best_of"]["against"]]
+    worth = figures["policy"]["worth_best_of"]
+    mean = figures["policy"]["score"]
+    assert scores == sorted(scores)
+    assert (mean > scores[-1]) if worth is None else (scores[worth - 1] >= mean)
+
+
+# ---- people ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blind(tiny_policy: Path, tiny_gpt2: Path, tmp_path: Path) -> EvaluateConfig:
+    rows = [{"text": f"w{i} w{j}"} for i in range(4) for j in range(5)]
+    path = tmp_path / "twenty.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return settings(tiny_policy, str(path), against=str(tiny_gpt2), pairs=str(tmp_path / "pairs.jsonl"))
+
+
+def judged_by(pairs: Path, target: Path, marks: dict[str, list[list[int]]]) -> str:
+    """An export as keel rank writes it: `marks` of each rater for the pairs in their order."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    lines = [
+        {**row, "ranks": ranks, "rater": rater, "weight": 1.0, "source": "", "comment": "", "tags": []}
+        for rater, given in marks.items()
+        for row, ranks in zip(rows, given, strict=True)
+    ]
+    target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(target)
+
+
+def test_pairs_are_blind_and_their_key_lies_beside(blind: EvaluateConfig, tmp_path: Path):
+    figures = evaluate(blind, [length_of])
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    key = json.loads((tmp_path / "pairs.key.json").read_text())
+    assert all(row.keys() == {"prompt", "responses"} for row in rows)
+    assert figures["pairs"]["pairs"] == len(rows) == 20 - figures["pairs"]["equal"]
+    assert {pair["ours"] for pair in key["pairs"]} == {0, 1}  # the order is drawn
+    text = (tmp_path / "pairs.jsonl").read_text()
+    assert not any(str(name) in text for name in (blind.policy[0], blind.against, "score"))
+    for pair in key["pairs"]:
+        ours, theirs = pair["responses"][pair["ours"]], pair["responses"][1 - pair["ours"]]
+        assert pair["scores"] == [len(ours.split()), len(theirs.split())]
+
+
+def test_pairs_are_not_written_over(blind: EvaluateConfig):
+    evaluate(blind, [length_of])
+    before = Path(str(blind.pairs)).read_bytes()
+    with pytest.raises(ConfigError, match="exists already"):
+        evaluate(blind, [length_of])
+    assert Path(str(blind.pairs)).read_bytes() == before
+
+
+def test_what_people_said_becomes_a_win_rate(blind: EvaluateConfig, tmp_path: Path):
+    evaluate(blind, [length_of])
+    pairs = json.loads((tmp_path / "pairs.key.json").read_text())["pairs"]
+    shown = [pair for pair in pairs if pair["responses"][0] != pair["responses"][1]]
+    for_ours = [[1, 2] if pair["ours"] == 0 else [2, 1] for pair in shown]
+    longer = [[1, 1] if s[0] == s[1] else [1, 2] if (s[0] > s[1]) == (o == 0) else [2, 1]
+              for s, o in ((pair["scores"], pair["ours"]) for pair in shown)]  # fmt: skip
+    export = judged_by(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", {"anna": for_ours, "ben": longer})
+    people = evaluate(blind.model_copy(update={"judgements": export}), [length_of])["people"]
+    equal = len(pairs) - len(shown)
+    ben = [0.5 + 0.5 * ((p["scores"][0] > p["scores"][1]) - (p["scores"][0] < p["scores"][1])) for p in shown]
+    assert people["win_rate"] == pytest.approx((sum((1 + win) / 2 for win in ben) + 0.5 * equal) / 20)
+    assert people["win_rate_low"] <= people["win_rate"] <= people["win_rate_high"]
+    assert (people["judgements"], people["raters"], people["judged_pairs"]) == (2 * len(shown), 2, len(shown))
+    assert (people["unjudged_pairs"], people["equal_pairs"], people["others"]) == (0, equal, 0)
+    assert 0.5 < people["agreement"] < 1.0  # ben is of the scorer's mind, anna is not asked about length
+
+
+def test_agreement_is_whole_where_people_judge_as_the_scorer_does(blind: EvaluateConfig, tmp_path: Path):
+    evaluate(blind, [length_of])
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    sizes = [[len(text.split()) for text in row["responses"]] for row in rows]
+    marks = [[1, 1] if a == b else [1, 2] if a > b else [2, 1] for a, b in sizes]
+    export = judged_by(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", {"anna": marks})
+    people = evaluate(blind.model_copy(update={"judgements": export}), [length_of])["people"]
+    assert people["agreement"] == 1.0
+    assert people["agreement_low"] < 1.0  # twenty pairs are no proof
+
+
+def test_other_weights_or_files_are_no_judgement_of_these(blind: EvaluateConfig, tiny_gpt2: Path, tmp_path: Path):
+    evaluate(blind, [length_of])
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    export = judged_by(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", {"anna": [[1, 2]] * len(rows)})
+    asked = {"judgements": export}
+    moved = shutil.copytree(tiny_gpt2, tmp_path / "moved")
+    with pytest.raises(ConfigError, match="these pairs are of other policies or weights"):
+        evaluate(blind.model_copy(update={**asked, "policy": [str(moved)]}), [length_of])
+    (tmp_path / "judged.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    with pytest.raises(DataError, match="in which ties are lost -> export it with --form rankings"):
+        evaluate(blind.model_copy(update=asked), [length_of])
+    (tmp_path / "judged.jsonl").write_text(json.dumps({"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]}) + "\n")
+    with pytest.raises(DataError, match="none of its rankings is of these pairs"):
+        evaluate(blind.model_copy(update=asked), [length_of])
+    (tmp_path / "pairs.key.json").unlink()
+    with pytest.raises(ConfigError, match="the key of the pairs cannot be read"):
+        evaluate(blind.model_copy(update=asked), [length_of])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"pairs": "p.jsonl"}, "pairs: needs `against`"),
+        ({"judgements": "j.jsonl"}, "give the `pairs` that were judged"),
+        ({"checkpoints": "runs/x"}, "give either policy or checkpoints"),
+    ],
+)
+def test_settings_that_need_each_other(more: dict[str, str], message: str, prompts: str):
+    with pytest.raises(ConfigError, match=message):
+        settings("p", prompts, **more)
+
+
+def test_a_gate_and_pairs_are_for_one_policy(prompts: str):
+    for more in ({"gate": "score>=0"}, {"pairs": "p.jsonl", "against": "c"}):
+        with pytest.raises(ConfigError, match="only with one policy"):
+            settings(["a", "b"], prompts, **more)
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_with_checkpoints(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "ppo"
+    changes = {"steps": 4, "checkpoint": {"every": 1, "keep": 0}, "optim.learning_rate": 1e-2}
+    train(tiny_policy, folder, changes, scorers=[length_of])
+    return folder
+
+
+def test_the_start_every_checkpoint_and_the_result_answer_with_the_same_random_numbers(
+    run_with_checkpoints: Path, tiny_policy: Path, prompts: str
+):
+    config = checkpoints_of(run_with_checkpoints, prompts, sampling=DECODING.model_dump())
+    figures = evaluate(config, [length_of])
+    sides = ["start", "step 1", "step 2", "step 3", "step 4"]
+    assert list(figures["policies"]) == sides
+    assert figures["policies"]["start"]["kl"] == 0.0
+    assert figures["policies"]["step 4"]["kl"] > 0.0
+    points = figures["frontier"]["points"]
+    assert [point["step"] for point in points] == [0, 1, 2, 3, 4]
+    assert [point["kl"] for point in points] == [figures["policies"][side]["kl"] for side in sides]
+    result = settings(run_with_checkpoints / "policy", prompts, reference=str(tiny_policy))
+    alone = evaluate(result, [length_of])["policy"]
+    assert figures["policies"]["step 4"] == alone
+
+
+def test_what_is_not_given_is_that_of_the_run(run_with_checkpoints: Path, tiny_policy: Path, prompts: str):
+    own = completed(checkpoints_of(run_with_checkpoints, prompts, sampling={"temperature": 0.5}))
+    assert (own.sampling.max_response_tokens, own.sampling.temperature) == (6, 0.5)
+    assert own.reference == str(tiny_policy)
+
+
+def test_a_folder_without_a_run_has_no_checkpoints(tmp_path: Path, prompts: str):
+    with pytest.raises(ConfigError, match="this folder holds no run"):
+        evaluate(checkpoints_of(tmp_path, prompts), [length_of])
+
+
 def test_the_table_has_a_column_for_each_policy(
     tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -225,8 +437,8 @@ def test_the_table_has_a_column_for_each_policy(
         if "│" in line
     }
     assert [len(cells) for cells in rows.values()] == [3] * len(rows)
-    assert list(rows)[:5] == ["win rate", "rate interval", "score difference", "difference interval", "score"]
-    assert rows["rate interval"][1].count(" to ") == 1
+    assert list(rows)[:5] == ["win rate", "LC win rate", "score difference", "ties", "score"]
+    assert re.fullmatch(r"0\.\d+ \[[\d.]+, [\d.]+\]", rows["win rate"][1])
     assert rows["win rate"][2] == ""
     (tmp_path / "run.yaml").write_text(f"policy: {tiny_policy}\n")
     assert main(["evaluate", str(tmp_path / "run.yaml"), *common, "--json"]) == 0

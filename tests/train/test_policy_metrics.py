@@ -25,7 +25,12 @@ def documented() -> set[str]:
 
 def written(metrics: list[dict[str, Any]]) -> set[str]:
     names = {name for line in metrics for name in line if name != "step"}
-    return {name.replace("share_of_w3", "NAME") for name in names}
+    return {re.sub("share_of_w3|words", "NAME", name) for name in names}
+
+
+def words(completions: list[str], **_: Any) -> list[float]:
+    """A second scorer."""
+    return [float(len(text.split())) for text in completions]
 
 
 def keys_of(*prefixes: str) -> set[str]:
@@ -42,8 +47,9 @@ def test_policy_learning(tiny_policy: Path, tmp_path: Path) -> None:
         "evaluate.prompts": str(held_out),
         "steps": 1,
     }
-    keys = written(train(tiny_policy, tmp_path / "run", with_all))
-    assert keys == documented() - keys_of("sft/", "dpo/", "check/") - {
+    keys = written(train(tiny_policy, tmp_path / "run", with_all, scorers=(share_of_w3, words)))
+    models = ("outside_range/", "disagreement/", "evaluate/disagreement/")
+    assert keys == documented() - keys_of("sft/", "dpo/", "check/", *models) - {
         key for key in keys_of("reward/") if key != "reward/dropped"
     }
 

@@ -1,52 +1,36 @@
 """Judge policies on prompts they were not trained on: score, KL, length, entropy, and the win rate against another.
 
-Several policies stand in one table, each under the shortest name that tells its folder from the others.
+Several policies stand in one table, each under the shortest name that tells its folder from the others. Every figure
+has its 95% interval over prompts. With a gate that is not met the exit code is 1. What each figure says:
+docs/evaluation.md.
 
 example:
   keel evaluate --policy runs/ppo/policy --policy runs/dpo/policy --against runs/sft/model \\
       --prompts.path heldout.jsonl --rewards '{"model": "runs/reward/model"}'
+  keel evaluate release.yaml --gate "low(win_rate)>=0.5, kl<=20, slice[refund].truncated<=0.05"
+  keel evaluate --checkpoints runs/ppo --prompts.path heldout.jsonl
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from keel.cli.settings import read_command
-from keel.cli.tables import show
 from keel.config import EvaluateConfig
-
-COMPARED = ("win_rate", "score_difference")
+from keel.errors import GateFailed
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the figures of the table."""
+    """Returns all figures. Raises GateFailed."""
     command = read_command("evaluate", EvaluateConfig, arguments, str(__doc__))
+    from keel.cli.evaluation import print_evaluation
     from keel.train.evaluate import evaluate
 
-    figures = evaluate(command.settings)
-    policies = figures.get("policies") or {"policy": figures["policy"] | compared(figures)}
-    sides = policies | ({"against": figures["against"]} if "against" in figures else {})
-    show(
-        f"{figures['prompts']} prompts, {figures['responses_per_prompt']} answers to each",
-        {side: column(found) for side, found in sides.items()},
-    )
-    if any("win_rate" in found for found in policies.values()):
-        print("win rate and score difference: against the last column, 95% intervals over prompts, a tie is half a win")
-    if command.settings.output:
-        print(f"figures and answers: {command.settings.output}")
+    settings = command.settings
+    figures = evaluate(settings)
+    print_evaluation(figures)
+    if settings.output:
+        print(f"figures and answers: {settings.output}")
+    if not figures.get("gate", {}).get("passed", True):
+        error = GateFailed(f"the gate is not met: {'; '.join(figures['gate']['failed'])}", where=settings.policy[0])
+        error.figures = figures
+        raise error
     return figures
-
-
-def compared(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a comparison."""
-    return {name: value for name, value in figures.items() if name == "ties" or name.startswith(COMPARED)}
-
-
-def column(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of one policy: what came of the comparison first. The intervals have rows of their own, to be narrow."""
-    rows: dict[str, Any] = {}
-    for name in COMPARED:
-        if name in figures:
-            title = name.replace("_", " ")
-            rows[title] = figures[name]
-            rows[f"{title.split()[-1]} interval"] = f"{figures[f'{name}_low']:.3g} to {figures[f'{name}_high']:.3g}"
-    return rows | {name: value for name, value in figures.items() if not name.startswith(COMPARED)}

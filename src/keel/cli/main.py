@@ -26,6 +26,10 @@ VERBS = {
     "train": "teach a policy by rewards (ppo, a2c, reinforce, rloo, grpo)",
     "plan": "forecast memory and time of a run of train, without loading its weights",
     "evaluate": "judge a policy, alone and against another",
+    "doctor": "say whether runs are healthy, or what is wrong and what to change",
+    "report": "one page about a run, or comparing several",
+    "serve": "all runs under a folder, live, in a web page",
+    "drift": "do a run's reward models still apply to today's prompts?",
     "serve-reward": "offer a reward model or function to other processes over HTTP",
 }
 RESUMABLE = ("sft", "reward", "dpo", "train")

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, get_args
+from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, create_model
@@ -48,23 +48,26 @@ def read_command(
 ) -> Command[SettingsT]:
     """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0.
 
-    `plain` is the setting that an argument means which is neither an option nor a YAML file.
+    `plain` is the setting that an argument means which is neither an option nor a YAML file; of a list, several.
     """
-    first = f"{plain.upper()} | RUN.yaml" if plain else "RUN.yaml"
+    several = bool(plain) and get_origin(settings.model_fields[plain].annotation) is list
+    first = f"{plain.upper()}{' ...' if several else ''} | RUN.yaml" if plain else "RUN.yaml"
     parser = _Parser(verb, settings, about, first)
     what = f"the setting `{plain}`, or a file of settings" if plain else "settings"
-    parser.add_argument("file", nargs="?", metavar=first, help=f"{what}; the command line has the last word")
+    many = "*" if several else "?"
+    parser.add_argument("file", nargs=many, metavar=first, help=f"{what}; the command line has the last word")
     for flag, text in ({name: FLAGS[name] for name in flags} | GLOBAL_FLAGS).items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     given = _command_line(parser, settings, arguments)
-    options = parser.parsed
-    if plain and options.file and not options.file.endswith((".yaml", ".yml")):
-        given, options.file = {plain: options.file} | given, None
+    options, named = parser.parsed, parser.words
+    file = named[0] if named and (not plain or (len(named) == 1 and named[0].endswith((".yaml", ".yml")))) else None
+    if named and file is None:
+        given = {plain: named if several else named[0]} | given
     required = any(field.is_required() for field in settings.model_fields.values())
-    if required and options.file is None and not given:
-        raise ConfigError("no settings given", fix=f"keel {verb} RUN.yaml, or see keel {verb} --help")
-    from_file = read_yaml(Path(options.file)) if options.file else {}
-    where = " and ".join(filter(None, [options.file, "command line" if given else ""]))
+    if required and file is None and not given:
+        raise ConfigError("no settings given", fix=f"keel {verb} {first}, or see keel {verb} --help")
+    from_file = read_yaml(Path(file)) if file else {}
+    where = " and ".join(filter(None, [file, "command line" if given else ""]))
     checked = parse(settings, merged(from_file, given), where=where)
     return Command(checked, **{flag: getattr(options, flag) for flag in flags})
 
@@ -146,9 +149,12 @@ class _Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.parsed = argparse.Namespace()
+        self.words: list[str] = []
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.parsed = super().parse_args(args, namespace)
+        words = self.parsed.file or []
+        self.words = list(words) if isinstance(words, list) else [words]  # the library writes a list as JSON
         return self.parsed
 
     def error(self, message: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """All settings, as frozen data. Nothing here imports torch, so that help and errors come at once."""
 
+from keel.config.looking import DoctorConfig, DriftConfig, ReportConfig, ServeConfig
 from keel.config.parts import (
     CheckpointSettings,
     LogSettings,
@@ -39,7 +40,9 @@ __all__ = [
     "DataCheckConfig",
     "DataSettings",
     "DecodingSettings",
+    "DoctorConfig",
     "DpoConfig",
+    "DriftConfig",
     "EvaluateConfig",
     "LogSettings",
     "LoraSettings",
@@ -49,9 +52,11 @@ __all__ = [
     "PromptSettings",
     "QuickstartConfig",
     "RankConfig",
+    "ReportConfig",
     "RewardConfig",
     "RewardSource",
     "SampleConfig",
+    "ServeConfig",
     "ServeRewardConfig",
     "Settings",
     "SftConfig",

@@ -164,6 +164,9 @@ class TrainConfig(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluate: EvaluateDuring = EvaluateDuring()
     log: RolloutLogSettings = RolloutLogSettings()
+    doctor: Literal["quiet", "tell", "stop"] = "tell"
+    """what `keel doctor` finds while the run goes on: nothing is said, each finding is, or a critical one also stops
+    the run, with a checkpoint"""
 
     @model_validator(mode="before")
     @classmethod

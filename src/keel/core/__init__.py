@@ -4,6 +4,17 @@ Shape letters: B responses in a batch, P prompt tokens, T response tokens, V voc
 Masks are boolean, True = sampled by the policy, counts. Functions of tokens return [B, T]; the caller reduces.
 """
 
-from keel.core import advantages, diagnostics, kl, logprobs, losses, masked, preferences, rewards
+from keel.core import advantages, best_of, diagnostics, kl, logprobs, losses, masked, preferences, rewards, win_rate
 
-__all__ = ["advantages", "diagnostics", "kl", "logprobs", "losses", "masked", "preferences", "rewards"]
+__all__ = [
+    "advantages",
+    "best_of",
+    "diagnostics",
+    "kl",
+    "logprobs",
+    "losses",
+    "masked",
+    "preferences",
+    "rewards",
+    "win_rate",
+]

@@ -5,7 +5,7 @@ known by the masks alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +42,7 @@ class ScoredRollouts:
     segment_scores: Tensor | None  # [B, T], the same sum on the last token of each segment; None without segments
     by_scorer: dict[str, Tensor]  # name -> [B], NaN where the scorer had nothing to say
     kept: Tensor  # [B] bool, False where scoring failed and the response is dropped
+    disagreement: dict[str, Tensor] = field(default_factory=dict)  # of each ensemble: name -> [B], its members' std
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:
     prompt_width = max(1, int(batch.prompt_mask[index].sum(1).max()))
     response_width = max(1, int(batch.response_mask[index].sum(1).max()))
     chosen: dict[str, Any] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
+    for own in fields(batch):
+        value = getattr(batch, own.name)
         if isinstance(value, list):
-            chosen[field.name] = [value[row] for row in rows]
-        elif field.name.startswith("prompt_"):
-            chosen[field.name] = value[index, -prompt_width:]
+            chosen[own.name] = [value[row] for row in rows]
+        elif own.name.startswith("prompt_"):
+            chosen[own.name] = value[index, -prompt_width:]
         else:
-            chosen[field.name] = value[index, :response_width] if value.dim() == 2 else value[index]
+            chosen[own.name] = value[index, :response_width] if value.dim() == 2 else value[index]
     return replace(batch, **chosen)

@@ -190,6 +190,21 @@ def final_figures(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[st
     return figures | dict(facts) | {"ahead_of_length": figures["accuracy"] - facts["length_accuracy"]}
 
 
+def score_range(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
+    """Where the scores of answers like those that were judged lie: beyond it a reward model is guessing.
+
+    `score_low` and `score_high` are the 1% and 99% quantiles; `longest` is the length of the longest answer in
+    characters. Empty when nothing is held out.
+    """
+    said = np.array([score for row in scores for score in row])
+    if not len(said):
+        return {}
+    low, median, high = np.quantile(said, [0.01, 0.5, 0.99]).tolist()
+    longest = max(len(response) for ranking in held_out for response in ranking.responses)
+    ends = {"score_lowest": float(said.min()), "score_highest": float(said.max()), "score_std": float(said.std())}
+    return {"score_low": low, "score_median": median, "score_high": high, **ends, "longest": float(longest)}
+
+
 def calibrate(scores: Scores, figures: Mapping[str, float]) -> tuple[list[list[float]], dict[str, float]]:
     """Scores over the temperature, and the figures of them: those of prompts that it was not fitted to."""
     divided = [[score / figures["temperature"] for score in row] for row in scores]

@@ -83,11 +83,17 @@ class Updater:
                 self._optimizer_step(
                     batch, self._own(rows, batch.size), done, minibatches, kl_coef, critic_only, epoch_totals
                 )
+                if epoch == index == 0:  # nothing has moved yet: whatever they differ by is a fault
+                    before_moving = epoch_totals.reduced(self.world)["policy/approx_kl"]
             totals.merge(epoch_totals)
             drift = epoch_totals.reduced(self.world)["policy/approx_kl"]
             if self.schedule.max_approx_kl is not None and drift > self.schedule.max_approx_kl:
                 break
-        return {**totals.reduced(self.world), "policy/update_epochs": epoch + 1}
+        return {
+            **totals.reduced(self.world),
+            "policy/first_approx_kl": before_moving,
+            "policy/update_epochs": epoch + 1,
+        }
 
     @cached_property
     def _small(self) -> bool:

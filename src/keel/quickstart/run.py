@@ -23,6 +23,9 @@ from keel.config import (
     TrainConfig,
     parse,
 )
+from keel.diagnose.doctor import diagnose
+from keel.diagnose.findings import Diagnosis
+from keel.diagnose.run import read_run
 from keel.errors import ConfigError
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
@@ -78,6 +81,8 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     with run.stage(config.algorithm) as tell:  # policy and critic side by side have a thread each
         last = train_policy(policy_settings(run))
         tell(f"reward-model score {last['objective/scores']:.2f}, KL {last['objective/kl']:.1f} nats a response")
+    with run.stage("doctor") as tell:
+        tell(in_short(diagnose(read_run(run.root / config.algorithm))))
     with run.stage("judgement") as tell:
         judged = evaluate(evaluation_settings(run), functions=[gold])
         tell(f"{judged['prompts']} held-out prompts, {judged['responses_per_prompt']} answers each, by gold score")
@@ -243,6 +248,12 @@ def evaluation_settings(run: Quickstart) -> EvaluateConfig:
             "sampling": {"num_responses": 4, "max_response_tokens": MAX_RESPONSE_TOKENS, "batch_size": 256},
         },
     )
+
+
+def in_short(diagnosis: Diagnosis) -> str:
+    """The verdict, and the first finding."""
+    first = next((finding for finding in diagnosis.findings if finding.is_open), None)
+    return f"{diagnosis.verdict}: {first.name}, {first.title}" if first else f"{diagnosis.verdict}, as far as it sees"
 
 
 def summarise(judged: Mapping[str, Any], reward_figures: Mapping[str, float], seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from keel.core.masked import last_counted
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import RewardError
 from keel.rollout.sampler import continuation
-from keel.rollout.scorers import Scorer
+from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.rollout.scores import NoScore, Score
 
 SENTENCE = re.compile(r".+?(?:[.!?]+[\"')\]]*(?=\s|$)|$)\s*", re.DOTALL)
@@ -36,6 +36,7 @@ def score(
     judged = torch.zeros(len(rollouts.texts), dtype=torch.bool, device=device)
     failed = torch.zeros_like(judged)
     by_scorer: dict[str, Tensor] = {}
+    disagreement: dict[str, Tensor] = {}
     segmented = parts is not None
     for scorer in scorers:
         answers, lost = _ask(scorer, rollouts, parts, on_failure)
@@ -46,10 +47,12 @@ def score(
         total += scorer.weight * placed
         judged |= said
         by_scorer[scorer.name] = placed.sum(1).masked_fill(~said, torch.nan)
+        if isinstance(scorer, RewardModelScorer) and scorer.disagreement is not None:
+            disagreement[scorer.name] = torch.tensor(scorer.disagreement, device=device)
     if not bool((judged | failed).all()):
         row = int((~judged & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")
-    return ScoredRollouts(rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed)
+    return ScoredRollouts(rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed, disagreement)
 
 
 def _ask(

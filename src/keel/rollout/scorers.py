@@ -76,6 +76,7 @@ class RewardModelScorer:
     """A trained reward model or an ensemble, which reads text with its own tokenizer: ids never cross vocabularies."""
 
     noisy = False
+    disagreement: list[float] | None = None  # of an ensemble's members over each answer of the last call
 
     def __init__(self, judge: RewardModel | RewardEnsemble, name: str, weight: float = 1.0) -> None:
         self.judge, self.name, self.weight = judge, name, weight
@@ -89,8 +90,15 @@ class RewardModelScorer:
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         contents = [prompt.content for prompt in rollouts.prompts]
         if segments is None:
-            return list(self.judge.score(contents, rollouts.texts).tolist())
+            return self._scores(contents, rollouts.texts)
         return self._differences(contents, segments)
+
+    def _scores(self, contents: list[Any], texts: list[str]) -> list[Score]:
+        if not isinstance(self.judge, RewardEnsemble):
+            return list(self.judge.score(contents, texts).tolist())
+        said = self.judge.member_scores(contents, texts)
+        self.disagreement = said.std(0, correction=0).tolist()
+        return list(self.judge.combined(said).tolist())
 
     def _differences(self, contents: list[Any], segments: list[list[str]]) -> list[Score]:
         """A segment's score is what it adds: r(answer so far) - r(answer before), so the sum is the answer's score."""

@@ -7,20 +7,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from keel.errors import CheckpointError, ConfigError
+from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
 
 if sys.platform != "win32":
     import fcntl
 
 # Settings that a resumed run may change: none of them alters the steps already taken.
-FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate")
+FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor")
 
 
 @contextmanager
@@ -98,6 +98,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.began = self.path / "began.json"
+        self.ended = self.path / "ended.json"
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -123,6 +124,7 @@ class RunFolder:
             raise ConfigError(f"cannot write here: {error.strerror}", str(path), "choose another output") from error
         if folder.holds_run:
             folder._check_resumable(settings, resume)
+        folder.ended.unlink(missing_ok=True)
         write_atomic(folder.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return folder
 
@@ -131,6 +133,21 @@ class RunFolder:
         """A start that failed before its first step leaves settings only, and may be repeated."""
         progress = (self.metrics, self.checkpoints, self.policy, self.model, self.members)
         return any(_has_content(path) for path in progress)
+
+    @contextmanager
+    def told(self) -> Iterator[Self]:
+        """What ends this block is written down as the run's end, for whoever looks at the folder later."""
+        try:
+            yield self
+        except BaseException as error:
+            failed = not isinstance(error, KeyboardInterrupt | Halted)
+            self._tell("failed" if failed else "stopped", f"{type(error).__name__}: {error}")
+            raise
+        self._tell("finished", "")
+
+    def _tell(self, standing: str, what: str) -> None:
+        with suppress(CheckpointError):  # of a full disk the run itself speaks
+            write_atomic(self.ended, json.dumps({"standing": standing, "what": what}) + "\n")
 
     def settings(self) -> dict[str, Any]:
         """The settings the run was started with. Raises CheckpointError when they cannot be read."""

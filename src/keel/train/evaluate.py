@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,59 +11,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keel import __version__
 from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts, ScoredRollouts
-from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.loading import load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
-from keel.rollout.scorers import build_scorers
+from keel.rollout.scorers import Scorer, build_scorers
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
+from keel.run.origin import fingerprints
+from keel.run.release_gate import read_gate, verdict_on
+from keel.train.comparing import Judged
+from keel.train.comparing_figures import check_names, decider, figures_of, side_of
+from keel.train.comparing_people import check_pairs, people_figures, write_pairs
+from keel.train.frontier import checkpoints_of, completed
 from keel.train.progress import ProgressDisplay
 from keel.train.sample import Player, grouped, load_frozen, load_player
-from keel.world import World, generator
+from keel.world import World
 
 PASS_TOKENS = 16_384  # padded tokens of one forward pass; no figure depends on it
 Scoring = Callable[[Rollouts], ScoredRollouts]
-PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; the rest as means over answers
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A policy's answers, N prompts and k to each, and what was measured of them."""
-
-    prompts: list[Prompt]
-    texts: list[list[str]]
-    measured: dict[str, Tensor]  # name -> [N, k]; the names of PER_TOKEN hold sums over the answer's tokens
-
-    def summary(self) -> dict[str, float]:
-        """One figure for each measure, over all answers."""
-        tokens = self.measured["length"].sum()
-        return {
-            name: float(values.sum() / tokens) if name in PER_TOKEN else float(values.nanmean())
-            for name, values in self.measured.items()
-        }
 
 
 def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
     """Figures of each policy, of the one they are compared with, and of the comparisons; written to `config.output`.
 
     A single policy's figures are under "policy", and those of its comparison beside that. Several have both under
-    "policies" and their short names; each is judged as it would be alone.
+    "policies" and their short names; each is judged as it would be alone. NAME_low and NAME_high are the ends of a 95%
+    interval over prompts. What was asked for besides is under "slices", "best_of", "frontier", "people" and "gate".
     `functions` are Python reward functions besides `config.rewards`. Raises ConfigError, DataError or RewardError.
     """
     World.single()
+    config = completed(config)
+    demands = read_gate(config.gate) if config.gate else []
+    check_pairs(config)
     sides = sides_of(config)
     readable = check_vocabularies(config, sides)
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
+    check_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
+    judged = judge_sides(config, sides, readable, scorers)
+    figures = figures_of(config, judged)
+    if config.judgements:
+        figures["people"] = people_figures(config)
+    elif config.pairs:
+        figures["pairs"] = write_pairs(config, judged["policy"], judged["against"], decider(config))
+    if demands:
+        figures["gate"] = verdict_on(demands, figures)
+    write(config, figures, judged)
+    return figures
+
+
+def judge_sides(
+    config: EvaluateConfig, sides: Mapping[str, str], readable: Mapping[str, bool], scorers: Sequence[Scorer]
+) -> dict[str, Judged]:
+    """Answers and measures of each side. Of the policies only one at a time is in memory."""
     opponents = {"against": load_player(config.against, config.prompts, config.sampling)} if config.against else {}
     reference = load_reference(config, opponents)
 
     def judged_side(side: str, folder: str) -> Judged:
-        """Of the policies only one at a time is in memory."""
         player = opponents.get(side) or load_player(folder, config.prompts, config.sampling)
         scoring = partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None
         stream = side if side in opponents else "policy"
@@ -78,18 +86,16 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
                 display.show,
             )
 
-    judged = {side: judged_side(side, folder) for side, folder in sides.items()}
-    figures = figures_of(config, judged)
-    if config.output:
-        record = {"figures": figures, "answers": list(_answer_rows(judged))}
-        write_atomic(Path(config.output), json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
-    return figures
+    return {side: judged_side(side, folder) for side, folder in sides.items()}
 
 
 def sides_of(config: EvaluateConfig) -> dict[str, str]:
     """Name of each side -> its folder or hub id."""
-    names = ["policy"] if len(config.policy) == 1 else short_names(config.policy)
-    sides = dict(zip(names, config.policy, strict=True))
+    if config.checkpoints:
+        sides = {side_of(step): folder for step, folder in checkpoints_of(config.checkpoints).items()}
+    else:
+        names = ["policy"] if len(config.policy) == 1 else short_names(config.policy)
+        sides = dict(zip(names, config.policy, strict=True))
     return sides | ({"against": config.against} if config.against else {})
 
 
@@ -133,25 +139,6 @@ def load_reference(config: EvaluateConfig, opponents: Mapping[str, Player]) -> A
     return opponents["against"].model if opponents else None
 
 
-def figures_of(config: EvaluateConfig, judged: Mapping[str, Judged]) -> dict[str, Any]:
-    """What `evaluate` returns."""
-    against = judged.get("against")
-    found = {side: answers.summary() for side, answers in judged.items()}
-    compared = {
-        side: comparison(answers.measured["score"], against.measured["score"], config.seed)
-        for side, answers in judged.items()
-        if side != "against" and against is not None and "score" in answers.measured
-    }
-    figures: dict[str, Any] = {
-        "prompts": len(next(iter(judged.values())).texts),
-        "responses_per_prompt": config.sampling.num_responses,
-    }
-    if len(config.policy) == 1:
-        return figures | found | compared.get("policy", {})
-    policies = {side: found[side] | compared.get(side, {}) for side in found if side != "against"}
-    return figures | {"policies": policies} | ({"against": found["against"]} if against else {})
-
-
 def judge(
     player: Player,
     reference: ActorCritic | None,
@@ -183,6 +170,7 @@ def measure(
         scored = scoring(rollouts)
         measured["score"] = scored.scores
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
+        measured |= {f"disagreement/{name}": values for name, values in scored.disagreement.items()}
     own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS)
     if reference is not None:
         theirs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
@@ -194,31 +182,32 @@ def measure(
     return {name: values.double() for name, values in measured.items()}
 
 
-def comparison(ours: Tensor, theirs: Tensor, seed: int) -> dict[str, float]:
-    """Win rate and score difference with 95% intervals over prompts, from scores [N, k] and [N, j].
+def write(config: EvaluateConfig, figures: Mapping[str, Any], judged: Mapping[str, Judged]) -> None:
+    """Figures and answers, and beside them the verdict of the gate with what it was a verdict on."""
+    if not config.output:
+        return
+    output = Path(config.output)
+    record = {"figures": figures, "answers": list(_answer_rows(judged))}
+    write_atomic(output, json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
+    if "gate" in figures:
+        write_atomic(
+            output.with_suffix(".gate.json"), json.dumps(finite(certificate(config, figures)), indent=1) + "\n"
+        )
 
-    A prompt's win rate is that of all pairs of our and their answers to it; a tie counts half.
-    """
-    difference = ours.unsqueeze(2) - theirs.unsqueeze(1)
-    wins = ((difference.sign() + 1) / 2).mean((1, 2))
-    figures = {"ties": float((difference == 0).double().mean())}
-    for name, values in {"win_rate": wins, "score_difference": difference.mean((1, 2))}.items():
-        low, high = bootstrap_interval(values, seed)
-        figures |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    return figures
 
-
-def bootstrap_interval(values: Tensor, seed: int, level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [N], each resample drawing N of them (Efron 1979)."""
-    values, numbers = values.double().cpu(), generator(seed, "bootstrap")
-    at_once = max(1, 2**22 // len(values))
-    means = [
-        values[torch.randint(len(values), (min(at_once, resamples - start), len(values)), generator=numbers)].mean(1)
-        for start in range(0, resamples, at_once)
-    ]
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.cat(means).quantile(tails).tolist()
-    return low, high
+def certificate(config: EvaluateConfig, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The gate's verdict, and on what: the SHA-256 of the policy, of what it was compared with, prompts and scorers."""
+    files = [*config.policy, config.against, config.reference, config.prompts.path, config.judgements]
+    files += [source.model or (source.function or "").rpartition(":")[0] for source in config.rewards]
+    return {
+        **figures["gate"],
+        "policy": config.policy[0],
+        "prompts": figures["prompts"],
+        "settings": config.model_dump(mode="json"),
+        "sha256": dict(fingerprints(files)),
+        "keel": __version__,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _answer_rows(judged: Mapping[str, Judged]) -> Iterator[dict[str, Any]]:

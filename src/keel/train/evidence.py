@@ -15,14 +15,14 @@ from keel.errors import CheckpointError
 from keel.run.folder import RunFolder, replace_folder
 from keel.run.metrics import finite
 from keel.train.record import rollout_rows
-from keel.world import World
+from keel.train.setup import Parts
 
 MOST = 20
 """More steps than these are not kept: a run that skips bad updates may meet many."""
 
 
 def keep_batch(
-    folder: RunFolder, world: World, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
+    folder: RunFolder, parts: Parts, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
 ) -> str:
     """`faults/step-000012/` of policy learning: the answers with every figure of their tokens, and the whole batch.
 
@@ -30,8 +30,8 @@ def keep_batch(
     """
     named = {field.name: getattr(batch, field.name) for field in fields(batch)}
     tensors = {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}
-    rank = f"-rank{world.rank}" if world.size > 1 else ""
-    return keep_rows(folder, step, what, rollout_rows(scored, batch, batch.size), tensors, rank)
+    rank = f"-rank{parts.world.rank}" if parts.world.size > 1 else ""
+    return keep_rows(folder, step, what, rollout_rows(scored, batch, batch.size, parts.tokenizer), tensors, rank)
 
 
 def keep_rows(

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from keel.train.sample import Player
 from keel.train.setup import Parts, build_parts
 from keel.train.state import RunState, StepRecord, restore, save, save_result
 from keel.train.step import Experience, check_alive, check_finite, collect, learn, reference_statistics, together
+from keel.train.watch import stopped
 from keel.world import World
 
 ResultT = TypeVar("ResultT")
@@ -98,7 +99,8 @@ def open_folder(config: TrainConfig, resume: bool, world: World) -> Iterator[Run
         check_origin(folder, sources(config), world.size, resume, code)
     world.barrier()
     try:
-        yield folder
+        with folder.told() if world.is_main else nullcontext():
+            yield folder
     finally:
         folder.close()
 
@@ -120,9 +122,14 @@ def or_save(job: Callable[[Parts, RunState], ResultT], parts: Parts, state: RunS
         raise
 
 
+def any_rank(here: bool, world: World) -> bool:
+    """Whether it is so on some rank."""
+    return float(world.sum(torch.tensor(float(here), device=world.device))) > 0
+
+
 def stop_together(world: World) -> None:
     asked = waiting()
-    if float(world.sum(torch.tensor(float(asked is not None), device=world.device))) > 0:
+    if any_rank(asked is not None, world):
         raise Interrupted(asked or "a signal to another process")
 
 
@@ -133,10 +140,14 @@ def finish_step(parts: Parts, state: RunState, folder: RunFolder, records: Recor
     if evaluation_due(state.step, parts.config):
         metrics = metrics | or_save(evaluate_now, parts, state, folder)
     failpoint("step.log")
-    records.log(state.step, metrics, rows)
+    grave = records.log(state.step, metrics, rows)
     state.unlogged = None
-    if checkpoint_due(state.step, parts.config):
+    halt = parts.config.doctor == "stop" and any_rank(grave is not None, parts.world)
+    if halt or checkpoint_due(state.step, parts.config):
         save(parts, state, folder)
+    if halt:
+        parts.world.barrier()
+        raise stopped(grave, state.step, folder)
     return metrics
 
 
@@ -144,7 +155,7 @@ def learn_or_tell(parts: Parts, state: RunState, found: Experience, folder: RunF
     """The update; the batch of one that went wrong is kept to be looked at."""
 
     def tell(what: str) -> str:
-        return keep_batch(folder, parts.world, step, found.scored, found.batch, what)
+        return keep_batch(folder, parts, step, found.scored, found.batch, what)
 
     step = state.step + 1
     try:

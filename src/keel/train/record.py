@@ -1,21 +1,22 @@
 """What a step leaves behind: its metrics (docs/metrics.md) and a few of its answers, token by token."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from keel.config import TrainConfig
 from keel.data.batches import ScoredRollouts, TrainingBatch
-from keel.learn.targets import moments
-from keel.learn.totals import Totals
+from keel.diagnose.findings import Finding
 from keel.run.folder import RunFolder
 from keel.run.metrics import JsonlMetrics, MetricSink, RolloutLog, TensorBoardMetrics, truncate_after
 from keel.train.progress import ProgressDisplay
+from keel.train.watch import Watch
 from keel.world import World
+
+CONTEXT = 4  # tokens that decide how the next one is written
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Records:
     sinks: Sequence[MetricSink] = ()
     answers: RolloutLog | None = None
     display: ProgressDisplay | None = None
+    watch: Watch | None = None
 
-    def log(self, step: int, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raises CheckpointError when a file cannot be written."""
+    def log(self, step: int, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> Finding | None:
+        """Returns what the doctor stops the run for, if anything. Raises CheckpointError when a file cannot be had."""
         for sink in self.sinks:
             sink.log(step, metrics)
         if self.answers is not None:
             self.answers.log(step, rows)
         if self.display is not None:
             self.display.show(step, headline(metrics))
+        return None if self.watch is None else self.watch.look(step, metrics)
 
 
 @contextmanager
@@ -51,7 +54,7 @@ def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World
         for sink in sinks:
             stack.callback(sink.close)
         display = stack.enter_context(ProgressDisplay("train", config.steps, done))
-        yield Records(sinks, RolloutLog(folder.rollouts), display)
+        yield Records(sinks, RolloutLog(folder.rollouts), display, Watch.of(folder, config))
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -66,68 +69,48 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
-def step_metrics(
-    scored: ScoredRollouts,
-    batch: TrainingBatch,
-    kl_coef: float,
-    group_size: int,
-    has_critic: bool,
-    has_reference: bool,
-    world: World,
-) -> dict[str, float]:
-    """Figures of the answers and of what the update aims at, over all ranks."""
-    rollouts, kept, totals = scored.rollouts, scored.kept, Totals()
-    mask = batch.response_mask
-    kl = (batch.logprobs - batch.ref_logprobs).masked_fill(~mask, 0.0)
-    whole = mask.any(1)
-    totals.add("objective/scores", scored.scores[kept])
-    if has_reference:
-        totals.add("objective/kl", kl.sum(1)[whole])
-        totals.add("objective/non_score_reward", -kl_coef * kl.sum(1)[whole])
-    totals.add("objective/rlhf_reward", batch.rewards.sum(1)[whole])
-    totals.add("objective/entropy", -batch.logprobs.masked_fill(~mask, 0.0).sum(1)[whole])
-    totals.add("response/length", rollouts.lengths.float())
-    totals.add("response/truncated", rollouts.truncated.float())
-    totals.add("reward/dropped", 1.0 - whole.float())
-    for name, scores in scored.by_scorer.items():
-        totals.add(f"rewards/{name}", scores[scores.isfinite()])
-    if has_critic:
-        totals.add("critic/values", batch.values[mask])
-        totals.add("critic/returns", batch.returns[mask])
-    if group_size > 1:
-        totals.add("groups/equal_scores", _equal_groups(scored, group_size))
-    metrics = totals.reduced(world)
-    metrics["objective/scores_std"] = float(moments(scored.scores, kept, world)[1]) ** 0.5
-    if has_critic:  # core.diagnostics.explained_variance, over all ranks
-        _, spread = moments(batch.returns, mask, world)
-        _, unexplained = moments(batch.returns - batch.values, mask, world)
-        metrics["critic/explained_variance"] = float(1 - unexplained / spread) if spread > 0 else math.nan
-    return {**metrics, "objective/kl_coef": kl_coef}
+def rollout_rows(
+    scored: ScoredRollouts, batch: TrainingBatch, count: int, tokenizer: Any, new_logprobs: Tensor | None = None
+) -> Iterator[dict[str, Any]]:
+    """The first answers of a step with everything known of their tokens, short figures first.
 
-
-def rollout_rows(scored: ScoredRollouts, batch: TrainingBatch, count: int) -> Iterator[dict[str, Any]]:
-    """The first answers of a step with everything known of their tokens."""
+    `new_logprobs` [N, T] are those of the first N answers after the update, which gives their tokens' `ratio`.
+    """
     rollouts = scored.rollouts
     for row in range(min(count, len(rollouts.texts))):
         counted = rollouts.response_mask[row]
-        tokens = {
-            name: [round(value, 5) for value in getattr(batch, name)[row][counted].tolist()]
+        tokens = rollouts.response_tokens[row][counted].tolist()
+        by_token = {
+            name: _rounded(getattr(batch, name)[row][counted])
             for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages")
         }
+        if new_logprobs is not None and row < len(new_logprobs):
+            width = new_logprobs.shape[1]
+            moved = (new_logprobs[row] - batch.logprobs[row, :width])[counted[:width]]
+            by_token["ratio"] = _rounded(moved.exp())
         yield {
-            "prompt": rollouts.prompts[row].content,
-            "response": rollouts.texts[row],
             "score": float(scored.scores[row]) if scored.kept[row] else None,
-            "scores": {name: float(values[row]) for name, values in scored.by_scorer.items()},
             "kl": float((batch.logprobs[row] - batch.ref_logprobs[row])[counted].sum()),
             "length": int(counted.sum()),
             "truncated": bool(rollouts.truncated[row]),
-            "tokens": rollouts.response_tokens[row][counted].tolist(),
-            **tokens,
+            "scores": {name: float(values[row]) for name, values in scored.by_scorer.items()},
+            "prompt": rollouts.prompts[row].content,
+            "response": rollouts.texts[row],
+            "tokens": tokens,
+            "pieces": pieces(tokenizer, tokens),
+            **by_token,
         }
 
 
-def _equal_groups(scored: ScoredRollouts, group_size: int) -> torch.Tensor:
-    """1 for each group whose answers all got the same score, so that it teaches nothing."""
-    groups = scored.scores.view(-1, group_size)
-    return (groups == groups[:, :1]).all(1).float()
+def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds to those before it; special tokens by their names."""
+    found = []
+    for place in range(len(tokens)):
+        before = list(tokens[max(0, place - CONTEXT) : place])
+        start, whole = tokenizer.decode(before), tokenizer.decode([*before, tokens[place]])
+        found.append(whole[len(start) :] if whole.startswith(start) else tokenizer.decode([tokens[place]]))
+    return found
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from keel.config import RewardConfig
-from keel.data.judging import calibrate, final_figures
+from keel.data.judging import calibrate, final_figures, score_range
 from keel.data.preferences import Ranking
 from keel.models.ensemble import RewardEnsemble, save_ensemble
 from keel.models.heads import trunk
@@ -82,6 +82,7 @@ def join(members: list[Path], config: RewardConfig, split: Split[Ranking], folde
         ensemble.temperature = figures["temperature"]
         flat /= ensemble.temperature
         scores, figures = calibrate(scores, figures)
+    figures |= score_range(scores, split.held_out)
     write_held_out(folder, split.held_out, scores, [part.tolist() for part in flat.split(counts, 1)])
 
     def save(target: Path) -> None:

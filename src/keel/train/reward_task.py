@@ -8,7 +8,7 @@ from torch import Tensor
 
 from keel.config import RewardConfig
 from keel.core.preferences import bradley_terry_loss
-from keel.data.judging import baselines, calibrate, final_figures, judge
+from keel.data.judging import baselines, calibrate, final_figures, judge, score_range
 from keel.data.preferences import Ranking
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.ensemble import members_of
@@ -16,6 +16,7 @@ from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
 from keel.run.gate import shortfalls, write_gate
 from keel.run.held_out import write_held_out
+from keel.run.score_range import write_range
 from keel.train.learner import Task
 from keel.train.split import Split, prompts_on_both_sides
 
@@ -43,7 +44,7 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
             scores, figures = calibrate(scores, figures)
             model.rescale(1 / figures["temperature"])
         write_held_out(folder, split.held_out, scores)
-        return figures
+        return figures | score_range(scores, split.held_out)
 
     return Task(
         name="reward",
@@ -69,8 +70,9 @@ def facts_of(split: Split[Ranking]) -> dict[str, float]:
 
 
 def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig, figures: Mapping[str, float]) -> None:
-    """The model, and the gate's verdict in its folder. A gate does not keep the model from being saved."""
+    """The model, with the range of its scores and the gate's verdict. A gate does not keep it from being saved."""
     save(folder)
+    write_range(folder, figures)
     if config.gate:
         failed = shortfalls(config.gate, figures)
         for model in {folder, *map(Path, members_of(str(folder)))}:  # a member could be used alone

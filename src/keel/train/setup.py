@@ -27,6 +27,7 @@ from keel.rollout.collect import score
 from keel.rollout.sampler import sample
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.run.gate import require_passed
+from keel.run.score_range import read_range
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
@@ -46,6 +47,7 @@ class Parts:
     actor_critic: ActorCritic
     reference: ActorCritic | None
     scorers: list[Scorer]
+    ranges: dict[str, dict[str, float]]  # of the reward models that came with one, by the scorer's name
     algorithm: Algorithm
     shaping: Shaping
     targets: TargetSettings
@@ -118,6 +120,7 @@ def build_parts(
         actor_critic=actor_critic,
         reference=reference,
         scorers=scorers,
+        ranges=_ranges(config, scorers),
         algorithm=algorithm,
         shaping=_take(Shaping, config.reward),
         targets=_take(TargetSettings, config.rollout, config.algorithm),
@@ -131,6 +134,12 @@ def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> li
         if reward.model:
             require_passed(reward.model, reward.ungated)
     return build_scorers(config.rewards, functions)
+
+
+def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[str, float]]:
+    pairs = zip(scorers, config.rewards, strict=False)  # functions handed over in Python come last
+    found = {scorer.name: read_range(source.model) for scorer, source in pairs if source.model}
+    return {name: known for name, known in found.items() if known is not None}
 
 
 def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any] | None) -> list[Prompt]:

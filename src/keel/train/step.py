@@ -6,21 +6,28 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from keel.config import AlgorithmSettings, TrainConfig
+from keel.core.diagnostics import approx_kl
 from keel.core.kl import updated_kl_coef
-from keel.data.batches import ScoredRollouts, TrainingBatch
+from keel.data.batches import ScoredRollouts, TrainingBatch, select_rows
 from keel.errors import Diverged, RewardError
 from keel.failpoints import failpoint
 from keel.learn.shaping import ScoreStatistics, scores_of_kept
-from keel.learn.targets import build_targets
+from keel.learn.targets import analyze_all, build_targets
+from keel.learn.totals import Totals
 from keel.train.check import check_moved, fingerprint
-from keel.train.record import rollout_rows, step_metrics
+from keel.train.figures import step_metrics
+from keel.train.record import rollout_rows
 from keel.train.setup import Parts
 from keel.train.state import RunState, StepRecord
 from keel.world import World
 
 ResultT = TypeVar("ResultT")
+
+READ_AGAIN = 8
+"""Answers that are read once more after the update: a few percent of its time at most."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Experience:
     """What a step learns from."""
 
     scored: ScoredRollouts
+    token_scores: Tensor  # [B, T], shaped
     batch: TrainingBatch
     statistics: ScoreStatistics
 
@@ -50,9 +58,10 @@ def collect(parts: Parts, state: RunState) -> Experience:
         statistics = statistics.plus(scores_of_kept(scored), parts.world)
     with state.timed("targets"):
         failpoint("step.targets")
+        token_scores = parts.shaping.token_scores(scored, statistics)
         batch = build_targets(
             scored,
-            parts.shaping.token_scores(scored, statistics),
+            token_scores,
             parts.actor_critic,
             parts.reference,
             parts.algorithm,
@@ -61,12 +70,12 @@ def collect(parts: Parts, state: RunState) -> Experience:
             parts.world,
             state.trust_sampler,
         )
-    return Experience(scored, batch, statistics)
+    return Experience(scored, token_scores, batch, statistics)
 
 
 def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
     """Update the weights and, when that is done, the state. Returns the step's metrics and some of its answers."""
-    config, world, scored, batch = parts.config, parts.world, found.scored, found.batch
+    config, scored, batch = parts.config, found.scored, found.batch
     step = state.step + 1
     before = fingerprint(parts) if step == 1 else None
     with state.timed("update"):
@@ -76,9 +85,9 @@ def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
         )
     if before is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
         check_moved(before, fingerprint(parts))
-    group_size = config.rollout.group_size or 1
-    has_critic, has_reference = parts.actor_critic.has_critic, parts.reference is not None
-    metrics = step_metrics(scored, batch, state.kl_coef, group_size, has_critic, has_reference, world)
+    metrics = step_metrics(parts, scored, found.token_scores, batch, state.kl_coef)
+    new_logprobs, moved = after_update(parts, found)
+    metrics["sampler/approx_kl"] += learned.pop("policy/first_approx_kl")
     state.step, state.statistics = step, found.statistics
     if config.algorithm.target_kl is not None:
         state.kl_coef = updated_kl_coef(
@@ -88,8 +97,24 @@ def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
             config.algorithm.kl_horizon,
             config.rollout.batch_size,
         )
-    metrics |= learned | speed(state, scored, config)
-    return metrics, list(rollout_rows(scored, batch, config.log.rollouts_per_step))
+    metrics |= learned | moved | speed(state, scored, config)
+    return metrics, list(rollout_rows(scored, batch, config.log.rollouts_per_step, parts.tokenizer, new_logprobs))
+
+
+def after_update(parts: Parts, found: Experience) -> tuple[Tensor | None, dict[str, float]]:
+    """What the updated policy says of the first few answers, [N, T] on the main rank, and how far the step moved it.
+
+    `policy/approx_kl` is a mean over the epochs, and no measure of the last optimizer step.
+    """
+    totals, new_logprobs = Totals(["policy/step_kl"]), None
+    if parts.world.is_main:
+        few = select_rows(found.scored.rollouts, range(min(READ_AGAIN, found.batch.size)))
+        rows, width = few.response_mask.shape
+        temperature, at_once = parts.targets.temperature, parts.targets.microbatch_tokens
+        new_logprobs = analyze_all(parts.actor_critic, few, temperature, at_once, with_values=False).logprobs
+        moved = approx_kl(new_logprobs, found.batch.logprobs[:rows, :width])
+        totals.add("policy/step_kl", moved[found.batch.response_mask[:rows, :width]])
+    return new_logprobs, totals.reduced(parts.world)
 
 
 def check_finite(batch: TrainingBatch, world: World) -> None:

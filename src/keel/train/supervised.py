@@ -29,7 +29,8 @@ ResultT = TypeVar("ResultT")
 def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
     """Train, evaluate before and after every pass over the data, save the model. Returns the last figures."""
     World.single()
-    with watched(), closing(RunFolder.open(config.output, config.model_dump(mode="json"), resume)) as folder:
+    opened = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
+    with watched(), closing(opened), opened.told() as folder:
         check_origin(folder, [config.model, config.data.path, config.data.eval_path], 1, resume)
         failpoint("start.loaded")
         task.prepare(folder)

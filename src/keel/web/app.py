@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -22,10 +22,10 @@ from keel.data.database import StoreError
 from keel.data.deals import Conflict, NotDealt
 from keel.data.store import Store
 from keel.errors import DataError
-from keel.server.limits import LOCAL, Refused, as_url_host, own_names, parsed, read_body
-from keel.web.pages import STATIC, of_deal, page, refusal
+from keel.server.limits import Refused, as_url_host, parsed, read_body
+from keel.web.pages import of_deal, page, refusal, static
 from keel.web.people import People, Person
-from keel.web.shield import Shield, Turns
+from keel.web.shield import Shield, Turns, names_of
 
 MAX_BODY = 64_000
 FRESH_SECONDS = 2.0  # that the owner's figures serve before they are computed again
@@ -115,13 +115,6 @@ class RankPages:
         self._owner(request)
         return JSONResponse(await self._stats())
 
-    async def static(self, request: Request) -> Response:
-        found = STATIC.get(request.path_params["name"])
-        if found is None:
-            raise Refused(404, "There is no such page.")
-        path, kind = found
-        return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-cache"})  # kept, and asked after
-
     async def _sent(self, request: Request) -> tuple[Person, Any]:
         rater = self.people.sender(request)
         return rater, parsed(await read_body(request, MAX_BODY))
@@ -170,13 +163,6 @@ def links(store: Store, settings: RankConfig) -> Mapping[str, str]:
     return {name: f"{address}/enter?token={token}" for name, token in tokens.items()}
 
 
-def names_of(settings: RankConfig) -> frozenset[str]:
-    """What the Host header may say: also the name of the proxy in front, which hands it on."""
-    own = own_names((*LOCAL, settings.host, *settings.names), settings.port)
-    proxy = (settings.address or "").partition("://")[2].lower()
-    return own | ({proxy, f"{proxy}:443"} if proxy else set())
-
-
 async def refused(request: Request, error: Exception) -> Response:
     """What went wrong, in words and as a status."""
     match error:
@@ -211,9 +197,9 @@ def rank_app(store: Store, settings: RankConfig, instructions: str | None = None
         Route("/undo", pages.undo, methods=["POST"]),
         Route("/owner", pages.owner),
         Route("/owner/stats.json", pages.stats),
-        Route("/static/{name}", pages.static),
+        Route("/static/{name}", static),
     ]
     kinds = (Refused, StoreError, NotDealt, Conflict, DataError, HTTPException, Exception)
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, refused))
     app.router.redirect_slashes = False
-    return Shield(app, names_of(settings), refusal)
+    return Shield(app, names_of(settings.host, settings.names, settings.address, settings.port), refusal)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.types import Scope
 
 from keel.data.deals import Deal
@@ -13,7 +14,8 @@ from keel.server.limits import Refused
 
 HERE = Path(__file__).parent
 KINDS = {".css": "text/css", ".js": "text/javascript"}
-STATIC = {path.name: (path, KINDS[path.suffix]) for path in (HERE / "static").iterdir() if path.suffix in KINDS}
+FOLDERS = (HERE / "static", HERE.parent / "diagnose" / "static")
+STATIC = {path.name: (path, KINDS[path.suffix]) for at in FOLDERS for path in at.iterdir() if path.suffix in KINDS}
 """The files that can be asked for, by name: a request's path never becomes a path of the disk."""
 ROLES = ("user", "assistant", "system")
 
@@ -22,6 +24,15 @@ _templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape
 
 def page(name: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
     return HTMLResponse(_templates.get_template(name).render(values), status)
+
+
+async def static(request: Request) -> Response:
+    """A file of the table."""
+    found = STATIC.get(request.path_params["name"])
+    if found is None:
+        raise Refused(404, "There is no such page.")
+    path, kind = found
+    return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-cache"})  # kept, and asked after
 
 
 def refusal(scope: Scope, refused: Refused) -> Response:

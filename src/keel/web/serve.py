@@ -39,11 +39,17 @@ def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None =
         private = links(store, settings)
         for name, link in private.items():
             print(f"{name or 'owner'}: {link}", flush=True)
-        if settings.browser and sys.stdout.isatty():
-            # in a thread of its own, for a browser in the terminal comes back only when it is closed
-            threading.Thread(target=webbrowser.open, args=(next(iter(private.values())),), daemon=True).start()
+        if settings.browser:
+            open_link(next(iter(private.values())))
         with suppress(Interrupted, KeyboardInterrupt):
             server.run(sockets=[place])
+
+
+def open_link(link: str) -> None:
+    """In a browser, if there is a terminal, and so a person."""
+    if sys.stdout.isatty():
+        # in a thread of its own, for a browser in the terminal comes back only when it is closed
+        threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
 
 def check_settings(settings: RankConfig) -> None:

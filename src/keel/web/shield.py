@@ -2,14 +2,14 @@
 
 from asyncio import Lock
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from keel.server.limits import Refused, check_host
+from keel.server.limits import LOCAL, Refused, check_host, own_names
 
 MOST_WAITING = 16  # requests of one person
 HEADERS = {
@@ -19,6 +19,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
 }
+
+
+def names_of(host: str, names: Sequence[str], address: str | None, port: int) -> frozenset[str]:
+    """What the Host header may say: also the name of the proxy in front, which hands it on."""
+    proxy = (address or "").partition("://")[2].lower()
+    return own_names((*LOCAL, host, *names), port) | ({proxy, f"{proxy}:443"} if proxy else set())
 
 
 class Shield:

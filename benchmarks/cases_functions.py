@@ -1,0 +1,48 @@
+"""What judges the answers of the cases besides reward models. Run as a program, it writes their prompts."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from keel.quickstart import corpus, grammar
+from keel.quickstart.gold import gold_parts, gold_score
+
+
+def people(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """The hidden gold score of the quickstart's world, from -13 to 10. It stands for what people think."""
+    return [gold_score(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+
+
+def style(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """The parts of the gold score that are about how it is said, manners and sound sentences: from -6 to 4."""
+    parts = [gold_parts(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+    return [part.manners + part.fluency for part in parts]
+
+
+def thanks(completions: list[str], **columns: Any) -> list[float]:
+    """A rule as people write them: a point for each thanks."""
+    return [float(answer.count("thank you")) for answer in completions]
+
+
+def thanked(completions: list[str], **columns: Any) -> list[float]:
+    """The same rule with a bound: a point for an answer that thanks."""
+    return [float("thank you" in answer) for answer in completions]
+
+
+def with_topics(prompts: Iterable[str]) -> list[dict[str, str]]:
+    problems = {problem: topic for topic, known in grammar.TOPICS.items() for problem in known.problems}
+    rows = []
+    for prompt in prompts:
+        said = map(grammar.template_of, grammar.sentences(prompt.removeprefix(grammar.CUSTOMER)))
+        rows.append({"prompt": prompt, "topic": next(problems[sentence] for sentence in said if sentence in problems)})
+    return rows
+
+
+def write(path: str, rows: Iterable[dict[str, str]]) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write("prompts.jsonl", with_topics(corpus.prompts(0, 1_500, "rl")))
+    write("held_out.jsonl", with_topics(corpus.prompts(0, 150, "held_out")))

@@ -1,0 +1,142 @@
+"""Faults that no setting can induce: parts of a run that were sound when the run started, and then are not."""
+
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from zoo_functions import RARE
+
+from keel.data.batches import Rollouts
+from keel.learn.shaping import ScoreStatistics
+from keel.rollout.scorers import Scorer
+from keel.rollout.scores import NoScore, Score
+from keel.train import policy
+from keel.train.setup import Parts
+
+Change = Callable[[float, str, bool, int], Score]
+"""(score, answer, ended, step) -> what the scorer says instead."""
+Fault = Callable[[Parts], Parts]
+
+
+@dataclass
+class Clock:
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class TimedParts(Parts):
+    """Parts that know which step they are in."""
+
+    clock: Clock = field(default_factory=Clock)
+
+    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
+        if purpose == "sample":
+            self.clock.step = step
+        return super().respond(step, purpose, at_most)
+
+
+@dataclass
+class ChangedScorer:
+    """A scorer that says something else than its model, from some step on."""
+
+    scorer: Scorer
+    change: Change
+    clock: Clock
+    noisy: bool = False
+
+    def __post_init__(self) -> None:
+        self.name, self.weight = self.scorer.name, self.scorer.weight
+
+    def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
+        said = self.scorer(rollouts, segments)
+        rows = zip(said, rollouts.texts, rollouts.truncated.tolist(), strict=True)
+        return [self.change(score, text, not truncated, self.clock.step) for score, text, truncated in rows]  # type: ignore[arg-type]
+
+
+def rescored(change: Callable[[], Change], noisy: bool = False) -> Fault:
+    """The first scorer is changed."""
+
+    def fault(parts: Parts) -> Parts:
+        timed = TimedParts(**{part.name: getattr(parts, part.name) for part in fields(parts)})
+        first = ChangedScorer(parts.scorers[0], change(), timed.clock, noisy)
+        return replace(timed, scorers=[first, *parts.scorers[1:]])
+
+    return fault
+
+
+def less_for_an_end(penalty: float) -> Change:
+    return lambda score, text, ended, step: score - penalty * ended
+
+
+def more_for_a_phrase(bonus: float) -> Change:
+    return lambda score, text, ended, step: score + bonus * (RARE in text)
+
+
+def scaled(factor: float, first_step: int) -> Change:
+    return lambda score, text, ended, step: score * (factor if step >= first_step else 1.0)
+
+
+def noise(deviation: float, seed: int = 0) -> Change:
+    draws = random.Random(seed)
+    return lambda score, text, ended, step: score + draws.gauss(0.0, deviation)
+
+
+def failing(share: float) -> Change:
+    """No number for some answers, always for the same ones."""
+    return lambda score, text, ended, step: NoScore("no number") if random.Random(text).random() < share else score
+
+
+class Drift:
+    """Every step adds a part of the first step's deviation."""
+
+    def __init__(self, share: float, first_step: int) -> None:
+        self.share, self.first_step = share, first_step
+        self.initial: list[float] = []
+
+    def __call__(self, score: float, text: str, ended: bool, step: int) -> float:
+        if step < self.first_step:
+            self.initial.append(score)
+            return score
+        return score + self.share * statistics.pstdev(self.initial) * (step - self.first_step + 1)
+
+
+@dataclass(frozen=True)
+class HotParts(Parts):
+    """A sampler whose temperature is not the trainer's; the self-check's few answers are as they should be."""
+
+    sampling_temperature: float = 1.0
+
+    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
+        if at_most is not None:
+            return super().respond(step, purpose, at_most)
+        rollout = self.config.rollout.model_copy(update={"temperature": self.sampling_temperature})
+        hot = replace(self, config=self.config.model_copy(update={"rollout": rollout}))
+        return Parts.respond(hot, step, purpose)
+
+
+def hot_sampler(temperature: float) -> Fault:
+    return lambda parts: HotParts(
+        **{part.name: getattr(parts, part.name) for part in fields(parts)}, sampling_temperature=temperature
+    )
+
+
+@contextmanager
+def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) -> Iterator[None]:
+    """Inside, `train_policy` builds its parts with the fault in them, and takes these statistics for the start's."""
+    sound = {name: getattr(policy, name) for name in ("build_parts", "reference_statistics")}
+
+    def build_parts(*given: Any) -> Parts:
+        parts: Parts = sound["build_parts"](*given)
+        return parts if fault is None else fault(parts)
+
+    policy.build_parts = build_parts
+    if statistics_of_start is not None:
+        policy.reference_statistics = lambda parts: statistics_of_start
+    try:
+        yield
+    finally:
+        for name, function in sound.items():
+            setattr(policy, name, function)

@@ -1,0 +1,16 @@
+"""Reward functions that have nothing to teach."""
+
+from typing import Any
+
+RARE = "that is not my job. our"
+"""The SFT model says it in 1 to 2% of its answers, whatever was asked."""
+
+
+def constant(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """The same for everything."""
+    return [1.0] * len(completions)
+
+
+def coarse(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """1 for nearly every answer."""
+    return [float(RARE not in completion) for completion in completions]

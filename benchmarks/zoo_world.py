@@ -1,0 +1,83 @@
+"""The quickstart's world with two reward models that learned from different rankings, and two that learned wrongly."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from keel.config import QuickstartConfig, RewardConfig, SampleConfig, parse
+from keel.quickstart.ranking import rank_answers
+from keel.quickstart.report import read_lines
+from keel.quickstart.run import (
+    Quickstart,
+    pretraining_settings,
+    reward_settings,
+    sampling_settings,
+    sft_settings,
+    write_rows,
+    write_world,
+)
+from keel.train.reward import reward
+from keel.train.sample import sample_answers
+from keel.train.sft import sft
+
+FEW = 80  # rankings, of which a reward model learns what it can
+HOT = 1.6  # temperature of more varied answers
+Rows = Sequence[dict[str, Any]]
+
+
+def longer_wins(rows: Rows) -> Rows:
+    """The same answers, ranked by length alone."""
+
+    def ranks(responses: Sequence[str]) -> list[int]:
+        lengths = [len(response.split()) for response in responses]
+        return [1 + sum(other > length for other in lengths) for length in lengths]
+
+    return [row | {"ranks": ranks(row["responses"])} for row in rows]
+
+
+JUDGES: dict[str, tuple[Callable[[Rows, Rows], Rows], float]] = {
+    "reward": (lambda rows, hot: rows[::2], 3.0),
+    "second": (lambda rows, hot: [*rows[1::2], *hot[1::2]], 3.0),
+    "few": (lambda rows, hot: rows[: 2 * FEW : 2], 6.0),
+    "length": (lambda rows, hot: longer_wins(rows[::2]), 3.0),
+}
+"""Each reward model's rankings, out of all and of those of hot answers, and its epochs. `second` knows more kinds of
+answers than the others, as a scorer that is held out to watch them should."""
+
+
+def make_world(folder: Path, seed: int) -> Path:
+    """Language model, rankings and reward models of a seed; what is there already is not made again."""
+    run = Quickstart(parse(QuickstartConfig, {"output": str(folder), "seed": seed}))
+    if not (folder / "hot/rankings.jsonl").exists():
+        write_world(run)
+        for settings in (pretraining_settings(run), sft_settings(run)):
+            if not (Path(settings.output) / "model").exists():
+                sft(settings)
+        rank(run, "mild", 1.0)
+        rank(run, "hot", HOT)
+    for name in JUDGES:
+        if not (folder / name / "model").exists():
+            learn_judge(run, name)
+    write_rows(folder / "data/one.jsonl", read_lines(folder / "data/rl.jsonl")[:1])
+    return folder
+
+
+def rank(run: Quickstart, name: str, temperature: float) -> None:
+    """Rankings of fresh answers to the same prompts, in a folder of their own."""
+    values = sampling_settings(run).model_dump() | {"output": run.path(f"{name}/answers.jsonl")}
+    values["sampling"]["temperature"] = temperature
+    sample_answers(parse(SampleConfig, values))
+    rank_answers(run.config, run.root / name / "answers.jsonl", run.root / name / "rankings.jsonl")
+
+
+def learn_judge(run: Quickstart, name: str) -> None:
+    choose, epochs = JUDGES[name]
+    rankings = run.root / f"rankings-{name}.jsonl"
+    everything, hot = (read_lines(run.root / folder / "rankings.jsonl") for folder in ("mild", "hot"))
+    write_rows(rankings, choose(everything, hot))
+    values = reward_settings(run).model_dump()
+    values |= {"output": run.path(name), "epochs": epochs}
+    values["data"]["path"] = str(rankings)
+    figures = reward(parse(RewardConfig, values))
+    print(f"{run.root.name} {name}: {json.dumps({key: round(value, 3) for key, value in figures.items()})}", flush=True)

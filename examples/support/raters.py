@@ -1,0 +1,29 @@
+"""Stand in for people: simulated raters rank what `keel rank` would have shown them, and leave the same store.
+
+    python raters.py answers.jsonl ratings.db anna ben
+
+is what these people leave behind who are invited by
+
+    keel rank answers.jsonl --store ratings.db --raters anna --raters ben --overlap 2 --instructions guide.txt
+"""
+
+import random
+import sys
+from contextlib import closing
+
+from keel.data.answers import read_answers
+from keel.data.store import Store
+from keel.quickstart.raters import rank_everything
+
+
+def main(answers: str, path: str, raters: list[str]) -> None:
+    """Each item is ranked by every rater."""
+    with closing(Store.open(path, overlap=len(raters))) as store:
+        store.add_items(read_answers(answers))
+        store.add_raters(raters)
+        for rater in raters:
+            rank_everything(store, rater, random.Random(rater))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,89 @@
+"""Do a run's reward models still apply to today's prompts? Says which figures moved, in which slices, and what to do.
+
+The run's policy answers today's prompts and prompts of its training, and the run's reward models judge both. Every
+figure is tested; the chance of any false alarm among all tests is at most 5%. What each says: docs/evaluation.md.
+
+example:
+  keel drift runs/ppo --prompts.path today.jsonl --slices topic --output drift.json
+  keel drift runs/ppo --answers logged.jsonl
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+
+from keel.cli.settings import read_command
+from keel.cli.tables import literal, show
+from keel.config import DriftConfig
+
+ALARMING = ("does not apply", "in doubt")
+MEANS = {
+    "applies": "the reward model applies to these prompts as far as can be measured",
+    "in doubt": "in doubt: these prompts or their scores are not those of the training; people should look",
+    "does not apply": "does not apply: it is asked what it does not know; do not believe its scores here",
+    "too few to say": "too few answers to say whether the reward model applies",
+}
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Returns figures, tests and verdict."""
+    command = read_command("drift", DriftConfig, arguments, str(__doc__), plain="run")
+    from keel.train.drift import drift
+
+    figures = drift(command.settings)
+    rows = figures["rows"]
+    print_figures(f"{rows['today']} answers of today, {rows['training']} to training prompts", figures["figures"])
+    for name, own in figures["slices"].items():
+        moved = {figure: found for figure, found in own["figures"].items() if found["says"] == "moved"}
+        if moved:
+            known = own["of_training"] or "none"
+            print_figures(f"{escape(literal(name))}: {own['rows']} today, {known} in the training", moved)
+    for note in figures["notes"]:
+        print(f"note: {literal(note)}")
+    print_verdict(figures)
+    if command.settings.output:
+        print(f"figures and answers: {command.settings.output}")
+    return figures
+
+
+def print_figures(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row for each figure."""
+    from keel.train.drift_verdict import small
+
+    cells = {
+        "training": lambda found: f"{found['training']:.3g}",
+        "today": lambda found: f"{found['today']:.3g}",
+        "distance": lambda found: f"{found['distance']:.2f}",
+        "p": lambda found: small(found["p"]),
+        "": lambda found: found["says"],
+    }
+    show(title, {name: {figure: of(found) for figure, found in figures.items()} for name, of in cells.items()})
+
+
+def print_verdict(figures: Mapping[str, Any]) -> None:
+    """In plain words, the reasons under each."""
+    verdict = figures["verdict"]
+    print(f"verdict: {MEANS[verdict['reward_model']]}")
+    print_reasons(verdict["because"]["all"])
+    for standing in dict.fromkeys([*ALARMING, *verdict["slices"].values()]):
+        names = [name for name, each in verdict["slices"].items() if each == standing]
+        if names and standing not in ALARMING:
+            print(f"{standing}: {', '.join(map(literal, names))}")
+            continue
+        for name in names:
+            print(f"{standing}: {literal(name)}")
+            print_reasons(verdict["because"][name])
+    if verdict["moved_slices"] or verdict["reward_model"] in ALARMING:
+        print("what to do: let people rank answers to these prompts, train the reward model on old and new rankings,")
+        print("then the policy; where people still agree with the reward model (keel reward reports it), it holds")
+        print(
+            f"  keel rank {figures['to_rank']['file']}"
+            if "to_rank" in figures
+            else "  --output FILE writes what to rank"
+        )
+
+
+def print_reasons(reasons: list[str]) -> None:
+    for reason in reasons:
+        print(f"  {literal(reason)}")

@@ -1,0 +1,41 @@
+"""A diagnosis on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from keel.cli.tables import literal
+
+if TYPE_CHECKING:
+    from keel.diagnose.findings import Diagnosis, Finding
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The verdict first, then each finding with its evidence, its causes and what to change."""
+    for line in lines_of(diagnosis):
+        print(literal(line))
+
+
+def lines_of(diagnosis: Diagnosis) -> Iterator[str]:
+    state = diagnosis.state
+    standing = state.standing + (f": {state.what}" if state.what else "")
+    yield f"{diagnosis.path}: {diagnosis.verdict} (step {diagnosis.last_step} of {diagnosis.planned}, {standing})"
+    for number, finding in enumerate(diagnosis.findings, start=1):
+        yield ""
+        yield from lines_of_finding(number, finding)
+    if diagnosis.findings:
+        yield ""
+
+
+def lines_of_finding(number: int, finding: Finding) -> Iterator[str]:
+    until = "" if finding.is_open else f" to {finding.last_step}, over now"
+    yield f"{number}. {finding.severity}: {finding.name}, from step {finding.first_step}{until}"
+    yield f"   {finding.title}" + (f" It follows from {finding.follows_from}." if finding.follows_from else "")
+    yield from (f"   - {evidence.figure}: {evidence.says}" for evidence in finding.evidence)
+    for place, cause in enumerate(finding.causes, start=1):
+        yield f"   cause {place}: {cause.what}"
+        yield from (f"      for: {reason}" for reason in cause.speaks_for)
+        yield from (f"      against: {reason}" for reason in cause.speaks_against)
+        change = cause.change
+        yield f"      try: {change.setting + ': ' if change.setting else ''}{change.to}"

@@ -1,0 +1,31 @@
+"""Write one page about a run, or comparing several: verdict, curves, score against KL, samples, tokens, settings.
+
+Reads the run folders only: runs may be going on, be finished, or be dead. The page holds all it needs and opens
+anywhere, also without a network.
+
+example:
+  keel report runs/stories-ppo
+  keel report runs/a runs/b runs/c --output compared.html
+"""
+
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from keel.cli.settings import read_command
+from keel.cli.tables import literal
+from keel.config import ReportConfig
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Returns where the page is, and the doctor's verdict on each run."""
+    settings = read_command("report", ReportConfig, arguments, str(__doc__), plain="runs").settings
+    from keel.diagnose.report import write_report
+
+    target, verdicts = write_report(settings.runs, settings.output)
+    for path, verdict in verdicts.items():
+        print(f"{literal(path)}: {verdict}")
+    print(f"the report: {literal(str(target))}")
+    if settings.browser:
+        webbrowser.open(Path(target).resolve().as_uri())
+    return {"report": str(target), "verdicts": verdicts}

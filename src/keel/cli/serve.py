@@ -1,0 +1,24 @@
+"""Show all runs under a folder in a web page, live: what is wrong with each, its curves, and every answer it kept.
+
+It prints one private link, and reads files only. Stop with Ctrl-C.
+
+example:
+  keel serve runs
+"""
+
+from pathlib import Path
+from typing import Any
+
+from keel.cli.settings import read_command
+from keel.config import ServeConfig
+from keel.errors import ConfigError
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Serves until a signal comes; returns where."""
+    settings = read_command("serve", ServeConfig, arguments, str(__doc__), plain="folder").settings
+    if not Path(settings.folder).is_dir():
+        raise ConfigError("no such folder", where=settings.folder, fix="name the folder that your runs lie in")
+    from keel.web.dashboard_serve import serve
+
+    return {"address": serve(settings)}

@@ -1,0 +1,67 @@
+"""Reads a run and says whether it is healthy, or what is wrong, since when, on what evidence, and what to change."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from keel.diagnose.findings import SEVERITIES, Diagnosis, Finding
+from keel.diagnose.rule import Rule, findings_of
+from keel.diagnose.rules import POLICY_LEARNING, SUPERVISED
+from keel.diagnose.run import Run
+
+SLACK = 0.15  # of the run: so much later may a cause be noticed than what it caused
+
+
+def diagnose(run: Run) -> Diagnosis:
+    """All findings about a run as it is; each rule sees of step t only what was known by then."""
+    last = int(run.steps[-1]) if len(run.steps) else 0
+    rules = POLICY_LEARNING if run.stage == "train" else SUPERVISED
+    found = [finding for rule in rules for finding in findings_of(rule, run)] if last else []
+    return Diagnosis(
+        str(run.path), run.name, run.stage, run.state, last, run.planned, tuple(ordered(found, rules, run.planned))
+    )
+
+
+def ordered(findings: Sequence[Finding], rules: Sequence[Rule], planned: int) -> list[Finding]:
+    """The diagnosis first: what is explained by nothing else, the gravest and of these the earliest. A cause that is
+    over counts as long as something that follows from it is not; else it comes last."""
+    place = {rule.name: number for number, rule in enumerate(rules)}
+    follows = {rule.name: rule.follows for rule in rules}
+    explained = [
+        replace(finding, follows_from=_cause_of(finding, findings, follows, place, planned)) for finding in findings
+    ]
+    live = {finding.name for finding in explained if finding.is_open}
+    live |= {finding.follows_from for finding in explained if finding.is_open and finding.follows_from}
+
+    def key(finding: Finding) -> tuple[bool, bool, int, bool, int, int]:
+        unseen, has_cause = finding.name not in live, finding.follows_from is not None
+        severity = SEVERITIES.index(finding.severity)
+        return unseen, has_cause, severity, not finding.is_open, finding.first_step, place[finding.name]
+
+    return sorted(explained, key=key)
+
+
+def _cause_of(
+    finding: Finding,
+    findings: Sequence[Finding],
+    follows: Mapping[str, Sequence[str]],
+    place: Mapping[str, int],
+    planned: int,
+) -> str | None:
+    """The first in the catalogue of the findings that explain this one and were there shortly before it. What
+    lies upstream may also be noticed a little later, unless each of the two could have caused the other."""
+    slack = max(3, SLACK * planned)
+
+    def explains(other: Finding) -> bool:
+        if other.severity == "notice" or (not other.is_open and _milder(other, finding)):
+            return False  # what is over and milder leaves nothing worse behind
+        if other.last_step is not None and other.last_step < finding.first_step - slack:
+            return False
+        upstream = place[other.name] < place[finding.name] and finding.name not in follows[other.name]
+        return other.first_step <= finding.first_step + slack if upstream else other.first_step < finding.first_step
+
+    causes = [other.name for other in findings if other.name in follows[finding.name] and explains(other)]
+    return min(causes, key=lambda name: place[name], default=None)
+
+
+def _milder(one: Finding, other: Finding) -> bool:
+    return SEVERITIES.index(one.severity) > SEVERITIES.index(other.severity)

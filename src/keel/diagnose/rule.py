@@ -1,0 +1,135 @@
+"""A rule of the doctor: when something holds, how to tell of it, what may have caused it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keel.diagnose.findings import SEVERITIES, Cause, Change, Evidence, Finding
+from keel.diagnose.run import Run
+from keel.diagnose.series import window
+
+Levels = NDArray[np.int8]
+FINE, NOTICE, WARNING, CRITICAL = range(4)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a fault is recognised and told. All functions look at a run of S steps; `levels` -> [S], of FINE to CRITICAL,
+    may use of step t only what was known by then."""
+
+    name: str
+    title: str
+    stage: str
+    levels: Callable[[Run], Levels]
+    evidence: Callable[[Run], Sequence[Evidence]]
+    causes: Callable[[Run], Sequence[Cause]]
+    patience: int = 3
+    """steps in a row in which it must hold before it is said, and twice as many without it until it is over"""
+    follows: tuple[str, ...] = ()
+    """names of the rules whose findings explain this one"""
+    lasts: bool = False
+    """an event: once seen it stays"""
+
+
+def findings_of(rule: Rule, run: Run) -> list[Finding]:
+    """The rule's findings, of which at most the last is open."""
+    levels = rule.levels(run)
+    found = []
+    for first, last, severest in spans(levels, rule.patience, rule.lasts):
+        seen = run if last is None else run.until(int(run.steps[last]))
+        found.append(
+            Finding(
+                name=rule.name,
+                title=rule.title,
+                severity=SEVERITIES[CRITICAL - severest],
+                stage=rule.stage,
+                first_step=int(run.steps[first]),
+                last_step=None if last is None else int(run.steps[last]),
+                evidence=tuple(rule.evidence(seen)),
+                causes=tuple(sorted(rule.causes(seen), key=_doubt)),
+            )
+        )
+    return found
+
+
+def _doubt(cause: Cause) -> int:
+    """The more speaks for a cause and the less against it, the earlier it stands; else as its rule has it."""
+    return len(cause.speaks_against) - len(cause.speaks_for)
+
+
+def spans(levels: Levels, patience: int, lasts: bool = False) -> list[tuple[int, int | None, int]]:
+    """(first place, last place or None while it goes on, severity) of each span of levels above FINE.
+
+    A span begins with the first of `patience` places in a row, and is over after twice as many places without it. Its
+    severity is the highest level that held for so long.
+    """
+    found: list[tuple[int, int | None, int]] = []
+    begun: int | None = None
+    streak = calm = 0
+    for place, level in enumerate(levels.tolist()):
+        streak, calm = (streak + 1, 0) if level else (0, calm + 1)
+        if begun is None and streak >= patience:
+            begun = place - patience + 1
+        elif begun is not None and calm >= 2 * patience and not lasts:
+            found.append((begun, place - calm, _severity(levels[begun:place], patience)))
+            begun = None
+    if begun is not None:
+        found.append((begun, None, _severity(levels[begun:], patience)))
+    return found
+
+
+def _severity(levels: Levels, patience: int) -> int:
+    """The highest level held for `patience` places in a row."""
+    for level in (CRITICAL, WARNING):
+        held = np.convolve(levels >= level, np.ones(patience), mode="valid")
+        if len(held) and held.max() >= patience:
+            return level
+    return NOTICE
+
+
+def levels(*bounds: tuple[NDArray[np.bool_], int]) -> Levels:
+    """The highest level whose condition [S] holds. levels((mild, WARNING), (grave, CRITICAL)) -> [S]"""
+    result = np.zeros(len(bounds[0][0]), dtype=np.int8)
+    for holds, level in bounds:
+        result = np.maximum(result, np.where(holds, level, FINE)).astype(np.int8)
+    return result
+
+
+def names(words: str) -> tuple[str, ...]:
+    """Names of rules, separated by blanks."""
+    return tuple(words.split())
+
+
+def scaled(run: Run, setting: str, factor: float, default: float | None = None) -> Change:
+    """Multiply a setting: "1e-05 (it is 3e-05)"."""
+    now = run.setting(setting, default)
+    return Change(setting, f"{now * factor:.2g} (it is {now:g})" if now else f"{factor:g} times what it is")
+
+
+def moved(run: Run, figure: str, note: str = "") -> Evidence:
+    """How a figure changed from the first window to the last."""
+    width = window(run)
+    before, now = run[figure][:width], run[figure][-width:]
+    means = [f"{np.nanmean(part):.3g}" if np.isfinite(part).any() else "not measured" for part in (before, now)]
+    return Evidence(
+        figure, f"{means[0]} in the first {width} steps, {means[1]} in the last" + (f"; {note}" if note else "")
+    )
+
+
+def is_now(run: Run, figure: str, note: str = "") -> Evidence:
+    """The mean of a figure over the last window."""
+    part = run[figure][-window(run) :]
+    value = f"{np.nanmean(part):.3g}" if np.isfinite(part).any() else "not measured"
+    return Evidence(figure, value + (f"; {note}" if note else ""))
+
+
+def reasons(*pairs: tuple[bool, str]) -> tuple[str, ...]:
+    """Those whose condition is true."""
+    return tuple(text for true, text in pairs if true)
+
+
+def ratio(above: float, below: float) -> float:
+    """above / below, infinite where there is nothing below."""
+    return above / below if below else float("inf")

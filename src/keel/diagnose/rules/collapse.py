@@ -1,0 +1,160 @@
+"""What other faults lead to in the end: a policy that says one thing, or one that has run away."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keel.diagnose.findings import Cause, Change, Evidence
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, ratio, reasons, scaled
+from keel.diagnose.rules.hacking import score_rise
+from keel.diagnose.run import Run
+from keel.diagnose.series import Holds, at_least, at_most, first, lagged, last, rise, start_of, trailing_mean, window
+
+
+def _for_nothing(run: Run) -> Holds:
+    """The KL grew by half and by two nats over two windows, and the score did not."""
+    width = window(run)
+    kl, score = trailing_mean(run["objective/kl"], width), trailing_mean(run["objective/scores"], width)
+    batch = float(run.setting("rollout.batch_size", 64))
+    error = trailing_mean(run["objective/scores_std"], width) * np.sqrt(2 / (width * batch))
+    grown = at_least(kl, 1.5 * lagged(kl, 2 * width)) & at_least(kl - lagged(kl, 2 * width), 2.0)
+    return grown & at_most(score - lagged(score, 2 * width), 2 * error)
+
+
+def _runaway(run: Run) -> Levels:
+    width = window(run)
+    kl, length = trailing_mean(run["objective/kl"], width), trailing_mean(run["response/length"], width)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        per_token = kl / length
+    typical = start_of(run["policy/entropy"], width)
+    far = at_least(per_token, 2.0 * typical) & at_least(per_token, 0.5)
+    target = run.setting("algorithm.target_kl")
+    missed = at_least(kl, 2 * float(target)) if target is not None else np.zeros(len(kl), dtype=bool)
+    paid, spread = run["objective/shaped_scores"], start_of(run["objective/shaped_scores_std"], width)
+    gained = trailing_mean(paid, width) - start_of(paid, width)
+    costs = -trailing_mean(run["objective/non_score_reward"], width)
+    loss = at_least(costs - gained, 0.5 * spread) & at_least(costs, 1e-9) & at_least(kl, 2.0)
+    return levels((_for_nothing(run) | missed | far | loss, WARNING), (far & (_for_nothing(run) | loss), CRITICAL))
+
+
+def _runaway_evidence(run: Run) -> Sequence[Evidence]:
+    length = last(trailing_mean(run["response/length"], window(run)))
+    kl = last(trailing_mean(run["objective/kl"], window(run)))
+    return [
+        moved(
+            run,
+            "objective/kl",
+            f"{ratio(kl, length):.2g} nats a token; the entropy was {first(run['policy/entropy']):.2g} at first",
+        ),
+        moved(run, "objective/scores"),
+        moved(run, "objective/non_score_reward", "what the KL costs"),
+    ]
+
+
+def _runaway_causes(run: Run) -> Sequence[Cause]:
+    gain, _ = score_rise(run)
+    kl_coef, spread = last(run["objective/kl_coef"]), last(run["objective/shaped_scores_std"])
+    return [
+        Cause(
+            "kl_coef is too small for scores of this scale",
+            reasons(
+                (
+                    kl_coef < 0.02 * spread,
+                    f"kl_coef over the scores' deviation is {ratio(kl_coef, spread):.2g}; from 0.01 to 0.2 is usual",
+                )
+            ),
+            reasons((kl_coef > 0.1 * spread, f"kl_coef over the scores' deviation is {ratio(kl_coef, spread):.2g}")),
+            scaled(run, "algorithm.kl_coef", 3) if kl_coef else Change("algorithm.kl_coef", f"{0.05 * spread:.2g}"),
+        ),
+        Cause(
+            "the score is mostly noise, which the policy follows",
+            reasons((last(gain) < 0.5, f"the score has risen by only {last(gain):.2g} of its deviation")),
+            reasons((last(gain) > 1, f"the score has risen by {last(gain):.2g} of its deviation")),
+            Change("rollout.batch_size", "more answers a step, or a scorer that says the same of the same answer"),
+        ),
+        Cause(
+            "the updates are too large",
+            reasons(
+                (last(run["policy/step_kl"]) > 0.05, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
+            ),
+            reasons(
+                (last(run["policy/step_kl"]) < 0.02, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
+            ),
+            scaled(run, "optim.learning_rate", 0.3),
+        ),
+    ]
+
+
+def _collapse(run: Run) -> Levels:
+    width = window(run)
+    entropy = trailing_mean(run["policy/entropy"], 3)
+    left = entropy / np.maximum(start_of(run["policy/entropy"], width), 1e-9)
+    distinct = trailing_mean(run["response/distinct"], 3)
+    alike = at_most(distinct, 0.5 * start_of(run["response/distinct"], min(width, 3)))
+    repeats = at_least(rise(run, "response/repetition")[0], 0.15)
+    sure = at_most(left, 0.1)
+    return levels(
+        (sure | alike, WARNING), (at_most(left, 0.3) & (alike | repeats), CRITICAL), (at_most(left, 0.02), CRITICAL)
+    )
+
+
+def _collapse_evidence(run: Run) -> Sequence[Evidence]:
+    return [
+        moved(run, "policy/entropy", "nats a token"),
+        moved(run, "response/distinct", "share of different answers in a step"),
+        moved(run, "response/repetition", "share of 4-grams that the answer said before"),
+    ]
+
+
+def _collapse_causes(run: Run) -> Sequence[Cause]:
+    kl_coef, spread = last(run["objective/kl_coef"]), last(run["objective/shaped_scores_std"])
+    bonus = float(run.setting("algorithm.entropy_coef", 0.0))
+    return [
+        Cause(
+            "the KL holds the policy too weakly",
+            reasons((kl_coef < 0.02 * spread, f"kl_coef is {kl_coef:.3g} where the scores' deviation is {spread:.3g}")),
+            reasons((kl_coef > 0.1 * spread, f"kl_coef is {kl_coef:.3g} where the scores' deviation is {spread:.3g}")),
+            scaled(run, "algorithm.kl_coef", 3) if kl_coef else Change("algorithm.kl_coef", "0.05"),
+        ),
+        Cause(
+            "one step was too large, and what it left no longer varies",
+            reasons((bool(at_least(run["policy/step_kl"], 0.3).any()), "a step moved more than 0.3 nats a token")),
+            reasons((not at_least(run["policy/step_kl"], 0.1).any(), "no step moved more than 0.1 nats a token")),
+            scaled(run, "optim.learning_rate", 0.2),
+        ),
+        Cause(
+            "nothing pays for variety",
+            reasons((bonus == 0, "entropy_coef is 0")),
+            reasons((bonus > 0, f"entropy_coef is {bonus:g}")),
+            Change("algorithm.entropy_coef", f"{max(0.01, 2 * bonus):g}"),
+        ),
+    ]
+
+
+RULES = (
+    Rule(
+        "policy-collapse",
+        "The policy says the same thing again and again.",
+        "policy",
+        _collapse,
+        _collapse_evidence,
+        _collapse_causes,
+        follows=names(
+            "updates-too-large prompts-repeated reward-hacking reward-inverted length-exploitation "
+            "missing-ends stale-normaliser sampler-mismatch"
+        ),
+    ),
+    Rule(
+        "kl-runaway",
+        "The policy runs away from the reference and gains nothing by it.",
+        "update",
+        _runaway,
+        _runaway_evidence,
+        _runaway_causes,
+        follows=names(
+            "updates-too-large reward-hacking reward-inverted policy-collapse entropy-runaway "
+            "wrong-reference missing-ends length-exploitation sampler-mismatch reward-shift stale-normaliser "
+            "no-signal prompts-repeated"
+        ),
+    ),
+)

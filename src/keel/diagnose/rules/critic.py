@@ -1,0 +1,233 @@
+"""Does the critic foresee what an answer will be worth, and does that reach the tokens that earned it?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keel.diagnose.findings import Cause, Change, Evidence
+from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved, names, reasons
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import Holds, at_least, at_most, last, start_of, trailing_mean, window
+
+
+def _settled(run: Run) -> Holds:
+    """Steps by which a critic that learns should know something: three tenths of the run, at least 10."""
+    return np.asarray(run.steps >= max(10, 0.3 * run.planned))
+
+
+def lag(run: Run) -> Series:
+    """How far the mean value is from the mean return, in deviations of the returns. [S]"""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.abs(run["critic/values"] - run["critic/returns"]) / run["critic/returns_std"]
+
+
+def _not_learning(run: Run) -> Levels:
+    width = max(window(run), 5)
+    explained = trailing_mean(run["critic/explained_variance"], width)
+    silent = at_most(np.abs(run["critic/values"]), 1e-4 * run["critic/returns_std"]) & (run.steps >= 4)
+    dull = at_most(explained, 0.03) & _settled(run)
+    off = at_least(trailing_mean(lag(run), width), 0.5) | at_most(explained, -0.25)
+    for_long = at_most(trailing_mean(run["critic/explained_variance"], 2 * width), 0.03) & (
+        run.steps >= 0.4 * run.planned
+    )
+    worse = at_most(explained, -1.0) & _settled(run)
+    return levels((dull, NOTICE), (dull & (off | for_long), WARNING), (worse | silent, CRITICAL))
+
+
+def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
+    return [
+        is_now(run, "critic/explained_variance", "0 is no better than a constant, 1 is all of it"),
+        moved(run, "loss/value"),
+        Evidence(
+            "critic/values",
+            f"{last(run['critic/values']):.3g}, where the returns are {last(run['critic/returns']):.3g} on average",
+        ),
+    ]
+
+
+def _not_learning_causes(run: Run) -> Sequence[Cause]:
+    rate = run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0))
+    policy_rate = float(run.setting("optim.learning_rate", 0) or np.nan)
+    behind = last(trailing_mean(lag(run), window(run)))
+    moves = abs(last(run["critic/values"])) > 0.1 * last(run["critic/returns_std"])
+    worse = last(trailing_mean(run["critic/explained_variance"], window(run))) < -0.25
+    slow = Cause(
+        "the critic learns too slowly",
+        reasons(
+            (rate < policy_rate, f"its rate, {rate:.2g}, is below the policy's, {policy_rate:.2g}"),
+            (not moves, "its values have hardly moved"),
+            (behind > 0.5, f"its mean is {behind:.2g} deviations from the returns'"),
+        ),
+        reasons((rate >= policy_rate and behind < 0.25, "its mean follows the returns")),
+        Change("optim.critic_learning_rate", f"{3 * max(rate, policy_rate):.2g} (it is {rate:.2g})"),
+    )
+    wild = Cause(
+        "the critic learns too fast, or from too few answers",
+        reasons((worse, "it is worse than a constant")),
+        reasons((not worse, "it is no worse than a constant")),
+        Change("optim.critic_learning_rate", f"{0.3 * rate:.2g} (it is {rate:.2g})"),
+    )
+    noise = Cause(
+        "what an answer is worth cannot be foreseen from its beginning",
+        reasons((behind < 0.25, "the mean value is right, only the differences are not foreseen")),
+        (),
+        Change("algorithm.name", "rloo, which needs no critic"),
+    )
+    return [wild, slow, noise] if worse else [slow, noise, wild]
+
+
+def _lagging(run: Run) -> Levels:
+    behind = trailing_mean(lag(run), window(run))
+    return levels((at_least(behind, 1.0) & _settled(run), WARNING), (at_least(behind, 3.0) & _settled(run), CRITICAL))
+
+
+def _lagging_evidence(run: Run) -> Sequence[Evidence]:
+    behind = last(trailing_mean(lag(run), window(run)))
+    return [
+        Evidence("critic/values", f"its mean is {behind:.2g} deviations of the returns away from theirs"),
+        moved(run, "critic/returns"),
+    ]
+
+
+def _lagging_causes(run: Run) -> Sequence[Cause]:
+    rate = run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0))
+    return [
+        Cause(
+            "the critic learns more slowly than the returns move",
+            (f"its learning rate is {rate:.2g}",),
+            (),
+            Change("optim.critic_learning_rate", f"{3 * rate:.2g} (it is {rate:.2g})"),
+        ),
+        Cause(
+            "the scores are far from 0",
+            reasons(
+                (
+                    abs(last(run["objective/shaped_scores"])) > 5,
+                    f"their mean is {last(run['objective/shaped_scores']):.3g}",
+                )
+            ),
+            reasons(
+                (
+                    abs(last(run["objective/shaped_scores"])) < 2,
+                    f"their mean is {last(run['objective/shaped_scores']):.3g}",
+                )
+            ),
+            Change("reward.normalize", "running"),
+        ),
+    ]
+
+
+def _exploding(run: Run) -> Levels:
+    width = window(run)
+    size, begun = trailing_mean(run["critic/advantages_std"], 3), start_of(run["critic/advantages_std"], width)
+    scores, before = (
+        trailing_mean(run["objective/shaped_scores_std"], 3),
+        start_of(run["objective/shaped_scores_std"], width),
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        growth = size / begun / np.maximum(scores / before, 1.0)
+    return levels((at_least(growth, 5.0), WARNING), (at_least(growth, 20.0), CRITICAL))
+
+
+def _exploding_evidence(run: Run) -> Sequence[Evidence]:
+    return [moved(run, "critic/advantages_std"), moved(run, "objective/shaped_scores_std"), moved(run, "critic/values")]
+
+
+def _exploding_causes(run: Run) -> Sequence[Cause]:
+    return [
+        Cause(
+            "the critic runs away: its own values make the returns that it learns from",
+            (f"gae_lambda is {run.setting('algorithm.gae_lambda')}: the lower, the more returns are made of values",),
+            (),
+            Change("optim.critic_learning_rate", "a third of what it is"),
+        ),
+        Cause(
+            "nothing limits how far a value may move in one step",
+            reasons((run.setting("algorithm.value_clip_range") is None, "value_clip_range is not set")),
+            (),
+            Change("algorithm.value_clip_range", f"{max(last(run['critic/returns_std']), 1e-3):.2g}"),
+        ),
+    ]
+
+
+def _credit(run: Run) -> Levels:
+    width = 2 * window(run)
+    early, late = (trailing_mean(run[f"credit/{end}"], width) for end in ("early", "late"))
+    horizon = 1 / max(
+        1 - float(run.setting("algorithm.gamma", 1.0)) * float(run.setting("algorithm.gae_lambda", 0.95)), 1e-9
+    )
+    long = at_least(trailing_mean(run["response/length"], width), 3 * horizon)
+    settled = run.steps >= max(width, 0.1 * run.planned)
+    return levels((at_most(early, 0.1) & at_least(late, 0.4) & long & settled, WARNING))
+
+
+def _credit_evidence(run: Run) -> Sequence[Evidence]:
+    return [
+        is_now(run, "credit/early", "rank correlation of an answer's score and the advantage of its first quarter"),
+        is_now(run, "credit/late", "the same of its last quarter"),
+        is_now(run, "response/length"),
+    ]
+
+
+def _credit_causes(run: Run) -> Sequence[Cause]:
+    gae_lambda, explained = run.setting("algorithm.gae_lambda", 0.95), last(run["critic/explained_variance"])
+    return [
+        Cause(
+            "the score stands on the last token alone, and fades on its way back",
+            (f"gae_lambda is {gae_lambda}, and answers have {last(run['response/length']):.0f} tokens",),
+            reasons((explained > 0.5, "the critic foresees the score well, and carries it")),
+            Change("reward.segments", "sentence, so that each part is paid where it ends"),
+        ),
+        Cause(
+            "gae_lambda is too low for answers of this length",
+            (f"{float(gae_lambda) ** last(run['response/length']):.1g} of it reaches the first token by itself",),
+            (),
+            Change("algorithm.gae_lambda", f"1.0 (it is {gae_lambda})"),
+        ),
+    ]
+
+
+RULES = (
+    Rule(
+        "critic-not-learning",
+        "The critic foresees the returns no better than a constant would.",
+        "critic",
+        _not_learning,
+        _not_learning_evidence,
+        _not_learning_causes,
+        follows=names(
+            "updates-too-large no-signal policy-collapse stale-normaliser reward-shift updates-too-small "
+            "learning-rate-schedule prompts-repeated entropy-runaway kl-too-tight reward-failures"
+        ),
+    ),
+    Rule(
+        "critic-lagging",
+        "The critic runs behind the returns.",
+        "critic",
+        _lagging,
+        _lagging_evidence,
+        _lagging_causes,
+        follows=names(
+            "critic-not-learning reward-shift stale-normaliser updates-too-large policy-collapse "
+            "updates-too-small learning-rate-schedule no-signal reward-hacking wrong-reference"
+        ),
+    ),
+    Rule(
+        "advantages-exploding",
+        "The advantages grow without the scores.",
+        "critic",
+        _exploding,
+        _exploding_evidence,
+        _exploding_causes,
+        follows=names("updates-too-large reward-shift critic-not-learning entropy-runaway"),
+    ),
+    Rule(
+        "credit-does-not-reach",
+        "What an answer is worth does not reach the tokens that began it.",
+        "critic",
+        _credit,
+        _credit_evidence,
+        _credit_causes,
+        follows=("critic-not-learning", "no-signal", "stale-normaliser"),
+    ),
+)

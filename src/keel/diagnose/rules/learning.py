@@ -1,0 +1,216 @@
+"""Does the run reach what it is for, and keep it?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keel.diagnose.findings import Cause, Change, Evidence
+from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved, reasons, scaled
+from keel.diagnose.rules.hacking import score_rise
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import at_least, at_most, highest, last, start_of, trailing_mean, window
+
+SURE = 4.0  # standard errors
+UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted", "stale-normaliser", "reward-shift",
+            "sampler-mismatch", "wrong-reference", "learning-rate-schedule", "updates-too-large", "updates-too-small",
+            "updates-skipped", "critic-not-learning", "critic-lagging", "advantages-exploding", "credit-does-not-reach",
+            "kl-too-tight", "missing-ends", "entropy-runaway", "policy-collapse", "kl-runaway")  # fmt: skip
+
+
+def _not_learning(run: Run) -> Levels:
+    gain, errors = score_rise(run)
+    late = run.steps >= max(10, 0.4 * run.planned)
+    return levels((late & at_most(gain, 0.25) & at_most(errors, SURE), WARNING))
+
+
+def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
+    gain, errors = (last(part) for part in score_rise(run))
+    return [
+        moved(run, "objective/scores", f"{gain:+.2g} deviations, {errors:+.1f} standard errors"),
+        moved(run, "objective/kl"),
+        is_now(run, "policy/step_kl"),
+    ]
+
+
+def _not_learning_causes(run: Run) -> Sequence[Cause]:
+    spread, batch = last(run["objective/scores_std"]), int(run.setting("rollout.batch_size", 64))
+    return [
+        Cause(
+            "the run is too short or the updates too timid for this task",
+            reasons(
+                (last(run["policy/step_kl"]) < 0.002, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
+            ),
+            reasons(
+                (last(run["policy/step_kl"]) > 0.02, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
+            ),
+            scaled(run, "optim.learning_rate", 3),
+        ),
+        Cause(
+            "the score is too noisy for so few answers",
+            (f"{batch} answers a step, their scores' deviation is {spread:.3g}",),
+            (),
+            Change("rollout.batch_size", f"{4 * batch} (it is {batch})"),
+        ),
+    ]
+
+
+def setback(run: Run) -> tuple[Series, Series]:
+    """How far the score is below its best, in deviations of the first scores, and in standard errors. [S], [S]"""
+    width, batch = window(run), float(run.setting("rollout.batch_size", 64))
+    smooth = trailing_mean(run["objective/scores"], width)
+    smooth[: width - 1] = np.nan
+    spread = start_of(run["objective/scores_std"], width)
+    fall = highest(smooth) - smooth
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return fall / spread, fall / (spread * np.sqrt(2 / (width * batch)))
+
+
+def _unstable(run: Run) -> Levels:
+    fall, errors = setback(run)
+    sure = at_least(errors, SURE)
+    return levels((sure & at_least(fall, 0.5), WARNING), (sure & at_least(fall, 1.0), CRITICAL))
+
+
+def _unstable_evidence(run: Run) -> Sequence[Evidence]:
+    fall, _ = setback(run)
+    return [
+        moved(run, "objective/scores", f"{last(fall):.2g} deviations below its best"),
+        moved(run, "policy/step_kl"),
+        moved(run, "policy/entropy"),
+    ]
+
+
+def _unstable_causes(run: Run) -> Sequence[Cause]:
+    jump = last(trailing_mean(run["policy/step_kl"], window(run)))
+    return [
+        Cause(
+            "the updates became too large for where the policy is now",
+            reasons((jump > 0.05, f"a step moves {jump:.2g} nats a token")),
+            reasons((jump < 0.02, f"a step moves only {jump:.2g} nats a token")),
+            scaled(run, "optim.learning_rate", 0.3),
+        ),
+        Cause(
+            "the KL pulls the policy back",
+            reasons((run.setting("algorithm.target_kl") is not None, "kl_coef adapts itself")),
+            reasons((run.setting("algorithm.target_kl") is None, "kl_coef stays the same")),
+            Change("algorithm.kl_horizon", "a longer one"),
+        ),
+        Cause(
+            "the scorer changed",
+            (),
+            (),
+            Change("", "score a few answers of the first steps again"),
+        ),
+    ]
+
+
+def _memorised(run: Run) -> Levels:
+    held_out, spread = run["evaluate/score"], start_of(run["objective/scores_std"], window(run))
+    there = np.isfinite(held_out)
+    gap = np.full(len(held_out), np.nan)
+    seen = trailing_mean(run["objective/scores"], window(run))
+    places = np.flatnonzero(there)
+    if len(places):
+        gap[places] = (seen[places] - held_out[places]) - (seen[places[0]] - held_out[places[0]])
+        gap = _held(gap)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return levels((at_least(gap / spread, 0.5), WARNING))
+
+
+def _held(x: Series) -> Series:
+    """Each value until the next one. [S] -> [S]"""
+    places = np.maximum.accumulate(np.where(np.isfinite(x), np.arange(len(x)), -1))
+    return np.where(places >= 0, x[np.maximum(places, 0)], np.nan)
+
+
+def _memorised_evidence(run: Run) -> Sequence[Evidence]:
+    return [
+        moved(run, "objective/scores", "on the training prompts"),
+        Evidence("evaluate/score", f"{last(run['evaluate/score']):.3g} on held-out prompts"),
+    ]
+
+
+def _memorised_causes(run: Run) -> Sequence[Cause]:
+    return [
+        Cause(
+            "the training prompts are too few and are learned by heart",
+            (),
+            (),
+            Change("prompts.path", "more prompts, or fewer steps"),
+        ),
+        Cause(
+            "the held-out prompts are of another kind",
+            (),
+            (),
+            Change("evaluate.prompts", "prompts drawn from the same source; keel drift says how far they are apart"),
+        ),
+    ]
+
+
+def _stopped(run: Run) -> Levels:
+    found = np.zeros(len(run.steps), dtype=np.int8)
+    if run.state.standing == "died":
+        found[-1:] = NOTICE
+    if run.state.standing == "failed":
+        found[-1:] = CRITICAL
+    return found
+
+
+def _stopped_evidence(run: Run) -> Sequence[Evidence]:
+    return [Evidence("objective/scores", f"step {run.steps[-1]} of {run.planned} was the last")]
+
+
+def _stopped_causes(run: Run) -> Sequence[Cause]:
+    died = run.state.standing == "died"
+    return [
+        Cause(
+            "the process was killed: by a person, by the machine for want of memory, or by a power cut"
+            if died
+            else "what it ended with, above",
+            (run.state.what,),
+            (),
+            Change("", f"keel train {run.path / 'config.yaml'} --resume goes on from the last checkpoint"),
+        )
+    ]
+
+
+RULES = (
+    Rule(
+        "instability",
+        "The score was higher before: the run lost what it had learned.",
+        "update",
+        _unstable,
+        _unstable_evidence,
+        _unstable_causes,
+        follows=(*UPSTREAM, "reward-hacking", "length-exploitation"),
+    ),
+    Rule(
+        "prompts-memorised",
+        "The score rises on the training prompts, and not on held-out ones.",
+        "prompts",
+        _memorised,
+        _memorised_evidence,
+        _memorised_causes,
+        patience=1,
+        follows=("prompts-repeated",),
+    ),
+    Rule(
+        "not-learning",
+        "The score does not rise, and nothing else is seen to be wrong.",
+        "update",
+        _not_learning,
+        _not_learning_evidence,
+        _not_learning_causes,
+        follows=UPSTREAM,
+    ),
+    Rule(
+        "run-ended",
+        "The run ended before its last step.",
+        "run",
+        _stopped,
+        _stopped_evidence,
+        _stopped_causes,
+        patience=1,
+        follows=(*UPSTREAM, "instability"),
+    ),
+)

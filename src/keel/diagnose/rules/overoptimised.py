@@ -1,0 +1,95 @@
+"""Is the best of the run behind it? Gao et al.'s form, fitted to what a scorer says that is not learned from."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from keel.diagnose.findings import Cause, Change, Evidence
+from keel.diagnose.overoptimisation import Fit, fit
+from keel.diagnose.rule import NOTICE, WARNING, Levels, Rule, levels, moved, names, scaled
+from keel.diagnose.rules.hacking import held_out_fall
+from keel.diagnose.run import Run
+from keel.diagnose.series import at_least, last, start_of, trailing_mean, window
+
+NEAR = 0.8  # of the peak's KL: time to think of stopping
+FITS = 12  # looks in a whole run, evenly spaced: a fit of every step would say no more
+
+
+def curve(run: Run, name: str) -> Fit | None:
+    """The form fitted to a held-out scorer's gain over the KL so far, both smoothed; None with too little to go by."""
+    width = window(run)
+    kl, said = trailing_mean(run["objective/kl"], width), trailing_mean(run[f"rewards/{name}"], width)
+    gain = said - start_of(run[f"rewards/{name}"], width)
+    use = np.isfinite(kl) & np.isfinite(gain) & (kl > 0)
+    use[: 2 * width] = False
+    if use.sum() < 2 * width or np.ptp(np.sqrt(kl[use])) < 0.5:
+        return None
+    return fit(kl[use], gain[use])
+
+
+def _seen(run: Run, name: str) -> Iterator[tuple[int, bool, bool]]:
+    """(place, the peak is near, the peak is behind) at a few places of the run."""
+    for place in range(run.planned // FITS, len(run.steps), max(1, run.planned // FITS)):
+        part = run.until(int(run.steps[place]))
+        found, kl = curve(part, name), last(trailing_mean(part["objective/kl"], window(part)))
+        peak = np.inf if found is None or found.peak_kl is None else found.peak_kl
+        yield int(place), bool(kl > NEAR * peak), bool(kl > 1.2 * peak)
+
+
+def _levels(run: Run) -> Levels:
+    near, behind = (np.zeros(len(run.steps), dtype=bool) for _ in range(2))
+    for name in run.held_out_scorers() if run.has("objective/kl") else []:
+        is_near, is_behind = (np.zeros(len(run.steps), dtype=bool) for _ in range(2))
+        for place, nearly, quite in _seen(run, name):  # what was seen stands until the next look
+            is_near[place:], is_behind[place:] = nearly, quite
+        fall, errors = held_out_fall(run, name)
+        # No peak is believed before the scorer itself has stopped rising.
+        near |= is_near & at_least(fall, 0.1) & at_least(errors, 3.0)
+        behind |= is_behind & at_least(fall, 0.2) & at_least(errors, 4.0)
+    return levels((near, NOTICE), (behind, WARNING))
+
+
+def _evidence(run: Run) -> Sequence[Evidence]:
+    found = []
+    for name in run.held_out_scorers():
+        form = curve(run, name)
+        if form is not None and form.peak_kl is not None:
+            kl = last(trailing_mean(run["objective/kl"], window(run)))
+            text = f"a fit of its gain over sqrt(KL) peaks at {form.peak_kl:.3g} nats; the policy is at {kl:.3g}"
+            found.append(Evidence(f"rewards/{name}", text))
+    return [*found, moved(run, "objective/kl"), moved(run, "objective/scores")]
+
+
+def _causes(run: Run) -> Sequence[Cause]:
+    return [
+        Cause(
+            "every reward model is exploited in the end; this run went further than this one can bear",
+            ("Gao et al. 2022 find the same form for models and data of many sizes",),
+            (),
+            scaled(run, "algorithm.kl_coef", 2),
+        ),
+        Cause(
+            "the run is longer than the reward model is good for",
+            (),
+            (),
+            Change(
+                "steps", "stop at the checkpoint with the highest held-out score: keel evaluate --checkpoints shows it"
+            ),
+        ),
+    ]
+
+
+RULES = (
+    Rule(
+        "over-optimisation",
+        "The held-out score has passed its peak while the reward model's still rises.",
+        "reward model",
+        _levels,
+        _evidence,
+        _causes,
+        follows=names(
+            "reward-hacking updates-too-large reward-inverted policy-collapse entropy-runaway reward-shift "
+            "sampler-mismatch length-exploitation prompts-repeated missing-ends wrong-reference kl-runaway"
+        ),
+    ),
+)

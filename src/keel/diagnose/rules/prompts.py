@@ -1,0 +1,123 @@
+"""Is the run asked enough, and does what it is told tell good answers from bad?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keel.diagnose.findings import Cause, Change, Evidence
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, reasons, scaled
+from keel.diagnose.run import Run
+from keel.diagnose.series import at_least, at_most, last, trailing_mean
+
+FEW = 4  # prompts of a step, below which nothing can be said of their variety
+
+
+def _repeated(run: Run) -> Levels:
+    group, batch = int(run.setting("rollout.group_size", 1)), int(run.setting("rollout.batch_size", 64))
+    if batch / group < FEW:
+        return levels((np.zeros(len(run.steps), dtype=bool), WARNING))
+    distinct = run["prompts/distinct"]
+    return levels((at_most(distinct * group, 0.5), WARNING), (at_most(distinct * batch, 1.5), CRITICAL))
+
+
+def _repeated_evidence(run: Run) -> Sequence[Evidence]:
+    batch = int(run.setting("rollout.batch_size", 64))
+    count = round(last(run["prompts/distinct"]) * batch)
+    return [Evidence("prompts/distinct", f"{count} different prompts among the {batch} answers of a step")]
+
+
+def _repeated_causes(run: Run) -> Sequence[Cause]:
+    return [
+        Cause(
+            "the data set holds few prompts, or the same one many times",
+            ("a step draws without putting back, so a prompt comes twice only when the data is used up",),
+            (),
+            Change("prompts.path", "a file with at least as many different prompts as the whole run asks"),
+        )
+    ]
+
+
+def _signal(run: Run) -> Levels:
+    spread = (
+        run["objective/shaped_scores_std"] if run.has("objective/shaped_scores_std") else run["objective/scores_std"]
+    )
+    size = np.maximum(1.0, np.abs(run["objective/shaped_scores"]))
+    none = at_most(spread, 1e-6 * np.where(np.isfinite(size), size, 1.0))
+    equal = trailing_mean(run["groups/equal_scores"], 3)
+    return levels((at_least(equal, 0.7), WARNING), (at_least(equal, 0.9) | none, CRITICAL))
+
+
+def _signal_evidence(run: Run) -> Sequence[Evidence]:
+    found = [is_now(run, "objective/shaped_scores_std", "0 means that all answers are paid the same")]
+    if run.has("groups/equal_scores"):
+        found.insert(0, is_now(run, "groups/equal_scores", "share of prompts whose answers all got the same score"))
+    return found
+
+
+def _signal_causes(run: Run) -> Sequence[Cause]:
+    constant = last(run["objective/scores_std"]) <= 1e-6 * max(1.0, abs(last(run["objective/scores"])))
+    clipped = run.setting("reward.clip") is not None and not constant
+    mean, ends = last(run["objective/scores"]), (np.nanmin(run["objective/scores"]), np.nanmax(run["objective/scores"]))
+    alike = last(run["response/distinct"]) < 0.3
+    causes = [
+        (
+            constant,
+            Cause(
+                "the scorer says the same of every answer",
+                (f"the scores' standard deviation is 0 at a mean of {mean:.3g}",),
+                reasons((alike, "the answers themselves are nearly all the same")),
+                Change("rewards", "a scorer that tells these answers apart; try it on two answers by hand"),
+            ),
+        ),
+        (
+            clipped,
+            Cause(
+                "reward.clip cuts all scores to the same value",
+                ("the scores differ before shaping, and not after",),
+                (),
+                scaled(run, "reward.clip", 10),
+            ),
+        ),
+        (
+            alike,
+            Cause(
+                "the policy gives nearly the same answer every time",
+                (f"{last(run['response/distinct']):.0%} of a step's answers are different",),
+                (),
+                scaled(run, "algorithm.kl_coef", 3),
+            ),
+        ),
+        (
+            True,
+            Cause(
+                "the prompts are too easy or too hard for this policy, or the score is too coarse",
+                (f"the mean score is {mean:.3g}, between {ends[0]:.3g} and {ends[1]:.3g} over the run",),
+                (),
+                Change("prompts.path", "prompts of which the policy answers some well and some badly, or finer scores"),
+            ),
+        ),
+    ]
+    return [cause for applies, cause in causes if applies]
+
+
+RULES = (
+    Rule(
+        "prompts-repeated",
+        "A step asks the same few prompts again and again: the policy learns them by heart.",
+        "prompts",
+        _repeated,
+        _repeated_evidence,
+        _repeated_causes,
+        patience=2,
+    ),
+    Rule(
+        "no-signal",
+        "The answers are paid alike, so there is nothing to learn from.",
+        "reward model",
+        _signal,
+        _signal_evidence,
+        _signal_causes,
+        patience=3,
+        follows=("policy-collapse", "updates-too-large"),
+    ),
+)

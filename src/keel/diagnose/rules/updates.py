@@ -1,0 +1,247 @@
+"""Does each update move the policy far enough to learn, and no further than it can bear?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keel.diagnose.findings import Cause, Change, Evidence
+from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved, names, reasons, scaled
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import at_least, at_most, first, last, trailing_mean, trailing_median, window
+
+
+def optimizer_steps(run: Run) -> float:
+    """Optimizer steps of one step: epochs times minibatches."""
+    batch = float(run.setting("rollout.batch_size", 64))
+    return (
+        float(run.setting("algorithm.update_epochs", 1)) * batch / float(run.setting("algorithm.minibatch_size", batch))
+    )
+
+
+def _schedule(run: Run) -> Levels:
+    total = run.planned * optimizer_steps(run)
+    warmup = float(run.setting("optim.warmup_steps", 0))
+    never = np.full(len(run.steps), warmup > 0.5 * total)
+    rate, peak = run["policy/learning_rate"], float(run.setting("optim.learning_rate", 0) or np.nan)
+    warming = run.steps <= float(run.setting("critic.warmup_steps", 0))
+    middle = (run.steps > 0.1 * run.planned) & (run.steps < 0.75 * run.planned) & ~warming
+    low = middle & at_most(rate, 0.05 * peak)
+    return levels((never | low, WARNING))
+
+
+def _schedule_evidence(run: Run) -> Sequence[Evidence]:
+    peak, warmup = run.setting("optim.learning_rate"), run.setting("optim.warmup_steps", 0)
+    total = run.planned * optimizer_steps(run)
+    now = last(run["policy/learning_rate"])
+    text = f"{now:.2g} now; {peak:g} is asked for, after {warmup:g} of {total:g} optimizer steps"
+    return [Evidence("policy/learning_rate", text)]
+
+
+def _schedule_causes(run: Run) -> Sequence[Cause]:
+    total = run.planned * optimizer_steps(run)
+    warmup = float(run.setting("optim.warmup_steps", 0))
+    return [
+        Cause(
+            "the warm-up is longer than the run",
+            reasons((warmup > 0.5 * total, f"{warmup:g} optimizer steps of warm-up in a run of {total:g}")),
+            reasons((warmup <= 0.5 * total, f"{warmup:g} optimizer steps of warm-up in a run of {total:g}")),
+            Change("optim.warmup_steps", f"{max(1, round(0.05 * total))} (it counts optimizer steps)"),
+        ),
+        Cause(
+            "the schedule has come to its end before the run",
+            reasons(
+                (run.setting("optim.schedule") != "constant", f"optim.schedule is {run.setting('optim.schedule')}")
+            ),
+            (),
+            Change("optim.schedule", "constant, or as many steps as are meant"),
+        ),
+    ]
+
+
+def _large(run: Run) -> Levels:
+    # Estimates of a KL have heavy tails: one wild token makes a step look large, so the middle one of several speaks.
+    jump, drift, clipped = (
+        trailing_median(run[name], 5) for name in ("policy/step_kl", "policy/approx_kl", "policy/clipfrac")
+    )
+    mild = at_least(jump, 0.2) | at_least(drift, 0.2) | at_least(clipped, 0.3)
+    grave = at_least(jump, 0.5) | at_least(drift, 0.5) | at_least(clipped, 0.5)
+    return levels((mild, WARNING), (grave, CRITICAL))
+
+
+def _large_evidence(run: Run) -> Sequence[Evidence]:
+    worst = run["policy/step_kl"][np.isfinite(run["policy/step_kl"])]
+    return [
+        Evidence(
+            "policy/step_kl",
+            f"up to {worst.max() if len(worst) else np.nan:.2g} nats a token moved in one step; below 0.05 is calm",
+        ),
+        is_now(run, "policy/approx_kl", "mean over the epochs of a step"),
+        is_now(run, "policy/clipfrac", "share of tokens that the clip stopped; below 0.2 is calm"),
+    ]
+
+
+def _large_causes(run: Run) -> Sequence[Cause]:
+    epochs = float(run.setting("algorithm.update_epochs", 1))
+    norm, limit = last(run["policy/grad_norm"]), float(run.setting("optim.max_grad_norm", 1.0) or np.nan)
+    clipping = last(trailing_mean(run["policy/clipfrac"], 3)) > 0.3
+    jump = float(np.nanmax(trailing_median(run["policy/step_kl"], 5)))
+    peak = run.setting("optim.learning_rate", np.nan)
+    rate = Cause(
+        "the learning rate is too high",
+        reasons(
+            (jump > 0.2, f"at a rate of {peak:g} a step moves {jump:.2g} nats a token"),
+            (norm > limit, f"the gradient's norm, {norm:.2g}, is cut to {limit:g}: the rate alone sets the step"),
+        ),
+        (),
+        scaled(run, "optim.learning_rate", 0.2),
+    )
+    often = Cause(
+        "each batch is used too often",
+        (f"update_epochs is {epochs:g}",),
+        reasons((not clipping, "few tokens are clipped")),
+        Change("algorithm.update_epochs", f"{max(1, round(min(epochs / 4, 4)))} (it is {epochs:g})"),
+    )
+    stop = Cause(
+        "nothing ends a step's epochs when the policy has moved far enough",
+        reasons((run.setting("algorithm.max_approx_kl") is None, "max_approx_kl is not set")),
+        (),
+        Change("algorithm.max_approx_kl", "0.05"),
+    )
+    order = [often, rate] if epochs > 8 else [rate, often] if epochs > 1 else [rate]
+    return [*order, stop] if epochs > 1 and run.setting("algorithm.max_approx_kl") is None else order
+
+
+def path(run: Run) -> Series:
+    """How many deviations of the score the updates so far could have moved its mean at most: the sum over steps of
+    sqrt(2 KL), KL in nats per answer (the bound of `reward-shift`, taken the other way round). [S]"""
+    nats = np.maximum(run["policy/step_kl"], 0) * run["response/length"]
+    return np.asarray(np.nancumsum(np.sqrt(2 * nats)))
+
+
+def _small(run: Run) -> Levels:
+    done = np.maximum(run.steps, 1)
+    warm = at_least(run["policy/learning_rate"], 0.5 * float(run.setting("optim.learning_rate", 0) or np.nan))
+    settled = (run.steps >= max(5, 0.1 * run.planned)) & (warm | (run.steps >= run.planned / 4))
+    walked = path(run)
+    known = np.isfinite(run["policy/step_kl"])
+    reach = walked / done * run.planned
+    return levels((settled & known & at_most(reach, 1.0), WARNING), (settled & known & at_most(reach, 0.1), CRITICAL))
+
+
+def _small_evidence(run: Run) -> Sequence[Evidence]:
+    reach = last(path(run)) / max(int(run.steps[-1]), 1) * run.planned
+    return [
+        Evidence(
+            "policy/step_kl", f"at this pace the whole run can move the score by at most {reach:.2g} of its deviation"
+        ),
+        moved(run, "objective/scores"),
+        is_now(run, "policy/grad_norm"),
+    ]
+
+
+def _small_causes(run: Run) -> Sequence[Cause]:
+    kl_coef, spread = last(run["objective/kl_coef"]), first(run["objective/shaped_scores_std"])
+    return [
+        Cause(
+            "the learning rate is too low",
+            (f"optim.learning_rate is {run.setting('optim.learning_rate')}",),
+            (),
+            scaled(run, "optim.learning_rate", 10),
+        ),
+        Cause(
+            "the KL holds the policy too tightly",
+            reasons((kl_coef > spread, f"kl_coef {kl_coef:.3g} is above the scores' deviation {spread:.3g}")),
+            reasons((kl_coef <= spread, f"kl_coef {kl_coef:.3g} is below the scores' deviation {spread:.3g}")),
+            scaled(run, "algorithm.kl_coef", 0.1),
+        ),
+    ]
+
+
+def _skipped(run: Run) -> Levels:
+    share = trailing_mean(run["update/skipped"], window(run))
+    diverged = run.state.standing == "failed" and run.state.what.startswith("Diverged")
+    found = levels((at_least(share, 1e-9), NOTICE), (at_least(share, 0.1), WARNING), (at_least(share, 0.5), CRITICAL))
+    if diverged:
+        found[-1:] = CRITICAL
+    return found
+
+
+def _skipped_evidence(run: Run) -> Sequence[Evidence]:
+    ended = (
+        [Evidence("update/skipped", f"the run ended with {run.state.what}")] if run.state.standing == "failed" else []
+    )
+    return [
+        *ended,
+        is_now(run, "update/skipped", "share of a step's updates that were left out"),
+        is_now(run, "policy/grad_norm"),
+    ]
+
+
+def _skipped_causes(run: Run) -> Sequence[Cause]:
+    return [
+        Cause(
+            "the update would have done harm: a loss or gradient that is no number, or far too large",
+            ("faults/ in the run folder holds the batch",),
+            (),
+            scaled(run, "optim.learning_rate", 0.3),
+        ),
+        Cause(
+            "the scores are far too large",
+            reasons(
+                (
+                    last(run["objective/shaped_scores_std"]) > 100,
+                    f"their deviation is {last(run['objective/shaped_scores_std']):.3g}",
+                )
+            ),
+            reasons(
+                (
+                    last(run["objective/shaped_scores_std"]) < 10,
+                    f"their deviation is {last(run['objective/shaped_scores_std']):.3g}",
+                )
+            ),
+            Change("reward.normalize", "running"),
+        ),
+    ]
+
+
+RULES = (
+    Rule(
+        "learning-rate-schedule",
+        "The learning rate is next to nothing while the run should be learning.",
+        "update",
+        _schedule,
+        _schedule_evidence,
+        _schedule_causes,
+    ),
+    Rule(
+        "updates-too-large",
+        "One step moves the policy further than its answers can tell about.",
+        "update",
+        _large,
+        _large_evidence,
+        _large_causes,
+        patience=2,
+        follows=("stale-normaliser", "no-signal"),
+    ),
+    Rule(
+        "updates-too-small",
+        "The updates hardly move the policy.",
+        "update",
+        _small,
+        _small_evidence,
+        _small_causes,
+        follows=names(
+            "learning-rate-schedule no-signal policy-collapse updates-too-large kl-too-tight prompts-repeated"
+        ),
+    ),
+    Rule(
+        "updates-skipped",
+        "Updates are left out because they would have done harm.",
+        "update",
+        _skipped,
+        _skipped_evidence,
+        _skipped_causes,
+        patience=1,
+        follows=("updates-too-large", "reward-failures", "stale-normaliser"),
+    ),
+)

@@ -1,0 +1,149 @@
+"""A gate before a release: what a policy's figures must reach, read strictly, and a verdict that travels with them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keel.config import nearest
+from keel.errors import ConfigError
+
+DEMAND = re.compile(
+    r"(?:(?P<end>low|high)\(\s*)?"
+    r"(?:slice\[(?P<slice>[^\]]+)\]\.)?(?P<figure>[\w./:@-]+)\s*(?P<close>\))?\s*"
+    r"(?P<sign>>=|<=|>|<)\s*(?P<bound>\S+)"
+)
+SAFE = {"low": (">", ">="), "high": ("<", "<=")}
+ALONE = ("prompts",)  # figures without an interval
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One thing that is asked for, as in `low(slice[refund].score)>=0`."""
+
+    text: str
+    figure: str
+    slice: str | None
+    end: str  # low or high: that end of the interval, "": the figure itself
+    sign: str
+    bound: float
+
+    @property
+    def subject(self) -> str:
+        figure = f"slice[{self.slice}].{self.figure}" if self.slice else self.figure
+        return f"{self.end}({figure})" if self.end else figure
+
+    def holds(self, value: float) -> bool:
+        """False for nan."""
+        match self.sign:
+            case ">=":
+                return value >= self.bound
+            case "<=":
+                return value <= self.bound
+            case ">":
+                return value > self.bound
+        return value < self.bound
+
+
+def read_gate(gate: str) -> list[Demand]:
+    """Demands separated by commas or lines, or the name of a file of them; `#` begins a comment.
+
+    Raises ConfigError for anything that is no demand.
+    """
+    text = gate
+    if not re.search(r"[<>]", gate):
+        try:
+            text = Path(gate).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{gate!r} is neither a demand nor a file", "gate", 'as in "score>=0, kl<=20"') from error
+    text = "\n".join(line.partition("#")[0] for line in text.splitlines())
+    parts = [part.strip() for part in re.split(r"[,\n](?![^\[\n]*\])", text)]
+    demands = [_demand(part) for part in parts if part]
+    if not demands:
+        raise ConfigError("asks for nothing", where=f"gate {gate}")
+    return demands
+
+
+def _demand(text: str) -> Demand:
+    found = DEMAND.fullmatch(text)
+    if found is None or bool(found["end"]) != bool(found["close"]):
+        raise ConfigError(
+            f"cannot read {text!r}", "gate", "write FIGURE>=NUMBER, low(FIGURE)>=NUMBER or slice[VALUE].FIGURE<=NUMBER"
+        )
+    try:
+        bound = float(found["bound"])
+    except ValueError:
+        bound = float("nan")
+    if not abs(bound) < float("inf"):
+        raise ConfigError(f"{found['bound']!r} in {text!r} is no number", "gate")
+    end = found["end"] or ""
+    if end and found["sign"] not in SAFE[end]:
+        other = "high" if end == "low" else "low"
+        raise ConfigError(
+            f"{text!r} asks of the end that flatters", "gate", f"the safe end is {other}({found['figure']})"
+        )
+    return Demand(text, found["figure"], found["slice"], end, found["sign"], bound)
+
+
+def check_demands(demands: Sequence[Demand], figures: Sequence[str], slices: Sequence[str]) -> None:
+    """Raises ConfigError for a figure or slice that nobody could measure. `slices` are `COLUMN=VALUE`."""
+    for demand in demands:
+        if demand.figure not in figures:
+            raise ConfigError(f"no figure is called {demand.figure!r}; {nearest(demand.figure, list(figures))}", "gate")
+        if demand.end and demand.figure in ALONE:
+            raise ConfigError(f"{demand.figure} has no interval", f"gate {demand.text}")
+        if demand.slice is not None:
+            slice_named(demand.slice, slices)
+
+
+def slice_named(name: str, slices: Sequence[str]) -> str:
+    """The slice of this value, or of this `COLUMN=VALUE`. Raises ConfigError when there is none, or more than one."""
+    found = [key for key in slices if name in (key, key.partition("=")[2])]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"slice[{name}] may be {' or '.join(found)}", "gate", f"write slice[{found[0]}]")
+    if not slices:
+        raise ConfigError(f"slice[{name}]: there are no slices", "gate", "name columns of the prompts with slices")
+    known = [key.partition("=")[2] for key in slices]
+    raise ConfigError(f"no prompt is in slice[{name}]; {nearest(name, known)}", "gate")
+
+
+def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the figures of `keel evaluate` of one policy meet the demands. What was not measured never passes."""
+    slices = figures.get("slices", {})
+    rows = []
+    for demand in demands:
+        own = figures if demand.slice is None else slices.get(slice_named(demand.slice, list(slices)), {})
+        found = measured(own)
+        value = found.get(f"{demand.figure}_{demand.end}" if demand.end else demand.figure)
+        passed = value is not None and demand.holds(value)
+        interval = [found.get(f"{demand.figure}_{end}") for end in ("low", "high")]
+        rows.append(
+            {
+                "demand": demand.text,
+                "measured": found.get(demand.figure),
+                "interval": None if None in interval else interval,
+                "passed": passed,
+                "says": says(demand, value, passed),
+            }
+        )
+    failed = [row["says"] for row in rows if not row["passed"]]
+    return {"passed": not failed, "failed": failed, "demands": rows}
+
+
+def measured(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of the policy, of its comparison, and of people's, by the name that a gate has for it."""
+    own = {**figures, **figures.get("policy", {})}
+    own |= {f"people.{name}": value for name, value in figures.get("people", {}).items()}
+    return {name: value for name, value in own.items() if isinstance(value, int | float) and value == value}
+
+
+def says(demand: Demand, value: float | None, passed: bool) -> str:
+    if value is None:
+        return f"{demand.subject} was not measured"
+    shown = f"{value:.4g}"
+    if not passed and demand.holds(float(shown)):  # rounding may not make it look as if it held
+        shown = repr(value)
+    return f"{demand.subject} {shown} {'is' if passed else 'is not'} {demand.sign} {demand.bound:g}"

@@ -1,0 +1,39 @@
+"""Kinds of prompts, told apart by a column of theirs."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from keel.config import nearest
+from keel.data.prompts import Prompt
+from keel.errors import ConfigError
+
+MOST = 100  # values of a column; one of more, such as a number or a name, tells single prompts apart
+
+
+def slices_of(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, list[int]]:
+    """`COLUMN=VALUE` -> rows of the prompts that have it, most first; a row without the column has the value null.
+
+    Raises ConfigError for a column that no prompt has, or that has too many values.
+    """
+    found: dict[str, list[int]] = {}
+    known = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
+    for column in columns:
+        if column not in known:
+            hint = nearest(column, known) if known else "the prompts have no other columns"
+            raise ConfigError(f"no prompt has a column {column!r}; {hint}", where="slices")
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(prompts):
+            rows[f"{column}={label(prompt.columns.get(column))}"].append(row)
+        if len(rows) > MOST:
+            raise ConfigError(
+                f"column {column!r} has {len(rows)} values; slices are for at most {MOST}", where="slices"
+            )
+        found |= dict(sorted(rows.items(), key=lambda item: -len(item[1])))
+    return found
+
+
+def label(value: Any) -> str:
+    """A value as it is named in a slice: text as it is, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

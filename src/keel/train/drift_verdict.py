@@ -1,0 +1,119 @@
+"""Whether today's answers are like those of the training: each figure tested, and what that says of the judges."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from keel.data.two_samples import Numbers, detectable, difference_interval, distances, holm, superiority
+
+Table = Mapping[str, Numbers]  # figure -> a value for each answer
+Says = Literal["moved", "moved a little", "same", "too few to say"]
+Standing = Literal["applies", "in doubt", "does not apply", "too few to say"]
+
+LEVEL = 0.05  # chance of any false alarm among all tests
+NOTABLE = 0.2  # a smaller distance is not worth acting on
+NOTABLE_SHARES = {"outside_range/": 0.05, "truncated": 0.05, "prompt_unlikely": 0.1, "prompt_novelty": 0.1}
+"""Of these figures, which are shares, the difference that is worth acting on."""
+JUDGE = ("outside_range/", "disagreement/")  # rising, they say that a reward model is asked what it does not know
+PROMPT = ("prompt_novelty", "prompt_unlikely")  # rising, they say that prompts are stranger than those of the training
+SCORES = ("score", "rewards/")  # moved, they say that the answers are judged otherwise than in the training
+UNLIKELY = 0.01  # of the training prompts are as unlikely
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One figure, then and today."""
+
+    training: float
+    today: float
+    low: float  # 95% interval of today - training
+    high: float
+    distance: float  # Kolmogorov-Smirnov
+    superiority: float  # how often a value of today is above one of the training
+    p: float  # of the permutation test; corrected for all tests of the call once `corrected` has been there
+    least: float  # the distance that so many answers would have shown
+
+
+def compared(training: Table, today: Table, seed: int) -> dict[str, Moved]:
+    """Every figure that both sides have."""
+    names = [name for name in today if name in training]
+    old, new = (np.stack([side[name] for name in names], 1) for side in (training, today))
+    apart, p = distances(old, new, seed)
+    found = {}
+    for column, name in enumerate(names):
+        before, now = old[:, column], new[:, column]
+        if not np.isfinite(before).any() or not np.isfinite(now).any():
+            continue
+        low, high = difference_interval(before, now, seed)
+        means = float(np.nanmean(before)), float(np.nanmean(now))
+        figures = float(apart[column]), superiority(before, now), float(p[column]), detectable(before, now)
+        found[name] = Moved(*means, low, high, *figures)
+    return found
+
+
+def corrected(groups: Mapping[str, Mapping[str, Moved]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each group and figure its numbers, the p-value corrected for all tests (Holm), and what it says."""
+    places = [(group, name) for group, found in groups.items() for name in found]
+    p_values = dict(zip(places, holm([groups[group][name].p for group, name in places]), strict=True))
+    result: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in groups}
+    for group, name in places:
+        moved, p = groups[group][name], p_values[group, name]
+        result[group][name] = asdict(moved) | {"p": p, "says": says(name, moved, p)}
+    return result
+
+
+def unlikely(logprobs: Numbers, of_training: Numbers) -> Numbers:
+    """1 for a prompt that the reference finds less likely than 99 of 100 training prompts; nan where it has no word."""
+    known = of_training[np.isfinite(of_training)]
+    limit = np.quantile(known, UNLIKELY) if len(known) else np.nan
+    return np.where(np.isfinite(logprobs), logprobs < limit, np.nan)
+
+
+def says(name: str, moved: Moved, p: float) -> Says:
+    """Moved: chance would seldom do it, and it is worth acting on. The same: so many answers would have shown it."""
+    share = next((bound for start, bound in NOTABLE_SHARES.items() if name.startswith(start)), None)
+    if p <= LEVEL:
+        notable = moved.distance >= NOTABLE if share is None else abs(moved.today - moved.training) >= share
+        return "moved" if notable else "moved a little"
+    wanted = NOTABLE if share is None or name == "prompt_novelty" else share  # the one share that is no yes or no
+    return "same" if moved.least <= wanted else "too few to say"
+
+
+def standing(figures: Mapping[str, Mapping[str, Any]]) -> Standing:
+    """What the figures say of the reward models: whether what they say of these answers can be believed."""
+    judge = {name: found for name, found in figures.items() if name.startswith(JUDGE)}
+    grounds = {name: found for name, found in figures.items() if name.startswith((*PROMPT, *SCORES))}
+    if any(alarms(name, found) for name, found in judge.items()):
+        return "does not apply"
+    if any(alarms(name, found) for name, found in grounds.items()):
+        return "in doubt"
+    if not grounds or any(found["says"] == "too few to say" for found in [*judge.values(), *grounds.values()]):
+        return "too few to say"
+    return "applies"
+
+
+def alarms(name: str, found: Mapping[str, Any]) -> bool:
+    """Whether a figure has moved in a direction that speaks against the reward model; of a score in either."""
+    return found["says"] == "moved" and (name.startswith(SCORES) or found["today"] > found["training"])
+
+
+def comparable(table: Table) -> Table:
+    """What a kind of prompts can be asked that the training did not tell apart: only whether it is beyond all that the
+    training had. Its scores may well differ from those of all kinds together."""
+    return {name: values for name, values in table.items() if name.startswith((*JUDGE, *PROMPT))}
+
+
+def small(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-3 else "<0.001"
+
+
+def reasons(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What has moved, the largest distance first."""
+    moved = [(name, found) for name, found in figures.items() if found["says"] == "moved"]
+    return [
+        f"{name}: {found['training']:.3g} in the training, {found['today']:.3g} today"
+        f" (distance {found['distance']:.2f}, p {small(found['p'])})"
+        for name, found in sorted(moved, key=lambda item: -item[1]["distance"])
+    ]

@@ -1,0 +1,85 @@
+"""The doctor at the bedside: while a run goes on, a line when a finding opens or is over."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from keel.config import TrainConfig
+from keel.diagnose.doctor import diagnose
+from keel.diagnose.findings import Finding
+from keel.diagnose.run import Run, State, read_metrics
+from keel.errors import Halted
+from keel.run.folder import RunFolder
+
+EVERY_STEP = 200
+"""So long each step is looked at; after that, each time when a hundredth more has been logged."""
+
+
+@dataclass
+class Watch:
+    """What has been logged and told so far. Only the main rank has one."""
+
+    folder: RunFolder
+    settings: Mapping[str, Any]
+    mode: str  # quiet, tell, stop
+    lines: list[Mapping[str, Any]] = field(default_factory=list)
+    told: dict[tuple[str, int], Finding] = field(default_factory=dict)  # open ones, by name and first step
+
+    @classmethod
+    def of(cls, folder: RunFolder, config: TrainConfig) -> "Watch":
+        """Goes on where the run goes on: what is open by then has been told."""
+        watch = cls(folder, config.model_dump(mode="json"), config.doctor)
+        if config.doctor != "quiet":
+            watch.lines = read_metrics(folder.metrics)
+            watch.told = watch._open() if watch.lines else {}
+        return watch
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> Finding | None:
+        """Tell what is new. Returns the critical finding for which the run is to stop, if any."""
+        if self.mode == "quiet":
+            return None
+        self.lines.append({"step": step, **metrics})
+        if len(self.lines) > EVERY_STEP and len(self.lines) % (len(self.lines) // 100):
+            return None
+        now = self._open()
+        for key, finding in now.items():
+            if key not in self.told:
+                _say(opened(finding))
+        for name, first in self.told.keys() - now.keys():
+            _say(f"{name}, open since step {first}, is over")
+        self.told = now
+        worst = (finding for finding in now.values() if finding.severity == "critical" and self.mode == "stop")
+        return next(worst, None)
+
+    def _open(self) -> dict[tuple[str, int], Finding]:
+        """What is critical, and the warnings that follow from nothing else."""
+        run = Run.of_lines(self.folder.path, self.settings, self.lines, State("running"))
+        return {
+            (finding.name, finding.first_step): finding
+            for finding in diagnose(run).findings
+            if finding.is_open and (finding.severity == "critical" or _is_news(finding))
+        }
+
+
+def _is_news(finding: Finding) -> bool:
+    return finding.severity == "warning" and finding.follows_from is None
+
+
+def opened(finding: Finding) -> str:
+    """A finding in one line."""
+    change = finding.causes[0].change
+    advice = f"{change.setting}: {change.to}" if change.setting else change.to
+    return f"{finding.severity}: {finding.name} since step {finding.first_step}: {finding.title} -> try {advice}"
+
+
+def stopped(finding: Finding | None, step: int, folder: RunFolder) -> Halted:
+    """What ends a run whose `doctor` setting is stop; the main rank knows the finding."""
+    if finding is None:
+        return Halted("the doctor of the main process stops the run", f"step {step}")
+    what = f"{finding.name} since step {finding.first_step}: {finding.title}"
+    return Halted(what, f"step {step}", f"keel doctor {folder.path}, or set doctor: tell and --resume")
+
+
+def _say(what: str) -> None:
+    print(f"keel: doctor: {what}", file=sys.stderr, flush=True)

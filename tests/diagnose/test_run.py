@@ -1,0 +1,129 @@
+"""What the doctor reads: a run folder in any state that a run can leave it in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from keel.diagnose.doctor import diagnose
+from keel.diagnose.run import read_run
+from keel.errors import CheckpointError, ConfigError
+
+from .runs import healthy, settings
+
+
+def folder_of(path: Path, lines: list[str], ended: dict[str, str] | None = None, **changes: object) -> Path:
+    path.mkdir()
+    (path / "config.yaml").write_text(yaml.safe_dump(settings(**changes)))
+    (path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    if ended:
+        (path / "ended.json").write_text(json.dumps(ended))
+    return path
+
+
+def lines_of(steps: int = 40) -> list[str]:
+    columns = healthy(0, steps)
+    return [json.dumps({"step": i + 1, **{name: float(x[i]) for name, x in columns.items()}}) for i in range(steps)]
+
+
+def test_figures_are_columns_and_gaps_are_nan(tmp_path: Path):
+    run = read_run(folder_of(tmp_path / "run", ['{"step": 1, "a": 1.5}', '{"step": 2, "a": null, "b": 3}']))
+    assert run.steps.tolist() == [1, 2]
+    np.testing.assert_array_equal(run["a"], [1.5, np.nan])
+    np.testing.assert_array_equal(run["b"], [np.nan, 3.0])
+    np.testing.assert_array_equal(run["no such figure"], [np.nan, np.nan])
+    assert run.has("b")
+    assert not run.has("c")
+
+
+def test_a_line_cut_short_anywhere_is_passed_over(tmp_path: Path):
+    folder = folder_of(
+        tmp_path / "run", ['{"step": 1, "a": 1.5}', '{"step": 2, "a": 2}', '{"step": 3, "a": null, "b": 0.25}']
+    )
+    whole = (folder / "metrics.jsonl").read_bytes()
+    third = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for end in range(third, len(whole)):
+        (folder / "metrics.jsonl").write_bytes(whole[:end])
+        assert read_run(folder).steps.tolist() == [1, 2]
+
+
+def test_a_step_that_was_repeated_counts_once_as_last_written(tmp_path: Path):
+    run = read_run(folder_of(tmp_path / "run", ['{"step": 1, "a": 1}', '{"step": 2, "a": 2}', '{"step": 2, "a": 7}']))
+    assert run.steps.tolist() == [1, 2]
+    assert run["a"].tolist() == [1.0, 7.0]
+
+
+def test_a_broken_line_is_named(tmp_path: Path):
+    folder = folder_of(tmp_path / "run", ['{"step": 1}', "oh", '{"step": 3}'])
+    with pytest.raises(CheckpointError) as error:
+        read_run(folder)
+    assert error.value.where == f"{folder}/metrics.jsonl:2"
+
+
+@pytest.mark.parametrize(("make", "message"), [(False, "no such folder"), (True, "this folder holds no run")])
+def test_what_is_no_run_is_refused(make: bool, message: str, tmp_path: Path):
+    if make:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        read_run(tmp_path / "run")
+
+
+def test_a_run_before_its_first_step(tmp_path: Path):
+    folder = folder_of(tmp_path / "run", [])
+    (folder / "metrics.jsonl").unlink()
+    diagnosis = diagnose(read_run(folder))
+    assert (diagnosis.verdict, diagnosis.last_step, diagnosis.findings) == ("unknown", 0, ())
+
+
+def test_how_a_run_stands(tmp_path: Path):
+    folder = folder_of(tmp_path / "run", lines_of(2))
+    assert read_run(folder).state.standing == "unknown"
+    lock = folder / ".lock"
+    lock.write_text(f"process {os.getpid()} since 2026-01-01 00:00:00")
+    assert read_run(folder).state.standing == "running"
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    lock.write_text(f"process {gone.stdout.strip()} since 2026-01-01 00:00:00")
+    assert read_run(folder).state.standing == "died"
+    (folder / "ended.json").write_text('{"standing": "failed", "what": "RewardError: refused"}')
+    assert (read_run(folder).state.standing, read_run(folder).state.what) == ("failed", "RewardError: refused")
+    (folder / "ended.json").write_text("{")
+    assert read_run(folder).state.standing == "died"
+
+
+def test_scorers_have_the_names_of_their_figures(tmp_path: Path):
+    rewards = [
+        {"model": "runs/a/model", "weight": 1.0},
+        {"model": "runs/b/model", "weight": 0.0},
+        {"function": "f.py:polite"},
+        {"url": "http://127.0.0.1:5000/get_reward?x=1", "weight": 0.5},
+    ]
+    run = read_run(folder_of(tmp_path / "run", [], rewards=rewards))
+    assert run.scorer_weights() == {"model": 1.0, "model_2": 0.0, "polite": 1.0, "get_reward": 0.5}
+    assert run.held_out_scorers() == ["model_2"]
+
+
+def test_no_torch_is_needed(tmp_path: Path):
+    folder = folder_of(tmp_path / "run", lines_of())
+    code = (
+        "import sys; from keel.cli.main import main; code = main(['doctor', sys.argv[1]]); "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{folder}: healthy (step 40 of 40")
+
+
+def test_five_thousand_steps_take_no_time(tmp_path: Path):
+    """Work grows with the steps, not with their square: a rule that looked back at all would take minutes."""
+    columns = healthy(0, 5000)
+    from .runs import run_of
+
+    diagnosis = diagnose(run_of(columns, settings(5000)))
+    assert [finding.name for finding in diagnosis.findings] == []

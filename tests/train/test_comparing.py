@@ -1,0 +1,253 @@
+"""Figures of judged answers: intervals that mean what they say, length control, best of n, slices, the frontier."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from keel.data.prompts import Prompt
+from keel.errors import ConfigError
+from keel.train.comparing import Judged, comparison, length_controlled_comparison, resamples, share, share_interval
+from keel.train.comparing_best_of import best_of_curve, worth_best_of
+from keel.train.comparing_slices import slices_of
+from keel.train.frontier import fitted, frontier
+
+
+def judged(score: Any, **more: Any) -> Judged:
+    """Answers of which only the measures are known."""
+    measured = {name: torch.as_tensor(values, dtype=torch.float64) for name, values in {"score": score, **more}.items()}
+    zeros = torch.zeros_like(measured["score"])
+    rows, copies = zeros.shape
+    prompts = [Prompt(f"p{row}", f"p{row}", (1,), {}) for row in range(rows)]
+    blank = {name: zeros for name in ("length", "truncated") if name not in measured}
+    return Judged(prompts, [[""] * copies] * rows, measured | blank)
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_has_an_interval_of_the_normal_width():
+    values = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    figures = judged(values + 3.0, kl=values * 2, length=torch.full((400, 1), 7.0)).figures(seed=0)
+    wide = 1.96 * float(values.std()) / 20
+    assert figures["score_high"] - figures["score_low"] == pytest.approx(2 * wide, rel=0.05)
+    assert figures["kl_high"] - figures["kl_low"] == pytest.approx(4 * wide, rel=0.05)
+    assert (figures["length_low"], figures["length"], figures["length_high"]) == (7.0, 7.0, 7.0)
+
+
+def test_answers_to_one_prompt_are_no_further_prompts():
+    """Ten copies of an answer say nothing new: the interval is that of one."""
+    values = torch.randn(50, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    once, often = judged(values).figures(0), judged(values.expand(50, 10)).figures(0)
+    assert often["score_low"] == pytest.approx(once["score_low"])
+    assert often["score_high"] == pytest.approx(once["score_high"])
+
+
+def test_means_over_tokens_are_weighed_by_length_in_every_resample():
+    figures = judged([[0.0], [0.0]], entropy=[[2.0], [6.0]], length=[[2.0], [2.0]]).figures(0)
+    assert (figures["entropy_low"], figures["entropy"], figures["entropy_high"]) == (1.0, 2.0, 3.0)
+    uneven = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).figures(0)
+    assert (uneven["entropy_low"], uneven["entropy"], uneven["entropy_high"]) == (1.0, 2.6, 3.0)
+
+
+def test_a_scorer_that_had_nothing_to_say_is_no_zero():
+    figures = judged([[0.0]] * 4, **{"rewards/code": [[math.nan], [2.0], [math.nan], [4.0]]}).figures(0)
+    assert figures["rewards/code"] == 3.0
+    assert (figures["rewards/code_low"], figures["rewards/code_high"]) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize(("count", "unseen"), [(150, 0.024292), (20, 0.168433), (3, 0.707598)])
+def test_a_share_of_none_or_all_is_no_certainty(count: int, unseen: float):
+    """Clopper and Pearson's limits for 0 of n, 95%: 1 - 0.025^(1/n)."""
+    assert share_interval(0.0, (0.0, 0.0), count) == (0.0, pytest.approx(unseen, abs=1e-6))
+    assert share_interval(1.0, (1.0, 1.0), count) == (pytest.approx(1 - unseen, abs=1e-6), 1.0)
+    assert share("win_rate", torch.ones(count), 0)["win_rate_low"] == pytest.approx(1 - unseen, abs=1e-6)
+    assert judged(torch.zeros(count, 2)).figures(0)["truncated_high"] == pytest.approx(unseen, abs=1e-6)
+
+
+@pytest.mark.exhaustive
+def test_intervals_hold_the_truth_in_nineteen_of_twenty_files():
+    """A policy that wins 70% of prompts, four pairs each, of which the win rate differs by prompt."""
+    random = torch.Generator().manual_seed(2)
+    held = 0
+    for trial in range(200):
+        chance = 0.7 + 0.25 * (2 * torch.rand(80, 1, generator=random) - 1)
+        wins = (torch.rand(80, 4, generator=random) < chance).double()
+        found = share("win_rate", wins.mean(1), trial)
+        held += found["win_rate_low"] <= 0.7 <= found["win_rate_high"]
+    assert 180 <= held <= 199
+
+
+def test_resamples_draw_as_many_prompts_as_there_are():
+    parts = list(resamples(5, 0, 7, width=2**20))
+    assert [part.shape for part in parts] == [(1, 5)] * 7
+    assert all(float(part.sum()) == 5 for part in parts)
+    assert torch.equal(torch.cat(parts).sum(1), torch.full((7,), 5.0, dtype=torch.float64))
+
+
+# ---- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def test_prompts_without_a_score_are_left_out_of_a_comparison():
+    nan = math.nan
+    ours, theirs = torch.tensor([[1.0, nan], [nan, nan], [0.0, 0.0]]), torch.tensor([[0.0], [5.0], [1.0]])
+    figures = comparison(ours, theirs, seed=0)
+    assert (figures["win_rate"], figures["score_difference"]) == (0.5, 0.0)
+    assert comparison(torch.full((2, 1), nan), torch.zeros(2, 1), seed=0) == {}
+
+
+def test_a_judge_of_lengths_is_seen_through():
+    """Ours wins where it is longer and is longer mostly: the raw rate is high, the length-controlled one is not."""
+    random = torch.Generator().manual_seed(3)
+    gaps = 3.0 + 3.0 * torch.randn(300, 1, generator=random, dtype=torch.float64)
+    wins = torch.rand(300, 1, generator=random, dtype=torch.float64) < torch.sigmoid(2 * torch.tanh(gaps / 3))
+    ours = judged(wins.double(), length=20.0 + gaps)
+    theirs = judged(torch.full((300, 1), 0.5), length=torch.full((300, 1), 20.0))
+    raw = comparison(ours.measured["score"], theirs.measured["score"], 0)
+    found = length_controlled_comparison(ours, theirs, "score", 0)
+    assert raw["win_rate_low"] > 0.6
+    assert found["length_controlled_win_rate_low"] < 0.5 < found["length_controlled_win_rate_high"]
+
+
+def test_where_one_side_wins_all_length_explains_nothing():
+    ours, theirs = judged([[1.0]] * 30, length=[[9.0]] * 30), judged([[0.0]] * 30, length=[[3.0]] * 30)
+    found = length_controlled_comparison(ours, theirs, "score", 0)
+    assert found["length_controlled_win_rate"] == 1.0
+    assert found["length_controlled_win_rate_low"] == pytest.approx(0.025 ** (1 / 30))
+    empty = judged([[math.nan]] * 3)
+    assert length_controlled_comparison(empty, judged([[0.0]] * 3), "score", 0) == {}
+
+
+def test_the_other_side_has_the_rest_of_the_length_controlled_rate():
+    random = torch.Generator().manual_seed(4)
+    one, other = (
+        judged(torch.randn(40, 2, generator=random), length=torch.randint(5, 30, (40, 2), generator=random))
+        for _ in range(2)
+    )
+    here, there = (
+        length_controlled_comparison(a, b, "score", 0)["length_controlled_win_rate"]
+        for a, b in ((one, other), (other, one))
+    )
+    assert here + there == pytest.approx(1.0)
+
+
+# ---- best of n -------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_of_n_by_hand():
+    found = best_of_curve(judged([[3.0, 1.0, 2.0]], **{"rewards/gold": [[0.0, 9.0, 6.0]]}), 3, seed=0)
+    assert [point["n"] for point in found] == [1, 2, 3]
+    assert [point["score"] for point in found] == pytest.approx([2.0, 8 / 3, 3.0])
+    assert [point["rewards/gold"] for point in found] == pytest.approx([5.0, 2.0, 0.0])
+    assert [point["kl_bound"] for point in found] == pytest.approx([0.0, 0.193147, 0.431946], abs=1e-6)
+
+
+def test_the_best_of_n_of_many_normal_scores_is_that_of_the_tables():
+    """Expected largest of 2, 3 and 4 normal numbers: 0.5642, 0.8463, 1.0294."""
+    scores = torch.randn(4000, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = best_of_curve(judged(scores), 4, seed=0)
+    for point, expected in zip(found, (0.0, 0.5642, 0.8463, 1.0294), strict=True):
+        assert point["score"] == pytest.approx(expected, abs=0.02)
+        assert point["score_low"] <= expected <= point["score_high"]
+
+
+def test_a_chosen_answer_without_a_word_of_a_scorer_is_left_out():
+    nan = math.nan
+    found = best_of_curve(judged([[1.0, 2.0], [1.0, 2.0]], **{"rewards/x": [[4.0, nan], [4.0, 8.0]]}), 2, seed=0)
+    assert found[1]["rewards/x"] == 8.0
+
+
+def test_what_an_answer_is_worth_in_draws():
+    curve = [{"n": 1, "score": 0.0}, {"n": 2, "score": 1.0}, {"n": 3, "score": 1.5}]
+    assert [worth_best_of(score, curve) for score in (-1.0, 1.0, 1.2, 2.0)] == [1, 2, 3, None]
+
+
+# ---- slices ----------------------------------------------------------------------------------------------------------
+
+
+def prompts(*columns: dict[str, Any]) -> list[Prompt]:
+    return [Prompt("p", "p", (1,), own) for own in columns]
+
+
+def test_slices_are_the_values_of_a_column_most_first():
+    rows = prompts({"t": "a", "n": 1}, {"t": "b", "n": None}, {"t": "b"}, {"t": True})
+    assert slices_of(rows, ["t"]) == {"t=b": [1, 2], "t=a": [0], "t=true": [3]}
+    assert slices_of(rows, ["n"]) == {"n=null": [1, 2, 3], "n=1": [0]}
+    assert slices_of(rows, []) == {}
+
+
+def test_a_column_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="no prompt has a column 'topc'; did you mean topic"):
+        slices_of(prompts({"topic": "a"}), ["topc"])
+    with pytest.raises(ConfigError, match="the prompts have no other columns"):
+        slices_of(prompts({}), ["topic"])
+    with pytest.raises(ConfigError, match="column 'id' has 101 values"):
+        slices_of(prompts(*({"id": i} for i in range(101))), ["id"])
+
+
+def test_a_slice_has_the_figures_of_its_rows():
+    whole = judged([[1.0], [2.0], [4.0]], length=[[1.0], [5.0], [9.0]])
+    some = whole.rows([0, 2])
+    assert some.summary() == {"score": 2.5, "length": 5.0, "truncated": 0.0}
+    assert [prompt.content for prompt in some.prompts] == ["p0", "p2"]
+
+
+# ---- the frontier ----------------------------------------------------------------------------------------------------
+
+
+def run_of(scores: list[float], kls: list[float], noise: float = 0.0) -> list[Judged]:
+    """Checkpoints of a run, 200 prompts, with these means."""
+    random = torch.Generator().manual_seed(6)
+
+    def values(mean: float) -> Tensor:
+        own = torch.randn(200, 1, generator=random, dtype=torch.float64)
+        return mean + noise * (own - own.mean())
+
+    return [judged(values(score), kl=values(kl)) for score, kl in zip(scores, kls, strict=True)]
+
+
+# R(d) = d (2 - ln d), as in tests/diagnose/test_overoptimisation.py: highest at KL e^2 = 7.389.
+KL = [0.0, 1.0, 4.0, 9.0, 25.0, 64.0]
+SCORE = [0.0, 2.0, 2.6137056388801094, 2.7041631339956706, 1.9528104378294993, -0.6355323334386871]
+
+
+def test_a_run_past_its_peak_is_told_so():
+    found = fitted(run_of(SCORE, KL, noise=0.2), "score", seed=0)
+    assert found is not None
+    assert found["peak_kl"] == pytest.approx(7.389, abs=0.05)
+    assert found["peak_kl_low"] < 7.389 < found["peak_kl_high"]
+    assert found["behind"] == 1.0
+    assert found["says"].startswith("past its peak: the peak is at KL 7.")
+
+
+def test_a_run_before_its_peak_is_told_so():
+    found = fitted(run_of([*SCORE[:3], 2.66], [*KL[:3], 5.0], noise=0.02), "score", seed=0)
+    assert found is not None
+    assert found["behind"] == 0.0
+    assert found["says"].startswith("before its peak")
+
+
+def test_a_rising_run_has_no_peak():
+    found = fitted(run_of([0.0, 1.0, 2.5, 4.5], [0.0, 1.0, 4.0, 9.0]), "score", seed=0)
+    assert found is not None
+    assert found["says"] == "no peak: the score rises as the KL does"
+
+
+def test_noise_is_no_verdict():
+    found = fitted(run_of([0.0, 0.1, 0.05, 0.1, 0.08], [0.0, 1.0, 4.0, 9.0, 16.0], noise=2.0), "score", seed=0)
+    assert found is not None
+    assert found["says"].startswith("too close to say")
+
+
+def test_three_checkpoints_are_too_few_and_every_figure_is_there():
+    sides = dict(zip(("start", "step 1", "step 2"), run_of(SCORE[:3], KL[:3]), strict=True))
+    figures = {name: own.figures(0) for name, own in sides.items()}
+    found = frontier({"start": 0, "step 1": 1, "step 2": 2}, sides, figures, seed=0)
+    assert [point["step"] for point in found["points"]] == [0, 1, 2]
+    assert [point["score"] for point in found["points"]] == pytest.approx(SCORE[:3])
+    assert found["points"][2]["kl_low"] <= 4.0 <= found["points"][2]["kl_high"]
+    assert found["fits"] == {"score": None}
+    json.dumps(found)
