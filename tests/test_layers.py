@@ -38,6 +38,7 @@ class Layer:
 # cli and __init__ load the rest when a function runs: `keel --help` and `import keel` do not wait for torch.
 LAYERS = {
     "errors": Layer.of("", frozenset()),
+    "terminal": Layer.of("", frozenset()),
     "failpoints": Layer.of("errors", frozenset()),
     "interrupts": Layer.of("errors", frozenset()),
     "config": Layer.of("errors", SETTINGS),
@@ -48,15 +49,17 @@ LAYERS = {
     "models": Layer.of("kernels core data world errors"),
     "rollout": Layer.of("models data kernels core world errors"),
     "learn": Layer.of("models data core world failpoints errors"),
-    "run": Layer.of("kernels data.judging data.preferences world failpoints errors config"),
+    "run": Layer.of("kernels data.judging data.preferences world failpoints terminal errors config"),
     "diagnose": Layer.of("data.agreement data.judging data.preferences data.rows run.folder config errors"),
-    "train": Layer.of("kernels rollout learn models data core world run diagnose config failpoints interrupts errors"),
-    "server": Layer.of("rollout data config errors"),
-    "web": Layer.of("data server.limits run.folder diagnose config errors"),
+    "train": Layer.of(
+        "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal errors"
+    ),
+    "server": Layer.of("rollout data config terminal errors"),
+    "web": Layer.of("data server.limits run.folder diagnose config terminal errors"),
     "quickstart": Layer.of("train diagnose data run config web interrupts errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
-        "errors config interrupts",
+        "errors config interrupts terminal",
         SETTINGS | {"rich"},
         inside_functions="core world data models rollout learn run train diagnose web server quickstart",
     ),

@@ -303,6 +303,17 @@ def test_an_answer_has_an_address_and_the_way_back_works(run: WrittenRun, visits
     opened.complaints = [text for text in opened.complaints if "404" not in text]  # the browser says it too
 
 
+def test_answers_that_came_in_part_are_asked_for_again(run: WrittenRun, visits: Callable[[], Visits]) -> None:
+    page = visits().run(run)
+    expect(page.locator("#matched")).to_have_text("24 answers")
+    page.route("**/answers.json*", lambda route: route.fulfill(status=200, body='{"total": 24, "matched"'))
+    page.get_by_label("Search prompts and answers").fill("QUESTION 1")
+    expect(page.locator("#freshness")).to_have_text("The answer was cut short.")
+    expect(page.locator("#matched")).to_have_text("24 answers")
+    page.unroute("**/answers.json*")
+    expect(page.locator("#matched")).to_have_text("8 of 24 answers")
+
+
 def test_answers_by_keyboard_alone(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
     expect(page.locator("#matched")).to_have_text("24 answers")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keel.cli.evaluation import narrow
+from keel.cli.evaluation import narrow, print_best_of
 from keel.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -106,6 +106,19 @@ def test_slices_and_best_of_n_are_shown(run: Run):
     assert "best of n answers of against, chosen by the score" in out
     assert "by the score an answer of policy is worth" in out
     assert all(len(line) <= 100 for line in out.splitlines() if "│" in line)
+
+
+def test_prompts_that_are_no_part_of_a_best_of_n_are_counted(capsys: pytest.CaptureFixture[str]):
+    policy = {name: 1.0 for part in ("score", "length", "kl") for name in (part, f"{part}_low", f"{part}_high")}
+    figures = {"prompts": 30, "policy": policy | {"worth_best_of": None}}
+    print_best_of("against", [{"n": 1, "prompts": 28, "kl_bound": 0.0, **policy}], figures)
+    assert capsys.readouterr().out.startswith(
+        "best of n answers of against: 2 prompts are left out, of which an answer has no score\n"
+    )
+    print_best_of("against", [], figures)
+    assert capsys.readouterr().out == (
+        "best of n answers of against: 30 prompts are left out, of which an answer has no score\n"
+    )
 
 
 def test_pairs_say_what_comes_next(run: Run, tmp_path: Path):

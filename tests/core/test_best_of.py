@@ -53,3 +53,8 @@ def test_the_weighted_mean_is_that_of_all_subsets(n: int):
 def test_more_answers_than_there_are_is_refused(n: int):
     with pytest.raises(ValueError, match="from 3 answers"):
         best_of_weights(torch.zeros(1, 3), n)
+
+
+def test_an_answer_without_a_score_has_no_place():
+    with pytest.raises(ValueError, match="an answer has no score"):
+        best_of_weights(torch.tensor([[1.0, math.nan]]), 1)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from keel.cli.ratings import print_stats, write_export
-from keel.cli.tables import literal
 from keel.data.agreement import summary
 from keel.data.export import csv_table, export, json_lines, ranking_row
 from keel.data.preferences import Ranking, load_rankings
 from keel.errors import ConfigError
+from keel.terminal import literal
 
 from .judged import item, judged
 

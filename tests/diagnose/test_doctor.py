@@ -182,6 +182,7 @@ def test_an_empty_run_is_neither_healthy_nor_sick():
     [
         (State("failed", "RewardError: http://x: refused"), "reward-failures"),
         (State("failed", "Diverged: the loss is nan"), "updates-skipped"),
+        (State("failed", "OSError: no space left on device"), "run-ended"),
         (State("died", "process 7 is gone and left no word"), "run-ended"),
     ],
 )
@@ -216,3 +217,96 @@ def test_every_finding_has_evidence_a_cause_and_a_change_at_any_step(name: str):
             assert finding.evidence, f"{finding.name} in step {step}"
             assert finding.causes, f"{finding.name} in step {step}"
             assert all(cause.what and cause.change.to for cause in finding.causes)
+
+
+@pytest.mark.parametrize(("standing", "severity"), [("failed", "critical"), ("died", "notice")])
+def test_a_run_that_ended_before_its_first_step_says_with_what(standing: Any, severity: str):
+    run = run_of({name: values[:0] for name, values in healthy(0).items()}, settings(), State(standing, "the words"))
+    (finding,) = diagnose(run).findings
+    assert (finding.name, finding.severity) == ("run-ended", severity)
+    assert finding.causes[0].speaks_for == ("the words",)
+
+
+def test_words_of_one_failure_are_no_evidence_of_another():
+    columns = healthy(0)
+    columns["reward/dropped"] = np.full(40, 0.3)
+    found = diagnose(run_of(columns, settings(), State("failed", "Diverged: the loss is nan"))).findings
+    lost = next(finding for finding in found if finding.name == "reward-failures")
+    assert not any("the loss is nan" in evidence.says for evidence in lost.evidence)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_kl_coef_is_advised_in_the_scale_of_the_scores(scale: float):
+    """The scores' deviation ends at 0.6 of the scale; where there is no kl_coef yet, a twentieth of it is advised."""
+    columns = healthy(0, scale=scale)
+    columns["objective/kl_coef"] = np.zeros(40)
+    columns["rewards/judge"] = columns["rewards/judge"] - 3 * late(columns)
+    finding = diagnose(run_of(columns, settings(algorithm__kl_coef=0.0))).findings[0]
+    change = next(cause.change for cause in finding.causes if cause.change.setting == "algorithm.kl_coef")
+    number = float(change.to.split()[0])
+    assert (finding.name, number) == ("reward-hacking", pytest.approx(0.05 * 0.62 * scale, rel=0.1))
+
+
+def test_a_negative_weight_alone_is_no_fault():
+    """Of a scorer that counts mistakes it is right."""
+    given = settings(rewards=[{"function": "mistakes.py:count", "weight": -1.0}])
+    columns = {name: values for name, values in healthy(0).items() if "judge" not in name}
+    assert diagnose(run_of(columns, given)).findings == ()
+
+
+def narrowed(columns: Lines, spread: float) -> None:
+    """The score stops agreeing with the judge, while the answers' scores keep this share of their deviation."""
+    begun = columns["objective/scores_std"][:4].mean()
+    columns["agreement/judge"] = 0.7 - 0.8 * late(columns, 2)
+    columns["rewards/judge"] = 0.0 * columns["rewards/judge"]
+    for figure in ("objective/scores_std", "spread/judge"):
+        columns[figure] = np.full(40, begun) * (1 - (1 - spread) * late(columns, 2))
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(1.0, ["reward-hacking"]), (0.3, [])])
+def test_scorers_part_only_where_answers_still_differ(spread: float, expected: list[str]):
+    """Among answers that are all alike the order is chance."""
+    columns = healthy(0)
+    narrowed(columns, spread)
+    assert [finding.name for finding in diagnose(run_of(columns, settings())).findings] == expected
+
+
+def test_two_scorers_of_a_kind_have_one_vote():
+    columns = healthy(0)
+    narrowed(columns, 1.0)
+    columns |= {name.replace("judge", "other"): values for name, values in columns.items() if "judge" in name}
+    given = settings()
+    given["rewards"].append({"function": "other.py:other", "weight": 0.0})
+    assert [finding.severity for finding in diagnose(run_of(columns, given)).findings] == ["warning"]
+
+
+def test_training_prompts_are_called_learned_by_heart_only_beyond_chance():
+    """A gap of one deviation: 64 prompts tell, 4 do not."""
+    columns = healthy(0)
+    held_out = columns["objective/scores"] - 1.3 * (np.arange(40) >= 20)
+    columns["evaluate/score"] = np.where(np.arange(40) % 10 == 9, held_out, np.nan)
+    for batch, expected in ((64, ["prompts-memorised"]), (4, [])):
+        given = settings(rollout__batch_size=batch, algorithm__minibatch_size=4)
+        assert [finding.name for finding in diagnose(run_of(columns, given)).findings] == expected
+
+
+def supervised_run(held_out: list[float], state: State | None = None, **given: Any) -> Any:
+    columns = {"reward/loss": np.linspace(0.7, 0.3, len(held_out)), "reward/eval_loss": held_out}
+    return run_of(columns, {"epochs": 3, **given}, state)
+
+
+def test_a_run_that_keeps_its_best_weights_is_not_overfitted():
+    rising = [0.7, 0.6, 0.5, 0.6, 0.7]
+    assert [each.name for each in diagnose(supervised_run(rising)).findings] == ["overfitted"]
+    assert diagnose(supervised_run(rising, patience=1)).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("what", "name"), [("Diverged: the loss is nan", "updates-skipped"), ("OSError: disk full", "run-ended")]
+)
+def test_a_supervised_run_says_what_it_ended_with(what: str, name: str):
+    found = diagnose(supervised_run([0.7, 0.6], State("failed", what))).findings
+    assert found[0].name == name
+    assert any(what in said.says for each in found for said in each.evidence) or found[0].causes[0].speaks_for == (
+        what,
+    )

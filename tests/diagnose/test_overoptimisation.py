@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from keel.diagnose.overoptimisation import fit
+from keel.diagnose.overoptimisation import Fit, fit
 
 # alpha 2, beta 1, start 0: R(d) = d (2 - ln d), highest at d = e, where it is e. KL = d^2.
 KL = [0.0, 0.25, 1.0, 4.0, 9.0, 25.0]
@@ -45,6 +45,28 @@ def test_a_score_that_bends_upward_has_no_peak(beta: float):
     if beta < 0:  # rounding decides the sign of a zero
         assert (found.peak_kl, found.peak_score) == (None, None)
     assert not found.is_behind(25.0)
+
+
+# R(d) = d (alpha - beta ln d): its slope alpha - beta (1 + ln d) by hand, at d = 1, e and e^2.
+SLOPES = [
+    ("straight down", -1.0, 0.0, [-1.0, -1.0, -1.0]),
+    ("down, and ever less so", -2.0, -0.5, [-1.5, -1.0, -0.5]),
+    ("down, and up from d = e on", -2.0, -1.0, [-1.0, 0.0, 1.0]),
+    ("up, and ever more so", 1.0, -0.5, [1.5, 2.0, 2.5]),
+    ("up, and down from d = e on", 2.0, 1.0, [1.0, 0.0, -1.0]),
+    ("up to d = 1 / e only", 0.0, 1.0, [-1.0, -2.0, -3.0]),
+]
+
+
+@pytest.mark.parametrize(("what", "alpha", "beta", "slopes"), SLOPES)
+def test_the_peak_is_behind_where_the_score_falls(what: str, alpha: float, beta: float, slopes: list[float]):
+    form = Fit.of(0.0, alpha, beta, 0.0)
+    kls = [1.0, 7.38905609893065, 54.598150033144236]
+    assert [form.slope(kl) for kl in kls] == pytest.approx(slopes, abs=1e-12)
+    sure = [(kl, slope) for kl, slope in zip(kls, slopes, strict=True) if slope]
+    assert [form.is_behind(kl) for kl, _ in sure] == [slope < 0 for _, slope in sure]
+    assert not form.is_behind(0.0)
+    assert not form.is_behind(-0.1)
 
 
 def test_a_straight_line_has_its_peak_beyond_all_measure_or_none():

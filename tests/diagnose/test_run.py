@@ -109,6 +109,126 @@ def test_scorers_have_the_names_of_their_figures(tmp_path: Path):
     assert run.held_out_scorers() == ["model_2"]
 
 
+NO_LINES = [
+    b'{"step": Infinity}',
+    b'{"step": NaN}',
+    b'{"step": 1e20}',
+    b'{"step": 3.0}',
+    b'{"step": 99999999999999999999999}',
+    b'{"step": 1' + b"0" * 5000 + b"}",
+    b'{"step": -1}',
+    b'{"step": true}',
+    b'{"step": "3"}',
+    b'{"step": null}',
+    b'{"objective/kl": 1}',
+    b'{"step": 3, "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b"[3]",
+    b"3",
+    b"",
+    b"\xff\x00",
+]
+
+
+@pytest.mark.parametrize("line", NO_LINES, ids=lambda line: repr(line[:20]))
+def test_a_line_of_no_figures_is_named(line: bytes, tmp_path: Path):
+    folder = folder_of(tmp_path / "run", [])
+    (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + line + b'\n{"step": 4}\n')
+    with pytest.raises(CheckpointError) as error:
+        read_run(folder)
+    assert str(error.value) == f"{folder}/metrics.jsonl:3: not a line of a run's metrics"
+
+
+def test_what_is_no_finite_number_is_not_measured(tmp_path: Path):
+    values = ["Infinity", "-1e400", "1" + "0" * 400, "[1]", '"1"', "{}", "2"]
+    run = read_run(folder_of(tmp_path / "run", [f'{{"step": {i}, "a": {value}}}' for i, value in enumerate(values)]))
+    np.testing.assert_array_equal(run["a"], [np.nan] * 6 + [2.0])
+
+
+BAD_ENDS = [
+    ("ended.json", b'{"standing": 5, "what": ""}', "unknown"),
+    ("ended.json", b'{"standing": ["failed"], "what": ""}', "unknown"),
+    ("ended.json", b'{"standing": "asleep", "what": ""}', "unknown"),
+    ("ended.json", b"[1]", "died"),
+    ("ended.json", b"\x80\x00\xff", "died"),
+    ("ended.json", b"[" * 100_000, "died"),
+    (".lock", b"process 99999999999999999999 since 2026", "unknown"),
+    (".lock", b"process -1 since 2026", "unknown"),
+    (".lock", b"process 0 since 2026", "unknown"),
+    (".lock", b"\xff", "unknown"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "standing"), BAD_ENDS)
+def test_a_strange_end_says_nothing(name: str, content: bytes, standing: str, tmp_path: Path):
+    folder = folder_of(tmp_path / "run", [])
+    (folder / ".lock").write_text("process 2147483646 since 2026")  # more than a system has
+    (folder / name).write_bytes(content)
+    assert read_run(folder).state.standing == standing
+
+
+@pytest.mark.parametrize("content", ["5", "[]", '{"accuracy": "x", "length_accuracy": {}}', "[" * 100_000, "\0"])
+def test_figures_of_a_reward_model_that_are_none_are_not_used(content: str, tmp_path: Path):
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "figures.json").write_text(content)
+    rewards = [{"model": str(tmp_path / "reward" / "model"), "weight": 1.0}]
+    assert read_run(folder_of(tmp_path / "run", [], rewards=rewards)).reward_models() == {}
+
+
+BAD_SETTINGS = {
+    "rewards": [[1], {}, "model", 3, [{"weight": "heavy"}], [{"weight": None}], [{1: 2}], [{"model": 5}]],
+    "steps": ["abc", [1, 2], {}, float("inf"), float("nan"), 0, -3, 1.5, True, 10**30],
+    "rollout": ["abc", [1], {"batch_size": 0}, {"batch_size": "many"}, {"max_response_tokens": float("nan")}],
+    "algorithm": [7, {"kl_coef": "0.1"}, {"gamma": [1]}, {"target_kl": {}}],
+    "optim": [{"learning_rate": 0}, {"learning_rate": "1e-5"}, {"critic_learning_rate": True}],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_SETTINGS.items() for value in bad])
+def test_settings_that_no_run_has_are_named(name: str, value: object, tmp_path: Path):
+    folder = folder_of(tmp_path / "run", lines_of(3))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings() | {name: value}))
+    with pytest.raises(CheckpointError, match=f"config.yaml: cannot be settings of a run of keel: {name}") as error:
+        read_run(folder)
+    assert error.value.where == f"{folder}/config.yaml"
+
+
+NO_SETTINGS = ["- a", "5", "", "a: 2020-13-45", "a: !!int ''", "a: !!timestamp x", "\0", "[" * 10_000, "!!python/x 1"]
+
+
+@pytest.mark.parametrize("content", NO_SETTINGS, ids=lambda text: text[:20])
+def test_a_file_of_no_settings_is_named(content: str, tmp_path: Path):
+    folder = folder_of(tmp_path / "run", lines_of(3))
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        read_run(folder)
+    assert error.value.where == f"{folder}/config.yaml"
+
+
+def test_settings_of_another_version_are_read(tmp_path: Path):
+    """A name or a word that this version does not know, and a section that is not told."""
+    others = {"algorithm": {"name": "ppo2", "new": "x"}, "optim": None, "magic": [1], "doctor": "shout"}
+    folder = folder_of(tmp_path / "run", lines_of(3), **others)
+    assert read_run(folder).steps.tolist() == [1, 2, 3]
+
+
+def test_whatever_stands_in_the_files_the_doctor_says_something(tmp_path: Path):
+    """One value after the other is replaced: a diagnosis, or an error of one line."""
+    folder, told = folder_of(tmp_path / "run", lines_of(12)), settings()
+    strange = [None, True, -1, 0, 1, 0.5, 10**17, 1e-300, "x", [], {}]
+    places = [(name, None) for name in told]
+    places += [(name, key) for name, inner in told.items() if isinstance(inner, dict) for key in inner]
+    seen = set()
+    for name, key in places:
+        for value in strange:
+            changed = told | {name: value if key is None else told[name] | {key: value}}
+            (folder / "config.yaml").write_text(yaml.safe_dump(changed))
+            try:
+                seen.add(type(diagnose(read_run(folder))).__name__)
+            except CheckpointError as error:
+                seen.add(error.where)
+    assert seen == {"Diagnosis", f"{folder}/config.yaml"}
+
+
 def test_no_torch_is_needed(tmp_path: Path):
     folder = folder_of(tmp_path / "run", lines_of())
     code = (

@@ -2,21 +2,20 @@
 
 import json
 import random
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from keel.server.limits import HEADER_SECONDS
 from keel.web.app import links
 
 from ..web.visits import ADDRESS, Loaded, Process, Study, Visitor, free_port, raw, serving, study
+from .flooding import all_at_once, are_cut_off, p95
 
 
 @contextmanager
@@ -61,10 +60,6 @@ def port_of(there: Process) -> int:
     return int(there.links["ben"].split(":")[2].partition("/")[0])
 
 
-def p95(times: list[float]) -> float:
-    return sorted(times)[int(0.95 * len(times))]
-
-
 def with_token(there: Process) -> tuple[httpx.Client, Visitor, Loaded]:
     client = httpx.Client(timeout=30, limits=httpx.Limits(max_connections=250))
     anna = Visitor(client, there.links["anna"])
@@ -107,11 +102,7 @@ def test_f37_others_go_on_while_one_floods(server: Process) -> None:
     with another_user(server, times):
         time.sleep(1)
         calm = len(times)
-        floods = [threading.Thread(target=flood) for _ in range(200)]
-        for thread in floods:
-            thread.start()
-        for thread in floods:
-            thread.join()
+        all_at_once([flood] * 200)
         for request, expected in oversized(server, page).items():
             assert raw(port_of(server), request)[9:12] in expected
     client.close()
@@ -128,32 +119,11 @@ def test_f37_slow_clients_are_cut_off_and_nobody_notices(server: Process) -> Non
     times: list[float] = []
     client, _, _ = with_token(server)
     client.close()
+    second = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET /rank HTTP/1.1\r\n"  # whose first is fine
     heads = [b"", b"POST /judgements HTTP/1.1\r\nHost: ", b"GET /rank HTTP/1.1\r\nX: " + b"y" * 1000]
     with another_user(server, times):
-        slow = [socket.create_connection(("127.0.0.1", port_of(server)), 30) for _ in range(150)]
-        for number, connection in enumerate(slow):
-            if number < 140:
-                connection.sendall(heads[number % 3])
-            else:  # the first request is fine, the second drips
-                connection.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET /rank HTTP/1.1\r\n")
-        began = time.monotonic()
-        while time.monotonic() - began < HEADER_SECONDS - 1:
-            for connection in slow:
-                with suppress(OSError):
-                    connection.sendall(b"z")
-            time.sleep(0.5)
-        ends = [is_over(connection) for connection in slow]
-    assert all(ends)
-    assert time.monotonic() - began < HEADER_SECONDS + 10
+        assert are_cut_off(port_of(server), [heads[number % 3] for number in range(140)] + [second] * 10)
     assert p95(times) < 1.0
-
-
-def is_over(connection: socket.socket) -> bool:
-    """Whether the server ends the connection, sooner or later."""
-    with connection, suppress(ConnectionError):
-        while connection.recv(65536):
-            pass
-    return True
 
 
 def test_f37_a_body_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

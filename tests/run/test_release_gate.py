@@ -79,6 +79,42 @@ def test_what_was_not_measured_never_passes(gate: str, subject: str):
     assert verdict(gate)["failed"] == [f"{subject} was not measured"]
 
 
+def of_prompts(prompts: int) -> dict[str, Any]:
+    own = {"prompts": prompts, "policy": {"score": 1.5, "score_low": 1.25, "score_high": 1.75}}
+    return own | {"slices": {"topic=late": own}}
+
+
+@pytest.mark.parametrize("figure", ["score", "slice[late].score"])
+def test_an_interval_takes_five_prompts_and_of_fewer_than_twenty_it_is_told(figure: str):
+    low, high = read_gate(f"low({figure})>=1, high({figure})<=2"), read_gate(f"{figure}>=1, {figure}>=2")
+    assert verdict_on(low, of_prompts(4))["failed"] == [
+        f"low({figure}) needs at least 5 prompts, has 4",
+        f"high({figure}) needs at least 5 prompts, has 4",
+    ]
+    assert [row["says"] for row in verdict_on(low, of_prompts(5))["demands"]] == [
+        f"low({figure}) 1.25 is >= 1 (of 5 prompts only)",
+        f"high({figure}) 1.75 is <= 2 (of 5 prompts only)",
+    ]
+    assert verdict_on(low, of_prompts(5))["passed"]
+    assert verdict_on(low, of_prompts(20))["demands"][0]["says"] == f"low({figure}) 1.25 is >= 1"
+    rows = verdict_on(high, of_prompts(4))["demands"]
+    assert [(row["passed"], row["says"]) for row in rows] == [
+        (True, f"{figure} 1.5 is >= 1 (of 4 prompts only)"),
+        (False, f"{figure} 1.5 is not >= 2 (of 4 prompts only)"),
+    ]
+
+
+def test_what_people_say_counts_the_prompts_that_they_judged():
+    people = {"prompts": 3, "win_rate": 0.9, "win_rate_low": 0.8, "win_rate_high": 1.0}
+    figures = of_prompts(100) | {"people": people}
+    gate = read_gate("low(people.win_rate)>=0.5, people.prompts>=3, low(score)>=1")
+    assert [row["says"] for row in verdict_on(gate, figures)["demands"]] == [
+        "low(people.win_rate) needs at least 5 prompts, has 3",
+        "people.prompts 3 is >= 3",
+        "low(score) 1.25 is >= 1",
+    ]
+
+
 def test_rounding_does_not_make_a_failure_look_like_a_pass():
     figures = {"policy": {"truncated": 0.050000001}}
     assert verdict_on(read_gate("truncated<=0.05"), figures)["failed"] == ["truncated 0.050000001 is not <= 0.05"]

@@ -160,6 +160,16 @@ def test_a_chosen_answer_without_a_word_of_a_scorer_is_left_out():
     assert found[1]["rewards/x"] == 8.0
 
 
+def test_a_prompt_of_which_an_answer_has_no_score_is_left_out():
+    scores = [[3.0, 1.0, 2.0], [9.0, math.nan, 9.0], [6.0, 4.0, 5.0]]
+    found = best_of_curve(judged(scores), 3, seed=0)
+    assert [point["score"] for point in found] == pytest.approx([3.5, 25 / 6, 4.5])
+    assert [point["prompts"] for point in found] == [2, 2, 2]
+    assert all(point["score_low"] <= point["score"] <= point["score_high"] for point in found)
+    assert best_of_curve(judged([[1.0, math.nan]]), 2, seed=0) == []
+    assert worth_best_of(1.0, []) is None
+
+
 def test_what_an_answer_is_worth_in_draws():
     curve = [{"n": 1, "score": 0.0}, {"n": 2, "score": 1.0}, {"n": 3, "score": 1.5}]
     assert [worth_best_of(score, curve) for score in (-1.0, 1.0, 1.2, 2.0)] == [1, 2, 3, None]
@@ -234,6 +244,26 @@ def test_a_rising_run_has_no_peak():
     found = fitted(run_of([0.0, 1.0, 2.5, 4.5], [0.0, 1.0, 4.0, 9.0]), "score", seed=0)
     assert found is not None
     assert found["says"] == "no peak: the score rises as the KL does"
+
+
+FALLS = "past its peak, which is the start: the score falls as the KL rises"
+DOWN_AND_UP = "no peak: the score fell at first and rises again, and at KL 16 is still below the start"
+SHAPES = [  # d = 0, 1, 2, 3, 4
+    ("-d", [0.0, -1.0, -2.0, -3.0, -4.0], FALLS),
+    ("d (-2 + 0.5 ln d)", [0.0, -2.0, -3.306852819, -4.352081567, -5.227411278], FALLS),
+    ("d (-2 + ln d)", [0.0, -2.0, -2.613705639, -2.704163134, -2.454822556], DOWN_AND_UP),
+    ("d (-0.5 + ln d)", [0.0, -0.5, 0.386294361, 1.795836866, 3.545177444], "no peak: the score rises as the KL does"),
+    ("d", [0.0, 1.0, 2.0, 3.0, 4.0], "no peak: the score rises as the KL does"),
+]
+
+
+@pytest.mark.parametrize(("form", "scores", "says"), SHAPES)
+def test_a_run_without_a_peak_ahead_is_told_what_the_score_does(form: str, scores: list[float], says: str):
+    found = fitted(run_of(scores, [0.0, 1.0, 4.0, 9.0, 16.0], noise=0.001), "score", seed=0)
+    assert found is not None
+    assert found["says"] == says
+    assert found["behind"] == float(says == FALLS)
+    assert (found["peak_kl_high"] < 0.01) == (says == FALLS)
 
 
 def test_noise_is_no_verdict():

@@ -43,7 +43,7 @@ def test_the_same_kind_of_answers_is_called_the_same():
 
 
 def test_a_moved_figure_is_named_with_both_values():
-    found = said(normal(300, 0), normal(150, 1, kl=1.0))
+    found = said(normal(300, 0), normal(250, 1, kl=1.0))
     assert found["kl"]["says"] == "moved"
     assert found["kl"]["low"] < 1.0 < found["kl"]["high"]
     assert found["score"]["says"] == "same"
@@ -65,6 +65,33 @@ def test_few_answers_are_too_few_to_say():
     found = said(normal(300, 0), normal(12, 1))
     assert {each["says"] for each in found.values()} == {"too few to say"}
     assert standing(found) == "too few to say"
+
+
+def test_many_tests_need_more_answers_to_say_the_same():
+    """300 and 200 rows tell a distance of 0.162 in one test, of 0.199 in twelve and of 0.2 in thirteen."""
+    groups = {f"slice {i}": compared(normal(300, 2 * i), normal(200, 2 * i + 1), seed=i) for i in range(4)}
+    assert {each["says"] for each in corrected({"one": groups["slice 0"]})["one"].values()} == {"same"}
+    found = corrected(groups)  # sixteen
+    assert "same" not in {each["says"] for own in found.values() for each in own.values()}
+    assert standing(found["slice 0"]) == "too few to say"
+
+
+def test_a_rare_yes_of_few_answers_is_not_called_the_same():
+    """None of 60 and none of 40: a share of one in twenty would be missed as often as not."""
+    found = said({"truncated": np.zeros(60)}, {"truncated": np.zeros(40)})
+    assert found["truncated"]["says"] == "too few to say"
+    many = said({"truncated": np.zeros(600)}, {"truncated": np.zeros(300)})
+    assert many["truncated"]["says"] == "same"
+
+
+def test_of_many_reasons_three_are_told_and_the_judge_comes_first():
+    moved = {"training": 0.5, "today": 1.0, "p": 1e-5, "says": "moved"}
+    names = ("length", "prompt_novelty", "score", "disagreement/model")
+    found = {name: moved | {"distance": 0.9 - at / 10} for at, name in enumerate(names)}
+    found["outside_range/model"] = moved | {"distance": 1.0, "today": 0.0}  # fewer: no reason against the judge
+    assert [reason.partition(":")[0] for reason in reasons(found)] == [
+        "disagreement/model", "prompt_novelty", "score", "and 2 more"
+    ]  # fmt: skip
 
 
 def test_a_small_move_of_many_answers_is_a_little():

@@ -89,3 +89,18 @@ def test_nobody_learns_in_the_reference(tiny_policy: Path) -> None:
     assert not any(p.requires_grad for p in frozen)
     assert not trained & set(map(id, frozen))
     assert build(tiny_policy, {"algorithm.kl_coef": 0.0}).reference is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "measured"),
+    [
+        ([{"function": "a.py:f"}], False),
+        ([{"model": "runs/reward/model"}], True),
+        ([{"function": "a.py:f"}, {"model": "runs/reward/model", "weight": 0.0}], False),
+    ],
+)
+def test_without_a_penalty_the_kl_is_measured_only_for_a_reward_model(
+    tiny_policy: Path, rewards: list[dict[str, Any]], measured: bool
+) -> None:
+    changes = {"algorithm.kl_coef": 0.0, "rewards": rewards}
+    assert parse(TrainConfig, settings(tiny_policy, Path("unused"), changes)).measures_kl == measured

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from keel.errors import Halted
+from keel.train.watch import _say
 
 from ..runs import contents, lines, train
 
@@ -56,3 +57,8 @@ def test_being_watched_changes_nothing(tiny_policy: Path, tmp_path: Path):
         train(tiny_policy, tmp_path / mode, {"steps": 3, "doctor": mode})
     ours, theirs = (contents(tmp_path / mode) for mode in ("quiet", "tell"))
     assert ours == theirs
+
+
+def test_what_a_run_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]):
+    _say("warning: \x1b[2Jgone\x07 since step 3\n\u202eretsambew")
+    assert capsys.readouterr().err == "keel: doctor: warning: \\x1b[2Jgone\\x07 since step 3\\n\\u202eretsambew\n"

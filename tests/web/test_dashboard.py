@@ -111,6 +111,15 @@ def test_the_list_says_how_each_run_stands(tmp_path: Path) -> None:
     assert abs(runs["running"]["heard"] - (tmp_path / "running" / "rollouts.jsonl").stat().st_mtime) < 0.01
 
 
+def test_a_run_with_strange_files_does_not_hide_the_others(tmp_path: Path) -> None:
+    """A process that no system has, and an end in words that no run uses."""
+    WrittenRun(tmp_path / "own").go_on(2)
+    WrittenRun(tmp_path / "process").go_on(3).hold(10**20)
+    (WrittenRun(tmp_path / "end").go_on(4).path / "ended.json").write_text('{"standing": ["x"], "what": 5}')
+    standing = {title: (run["standing"], run["step"]) for title, run in Board.of(tmp_path).runs().items()}
+    assert standing == {"own": ("running", 2), "process": ("unknown", 3), "end": ("unknown", 4)}
+
+
 FOREIGN = [
     "steps: many",
     "steps: .inf",

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from keel.cli.settings import read_command
-from keel.cli.tables import literal
 from keel.config import DataCheckConfig
 from keel.errors import ConfigError, DataError
+from keel.terminal import literal
 
 TOLD = 5
 """Broken rows and lines that are printed for each finding; --json has more."""

@@ -7,26 +7,49 @@ example:
   keel doctor runs/stories-ppo
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keel.cli.settings import read_command
 from keel.config import DoctorConfig
+from keel.errors import KeelError
+from keel.terminal import tell
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns each run's diagnosis under "runs"."""
+    """Returns the diagnosis of each run that can be read under "runs".
+
+    Raises the error of one that cannot, once all the others have been looked at.
+    """
     command = read_command("doctor", DoctorConfig, arguments, str(__doc__), plain="runs")
     from keel.cli.findings import print_diagnosis
     from keel.diagnose.doctor import diagnose
     from keel.diagnose.run import read_run
 
     paths = [run for path in command.settings.runs for run in stages(path)]
-    diagnoses = []
+    diagnoses, errors = [], []
     for path in paths:
-        diagnoses.append(diagnose(read_run(path)))
-        print_diagnosis(diagnoses[-1])
-    return {"runs": [diagnosis.as_json() for diagnosis in diagnoses]}
+        try:
+            diagnoses.append(diagnose(read_run(path)))
+        except KeelError as error:
+            errors.append(error)
+        else:
+            print_diagnosis(diagnoses[-1])
+    figures = {"runs": [diagnosis.as_json() for diagnosis in diagnoses]}
+    if errors:
+        raise told(errors, figures if diagnoses else None)
+    return figures
+
+
+def told(errors: Sequence[KeelError], figures: Mapping[str, Any] | None) -> KeelError:
+    """The gravest of the errors, for `main` to tell, with what --json prints all the same; the others are told."""
+    gravest = max(errors, key=lambda error: error.exit_code)
+    gravest.figures = figures
+    for error in errors:
+        if error is not gravest:
+            tell(f"error: {error}")
+    return gravest
 
 
 def stages(path: str) -> list[Path]:

@@ -14,8 +14,9 @@ from typing import Any
 from rich.markup import escape
 
 from keel.cli.settings import read_command
-from keel.cli.tables import literal, show
+from keel.cli.tables import show
 from keel.config import DriftConfig
+from keel.terminal import literal
 
 ALARMING = ("does not apply", "in doubt")
 MEANS = {

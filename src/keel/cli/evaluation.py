@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from keel.cli.tables import interval, literal, number, show
+from keel.cli.tables import interval, number, show
+from keel.terminal import literal
 
 COMPARED = ("win_rate", "length_controlled_win_rate", "score_difference", "ties")
 MOST_COLUMNS = 3
@@ -122,6 +123,11 @@ def shown(text: str) -> str:
 
 def print_best_of(side: str, curve: list[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:
     """The curve, and on that of `against` where the policies stand at their own KL."""
+    left_out = figures["prompts"] - (curve[0]["prompts"] if curve else 0)
+    if left_out:
+        print(f"best of n answers of {side}: {left_out} prompts are left out, of which an answer has no score")
+    if not curve:
+        return
     most = len(curve)
     chosen = [point for point in curve if point["n"] in {most, *SHOWN_N}]
     rows = {f"n = {point['n']}": point for point in chosen}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from keel.cli.tables import literal
+from keel.terminal import literal
 
 if TYPE_CHECKING:
     from keel.diagnose.findings import Diagnosis, Finding

@@ -13,6 +13,7 @@ from importlib import import_module
 from keel import __version__
 from keel.errors import ConfigError, Interrupted, KeelError
 from keel.interrupts import waiting, watched
+from keel.terminal import tell
 
 # In the order in which a person needs them; each is a module of this package with a function `run`.
 VERBS = {
@@ -55,9 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             verb = next((argument for argument in arguments if argument != "--debug"), "")
             code, line = _verdict(error, resumable=verb in RESUMABLE)
             with contextlib.suppress(OSError):  # whoever listened may be gone
-                from keel.cli.tables import literal
-
-                print(f"keel: {literal(line)}", file=sys.stderr)
+                tell(line)
             return code
 
 

@@ -9,8 +9,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from keel.cli.tables import literal
 from keel.errors import ConfigError
+from keel.terminal import literal
 
 if TYPE_CHECKING:
     from keel.data.judgements import Judgement

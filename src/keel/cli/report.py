@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from keel.cli.settings import read_command
-from keel.cli.tables import literal
 from keel.config import ReportConfig
+from keel.terminal import literal
 
 
 def run(arguments: list[str]) -> dict[str, Any]:

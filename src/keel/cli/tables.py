@@ -1,14 +1,11 @@
 """Figures as a table on the terminal."""
 
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-JOINERS = "\u200c\u200d"
 
 
 def show(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
@@ -40,15 +37,3 @@ def number(value: Any) -> str:
 def chosen(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Some of the figures, in this order."""
     return {name: figures[name] for name in names if name in figures}
-
-
-def literal(text: str) -> str:
-    """Text of somebody else's for a terminal: what would steer it (control characters, escape sequences, marks that
-    turn the direction of writing) is shown as an escape. The joiners inside words and emoji stay."""
-    return "".join(
-        c if c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs" else _escape(c) for c in text
-    )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -60,7 +60,7 @@ class AlgorithmSettings(Settings):
     name: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"] = "ppo"
     """which row of the algorithm table"""
     kl_coef: NonNegative = 0.05
-    """weight of the KL to the reference; 0 = no reference is loaded"""
+    """weight of the KL to the reference; with 0 it is still measured where a reward model is learned from"""
     kl_in: Literal["reward", "loss"] = "reward"
     """where the KL acts"""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
@@ -167,6 +167,13 @@ class TrainConfig(Settings):
     doctor: Literal["quiet", "tell", "stop"] = "tell"
     """what `keel doctor` finds while the run goes on: nothing is said, each finding is, or a critical one also stops
     the run, with a checkpoint"""
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether a reference is there. A reward model knows only answers like those of the start, so with one the
+        distance is looked at even where it costs nothing."""
+        learned_from_model = any(source.model and source.weight for source in self.rewards)
+        return self.algorithm.kl_coef > 0 or self.reference is not None or learned_from_model
 
     @model_validator(mode="before")
     @classmethod

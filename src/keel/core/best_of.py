@@ -19,11 +19,14 @@ def best_of_weights(scores: Tensor, n: int) -> Tensor:
     """How probably each of k answers is the best of n of them, drawn without replacement. [N, k] -> [N, k]
 
     C(i - 1, n - 1) / C(k, n) for the i-th from below, so that `weights * x` is an unbiased estimate of x of the best of
-    n; answers of equal score share theirs (Nakano et al. 2021, arXiv 2112.09332, appendix I). A row sums to 1.
+    n; answers of equal score share theirs (Nakano et al. 2021, arXiv 2112.09332, appendix I). A row sums to 1. Raises
+    ValueError for an answer without a score (nan), which has no place among the others.
     """
     k = scores.shape[1]
     if not 1 <= n <= k:
         raise ValueError(f"best of {n} from {k} answers")
+    if bool(scores.isnan().any()):
+        raise ValueError("an answer has no score")
     by_place = torch.tensor([math.comb(i, n - 1) / math.comb(k, n) for i in range(k)], dtype=torch.float64)
     places = scores.argsort(1).argsort(1)
     equal = (scores.unsqueeze(2) == scores.unsqueeze(1)).double()

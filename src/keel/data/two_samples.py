@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +13,9 @@ Numbers = NDArray[np.float64]
 DRAWS = 4_999
 RESAMPLES = 2_000
 AT_ONCE = 2**23  # numbers held in memory while permuting; no figure depends on it
-CRITICAL = 1.358  # 5% point of the limit of sqrt(nm / (n + m)) D (Smirnov 1948)
+POWER = 0.8  # how often a difference has to be found that is said to be detectable
+SHARES = 2_001  # differences of two shares that are looked at, evenly spaced
+_quantile = NormalDist().inv_cdf
 
 
 def distances(old: Numbers, new: Numbers, seed: int, draws: int = DRAWS) -> tuple[Numbers, Numbers]:
@@ -72,20 +77,51 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
-def detectable(old: Numbers, new: Numbers) -> float:
-    """The least distance that a test of so many rows, at the 5% level, would tell from none.
+@dataclass(frozen=True)
+class Rows:
+    """How many rows a comparison has; `share` of the old ones, where the figure is yes or no."""
 
-    Of yes-or-no figures by the normal form with two successes and two failures added (Agresti and Coull 1998); inf
-    without rows.
+    old: int
+    new: int
+    share: float | None
+
+    @classmethod
+    def of(cls, old: Numbers, new: Numbers) -> Self:
+        """Rows without a figure (nan) do not count. The share has two successes and two failures added (Agresti and
+        Coull 1998), so that none seen is not none at all."""
+        old, new = old[np.isfinite(old)], new[np.isfinite(new)]
+        yes_or_no = np.isin(np.concatenate([old, new]), (0.0, 1.0)).all()
+        return cls(len(old), len(new), float((old.sum() + 2) / (len(old) + 4)) if yes_or_no else None)
+
+
+def detectable(rows: Rows, level: float) -> float:
+    """The distance that a test of so many rows at this level finds in at least 80% of samples; inf where none is.
+
+    D exceeds the limit sqrt(-ln(level / 2) / 2) (1/n + 1/m)^(1/2) (Smirnov 1948) as often as the shares differ by it at
+    the one value where the distributions are furthest apart; there the difference deviates by at most half of that
+    root, so the normal quantile of the power times it is added.
     """
-    old, new = old[np.isfinite(old)], new[np.isfinite(new)]
-    if not len(old) or not len(new):
+    if not rows.old or not rows.new:
         return math.inf
-    both, size = np.concatenate([old, new]), 1 / len(old) + 1 / len(new)
-    if np.isin(both, (0.0, 1.0)).all():
-        share = (both.sum() + 2) / (len(both) + 4)
-        return float(1.96 * math.sqrt(share * (1 - share) * size))
-    return CRITICAL * math.sqrt(size)
+    if rows.share is not None:
+        return _detectable_share(rows, level)
+    return (math.sqrt(-math.log(level / 2) / 2) + _quantile(POWER) / 2) * math.sqrt(1 / rows.old + 1 / rows.new)
+
+
+def _detectable_share(rows: Rows, level: float) -> float:
+    """The least d for which d >= z_level sd(no difference) + z_power sd(difference d) + (1/n + 1/m) / 2: two shares by
+    the normal form with the continuity correction that an exact test needs (Fleiss, Levin and Paik 2003, section 4.2).
+
+    Towards one half, where shares vary most.
+    """
+    assert rows.share is not None
+    n, m, old = rows.old, rows.new, min(rows.share, 1 - rows.share)
+    new, size = np.linspace(old, 1, SHARES), 1 / n + 1 / m
+    pooled = (n * old + m * new) / (n + m)
+    none = _quantile(1 - level / 2) * np.sqrt(pooled * (1 - pooled) * size)
+    some = _quantile(POWER) * np.sqrt(old * (1 - old) / n + new * (1 - new) / m)
+    found = np.flatnonzero(new - old >= none + some + size / 2)
+    return float(new[found[0]] - old) if len(found) else math.inf
 
 
 def difference_interval(old: Numbers, new: Numbers, seed: int) -> tuple[float, float]:

@@ -6,24 +6,26 @@ from dataclasses import replace
 from keel.diagnose.findings import SEVERITIES, Diagnosis, Finding
 from keel.diagnose.rule import Rule, findings_of
 from keel.diagnose.rules import POLICY_LEARNING, SUPERVISED
+from keel.diagnose.rules.ended import before_first_step
 from keel.diagnose.run import Run
 
-SLACK = 0.15  # of the run: so much later may a cause be noticed than what it caused
+SLACK = 0.2  # of the run: so much later may a cause be noticed than what it caused
 
 
 def diagnose(run: Run) -> Diagnosis:
     """All findings about a run as it is; each rule sees of step t only what was known by then."""
     last = int(run.steps[-1]) if len(run.steps) else 0
     rules = POLICY_LEARNING if run.stage == "train" else SUPERVISED
-    found = [finding for rule in rules for finding in findings_of(rule, run)] if last else []
+    found = [finding for rule in rules for finding in findings_of(rule, run)] if last else before_first_step(run)
     return Diagnosis(
         str(run.path), run.name, run.stage, run.state, last, run.planned, tuple(ordered(found, rules, run.planned))
     )
 
 
 def ordered(findings: Sequence[Finding], rules: Sequence[Rule], planned: int) -> list[Finding]:
-    """The diagnosis first: what is explained by nothing else, the gravest and of these the earliest. A cause that is
-    over counts as long as something that follows from it is not; else it comes last."""
+    """The diagnosis first: what is explained by nothing else, the gravest and of these what lies most upstream, where
+    it can be mended. A cause that is over counts as long as something that follows from it is not; else it comes last.
+    """
     place = {rule.name: number for number, rule in enumerate(rules)}
     follows = {rule.name: rule.follows for rule in rules}
     explained = [
@@ -35,7 +37,7 @@ def ordered(findings: Sequence[Finding], rules: Sequence[Rule], planned: int) ->
     def key(finding: Finding) -> tuple[bool, bool, int, bool, int, int]:
         unseen, has_cause = finding.name not in live, finding.follows_from is not None
         severity = SEVERITIES.index(finding.severity)
-        return unseen, has_cause, severity, not finding.is_open, finding.first_step, place[finding.name]
+        return unseen, has_cause, severity, not finding.is_open, place[finding.name], finding.first_step
 
     return sorted(explained, key=key)
 

@@ -16,7 +16,8 @@ class Fit:
     """score = start + d (alpha - beta ln d) with d = sqrt(KL), KL in nats (Gao et al. 2022, arXiv 2210.10760, RL form).
 
     With beta > 0 the score turns at d = exp(alpha / beta - 1), where it stands beta * d above the start. With beta <= 0
-    it has no highest point, and neither has it when that lies beyond all numbers.
+    it has no such peak, and neither has it when that lies beyond all numbers: it rises, or falls from the start on, or
+    (beta < 0) falls to the point at that d and rises after it.
     """
 
     start: float  # the score at no distance; fitted, for the measured one is as noisy as any other
@@ -38,9 +39,13 @@ class Fit:
         distance = kl**0.5
         return self.start + (distance * (self.alpha - self.beta * log(distance)) if distance else 0.0)
 
+    def slope(self, kl: float) -> float:
+        """What the score gains by another unit of d at this KL, which is above zero."""
+        return self.alpha - self.beta * (1 + log(kl) / 2)
+
     def is_behind(self, kl: float) -> bool:
-        """Whether a policy at this KL has passed the highest point."""
-        return self.peak_kl is not None and kl > self.peak_kl
+        """Whether the score falls at this KL: its highest point, be it the start, lies behind. Nothing does at KL 0."""
+        return kl > 0 and self.slope(kl) < 0
 
 
 def fit(kl: ArrayLike, score: ArrayLike) -> Fit | None:

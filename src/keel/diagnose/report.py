@@ -22,7 +22,7 @@ from keel.diagnose.report_summary import run_rows, shown, tiles
 from keel.diagnose.reward_report import environment
 from keel.diagnose.run import Run, read_run
 from keel.errors import ConfigError
-from keel.run.folder import RunFolder, write_atomic
+from keel.run.folder import RunFolder, storage, write_atomic
 
 SCRIPTS = (
     ("keel.diagnose", "static/tokens.js"),
@@ -127,7 +127,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _answers(run: Run) -> Answers:
     answers = Answers(RunFolder(run.path).rollouts)
-    answers.refresh()
+    with storage(answers.file.path):
+        answers.refresh()
     return answers
 
 

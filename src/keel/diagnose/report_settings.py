@@ -9,16 +9,11 @@ from pydantic import BaseModel
 
 from keel import config
 from keel.diagnose.compare import NO_MATTER, flat
-from keel.diagnose.run import Run
+from keel.diagnose.run import NO_JSON, Run
+from keel.diagnose.run_settings import STAGES
 from keel.errors import ConfigError
 from keel.run.folder import RunFolder
 
-STAGES: dict[str, type[BaseModel]] = {
-    "train": config.TrainConfig,
-    "sft": config.SftConfig,
-    "reward": config.RewardConfig,
-    "dpo": config.DpoConfig,
-}
 UNFINISHED = ("stopped", "died", "failed")
 SCORER = ("model", "function", "url")
 
@@ -47,7 +42,7 @@ def reproduction(run: Run) -> dict[str, Any]:
     """
     folder = RunFolder(run.path)
     began = _began(folder)
-    inputs, machine = ({str(k): str(v) for k, v in (began.get(name) or {}).items()} for name in ("inputs", "machine"))
+    inputs, machine = ({str(k): str(v) for k, v in _mapping(began.get(name)).items()} for name in ("inputs", "machine"))
     config_file, again = shlex.quote(str(folder.config)), shlex.quote(f"{run.path}-again")
     known = run.stage in STAGES
     return {
@@ -64,8 +59,12 @@ def reproduction(run: Run) -> dict[str, Any]:
 def _began(folder: RunFolder) -> dict[str, Any]:
     try:
         found = json.loads(folder.began.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, *NO_JSON):
         return {}
+    return _mapping(found)
+
+
+def _mapping(found: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 

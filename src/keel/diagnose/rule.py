@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from keel.diagnose.findings import SEVERITIES, Cause, Change, Evidence, Finding
 from keel.diagnose.run import Run
-from keel.diagnose.series import window
+from keel.diagnose.series import last, window
 
 Levels = NDArray[np.int8]
 FINE, NOTICE, WARNING, CRITICAL = range(4)
+USUAL_KL = 0.05  # kl_coef over the scores' deviation; from 0.01 to 0.2 is usual
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,24 @@ class Rule:
     """names of the rules whose findings explain this one"""
     lasts: bool = False
     """an event: once seen it stays"""
+    seen_after: int = 0
+    """steps that it takes to see it: it began so much earlier"""
 
 
 def findings_of(rule: Rule, run: Run) -> list[Finding]:
     """The rule's findings, of which at most the last is open."""
     levels = rule.levels(run)
     found = []
-    for first, last, severest in spans(levels, rule.patience, rule.lasts):
-        seen = run if last is None else run.until(int(run.steps[last]))
+    for first, until, severest in spans(levels, rule.patience, rule.lasts):
+        seen = run if until is None else run.until(int(run.steps[until]))
         found.append(
             Finding(
                 name=rule.name,
                 title=rule.title,
                 severity=SEVERITIES[CRITICAL - severest],
                 stage=rule.stage,
-                first_step=int(run.steps[first]),
-                last_step=None if last is None else int(run.steps[last]),
+                first_step=int(run.steps[max(first - rule.seen_after, 0)]),
+                last_step=None if until is None else int(run.steps[until]),
                 evidence=tuple(rule.evidence(seen)),
                 causes=tuple(sorted(rule.causes(seen), key=_doubt)),
             )
@@ -106,6 +109,24 @@ def scaled(run: Run, setting: str, factor: float, default: float | None = None) 
     """Multiply a setting: "1e-05 (it is 3e-05)"."""
     now = run.setting(setting, default)
     return Change(setting, f"{now * factor:.2g} (it is {now:g})" if now else f"{factor:g} times what it is")
+
+
+def raise_kl(run: Run, factor: float) -> Change:
+    """A larger kl_coef; where there is none yet, a usual one for scores of this scale."""
+    if last(run["objective/kl_coef"]) > 0:
+        return scaled(run, "algorithm.kl_coef", factor)
+    return Change("algorithm.kl_coef", f"{USUAL_KL * score_deviation(run):.2g} (it is 0)")
+
+
+def score_deviation(run: Run) -> float:
+    """Of the scores that the policy is paid, in the last step; 1 where it is not known or nothing."""
+    spread = last(run["objective/shaped_scores_std"])
+    return spread if spread > 0 else 1.0
+
+
+def ended_with(run: Run, *errors: str) -> bool:
+    """Whether the run failed with an error of this name."""
+    return run.state.standing == "failed" and run.state.what.startswith(errors)
 
 
 def moved(run: Run, figure: str, note: str = "") -> Evidence:

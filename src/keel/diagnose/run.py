@@ -2,16 +2,18 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keel.config import RewardSource
+from keel.diagnose.run_settings import check_settings
 from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder
 
@@ -19,6 +21,9 @@ PARTS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "
 """Folders inside a run, which hold no runs of their own to look at."""
 Series = NDArray[np.float64]
 Standing = Literal["running", "finished", "stopped", "failed", "died", "unknown"]
+STANDINGS: tuple[Standing, ...] = get_args(Standing)
+LAST_STEP = 10**12
+NO_JSON = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -102,18 +107,15 @@ class Run:
         figures.json beside its folder."""
         found = {}
         for (name, weight), source in zip(self.scorer_weights().items(), self.setting("rewards", []), strict=True):
-            path = Path(source.get("model") or "").parent / "figures.json"
-            try:
-                figures = json.loads(path.read_text(encoding="utf-8")) if weight and source.get("model") else {}
-            except (OSError, ValueError):
-                continue
+            figures = _figures(Path(source["model"]).parent) if weight and source.get("model") else {}
             if "accuracy" in figures and "length_accuracy" in figures:
                 found[name] = figures
         return found
 
 
 def read_run(path: str | Path) -> Run:
-    """Raises ConfigError for a folder that holds no run, CheckpointError for one that cannot be read.
+    """Raises ConfigError for a folder that holds no run, CheckpointError for one that cannot be read, or whose settings
+    keel cannot have written.
 
     Steps that a run repeated after it was resumed count once, as last written; a last line cut short is passed over.
     """
@@ -122,7 +124,9 @@ def read_run(path: str | Path) -> Run:
         raise ConfigError("no such folder", where=str(path))
     if not folder.config.is_file():
         raise ConfigError("this folder holds no run (no config.yaml)", where=str(path), fix="name a run folder")
-    return Run.of_lines(folder.path, folder.settings(), read_metrics(folder.metrics), state_of(folder))
+    run = Run.of_lines(folder.path, folder.settings(), read_metrics(folder.metrics), state_of(folder))
+    check_settings(run.settings, run.stage, str(folder.config))
+    return run
 
 
 def run_folders(root: Path) -> Iterator[Path]:
@@ -139,7 +143,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def read_metrics(path: Path) -> list[Mapping[str, Any]]:
-    """The whole lines of metrics.jsonl by step. Raises CheckpointError for a line that is none."""
+    """The whole lines of metrics.jsonl by step. Raises CheckpointError for one that is none, an empty one included."""
     try:
         whole = path.read_bytes().rpartition(b"\n")[0]
     except FileNotFoundError:
@@ -150,32 +154,41 @@ def read_metrics(path: Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             row = json.loads(line)
-            found[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError) as error:
+            found[step_of(row)] = row
+        except NO_JSON as error:
             raise CheckpointError("not a line of a run's metrics", f"{path}:{number}") from error
     return [found[step] for step in sorted(found)]
 
 
+def step_of(row: Any) -> int:
+    """The step of a line of metrics. Raises one of NO_JSON where there is none."""
+    step = row["step"]
+    if type(step) is not int or not 0 <= step <= LAST_STEP:
+        raise ValueError(f"{step!r:.20} is no step")
+    return step
+
+
 def state_of(folder: RunFolder) -> State:
     """From what the run wrote when it ended, or whether its process is there."""
-    try:
+    with suppress(OSError, *NO_JSON):
         said = json.loads(folder.ended.read_text(encoding="utf-8"))
-        return State(said["standing"], str(said["what"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+        standing: Standing = next((known for known in STANDINGS if known == said["standing"]), "unknown")
+        return State(standing, str(said["what"]))
     try:
         owner = (folder.path / ".lock").read_text(encoding="utf-8", errors="replace").split()
-        process = int(owner[1])
+        if _alive(int(owner[1])):
+            return State("running")
     except (OSError, ValueError, IndexError):
         return State("unknown")
-    if _alive(process):
-        return State("running")
     if folder.policy.is_dir() or folder.model.is_dir():  # the result, which is written last
         return State("finished")
-    return State("died", f"process {process} is gone and left no word")
+    return State("died", f"process {owner[1]} is gone and left no word")
 
 
 def _alive(process: int) -> bool:
+    """Raises ValueError for a number that no process has."""
+    if not 0 < process < 2**31:
+        raise ValueError(f"{process} is no process")
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -186,5 +199,18 @@ def _alive(process: int) -> bool:
 
 
 def _series(lines: list[Mapping[str, Any]], name: str) -> Series:
-    values = [line.get(name) for line in lines]
-    return np.array([v if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)
+    return np.array([_number(line.get(name)) for line in lines], dtype=np.float64)
+
+
+def _number(value: Any) -> float:
+    """nan for what is no finite number."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else float("nan")
+
+
+def _figures(folder: Path) -> dict[str, float]:
+    """The finite numbers of figures.json; none where it cannot be read."""
+    try:
+        found = json.loads((folder / "figures.json").read_text(encoding="utf-8")).items()
+    except (OSError, AttributeError, *NO_JSON):
+        return {}
+    return {name: _number(value) for name, value in found if _number(value) == _number(value)}

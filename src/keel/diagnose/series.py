@@ -34,6 +34,12 @@ def trailing_median(x: Series, width: int) -> Series:
     return np.where(counts > 0, middle, np.nan)
 
 
+def trailing_highest(x: Series, width: int) -> Series:
+    """The highest of the finite ones of the last `width` values, of fewer at the start; nan without any. [S] -> [S]"""
+    padded = np.concatenate([np.full(width - 1, np.nan), x])
+    return np.asarray(np.fmax.reduce(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1))
+
+
 def start_of(x: Series, width: int) -> Series:
     """Mean of the first `width` finite values, known from the last of them on and before that nan. [S] -> [S]"""
     places = np.flatnonzero(np.isfinite(x))[:width]
@@ -72,6 +78,13 @@ def rise(run: Run, figure: str) -> tuple[Series, Series]:
 def highest(x: Series) -> Series:
     """The highest so far, nan before the first. [S] -> [S]"""
     return np.where(np.isfinite(x), np.fmax.accumulate(x), np.nan) if len(x) else x
+
+
+def carried(x: Series) -> Series:
+    """Each value until the next one; nan before the first. [S] -> [S]"""
+    places = np.flatnonzero(np.isfinite(x))
+    latest = np.searchsorted(places, np.arange(len(x)), side="right") - 1
+    return np.where(latest >= 0, x[places[latest]], np.nan) if len(places) else np.full(len(x), np.nan)
 
 
 def at_least(x: Series, bound: float | Series) -> Holds:

@@ -22,6 +22,8 @@ if sys.platform != "win32":
 # Settings that a resumed run may change: none of them alters the steps already taken.
 FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor")
 
+NO_YAML = (ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # what its constructors raise
+
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
@@ -153,7 +155,7 @@ class RunFolder:
         """The settings the run was started with. Raises CheckpointError when they cannot be read."""
         try:
             saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except (OSError, yaml.YAMLError, *NO_YAML) as error:
             raise CheckpointError("the run's settings cannot be read", where=str(self.config)) from error
         if not isinstance(saved, dict):
             raise CheckpointError("no settings in this file", where=str(self.config))

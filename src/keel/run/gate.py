@@ -1,12 +1,12 @@
 """What a reward model must reach before a policy may learn from it."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from keel.config import GATES
 from keel.errors import ConfigError
+from keel.terminal import tell
 
 FILE = "gate.json"
 
@@ -42,7 +42,7 @@ def require_passed(model: str, ungated: bool = False) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("the verdict of the gate cannot be read", where=str(path)) from error
     if not passed and ungated:
-        print(f"keel: {model} failed its gate ({failed}) and is used all the same", file=sys.stderr, flush=True)
+        tell(f"{model} failed its gate ({failed}) and is used all the same")
     elif not passed:
         raise ConfigError(
             f"the reward model failed its gate: {failed}",

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from keel import kernels
 from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder, sha256, write_atomic
+from keel.terminal import tell
 
 
 def check_origin(
@@ -40,7 +40,7 @@ def check_origin(
         differ = [f"{name} was {old}, is {today.get(name)}" for name, old in others.items() if today.get(name) != old]
         differ += [f"{path} has changed" for path in changed]
         if differ:
-            print(f"keel: {'; '.join(differ)}: the run goes on, but not bit for bit", file=sys.stderr, flush=True)
+            tell(f"{'; '.join(differ)}: the run goes on, but not bit for bit")
         return
     write_atomic(folder.began, json.dumps(now, indent=1) + "\n")
 

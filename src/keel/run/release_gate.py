@@ -1,5 +1,6 @@
 """A gate before a release: what a policy's figures must reach, read strictly, and a verdict that travels with them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ DEMAND = re.compile(
 )
 SAFE = {"low": (">", ">="), "high": ("<", "<=")}
 ALONE = ("prompts",)  # figures without an interval
+COUNTS = ("prompts", "people.prompts", "people.judgements", "people.raters")
+FEWEST = 5  # prompts that an interval takes: of fewer, samples say next to nothing of prompts that were not asked
+FEW = 20  # prompts; of fewer a figure is told with their number, for its interval is too narrow
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,18 @@ def slice_named(name: str, slices: Sequence[str]) -> str:
 
 
 def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the figures of `keel evaluate` of one policy meet the demands. What was not measured never passes."""
+    """Whether the figures of `keel evaluate` of one policy meet the demands.
+
+    What was not measured never passes, nor does the interval of a figure of fewer than five prompts.
+    """
     slices = figures.get("slices", {})
     rows = []
     for demand in demands:
         own = figures if demand.slice is None else slices.get(slice_named(demand.slice, list(slices)), {})
         found = measured(own)
-        value = found.get(f"{demand.figure}_{demand.end}" if demand.end else demand.figure)
+        prompts = prompts_of(demand, found)
+        is_enough = not demand.end or prompts >= FEWEST
+        value = found.get(f"{demand.figure}_{demand.end}" if demand.end else demand.figure) if is_enough else None
         passed = value is not None and demand.holds(value)
         interval = [found.get(f"{demand.figure}_{end}") for end in ("low", "high")]
         rows.append(
@@ -126,7 +135,7 @@ def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[st
                 "measured": found.get(demand.figure),
                 "interval": None if None in interval else interval,
                 "passed": passed,
-                "says": says(demand, value, passed),
+                "says": says(demand, value, passed, prompts),
             }
         )
     failed = [row["says"] for row in rows if not row["passed"]]
@@ -140,10 +149,19 @@ def measured(figures: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in own.items() if isinstance(value, int | float) and value == value}
 
 
-def says(demand: Demand, value: float | None, passed: bool) -> str:
+def prompts_of(demand: Demand, found: Mapping[str, float]) -> float:
+    """Of how many prompts the figure is; inf for one that is itself a count, or where nobody counted."""
+    counted = "people.prompts" if demand.figure.startswith("people.") else "prompts"
+    return math.inf if demand.figure in COUNTS else found.get(counted, math.inf)
+
+
+def says(demand: Demand, value: float | None, passed: bool, prompts: float) -> str:
+    if demand.end and prompts < FEWEST:
+        return f"{demand.subject} needs at least {FEWEST} prompts, has {prompts:g}"
     if value is None:
         return f"{demand.subject} was not measured"
+    few = f" (of {prompts:g} prompts only)" if prompts < FEW else ""
     shown = f"{value:.4g}"
     if not passed and demand.holds(float(shown)):  # rounding may not make it look as if it held
         shown = repr(value)
-    return f"{demand.subject} {shown} {'is' if passed else 'is not'} {demand.sign} {demand.bound:g}"
+    return f"{demand.subject} {shown} {'is' if passed else 'is not'} {demand.sign} {demand.bound:g}{few}"

@@ -1,7 +1,6 @@
 """A scorer behind HTTP, with the contract that `rewards: [{url: ...}]` speaks (OpenRLHF's)."""
 
 import asyncio
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from keel.errors import RewardError
 from keel.rollout.scorers import Scorer, build_scorers
 from keel.rollout.scores import NoScore, Score
 from keel.server.limits import LOCAL, Gate, Refused, parsed, read_body
+from keel.terminal import tell
 
 PATH = "/get_reward"
 REMEMBERED = 64  # answers, for requests that come again because the first answer was lost
@@ -50,7 +50,7 @@ class RewardServer:
         except Refused as refused:
             return refused.response()
         except RewardError as error:
-            print(f"keel: {error}", file=sys.stderr, flush=True)
+            tell(str(error))
             return JSONResponse({"error": str(error)}, 422)
 
     async def _scores(

@@ -12,8 +12,14 @@ def best_of_curve(judged: Judged, most: int, seed: int) -> list[dict[str, Any]]:
     """For n = 1 .. most the figures of the answer with the highest score of n, with intervals over prompts.
 
     `kl_bound` is how far it lies at most from the policy that answered, in nats. A scorer that did not choose shows
-    what the choice is worth: where its figure falls while the score rises, the score is over-optimised.
+    what the choice is worth: where its figure falls while the score rises, the score is over-optimised. A prompt of
+    which an answer has no score is left out, for the best of fewer answers is less; `prompts` is how many there are.
+    Empty without any.
     """
+    scored = judged.measured["score"].isfinite().all(1).nonzero().flatten().tolist()
+    if not scored:
+        return []
+    judged = judged.rows(scored)
     names = [name for name in judged.measured if name in ("score", "length") or name.startswith("rewards/")]
     values = {name: judged.measured[name] for name in names}
     above, below = [], []
@@ -28,7 +34,7 @@ def best_of_curve(judged: Judged, most: int, seed: int) -> list[dict[str, Any]]:
     for n in range(1, most + 1):
         part = slice((n - 1) * len(names), n * len(names))
         found = with_intervals(dict(zip(names, figures[part], strict=True)), intervals[part])
-        curve.append({"n": n, "kl_bound": best_of_kl(n), **found})
+        curve.append({"n": n, "prompts": len(scored), "kl_bound": best_of_kl(n), **found})
     return curve
 
 

@@ -101,13 +101,14 @@ def sides_of(config: DriftConfig, desk: Desk, training: Sequence[Prompt]) -> tup
 
 
 def verdict(figures: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What it says of the reward models, of all prompts and of each slice, and why.
+    """What it says of the reward models, of all prompts and of each slice, and why where that is no good news.
 
     A slice is in doubt at best where the training's prompts are told apart as well and none of them is in it; where
     they are not, the best that can be said is that there is nothing new in it.
     """
     slices: dict[str, str] = {}
-    because = {ALL: reasons(figures["figures"])}
+    overall = standing(figures["figures"])
+    because = {ALL: reasons(figures["figures"]) if overall in ALARMING else []}
     for name, own in figures["slices"].items():
         unknown = bool(before) and name not in before
         slices[name] = standing(own["figures"])
@@ -115,9 +116,10 @@ def verdict(figures: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
             slices[name] = "nothing new"
         if unknown and slices[name] != "does not apply":
             slices[name] = "in doubt"
-        because[name] = ["none of the training prompts is of this kind"] * unknown + reasons(own["figures"])
+        new = ["none of the training prompts is of this kind"] * unknown
+        because[name] = new + reasons(own["figures"]) if slices[name] in ALARMING else []
     moved = [name for name, each in slices.items() if each in ALARMING]
-    return {"reward_model": standing(figures["figures"]), "slices": slices, "moved_slices": moved, "because": because}
+    return {"reward_model": overall, "slices": slices, "moved_slices": moved, "because": because}
 
 
 def write(config: DriftConfig, desk: Desk, figures: dict[str, Any], today: Side) -> None:

@@ -32,7 +32,7 @@ from keel.train.progress import ProgressDisplay
 from keel.train.sample import Player, grouped, load_frozen, load_player
 from keel.world import generator
 
-ENOUGH = 300  # training prompts that are answered where today's are fewer
+ENOUGH = 600  # training prompts that are answered where today's are fewer
 LOGGED = 5_000  # different prompts of a run's log that stand for its training prompts
 
 

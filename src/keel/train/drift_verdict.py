@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keel.data.two_samples import Numbers, detectable, difference_interval, distances, holm, superiority
+from keel.data.two_samples import Numbers, Rows, detectable, difference_interval, distances, holm, superiority
 
 Table = Mapping[str, Numbers]  # figure -> a value for each answer
 Says = Literal["moved", "moved a little", "same", "too few to say"]
@@ -19,6 +19,7 @@ NOTABLE_SHARES = {"outside_range/": 0.05, "truncated": 0.05, "prompt_unlikely": 
 JUDGE = ("outside_range/", "disagreement/")  # rising, they say that a reward model is asked what it does not know
 PROMPT = ("prompt_novelty", "prompt_unlikely")  # rising, they say that prompts are stranger than those of the training
 SCORES = ("score", "rewards/")  # moved, they say that the answers are judged otherwise than in the training
+TOLD = 3  # reasons for a verdict
 UNLIKELY = 0.01  # of the training prompts are as unlikely
 
 
@@ -33,7 +34,7 @@ class Moved:
     distance: float  # Kolmogorov-Smirnov
     superiority: float  # how often a value of today is above one of the training
     p: float  # of the permutation test; corrected for all tests of the call once `corrected` has been there
-    least: float  # the distance that so many answers would have shown
+    rows: Rows
 
 
 def compared(training: Table, today: Table, seed: int) -> dict[str, Moved]:
@@ -48,19 +49,25 @@ def compared(training: Table, today: Table, seed: int) -> dict[str, Moved]:
             continue
         low, high = difference_interval(before, now, seed)
         means = float(np.nanmean(before)), float(np.nanmean(now))
-        figures = float(apart[column]), superiority(before, now), float(p[column]), detectable(before, now)
-        found[name] = Moved(*means, low, high, *figures)
+        figures = float(apart[column]), superiority(before, now), float(p[column])
+        found[name] = Moved(*means, low, high, *figures, Rows.of(before, now))
     return found
 
 
 def corrected(groups: Mapping[str, Mapping[str, Moved]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each group and figure its numbers, the p-value corrected for all tests (Holm), and what it says."""
+    """For each group and figure its numbers, the p-value corrected for all tests (Holm), and what it says.
+
+    `least` is the distance that so many answers would have shown in four of five samples, at the level that the
+    smallest of all p-values is held to.
+    """
     places = [(group, name) for group, found in groups.items() for name in found]
     p_values = dict(zip(places, holm([groups[group][name].p for group, name in places]), strict=True))
     result: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in groups}
     for group, name in places:
         moved, p = groups[group][name], p_values[group, name]
-        result[group][name] = asdict(moved) | {"p": p, "says": says(name, moved, p)}
+        least = detectable(moved.rows, LEVEL / len(places))
+        figures = {figure: value for figure, value in asdict(moved).items() if figure != "rows"}
+        result[group][name] = figures | {"p": p, "least": least, "says": says(name, moved, p, least)}
     return result
 
 
@@ -71,14 +78,14 @@ def unlikely(logprobs: Numbers, of_training: Numbers) -> Numbers:
     return np.where(np.isfinite(logprobs), logprobs < limit, np.nan)
 
 
-def says(name: str, moved: Moved, p: float) -> Says:
+def says(name: str, moved: Moved, p: float, least: float) -> Says:
     """Moved: chance would seldom do it, and it is worth acting on. The same: so many answers would have shown it."""
     share = next((bound for start, bound in NOTABLE_SHARES.items() if name.startswith(start)), None)
     if p <= LEVEL:
         notable = moved.distance >= NOTABLE if share is None else abs(moved.today - moved.training) >= share
         return "moved" if notable else "moved a little"
     wanted = NOTABLE if share is None or name == "prompt_novelty" else share  # the one share that is no yes or no
-    return "same" if moved.least <= wanted else "too few to say"
+    return "same" if least <= wanted else "too few to say"
 
 
 def standing(figures: Mapping[str, Mapping[str, Any]]) -> Standing:
@@ -110,10 +117,18 @@ def small(p: float) -> str:
 
 
 def reasons(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What has moved, the largest distance first."""
+    """What has moved, of many the first three: what speaks against the judge itself, then by scores and prompts, then the
+    rest, in each the largest distance first."""
+
+    def order(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float]:
+        name, found = item
+        kinds = (at for at, start in enumerate((JUDGE, (*SCORES, *PROMPT))) if name.startswith(start))
+        return next(kinds, 2) if alarms(name, found) else 2, -found["distance"]
+
     moved = [(name, found) for name, found in figures.items() if found["says"] == "moved"]
-    return [
+    said = [
         f"{name}: {found['training']:.3g} in the training, {found['today']:.3g} today"
         f" (distance {found['distance']:.2f}, p {small(found['p'])})"
-        for name, found in sorted(moved, key=lambda item: -item[1]["distance"])
+        for name, found in sorted(moved, key=order)
     ]
+    return said if len(said) <= TOLD + 1 else [*said[:TOLD], f"and {len(said) - TOLD} more"]

@@ -114,8 +114,9 @@ def whole_batch_metrics(scored: ScoredRollouts, world: World) -> dict[str, float
     if len(scored.by_scorer) > 1:
         for name, said in scored.by_scorer.items():
             own = world.gather(said.double())
+            finite = own[own.isfinite()]
             metrics[f"agreement/{name}"] = rank_correlation(scores, own)
-            metrics[f"spread/{name}"] = float(own[own.isfinite()].std(correction=0))
+            metrics[f"spread/{name}"] = float(finite.std(correction=0)) if len(finite) else math.nan
     return metrics
 
 

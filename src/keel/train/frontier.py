@@ -17,6 +17,7 @@ from keel.train.comparing import Judged, resamples
 
 REFITS = 500
 SURE = 0.95
+NO_WAY = 0.01  # nats; a peak that near is the start
 
 
 def settings_of_run(path: str) -> TrainConfig:
@@ -87,7 +88,7 @@ def fitted(sides: Sequence[Judged], name: str, seed: int) -> dict[str, Any] | No
     if found is None:
         return None
     again = refits(table, seed)
-    peaks = [np.inf if other.peak_kl is None else other.peak_kl for other, _ in again]
+    peaks = [peak_of(other, last) for other, last in again]
     low, high = (float(end) for end in np.quantile(peaks, [0.025, 0.975], method="nearest"))
     behind = float(np.mean([other.is_behind(last) for other, last in again]))
     says = verdict(found, (low, high), float(kl[-1]), behind)
@@ -102,11 +103,25 @@ def refits(table: Tensor, seed: int) -> list[tuple[Fit, float]]:
     return [(other, last) for other, last in found if other is not None]
 
 
+def peak_of(found: Fit, last_kl: float) -> float:
+    """The KL of the highest point: 0 where the score falls from the start to the last side, inf where it has none."""
+    if found.peak_kl is None:
+        return 0.0 if found.is_behind(last_kl) else np.inf
+    return found.peak_kl
+
+
 def verdict(found: Fit, ends: tuple[float, float], last_kl: float, behind: float) -> str:
     """In words: whether the peak is behind the result, where that can be said."""
+    if last_kl <= 0:
+        return "nothing to say: the result is where the start is"
     if 1 - SURE < behind < SURE:
         return f"too close to say whether the peak is behind: {behind:.0%} of the resamples have it behind"
-    if found.peak_kl is None:
+    peak = peak_of(found, last_kl)
+    if behind >= SURE and peak < NO_WAY:
+        return "past its peak, which is the start: the score falls as the KL rises"
+    if peak == np.inf and found.at(last_kl) < found.start:
+        return f"no peak: the score fell at first and rises again, and at KL {last_kl:.3g} is still below the start"
+    if peak == np.inf:
         return "no peak: the score rises as the KL does"
-    where = f"the peak is at KL {found.peak_kl:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], the result at {last_kl:.3g}"
+    where = f"the peak is at KL {peak:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], the result at {last_kl:.3g}"
     return f"past its peak: {where}" if behind >= SURE else f"before its peak: {where}"

@@ -1,7 +1,6 @@
 """What learns from rows whose right answer is known, and what of it a checkpoint holds."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from keel.learn.guard import Guard, fault_of, require_finite
 from keel.learn.optim import clip_gradients, gradient_norm
 from keel.run.checkpoint import latest_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder
+from keel.terminal import tell
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def restore(folder: RunFolder, learner: Learner) -> None:
     load_optimizer_tensors(learner.optimizer, checkpoint.tensors("optimizer"))
     learner.guard.restore(checkpoint.state["guard"])
     learner.step, learner.unlogged = checkpoint.step, checkpoint.state["unlogged"]
-    print(f"keel: {checkpoint}", file=sys.stderr, flush=True)
+    tell(str(checkpoint))
     failpoint("start.resumed")
 
 

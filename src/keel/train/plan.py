@@ -168,7 +168,7 @@ def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
             own_base=config.policy.lora is None or source != config.policy.model,
         )
     own_base = config.policy.lora is not None and config.reference is None
-    if not own_base and (config.algorithm.kl_coef > 0 or config.reference):
+    if not own_base and config.measures_kl:
         source = config.reference or config.policy.model
         found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
     for reward in config.rewards:

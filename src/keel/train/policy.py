@@ -1,6 +1,5 @@
 """Policy learning: the loop of `keel train`, which can be ended and taken up again at any step."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from keel.interrupts import held, interruptible, sealed, waiting, watched
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 from keel.run.origin import check_origin
+from keel.terminal import tell
 from keel.train.check import self_check
 from keel.train.evaluate import judge
 from keel.train.evidence import keep_batch
@@ -86,7 +86,7 @@ def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict
 def say(what: str, world: World) -> None:
     """A line for the person who watches, on standard error."""
     if world.is_main:
-        print(f"keel: {what}", file=sys.stderr, flush=True)
+        tell(what)
 
 
 @contextmanager

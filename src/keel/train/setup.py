@@ -212,8 +212,8 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
 
 
 def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:
-    """The frozen model of the KL; none without a KL. With LoRA the policy's own base serves, at no cost."""
-    if config.algorithm.kl_coef == 0 and config.reference is None:
+    """The frozen model of the KL, where one is measured. With LoRA the policy's own base serves, at no cost."""
+    if not config.measures_kl:
         return None
     if config.policy.lora and config.reference is None:
         return ActorCritic(actor_critic.policy)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import TypeVar
 
 import torch
@@ -87,7 +88,8 @@ def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
         check_moved(before, fingerprint(parts))
     metrics = step_metrics(parts, scored, found.token_scores, batch, state.kl_coef)
     new_logprobs, moved = after_update(parts, found)
-    metrics["sampler/approx_kl"] += learned.pop("policy/first_approx_kl")
+    before_moving = learned.pop("policy/first_approx_kl")
+    metrics["sampler/approx_kl"] += before_moving if isfinite(before_moving) else 0.0  # the first update may be skipped
     state.step, state.statistics = step, found.statistics
     if config.algorithm.target_kl is not None:
         state.kl_coef = updated_kl_coef(

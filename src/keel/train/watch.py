@@ -1,6 +1,5 @@
 """The doctor at the bedside: while a run goes on, a line when a finding opens or is over."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from keel.diagnose.findings import Finding
 from keel.diagnose.run import Run, State, read_metrics
 from keel.errors import Halted
 from keel.run.folder import RunFolder
+from keel.terminal import tell
 
 EVERY_STEP = 200
 """So long each step is looked at; after that, each time when a hundredth more has been logged."""
@@ -82,4 +82,4 @@ def stopped(finding: Finding | None, step: int, folder: RunFolder) -> Halted:
 
 
 def _say(what: str) -> None:
-    print(f"keel: doctor: {what}", file=sys.stderr, flush=True)
+    tell(f"doctor: {what}")

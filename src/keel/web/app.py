@@ -1,7 +1,6 @@
 """The application of `keel rank`: pages for raters and the owner, and the two requests that change something."""
 
 import asyncio
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from keel.data.deals import Conflict, NotDealt
 from keel.data.store import Store
 from keel.errors import DataError
 from keel.server.limits import Refused, as_url_host, parsed, read_body
+from keel.terminal import tell
 from keel.web.pages import of_deal, page, refusal, static
 from keel.web.people import People, Person
 from keel.web.shield import Shield, Turns, names_of
@@ -169,7 +169,7 @@ async def refused(request: Request, error: Exception) -> Response:
         case Refused():
             return refusal(request.scope, error)
         case StoreError():
-            print(f"keel: {error}", file=sys.stderr, flush=True)
+            tell(str(error))
             reason = f"The store cannot be used just now: {error.what}."
             return refusal(request.scope, Refused(503, reason, PATIENCE))
         case NotDealt():

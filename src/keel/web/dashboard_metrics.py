@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from keel.diagnose.growing import GrowingFile
-from keel.diagnose.run import Run, Series, State
+from keel.diagnose.run import NO_JSON, Run, Series, State, step_of
 
 NAN = float("nan")
-NO_FIGURES = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 class Metrics:
@@ -58,12 +57,13 @@ class Metrics:
 
     def _add(self, row: Any) -> None:
         try:
-            self.steps.append(row.pop("step"))
-        except (*NO_FIGURES, AttributeError):
+            self.steps.append(step_of(row))
+        except NO_JSON:
             self.broken += 1
             return
         count = len(self.steps)
-        for name, value in row.items():
+        figures = {name: value for name, value in row.items() if name != "step"}
+        for name, value in figures.items():
             column = self.columns.get(name)
             if column is None:
                 column = self.columns[name] = array("d", [NAN]) * (count - 1)
@@ -71,7 +71,7 @@ class Metrics:
                 column.append(value)
             except (TypeError, OverflowError):
                 column.append(NAN)
-        if len(row) < len(self.columns):
+        if len(figures) < len(self.columns):
             for column in self.columns.values():
                 column.extend([NAN] * (count - len(column)))
 
@@ -84,7 +84,7 @@ def _rows(lines: list[bytes]) -> list[Any]:
     """What each line holds; None where that is no JSON."""
     try:
         rows = json.loads(b"[" + b",".join(lines) + b"]")
-    except NO_FIGURES:
+    except NO_JSON:
         rows = []
     if len(rows) == len(lines):
         return list(rows)

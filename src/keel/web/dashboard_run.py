@@ -13,6 +13,7 @@ import numpy as np
 from keel.diagnose.answers import Range
 from keel.diagnose.curves import groups, is_sparse, rounded, thinned, trend
 from keel.diagnose.run import Run, State, state_of
+from keel.diagnose.run_settings import check_settings
 from keel.errors import CheckpointError
 from keel.run.folder import RunFolder
 from keel.web.dashboard_answers import RunAnswers
@@ -75,10 +76,12 @@ class WatchedRun:
         self.trouble = ""
         if before != (self.metrics.cuts, self.metrics.file.end, self._settings[0], state):
             run = self.metrics.run(self.folder.path, self._settings[1], state)
-            if is_ours(run):
-                self.run = run
+            try:
+                check_settings(run.settings, run.stage, self.folder.config.name)
+            except CheckpointError as error:
+                self.trouble = str(error)
             else:
-                self.trouble = "config.yaml holds no settings of keel"
+                self.run = run
 
     @property
     def is_known(self) -> bool:
@@ -183,14 +186,6 @@ class WatchedRun:
         for path in (folder.config, folder.metrics, folder.rollouts, folder.ended, folder.path / ".lock"):
             if not Path(os.path.realpath(path)).is_relative_to(self.root):
                 raise CheckpointError("a link that leads out of the folder is not followed", where=path.name)
-
-
-def is_ours(run: Run) -> bool:
-    """Whether the settings can be those of a run: other programs have a config.yaml too."""
-    try:
-        return run.planned > 0 and run.scorer_weights() is not None
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        return False
 
 
 def _last(run: Run, figure: str) -> float | None:

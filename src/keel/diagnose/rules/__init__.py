@@ -4,8 +4,11 @@ from keel.diagnose.rule import Rule
 from keel.diagnose.rules import (
     collapse,
     critic,
+    ended,
     hacking,
     learning,
+    length,
+    outside,
     overoptimised,
     policy,
     prompts,
@@ -24,11 +27,14 @@ POLICY_LEARNING: tuple[Rule, ...] = (
     *updates.RULES,
     *critic.RULES,
     *policy.RULES,
+    *length.RULES,
     *hacking.RULES,
+    *outside.RULES,
     *collapse.RULES,
     *overoptimised.RULES,
     *learning.RULES,
+    *ended.RULES,
 )
 """In this order a finding is named before others that are as severe."""
 
-SUPERVISED = supervised.RULES
+SUPERVISED: tuple[Rule, ...] = (*supervised.RULES, *ended.RULES)

@@ -4,21 +4,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SCORES, mean_error, resolution, score_rise, spread_of, yardstick
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, ratio, reasons, scaled
-from keel.diagnose.rules.hacking import score_rise
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, ratio, reasons, scaled
 from keel.diagnose.run import Run
-from keel.diagnose.series import Holds, at_least, at_most, first, lagged, last, rise, start_of, trailing_mean, window
+from keel.diagnose.series import (
+    Holds,
+    at_least,
+    at_most,
+    first,
+    highest,
+    lagged,
+    last,
+    rise,
+    start_of,
+    trailing_mean,
+    window,
+)
 
 
 def _for_nothing(run: Run) -> Holds:
-    """The KL grew by half and by two nats over two windows, and the score did not."""
+    """The KL grew by half and by two nats over two windows, and the score, whose rise would have been seen, did not."""
     width = window(run)
-    kl, score = trailing_mean(run["objective/kl"], width), trailing_mean(run["objective/scores"], width)
-    batch = float(run.setting("rollout.batch_size", 64))
-    error = trailing_mean(run["objective/scores_std"], width) * np.sqrt(2 / (width * batch))
+    kl, score = trailing_mean(run["objective/kl"], width), trailing_mean(run[SCORES], width)
+    error = mean_error(run, SCORES) * np.sqrt(2 / width)
     grown = at_least(kl, 1.5 * lagged(kl, 2 * width)) & at_least(kl - lagged(kl, 2 * width), 2.0)
-    return grown & at_most(score - lagged(score, 2 * width), 2 * error)
+    seen = at_most(resolution(run), 0.25)
+    varies = at_least(trailing_mean(run[spread_of(SCORES)], width), 0.25 * yardstick(run, SCORES))
+    return grown & seen & varies & at_most(score - lagged(score, 2 * width), 0.5 * error)
 
 
 def _runaway(run: Run) -> Levels:
@@ -30,10 +43,10 @@ def _runaway(run: Run) -> Levels:
     far = at_least(per_token, 2.0 * typical) & at_least(per_token, 0.5)
     target = run.setting("algorithm.target_kl")
     missed = at_least(kl, 2 * float(target)) if target is not None else np.zeros(len(kl), dtype=bool)
-    paid, spread = run["objective/shaped_scores"], start_of(run["objective/shaped_scores_std"], width)
+    paid, spread = run["objective/shaped_scores"], highest(trailing_mean(run["objective/shaped_scores_std"], width))
     gained = trailing_mean(paid, width) - start_of(paid, width)
     costs = -trailing_mean(run["objective/non_score_reward"], width)
-    loss = at_least(costs - gained, 0.5 * spread) & at_least(costs, 1e-9) & at_least(kl, 2.0)
+    loss = at_least(costs - gained, (0.5 + resolution(run)) * spread) & at_least(costs, 1e-9) & at_least(kl, 2.0)
     return levels((_for_nothing(run) | missed | far | loss, WARNING), (far & (_for_nothing(run) | loss), CRITICAL))
 
 
@@ -64,12 +77,12 @@ def _runaway_causes(run: Run) -> Sequence[Cause]:
                 )
             ),
             reasons((kl_coef > 0.1 * spread, f"kl_coef over the scores' deviation is {ratio(kl_coef, spread):.2g}")),
-            scaled(run, "algorithm.kl_coef", 3) if kl_coef else Change("algorithm.kl_coef", f"{0.05 * spread:.2g}"),
+            raise_kl(run, 3),
         ),
         Cause(
             "the score is mostly noise, which the policy follows",
             reasons((last(gain) < 0.5, f"the score has risen by only {last(gain):.2g} of its deviation")),
-            reasons((last(gain) > 1, f"the score has risen by {last(gain):.2g} of its deviation")),
+            reasons((last(gain) >= 0.5, f"the score has risen by {last(gain):.2g} of its deviation")),
             Change("rollout.batch_size", "more answers a step, or a scorer that says the same of the same answer"),
         ),
         Cause(
@@ -89,12 +102,16 @@ def _collapse(run: Run) -> Levels:
     width = window(run)
     entropy = trailing_mean(run["policy/entropy"], 3)
     left = entropy / np.maximum(start_of(run["policy/entropy"], width), 1e-9)
-    distinct = trailing_mean(run["response/distinct"], 3)
-    alike = at_most(distinct, 0.5 * start_of(run["response/distinct"], min(width, 3)))
+    distinct, begun = trailing_mean(run["response/distinct"], 3), start_of(run["response/distinct"], min(width, 3))
+    varied = at_least(begun, 0.5)  # where a task has few answers, learning it means to say the right one always
+    alike = varied & at_most(distinct, 0.5 * begun)
     repeats = at_least(rise(run, "response/repetition")[0], 0.15)
-    sure = at_most(left, 0.1)
+    useless = at_most(score_rise(run)[0], 0.25)
+    sure = at_most(left, 0.1) & (varied | useless)
     return levels(
-        (sure | alike, WARNING), (at_most(left, 0.3) & (alike | repeats), CRITICAL), (at_most(left, 0.02), CRITICAL)
+        (sure | alike, WARNING),
+        (at_most(left, 0.3) & (alike | repeats), CRITICAL),
+        (sure & at_most(left, 0.02), CRITICAL),
     )
 
 
@@ -114,7 +131,7 @@ def _collapse_causes(run: Run) -> Sequence[Cause]:
             "the KL holds the policy too weakly",
             reasons((kl_coef < 0.02 * spread, f"kl_coef is {kl_coef:.3g} where the scores' deviation is {spread:.3g}")),
             reasons((kl_coef > 0.1 * spread, f"kl_coef is {kl_coef:.3g} where the scores' deviation is {spread:.3g}")),
-            scaled(run, "algorithm.kl_coef", 3) if kl_coef else Change("algorithm.kl_coef", "0.05"),
+            raise_kl(run, 3),
         ),
         Cause(
             "one step was too large, and what it left no longer varies",

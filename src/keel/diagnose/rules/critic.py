@@ -5,9 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved, names, reasons
+from keel.diagnose.rule import (
+    CRITICAL,
+    NOTICE,
+    WARNING,
+    Levels,
+    Rule,
+    is_now,
+    levels,
+    moved,
+    names,
+    reasons,
+    score_deviation,
+)
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import Holds, at_least, at_most, last, start_of, trailing_mean, window
+from keel.diagnose.series import Holds, at_least, at_most, highest, last, start_of, trailing_mean, window
 
 
 def _settled(run: Run) -> Holds:
@@ -15,23 +27,31 @@ def _settled(run: Run) -> Holds:
     return np.asarray(run.steps >= max(10, 0.3 * run.planned))
 
 
+def varies(run: Run) -> Holds:
+    """Whether returns still differ enough for a critic to be judged by them: not so when a task is solved. [S]"""
+    spread = trailing_mean(run["critic/returns_std"], window(run))
+    return at_least(spread, 0.25 * highest(spread))
+
+
 def lag(run: Run) -> Series:
-    """How far the mean value is from the mean return, in deviations of the returns. [S]"""
+    """How far the mean value is from the mean return over a window, in deviations of the returns. [S]"""
+    values, returns, spread = (
+        trailing_mean(run[f"critic/{name}"], window(run)) for name in ("values", "returns", "returns_std")
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.abs(run["critic/values"] - run["critic/returns"]) / run["critic/returns_std"]
+        return np.abs(values - returns) / np.maximum(spread, 0.25 * highest(spread))
 
 
 def _not_learning(run: Run) -> Levels:
     width = max(window(run), 5)
     explained = trailing_mean(run["critic/explained_variance"], width)
-    silent = at_most(np.abs(run["critic/values"]), 1e-4 * run["critic/returns_std"]) & (run.steps >= 4)
-    dull = at_most(explained, 0.03) & _settled(run)
-    off = at_least(trailing_mean(lag(run), width), 0.5) | at_most(explained, -0.25)
-    for_long = at_most(trailing_mean(run["critic/explained_variance"], 2 * width), 0.03) & (
-        run.steps >= 0.4 * run.planned
-    )
-    worse = at_most(explained, -1.0) & _settled(run)
-    return levels((dull, NOTICE), (dull & (off | for_long), WARNING), (worse | silent, CRITICAL))
+    spread = trailing_mean(run["critic/returns_std"], width)
+    silent = at_most(trailing_mean(np.abs(run["critic/values"]), width), 1e-4 * spread)
+    silent &= at_least(spread, 1e-12) & (run.steps >= 4)
+    dull = at_most(explained, 0.03) & _settled(run) & varies(run)
+    off = at_least(lag(run), 0.5) | at_most(explained, -0.25)
+    worse = at_most(explained, -1.0) & _settled(run) & varies(run)
+    return levels((dull, NOTICE), (dull & off, WARNING), (worse | silent, CRITICAL))
 
 
 def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
@@ -48,7 +68,7 @@ def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
 def _not_learning_causes(run: Run) -> Sequence[Cause]:
     rate = run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0))
     policy_rate = float(run.setting("optim.learning_rate", 0) or np.nan)
-    behind = last(trailing_mean(lag(run), window(run)))
+    behind = last(lag(run))
     moves = abs(last(run["critic/values"])) > 0.1 * last(run["critic/returns_std"])
     worse = last(trailing_mean(run["critic/explained_variance"], window(run))) < -0.25
     slow = Cause(
@@ -77,12 +97,12 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
 
 
 def _lagging(run: Run) -> Levels:
-    behind = trailing_mean(lag(run), window(run))
+    behind = lag(run)
     return levels((at_least(behind, 1.0) & _settled(run), WARNING), (at_least(behind, 3.0) & _settled(run), CRITICAL))
 
 
 def _lagging_evidence(run: Run) -> Sequence[Evidence]:
-    behind = last(trailing_mean(lag(run), window(run)))
+    behind = last(lag(run))
     return [
         Evidence("critic/values", f"its mean is {behind:.2g} deviations of the returns away from theirs"),
         moved(run, "critic/returns"),
@@ -90,6 +110,7 @@ def _lagging_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _lagging_causes(run: Run) -> Sequence[Cause]:
+    mean, spread = abs(last(run["objective/shaped_scores"])), score_deviation(run)
     rate = run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0))
     return [
         Cause(
@@ -100,18 +121,8 @@ def _lagging_causes(run: Run) -> Sequence[Cause]:
         ),
         Cause(
             "the scores are far from 0",
-            reasons(
-                (
-                    abs(last(run["objective/shaped_scores"])) > 5,
-                    f"their mean is {last(run['objective/shaped_scores']):.3g}",
-                )
-            ),
-            reasons(
-                (
-                    abs(last(run["objective/shaped_scores"])) < 2,
-                    f"their mean is {last(run['objective/shaped_scores']):.3g}",
-                )
-            ),
+            reasons((mean > 5 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
+            reasons((mean < 2 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
             Change("reward.normalize", "running"),
         ),
     ]
@@ -163,7 +174,7 @@ def _credit(run: Run) -> Levels:
 
 def _credit_evidence(run: Run) -> Sequence[Evidence]:
     return [
-        is_now(run, "credit/early", "rank correlation of an answer's score and the advantage of its first quarter"),
+        is_now(run, "credit/early", "correlation of an answer's score and the advantage of its first quarter"),
         is_now(run, "credit/late", "the same of its last quarter"),
         is_now(run, "response/length"),
     ]

@@ -4,39 +4,34 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SURE, bounded_error, fall_from_best, score_rise
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, moved, names, reasons, scaled
-from keel.diagnose.run import Run, Series
-from keel.diagnose.series import Holds, at_least, at_most, highest, last, latched, rise, start_of, trailing_mean, window
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, reasons
+from keel.diagnose.run import Run
+from keel.diagnose.series import Holds, at_least, at_most, last, latched, rise, start_of, trailing_mean, window
 
-SURE = 4.0  # standard errors
-
-
-def score_rise(run: Run) -> tuple[Series, Series]:
-    """How far the score has risen, in deviations of the first answers' scores, and in standard errors. [S], [S]"""
-    width, batch = window(run), float(run.setting("rollout.batch_size", 64))
-    spread = start_of(run["objective/scores_std"], width)
-    gain = trailing_mean(run["objective/scores"], width) - start_of(run["objective/scores"], width)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return gain / spread, gain / (spread * np.sqrt(2 / (width * batch)))
-
-
-def held_out_fall(run: Run, name: str) -> tuple[Series, Series]:
-    """How far a held-out scorer has fallen from its best, in its deviation over the first answers, and in standard
-    errors. [S], [S]"""
-    width, batch = window(run), float(run.setting("rollout.batch_size", 64))
-    smooth = trailing_mean(run[f"rewards/{name}"], width)
-    spread = start_of(run[f"spread/{name}"], width)
-    fall = highest(smooth) - smooth
-    noise = trailing_mean(run[f"spread/{name}"], 2 * width) * np.sqrt(2 / (width * batch))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return fall / spread, fall / noise
+WEAK = ("outside_range/", "response/distinct")  # worth telling beside others; the last alone is a collapse
 
 
 def fallen(run: Run, name: str) -> Holds:
     """Whether a held-out scorer has fallen from its best, and is not back. [S]"""
-    fall, errors = held_out_fall(run, name)
-    return latched(at_least(fall, 0.25) & at_least(errors, SURE), at_most(fall, 0.1))
+    fall, errors = fall_from_best(run, f"rewards/{name}")
+    return latched(at_least(fall, 0.25) & at_least(errors, 3.0), at_most(fall, 0.1))
+
+
+def parted(run: Run, name: str) -> Holds:
+    """Whether the score no longer puts the answers in the order of a held-out scorer, as it did at the start. [S]
+
+    Among answers that are all good the order is chance, so this says something only while both tell answers apart as
+    before, and the other one does not rise.
+    """
+    width, figure = window(run), f"agreement/{name}"
+    before, now = start_of(run[figure], width), trailing_mean(run[figure], width)
+    error = bounded_error(run, figure, 1.0) * np.sqrt(2 / width)
+    lost = at_least(before, 0.25) & at_most(now, 0.0) & at_least(before - now, SURE * error)
+    for spread in ("objective/scores_std", f"spread/{name}"):
+        lost &= at_least(trailing_mean(run[spread], width), 0.7 * start_of(run[spread], width))
+    return lost & at_most(score_rise(run, f"rewards/{name}")[0], 0.25)
 
 
 def second_opinions(run: Run) -> Mapping[str, Holds]:
@@ -45,12 +40,10 @@ def second_opinions(run: Run) -> Mapping[str, Holds]:
     found: dict[str, Holds] = {}
     for name in run.held_out_scorers():
         found[f"rewards/{name}"] = fallen(run, name)
-        early = start_of(run[f"agreement/{name}"], width)
-        found[f"agreement/{name}"] = at_most(trailing_mean(run[f"agreement/{name}"], width), 0.0) & at_least(
-            early, 0.25
-        )
+        found[f"agreement/{name}"] = parted(run, name)
     for figure in (name for name in run.columns if name.startswith("disagreement/")):
-        found[figure] = at_least(trailing_mean(run[figure], width), 2 * start_of(run[figure], width))
+        doubled = at_least(trailing_mean(run[figure], width), 2 * start_of(run[figure], width))
+        found[figure] = doubled & at_least(rise(run, figure)[1], SURE)
     surprise = -run["objective/reference_logprob"]
     before, now = start_of(surprise, width), trailing_mean(surprise, width)
     found["objective/reference_logprob"] = at_least(now, 2.0 * before) & at_least(now - before, 0.5)
@@ -66,12 +59,14 @@ def second_opinions(run: Run) -> Mapping[str, Holds]:
 def _hacking(run: Run) -> Levels:
     gain, errors = score_rise(run)
     rising = at_least(gain, 0.25) & at_least(errors, SURE)
-    opinions = second_opinions(run)
-    decisive = [holds for figure, holds in opinions.items() if figure.startswith("rewards/")]
-    weak = ("rewards/", "outside_range/", "response/distinct")  # the last alone is a collapse
-    others = [holds for figure, holds in opinions.items() if not figure.startswith(weak)]
-    count = np.sum(others, axis=0) if others else np.zeros(len(run.steps))
-    falls = np.any(decisive, axis=0) if decisive else np.zeros(len(run.steps), dtype=bool)
+    falls, votes = np.zeros(len(run.steps), dtype=bool), dict[str, Holds]()
+    for figure, holds in second_opinions(run).items():
+        kind = figure.partition("/")[0] if figure.startswith(("agreement/", "disagreement/")) else figure
+        if figure.startswith("rewards/"):
+            falls |= holds
+        elif not figure.startswith(WEAK):
+            votes[kind] = votes.get(kind, falls & False) | holds  # scorers of a kind have one vote
+    count = np.sum(list(votes.values()), axis=0)
     return levels((rising & (count >= 1), WARNING), (rising & ((count >= 2) | falls), CRITICAL))
 
 
@@ -91,10 +86,9 @@ def _opinion(run: Run, figure: str) -> Evidence:
 def _hacking_causes(run: Run) -> Sequence[Cause]:
     speaks = {figure for figure, holds in second_opinions(run).items() if holds[-1]}
     kl_coef, kl = last(run["objective/kl_coef"]), last(run["objective/kl"])
-    far = not run.has("objective/kl") or kl > 10
     outside = [figure for figure in speaks if figure.startswith(("outside_range/", "disagreement/"))]
     length = abs(last(trailing_mean(run["response/length_correlation"], window(run)))) > 0.4
-    near = np.isfinite(kl) and kl < 10
+    known = any(run.has(f"outside_range/{name}") for name, weight in run.scorer_weights().items() if weight)
     weak = [
         f"{name} was right on {figures['accuracy']:.0%} of its held-out comparisons, length alone on "
         f"{figures['length_accuracy']:.0%}"
@@ -106,11 +100,12 @@ def _hacking_causes(run: Run) -> Sequence[Cause]:
             "the KL holds the policy too weakly: it has left the answers that the reward model knows",
             reasons(
                 (kl_coef == 0, "kl_coef is 0"),
-                (far and kl_coef > 0, f"the KL is {kl:.3g} nats an answer"),
+                (not run.has("objective/kl"), "there is no reference to hold it"),
+                (kl > 10 and kl_coef > 0, f"the KL is {kl:.3g} nats an answer"),
                 ("objective/reference_logprob" in speaks, "the reference finds the answers odd"),
             ),
-            reasons((near and kl_coef > 0, f"the KL is only {kl:.3g} nats an answer")),
-            scaled(run, "algorithm.kl_coef", 3) if kl_coef else Change("algorithm.kl_coef", "0.05 (it is 0)"),
+            reasons((kl < 10 and kl_coef > 0, f"the KL is only {kl:.3g} nats an answer")),
+            raise_kl(run, 3),
         ),
         Cause(
             "the reward model is wrong about answers of this kind",
@@ -119,7 +114,7 @@ def _hacking_causes(run: Run) -> Sequence[Cause]:
                 (any(figure.startswith("rewards/") for figure in speaks), "a scorer that is not learned from falls"),
                 *((True, text) for text in weak),
             ),
-            reasons((not outside, "its scores are within those of its own held-out answers")),
+            reasons((known and not outside, "its scores are within those of its own held-out answers")),
             Change("rewards", "an ensemble with combine: lower, trained also on rankings of this run's answers"),
         ),
         Cause(
@@ -135,105 +130,7 @@ def _hacking_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
-def _outside(run: Run) -> Levels:
-    trained = [name for name, weight in run.scorer_weights().items() if weight]
-    width = window(run)
-    shares = [trailing_mean(run[f"outside_range/{name}"], width) for name in trained]
-    beyond = [at_least(share, 0.5) for share in shares]
-    return levels((np.any(beyond, axis=0) if beyond else np.zeros(len(run.steps), dtype=bool), WARNING))
-
-
-def _outside_evidence(run: Run) -> Sequence[Evidence]:
-    return [
-        is_now(run, f"outside_range/{name}", "share of answers scored beyond all held-out answers of the reward model")
-        for name, weight in run.scorer_weights().items()
-        if weight and run.has(f"outside_range/{name}")
-    ]
-
-
-def _outside_causes(run: Run) -> Sequence[Cause]:
-    return [
-        Cause(
-            "the policy gives answers better, or odder, than any that people have judged",
-            ("the reward model was never asked about scores like these",),
-            (),
-            Change("rewards", "collect rankings of this run's answers (keel sample, keel rank) and train it again"),
-        ),
-        Cause(
-            "the KL holds the policy too weakly",
-            reasons((last(run["objective/kl"]) > 10, f"the KL is {last(run['objective/kl']):.3g} nats an answer")),
-            reasons((last(run["objective/kl"]) < 5, f"the KL is {last(run['objective/kl']):.3g} nats an answer")),
-            scaled(run, "algorithm.kl_coef", 2),
-        ),
-    ]
-
-
-def length_share(run: Run) -> Series:
-    """Which part of the score's rise a change of length alone would bring, by how score and length go together within
-    a step. [S]"""
-    width = window(run)
-    slope = trailing_mean(run["response/length_correlation"], 3 * width) * start_of(run["objective/scores_std"], width)
-    spread = start_of(run["response/length_std"], width)
-    gain = trailing_mean(run["objective/scores"], width) - start_of(run["objective/scores"], width)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return slope / spread * rise(run, "response/length")[0] / gain
-
-
-def _length(run: Run) -> Levels:
-    width = window(run)
-    gain, errors = score_rise(run)
-    change, sure = rise(run, "response/length")
-    before = start_of(run["response/length"], width)
-    share = length_share(run)
-    spread = start_of(run["response/length_std"], width)
-    much = (
-        at_least(np.abs(change), 0.25 * before) & at_least(np.abs(change), 0.5 * spread) & at_least(np.abs(sure), SURE)
-    )
-    paid = at_least(share, 0.5) & at_least(gain, 0.25) & at_least(errors, SURE)
-    severe = at_least(np.abs(change), 0.6 * before) & at_least(share, 0.75)
-    back = at_most(np.abs(change), 0.15 * before)  # answers of one length no longer show what lengthened them
-    return levels((latched(much & paid, back), WARNING), (latched(much & paid & severe, back), CRITICAL))
-
-
-def _length_evidence(run: Run) -> Sequence[Evidence]:
-    share = last(length_share(run))
-    return [
-        moved(run, "response/length"),
-        is_now(run, "response/length_correlation", "rank correlation of score and length within a step"),
-        Evidence("objective/scores", f"{min(share, 1):.0%} of the rise is what the change of length alone would bring"),
-    ]
-
-
-def _length_causes(run: Run) -> Sequence[Cause]:
-    longer = rise(run, "response/length")[0][-1] > 0
-    held_out = run.held_out_scorers()
-    rising = [name for name in held_out if rise(run, f"rewards/{name}")[1][-1] > SURE]
-    return [
-        Cause(
-            f"the scorer pays for {'longer' if longer else 'shorter'} answers",
-            (f"within a step their rank correlation is {last(run['response/length_correlation']):.2f}",),
-            (),
-            Change("rewards", "a reward model that beats length on held-out pairs: see length in its report.html"),
-        ),
-        Cause(
-            "better answers are really of another length",
-            tuple(f"the held-out scorer {name} rises as well" for name in rising),
-            tuple(f"the held-out scorer {name} does not rise" for name in held_out if name not in rising),
-            Change("", "judge it: keel evaluate gives the win rate with length taken out"),
-        ),
-    ]
-
-
 RULES = (
-    Rule(
-        "length-exploitation",
-        "The score rises because the answers change their length, and little else.",
-        "reward model",
-        _length,
-        _length_evidence,
-        _length_causes,
-        follows=("updates-too-large", "reward-shift"),
-    ),
     Rule(
         "reward-hacking",
         "The score rises while a second opinion says that the answers get worse.",
@@ -246,14 +143,5 @@ RULES = (
             "updates-too-large reward-inverted reward-shift length-exploitation prompts-repeated "
             "missing-ends entropy-runaway sampler-mismatch"
         ),
-    ),
-    Rule(
-        "reward-out-of-range",
-        "Most answers score beyond everything that the reward model was tested on.",
-        "reward model",
-        _outside,
-        _outside_evidence,
-        _outside_causes,
-        follows=names("reward-hacking reward-shift updates-too-large length-exploitation prompts-repeated"),
     ),
 )

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SCORES, SURE, fall_from_best, prompts_of, resolution, score_rise, solved, yardstick
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved, reasons, scaled
-from keel.diagnose.rules.hacking import score_rise
-from keel.diagnose.run import Run, Series
-from keel.diagnose.series import at_least, at_most, highest, last, start_of, trailing_mean, window
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, moved, reasons, scaled
+from keel.diagnose.run import Run
+from keel.diagnose.series import at_least, at_most, carried, first, last, trailing_mean, window
 
-SURE = 4.0  # standard errors
 UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted", "stale-normaliser", "reward-shift",
             "sampler-mismatch", "wrong-reference", "learning-rate-schedule", "updates-too-large", "updates-too-small",
             "updates-skipped", "critic-not-learning", "critic-lagging", "advantages-exploding", "credit-does-not-reach",
@@ -18,9 +17,11 @@ UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted
 
 
 def _not_learning(run: Run) -> Levels:
+    """No rise by a quarter of a deviation, and half a one would have been seen."""
     gain, errors = score_rise(run)
     late = run.steps >= max(10, 0.4 * run.planned)
-    return levels((late & at_most(gain, 0.25) & at_most(errors, SURE), WARNING))
+    flat = at_most(gain, 0.25) & at_most(errors, SURE) & at_most(gain + resolution(run), 0.5)
+    return levels((late & flat & ~solved(run, window(run)), WARNING))
 
 
 def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
@@ -54,25 +55,14 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
-def setback(run: Run) -> tuple[Series, Series]:
-    """How far the score is below its best, in deviations of the first scores, and in standard errors. [S], [S]"""
-    width, batch = window(run), float(run.setting("rollout.batch_size", 64))
-    smooth = trailing_mean(run["objective/scores"], width)
-    smooth[: width - 1] = np.nan
-    spread = start_of(run["objective/scores_std"], width)
-    fall = highest(smooth) - smooth
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return fall / spread, fall / (spread * np.sqrt(2 / (width * batch)))
-
-
 def _unstable(run: Run) -> Levels:
-    fall, errors = setback(run)
+    fall, errors = fall_from_best(run)
     sure = at_least(errors, SURE)
     return levels((sure & at_least(fall, 0.5), WARNING), (sure & at_least(fall, 1.0), CRITICAL))
 
 
 def _unstable_evidence(run: Run) -> Sequence[Evidence]:
-    fall, _ = setback(run)
+    fall, _ = fall_from_best(run)
     return [
         moved(run, "objective/scores", f"{last(fall):.2g} deviations below its best"),
         moved(run, "policy/step_kl"),
@@ -105,22 +95,13 @@ def _unstable_causes(run: Run) -> Sequence[Cause]:
 
 
 def _memorised(run: Run) -> Levels:
-    held_out, spread = run["evaluate/score"], start_of(run["objective/scores_std"], window(run))
-    there = np.isfinite(held_out)
-    gap = np.full(len(held_out), np.nan)
-    seen = trailing_mean(run["objective/scores"], window(run))
-    places = np.flatnonzero(there)
-    if len(places):
-        gap[places] = (seen[places] - held_out[places]) - (seen[places[0]] - held_out[places[0]])
-        gap = _held(gap)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return levels((at_least(gap / spread, 0.5), WARNING))
-
-
-def _held(x: Series) -> Series:
-    """Each value until the next one. [S] -> [S]"""
-    places = np.maximum.accumulate(np.where(np.isfinite(x), np.arange(len(x)), -1))
-    return np.where(places >= 0, x[np.maximum(places, 0)], np.nan)
+    """The gap between training and held-out prompts has grown by half a deviation since the first evaluation, and by
+    more than chance makes of two evaluations, each of which is taken to see as many prompts as a step."""
+    seen, held_out = trailing_mean(run[SCORES], window(run)), run["evaluate/score"]
+    gap = np.where(np.isfinite(held_out), seen - held_out, np.nan)
+    grown = carried(gap) - first(gap)
+    error = yardstick(run, SCORES) * np.sqrt(2 / prompts_of(run))
+    return levels((at_least(grown, 0.5 * yardstick(run, SCORES)) & at_least(grown, SURE * error), WARNING))
 
 
 def _memorised_evidence(run: Run) -> Sequence[Evidence]:
@@ -144,33 +125,6 @@ def _memorised_causes(run: Run) -> Sequence[Cause]:
             (),
             Change("evaluate.prompts", "prompts drawn from the same source; keel drift says how far they are apart"),
         ),
-    ]
-
-
-def _stopped(run: Run) -> Levels:
-    found = np.zeros(len(run.steps), dtype=np.int8)
-    if run.state.standing == "died":
-        found[-1:] = NOTICE
-    if run.state.standing == "failed":
-        found[-1:] = CRITICAL
-    return found
-
-
-def _stopped_evidence(run: Run) -> Sequence[Evidence]:
-    return [Evidence("objective/scores", f"step {run.steps[-1]} of {run.planned} was the last")]
-
-
-def _stopped_causes(run: Run) -> Sequence[Cause]:
-    died = run.state.standing == "died"
-    return [
-        Cause(
-            "the process was killed: by a person, by the machine for want of memory, or by a power cut"
-            if died
-            else "what it ended with, above",
-            (run.state.what,),
-            (),
-            Change("", f"keel train {run.path / 'config.yaml'} --resume goes on from the last checkpoint"),
-        )
     ]
 
 
@@ -202,15 +156,5 @@ RULES = (
         _not_learning_evidence,
         _not_learning_causes,
         follows=UPSTREAM,
-    ),
-    Rule(
-        "run-ended",
-        "The run ended before its last step.",
-        "run",
-        _stopped,
-        _stopped_evidence,
-        _stopped_causes,
-        patience=1,
-        follows=(*UPSTREAM, "instability"),
     ),
 )

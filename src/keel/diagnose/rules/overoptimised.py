@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import fall_from_best
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.overoptimisation import Fit, fit
-from keel.diagnose.rule import NOTICE, WARNING, Levels, Rule, levels, moved, names, scaled
-from keel.diagnose.rules.hacking import held_out_fall
+from keel.diagnose.rule import NOTICE, WARNING, Levels, Rule, levels, moved, names, raise_kl
 from keel.diagnose.run import Run
 from keel.diagnose.series import at_least, last, start_of, trailing_mean, window
 
-NEAR = 0.8  # of the peak's KL: time to think of stopping
+NEAR, PAST = 0.8, 1.2  # of the peak's KL: time to think of stopping, and surely over it
 FITS = 12  # looks in a whole run, evenly spaced: a fit of every step would say no more
 
 
@@ -32,8 +32,8 @@ def _seen(run: Run, name: str) -> Iterator[tuple[int, bool, bool]]:
     for place in range(run.planned // FITS, len(run.steps), max(1, run.planned // FITS)):
         part = run.until(int(run.steps[place]))
         found, kl = curve(part, name), last(trailing_mean(part["objective/kl"], window(part)))
-        peak = np.inf if found is None or found.peak_kl is None else found.peak_kl
-        yield int(place), bool(kl > NEAR * peak), bool(kl > 1.2 * peak)
+        near, behind = (found is not None and found.is_behind(kl / share) for share in (NEAR, PAST))
+        yield int(place), near, behind
 
 
 def _levels(run: Run) -> Levels:
@@ -42,7 +42,7 @@ def _levels(run: Run) -> Levels:
         is_near, is_behind = (np.zeros(len(run.steps), dtype=bool) for _ in range(2))
         for place, nearly, quite in _seen(run, name):  # what was seen stands until the next look
             is_near[place:], is_behind[place:] = nearly, quite
-        fall, errors = held_out_fall(run, name)
+        fall, errors = fall_from_best(run, f"rewards/{name}")
         # No peak is believed before the scorer itself has stopped rising.
         near |= is_near & at_least(fall, 0.1) & at_least(errors, 3.0)
         behind |= is_behind & at_least(fall, 0.2) & at_least(errors, 4.0)
@@ -52,10 +52,11 @@ def _levels(run: Run) -> Levels:
 def _evidence(run: Run) -> Sequence[Evidence]:
     found = []
     for name in run.held_out_scorers():
-        form = curve(run, name)
-        if form is not None and form.peak_kl is not None:
-            kl = last(trailing_mean(run["objective/kl"], window(run)))
-            text = f"a fit of its gain over sqrt(KL) peaks at {form.peak_kl:.3g} nats; the policy is at {kl:.3g}"
+        form, kl = curve(run, name), last(trailing_mean(run["objective/kl"], window(run)))
+        if form is not None:
+            peak = "" if form.peak_kl is None else f"peaks at {form.peak_kl:.3g} nats, and "
+            way = "falls" if form.is_behind(kl) else "rises"
+            text = f"a fit of its gain over sqrt(KL) {peak}{way} where the policy is, at {kl:.3g} nats"
             found.append(Evidence(f"rewards/{name}", text))
     return [*found, moved(run, "objective/kl"), moved(run, "objective/scores")]
 
@@ -66,7 +67,7 @@ def _causes(run: Run) -> Sequence[Cause]:
             "every reward model is exploited in the end; this run went further than this one can bear",
             ("Gao et al. 2022 find the same form for models and data of many sizes",),
             (),
-            scaled(run, "algorithm.kl_coef", 2),
+            raise_kl(run, 2),
         ),
         Cause(
             "the run is longer than the reward model is good for",
@@ -82,7 +83,7 @@ def _causes(run: Run) -> Sequence[Cause]:
 RULES = (
     Rule(
         "over-optimisation",
-        "The held-out score has passed its peak while the reward model's still rises.",
+        "The best of the run is behind it: a scorer that is not learned from falls as the policy moves on.",
         "reward model",
         _levels,
         _evidence,

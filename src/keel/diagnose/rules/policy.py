@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SURE, score_rise
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import (
     CRITICAL,
     NOTICE,
+    USUAL_KL,
     WARNING,
     Levels,
     Rule,
@@ -18,16 +20,14 @@ from keel.diagnose.rule import (
     ratio,
     reasons,
     scaled,
+    score_deviation,
 )
-from keel.diagnose.rules.hacking import score_rise
 from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, last, rise, start_of, trailing_mean, window
-
-SURE = 4.0  # standard errors
+from keel.diagnose.series import at_least, at_most, highest, last, rise, start_of, trailing_mean, window
 
 
 def _tight(run: Run) -> Levels:
-    spread = trailing_mean(run["objective/shaped_scores_std"], window(run))
+    spread = highest(trailing_mean(run["objective/shaped_scores_std"], window(run)))
     kl_coef = run["objective/kl_coef"]
     target = run.setting("algorithm.target_kl")
     held = np.full(len(run.steps), target is not None and float(target) < 0.1)
@@ -59,7 +59,7 @@ def _tight_causes(run: Run) -> Sequence[Cause]:
             "kl_coef is too large for scores of this scale",
             (f"kl_coef over the scores' deviation is {ratio(kl_coef, spread):.2g}; from 0.01 to 0.2 is usual",),
             (),
-            Change("algorithm.kl_coef", f"{0.05 * spread:.2g} (it is {kl_coef:.3g})"),
+            Change("algorithm.kl_coef", f"{USUAL_KL * spread:.2g} (it is {kl_coef:.3g})"),
         ),
         Cause(
             "the target of the adaptive kl_coef is too small",
@@ -69,8 +69,8 @@ def _tight_causes(run: Run) -> Sequence[Cause]:
         ),
         Cause(
             "the scores are too small",
-            reasons((spread < 0.1, f"their deviation is {spread:.2g}")),
-            reasons((spread >= 0.1, f"their deviation is {spread:.2g}")),
+            reasons((kl_coef <= 0.2, f"kl_coef, {kl_coef:.3g}, would be usual for scores of deviation 1")),
+            reasons((kl_coef > 0.2, f"kl_coef, {kl_coef:.3g}, is large for scores of deviation 1 too")),
             Change("reward.normalize", "reference"),
         ),
     ]
@@ -141,7 +141,7 @@ def _ends_causes(run: Run) -> Sequence[Cause]:
             (penalty == 0, "missing_eos_penalty is 0"), (grew and not from_start, "the answers grew until the limit")
         ),
         reasons((penalty > 0, f"missing_eos_penalty is {penalty:g}")),
-        Change("reward.missing_eos_penalty", f"{max(1.0, 2 * penalty):g} (it is {penalty:g})"),
+        Change("reward.missing_eos_penalty", f"{max(score_deviation(run), 2 * penalty):.2g} (it is {penalty:g})"),
     )
     trained = Cause(
         "the model was never taught to end: its supervised data had no end token",

@@ -1,23 +1,26 @@
 """Is the run asked enough, and does what it is told tell good answers from bad?"""
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 
+from keel.diagnose.chance import SCORES, answers_of, prompts_of, score_rise, solved
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, reasons, scaled
+from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, raise_kl, reasons, scaled
 from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, last, trailing_mean
+from keel.diagnose.series import at_least, at_most, last, trailing_highest, trailing_mean
 
 FEW = 4  # prompts of a step, below which nothing can be said of their variety
+ENOUGH = 256  # answers that are all paid alike: where one in fifty is right, one of so many would be
 
 
 def _repeated(run: Run) -> Levels:
-    group, batch = int(run.setting("rollout.group_size", 1)), int(run.setting("rollout.batch_size", 64))
-    if batch / group < FEW:
-        return levels((np.zeros(len(run.steps), dtype=bool), WARNING))
-    distinct = run["prompts/distinct"]
-    return levels((at_most(distinct * group, 0.5), WARNING), (at_most(distinct * batch, 1.5), CRITICAL))
+    distinct = run["prompts/distinct"] * answers_of(run)
+    enough = np.full(len(run.steps), prompts_of(run) >= FEW)
+    return levels(
+        (enough & at_most(distinct, 0.5 * prompts_of(run)), WARNING), (enough & at_most(distinct, 1.5), CRITICAL)
+    )
 
 
 def _repeated_evidence(run: Run) -> Sequence[Evidence]:
@@ -38,13 +41,19 @@ def _repeated_causes(run: Run) -> Sequence[Cause]:
 
 
 def _signal(run: Run) -> Levels:
-    spread = (
-        run["objective/shaped_scores_std"] if run.has("objective/shaped_scores_std") else run["objective/scores_std"]
+    """A task that is solved has no signal left either, which is no fault."""
+    shaped = "objective/shaped_scores" if run.has("objective/shaped_scores_std") else SCORES
+    width = max(3, ceil(ENOUGH / answers_of(run)))
+    spread, size = trailing_highest(run[f"{shaped}_std"], width), np.abs(run[shaped])
+    none = at_most(spread, 1e-6 * np.where(np.isfinite(size), np.maximum(size, 1.0), 1.0)) & (run.steps >= width)
+    equal = trailing_mean(run["groups/equal_scores"], max(3, ceil(ENOUGH / 4 / prompts_of(run))))
+    learned = solved(run, width)
+    hopeless = at_least(equal, 0.95) & (run.steps >= 0.2 * run.planned)
+    return levels(
+        (at_least(equal, 0.7) | none, NOTICE),
+        (at_least(equal, 0.85) & ~learned, WARNING),
+        ((hopeless | none) & ~learned, CRITICAL),
     )
-    size = np.maximum(1.0, np.abs(run["objective/shaped_scores"]))
-    none = at_most(spread, 1e-6 * np.where(np.isfinite(size), size, 1.0))
-    equal = trailing_mean(run["groups/equal_scores"], 3)
-    return levels((at_least(equal, 0.7), WARNING), (at_least(equal, 0.9) | none, CRITICAL))
 
 
 def _signal_evidence(run: Run) -> Sequence[Evidence]:
@@ -56,10 +65,20 @@ def _signal_evidence(run: Run) -> Sequence[Evidence]:
 
 def _signal_causes(run: Run) -> Sequence[Cause]:
     constant = last(run["objective/scores_std"]) <= 1e-6 * max(1.0, abs(last(run["objective/scores"])))
+    risen = last(score_rise(run)[0])
     clipped = run.setting("reward.clip") is not None and not constant
     mean, ends = last(run["objective/scores"]), (np.nanmin(run["objective/scores"]), np.nanmax(run["objective/scores"]))
     alike = last(run["response/distinct"]) < 0.3
     causes = [
+        (
+            risen >= 0.25,
+            Cause(
+                "the task is learned: what is left to tell answers apart is little",
+                (f"the mean score has risen by {risen:.2g} deviations to {mean:.3g}",),
+                (),
+                Change("steps", "stop here, or go on with harder prompts"),
+            ),
+        ),
         (
             constant,
             Cause(
@@ -84,7 +103,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
                 "the policy gives nearly the same answer every time",
                 (f"{last(run['response/distinct']):.0%} of a step's answers are different",),
                 (),
-                scaled(run, "algorithm.kl_coef", 3),
+                raise_kl(run, 3),
             ),
         ),
         (

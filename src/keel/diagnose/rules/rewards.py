@@ -4,26 +4,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SURE, bounded_error
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, FINE, WARNING, Levels, Rule, is_now, levels, moved, reasons
-from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, trailing_mean, window
+from keel.diagnose.rule import CRITICAL, FINE, WARNING, Levels, Rule, ended_with, is_now, levels, moved, reasons
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import at_least, at_most, trailing_mean
 
-SURE = 4.0  # standard errors
 EARLY = 10  # steps in which a policy is still near its start
+AT_START = 5  # steps in which it has hardly moved
 
 
 def _failures(run: Run) -> Levels:
     lost = trailing_mean(run["reward/dropped"], 3)
     found = levels((at_least(lost, 0.02), WARNING), (at_least(lost, 0.25), CRITICAL))
-    if run.state.standing == "failed" and run.state.what.startswith("RewardError"):
+    if ended_with(run, "RewardError"):
         found[-2:] = CRITICAL
     return found
 
 
 def _failures_evidence(run: Run) -> Sequence[Evidence]:
-    ended = [Evidence("reward/dropped", f"the run ended with {run.state.what}")] if run.state.what else []
-    return [is_now(run, "reward/dropped", "share of answers left out because scoring failed"), *ended]
+    ended = ended_with(run, "RewardError")
+    words = [Evidence("reward/dropped", f"the run ended with {run.state.what}")] if ended else []
+    return [is_now(run, "reward/dropped", "share of answers left out because scoring failed"), *words]
 
 
 def _failures_causes(run: Run) -> Sequence[Cause]:
@@ -43,18 +45,21 @@ def _failures_causes(run: Run) -> Sequence[Cause]:
 
 
 def _inverted(run: Run) -> Levels:
-    batch = float(run.setting("rollout.batch_size", 64))
     worst = np.zeros(len(run.steps), dtype=bool)
     for name in run.held_out_scorers():
-        early = run[f"agreement/{name}"][:EARLY]
+        early, error = (x[:EARLY] for x in agreement(run, name))
         counts = np.cumsum(np.isfinite(early))
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.nancumsum(early) / counts
-        against = at_most(mean, -0.2) & at_most(mean * np.sqrt(counts * (batch - 1)), -SURE)
+            against = at_most(mean, -0.2) & at_most(mean * np.sqrt(counts) / error, -SURE)
         worst[: len(against)] |= against
-    weights = [weight for weight in run.scorer_weights().values() if weight]
-    negative = np.full(len(run.steps), bool(weights) and max(weights) < 0)
-    return levels((negative, WARNING), (worst, CRITICAL))
+    return levels((worst, CRITICAL))
+
+
+def agreement(run: Run, name: str) -> tuple[Series, Series]:
+    """The rank correlation of the score with another scorer's, and the standard error of one that is 0. [S], [S]"""
+    figure = f"agreement/{name}"
+    return run[figure], bounded_error(run, figure, 1.0)
 
 
 def _inverted_evidence(run: Run) -> Sequence[Evidence]:
@@ -79,7 +84,7 @@ def _inverted_causes(run: Run) -> Sequence[Cause]:
                 (bool(run.held_out_scorers()), "a scorer that is not learned from puts the answers in the other order"),
             ),
             reasons((not negative, "no weight is negative: look into the scorer itself")),
-            Change("rewards", "weight: 1.0" if negative else "a scorer in which higher is better"),
+            Change("rewards", "the weight without its sign" if negative else "a scorer in which higher is better"),
         ),
         Cause(
             "the two scorers judge different things",
@@ -93,7 +98,7 @@ def _inverted_causes(run: Run) -> Sequence[Cause]:
 def _stale(run: Run) -> Levels:
     if run.setting("reward.normalize", "none") == "none":
         return np.full(len(run.steps), FINE, dtype=np.int8)
-    early = run.steps <= max(window(run), EARLY)
+    early = run.steps <= AT_START
     mean, spread = (trailing_mean(run[f"objective/shaped_scores{end}"], 3) for end in ("", "_std"))
     size = np.abs(mean)
     off = early & (at_least(size, 3.0) | at_least(spread, 4.0) | at_most(spread, 0.25))

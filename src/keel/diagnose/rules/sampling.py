@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SURE
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, reasons
-from keel.diagnose.run import Run
+from keel.diagnose.run import Run, Series
 from keel.diagnose.series import at_least, at_most, first, step_noise, trailing_mean, window
+
+LONG = 10  # steps: a mean KL below 0 must last, for that of a few answers often is
 
 
 def _mismatch(run: Run) -> Levels:
@@ -47,10 +50,17 @@ def _reference(run: Run) -> Levels:
     kl, length = run["objective/kl"], run["response/length"]
     at_start = run.steps == 1
     apart = at_start & at_least(np.abs(kl), 0.05) & at_least(np.abs(kl), 0.002 * length)
-    below = at_most(trailing_mean(kl, window(run)), -np.maximum(4 * step_noise(kl) / np.sqrt(window(run)), 0.05))
+    below = at_most(trailing_mean(kl, LONG), -np.maximum(SURE * _wandering(kl) / np.sqrt(LONG), 0.05))
+    below &= np.cumsum(np.isfinite(kl)) >= LONG
     asked = run.setting("reference") is not None
     seen = np.maximum.accumulate(apart) if len(apart) else apart
     return levels((seen, WARNING if asked else CRITICAL), (below, CRITICAL))
+
+
+def _wandering(x: Series) -> Series:
+    """The noise of a step, as its neighbours show it or the last steps together, whichever is more. [S]"""
+    mean = trailing_mean(x, LONG)
+    return np.fmax(step_noise(x), np.sqrt(np.maximum(trailing_mean(x**2, LONG) - mean**2, 0)))
 
 
 def _reference_evidence(run: Run) -> Sequence[Evidence]:

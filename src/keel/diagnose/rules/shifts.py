@@ -4,38 +4,87 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnose.chance import SCORES, prompts_of, spread_of
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, reasons
 from keel.diagnose.rules.hacking import fallen
-from keel.diagnose.run import Run
-from keel.diagnose.series import Holds, at_least, at_most, highest, lagged, start_of, trailing_mean, window
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import (
+    Holds,
+    at_least,
+    at_most,
+    highest,
+    lagged,
+    start_of,
+    trailing_mean,
+    trailing_median,
+    window,
+)
+
+LASTS = 3  # steps in a row that must differ: one may be chance
+FEWEST = 8  # prompts of a step, of which quantiles can be told
 
 
 def _jumps(run: Run) -> Holds:
-    """The scores changed from one step to the next by more than the policy's own step can explain.
+    """Between two steps the scores changed by more than an update can explain, and stayed so. [S]
 
-    A policy that moved by K nats per answer cannot move a mean by much more than its deviation times sqrt(2 K)
-    (Donsker and Varadhan's bound for scores with Gaussian tails); median and quantiles must have moved as well, which
-    a rare answer that is suddenly paid much cannot do.
+    Told of a step when it and the two before it all differ from the one before these.
     """
-    batch = float(run.setting("rollout.batch_size", 64))
-    spread, before = run["objective/scores_std"], lagged(run["objective/scores_std"], 1)
-    nats = lagged(run["policy/step_kl"], 1) * run["response/length"]
-    error = np.hypot(spread, before) / np.sqrt(batch)
-    allowed = 3 * before * np.sqrt(2 * np.maximum(nats, 0)) + 5 * error + before
-    shifts = [run[f"objective/scores{end}"] - lagged(run[f"objective/scores{end}"], 1) for end in ("", "_median")]
-    width = run["objective/scores_high"] - run["objective/scores_low"]
+    there = np.cumsum(np.isfinite(run[spread_of(SCORES)])) >= 2 * LASTS
+    changed = [_offset(run, ago) | _scale(run, ago) for ago in range(LASTS)]
+    return np.all(changed, axis=0) & there & (prompts_of(run) >= FEWEST)
+
+
+def _nats(run: Run) -> Series:
+    """How far the update before the last three steps moved the policy, in nats an answer. [S]"""
+    return np.maximum(lagged(run["policy/step_kl"] * run["response/length"], LASTS), 0)
+
+
+def _before(run: Run, figure: str) -> Series:
+    """The middle one of five steps, of which the last three are not yet part. [S]"""
+    return lagged(trailing_median(run[figure], 5), LASTS)
+
+
+def _offset(run: Run, ago: int) -> Holds:
+    """A policy that moved by K nats an answer cannot move a mean by much more than its deviation times sqrt(2 K)
+    (Donsker and Varadhan's bound for scores with Gaussian tails); the median must have moved as well, which a rare
+    answer that is suddenly paid much cannot do."""
+    spread, nats = _before(run, spread_of(SCORES)), _nats(run)
+    error = np.hypot(spread, lagged(run[spread_of(SCORES)], ago)) / np.sqrt(prompts_of(run))
+    allowed = spread * (1 + 3 * np.sqrt(2 * nats)) + 5 * error
+    far = at_most(nats, 2.0) & at_least(spread, 1e-6)
+    for figure in (SCORES, f"{SCORES}_median"):
+        for before in (lagged(run[figure], LASTS), _before(run, figure)):  # that one step, and the usual ones
+            far &= at_least(np.abs(lagged(run[figure], ago) - before), allowed)
+    return far
+
+
+def _scale(run: Run, ago: int) -> Holds:
+    """To stretch a normal distribution r times takes r^2 / 2 - 1 / 2 - ln r nats at least, more than the update had.
+
+    The distance of the 10% and 90% quantiles must have changed 2.5 times and by five standard errors. Scores that are
+    all near the best one are close together too, but not near 0.
+    """
+    spread, nats = _before(run, spread_of(SCORES)), _nats(run)
+    now = {end: lagged(run[f"{SCORES}_{end}"], ago) for end in ("low", "median", "high", "std")}
+    old = {end: _before(run, f"{SCORES}_{end}") for end in ("median", "high")}
     with np.errstate(invalid="ignore", divide="ignore"):
-        widest = lagged(highest(spread), 1)
-        stretch, widened = np.log(width / lagged(width, 1)), np.log(spread / before)
-    grown = at_least(stretch, np.log(2.5)) & at_least(widened, np.log(2.0)) & at_least(spread, 2 * widest)
-    middle, high = (np.abs(run[f"objective/scores_{end}"]) for end in ("median", "high"))
-    # Scores that are all near the best one are close together too, but not near 0.
-    shrunk = (
-        at_most(stretch, -np.log(2.5)) & at_most(middle, 0.5 * lagged(middle, 1)) & at_most(high, 0.5 * lagged(high, 1))
+        stretch = (now["high"] - now["low"]) / lagged(
+            trailing_median(run[f"{SCORES}_high"] - run[f"{SCORES}_low"], 5), LASTS
+        )
+        size = np.abs(np.log(stretch))
+        needed = stretch**2 / 2 - 0.5 - np.log(stretch)
+    widest = lagged(highest(run[spread_of(SCORES)]), LASTS)
+    grown = at_least(stretch, 1.0) & at_least(now["std"], 2 * widest)
+    shrunk = at_most(stretch, 1.0)
+    for end, before in old.items():
+        shrunk &= at_most(np.abs(now[end]), 0.5 * np.abs(before))
+    much = (
+        at_least(needed, np.maximum(nats, 1e-12))
+        & at_least(size, max(np.log(2.5), 5 / np.sqrt(prompts_of(run))))
+        & np.isfinite(size)
     )
-    moved_far = at_least(np.abs(shifts[0]), allowed) & at_least(np.abs(shifts[1]), allowed)
-    return (moved_far | grown | shrunk) & at_most(nats, 2.0) & at_least(before, 1e-6) & np.isfinite(stretch)
+    return (grown | shrunk) & much & at_least(spread, 1e-6)
 
 
 def _drifts(run: Run) -> Holds:
@@ -43,16 +92,15 @@ def _drifts(run: Run) -> Holds:
     to the reference can pay for, or than a held-out scorer sees while it puts the answers in the same order as before.
     """
     width = window(run)
-    batch = float(run.setting("rollout.batch_size", 64))
     spread = start_of(run["objective/scores_std"], width)
     now = {end: trailing_mean(run[f"objective/scores_{end}"], width) for end in ("low", "median", "high")}
     before = {end: start_of(run[f"objective/scores_{end}"], width) for end in now}
     shift = now["median"] - before["median"]
     apart = at_least(now["low"], before["high"]) | at_most(now["high"], before["low"])
     stretch = np.abs((now["high"] - before["high"]) - (now["low"] - before["low"]))
-    parallel = apart & at_most(stretch, 0.5 * np.abs(shift)) & at_least(spread, 1e-6)
+    parallel = apart & at_most(stretch, 0.5 * np.abs(shift)) & at_least(spread, 1e-6) & (prompts_of(run) >= FEWEST)
     nats = np.maximum(trailing_mean(run["objective/kl"], width), 0.05)
-    unpaid = at_least(np.abs(shift), spread * np.sqrt(2 * nats) + 5 * spread / np.sqrt(batch))
+    unpaid = at_least(np.abs(shift), spread * np.sqrt(2 * nats) + 5 * spread / np.sqrt(prompts_of(run)))
     unseen = np.zeros(len(run.steps), dtype=bool)
     for name in run.held_out_scorers():
         own = trailing_mean(run[f"rewards/{name}"], width) - start_of(run[f"rewards/{name}"], width)
@@ -65,14 +113,15 @@ def _drifts(run: Run) -> Holds:
 
 
 def _shift(run: Run) -> Levels:
-    return levels((_drifts(run), WARNING), (_jumps(run), CRITICAL))
+    drifted = trailing_mean(_drifts(run).astype(float), LASTS) == 1
+    return levels((drifted & (run.steps >= LASTS), WARNING), (_jumps(run), CRITICAL))
 
 
 def _shift_evidence(run: Run) -> Sequence[Evidence]:
     places = np.flatnonzero(_jumps(run))
     found = [moved(run, "objective/scores_median"), moved(run, "objective/scores_std"), moved(run, "objective/kl")]
     if len(places):
-        at = int(places[0])
+        at = max(int(places[0]) - LASTS + 1, 1)
         scores, spread = run["objective/scores"], run["objective/scores_std"]
         text = (
             f"{scores[at - 1]:.3g} +- {spread[at - 1]:.3g} in step {run.steps[at - 1]}, {scores[at]:.3g} +- "
@@ -116,5 +165,6 @@ RULES = (
         patience=1,
         follows=("updates-too-large",),
         lasts=True,
+        seen_after=LASTS - 1,
     ),
 )

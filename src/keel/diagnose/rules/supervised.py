@@ -5,28 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, reasons, scaled
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, ended_with, levels, reasons, scaled
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import at_least, at_most, first, last
+from keel.diagnose.series import at_least, at_most, carried, first, last
 
 
 def _figure(run: Run, name: str) -> Series:
     return run[f"{run.stage}/{name}"]
 
 
-def _carried(x: Series) -> Series:
-    """Each value until the next one. [S] -> [S]"""
-    places = np.maximum.accumulate(np.where(np.isfinite(x), np.arange(len(x)), -1))
-    return np.where(places >= 0, x[np.maximum(places, 0)], np.nan)
-
-
 def _overfitted(run: Run) -> Levels:
+    """With `patience` the weights of the lowest loss are kept, so that a rise does no harm."""
     held_out = _figure(run, "eval_loss")
     lowest = np.where(np.isfinite(held_out), np.fmin.accumulate(held_out), np.nan) if len(held_out) else held_out
     gained = first(held_out) - lowest
     with np.errstate(invalid="ignore", divide="ignore"):
-        lost = _carried((held_out - lowest) / np.maximum(gained, 0.01 * np.abs(first(held_out))))
-    return levels((at_least(lost, 0.1), WARNING), (at_least(lost, 0.5), CRITICAL))
+        lost = carried((held_out - lowest) / np.maximum(gained, 0.01 * np.abs(first(held_out))))
+    kept = int(run.setting("patience", 0)) > 0
+    return levels((at_least(lost, 0.1) & ~np.bool_(kept), WARNING), (at_least(lost, 0.5) & ~np.bool_(kept), CRITICAL))
 
 
 def _overfitted_evidence(run: Run) -> Sequence[Evidence]:
@@ -52,7 +48,7 @@ def _overfitted_causes(run: Run) -> Sequence[Cause]:
 
 
 def _by_length(run: Run) -> Levels:
-    accuracy, length = _carried(_figure(run, "eval_accuracy")), last(_figure(run, "length_accuracy"))
+    accuracy, length = carried(_figure(run, "eval_accuracy")), last(_figure(run, "length_accuracy"))
     ended = run.state.standing == "finished"
     trained = run.steps >= (run.steps[-1] if ended else np.inf)
     return levels((trained & at_most(accuracy, length + 0.02), WARNING), (trained & at_most(accuracy, 0.52), CRITICAL))
@@ -82,13 +78,14 @@ def _left_out(run: Run) -> Levels:
     with np.errstate(invalid="ignore"):
         share = np.nancumsum(skipped) / np.maximum(np.cumsum(np.isfinite(skipped)), 1)
     found = levels((at_least(share, 0.05), WARNING), (at_least(share, 0.3), CRITICAL))
-    if run.state.standing == "failed":
+    if ended_with(run, "Diverged"):
         found[-1:] = CRITICAL
     return found
 
 
 def _left_out_evidence(run: Run) -> Sequence[Evidence]:
-    ended = [Evidence(f"{run.stage}/loss", f"the run ended with {run.state.what}")] if run.state.what else []
+    words = f"the run ended with {run.state.what}"
+    ended = [Evidence(f"{run.stage}/loss", words)] if ended_with(run, "Diverged") else []
     return [*ended, Evidence(f"{run.stage}/skipped", f"{np.nansum(_figure(run, 'skipped')):g} updates were left out")]
 
 
@@ -104,7 +101,7 @@ def _left_out_causes(run: Run) -> Sequence[Cause]:
 
 
 def _less_likely(run: Run) -> Levels:
-    chosen = _carried(run["dpo/eval_chosen_logprob"])
+    chosen = carried(run["dpo/eval_chosen_logprob"])
     fall = first(run["dpo/eval_chosen_logprob"]) - chosen
     return levels((at_least(fall, 5.0), WARNING), (at_least(fall, 20.0), CRITICAL))
 

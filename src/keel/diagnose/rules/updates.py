@@ -5,7 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved, names, reasons, scaled
+from keel.diagnose.rule import (
+    CRITICAL,
+    NOTICE,
+    WARNING,
+    Levels,
+    Rule,
+    ended_with,
+    is_now,
+    levels,
+    moved,
+    names,
+    reasons,
+    scaled,
+)
 from keel.diagnose.run import Run, Series
 from keel.diagnose.series import at_least, at_most, first, last, trailing_mean, trailing_median, window
 
@@ -159,17 +172,15 @@ def _small_causes(run: Run) -> Sequence[Cause]:
 
 def _skipped(run: Run) -> Levels:
     share = trailing_mean(run["update/skipped"], window(run))
-    diverged = run.state.standing == "failed" and run.state.what.startswith("Diverged")
     found = levels((at_least(share, 1e-9), NOTICE), (at_least(share, 0.1), WARNING), (at_least(share, 0.5), CRITICAL))
-    if diverged:
+    if ended_with(run, "Diverged"):
         found[-1:] = CRITICAL
     return found
 
 
 def _skipped_evidence(run: Run) -> Sequence[Evidence]:
-    ended = (
-        [Evidence("update/skipped", f"the run ended with {run.state.what}")] if run.state.standing == "failed" else []
-    )
+    words = f"the run ended with {run.state.what}"
+    ended = [Evidence("update/skipped", words)] if ended_with(run, "Diverged") else []
     return [
         *ended,
         is_now(run, "update/skipped", "share of a step's updates that were left out"),

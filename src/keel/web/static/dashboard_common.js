@@ -53,14 +53,20 @@ export async function fetched(path, values = {}, signal = undefined) {
   const asked = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) if (value !== "" && value !== null && value !== undefined) asked.set(name, value);
   const limit = AbortSignal.timeout(20_000);
+  const trouble = (words, cause) => new Trouble(signal?.aborted ? "" : words, { cause }); // who cancelled it knows
   let response;
   try {
     response = await fetch(`${path}?${asked}`, { signal: signal ? AbortSignal.any([signal, limit]) : limit });
   } catch (error) {
-    throw new Trouble(signal?.aborted ? "" : "keel serve does not answer; trying again.", { cause: error });
+    throw trouble("keel serve does not answer; trying again.", error);
   }
   if (response.status === 401) location.reload(); // the page then says what to do
-  const found = await response.json().catch(() => ({ error: "The answer was cut short." }));
+  let found;
+  try {
+    found = await response.json(); // which fails too when the request is cancelled after its head has come
+  } catch (error) {
+    throw trouble("The answer was cut short.", error);
+  }
   if (!response.ok) throw new Trouble(found.error);
   return found;
 }

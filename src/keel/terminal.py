@@ -1,0 +1,23 @@
+"""Text for a terminal: what somebody else wrote does not steer it."""
+
+import sys
+import unicodedata
+
+JOINERS = "\u200c\u200d"
+
+
+def literal(text: str) -> str:
+    """Text of somebody else's for a terminal: what would steer it (control characters, escape sequences, marks that
+    turn the direction of writing) is shown as an escape. The joiners inside words and emoji stay."""
+    return "".join(
+        c if c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs" else _escape(c) for c in text
+    )
+
+
+def tell(what: str) -> None:
+    """One line on standard error, at once."""
+    print(f"keel: {literal(what)}", file=sys.stderr, flush=True)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
