@@ -237,14 +237,14 @@ def test_words_of_one_failure_are_no_evidence_of_another():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_a_kl_coef_is_advised_in_the_scale_of_the_scores(scale: float):
-    """The scores' deviation ends at 0.6 of the scale; where there is no kl_coef yet, a twentieth of it is advised."""
+    """The scores deviate by 1.27 of the scale at first; where there is no kl_coef yet, a twentieth of that is advised."""
     columns = healthy(0, scale=scale)
     columns["objective/kl_coef"] = np.zeros(40)
     columns["rewards/judge"] = columns["rewards/judge"] - 3 * late(columns)
     finding = diagnose(run_of(columns, settings(algorithm__kl_coef=0.0))).findings[0]
     change = next(cause.change for cause in finding.causes if cause.change.setting == "algorithm.kl_coef")
     number = float(change.to.split()[0])
-    assert (finding.name, number) == ("reward-hacking", pytest.approx(0.05 * 0.62 * scale, rel=0.1))
+    assert (finding.name, number) == ("reward-hacking", pytest.approx(0.05 * 1.2 * scale, rel=0.1))
 
 
 def test_a_negative_weight_alone_is_no_fault():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from keel.diagnose.findings import SEVERITIES, Cause, Change, Evidence, Finding
 from keel.diagnose.run import Run
-from keel.diagnose.series import last, window
+from keel.diagnose.series import highest, last, trailing_mean, window
 
 Levels = NDArray[np.int8]
 FINE, NOTICE, WARNING, CRITICAL = range(4)
@@ -119,8 +119,11 @@ def raise_kl(run: Run, factor: float) -> Change:
 
 
 def score_deviation(run: Run) -> float:
-    """Of the scores that the policy is paid, in the last step; 1 where it is not known or nothing."""
-    spread = last(run["objective/shaped_scores_std"])
+    """Of the scores that the policy is paid, where they differed most; 1 where it is not known or nothing.
+
+    Not of the last answers: those of a policy that has learned are alike.
+    """
+    spread = last(highest(trailing_mean(run["objective/shaped_scores_std"], window(run))))
     return spread if spread > 0 else 1.0
 
 

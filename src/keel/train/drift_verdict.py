@@ -117,7 +117,7 @@ def small(p: float) -> str:
 
 
 def reasons(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What has moved, of many the first three: what speaks against the judge itself, then by scores and prompts, then the
+    """What has moved, of many the first three: what speaks against the judge itself, then scores and prompts, then the
     rest, in each the largest distance first."""
 
     def order(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float]:

@@ -6,7 +6,20 @@ import numpy as np
 
 from keel.diagnose.chance import SCORES, mean_error, resolution, score_rise, spread_of, yardstick
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, ratio, reasons, scaled
+from keel.diagnose.rule import (
+    CRITICAL,
+    WARNING,
+    Levels,
+    Rule,
+    levels,
+    moved,
+    names,
+    raise_kl,
+    ratio,
+    reasons,
+    scaled,
+    score_deviation,
+)
 from keel.diagnose.run import Run
 from keel.diagnose.series import (
     Holds,
@@ -66,7 +79,7 @@ def _runaway_evidence(run: Run) -> Sequence[Evidence]:
 
 def _runaway_causes(run: Run) -> Sequence[Cause]:
     gain, _ = score_rise(run)
-    kl_coef, spread = last(run["objective/kl_coef"]), last(run["objective/shaped_scores_std"])
+    kl_coef, spread = last(run["objective/kl_coef"]), score_deviation(run)
     return [
         Cause(
             "kl_coef is too small for scores of this scale",
@@ -124,7 +137,7 @@ def _collapse_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _collapse_causes(run: Run) -> Sequence[Cause]:
-    kl_coef, spread = last(run["objective/kl_coef"]), last(run["objective/shaped_scores_std"])
+    kl_coef, spread = last(run["objective/kl_coef"]), score_deviation(run)
     bonus = float(run.setting("algorithm.entropy_coef", 0.0))
     return [
         Cause(

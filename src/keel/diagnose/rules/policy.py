@@ -39,7 +39,7 @@ def _tight(run: Run) -> Levels:
 
 
 def _tight_evidence(run: Run) -> Sequence[Evidence]:
-    spread, kl_coef = last(run["objective/shaped_scores_std"]), last(run["objective/kl_coef"])
+    spread, kl_coef = score_deviation(run), last(run["objective/kl_coef"])
     return [
         Evidence(
             "objective/kl_coef",
@@ -52,7 +52,7 @@ def _tight_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _tight_causes(run: Run) -> Sequence[Cause]:
-    spread, kl_coef = last(run["objective/shaped_scores_std"]), last(run["objective/kl_coef"])
+    spread, kl_coef = score_deviation(run), last(run["objective/kl_coef"])
     target = run.setting("algorithm.target_kl")
     return [
         Cause(
