@@ -44,8 +44,8 @@ def test_stop_ends_the_run_with_a_checkpoint_and_it_can_go_on(
         train(tiny_policy, tmp_path / "run", CONSTANT | {"doctor": "stop"}, scorers=(same,))
     assert error.value.exit_code == 3
     assert error.value.what.startswith("no-signal since step 3")
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
-    assert (tmp_path / "run" / "checkpoints" / "step-000003").is_dir()
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5
+    assert (tmp_path / "run" / "checkpoints" / "step-000005").is_dir()
     told(capsys)
     train(tiny_policy, tmp_path / "run", CONSTANT | {"doctor": "tell"}, scorers=(same,), resume=True)
     assert [line for line in told(capsys) if "no-signal" in line] == [], "it was said before"

@@ -2,6 +2,7 @@
 
 Reads the run folder only: the run may be going on, be finished, or be dead. What each finding means: docs/diagnosis.md.
 A folder that holds runs, such as the stages of one model, stands for all of them, in the order in which they began.
+A run that cannot be read is told at the end, and the exit code says so.
 
 example:
   keel doctor runs/stories-ppo
