@@ -237,7 +237,7 @@ def test_words_of_one_failure_are_no_evidence_of_another():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_a_kl_coef_is_advised_in_the_scale_of_the_scores(scale: float):
-    """The scores deviate by 1.27 of the scale at first; where there is no kl_coef yet, a twentieth of that is advised."""
+    """Scores deviate by 1.27 of the scale at first; where there is no kl_coef yet, a twentieth of that is advised."""
     columns = healthy(0, scale=scale)
     columns["objective/kl_coef"] = np.zeros(40)
     columns["rewards/judge"] = columns["rewards/judge"] - 3 * late(columns)
