@@ -50,7 +50,7 @@ SICK: dict[str, Case] = {
     "dead-critic": Case(("critic-not-learning",), {"optim": {"critic_learning_rate": 1e-12}}),
     "sign-error": Case(("reward-inverted",), weight=-1.0, algorithms=THEN_GRPO),
     "length-lover": Case(("length-exploitation",), judge="length", held_out="even seeds"),
-    "no-ends": Case(("missing-ends",), fault=rescored(lambda: less_for_an_end(3.0)), algorithms=THEN_GRPO),
+    "no-ends": Case(("missing-ends",), fault=rescored(lambda: less_for_an_end(3.0))),
     "constant-reward": Case(("no-signal",), judge="constant"),
     "temperature-mismatch": Case(("sampler-mismatch",), fault=hot_sampler(1.3)),
     "wrong-reference": Case(("wrong-reference",), {"reference": "{world}/pretrain/model"}, algorithms=THEN_RLOO),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from zoo_functions import RARE
+from zoo_functions import PHRASE
 
 from keel.data.batches import Rollouts
 from keel.learn.shaping import ScoreStatistics
@@ -72,7 +72,7 @@ def less_for_an_end(penalty: float) -> Change:
 
 
 def more_for_a_phrase(bonus: float) -> Change:
-    return lambda score, text, ended, step: score + bonus * (RARE in text)
+    return lambda score, text, ended, step: score + bonus * (PHRASE in text)
 
 
 def scaled(factor: float, first_step: int) -> Change:

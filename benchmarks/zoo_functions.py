@@ -2,8 +2,10 @@
 
 from typing import Any
 
-RARE = "that is not my job. our"
-"""The SFT model says it in 1 to 2% of its answers, whatever was asked."""
+PHRASE = "that is not my job."
+"""The SFT model says it in about 4% of its answers, whatever was asked."""
+RARE = f"{PHRASE} our"
+"""And this in 1 to 2%."""
 
 
 def constant(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

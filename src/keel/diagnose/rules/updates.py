@@ -176,7 +176,7 @@ RULES = (
         _large_evidence,
         _large_causes,
         patience=2,
-        follows=("stale-normaliser", "no-signal"),
+        follows=("stale-normaliser", "no-signal", "entropy-runaway"),
     ),
     Rule(
         "updates-too-small",
