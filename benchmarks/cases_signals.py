@@ -1,8 +1,9 @@
 """What the score says of two answers to a prompt, and what the policy is taught about them: python cases_signals.py RUN
 
-For runs with several answers to a prompt. By thirds of the run: of the pairs that the score tells apart, the share that
-the objective (score less kl_coef times the KL of the answer) puts the other way round; and the rank correlation of an
-answer's mean advantage with its score, and with its objective, over the answers of which advantages are logged.
+For runs with several answers to a prompt. By thirds of the run: how far the scores of two answers to a prompt are apart
+(the median); of the pairs that the score tells apart, the share that the objective (score less kl_coef times the KL of
+the answer) puts the other way round; and the rank correlation of an answer's mean advantage with its score, and with
+its objective, over the answers of which advantages are logged.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -25,22 +26,24 @@ def main(folder: Path) -> None:
     for row in rows:
         row["objective"] = row["score"] - kl_coef * row["kl"]
     last = rows[-1]["step"]
-    print(f"{folder}: kl_coef {kl_coef}\n{'steps':>8} {'turned':>8} {'adv~score':>10} {'adv~objective':>14}")
+    print(f"{folder}: kl_coef {kl_coef}\n   steps    apart   turned  adv~score  adv~objective")
     for third in range(3):
         first, end = 1 + third * last // 3, (third + 1) * last // 3
         own = [row for row in rows if first <= row["step"] <= end]
         taught = [row | {"advantage": fmean(row["advantages"])} for row in own if "advantages" in row]
         by_score, by_objective = (correlation(taught, name) for name in ("score", "objective"))
-        print(f"{first:>4}-{end:<3} {turned(own):>8.1%} {by_score:>10.2f} {by_objective:>14.2f}")
+        apart, turned = told_apart(own)
+        print(f"{first:>4}-{end:<3} {apart:>8.2f} {turned:>8.1%} {by_score:>10.2f} {by_objective:>14.2f}")
 
 
-def turned(rows: list[Row]) -> float:
-    """Share of the pairs of answers to one prompt that score and objective order differently."""
+def told_apart(rows: list[Row]) -> tuple[float, float]:
+    """Of the pairs of answers to one prompt: how far apart they score, and the share that the objective turns."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["step"], row["prompt"]].append(row)
     pairs = [(a, b) for group in groups.values() for a, b in combinations(group, 2) if a["score"] != b["score"]]
-    return fmean((a["score"] > b["score"]) != (a["objective"] > b["objective"]) for a, b in pairs)
+    turned = fmean((a["score"] > b["score"]) != (a["objective"] > b["objective"]) for a, b in pairs)
+    return median(abs(a["score"] - b["score"]) for a, b in pairs), turned
 
 
 def correlation(rows: list[Row], name: str) -> float:

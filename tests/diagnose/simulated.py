@@ -33,6 +33,9 @@ TASKS = {
     "large": Task(lambda quality: 1000 * quality - 3000, 1.5),
     "yes or no": Task(passes(0.3), 1.2, narrows=0.9),
     "sparse": Task(passes(2.0), 2.0, narrows=1.0),
+    "sparse, then solved": Task(passes(2.0), 4.0, narrows=0.5),
+    "good, then better": Task(passes(-1.7), 1.5, narrows=0.7),
+    "mistakes": Task(lambda quality: -np.floor(np.maximum(0, 3 - 1.5 * quality)), 1.5),
     "solved": Task(passes(-0.5), 3.0, narrows=0.5),
     "levels": Task(lambda quality: np.clip(np.round(quality), -2, 2) / 2, 1.5),
 }

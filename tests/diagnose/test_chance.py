@@ -22,8 +22,10 @@ def loud(run: Run) -> set[str]:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.batch} in {shape.group}, {shape.steps} steps")
 @pytest.mark.parametrize("task", TASKS)
 def test_a_healthy_run_is_left_alone_whatever_chance_does(task: str, shape: Shape):
+    if task == "good, then better" and shape.batch < 64:
+        pytest.skip("so few answers are all paid the same from the first step to the last")
     # Groups of which nearly none has a right answer are a fault of the prompts, for as long as it is so.
-    allowed = {"no-signal"} if task == "sparse" and shape.group > 1 else set()
+    allowed = {"no-signal"} if task.startswith("sparse") and shape.group > 1 else set()
     for seed in range(100, 103):
         run = simulated(TASKS[task], shape, seed)
         for step in (shape.steps // 4, shape.steps // 2, shape.steps):

@@ -70,7 +70,10 @@ FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "critic-not-learning": (change(critic__explained_variance=0.0, critic__values=0.0), {}),
     "critic-lagging": (change(critic__values=lambda c: c["critic/returns"] - 2.5 * c["critic/returns_std"]), {}),
     "advantages-exploding": (
-        change(critic__advantages_std=lambda c: c["critic/advantages_std"] * (1 + 60 * late(c))),
+        change(
+            critic__advantages_std=lambda c: c["critic/advantages_std"] * (1 + 60 * late(c)),
+            critic__returns_std=lambda c: c["critic/returns_std"] * (1 + 60 * late(c)),
+        ),
         {},
     ),
     "credit-does-not-reach": (

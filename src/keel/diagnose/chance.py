@@ -3,7 +3,18 @@
 import numpy as np
 
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import Holds, at_least, at_most, highest, start_of, step_noise, trailing_mean, window
+from keel.diagnose.series import (
+    Holds,
+    at_least,
+    at_most,
+    carried,
+    highest,
+    start_of,
+    step_noise,
+    trailing_mean,
+    trailing_median,
+    window,
+)
 
 SURE = 4.0  # standard errors, so that no run of thousands of steps shows as much by chance
 SCORES = "objective/scores"
@@ -30,7 +41,7 @@ def yardstick(run: Run, figure: str) -> Series:
     """The deviation that changes of a score are measured in: of the first answers, or the largest since, for scores
     that are all alike at first (a task never solved) tell nothing of what is much. [S]"""
     width = window(run)
-    spread = trailing_mean(run[spread_of(figure)], width)
+    spread = trailing_median(run[spread_of(figure)], width)  # one wild answer is no yardstick
     return np.where(np.isfinite(start_of(run[figure], width)), highest(spread), np.nan)
 
 
@@ -40,10 +51,10 @@ def mean_error(run: Run, figure: str) -> Series:
     Between deviation / sqrt(answers), were all independent, and deviation / sqrt(prompts), were the answers to a prompt
     all the same; which of them, the noise from step to step says.
     """
-    squares = run[spread_of(figure)] ** 2
-    variance = np.fmax(start_of(squares, window(run)), trailing_mean(squares, 2 * window(run)))
+    spread, width = run[spread_of(figure)], window(run)
+    begun = carried(np.where(np.arange(len(spread)) == width - 1, trailing_median(spread, width), np.nan))
     few = max(prompts_of(run), 2.0)  # of so many the deviation is found too small
-    return bounded_error(run, figure, np.sqrt(variance * few / (few - 1)))
+    return bounded_error(run, figure, np.fmax(begun, trailing_median(spread, 2 * width)) * np.sqrt(few / (few - 1)))
 
 
 def bounded_error(run: Run, figure: str, spread: float | Series) -> Series:
@@ -62,14 +73,19 @@ def score_rise(run: Run, figure: str = SCORES) -> tuple[Series, Series]:
 
 
 def fall_from_best(run: Run, figure: str = SCORES) -> tuple[Series, Series]:
-    """How far the mean of a score over the last window is below the highest of any window, likewise. [S], [S]
+    """How far a score in the last window (`steady`) is below its highest in any window, likewise. [S], [S]
 
     The highest of n windows is so by luck too: about sqrt(ln n) standard errors of a difference, which do not count.
     """
-    width = window(run)
-    smooth = np.where(np.isfinite(start_of(run[figure], width)), trailing_mean(run[figure], width), np.nan)
+    width, smooth = window(run), steady(run, figure)
     fall, errors = measured(run, figure, highest(smooth) - smooth)
     return fall, errors - np.sqrt(np.log(np.maximum(run.steps / width, 1.0)))
+
+
+def steady(run: Run, figure: str) -> Series:
+    """The middle step of a window, from the first whole one on: one wild answer is no best. [S]"""
+    width = window(run)
+    return np.where(np.isfinite(start_of(run[figure], width)), trailing_median(run[figure], width), np.nan)
 
 
 def measured(run: Run, figure: str, change: Series) -> tuple[Series, Series]:
@@ -88,10 +104,22 @@ def resolution(run: Run) -> Series:
 
 
 def solved(run: Run, width: int) -> Holds:
-    """Whether the answers are paid alike because they are all good: the score rose to where it is, or scores that
-    differed are all at the highest seen, for `width` steps. [S]"""
+    """Whether the answers are paid alike because they are all good: the score rose to where it is, or its mean over
+    `width` steps lies in the uppermost tenth of all that was seen. [S]"""
     gain, errors = score_rise(run)
     rose = at_least(gain, 0.25) & at_least(errors, 2.0) & at_most(fall_from_best(run)[0], 0.25)
-    best = highest(run[f"{SCORES}_high"])
-    varied = at_least(yardstick(run, SCORES), 1e-6 * np.maximum(1.0, np.abs(best)))
-    return rose | (varied & at_least(trailing_mean(run[SCORES], width), best))
+    best = np.fmax(highest(run[f"{SCORES}_high"]), highest(run[SCORES]))
+    worst = -highest(2 * run[spread_of(SCORES)] - run[SCORES])
+    varied = at_least(best - worst, 1e-6 * np.maximum(1.0, np.abs(best)))
+    mean, middle = trailing_mean(run[SCORES], width), trailing_mean(run[f"{SCORES}_median"], width)
+    few_bad = at_most(mean, middle + 1e-6 * np.abs(best - worst))  # where few are good, most lie below the mean
+    return rose | (varied & few_bad & at_least(mean, best - 0.1 * (best - worst)))
+
+
+def approved(run: Run) -> Holds:
+    """Whether a held-out scorer says that the answers are better than at the start. [S]"""
+    found = np.zeros(len(run.steps), dtype=bool)
+    for name in run.held_out_scorers():
+        gain, errors = score_rise(run, f"rewards/{name}")
+        found |= at_least(gain, 0.25) & at_least(errors, SURE)
+    return found

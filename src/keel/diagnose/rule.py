@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keel.diagnose.findings import SEVERITIES, Cause, Change, Evidence, Finding
-from keel.diagnose.run import Run
+from keel.diagnose.run import Run, Series
 from keel.diagnose.series import highest, last, trailing_mean, window
 
 Levels = NDArray[np.int8]
@@ -115,15 +115,32 @@ def raise_kl(run: Run, factor: float) -> Change:
     """A larger kl_coef; where there is none yet, a usual one for scores of this scale."""
     if last(run["objective/kl_coef"]) > 0:
         return scaled(run, "algorithm.kl_coef", factor)
-    return Change("algorithm.kl_coef", f"{USUAL_KL * score_deviation(run):.2g} (it is 0)")
+    return Change("algorithm.kl_coef", f"{USUAL_KL * kl_unit(run):.2g} (it is 0)")
+
+
+def kl_units(run: Run) -> Series:
+    """What kl_coef is large or small beside: the deviation of what the KL is weighed against. That is 1 where it stands
+    in the loss beside advantages that are brought to this deviation. [S]"""
+    by = {"grpo": "normalize_std", "rloo": None}.get(run.setting("algorithm.name"), "whiten_advantages")
+    brought = run.setting("algorithm.kl_in") == "loss" and by and run.setting(f"algorithm.{by}", True)
+    return np.ones(len(run.steps)) if brought else score_deviations(run)
+
+
+def kl_unit(run: Run) -> float:
+    """The last of `kl_units`; 1 where it is not known or nothing."""
+    unit = last(kl_units(run))
+    return unit if unit > 0 else 1.0
+
+
+def score_deviations(run: Run) -> Series:
+    """Of the scores that the policy is paid, where they differed most so far: those of a policy that has learned are
+    alike. [S]"""
+    return highest(trailing_mean(run["objective/shaped_scores_std"], window(run)))
 
 
 def score_deviation(run: Run) -> float:
-    """Of the scores that the policy is paid, where they differed most; 1 where it is not known or nothing.
-
-    Not of the last answers: those of a policy that has learned are alike.
-    """
-    spread = last(highest(trailing_mean(run["objective/shaped_scores_std"], window(run))))
+    """The last of `score_deviations`; 1 where it is not known or nothing."""
+    spread = last(score_deviations(run))
     return spread if spread > 0 else 1.0
 
 
@@ -136,16 +153,20 @@ def moved(run: Run, figure: str, note: str = "") -> Evidence:
     """How a figure changed from the first window to the last."""
     width = window(run)
     before, now = run[figure][:width], run[figure][-width:]
-    means = [f"{np.nanmean(part):.3g}" if np.isfinite(part).any() else "not measured" for part in (before, now)]
+    means = [told(last(trailing_mean(part, width))) for part in (before, now)]
     return Evidence(
         figure, f"{means[0]} in the first {width} steps, {means[1]} in the last" + (f"; {note}" if note else "")
     )
 
 
+def told(value: float) -> str:
+    """A number in evidence."""
+    return f"{value:.3g}" if np.isfinite(value) else "not measured"
+
+
 def is_now(run: Run, figure: str, note: str = "") -> Evidence:
     """The mean of a figure over the last window."""
-    part = run[figure][-window(run) :]
-    value = f"{np.nanmean(part):.3g}" if np.isfinite(part).any() else "not measured"
+    value = told(last(trailing_mean(run[figure][-window(run) :], window(run))))
     return Evidence(figure, value + (f"; {note}" if note else ""))
 
 

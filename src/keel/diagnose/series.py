@@ -15,6 +15,11 @@ def window(run: Run) -> int:
     return int(np.clip(round(run.planned / 10), SHORTEST, LONGEST))
 
 
+def warmed_up(run: Run) -> Series:
+    """Steps in which the policy learned so far, which it does not while only the critic does. [S]"""
+    return np.maximum(run.steps - int(run.setting("critic.warmup_steps", 0)), 0).astype(np.float64)
+
+
 def trailing_mean(x: Series, width: int) -> Series:
     """Mean of the finite ones of the last `width` values, of fewer at the start; nan without any. [S] -> [S]"""
     finite = np.isfinite(x)
@@ -121,9 +126,8 @@ def first(x: Series) -> float:
 
 
 def _trailing_sum(x: Series, width: int) -> Series:
-    total = np.concatenate([[0.0], np.cumsum(x)])
-    ends = np.arange(1, len(x) + 1)
-    return np.asarray(total[ends] - total[np.maximum(ends - width, 0)])
+    padded = np.concatenate([np.zeros(width - 1), x])
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, width).sum(1))
 
 
 def _median(x: Series) -> float:

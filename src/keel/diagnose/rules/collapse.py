@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import SCORES, mean_error, resolution, score_rise, spread_of, yardstick
+from keel.diagnose.chance import SCORES, approved, mean_error, resolution, score_rise, solved, spread_of, yardstick
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import (
     CRITICAL,
     WARNING,
     Levels,
     Rule,
+    kl_unit,
+    kl_units,
     levels,
     moved,
     names,
@@ -18,7 +20,7 @@ from keel.diagnose.rule import (
     ratio,
     reasons,
     scaled,
-    score_deviation,
+    told,
 )
 from keel.diagnose.run import Run
 from keel.diagnose.series import (
@@ -26,7 +28,6 @@ from keel.diagnose.series import (
     at_least,
     at_most,
     first,
-    highest,
     lagged,
     last,
     rise,
@@ -34,6 +35,8 @@ from keel.diagnose.series import (
     trailing_mean,
     window,
 )
+
+SHORT = 8  # tokens: a label or a number, of which a task has few
 
 
 def _for_nothing(run: Run) -> Holds:
@@ -44,7 +47,7 @@ def _for_nothing(run: Run) -> Holds:
     grown = at_least(kl, 1.5 * lagged(kl, 2 * width)) & at_least(kl - lagged(kl, 2 * width), 2.0)
     seen = at_most(resolution(run), 0.25)
     varies = at_least(trailing_mean(run[spread_of(SCORES)], width), 0.25 * yardstick(run, SCORES))
-    return grown & seen & varies & at_most(score - lagged(score, 2 * width), 0.5 * error)
+    return grown & seen & varies & ~solved(run, width) & at_most(score - lagged(score, 2 * width), 0.5 * error)
 
 
 def _runaway(run: Run) -> Levels:
@@ -56,10 +59,10 @@ def _runaway(run: Run) -> Levels:
     far = at_least(per_token, 2.0 * typical) & at_least(per_token, 0.5)
     target = run.setting("algorithm.target_kl")
     missed = at_least(kl, 2 * float(target)) if target is not None else np.zeros(len(kl), dtype=bool)
-    paid, spread = run["objective/shaped_scores"], highest(trailing_mean(run["objective/shaped_scores_std"], width))
-    gained = trailing_mean(paid, width) - start_of(paid, width)
-    costs = -trailing_mean(run["objective/non_score_reward"], width)
-    loss = at_least(costs - gained, (0.5 + resolution(run)) * spread) & at_least(costs, 1e-9) & at_least(kl, 2.0)
+    # The raw score tells the gain: a running normaliser takes it away again.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        costs = -trailing_mean(run["objective/non_score_reward"], width) / kl_units(run)
+    loss = at_least(costs - score_rise(run)[0], 0.5 + resolution(run)) & at_least(costs, 1e-9) & at_least(kl, 2.0)
     return levels((_for_nothing(run) | missed | far | loss, WARNING), (far & (_for_nothing(run) | loss), CRITICAL))
 
 
@@ -79,17 +82,13 @@ def _runaway_evidence(run: Run) -> Sequence[Evidence]:
 
 def _runaway_causes(run: Run) -> Sequence[Cause]:
     gain, _ = score_rise(run)
-    kl_coef, spread = last(run["objective/kl_coef"]), score_deviation(run)
+    kl_coef, spread = last(run["objective/kl_coef"]), kl_unit(run)
+    beside = f"kl_coef over the scores' deviation is {told(ratio(kl_coef, spread))}; from 0.01 to 0.2 is usual"
     return [
         Cause(
             "kl_coef is too small for scores of this scale",
-            reasons(
-                (
-                    kl_coef < 0.02 * spread,
-                    f"kl_coef over the scores' deviation is {ratio(kl_coef, spread):.2g}; from 0.01 to 0.2 is usual",
-                )
-            ),
-            reasons((kl_coef > 0.1 * spread, f"kl_coef over the scores' deviation is {ratio(kl_coef, spread):.2g}")),
+            reasons((kl_coef < 0.02 * spread, beside)),
+            reasons((kl_coef > 0.1 * spread, beside)),
             raise_kl(run, 3),
         ),
         Cause(
@@ -116,9 +115,10 @@ def _collapse(run: Run) -> Levels:
     entropy = trailing_mean(run["policy/entropy"], 3)
     left = entropy / np.maximum(start_of(run["policy/entropy"], width), 1e-9)
     distinct, begun = trailing_mean(run["response/distinct"], 3), start_of(run["response/distinct"], min(width, 3))
-    varied = at_least(begun, 0.5)  # where a task has few answers, learning it means to say the right one always
-    alike = varied & at_most(distinct, 0.5 * begun)
-    repeats = at_least(rise(run, "response/repetition")[0], 0.15)
+    # Where a task has few answers, or a prompt one that is right, to learn it is to say always that.
+    varied = at_least(begun, 0.5) & at_least(start_of(run["response/length"], min(width, 3)), SHORT)
+    alike = varied & at_most(distinct, 0.5 * np.fmin(begun, run["prompts/distinct"]))
+    repeats = at_least(rise(run, "response/repetition")[0], 0.15) & ~approved(run)
     useless = at_most(score_rise(run)[0], 0.25)
     sure = at_most(left, 0.1) & (varied | useless)
     return levels(
@@ -137,13 +137,14 @@ def _collapse_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _collapse_causes(run: Run) -> Sequence[Cause]:
-    kl_coef, spread = last(run["objective/kl_coef"]), score_deviation(run)
+    kl_coef, spread = last(run["objective/kl_coef"]), kl_unit(run)
+    beside = f"kl_coef is {told(kl_coef)} beside {told(spread)}, the deviation of what it is weighed against"
     bonus = float(run.setting("algorithm.entropy_coef", 0.0))
     return [
         Cause(
             "the KL holds the policy too weakly",
-            reasons((kl_coef < 0.02 * spread, f"kl_coef is {kl_coef:.3g} where the scores' deviation is {spread:.3g}")),
-            reasons((kl_coef > 0.1 * spread, f"kl_coef is {kl_coef:.3g} where the scores' deviation is {spread:.3g}")),
+            reasons((kl_coef < 0.02 * spread, beside)),
+            reasons((kl_coef > 0.1 * spread, beside)),
             raise_kl(run, 3),
         ),
         Cause(
@@ -184,7 +185,7 @@ RULES = (
         follows=names(
             "updates-too-large reward-hacking reward-inverted policy-collapse entropy-runaway "
             "wrong-reference missing-ends length-exploitation sampler-mismatch reward-shift stale-normaliser "
-            "no-signal prompts-repeated"
+            "kl-too-tight no-signal prompts-repeated"
         ),
     ),
 )

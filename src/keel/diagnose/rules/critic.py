@@ -17,6 +17,7 @@ from keel.diagnose.rule import (
     names,
     reasons,
     score_deviation,
+    told,
 )
 from keel.diagnose.run import Run, Series
 from keel.diagnose.series import Holds, at_least, at_most, highest, last, start_of, trailing_mean, window
@@ -42,9 +43,23 @@ def lag(run: Run) -> Series:
         return np.abs(values - returns) / np.maximum(spread, 0.25 * highest(spread))
 
 
+def explained_variance(run: Run) -> Series:
+    """Over a window of at least 5 steps together: that of a single one is wild where its returns are alike. [S]"""
+    left, whole = (
+        trailing_mean(run[f"critic/{name}_std"] ** 2, max(window(run), 5)) for name in ("advantages", "returns")
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole > 0, 1 - left / whole, np.nan)
+
+
+def critic_rate(run: Run) -> float:
+    """The critic's learning rate, by default three times the policy's."""
+    return float(run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0)))
+
+
 def _not_learning(run: Run) -> Levels:
     width = max(window(run), 5)
-    explained = trailing_mean(run["critic/explained_variance"], width)
+    explained = explained_variance(run)
     spread = trailing_mean(run["critic/returns_std"], width)
     silent = at_most(trailing_mean(np.abs(run["critic/values"]), width), 1e-4 * spread)
     silent &= at_least(spread, 1e-12) & (run.steps >= 4)
@@ -56,21 +71,24 @@ def _not_learning(run: Run) -> Levels:
 
 def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
     return [
-        is_now(run, "critic/explained_variance", "0 is no better than a constant, 1 is all of it"),
+        Evidence(
+            "critic/explained_variance",
+            f"{told(last(explained_variance(run)))} of the last steps; 0 is no better than a constant, 1 is all of it",
+        ),
         moved(run, "loss/value"),
         Evidence(
             "critic/values",
-            f"{last(run['critic/values']):.3g}, where the returns are {last(run['critic/returns']):.3g} on average",
+            f"{told(last(run['critic/values']))}, where the returns are {told(last(run['critic/returns']))} on average",
         ),
     ]
 
 
 def _not_learning_causes(run: Run) -> Sequence[Cause]:
-    rate = run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0))
+    rate = critic_rate(run)
     policy_rate = float(run.setting("optim.learning_rate", 0) or np.nan)
     behind = last(lag(run))
     moves = abs(last(run["critic/values"])) > 0.1 * last(run["critic/returns_std"])
-    worse = last(trailing_mean(run["critic/explained_variance"], window(run))) < -0.25
+    worse = last(explained_variance(run)) < -0.25
     slow = Cause(
         "the critic learns too slowly",
         reasons(
@@ -111,7 +129,7 @@ def _lagging_evidence(run: Run) -> Sequence[Evidence]:
 
 def _lagging_causes(run: Run) -> Sequence[Cause]:
     mean, spread = abs(last(run["objective/shaped_scores"])), score_deviation(run)
-    rate = run.setting("optim.critic_learning_rate") or 3 * float(run.setting("optim.learning_rate", 0))
+    rate = critic_rate(run)
     return [
         Cause(
             "the critic learns more slowly than the returns move",

@@ -4,19 +4,43 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import SURE, bounded_error, fall_from_best, score_rise
+from keel.diagnose.chance import SCORES, SURE, approved, bounded_error, fall_from_best, measured, score_rise, steady
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, reasons
-from keel.diagnose.run import Run
-from keel.diagnose.series import Holds, at_least, at_most, last, latched, rise, start_of, trailing_mean, window
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import (
+    Holds,
+    at_least,
+    at_most,
+    carried,
+    highest,
+    last,
+    latched,
+    rise,
+    start_of,
+    trailing_mean,
+    window,
+)
 
 WEAK = ("outside_range/", "response/distinct")  # worth telling beside others; the last alone is a collapse
 
 
 def fallen(run: Run, name: str) -> Holds:
-    """Whether a held-out scorer has fallen from its best, and is not back. [S]"""
+    """Whether a held-out scorer has fallen from its best by more than the score itself since then, and is not back: the
+    two part, while harder prompts or a policy that breaks lower both. [S]"""
     fall, errors = fall_from_best(run, f"rewards/{name}")
-    return latched(at_least(fall, 0.25) & at_least(errors, 3.0), at_most(fall, 0.1))
+    alone = fall - np.maximum(_own_fall(run, name), 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sure = at_least(errors * alone / fall, 3.0)
+    return latched(at_least(alone, 0.25) & sure, at_most(alone, 0.1))
+
+
+def _own_fall(run: Run, name: str) -> Series:
+    """How far the score is below where it was when the held-out scorer was at its best, in its deviations. [S]"""
+    theirs, own = steady(run, f"rewards/{name}"), steady(run, SCORES)
+    is_best = at_least(theirs, highest(theirs))
+    at_best = carried(np.where(is_best, own, np.nan))
+    return measured(run, SCORES, at_best - own)[0]
 
 
 def parted(run: Run, name: str) -> Holds:
@@ -48,7 +72,7 @@ def second_opinions(run: Run) -> Mapping[str, Holds]:
     before, now = start_of(surprise, width), trailing_mean(surprise, width)
     found["objective/reference_logprob"] = at_least(now, 2.0 * before) & at_least(now - before, 0.5)
     repeated = rise(run, "response/repetition")
-    found["response/repetition"] = at_least(repeated[0], 0.1) & at_least(repeated[1], SURE)
+    found["response/repetition"] = at_least(repeated[0], 0.1) & at_least(repeated[1], SURE) & ~approved(run)
     distinct = run["response/distinct"]
     found["response/distinct"] = at_most(trailing_mean(distinct, width), 0.5 * start_of(distinct, width))
     for name in (name for name, weight in run.scorer_weights().items() if weight):

@@ -8,7 +8,7 @@ from keel.diagnose.chance import SCORES, SURE, fall_from_best, prompts_of, resol
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, moved, reasons, scaled
 from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, carried, first, last, trailing_mean, window
+from keel.diagnose.series import at_least, at_most, carried, first, last, trailing_mean, warmed_up, window
 
 UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted", "stale-normaliser", "reward-shift",
             "sampler-mismatch", "wrong-reference", "learning-rate-schedule", "updates-too-large", "updates-too-small",
@@ -19,7 +19,7 @@ UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted
 def _not_learning(run: Run) -> Levels:
     """No rise by a quarter of a deviation, and half a one would have been seen."""
     gain, errors = score_rise(run)
-    late = run.steps >= max(10, 0.4 * run.planned)
+    late = warmed_up(run) >= max(10, 0.4 * run.planned)
     flat = at_most(gain, 0.25) & at_most(errors, SURE) & at_most(gain + resolution(run), 0.5)
     return levels((late & flat & ~solved(run, window(run)), WARNING))
 
@@ -97,9 +97,9 @@ def _unstable_causes(run: Run) -> Sequence[Cause]:
 def _memorised(run: Run) -> Levels:
     """The gap between training and held-out prompts has grown by half a deviation since the first evaluation, and by
     more than chance makes of two evaluations, each of which is taken to see as many prompts as a step."""
-    seen, held_out = trailing_mean(run[SCORES], window(run)), run["evaluate/score"]
+    seen, held_out = trailing_mean(run[SCORES], 3), run["evaluate/score"]
     gap = np.where(np.isfinite(held_out), seen - held_out, np.nan)
-    grown = carried(gap) - first(gap)
+    grown = carried(gap) - max(first(gap), 0.0)
     error = yardstick(run, SCORES) * np.sqrt(2 / prompts_of(run))
     return levels((at_least(grown, 0.5 * yardstick(run, SCORES)) & at_least(grown, SURE * error), WARNING))
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from keel.diagnose.chance import SURE, score_rise
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, moved
+from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import at_least, at_most, last, latched, rise, start_of, trailing_mean, window
+from keel.diagnose.series import Holds, at_least, at_most, last, latched, rise, start_of, trailing_mean, window
 
 
 def length_share(run: Run) -> Series:
@@ -20,6 +20,15 @@ def length_share(run: Run) -> Series:
     gain = trailing_mean(run["objective/scores"], width) - start_of(run["objective/scores"], width)
     with np.errstate(invalid="ignore", divide="ignore"):
         return slope / spread * rise(run, "response/length")[0] / gain
+
+
+def _earned(run: Run) -> Holds:
+    """Whether a held-out scorer rises too, at least half as far: another length may really be better. [S]"""
+    found, gain = np.zeros(len(run.steps), dtype=bool), score_rise(run)[0]
+    for name in run.held_out_scorers():
+        theirs, errors = score_rise(run, f"rewards/{name}")
+        found |= at_least(theirs, 0.5 * gain) & at_least(errors, 2.0)
+    return found
 
 
 def _length(run: Run) -> Levels:
@@ -35,7 +44,11 @@ def _length(run: Run) -> Levels:
     paid = at_least(share, 0.5) & at_least(gain, 0.25) & at_least(errors, SURE)
     severe = at_least(np.abs(change), 0.6 * before) & at_least(share, 0.75)
     back = at_most(np.abs(change), 0.15 * before)  # answers of one length no longer show what lengthened them
-    return levels((latched(much & paid, back), WARNING), (latched(much & paid & severe, back), CRITICAL))
+    return levels(
+        (latched(much & paid, back), NOTICE),
+        (latched(much & paid & ~_earned(run), back), WARNING),
+        (latched(much & paid & severe & ~_earned(run), back), CRITICAL),
+    )
 
 
 def _length_evidence(run: Run) -> Sequence[Evidence]:

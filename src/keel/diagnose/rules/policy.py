@@ -14,6 +14,8 @@ from keel.diagnose.rule import (
     Levels,
     Rule,
     is_now,
+    kl_unit,
+    kl_units,
     levels,
     moved,
     names,
@@ -23,12 +25,11 @@ from keel.diagnose.rule import (
     score_deviation,
 )
 from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, highest, last, rise, start_of, trailing_mean, window
+from keel.diagnose.series import at_least, at_most, first, last, rise, start_of, trailing_mean, window
 
 
 def _tight(run: Run) -> Levels:
-    spread = highest(trailing_mean(run["objective/shaped_scores_std"], window(run)))
-    kl_coef = run["objective/kl_coef"]
+    spread, kl_coef = kl_units(run), run["objective/kl_coef"]
     target = run.setting("algorithm.target_kl")
     held = np.full(len(run.steps), target is not None and float(target) < 0.1)
     enough = run.steps >= 2
@@ -39,7 +40,7 @@ def _tight(run: Run) -> Levels:
 
 
 def _tight_evidence(run: Run) -> Sequence[Evidence]:
-    spread, kl_coef = score_deviation(run), last(run["objective/kl_coef"])
+    spread, kl_coef = kl_unit(run), last(run["objective/kl_coef"])
     return [
         Evidence(
             "objective/kl_coef",
@@ -52,7 +53,7 @@ def _tight_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _tight_causes(run: Run) -> Sequence[Cause]:
-    spread, kl_coef = score_deviation(run), last(run["objective/kl_coef"])
+    spread, kl_coef = kl_unit(run), last(run["objective/kl_coef"])
     target = run.setting("algorithm.target_kl")
     return [
         Cause(
@@ -127,7 +128,7 @@ def _ends_evidence(run: Run) -> Sequence[Evidence]:
 
 def _ends_causes(run: Run) -> Sequence[Cause]:
     limit, penalty = run.setting("rollout.max_response_tokens"), float(run.setting("reward.missing_eos_penalty", 0.0))
-    from_start = float(np.nanmean(run["response/truncated"][: window(run)])) > 0.25
+    from_start = first(trailing_mean(run["response/truncated"], window(run))) > 0.25
     grew = last(rise(run, "response/length")[0]) > 0
     short = Cause(
         "the limit is too short for what the model wants to say",

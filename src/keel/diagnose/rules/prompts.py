@@ -9,7 +9,7 @@ from keel.diagnose.chance import SCORES, answers_of, prompts_of, score_rise, sol
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, raise_kl, reasons, scaled
 from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, last, trailing_highest, trailing_mean
+from keel.diagnose.series import at_least, at_most, highest, last, trailing_highest, trailing_mean
 
 FEW = 4  # prompts of a step, below which nothing can be said of their variety
 ENOUGH = 256  # answers that are all paid alike: where one in fifty is right, one of so many would be
@@ -67,7 +67,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
     constant = last(run["objective/scores_std"]) <= 1e-6 * max(1.0, abs(last(run["objective/scores"])))
     risen = last(score_rise(run)[0])
     clipped = run.setting("reward.clip") is not None and not constant
-    mean, ends = last(run["objective/scores"]), (np.nanmin(run["objective/scores"]), np.nanmax(run["objective/scores"]))
+    mean, ends = last(run[SCORES]), (-last(highest(-run[SCORES])), last(highest(run[SCORES])))
     alike = last(run["response/distinct"]) < 0.3
     causes = [
         (

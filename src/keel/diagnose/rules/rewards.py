@@ -8,7 +8,7 @@ from keel.diagnose.chance import SURE, bounded_error
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, FINE, WARNING, Levels, Rule, ended_with, is_now, levels, moved, reasons
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import at_least, at_most, trailing_mean
+from keel.diagnose.series import at_least, at_most, highest, trailing_mean
 
 EARLY = 10  # steps in which a policy is still near its start
 AT_START = 5  # steps in which it has hardly moved
@@ -103,7 +103,9 @@ def _stale(run: Run) -> Levels:
     size = np.abs(mean)
     off = early & (at_least(size, 3.0) | at_least(spread, 4.0) | at_most(spread, 0.25))
     far = early & (at_least(size, 10.0) | at_least(spread, 10.0) | at_most(spread, 0.1))
-    return levels((off | at_least(spread, 10.0) | at_most(spread, 0.02), WARNING), (far, CRITICAL))
+    raw = trailing_mean(run["objective/scores_std"], 3)
+    faint = at_most(spread, 0.02) & at_least(raw, 0.25 * highest(raw))  # not because the scores themselves are alike
+    return levels((off | at_least(spread, 10.0) | faint, WARNING), (far, CRITICAL))
 
 
 def _stale_evidence(run: Run) -> Sequence[Evidence]:

@@ -8,7 +8,7 @@ from keel.diagnose.chance import SURE
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, reasons
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import at_least, at_most, first, step_noise, trailing_mean, window
+from keel.diagnose.series import at_least, at_most, first, last, step_noise, trailing_mean, window
 
 LONG = 10  # steps: a mean KL below 0 must last, for that of a few answers often is
 
@@ -43,7 +43,7 @@ def _mismatch_causes(run: Run) -> Sequence[Cause]:
 
 
 def last_gap(run: Run) -> float:
-    return float(np.nanmean(run["sampler/approx_kl"][-window(run) :]))
+    return last(trailing_mean(run["sampler/approx_kl"], window(run)))
 
 
 def _reference(run: Run) -> Levels:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import SCORES, prompts_of, spread_of
+from keel.diagnose.chance import SCORES, prompts_of, spread_of, yardstick
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, reasons
 from keel.diagnose.rules.hacking import fallen
@@ -67,7 +67,7 @@ def _scale(run: Run, ago: int) -> Holds:
     """
     spread, nats = _before(run, spread_of(SCORES)), _nats(run)
     now = {end: lagged(run[f"{SCORES}_{end}"], ago) for end in ("low", "median", "high", "std")}
-    old = {end: _before(run, f"{SCORES}_{end}") for end in ("median", "high")}
+    old = {end: _before(run, f"{SCORES}_{end}") for end in ("median", "high", "std")}
     with np.errstate(invalid="ignore", divide="ignore"):
         stretch = (now["high"] - now["low"]) / lagged(
             trailing_median(run[f"{SCORES}_high"] - run[f"{SCORES}_low"], 5), LASTS
@@ -76,9 +76,9 @@ def _scale(run: Run, ago: int) -> Holds:
         needed = stretch**2 / 2 - 0.5 - np.log(stretch)
     widest = lagged(highest(run[spread_of(SCORES)]), LASTS)
     grown = at_least(stretch, 1.0) & at_least(now["std"], 2 * widest)
-    shrunk = at_most(stretch, 1.0)
-    for end, before in old.items():
-        shrunk &= at_most(np.abs(now[end]), 0.5 * np.abs(before))
+    shrunk = at_most(stretch, 1.0) & at_most(now["std"], old["std"] / 2.5)
+    for end in ("median", "high"):
+        shrunk &= at_most(np.abs(now[end]), 0.5 * np.abs(old[end]) + now["std"])
     much = (
         at_least(needed, np.maximum(nats, 1e-12))
         & at_least(size, max(np.log(2.5), 5 / np.sqrt(prompts_of(run))))
@@ -92,7 +92,7 @@ def _drifts(run: Run) -> Holds:
     to the reference can pay for, or than a held-out scorer sees while it puts the answers in the same order as before.
     """
     width = window(run)
-    spread = start_of(run["objective/scores_std"], width)
+    spread = yardstick(run, SCORES)
     now = {end: trailing_mean(run[f"objective/scores_{end}"], width) for end in ("low", "median", "high")}
     before = {end: start_of(run[f"objective/scores_{end}"], width) for end in now}
     shift = now["median"] - before["median"]

@@ -18,9 +18,20 @@ from keel.diagnose.rule import (
     names,
     reasons,
     scaled,
+    told,
 )
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import at_least, at_most, first, last, trailing_mean, trailing_median, window
+from keel.diagnose.series import (
+    at_least,
+    at_most,
+    first,
+    highest,
+    last,
+    trailing_mean,
+    trailing_median,
+    warmed_up,
+    window,
+)
 
 
 def _large(run: Run) -> Levels:
@@ -34,12 +45,9 @@ def _large(run: Run) -> Levels:
 
 
 def _large_evidence(run: Run) -> Sequence[Evidence]:
-    worst = run["policy/step_kl"][np.isfinite(run["policy/step_kl"])]
+    worst = told(last(highest(run["policy/step_kl"])))
     return [
-        Evidence(
-            "policy/step_kl",
-            f"up to {worst.max() if len(worst) else np.nan:.2g} nats a token moved in one step; below 0.05 is calm",
-        ),
+        Evidence("policy/step_kl", f"up to {worst} nats a token moved in one step; below 0.05 is calm"),
         is_now(run, "policy/approx_kl", "mean over the epochs of a step"),
         is_now(run, "policy/clipfrac", "share of tokens that the clip stopped; below 0.2 is calm"),
     ]
@@ -49,7 +57,7 @@ def _large_causes(run: Run) -> Sequence[Cause]:
     epochs = float(run.setting("algorithm.update_epochs", 1))
     norm, limit = last(run["policy/grad_norm"]), float(run.setting("optim.max_grad_norm", 1.0) or np.nan)
     clipping = last(trailing_mean(run["policy/clipfrac"], 3)) > 0.3
-    jump = float(np.nanmax(trailing_median(run["policy/step_kl"], 5)))
+    jump = last(highest(trailing_median(run["policy/step_kl"], 5)))
     peak = run.setting("optim.learning_rate", np.nan)
     rate = Cause(
         "the learning rate is too high",
@@ -83,22 +91,24 @@ def path(run: Run) -> Series:
     return np.asarray(np.nancumsum(np.sqrt(2 * nats)))
 
 
+def reach(run: Run) -> Series:
+    """How many deviations the whole run could move the score at most, at the pace so far. [S]"""
+    planned = run.planned - int(run.setting("critic.warmup_steps", 0))
+    return path(run) / np.maximum(warmed_up(run), 1) * max(planned, 1)
+
+
 def _small(run: Run) -> Levels:
-    done = np.maximum(run.steps, 1)
+    done = warmed_up(run)
     warm = at_least(run["policy/learning_rate"], 0.5 * float(run.setting("optim.learning_rate", 0) or np.nan))
-    settled = (run.steps >= max(5, 0.1 * run.planned)) & (warm | (run.steps >= run.planned / 4))
-    walked = path(run)
-    known = np.isfinite(run["policy/step_kl"])
-    reach = walked / done * run.planned
-    return levels((settled & known & at_most(reach, 1.0), WARNING), (settled & known & at_most(reach, 0.1), CRITICAL))
+    settled = (done >= max(5, 0.1 * run.planned)) & (warm | (done >= run.planned / 4))
+    known = settled & np.isfinite(run["policy/step_kl"])
+    return levels((known & at_most(reach(run), 1.0), WARNING), (known & at_most(reach(run), 0.1), CRITICAL))
 
 
 def _small_evidence(run: Run) -> Sequence[Evidence]:
-    reach = last(path(run)) / max(int(run.steps[-1]), 1) * run.planned
+    far = told(last(reach(run)))
     return [
-        Evidence(
-            "policy/step_kl", f"at this pace the whole run can move the score by at most {reach:.2g} of its deviation"
-        ),
+        Evidence("policy/step_kl", f"at this pace the whole run can move the score by at most {far} of its deviation"),
         moved(run, "objective/scores"),
         is_now(run, "policy/grad_norm"),
     ]
