@@ -147,3 +147,9 @@ def test_a_narrow_cell_has_the_digits_that_its_interval_bears(ends: tuple[float,
     value, low, high = ends
     assert narrow({"x": value, "x_low": low, "x_high": high}, "x") == shown
     assert narrow({}, "x") == ""
+
+
+def test_an_empty_gate_asks_for_nothing_and_is_refused(run: Run):
+    code, _, err = run("--gate", "")
+    assert code == 2
+    assert err == "keel: error: gate: asks for nothing\n"

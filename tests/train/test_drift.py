@@ -14,7 +14,7 @@ from keel.cli.main import main
 from keel.config import DriftConfig, parse
 from keel.errors import ConfigError, DataError
 from keel.train.drift import drift
-from keel.train.drift_verdict import alarms, comparable, compared, corrected, reasons, standing, unlikely
+from keel.train.drift_verdict import alarms, comparable, compared, corrected, reasons, standing, too_few, unlikely
 
 from ..runs import settings as run_settings
 
@@ -65,6 +65,29 @@ def test_few_answers_are_too_few_to_say():
     found = said(normal(300, 0), normal(12, 1))
     assert {each["says"] for each in found.values()} == {"too few to say"}
     assert standing(found) == "too few to say"
+    assert too_few(found)[0].startswith("it takes about ")
+
+
+def test_the_number_of_answers_that_is_named_is_the_least_that_will_do():
+    found = said(
+        {"score": np.zeros(300), "outside_range/m": np.zeros(300)},
+        {"score": np.zeros(9), "outside_range/m": np.zeros(9)},
+    )
+    takes = found["outside_range/m"]["takes"]
+    for rows, verdict in ((takes, "same"), (takes - 1, "too few to say")):
+        table = {"score": np.zeros(max(rows, 300)), "outside_range/m": np.zeros(max(rows, 300))}
+        again = said(table, {name: values[:rows] for name, values in table.items()})
+        assert again["outside_range/m"]["says"] == verdict
+
+
+def test_of_figures_with_too_few_answers_the_one_that_takes_most_is_named():
+    few = {"says": "too few to say", "today": 0.0, "training": 0.0}
+    found = {"score": few | {"takes": 160}, "outside_range/m": few | {"takes": 611}, "kl": few | {"takes": 9_999}}
+    assert too_few(found) == [
+        "it takes about 620 answers on each side to show a move of 0.05 in outside_range/m (also too few for score)"
+    ]
+    assert "no number of answers" in too_few({"score": few | {"takes": None}})[0]
+    assert too_few({}) == ["no score and nothing about the prompts was measured"]
 
 
 def test_many_tests_need_more_answers_to_say_the_same():
@@ -272,6 +295,42 @@ def test_mistakes_are_told_before_anything_is_answered(world: Path, tmp_path: Pa
         drift(parse(DriftConfig, {"run": str(tmp_path), "prompts": prompts}))
     with pytest.raises(ConfigError, match=r"give either prompts\.path or answers"):
         asked(world)
+    assert "drift" not in capsys.readouterr().err
+
+
+def test_a_column_that_the_training_lacks_is_not_taken_for_a_new_kind_of_prompts(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    new = [{"prompt": f"w2{i % 8} w1{j} w2{i}", "kind": "a", "who": "x"} for i in range(8) for j in range(10)]
+    command = ["drift", str(world / "run"), "--prompts.path", write(tmp_path / "new.jsonl", new)]
+    assert main([*command, "--slices", "kind", "--slices", "who", "--output", str(tmp_path / "d.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "who=x: 80 today, the training prompts have no column who" in shown
+    assert "kind=a: 80 today, 42 in the training" in shown
+    figures = json.loads((tmp_path / "d.json").read_text())["figures"]
+    assert figures["slices"]["who=x"]["of_training"] is None
+    assert "share_of_prompts" not in figures["slices"]["who=x"]["figures"]
+    assert "none of the training prompts is of this kind" not in figures["verdict"]["because"]["who=x"]
+
+
+def test_of_an_unfinished_run_the_policy_that_answers_is_named(world: Path, tmp_path: Path):
+    folder = shutil.copytree(world, tmp_path / "copy")
+    checkpoint = folder / "run" / "checkpoints" / "step-000001"
+    assert checkpoint.is_dir()
+    if not (checkpoint / "policy").is_dir():
+        shutil.copytree(folder / "run" / "policy", checkpoint / "policy")
+    shutil.rmtree(folder / "run" / "policy")
+    notes = drift(asked(folder, prompts={"path": str(world / "training.jsonl")}, max_prompts=3))["notes"]
+    assert notes == ["the policy of step 1 of 1 answers (the run is not finished)"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_answered(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    for output, says in ((tmp_path, "this is a folder"), (tmp_path / "file" / "d.json", "cannot write here")):
+        with pytest.raises(ConfigError, match=says):
+            drift(asked(world, prompts={"path": str(world / "training.jsonl")}, output=str(output)))
     assert "drift" not in capsys.readouterr().err
 
 

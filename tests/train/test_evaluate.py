@@ -10,10 +10,12 @@ import torch
 
 from keel.cli.main import main
 from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig, parse
-from keel.data.batches import Rollouts
+from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError, DataError
+from keel.rollout.collect import score
+from keel.rollout.scorers import build_scorers
 from keel.train.comparing import bootstrap_interval, comparison
-from keel.train.evaluate import evaluate, short_names
+from keel.train.evaluate import evaluate, judge, short_names
 from keel.train.frontier import completed
 from keel.train.sample import Player, load_player, sample_answers
 
@@ -485,3 +487,29 @@ def test_sample_writes_rows_to_rank(tiny_policy: Path, prompts: str, tmp_path: P
 def test_what_cannot_fit_is_refused(tiny_policy: Path, prompts: str):
     with pytest.raises(ConfigError, match=r"longest prompt and answer have 258 tokens, the model only 256 positions"):
         evaluate(settings(tiny_policy, prompts, sampling={"max_response_tokens": 254}))
+
+
+@pytest.mark.parametrize("option", ["output", "pairs"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_loaded(prompts: str, tmp_path: Path, option: str):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "d.jsonl" / "x").mkdir(parents=True)
+    for name, says in (("file/d.jsonl", "cannot write here"), ("d.jsonl", "this is a folder|exists already")):
+        config = settings("./nosuch", prompts, against="./nosuch2", **{option: str(tmp_path / name)})
+        with pytest.raises(ConfigError, match=says):
+            evaluate(config)
+    made = settings("./nosuch", prompts, against="./nosuch2", **{option: str(tmp_path / "new" / "e.jsonl")})
+    with pytest.raises(ConfigError, match="no such model folder"):
+        evaluate(made)
+    assert list((tmp_path / "new").iterdir()) == []  # the folder is made, nothing is left in it
+
+
+def test_the_score_of_the_progress_line_is_that_of_all_answers_so_far(player: Player):
+    shown: list[float] = []
+    scores = iter([1.0, 3.0, 8.0])
+
+    def scoring(rollouts: Rollouts) -> ScoredRollouts:
+        return score(rollouts, build_scorers([], [lambda completions, **_: [next(scores)] * len(completions)]), None)
+
+    decoding = DECODING.model_copy(update={"batch_size": 3})
+    judge(player, None, scoring, decoding, 0, "policy", lambda done, figures: shown.append(figures["score"]))
+    assert shown == [1.0, 2.0, 4.0]

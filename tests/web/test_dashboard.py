@@ -150,7 +150,7 @@ def test_the_verdict_is_that_of_the_doctor(tmp_path: Path) -> None:
     said = diagnose(read_run(run.path))
     assert (found["verdict"], found["findings"], found["finding"]) == (
         said.verdict,
-        len(said.findings),
+        [f"{each.name} {each.title}" for each in said.findings],
         said.findings[0].title,
     )
 

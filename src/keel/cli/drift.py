@@ -38,14 +38,21 @@ def run(arguments: list[str]) -> dict[str, Any]:
     for name, own in figures["slices"].items():
         moved = {figure: found for figure, found in own["figures"].items() if found["says"] == "moved"}
         if moved:
-            known = own["of_training"] or "none"
-            print_figures(f"{escape(literal(name))}: {own['rows']} today, {known} in the training", moved)
+            title = f"{name}: {own['rows']} today, {of_training(name, own['of_training'])}"
+            print_figures(escape(literal(title)), moved)
     for note in figures["notes"]:
         print(f"note: {literal(note)}")
     print_verdict(figures)
     if command.settings.output:
         print(f"figures and answers: {command.settings.output}")
     return figures
+
+
+def of_training(name: str, count: int | None) -> str:
+    """How many of the training are of this slice, where its prompts could be of it at all."""
+    if count is None:
+        return f"the training prompts have no column {name.partition('=')[0]}"
+    return f"{count or 'none'} in the training"
 
 
 def print_figures(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ def print_evaluation(figures: Mapping[str, Any]) -> None:
     print("with 95% intervals over prompts, ± half of one")
     if any("win_rate" in found for found in policies.values()):
         by = literal(figures.get("judge", "the score"))
-        print(f"wins and score difference: against the last policy, by {by}; a tie is half a win")
+        print(f"wins and score difference: of each policy over `against`, by {by}; a tie is half a win")
     for side in list(policies)[-1:] if "frontier" in figures else policies:
         print_slices(figures.get("slices", {}), side, alone=len(policies) == 1)
     for side, curve in figures.get("best_of", {}).items():

@@ -165,8 +165,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message, where="command line")
 
     def format_help(self) -> str:
-        # Defaults of null are told in the text of the setting.
-        text = re.sub(r"\s*\(default:\s+(?:None|null)\)", "", super().format_help())
+        # Defaults of null are told in the text of the setting; "ifdef" is the library's word for a section that may be
+        # left out, whose settings are required only where it is given.
+        text = re.sub(r"\s*\((?:default:\s+(?:None|null)|ifdef:\s+required)\)", "", super().format_help())
         return re.sub(r" options:\n(  default:[^\n]*\(undefined\)\s?)?", ":\n", text)
 
 

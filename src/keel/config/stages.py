@@ -95,7 +95,10 @@ class EvaluateConfig(Settings):
         if self.judgements is not None and self.pairs is None:
             raise ValueError("judgements: give the `pairs` that were judged as well")
         if self.best_of > self.sampling.num_responses:
-            raise ValueError(f"best_of: {self.best_of} of {self.sampling.num_responses} answers to a prompt")
+            raise ValueError(
+                f"best_of: {self.best_of} of {self.sampling.num_responses} answers to a prompt; "
+                "lower it, or raise sampling.num_responses"
+            )
         return self
 
 

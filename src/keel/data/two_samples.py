@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Self
 
@@ -15,6 +15,7 @@ RESAMPLES = 2_000
 AT_ONCE = 2**23  # numbers held in memory while permuting; no figure depends on it
 POWER = 0.8  # how often a difference has to be found that is said to be detectable
 SHARES = 2_001  # differences of two shares that are looked at, evenly spaced
+MOST_ROWS = 1_000_000  # that anybody is told to collect
 _quantile = NormalDist().inv_cdf
 
 
@@ -106,6 +107,21 @@ def detectable(rows: Rows, level: float) -> float:
     if rows.share is not None:
         return _detectable_share(rows, level)
     return (math.sqrt(-math.log(level / 2) / 2) + _quantile(POWER) / 2) * math.sqrt(1 / rows.old + 1 / rows.new)
+
+
+def rows_needed(rows: Rows, level: float, distance: float) -> int | None:
+    """How many new rows would find this distance, by halving; the old ones are as many where they are fewer.
+
+    None: more than anybody collects.
+    """
+    low, high = 0, MOST_ROWS
+    if detectable(replace(rows, old=max(rows.old, high), new=high), level) > distance:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = detectable(replace(rows, old=max(rows.old, middle), new=middle), level) <= distance
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def _detectable_share(rows: Rows, level: float) -> float:

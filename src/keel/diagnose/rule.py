@@ -38,10 +38,9 @@ class Rule:
 
 def findings_of(rule: Rule, run: Run) -> list[Finding]:
     """The rule's findings, of which at most the last is open."""
-    levels = rule.levels(run)
     found = []
-    for first, until, severest in spans(levels, rule.patience, rule.lasts):
-        seen = run if until is None else run.until(int(run.steps[until]))
+    for first, until, severest, is_open in spans(rule.levels(run), rule.patience, rule.lasts):
+        seen = run.until(int(run.steps[until]))  # a finding may be open for some steps in which it no longer holds
         found.append(
             Finding(
                 name=rule.name,
@@ -49,7 +48,7 @@ def findings_of(rule: Rule, run: Run) -> list[Finding]:
                 severity=SEVERITIES[CRITICAL - severest],
                 stage=rule.stage,
                 first_step=int(run.steps[max(first - rule.seen_after, 0)]),
-                last_step=None if until is None else int(run.steps[until]),
+                last_step=None if is_open else int(run.steps[until]),
                 evidence=tuple(rule.evidence(seen)),
                 causes=tuple(sorted(rule.causes(seen), key=_doubt)),
             )
@@ -62,24 +61,24 @@ def _doubt(cause: Cause) -> int:
     return len(cause.speaks_against) - len(cause.speaks_for)
 
 
-def spans(levels: Levels, patience: int, lasts: bool = False) -> list[tuple[int, int | None, int]]:
-    """(first place, last place or None while it goes on, severity) of each span of levels above FINE.
+def spans(levels: Levels, patience: int, lasts: bool = False) -> list[tuple[int, int, int, bool]]:
+    """(first place, last place, severity, whether it goes on) of each span of levels above FINE.
 
     A span begins with the first of `patience` places in a row, and is over after twice as many places without it. Its
     severity is the highest level that held for so long.
     """
-    found: list[tuple[int, int | None, int]] = []
+    found: list[tuple[int, int, int, bool]] = []
     begun: int | None = None
-    streak = calm = 0
+    streak = calm = last = 0
     for place, level in enumerate(levels.tolist()):
-        streak, calm = (streak + 1, 0) if level else (0, calm + 1)
+        streak, calm, last = (streak + 1, 0, place) if level else (0, calm + 1, last)
         if begun is None and streak >= patience:
             begun = place - patience + 1
         elif begun is not None and calm >= 2 * patience and not lasts:
-            found.append((begun, place - calm, _severity(levels[begun:place], patience)))
+            found.append((begun, last, _severity(levels[begun:place], patience), False))
             begun = None
     if begun is not None:
-        found.append((begun, None, _severity(levels[begun:], patience)))
+        found.append((begun, last, _severity(levels[begun:], patience), True))
     return found
 
 

@@ -132,7 +132,9 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int) -> PreTrainedModel:
 def _load(auto_class: Any, name: str, what: str, **options: Any) -> Any:
     folder = Path(name)
     if folder.exists() and not ((folder / "config.json").is_file() or is_adapter(folder)):
-        raise ConfigError("this folder holds no config.json", where=name, fix="give a transformers model folder")
+        inner = next((part for part in ("policy", "model") if (folder / part / "config.json").is_file()), None)
+        fix = f"name its {inner}: {folder / inner}" if inner else "give a transformers model folder"
+        raise ConfigError("this folder holds no config.json", where=name, fix=fix)
     if not folder.exists() and _looks_like_path(name):
         raise ConfigError("no such model folder", where=name)
     refuse_pickles(folder)
@@ -175,5 +177,6 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def _looks_like_path(name: str) -> bool:
-    """A hub id is `name` or `owner/name`; anything else can only be a path."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    """A hub id is `name` or `owner/name`; anything else can only be a path, as can what has a folder here for owner."""
+    is_here = "/" in name and Path(name).parent.is_dir()
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or is_here

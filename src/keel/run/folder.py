@@ -15,6 +15,7 @@ import yaml
 
 from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
+from keel.terminal import tell
 
 if sys.platform != "win32":
     import fcntl
@@ -126,6 +127,8 @@ class RunFolder:
             raise ConfigError(f"cannot write here: {error.strerror}", str(path), "choose another output") from error
         if folder.holds_run:
             folder._check_resumable(settings, resume)
+        elif resume:
+            tell(f"nothing to resume in {folder.path}: beginning")
         folder.ended.unlink(missing_ok=True)
         write_atomic(folder.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return folder

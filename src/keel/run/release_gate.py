@@ -56,7 +56,7 @@ def read_gate(gate: str) -> list[Demand]:
     Raises ConfigError for anything that is no demand.
     """
     text = gate
-    if not re.search(r"[<>]", gate):
+    if gate.strip() and not re.search(r"[<>]", gate):
         try:
             text = Path(gate).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +65,7 @@ def read_gate(gate: str) -> list[Demand]:
     parts = [part.strip() for part in re.split(r"[,\n](?![^\[\n]*\])", text)]
     demands = [_demand(part) for part in parts if part]
     if not demands:
-        raise ConfigError("asks for nothing", where=f"gate {gate}")
+        raise ConfigError("asks for nothing", where=f"gate {gate}".strip())
     return demands
 
 

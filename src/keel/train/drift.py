@@ -1,7 +1,7 @@
 """Do a run's reward models still apply to the prompts of today? What `keel drift` does."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from keel.data.prompts import Prompt
 from keel.data.two_samples import Numbers
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
+from keel.run.output import require_writable
 from keel.train.comparing import Judged
 from keel.train.comparing_slices import slices_of
 from keel.train.drift_answers import ENOUGH, Desk, answer, logged, open_desk, some, table, training_prompts
-from keel.train.drift_verdict import Moved, comparable, compared, corrected, reasons, standing, unlikely
+from keel.train.drift_verdict import Moved, comparable, compared, corrected, reasons, standing, too_few, unlikely
 from keel.world import World
 
 RANKED = 4  # answers to a prompt that people are asked to rank
@@ -49,20 +50,23 @@ def drift(config: DriftConfig) -> dict[str, Any]:
     Written to `config.output`, with the answers. Raises ConfigError, DataError or RewardError.
     """
     World.single()
+    require_writable(config.output)
+    if config.output:
+        require_writable(to_rank_beside(config.output))
     desk = open_desk(config)
     training = training_prompts(desk, config.run)
     today, then = sides_of(config, desk, training)
     groups = {ALL: compared(then.values, today.values, config.seed)}
     for name, rows in today.slices.items():
         groups[name] = slice_tests(name, then, today.of(rows), config.seed)
-        if then.slices:
+        if column_of(name) in columns_of(then.slices):
             groups[name] |= compared(then.share(name), today.share(name), config.seed)
     found = corrected(groups)
     figures: dict[str, Any] = {
         "rows": {"training": len(then.judged.texts), "today": len(today.judged.texts)},
         "figures": found.pop(ALL),
         "slices": {
-            name: {"rows": len(today.slices[name]), "of_training": len(then.slices.get(name, [])), "figures": own}
+            name: {"rows": len(today.slices[name]), "of_training": of_training(name, then.slices), "figures": own}
             for name, own in found.items()
         },
         "notes": desk.notes,
@@ -70,6 +74,20 @@ def drift(config: DriftConfig) -> dict[str, Any]:
     figures["verdict"] = verdict(figures, then.slices)
     write(config, desk, figures, today)
     return figures
+
+
+def column_of(name: str) -> str:
+    """Of a slice `COLUMN=VALUE`."""
+    return name.partition("=")[0]
+
+
+def columns_of(slices: Iterable[str]) -> set[str]:
+    return {column_of(name) for name in slices}
+
+
+def of_training(name: str, before: Mapping[str, Sequence[int]]) -> int | None:
+    """How many answers to training prompts are in the slice; None where those prompts lack the column."""
+    return len(before.get(name, [])) if column_of(name) in columns_of(before) else None
 
 
 def slice_tests(name: str, then: Side, today: dict[str, Numbers], seed: int) -> dict[str, Moved]:
@@ -88,7 +106,7 @@ def sides_of(config: DriftConfig, desk: Desk, training: Sequence[Prompt]) -> tup
     columns = [name for name in config.slices if any(name in prompt.columns for prompt in sample)]
     if missing := [name for name in config.slices if name not in columns]:
         desk.notes.append(
-            f"the training prompts have no {', '.join(missing)}: of its slices only what is new in them can be seen"
+            f"the training prompts have no column {', '.join(missing)}: of its slices only what is new can be seen"
         )
     values = table(desk, now, known, of_training=False), table(desk, then, known, of_training=True)
     if desk.reference is not None:
@@ -108,18 +126,26 @@ def verdict(figures: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
     """
     slices: dict[str, str] = {}
     overall = standing(figures["figures"])
-    because = {ALL: reasons(figures["figures"]) if overall in ALARMING else []}
+    because = {ALL: why(overall, figures["figures"])}
     for name, own in figures["slices"].items():
-        unknown = bool(before) and name not in before
+        told_apart = column_of(name) in columns_of(before)
+        unknown = told_apart and name not in before
         slices[name] = standing(own["figures"])
-        if slices[name] == "applies" and not before:
+        if slices[name] == "applies" and not told_apart:
             slices[name] = "nothing new"
         if unknown and slices[name] != "does not apply":
             slices[name] = "in doubt"
         new = ["none of the training prompts is of this kind"] * unknown
-        because[name] = new + reasons(own["figures"]) if slices[name] in ALARMING else []
+        because[name] = new + why(slices[name], own["figures"])
     moved = [name for name, each in slices.items() if each in ALARMING]
     return {"reward_model": overall, "slices": slices, "moved_slices": moved, "because": because}
+
+
+def why(said: str, figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is behind a verdict that is no good news."""
+    if said == "too few to say":
+        return too_few(figures)
+    return reasons(figures) if said in ALARMING else []
 
 
 def write(config: DriftConfig, desk: Desk, figures: dict[str, Any], today: Side) -> None:
@@ -129,9 +155,9 @@ def write(config: DriftConfig, desk: Desk, figures: dict[str, Any], today: Side)
     output = Path(config.output)
     rows = to_rank(desk, figures["verdict"], today, config)
     if rows:
-        figures["to_rank"] = {"file": str(output.with_suffix(".rank.jsonl")), "rows": len(rows)}
+        figures["to_rank"] = {"file": str(to_rank_beside(config.output)), "rows": len(rows)}
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(output.with_suffix(".rank.jsonl"), lines)
+        write_atomic(to_rank_beside(config.output), lines)
     answers = [
         {
             "prompt": prompt.content,
@@ -142,6 +168,10 @@ def write(config: DriftConfig, desk: Desk, figures: dict[str, Any], today: Side)
     ]
     record = finite({"figures": figures, "answers": answers})
     write_atomic(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+
+def to_rank_beside(output: str) -> Path:
+    return Path(output).with_suffix(".rank.jsonl")
 
 
 def to_rank(desk: Desk, said: Mapping[str, Any], today: Side, config: DriftConfig) -> list[dict[str, Any]]:

@@ -64,21 +64,29 @@ def decoding_of(run: TrainConfig) -> DecodingSettings:
 def open_desk(config: DriftConfig) -> Desk:
     """Raises ConfigError without a policy or its judges, DataError for rows that cannot be read."""
     run = settings_of_run(config.run)
-    policy = list(checkpoints_of(config.run).values())[-1]
+    step, policy = list(checkpoints_of(config.run).items())[-1]
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
     player = load_player(policy, config.prompts or logged, decoding_of(run))
     chosen = some(player.prompts, config.max_prompts or len(player.prompts), config.seed, "today")
     slices_of(chosen, config.slices)  # a mistake is told before anything is answered
     if config.answers:
         responses_of(chosen, config.answers)
-    start, notes = run.reference or run.policy.model, []
+    start, notes = run.reference or run.policy.model, unfinished(config.run, step, run.steps)
     try:
         reference = load_frozen(start)
     except ConfigError as error:
-        reference, notes = None, [f"no KL and no log-probabilities of the reference: {error}"]
+        reference = None
+        notes.append(f"no KL and no log-probabilities of the reference: {error}")
     without = [source.model for source in run.rewards if source.model and read_range(source.model) is None]
     notes += [f"{model} has no range.json, so it is not known which scores are beyond it" for model in without]
     return Desk(run, replace(player, prompts=chosen), reference, build_scorers(run.rewards), notes)
+
+
+def unfinished(folder: str, step: int, planned: int) -> list[str]:
+    """A run without its result is judged by its last checkpoint."""
+    if RunFolder(folder).policy.is_dir():
+        return []
+    return [f"the policy of step {step} of {planned} answers (the run is not finished)"]
 
 
 def some(prompts: Sequence[Prompt], count: int, seed: int, which: str) -> list[Prompt]:

@@ -1,12 +1,22 @@
 """Whether today's answers are like those of the training: each figure tested, and what that says of the judges."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from keel.data.two_samples import Numbers, Rows, detectable, difference_interval, distances, holm, superiority
+from keel.data.two_samples import (
+    Numbers,
+    Rows,
+    detectable,
+    difference_interval,
+    distances,
+    holm,
+    rows_needed,
+    superiority,
+)
 
 Table = Mapping[str, Numbers]  # figure -> a value for each answer
 Says = Literal["moved", "moved a little", "same", "too few to say"]
@@ -19,6 +29,7 @@ NOTABLE_SHARES = {"outside_range/": 0.05, "truncated": 0.05, "prompt_unlikely": 
 JUDGE = ("outside_range/", "disagreement/")  # rising, they say that a reward model is asked what it does not know
 PROMPT = ("prompt_novelty", "prompt_unlikely")  # rising, they say that prompts are stranger than those of the training
 SCORES = ("score", "rewards/")  # moved, they say that the answers are judged otherwise than in the training
+GROUNDS = (*PROMPT, *SCORES)
 TOLD = 3  # reasons for a verdict
 UNLIKELY = 0.01  # of the training prompts are as unlikely
 
@@ -58,16 +69,20 @@ def corrected(groups: Mapping[str, Mapping[str, Moved]]) -> dict[str, dict[str, 
     """For each group and figure its numbers, the p-value corrected for all tests (Holm), and what it says.
 
     `least` is the distance that so many answers would have shown in four of five samples, at the level that the
-    smallest of all p-values is held to.
+    smallest of all p-values is held to; `takes` is how many of today would show what is worth acting on, where there
+    are too few (None: no number would).
     """
     places = [(group, name) for group, found in groups.items() for name in found]
     p_values = dict(zip(places, holm([groups[group][name].p for group, name in places]), strict=True))
     result: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in groups}
     for group, name in places:
         moved, p = groups[group][name], p_values[group, name]
-        least = detectable(moved.rows, LEVEL / len(places))
+        level = LEVEL / len(places)
+        least = detectable(moved.rows, level)
         figures = {figure: value for figure, value in asdict(moved).items() if figure != "rows"}
         result[group][name] = figures | {"p": p, "least": least, "says": says(name, moved, p, least)}
+        if result[group][name]["says"] == "too few to say":
+            result[group][name]["takes"] = rows_needed(moved.rows, level, notable(name))
     return result
 
 
@@ -80,25 +95,58 @@ def unlikely(logprobs: Numbers, of_training: Numbers) -> Numbers:
 
 def says(name: str, moved: Moved, p: float, least: float) -> Says:
     """Moved: chance would seldom do it, and it is worth acting on. The same: so many answers would have shown it."""
-    share = next((bound for start, bound in NOTABLE_SHARES.items() if name.startswith(start)), None)
+    share = share_worth_acting_on(name)
     if p <= LEVEL:
-        notable = moved.distance >= NOTABLE if share is None else abs(moved.today - moved.training) >= share
-        return "moved" if notable else "moved a little"
-    wanted = NOTABLE if share is None or name == "prompt_novelty" else share  # the one share that is no yes or no
-    return "same" if least <= wanted else "too few to say"
+        far = moved.distance >= NOTABLE if share is None else abs(moved.today - moved.training) >= share
+        return "moved" if far else "moved a little"
+    return "same" if least <= notable(name) else "too few to say"
+
+
+def share_worth_acting_on(name: str) -> float | None:
+    return next((bound for start, bound in NOTABLE_SHARES.items() if name.startswith(start)), None)
+
+
+def notable(name: str) -> float:
+    """The distance that so many answers have to show."""
+    share = share_worth_acting_on(name)
+    return NOTABLE if share is None or name == "prompt_novelty" else share  # the one share that is no yes or no
 
 
 def standing(figures: Mapping[str, Mapping[str, Any]]) -> Standing:
     """What the figures say of the reward models: whether what they say of these answers can be believed."""
     judge = {name: found for name, found in figures.items() if name.startswith(JUDGE)}
-    grounds = {name: found for name, found in figures.items() if name.startswith((*PROMPT, *SCORES))}
+    grounds = {name: found for name, found in figures.items() if name.startswith(GROUNDS)}
     if any(alarms(name, found) for name, found in judge.items()):
         return "does not apply"
     if any(alarms(name, found) for name, found in grounds.items()):
         return "in doubt"
-    if not grounds or any(found["says"] == "too few to say" for found in [*judge.values(), *grounds.values()]):
-        return "too few to say"
-    return "applies"
+    return "too few to say" if not grounds or blocking(figures) else "applies"
+
+
+def blocking(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of the figures that a verdict rests on those that take more answers, the one that takes most first."""
+    found = {name: each for name, each in figures.items() if name.startswith((*JUDGE, *GROUNDS))}
+    few = {name: each.get("takes") for name, each in found.items() if each["says"] == "too few to say"}
+    return sorted(few, key=lambda name: -(few[name] or math.inf))
+
+
+def too_few(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why nothing can be said, and how many answers would do."""
+    names = blocking(figures)
+    if not names:
+        return ["no score and nothing about the prompts was measured"]
+    takes = figures[names[0]].get("takes")
+    least = f"a move of {notable(names[0]):g} in {names[0]}"
+    others = f" (also too few for {', '.join(names[1:])})" if names[1:] else ""
+    if takes is None:
+        return [f"no number of answers would show {least}{others}"]
+    return [f"it takes about {rounded_up(takes)} answers on each side to show {least}{others}"]
+
+
+def rounded_up(count: int) -> int:
+    """To two digits, for it is an estimate."""
+    unit = 10 ** max(1, len(str(count)) - 2)
+    return -(-count // unit) * unit
 
 
 def alarms(name: str, found: Mapping[str, Any]) -> bool:
@@ -122,7 +170,7 @@ def reasons(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     def order(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float]:
         name, found = item
-        kinds = (at for at, start in enumerate((JUDGE, (*SCORES, *PROMPT))) if name.startswith(start))
+        kinds = (at for at, start in enumerate((JUDGE, GROUNDS)) if name.startswith(start))
         return next(kinds, 2) if alarms(name, found) else 2, -found["distance"]
 
     moved = [(name, found) for name, found in figures.items() if found["says"] == "moved"]

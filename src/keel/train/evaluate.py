@@ -23,10 +23,11 @@ from keel.rollout.scorers import Scorer, build_scorers
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
 from keel.run.origin import fingerprints
+from keel.run.output import require_writable
 from keel.run.release_gate import read_gate, verdict_on
 from keel.train.comparing import Judged
 from keel.train.comparing_figures import check_names, decider, figures_of, side_of
-from keel.train.comparing_people import check_pairs, people_figures, write_pairs
+from keel.train.comparing_people import check_pairs, key_of, people_figures, write_pairs
 from keel.train.frontier import checkpoints_of, completed
 from keel.train.progress import ProgressDisplay
 from keel.train.sample import Player, grouped, load_frozen, load_player
@@ -46,8 +47,9 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     """
     World.single()
     config = completed(config)
-    demands = read_gate(config.gate) if config.gate else []
+    demands = read_gate(config.gate) if config.gate is not None else []
     check_pairs(config)
+    check_outputs(config, bool(demands))
     sides = sides_of(config)
     readable = check_vocabularies(config, sides)
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
@@ -62,6 +64,16 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
         figures["gate"] = verdict_on(demands, figures)
     write(config, figures, judged)
     return figures
+
+
+def check_outputs(config: EvaluateConfig, has_gate: bool) -> None:
+    """Raises ConfigError, before any model is loaded, for a file that could not be written at the end."""
+    require_writable(config.output)
+    if config.output and has_gate:
+        require_writable(certificate_of(Path(config.output)))
+    if config.pairs and config.judgements is None:
+        require_writable(config.pairs)
+        require_writable(key_of(config.pairs))
 
 
 def judge_sides(
@@ -155,7 +167,7 @@ def judge(
         texts += rollouts.texts
         for name, values in measure(rollouts, player, reference, scoring, decoding.temperature).items():
             parts[name].append(values.cpu())
-        show(len(texts), {name: float(parts[name][-1].nanmean()) for name in ("score",) if name in parts})
+        show(len(texts), {"score": float(torch.cat(parts["score"]).nanmean())} if "score" in parts else {})
     k = decoding.num_responses
     measured = {name: torch.cat(values).view(-1, k) for name, values in parts.items()}
     return Judged(player.prompts, grouped(texts, k), measured)
@@ -190,9 +202,11 @@ def write(config: EvaluateConfig, figures: Mapping[str, Any], judged: Mapping[st
     record = {"figures": figures, "answers": list(_answer_rows(judged))}
     write_atomic(output, json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
     if "gate" in figures:
-        write_atomic(
-            output.with_suffix(".gate.json"), json.dumps(finite(certificate(config, figures)), indent=1) + "\n"
-        )
+        write_atomic(certificate_of(output), json.dumps(finite(certificate(config, figures)), indent=1) + "\n")
+
+
+def certificate_of(output: Path) -> Path:
+    return output.with_suffix(".gate.json")
 
 
 def certificate(config: EvaluateConfig, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
+from keel.run.output import require_writable
 from keel.train.progress import ProgressDisplay
 from keel.world import World, generator
 
@@ -57,6 +58,7 @@ class Player:
 def sample_answers(config: SampleConfig) -> dict[str, Any]:
     """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
     World.single()
+    require_writable(config.output)
     player, decoding = load_player(config.model, config.prompts, config.sampling), config.sampling
     texts: list[str] = []
     truncated = 0

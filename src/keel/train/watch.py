@@ -28,11 +28,13 @@ class Watch:
 
     @classmethod
     def of(cls, folder: RunFolder, config: TrainConfig) -> "Watch":
-        """Goes on where the run goes on: what is open by then has been told."""
+        """Goes on where the run goes on: what is open by then has been told, and is only named again."""
         watch = cls(folder, config.model_dump(mode="json"), config.doctor)
         if config.doctor != "quiet":
             watch.lines = read_metrics(folder.metrics)
             watch.told = watch._open() if watch.lines else {}
+            for finding in watch.told.values():
+                _say(f"still open since step {finding.first_step}: {finding.severity} {finding.name}")
         return watch
 
     def look(self, step: int, metrics: Mapping[str, float]) -> Finding | None:

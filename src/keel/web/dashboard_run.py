@@ -104,7 +104,7 @@ class WatchedRun:
             "planned": run.planned,
             "verdict": diagnosis.verdict if diagnosis else "unknown",
             "finding": self.case.trouble or (finding.title if finding else ""),
-            "findings": len(diagnosis.findings) if diagnosis else 0,
+            "findings": [f"{each.name} {each.title}" for each in diagnosis.findings] if diagnosis else [],
             "score": _last(run, "objective/scores"),
             "kl": _last(run, "objective/kl"),
             "headline": self._headline(),

@@ -73,7 +73,7 @@ def _runaway_evidence(run: Run) -> Sequence[Evidence]:
         moved(
             run,
             "objective/kl",
-            f"{ratio(kl, length):.2g} nats a token; the entropy was {first(run['policy/entropy']):.2g} at first",
+            f"{told(ratio(kl, length))} nats a token; the entropy was {told(first(run['policy/entropy']))} at first",
         ),
         moved(run, "objective/scores"),
         moved(run, "objective/non_score_reward", "what the KL costs"),
@@ -177,7 +177,7 @@ RULES = (
     ),
     Rule(
         "kl-runaway",
-        "The policy runs away from the reference and gains nothing by it.",
+        "The policy runs away from the reference, for little or nothing.",
         "update",
         _runaway,
         _runaway_evidence,

@@ -45,10 +45,9 @@ def lag(run: Run) -> Series:
 
 def explained_variance(run: Run) -> Series:
     """Over a window of at least 5 steps together: that of a single one is wild where its returns are alike. [S]"""
-    left, whole = (
-        trailing_mean(run[f"critic/{name}_std"] ** 2, max(window(run), 5)) for name in ("advantages", "returns")
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
+    width = max(window(run), 5)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        left, whole = (trailing_mean(run[f"critic/{name}_std"] ** 2, width) for name in ("advantages", "returns"))
         return np.where(whole > 0, 1 - left / whole, np.nan)
 
 

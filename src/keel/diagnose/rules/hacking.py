@@ -26,13 +26,18 @@ WEAK = ("outside_range/", "response/distinct")  # worth telling beside others; t
 
 
 def fallen(run: Run, name: str) -> Holds:
-    """Whether a held-out scorer has fallen from its best by more than the score itself since then, and is not back: the
-    two part, while harder prompts or a policy that breaks lower both. [S]"""
+    """Whether a held-out scorer has fallen from its best alone, and is not back. [S]"""
+    fall, errors = fall_alone(run, name)
+    return latched(at_least(fall, 0.25) & at_least(errors, 3.0), at_most(fall, 0.1))
+
+
+def fall_alone(run: Run, name: str) -> tuple[Series, Series]:
+    """How much further than the score itself a held-out scorer is below its best, in its deviations and in standard
+    errors: harder prompts, or a policy that breaks, lower both. [S], [S]"""
     fall, errors = fall_from_best(run, f"rewards/{name}")
     alone = fall - np.maximum(_own_fall(run, name), 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        sure = at_least(errors * alone / fall, 3.0)
-    return latched(at_least(alone, 0.25) & sure, at_most(alone, 0.1))
+        return alone, np.where(fall > 0, errors * alone / fall, errors)
 
 
 def _own_fall(run: Run, name: str) -> Series:

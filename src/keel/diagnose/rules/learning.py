@@ -150,7 +150,7 @@ RULES = (
     ),
     Rule(
         "not-learning",
-        "The score does not rise, and nothing else is seen to be wrong.",
+        "The score does not rise.",
         "update",
         _not_learning,
         _not_learning_evidence,

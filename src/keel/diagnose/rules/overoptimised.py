@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import fall_from_best
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.overoptimisation import Fit, fit
 from keel.diagnose.rule import NOTICE, WARNING, Levels, Rule, levels, moved, names, raise_kl
+from keel.diagnose.rules.hacking import fall_alone
 from keel.diagnose.run import Run
 from keel.diagnose.series import at_least, last, start_of, trailing_mean, window
 
@@ -42,7 +42,7 @@ def _levels(run: Run) -> Levels:
         is_near, is_behind = (np.zeros(len(run.steps), dtype=bool) for _ in range(2))
         for place, nearly, quite in _seen(run, name):  # what was seen stands until the next look
             is_near[place:], is_behind[place:] = nearly, quite
-        fall, errors = fall_from_best(run, f"rewards/{name}")
+        fall, errors = fall_alone(run, name)
         # No peak is believed before the scorer itself has stopped rising.
         near |= is_near & at_least(fall, 0.1) & at_least(errors, 3.0)
         behind |= is_behind & at_least(fall, 0.2) & at_least(errors, 4.0)

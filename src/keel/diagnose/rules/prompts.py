@@ -7,7 +7,7 @@ import numpy as np
 
 from keel.diagnose.chance import SCORES, answers_of, prompts_of, score_rise, solved
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, raise_kl, reasons, scaled
+from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, raise_kl, reasons, scaled, told
 from keel.diagnose.run import Run
 from keel.diagnose.series import at_least, at_most, highest, last, trailing_highest, trailing_mean
 
@@ -110,7 +110,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
             True,
             Cause(
                 "the prompts are too easy or too hard for this policy, or the score is too coarse",
-                (f"the mean score is {mean:.3g}, between {ends[0]:.3g} and {ends[1]:.3g} over the run",),
+                (f"the mean score is {told(mean)}, between {told(ends[0])} and {told(ends[1])} over the run",),
                 (),
                 Change("prompts.path", "prompts of which the policy answers some well and some badly, or finer scores"),
             ),

@@ -60,7 +60,8 @@ def _reference(run: Run) -> Levels:
 def _wandering(x: Series) -> Series:
     """The noise of a step, as its neighbours show it or the last steps together, whichever is more. [S]"""
     mean = trailing_mean(x, LONG)
-    return np.fmax(step_noise(x), np.sqrt(np.maximum(trailing_mean(x**2, LONG) - mean**2, 0)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.fmax(step_noise(x), np.sqrt(np.maximum(trailing_mean(x**2, LONG) - mean**2, 0)))
 
 
 def _reference_evidence(run: Run) -> Sequence[Evidence]:

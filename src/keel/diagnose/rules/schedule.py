@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import WARNING, Levels, Rule, levels, reasons
+from keel.diagnose.rule import WARNING, Levels, Rule, levels, reasons, told
 from keel.diagnose.run import Run
 from keel.diagnose.series import at_most, last
 
@@ -33,7 +33,7 @@ def _schedule_evidence(run: Run) -> Sequence[Evidence]:
     peak, warmup = run.setting("optim.learning_rate"), run.setting("optim.warmup_steps", 0)
     total = run.planned * optimizer_steps(run)
     now = last(run["policy/learning_rate"])
-    text = f"{now:.2g} now; {peak:g} is asked for, after {warmup:g} of {total:g} optimizer steps"
+    text = f"{told(now)} now; {peak:g} is asked for, after {warmup:g} of {total:g} optimizer steps"
     return [Evidence("policy/learning_rate", text)]
 
 

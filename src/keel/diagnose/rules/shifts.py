@@ -1,6 +1,6 @@
 """Are the scores still what they were? A policy can move them only so far."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,70 +21,62 @@ from keel.diagnose.series import (
     window,
 )
 
+ENDS = {"mean": "", "std": "_std", "low": "_low", "median": "_median", "high": "_high"}
 LASTS = 3  # steps in a row that must differ: one may be chance
 FEWEST = 8  # prompts of a step, of which quantiles can be told
+
+
+Ends = Mapping[str, Series]  # of a step's scores: mean, std, low, median, high
 
 
 def _jumps(run: Run) -> Holds:
     """Between two steps the scores changed by more than an update can explain, and stayed so. [S]
 
-    Told of a step when it and the two before it all differ from the one before these.
+    Told of a step when it and the two before it all differ from the one before these, and from the middle one of the
+    five before these.
     """
-    there = np.cumsum(np.isfinite(run[spread_of(SCORES)])) >= 2 * LASTS
-    changed = [_offset(run, ago) | _scale(run, ago) for ago in range(LASTS)]
-    return np.all(changed, axis=0) & there & (prompts_of(run) >= FEWEST)
+    figures = {name: run[f"{SCORES}{end}"] for name, end in ENDS.items()}
+    befores = [{name: lagged(x, LASTS) for name, x in figures.items()}]
+    befores.append({name: lagged(trailing_median(x, 5), LASTS) for name, x in figures.items()})
+    nats = np.maximum(lagged(run["policy/step_kl"] * run["response/length"], LASTS), 0)  # of the update between
+    widest = lagged(highest(figures["std"]), LASTS)
+    found = (np.cumsum(np.isfinite(figures["std"])) >= 2 * LASTS) & (prompts_of(run) >= FEWEST)
+    for ago in range(LASTS):
+        now = {name: lagged(x, ago) for name, x in figures.items()}
+        found &= _all(_offset(before, now, nats, prompts_of(run)) for before in befores) | _all(
+            _scale(before, now, nats, prompts_of(run), widest) for before in befores
+        )
+    return found
 
 
-def _nats(run: Run) -> Series:
-    """How far the update before the last three steps moved the policy, in nats an answer. [S]"""
-    return np.maximum(lagged(run["policy/step_kl"] * run["response/length"], LASTS), 0)
+def _all(each: Iterable[Holds]) -> Holds:
+    return np.all(list(each), axis=0)
 
 
-def _before(run: Run, figure: str) -> Series:
-    """The middle one of five steps, of which the last three are not yet part. [S]"""
-    return lagged(trailing_median(run[figure], 5), LASTS)
-
-
-def _offset(run: Run, ago: int) -> Holds:
+def _offset(before: Ends, now: Ends, nats: Series, prompts: float) -> Holds:
     """A policy that moved by K nats an answer cannot move a mean by much more than its deviation times sqrt(2 K)
     (Donsker and Varadhan's bound for scores with Gaussian tails); the median must have moved as well, which a rare
     answer that is suddenly paid much cannot do."""
-    spread, nats = _before(run, spread_of(SCORES)), _nats(run)
-    error = np.hypot(spread, lagged(run[spread_of(SCORES)], ago)) / np.sqrt(prompts_of(run))
-    allowed = spread * (1 + 3 * np.sqrt(2 * nats)) + 5 * error
-    far = at_most(nats, 2.0) & at_least(spread, 1e-6)
-    for figure in (SCORES, f"{SCORES}_median"):
-        for before in (lagged(run[figure], LASTS), _before(run, figure)):  # that one step, and the usual ones
-            far &= at_least(np.abs(lagged(run[figure], ago) - before), allowed)
-    return far
+    allowed = before["std"] * (1 + 3 * np.sqrt(2 * nats)) + 5 * np.hypot(before["std"], now["std"]) / np.sqrt(prompts)
+    far = _all(at_least(np.abs(now[name] - before[name]), allowed) for name in ("mean", "median"))
+    return far & at_most(nats, 2.0) & at_least(before["std"], 1e-6)
 
 
-def _scale(run: Run, ago: int) -> Holds:
+def _scale(before: Ends, now: Ends, nats: Series, prompts: float, widest: Series) -> Holds:
     """To stretch a normal distribution r times takes r^2 / 2 - 1 / 2 - ln r nats at least, more than the update had.
 
     The distance of the 10% and 90% quantiles must have changed 2.5 times and by five standard errors. Scores that are
     all near the best one are close together too, but not near 0.
     """
-    spread, nats = _before(run, spread_of(SCORES)), _nats(run)
-    now = {end: lagged(run[f"{SCORES}_{end}"], ago) for end in ("low", "median", "high", "std")}
-    old = {end: _before(run, f"{SCORES}_{end}") for end in ("median", "high", "std")}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        stretch = (now["high"] - now["low"]) / lagged(
-            trailing_median(run[f"{SCORES}_high"] - run[f"{SCORES}_low"], 5), LASTS
-        )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        stretch = (now["high"] - now["low"]) / (before["high"] - before["low"])
         size = np.abs(np.log(stretch))
-        needed = stretch**2 / 2 - 0.5 - np.log(stretch)
-    widest = lagged(highest(run[spread_of(SCORES)]), LASTS)
+        unpaid = at_least(stretch**2 / 2 - 0.5 - np.log(stretch), np.maximum(nats, 1e-12))
     grown = at_least(stretch, 1.0) & at_least(now["std"], 2 * widest)
-    shrunk = at_most(stretch, 1.0) & at_most(now["std"], old["std"] / 2.5)
-    for end in ("median", "high"):
-        shrunk &= at_most(np.abs(now[end]), 0.5 * np.abs(old[end]) + now["std"])
-    much = (
-        at_least(needed, np.maximum(nats, 1e-12))
-        & at_least(size, max(np.log(2.5), 5 / np.sqrt(prompts_of(run))))
-        & np.isfinite(size)
-    )
-    return (grown | shrunk) & much & at_least(spread, 1e-6)
+    shrunk = at_most(stretch, 1.0) & at_most(now["std"], before["std"] / 2.5)
+    shrunk &= _all(at_most(np.abs(now[name]), 0.5 * np.abs(before[name]) + now["std"]) for name in ("median", "high"))
+    much = at_least(size, max(np.log(2.5), 5 / np.sqrt(prompts))) & np.isfinite(size)
+    return (grown | shrunk) & much & unpaid & at_least(before["std"], 1e-6)
 
 
 def _drifts(run: Run) -> Holds:
@@ -92,7 +84,8 @@ def _drifts(run: Run) -> Holds:
     to the reference can pay for, or than a held-out scorer sees while it puts the answers in the same order as before.
     """
     width = window(run)
-    spread = yardstick(run, SCORES)
+    # An exploit spreads through steps in which answers with and without it stand side by side: their spread counts.
+    spread = np.fmax(yardstick(run, SCORES), highest(run[spread_of(SCORES)]))
     now = {end: trailing_mean(run[f"objective/scores_{end}"], width) for end in ("low", "median", "high")}
     before = {end: start_of(run[f"objective/scores_{end}"], width) for end in now}
     shift = now["median"] - before["median"]

@@ -26,7 +26,7 @@ function when(finding) {
 }
 
 function card(finding, open) {
-  const summary = make("summary", "", verdict(finding.severity), make("span", "finding-title", finding.title), make("span", "muted small nowrap", when(finding)));
+  const summary = make("summary", "", verdict(finding.severity), make("span", "finding-title", finding.title), make("span", "muted small", `${finding.name}, ${when(finding)}`));
   const details = make("details", `card finding-card ${finding.last_step === null ? "" : "over"}`, summary);
   details.dataset.name = finding.name;
   details.open = open;

@@ -33,7 +33,7 @@ function ordered() {
   return [...runs].sort((one, other) => compareKeys(key(one), key(other)) || compareKeys(KEYS.title(one), KEYS.title(other)));
 }
 
-const words = (run) => `${run.title} ${run.stage} ${run.standing} ${run.verdict} ${run.finding}`.toLowerCase();
+const words = (run) => `${run.title} ${run.stage} ${run.standing} ${run.verdict} ${run.finding} ${run.findings.join(" ")}`.toLowerCase();
 
 function draw() {
   const wanted = filter.value.trim().toLowerCase().split(/\s+/);
@@ -95,7 +95,7 @@ function fill(row, run) {
   choice.firstChild.setAttribute("aria-label", `Compare ${run.title}`);
   head.querySelector("a").textContent = run.title;
   head.querySelector(".stage").textContent = run.stage === "unknown" ? "" : run.stage;
-  const more = run.findings > 1 ? [make("span", "muted small nowrap", ` +${run.findings - 1} more`)] : [];
+  const more = run.findings.length > 1 ? [make("span", "muted small nowrap", ` +${run.findings.length - 1} more`)] : [];
   state.className = "verdict-cell";
   state.replaceChildren(verdict(run.verdict), ...more, make("span", "finding small", run.finding));
   standing.replaceChildren(make("span", `standing ${run.standing}`, run.standing), ...notes(run));
