@@ -1,6 +1,7 @@
 """What chance does is no finding: few prompts, groups, coarse and sparse scores; and what it cannot do is one."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from keel.diagnose.doctor import diagnose
 from keel.diagnose.run import Run
 
 from .runs import healthy, run_of, settings
-from .simulated import TASKS, Shape, simulated
+from .simulated import TASKS, Shape, Task, simulated
 
 SHAPES = [Shape(4), Shape(8), Shape(64), Shape(256), Shape(32, group=4), Shape(64, group=8), Shape(64, steps=20)]
 
@@ -19,11 +20,12 @@ def loud(run: Run) -> set[str]:
     return {finding.name for finding in diagnose(run).findings if finding.severity != "notice"}
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.batch} in {shape.group}, {shape.steps} steps")
-@pytest.mark.parametrize("task", TASKS)
+# A few answers of which nearly all are right are all paid the same from the first step to the last.
+CASES = [(task, shape) for task in TASKS for shape in SHAPES if task != "good, then better" or shape.batch >= 64]
+
+
+@pytest.mark.parametrize(("task", "shape"), CASES, ids=str)
 def test_a_healthy_run_is_left_alone_whatever_chance_does(task: str, shape: Shape):
-    if task == "good, then better" and shape.batch < 64:
-        pytest.skip("so few answers are all paid the same from the first step to the last")
     # Groups of which nearly none has a right answer are a fault of the prompts, for as long as it is so.
     allowed = {"no-signal"} if task.startswith("sparse") and shape.group > 1 else set()
     for seed in range(100, 103):
@@ -138,3 +140,87 @@ def test_what_a_large_update_can_do_is_no_jump():
 
 def test_quantiles_of_four_answers_tell_of_no_jump():
     assert shift_of(shifted(factor=8.0, batch_size=4)) is None
+
+
+SMOOTH = TASKS["smooth"]
+
+
+def changed(run: Run, given: dict[str, Any] | None = None, **columns: Any) -> Run:
+    """With other figures (names with __ for the slash), and other settings by section."""
+    found = {name.replace("__", "/"): np.asarray(values, dtype=float) for name, values in columns.items()}
+    settings = {name: {**run.settings.get(name, {}), **values} for name, values in (given or {}).items()}
+    return replace(run, columns={**run.columns, **found}, settings={**run.settings, **settings})
+
+
+def test_a_critic_that_warms_up_is_no_fault_of_the_updates():
+    run, frozen = simulated(SMOOTH, Shape(64), 0), np.arange(60) < 15
+    still = np.where(frozen, 1e-12, run["policy/step_kl"])
+    warm = changed(run, {"critic": {"warmup_steps": 15}}, policy__step_kl=still)
+    assert "updates-too-small" in loud(changed(run, policy__step_kl=still).until(15))
+    assert loud(warm.until(15)) == loud(warm) == set()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_beside_normalised_advantages_the_scores_have_no_scale(scale: float):
+    """kl_coef 0.04 in the loss of GRPO is small whatever the scores are measured in; in the reward it is not."""
+    run = simulated(Task(lambda quality: scale * quality, 1.5), Shape(64, group=8), 0)
+    in_loss = {"algorithm": {"name": "grpo", "kl_in": "loss", "normalize_std": True, "kl_coef": 0.04}}
+    coefficient = {"objective__kl_coef": np.full(60, 0.04), "objective__non_score_reward": -0.04 * run["objective/kl"]}
+    assert loud(changed(run, in_loss, **coefficient)) == set()
+    in_reward = {"algorithm": {"name": "grpo", "kl_in": "reward", "kl_coef": 0.04}}
+    assert ("kl-too-tight" in loud(changed(run, in_reward, **coefficient))) == (scale < 1)
+
+
+def test_harder_prompts_are_no_hacking():
+    """From the middle on all scorers say one deviation less: nothing has parted."""
+    run, late = simulated(SMOOTH, Shape(64), 1), 1.2 * (np.arange(60) >= 30)
+    harder = {name.replace("/", "__"): run[name] - late
+              for name in ("objective/scores", "rewards/judge", "rewards/other")}  # fmt: skip
+    assert "reward-hacking" not in loud(changed(run, **harder))
+    only_theirs = {name: values for name, values in harder.items() if "judge" in name}
+    assert "reward-hacking" in loud(changed(run, **only_theirs))
+
+
+@pytest.mark.parametrize(("judge_rises", "expected"), [(True, set()), (False, {"length-exploitation"})])
+def test_longer_answers_that_another_judge_likes_too_are_no_exploit(judge_rises: bool, expected: set[str]):
+    run = simulated(SMOOTH, Shape(64), 2)
+    done = np.linspace(0, 1, 60)
+    columns: dict[str, Any] = {
+        "response__length": 40 + 60 * done,
+        "response__length_std": np.full(60, 10.0),
+        "response__length_correlation": np.full(60, 0.6),
+    }
+    if not judge_rises:
+        still = run["rewards/judge"][:5].mean() + 0.05 * np.sin(np.arange(60))
+        columns |= {"rewards__judge": still, "rewards__other": still}
+    assert loud(changed(run, **columns)) & {"length-exploitation"} == expected
+
+
+def test_one_wild_answer_neither_hides_a_fall_nor_makes_one():
+    run = simulated(SMOOTH, Shape(64), 3)
+    wild = np.where(np.arange(60) == 20, 1000.0, 0.0)  # 64,000 deviations in one of 64 answers
+    spoilt = changed(run, objective__scores=run["objective/scores"] + wild,
+                     objective__scores_std=run["objective/scores_std"] + 8 * wild)  # fmt: skip
+    assert loud(spoilt) == set()
+    fallen = changed(spoilt, objective__scores=spoilt["objective/scores"] - 2.5 * (np.arange(60) >= 40))
+    assert "instability" in loud(fallen)
+
+
+def test_a_normaliser_is_not_stale_because_all_answers_are_right():
+    columns = healthy(0)
+    for figure in ("objective/scores_std", "objective/shaped_scores_std"):
+        columns[figure] = np.where(np.arange(40) < 25, columns[figure], 1e-3)
+    run = run_of(columns, settings(reward__normalize="running"))
+    assert "stale-normaliser" not in loud(run)
+    columns["objective/scores_std"] = healthy(0)["objective/scores_std"]
+    assert "stale-normaliser" in loud(run_of(columns, settings(reward__normalize="running")))
+
+
+def test_evidence_is_of_the_last_step_in_which_a_finding_held():
+    columns = healthy(0)
+    columns["policy/clipfrac"] = np.where(np.arange(40) >= 20, 0.9, columns["policy/clipfrac"])
+    columns["policy/clipfrac"][37:] = 0.0
+    (finding,) = diagnose(run_of(columns, settings())).findings
+    assert (finding.name, finding.is_open) == ("updates-too-large", True)
+    clipped = next(said.says for said in finding.evidence if said.figure == "policy/clipfrac")
+    assert float(clipped.split(";")[0]) > 0.4  # the last window of all has 0.225
