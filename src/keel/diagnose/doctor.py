@@ -49,8 +49,8 @@ def _cause_of(
     place: Mapping[str, int],
     planned: int,
 ) -> str | None:
-    """The first in the catalogue of the findings that explain this one and were there shortly before it. What
-    lies upstream may also be noticed a little later, unless each of the two could have caused the other."""
+    """The first in the catalogue of the findings that explain this one and were there shortly before it. What lies
+    upstream and is as grave may also be noticed a little later, unless each of the two could have caused the other."""
     slack = max(3, SLACK * planned)
 
     def explains(other: Finding) -> bool:
@@ -59,7 +59,8 @@ def _cause_of(
         if other.last_step is not None and other.last_step < finding.first_step - slack:
             return False
         upstream = place[other.name] < place[finding.name] and finding.name not in follows[other.name]
-        return other.first_step <= finding.first_step + slack if upstream else other.first_step < finding.first_step
+        late = slack if upstream and not _milder(other, finding) else 0
+        return other.first_step <= finding.first_step + late if upstream else other.first_step < finding.first_step
 
     causes = [other.name for other in findings if other.name in follows[finding.name] and explains(other)]
     return min(causes, key=lambda name: place[name], default=None)

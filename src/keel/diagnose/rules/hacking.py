@@ -22,8 +22,6 @@ from keel.diagnose.series import (
     window,
 )
 
-WEAK = ("outside_range/", "response/distinct")  # worth telling beside others; the last alone is a collapse
-
 
 def fallen(run: Run, name: str) -> Holds:
     """Whether a held-out scorer has fallen from its best alone, and is not back. [S]"""
@@ -88,15 +86,17 @@ def second_opinions(run: Run) -> Mapping[str, Holds]:
 def _hacking(run: Run) -> Levels:
     gain, errors = score_rise(run)
     rising = at_least(gain, 0.25) & at_least(errors, SURE)
-    falls, votes = np.zeros(len(run.steps), dtype=bool), dict[str, Holds]()
-    for figure, holds in second_opinions(run).items():
-        kind = figure.partition("/")[0] if figure.startswith(("agreement/", "disagreement/")) else figure
-        if figure.startswith("rewards/"):
-            falls |= holds
-        elif not figure.startswith(WEAK):
-            votes[kind] = votes.get(kind, falls & False) | holds  # scorers of a kind have one vote
-    count = np.sum(list(votes.values()), axis=0)
-    return levels((rising & (count >= 1), WARNING), (rising & ((count >= 2) | falls), CRITICAL))
+    opinions, nobody = second_opinions(run), np.zeros(len(run.steps), dtype=bool)
+
+    def any_of(*starts: str) -> Holds:
+        """Scorers of a kind have one vote."""
+        return np.any([nobody, *(holds for figure, holds in opinions.items() if figure.startswith(starts))], axis=0)
+
+    # Alone the last two are a reward model out of its range, and a collapse.
+    votes = [any_of("agreement/"), any_of("disagreement/"), any_of("objective/"), any_of("response/repetition"),
+             any_of("outside_range/") & any_of("response/distinct")]  # fmt: skip
+    count = np.sum(votes, axis=0)
+    return levels((rising & (count >= 1), WARNING), (rising & ((count >= 2) | any_of("rewards/")), CRITICAL))
 
 
 def _hacking_evidence(run: Run) -> Sequence[Evidence]:
