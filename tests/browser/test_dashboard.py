@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from keel.data.answers import read_answers
+from keel.diagnose.doctor import diagnose
+from keel.diagnose.run import read_run
 from keel.run.metrics import RolloutLog, truncate_after
 
 from ..web.board import Process, WrittenRun, answer
@@ -197,6 +199,7 @@ def test_findings_lead_to_their_curves(run: WrittenRun, visits: Callable[[], Vis
     page = visits().run(run)
     finding = page.locator(".finding-card").first
     expect(finding).to_be_visible()
+    expect(finding).to_contain_text(str(finding.get_attribute("data-name")))
     if finding.get_attribute("open") is None:
         finding.locator("summary").click()
     expect(finding.locator(".change").first).to_contain_text("Try")
@@ -204,6 +207,20 @@ def test_findings_lead_to_their_curves(run: WrittenRun, visits: Callable[[], Vis
     figure = link.text_content()
     link.click()
     expect(chart(page, str(figure))).to_be_in_viewport()
+
+
+def test_runs_are_filtered_by_the_name_of_any_finding(run: WrittenRun, visits: Callable[[], Visits]) -> None:
+    run.go_on(10, **{"objective/kl": 500.0, "policy/entropy": 0.0})
+    found = diagnose(read_run(run.path)).findings
+    assert len(found) > 1
+    page = visits().page()
+    box = page.get_by_label("Filter the runs")
+    expect(page.locator("#runs .verdict-cell")).to_contain_text(found[0].title)
+    for finding in found:
+        box.fill(finding.name)
+        expect(page.locator("#runs tr")).to_have_count(1)
+    box.fill("no-such-finding")
+    expect(page.locator("#runs tr")).to_have_count(0)
 
 
 def test_all_curves_show_the_step_that_is_pointed_at(run: WrittenRun, visits: Callable[[], Visits]) -> None:
@@ -229,7 +246,10 @@ def test_all_curves_show_the_step_that_is_pointed_at(run: WrittenRun, visits: Ca
 def test_answers_are_searched_filtered_and_sorted(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
     expect(page.locator("#matched")).to_have_text("24 answers")
+    page.get_by_label("Search prompts and answers").fill("nobody said this")
+    expect(page.locator("#list")).to_have_class(re.compile("empty"))
     page.get_by_label("Search prompts and answers").fill("QUESTION 1")
+    expect(page.locator("#list")).not_to_have_class(re.compile("empty"))
     expect(page.locator("#matched")).to_have_text("8 of 24 answers")
     page.locator("#filters summary").first.click()
     page.get_by_label("Score from").fill("0.5")

@@ -1,6 +1,7 @@
 """`keel doctor` and `keel report` over several runs, of which some cannot be read."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_report_names_the_run_that_cannot_be_read(runs: Path, capsys: pytest.C
     assert main(["report", str(runs / "a"), str(runs / "b"), "--output", str(runs / "report.html")]) == 5
     assert capsys.readouterr().err == f"keel: error: {runs}/b/metrics.jsonl:2: not a line of a run's metrics\n"
     assert not (runs / "report.html").exists()
+
+
+def test_a_comparison_leaves_the_report_of_the_first_run(runs: Path):
+    (runs / "a" / "report.html").write_text("its own")
+    assert main(["report", str(runs / "a"), str(runs / "d")]) == 0
+    assert (runs / "a" / "report.html").read_text() == "its own"
+    assert (runs / "a" / "comparison.html").is_file()
+
+
+def test_a_folder_of_runs_has_a_report_that_compares_them(runs: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.rmtree(runs / "b")
+    assert main(["report", str(runs), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == str(runs / "comparison.html")
+    assert sorted(found["verdicts"]) == [f"{runs}/a", f"{runs}/d"]
 
 
 def test_answers_that_cannot_be_read_are_named_by_the_report(runs: Path, capsys: pytest.CaptureFixture[str]):

@@ -92,6 +92,12 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.startswith("keel ")
 
 
+def test_help_has_no_words_of_the_library_below(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["drift", "--help"])
+    assert "ifdef" not in capsys.readouterr().out
+
+
 def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]):
     assert cli.main([]) == 2
     assert "usage: keel VERB" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 from keel.diagnose.chance import answers_of, fall_from_best, mean_error, prompts_of, score_rise
 from keel.diagnose.doctor import diagnose
 from keel.diagnose.run import Run
+from keel.diagnose.series import carried, trailing_highest, trailing_mean, trailing_median
 
 from .runs import healthy, run_of, settings
 from .simulated import TASKS, Shape, Task, simulated
@@ -224,3 +225,16 @@ def test_evidence_is_of_the_last_step_in_which_a_finding_held():
     assert (finding.name, finding.is_open) == ("updates-too-large", True)
     clipped = next(said.says for said in finding.evidence if said.figure == "policy/clipfrac")
     assert float(clipped.split(";")[0]) > 0.4  # the last window of all has 0.225
+
+
+@pytest.mark.parametrize("statistic", [trailing_mean, trailing_median, trailing_highest])
+def test_statistics_of_no_steps_are_none(statistic: Any):
+    assert statistic(np.array([]), 5).tolist() == []
+
+
+def test_statistics_of_the_last_few_values_pass_over_what_is_missing():
+    x = np.array([1.0, np.nan, 5.0, 100.0, 3.0])
+    assert trailing_mean(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 36.0]
+    assert trailing_median(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 5.0]
+    assert trailing_highest(x, 3).tolist() == [1.0, 1.0, 5.0, 100.0, 100.0]
+    assert carried(x).tolist() == [1.0, 1.0, 5.0, 100.0, 3.0]

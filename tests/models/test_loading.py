@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from keel.errors import ConfigError
-from keel.models.loading import load_classifier
+from keel.models.loading import load_classifier, load_tokenizer
 
 
 @pytest.fixture
@@ -41,3 +41,20 @@ def test_a_missing_weight_is_no_random_weight(tied: Path) -> None:
     save_file(weights, tied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"weights are missing, such as model\.layers\.0\.mlp\.up_proj"):
         load_classifier(str(tied))
+
+
+@pytest.mark.parametrize("part", ["policy", "model"])
+def test_a_run_folder_is_told_from_its_model(tmp_path: Path, part: str):
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "config.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(str(tmp_path))
+    assert error.value.fix == f"name its {part}: {tmp_path / part}"
+
+
+def test_a_path_that_is_not_there_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/nosuch", "./nosuch", "runs/a/policy"):
+        with pytest.raises(ConfigError, match="no such model folder"):
+            load_tokenizer(name)

@@ -2,7 +2,8 @@
 
 Reads the run folder only: the run may be going on, be finished, or be dead. What each finding means: docs/diagnosis.md.
 A folder that holds runs, such as the stages of one model, stands for all of them, in the order in which they began.
-A run that cannot be read is told at the end, and the exit code says so.
+A run that cannot be read is told at the end, and the exit code says so; of what is found it says nothing, and is 0
+whatever that is: a script reads --json.
 
 example:
   keel doctor runs/stories-ppo

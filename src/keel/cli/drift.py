@@ -2,6 +2,7 @@
 
 The run's policy answers today's prompts and prompts of its training, and the run's reward models judge both. Every
 figure is tested; the chance of any false alarm among all tests is at most 5%. What each says: docs/evaluation.md.
+The exit code is 0 whatever the verdict is: a script reads --json.
 
 example:
   keel drift runs/ppo --prompts.path today.jsonl --slices topic --output drift.json

@@ -1,7 +1,7 @@
 """Write one page about a run, or comparing several: verdict, curves, score against KL, samples, tokens, settings.
 
 Reads the run folders only: runs may be going on, be finished, or be dead. The page holds all it needs and opens
-anywhere, also without a network.
+anywhere, also without a network. A folder that holds runs stands for all of them, as for keel doctor.
 
 example:
   keel report runs/stories-ppo
@@ -12,6 +12,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+from keel.cli.doctor import stages
 from keel.cli.settings import read_command
 from keel.config import ReportConfig
 from keel.terminal import literal
@@ -22,7 +23,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     settings = read_command("report", ReportConfig, arguments, str(__doc__), plain="runs").settings
     from keel.diagnose.report import write_report
 
-    target, verdicts = write_report(settings.runs, settings.output)
+    paths = [str(run) for path in settings.runs for run in stages(path)]
+    target, verdicts = write_report(paths, settings.output, home=settings.runs[0])
     for path, verdict in verdicts.items():
         print(f"{literal(path)}: {verdict}")
     print(f"the report: {literal(str(target))}")

@@ -25,9 +25,10 @@ class ReportConfig(Settings):
     """Settings of `keel report`: one page about one run, or comparing several."""
 
     runs: Runs
-    """run folders, finished, running or dead; the first is the one that samples and tokens are shown of"""
+    """run folders, or folders that hold runs; the first run is the one that samples and tokens are shown of"""
     output: str | None = None
-    """the page to write (default: report.html in the first run's folder, of a reward model's run run-report.html)"""
+    """the page to write (default: report.html in the run's folder, of a reward model's run run-report.html; of several
+    runs comparison.html in the first folder that is named)"""
     browser: bool = False
     """open it"""
 

@@ -165,8 +165,8 @@ class TrainConfig(Settings):
     evaluate: EvaluateDuring = EvaluateDuring()
     log: RolloutLogSettings = RolloutLogSettings()
     doctor: Literal["quiet", "tell", "stop"] = "tell"
-    """what `keel doctor` finds while the run goes on: nothing is said, each finding is, or a critical one also stops
-    the run, with a checkpoint"""
+    """what `keel doctor` finds while the run goes on: nothing is said; critical findings are, and warnings that follow
+    from no other; or a critical one also stops the run, with a checkpoint"""
 
     @property
     def measures_kl(self) -> bool:

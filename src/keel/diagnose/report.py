@@ -32,14 +32,19 @@ SCRIPTS = (
 STYLES = (("keel.diagnose", "static/report.css"), ("keel.diagnose", "static/tokens.css"))
 
 
-def write_report(paths: Sequence[str], output: str | None = None) -> tuple[Path, dict[str, str]]:
+def write_report(
+    paths: Sequence[str], output: str | None = None, home: str | None = None
+) -> tuple[Path, dict[str, str]]:
     """The page's path, and run folder -> verdict. A run that is named twice counts once.
+
+    Without `output` the page lies in the run's folder; one that compares several lies in `home`, by default the first
+    run's folder, under a name of its own.
 
     Raises ConfigError for a folder that holds no run or an output that is no page's name, CheckpointError for what
     cannot be read or written.
     """
     runs = [read_run(path) for path in {Path(path).resolve(): path for path in paths}.values()]
-    target = _target(runs[0], output)
+    target = _target(runs, output, home)
     diagnoses = [diagnose(run) for run in runs]
     text = page(runs, diagnoses, _own_report(runs[0], target))
     write_atomic(target, text.encode("utf-8", "replace"))
@@ -132,8 +137,12 @@ def _answers(run: Run) -> Answers:
     return answers
 
 
-def _target(run: Run, output: str | None) -> Path:
-    """Where the page goes; `keel reward` writes a report.html of its own, which stays."""
+def _target(runs: Sequence[Run], output: str | None, home: str | None) -> Path:
+    """Where the page goes. A run's own report stays: a comparison is another page; so is the page of a run of
+    `keel reward`, which writes a report.html of its own."""
+    run = runs[0]
+    if output is None and len(runs) > 1:
+        return Path(home or run.path) / "comparison.html"
     if output is None:
         return run.path / ("run-report.html" if run.stage == "reward" else "report.html")
     if not output.endswith((".html", ".htm")):

@@ -31,8 +31,7 @@ def trailing_mean(x: Series, width: int) -> Series:
 def trailing_median(x: Series, width: int) -> Series:
     """Median of the finite ones of the last `width` values, of fewer at the start: one wild value does not move it.
     [S] -> [S]"""
-    padded = np.concatenate([np.full(width - 1, np.nan), x])
-    rows = np.sort(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)  # nan last
+    rows = np.sort(_windows(x, width, np.nan), axis=1)  # nan last
     counts = np.isfinite(rows).sum(1)
     places = np.maximum(counts - 1, 0)
     middle = (rows[np.arange(len(x)), places // 2] + rows[np.arange(len(x)), (places + 1) // 2]) / 2
@@ -41,8 +40,7 @@ def trailing_median(x: Series, width: int) -> Series:
 
 def trailing_highest(x: Series, width: int) -> Series:
     """The highest of the finite ones of the last `width` values, of fewer at the start; nan without any. [S] -> [S]"""
-    padded = np.concatenate([np.full(width - 1, np.nan), x])
-    return np.asarray(np.fmax.reduce(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1))
+    return np.asarray(np.fmax.reduce(_windows(x, width, np.nan), axis=1))
 
 
 def start_of(x: Series, width: int) -> Series:
@@ -126,8 +124,14 @@ def first(x: Series) -> float:
 
 
 def _trailing_sum(x: Series, width: int) -> Series:
-    padded = np.concatenate([np.zeros(width - 1), x])
-    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, width).sum(1))
+    return np.asarray(_windows(x, width, 0.0).sum(1))
+
+
+def _windows(x: Series, width: int, before: float) -> NDArray[np.float64]:
+    """The last `width` values up to each, with `before` for those that are not there. [S] -> [S, width]"""
+    if not len(x):
+        return np.zeros((0, width))
+    return np.lib.stride_tricks.sliding_window_view(np.concatenate([np.full(width - 1, before), x]), width)
 
 
 def _median(x: Series) -> float:

@@ -8,7 +8,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(hover: none)");
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
-  const MARGIN = { l: 40, r: 10, t: 8, b: 26 };
+  const MARGIN = { l: 40, r: 10, t: 8, b: 40 };
   let paper = false; // while printing, whatever the screen's scheme
   let root = false; // square root of the KL
 
@@ -43,7 +43,7 @@
       margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: colour("card"), hovermode: "x unified", showlegend: false,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("muted") }, dragmode: touch.matches ? false : "zoom",
       hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12 }, namelength: 40 },
-      xaxis: steps(), yaxis: axis(), ...more,
+      xaxis: steps("step"), yaxis: axis(), ...more,
     };
   }
 
@@ -100,7 +100,7 @@
       }
       return found;
     });
-    return [traces, layout({ shapes, hovermode: "closest", margin: { ...MARGIN, r: 14, t: 18, b: 40 }, xaxis: axis(`${unit} to the reference, nats${root ? "<sup>½</sup>" : ""}`) })];
+    return [traces, layout({ shapes, hovermode: "closest", margin: { ...MARGIN, r: 14, t: 18 }, xaxis: axis(`${unit} to the reference, nats${root ? "<sup>½</sup>" : ""}`) })];
   }
 
   function spread(place) {
@@ -115,7 +115,7 @@
       const middle = line(run, own.steps, own.quantiles[2], { customdata: own.steps.map((_, at) => [own.quantiles[1][at], own.quantiles[3][at]]), hovertemplate: hover });
       return [...(several ? [] : band(0, 4, 0.13)), ...band(1, 3, several ? 0.16 : 0.24), middle];
     });
-    return [traces, layout({ margin: { ...MARGIN, b: 40 }, xaxis: steps("step") })];
+    return [traces, layout({})];
   }
 
   const KINDS = { curve, frontier, spread };

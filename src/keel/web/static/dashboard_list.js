@@ -31,6 +31,7 @@ export class List {
   show(first, keep = false) {
     this.turn += 1;
     this.total = first.matched;
+    this.element.classList.toggle("empty", !this.total);
     this.pages = new Map([[0, first.rows]]);
     for (const [number, element] of this.drawn) this.release(number, element);
     this.space.style.height = `${this.tall}px`;
@@ -44,6 +45,7 @@ export class List {
   // The same question, of which more rows were found at the end.
   grow(first) {
     this.total = first.matched;
+    this.element.classList.toggle("empty", !this.total);
     this.space.style.height = `${this.tall}px`;
     const last = [...this.pages.keys()].filter((page) => this.pages.get(page).length < PAGE);
     for (const page of last) this.pages.delete(page);
