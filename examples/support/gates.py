@@ -15,8 +15,10 @@ def raters(figures: dict, least: str) -> str:
 
 
 def drift(file: dict) -> str:
+    """What is in doubt, or too few to say, is for people to look at (keel rank WEEK.rank.jsonl); the model stays."""
     says = file["figures"]["verdict"]["reward_model"]
-    return "" if says == "applies" else f"the reward model: {says}"
+    print(f"the reward model: {says}")
+    return "the reward model does not apply" if says == "does not apply" else ""
 
 
 if __name__ == "__main__":

@@ -23,13 +23,15 @@ def lines_of(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"{diagnosis.path}: {diagnosis.verdict} (step {diagnosis.last_step} of {diagnosis.planned}, {standing})"
     for number, finding in enumerate(diagnosis.findings, start=1):
         yield ""
-        yield from lines_of_finding(number, finding)
+        yield from lines_of_finding(number, finding, diagnosis.last_step)
     if diagnosis.findings:
         yield ""
 
 
-def lines_of_finding(number: int, finding: Finding) -> Iterator[str]:
+def lines_of_finding(number: int, finding: Finding, last_step: int) -> Iterator[str]:
     until = "" if finding.is_open else f" to {finding.last_step}, over now"
+    if finding.is_open and finding.last_seen is not None and finding.last_seen < last_step:
+        until = f", last seen in step {finding.last_seen}"
     yield f"{number}. {finding.severity}: {finding.name}, from step {finding.first_step}{until}"
     yield f"   {finding.title}" + (f" It follows from {finding.follows_from}." if finding.follows_from else "")
     yield from (f"   - {evidence.figure}: {evidence.says}" for evidence in finding.evidence)

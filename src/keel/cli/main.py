@@ -35,6 +35,7 @@ VERBS = {
 }
 RESUMABLE = ("sft", "reward", "dpo", "train")
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+BROKEN_PIPE = 141  # as a shell has it: 128 + SIGPIPE
 OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 
 
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             with contextlib.nullcontext() if debug else _quiet():
                 return _dispatch([argument for argument in arguments if argument != "--debug"])
+        except BrokenPipeError:  # whoever reads, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush fail
+            return BROKEN_PIPE
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
             if debug:
                 traceback.print_exc()

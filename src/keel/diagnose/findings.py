@@ -49,6 +49,9 @@ class Finding:
     evidence: tuple[Evidence, ...]
     causes: tuple[Cause, ...]  # likeliest first
     follows_from: str | None = None  # the name of an earlier finding that explains this one
+    last_seen: int | None = (
+        None  # the last step in which it held, of which the evidence is: it may be open a little longer
+    )
 
     @property
     def is_open(self) -> bool:

@@ -51,6 +51,7 @@ def findings_of(rule: Rule, run: Run) -> list[Finding]:
                 last_step=None if is_open else int(run.steps[until]),
                 evidence=tuple(rule.evidence(seen)),
                 causes=tuple(sorted(rule.causes(seen), key=_doubt)),
+                last_seen=int(run.steps[until]),
             )
         )
     return found
@@ -120,7 +121,7 @@ def raise_kl(run: Run, factor: float) -> Change:
 def kl_units(run: Run) -> Series:
     """What kl_coef is large or small beside: the deviation of what the KL is weighed against. That is 1 where it stands
     in the loss beside advantages that are brought to this deviation. [S]"""
-    by = {"grpo": "normalize_std", "rloo": None}.get(run.setting("algorithm.name"), "whiten_advantages")
+    by = {"grpo": "normalize_std", "rloo": None}.get(str(run.setting("algorithm.name")), "whiten_advantages")
     brought = run.setting("algorithm.kl_in") == "loss" and by and run.setting(f"algorithm.{by}", True)
     return np.ones(len(run.steps)) if brought else score_deviations(run)
 

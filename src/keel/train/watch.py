@@ -6,7 +6,7 @@ from typing import Any
 
 from keel.config import TrainConfig
 from keel.diagnose.doctor import diagnose
-from keel.diagnose.findings import Finding
+from keel.diagnose.findings import SEVERITIES, Finding
 from keel.diagnose.run import Run, State, read_metrics
 from keel.errors import Halted
 from keel.run.folder import RunFolder
@@ -32,7 +32,8 @@ class Watch:
         watch = cls(folder, config.model_dump(mode="json"), config.doctor)
         if config.doctor != "quiet":
             watch.lines = read_metrics(folder.metrics)
-            watch.told = watch._open() if watch.lines else {}
+            found = watch._open() if watch.lines else {}
+            watch.told = {key: finding for key, finding in found.items() if _is_news(finding)}
             for finding in watch.told.values():
                 _say(f"still open since step {finding.first_step}: {finding.severity} {finding.name}")
         return watch
@@ -46,26 +47,28 @@ class Watch:
             return None
         now = self._open()
         for key, finding in now.items():
-            if key not in self.told:
+            before = self.told.get(key)
+            if _is_news(finding) and (before is None or _is_worse(finding, before)):
                 _say(opened(finding))
+                self.told[key] = finding
         for name, first in self.told.keys() - now.keys():
             _say(f"{name}, open since step {first}, is over")
-        self.told = now
+            del self.told[name, first]
         worst = (finding for finding in now.values() if finding.severity == "critical" and self.mode == "stop")
         return next(worst, None)
 
     def _open(self) -> dict[tuple[str, int], Finding]:
-        """What is critical, and the warnings that follow from nothing else."""
         run = Run.of_lines(self.folder.path, self.settings, self.lines, State("running"))
-        return {
-            (finding.name, finding.first_step): finding
-            for finding in diagnose(run).findings
-            if finding.is_open and (finding.severity == "critical" or _is_news(finding))
-        }
+        return {(finding.name, finding.first_step): finding for finding in diagnose(run).findings if finding.is_open}
 
 
 def _is_news(finding: Finding) -> bool:
-    return finding.severity == "warning" and finding.follows_from is None
+    """What is critical, and the warnings that follow from nothing else."""
+    return finding.severity == "critical" or (finding.severity == "warning" and finding.follows_from is None)
+
+
+def _is_worse(finding: Finding, before: Finding) -> bool:
+    return SEVERITIES.index(finding.severity) < SEVERITIES.index(before.severity)
 
 
 def opened(finding: Finding) -> str:

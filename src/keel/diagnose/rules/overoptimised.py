@@ -57,7 +57,7 @@ def _evidence(run: Run) -> Sequence[Evidence]:
             peak = "" if form.peak_kl is None else f"peaks at {form.peak_kl:.3g} nats, and "
             way = "falls" if form.is_behind(kl) else "rises"
             text = f"a fit of its gain over sqrt(KL) {peak}{way} where the policy is, at {kl:.3g} nats"
-            found.append(Evidence(f"rewards/{name}", text))
+            found += [Evidence(f"rewards/{name}", text)] if form.is_behind(kl / NEAR) else []
     return [*found, moved(run, "objective/kl"), moved(run, "objective/scores")]
 
 
