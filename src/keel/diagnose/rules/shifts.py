@@ -84,14 +84,15 @@ def _drifts(run: Run) -> Holds:
     to the reference can pay for, or than a held-out scorer sees while it puts the answers in the same order as before.
     """
     width = window(run)
-    # An exploit spreads through steps in which answers with and without it stand side by side: their spread counts.
-    spread = np.fmax(yardstick(run, SCORES), highest(run[spread_of(SCORES)]))
+    spread = yardstick(run, SCORES)
     now = {end: trailing_mean(run[f"objective/scores_{end}"], width) for end in ("low", "median", "high")}
     before = {end: start_of(run[f"objective/scores_{end}"], width) for end in now}
     shift = now["median"] - before["median"]
     apart = at_least(now["low"], before["high"]) | at_most(now["high"], before["low"])
     stretch = np.abs((now["high"] - before["high"]) - (now["low"] - before["low"]))
     parallel = apart & at_most(stretch, 0.5 * np.abs(shift)) & at_least(spread, 1e-6) & (prompts_of(run) >= FEWEST)
+    # An exploit spreads through steps in which answers with and without it stand side by side.
+    parallel &= at_most(highest(run[spread_of(SCORES)]), 2 * start_of(run[spread_of(SCORES)], width))
     nats = np.maximum(trailing_mean(run["objective/kl"], width), 0.05)
     unpaid = at_least(np.abs(shift), spread * np.sqrt(2 * nats) + 5 * spread / np.sqrt(prompts_of(run)))
     unseen = np.zeros(len(run.steps), dtype=bool)
