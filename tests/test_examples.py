@@ -58,10 +58,16 @@ def test_raters_who_may_agree_too_little_end_the_run():
     )
 
 
-def test_a_reward_model_in_doubt_ends_the_run():
-    assert gate("drift", {"figures": {"verdict": {"reward_model": "applies"}}}).returncode == 0
-    failed = gate("drift", {"figures": {"verdict": {"reward_model": "in doubt"}}})
-    assert (failed.returncode, failed.stdout) == (1, "gate drift: the reward model: in doubt\n")
+@pytest.mark.parametrize("says", ["applies", "in doubt", "too few to say"])
+def test_what_is_in_doubt_goes_to_people_and_the_model_stays(says: str):
+    passed = gate("drift", {"figures": {"verdict": {"reward_model": says}}})
+    assert (passed.returncode, passed.stdout) == (0, f"the reward model: {says}\ngate drift: passed\n")
+
+
+def test_a_reward_model_that_does_not_apply_ends_the_run():
+    failed = gate("drift", {"figures": {"verdict": {"reward_model": "does not apply"}}})
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[-1] == "gate drift: the reward model does not apply"
 
 
 @pytest.mark.exhaustive
