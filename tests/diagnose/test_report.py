@@ -233,3 +233,11 @@ def test_a_report_needs_no_torch(tmp_path: Path):
     folder = write_run(tmp_path / "small")
     code = "import sys; from keel.cli.main import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, "report", str(folder)], check=False).returncode == 0
+
+
+def test_the_answers_shown_are_those_of_the_first_run_that_kept_any(tmp_path: Path):
+    """As in a folder of stages, of which only the last one answers."""
+    silent, speaks = write_run(tmp_path / "silent", answers=()), write_run(tmp_path / "speaks")
+    found = read_report(silent, speaks)
+    assert "Samples and tokens are those of speaks." in found.text
+    assert "kept no answers" not in found.text

@@ -73,6 +73,7 @@ def page(runs: Sequence[Run], diagnoses: Sequence[Diagnosis], own_report: str | 
 def sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     """All that the page says, by the names that its templates use."""
     names, kept = _names(runs), [_answers(run) for run in runs]
+    answering = next((place for place, own in enumerate(kept) if len(own)), 0)  # whose answers are shown
     curves, still = curve_groups(runs, diagnoses)
     reproduced = [reproduction(run) for run in runs]
     around = differences([found["surroundings"] for found in reproduced])
@@ -87,10 +88,11 @@ def sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict[str, A
         "frontier": panels(runs, names),
         "spread": [distributions(own) for own in kept],
         "spread_labels": SPREAD,
+        "answering": answering,
         "num_answers": [len(own) for own in kept],
-        "samples": before_and_after(kept[0]),
+        "samples": before_and_after(kept[answering]),
         "beside": side_by_side(kept),
-        "tokens": token_rows(kept[0]),
+        "tokens": token_rows(kept[answering]),
         "differences": settings_differences(runs) + [row for row in around if None not in row["values"]],
         "own": own_settings(runs[0]),
         "reproduced": reproduced,

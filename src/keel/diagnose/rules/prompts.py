@@ -47,11 +47,12 @@ def _signal(run: Run) -> Levels:
     spread, size = trailing_highest(run[f"{shaped}_std"], width), np.abs(run[shaped])
     none = at_most(spread, 1e-6 * np.where(np.isfinite(size), np.maximum(size, 1.0), 1.0)) & (run.steps >= width)
     equal = trailing_mean(run["groups/equal_scores"], max(3, ceil(ENOUGH / 4 / prompts_of(run))))
-    learned = solved(run, width)
+    learned, (gain, errors) = solved(run, width), score_rise(run)
+    rising = at_least(gain, 0.1) & at_least(errors, 1.5)
     hopeless = at_least(equal, 0.95) & (run.steps >= 0.2 * run.planned)
     return levels(
         (at_least(equal, 0.7) | none, NOTICE),
-        (at_least(equal, 0.85) & ~learned, WARNING),
+        (at_least(equal, 0.85) & ~rising, WARNING),  # too easy from the start is a fault of the prompts
         ((hopeless | none) & ~learned, CRITICAL),
     )
 
