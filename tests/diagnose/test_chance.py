@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from keel.diagnose.chance import answers_of, fall_from_best, mean_error, prompts_of, score_rise
-from keel.diagnose.doctor import diagnose
+from keel.diagnose.doctor import diagnose, ordered
+from keel.diagnose.findings import Finding
+from keel.diagnose.rules import POLICY_LEARNING
 from keel.diagnose.run import Run
 from keel.diagnose.series import carried, trailing_highest, trailing_mean, trailing_median
 
 from .runs import healthy, run_of, settings
-from .simulated import TASKS, Shape, Task, simulated
+from .simulated import TASKS, Shape, Task, passes, simulated
 
 SHAPES = [Shape(4), Shape(8), Shape(64), Shape(256), Shape(32, group=4), Shape(64, group=8), Shape(64, steps=20)]
 
@@ -174,7 +176,7 @@ def test_beside_normalised_advantages_the_scores_have_no_scale(scale: float):
 
 def test_harder_prompts_are_no_hacking():
     """From the middle on all scorers say one deviation less: nothing has parted."""
-    run, late = simulated(SMOOTH, Shape(64), 1), 1.2 * (np.arange(60) >= 30)
+    run, late = simulated(Task(SMOOTH.pay, 2.5), Shape(64), 1), 1.2 * (np.arange(60) >= 30)
     harder = {name.replace("/", "__"): run[name] - late
               for name in ("objective/scores", "rewards/judge", "rewards/other")}  # fmt: skip
     assert "reward-hacking" not in loud(changed(run, **harder))
@@ -238,3 +240,38 @@ def test_statistics_of_the_last_few_values_pass_over_what_is_missing():
     assert trailing_median(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 5.0]
     assert trailing_highest(x, 3).tolist() == [1.0, 1.0, 5.0, 100.0, 100.0]
     assert carried(x).tolist() == [1.0, 1.0, 5.0, 100.0, 3.0]
+
+
+def test_a_task_that_nearly_nobody_solves_is_not_solved():
+    """One answer in three hundred is right, at the end as at the start: all are alike because nearly all are wrong."""
+    run = simulated(Task(passes(2.7), 0.0, narrows=1.0), Shape(256, group=8), 0)
+    found = {finding.name: finding.severity for finding in diagnose(run).findings}
+    assert found["no-signal"] == "critical"
+
+
+@pytest.mark.parametrize(("judge_rises", "expected"), [(True, set()), (False, {"reward-hacking"})])
+def test_repetition_is_no_sign_while_another_judge_likes_the_answers(judge_rises: bool, expected: set[str]):
+    run = simulated(SMOOTH, Shape(64), 4)
+    columns: dict[str, Any] = {"response__repetition": 0.3 * np.linspace(0, 1, 60)}
+    if not judge_rises:
+        still = run["rewards/judge"][:5].mean() + 0.05 * np.sin(np.arange(60))
+        columns |= {"rewards__judge": still, "rewards__other": still}
+    assert loud(changed(run, **columns)) & {"reward-hacking"} == expected
+
+
+def test_answers_beyond_the_range_that_are_all_the_same_are_hacking():
+    """Each by itself is another finding."""
+    late, columns = np.clip((np.arange(40) - 10) / 10, 0, 1), healthy(0)
+    beyond, alike = {"outside_range/model": 0.9 * late}, {"response/distinct": 1 - 0.7 * late}
+    assert loud(run_of(columns | beyond, settings())) == {"reward-out-of-range"}
+    assert loud(run_of(columns | alike, settings())) == {"policy-collapse"}
+    assert "reward-hacking" in loud(run_of(columns | beyond | alike, settings()))
+
+
+@pytest.mark.parametrize(("severity", "cause"), [("critical", "reward-shift"), ("warning", None)])
+def test_what_is_milder_and_came_later_explains_nothing(severity: Any, cause: str | None):
+    """Of two in 40 steps, the hacking in step 7 and the shift in step 12, which lies upstream."""
+    shift = Finding("reward-shift", "", severity, "reward model", 12, None, (), ())
+    hacking = Finding("reward-hacking", "", "critical", "reward model", 7, None, (), ())
+    found = {finding.name: finding.follows_from for finding in ordered([shift, hacking], POLICY_LEARNING, 40)}
+    assert found["reward-hacking"] == cause
