@@ -11,7 +11,7 @@ from keel.diagnose.doctor import diagnose, ordered
 from keel.diagnose.findings import Finding
 from keel.diagnose.rules import POLICY_LEARNING
 from keel.diagnose.run import Run
-from keel.diagnose.series import carried, trailing_highest, trailing_mean, trailing_median
+from keel.diagnose.series import carried, trailing_mean, trailing_median
 
 from .runs import healthy, run_of, settings
 from .simulated import TASKS, Shape, Task, passes, simulated
@@ -229,7 +229,7 @@ def test_evidence_is_of_the_last_step_in_which_a_finding_held():
     assert float(clipped.split(";")[0]) > 0.4  # the last window of all has 0.225
 
 
-@pytest.mark.parametrize("statistic", [trailing_mean, trailing_median, trailing_highest])
+@pytest.mark.parametrize("statistic", [trailing_mean, trailing_median])
 def test_statistics_of_no_steps_are_none(statistic: Any):
     assert statistic(np.array([]), 5).tolist() == []
 
@@ -238,7 +238,6 @@ def test_statistics_of_the_last_few_values_pass_over_what_is_missing():
     x = np.array([1.0, np.nan, 5.0, 100.0, 3.0])
     assert trailing_mean(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 36.0]
     assert trailing_median(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 5.0]
-    assert trailing_highest(x, 3).tolist() == [1.0, 1.0, 5.0, 100.0, 100.0]
     assert carried(x).tolist() == [1.0, 1.0, 5.0, 100.0, 3.0]
 
 
@@ -268,10 +267,34 @@ def test_answers_beyond_the_range_that_are_all_the_same_are_hacking():
     assert "reward-hacking" in loud(run_of(columns | beyond | alike, settings()))
 
 
-@pytest.mark.parametrize(("severity", "cause"), [("critical", "reward-shift"), ("warning", None)])
-def test_what_is_milder_and_came_later_explains_nothing(severity: Any, cause: str | None):
-    """Of two in 40 steps, the hacking in step 7 and the shift in step 12, which lies upstream."""
-    shift = Finding("reward-shift", "", severity, "reward model", 12, None, (), ())
+@pytest.mark.parametrize(
+    ("severity", "step", "cause"),
+    [("critical", 12, "reward-shift"), ("warning", 12, None), ("warning", 10, "reward-shift"), ("warning", 11, None)],
+)
+def test_what_is_milder_and_came_clearly_later_explains_nothing(severity: Any, step: int, cause: str | None):
+    """Of two in 40 steps, the hacking in step 7 and then the shift, which lies upstream."""
+    shift = Finding("reward-shift", "", severity, "reward model", step, None, (), ())
     hacking = Finding("reward-hacking", "", "critical", "reward model", 7, None, (), ())
-    found = {finding.name: finding.follows_from for finding in ordered([shift, hacking], POLICY_LEARNING, 40)}
-    assert found["reward-hacking"] == cause
+    found = ordered([shift, hacking], POLICY_LEARNING, run_of(healthy(0), settings()))
+    assert {finding.name: finding.follows_from for finding in found}["reward-hacking"] == cause
+
+
+@pytest.mark.parametrize(("coefficient", "first"), [(1.0, "entropy-runaway"), (0.001, "updates-too-large")])
+def test_a_bonus_that_outweighs_the_score_is_the_cause_of_its_large_updates(coefficient: float, first: str):
+    """Noise within three steps, the first of which is the largest."""
+    columns = healthy(0)
+    columns["policy/entropy"] = np.minimum(0.55 + 1.2 * np.arange(40), 5.0)
+    columns["policy/step_kl"] = np.where(np.arange(40) < 8, 1.6, 0.01)
+    found = diagnose(run_of(columns, settings(algorithm__entropy_coef=coefficient))).findings
+    assert found[0].name == first
+    assert {finding.name for finding in found} >= {"entropy-runaway", "updates-too-large"}
+
+
+@pytest.mark.parametrize("paid_alike_from", [0, 9])
+def test_answers_paid_alike_are_said_to_be_so_since_the_first_of_them(paid_alike_from: int):
+    """With 64 answers a step it takes four steps to know."""
+    columns = healthy(0)
+    for name in ("objective/shaped_scores_std", "objective/scores_std"):
+        columns[name][paid_alike_from:] = 0.0
+    said = {finding.name: finding.first_step for finding in diagnose(run_of(columns, settings())).findings}
+    assert said["no-signal"] == paid_alike_from + 1

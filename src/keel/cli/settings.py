@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from keel.config import nearest, parse, setting_names
+from keel.config import nearest, not_a_section, parse, setting_names
 from keel.errors import ConfigError
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -113,9 +113,15 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
         )
         return source()
     except SettingsError as error:
-        pairs = re.search(r"Parsing error encountered for (\S+):", str(error))
-        reason = f"{pairs[1]}: expected name=value,name=value" if pairs else str(error).partition(" from source")[0]
-        raise ConfigError(reason, where="command line") from error
+        raise ConfigError(_misread(str(error), settings), where="command line") from error
+
+
+def _misread(complaint: str, settings: type[BaseModel]) -> str:
+    if pairs := re.search(r"Parsing error encountered for (\S+):", complaint):
+        return f"{pairs[1]}: expected name=value,name=value"
+    if section := re.match(r'error parsing value for field "(\w+)"', complaint):
+        return not_a_section(settings, [section[1]])
+    return complaint.partition(" from source")[0]
 
 
 def _spelled_out(arguments: Sequence[str], settings: type[BaseModel]) -> list[str]:

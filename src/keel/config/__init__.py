@@ -11,7 +11,7 @@ from keel.config.parts import (
     RewardSource,
     Settings,
 )
-from keel.config.reading import nearest, parse, setting_names
+from keel.config.reading import nearest, not_a_section, parse, setting_names
 from keel.config.stages import (
     DataCheckConfig,
     DecodingSettings,
@@ -63,6 +63,7 @@ __all__ = [
     "SupervisedSettings",
     "TrainConfig",
     "nearest",
+    "not_a_section",
     "parse",
     "setting_names",
 ]

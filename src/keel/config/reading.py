@@ -46,10 +46,18 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> str:
         return f"unknown setting {name}; {nearest(path[-1], list(owner.model_fields))}"
     if first["type"] == "missing":
         return f"setting {name} is missing"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        return not_a_section(settings, path)
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = f", got {given!r}" if path and not isinstance(given, dict) else ""
     return f"{name}: {message}{shown}" if name else message
+
+
+def not_a_section(settings: type[BaseModel], path: list[str]) -> str:
+    """What to say when a plain value stands where a section should: its first setting is what was likely meant."""
+    name = ".".join(path)
+    return f"{name} is a section of settings; did you mean {name}.{next(iter(_descend(settings, path).model_fields))}?"
 
 
 def _descend(settings: type[BaseModel], path: list[str]) -> type[BaseModel]:

@@ -10,6 +10,7 @@ from keel.diagnose.rules.ended import before_first_step
 from keel.diagnose.run import Run
 
 SLACK = 0.2  # of the run: so much later may a cause be noticed than what it caused
+AT_ONCE = 3  # steps: two signs so near each other may come in either order by chance
 
 
 def diagnose(run: Run) -> Diagnosis:
@@ -18,18 +19,19 @@ def diagnose(run: Run) -> Diagnosis:
     rules = POLICY_LEARNING if run.stage == "train" else SUPERVISED
     found = [finding for rule in rules for finding in findings_of(rule, run)] if last else before_first_step(run)
     return Diagnosis(
-        str(run.path), run.name, run.stage, run.state, last, run.planned, tuple(ordered(found, rules, run.planned))
+        str(run.path), run.name, run.stage, run.state, last, run.planned, tuple(ordered(found, rules, run))
     )
 
 
-def ordered(findings: Sequence[Finding], rules: Sequence[Rule], planned: int) -> list[Finding]:
+def ordered(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> list[Finding]:
     """The diagnosis first: what is explained by nothing else, the gravest and of these what lies most upstream, where
     it can be mended. A cause that is over counts as long as something that follows from it is not; else it comes last.
     """
     place = {rule.name: number for number, rule in enumerate(rules)}
-    follows = {rule.name: rule.follows for rule in rules}
+    follows = {rule.name: () if rule.of_itself(run) else rule.follows for rule in rules}
+    slack = max(AT_ONCE, SLACK * run.planned)
     explained = [
-        replace(finding, follows_from=_cause_of(finding, findings, follows, place, planned)) for finding in findings
+        replace(finding, follows_from=_cause_of(finding, findings, follows, place, slack)) for finding in findings
     ]
     live = {finding.name for finding in explained if finding.is_open}
     live |= {finding.follows_from for finding in explained if finding.is_open and finding.follows_from}
@@ -47,11 +49,11 @@ def _cause_of(
     findings: Sequence[Finding],
     follows: Mapping[str, Sequence[str]],
     place: Mapping[str, int],
-    planned: int,
+    slack: float,
 ) -> str | None:
     """The first in the catalogue of the findings that explain this one and were there shortly before it. What lies
-    upstream and is as grave may also be noticed a little later, unless each of the two could have caused the other."""
-    slack = max(3, SLACK * planned)
+    upstream may also be noticed a little later, and more so if it is as grave, unless each of the two could have caused
+    the other."""
 
     def explains(other: Finding) -> bool:
         if other.severity == "notice" or (not other.is_open and _milder(other, finding)):
@@ -59,7 +61,7 @@ def _cause_of(
         if other.last_step is not None and other.last_step < finding.first_step - slack:
             return False
         upstream = place[other.name] < place[finding.name] and finding.name not in follows[other.name]
-        late = slack if upstream and not _milder(other, finding) else 0
+        late = AT_ONCE if _milder(other, finding) else slack
         return other.first_step <= finding.first_step + late if upstream else other.first_step < finding.first_step
 
     causes = [other.name for other in findings if other.name in follows[finding.name] and explains(other)]

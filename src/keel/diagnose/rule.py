@@ -32,8 +32,10 @@ class Rule:
     """names of the rules whose findings explain this one"""
     lasts: bool = False
     """an event: once seen it stays"""
-    seen_after: int = 0
-    """steps that it takes to see it: it began so much earlier"""
+    began: Callable[[Run, int], int] = lambda run, place: place
+    """the place where something began that was first seen at a later one"""
+    of_itself: Callable[[Run], bool] = lambda run: False
+    """whether the run shows that it follows from nothing else, whatever else there is"""
 
 
 def findings_of(rule: Rule, run: Run) -> list[Finding]:
@@ -47,7 +49,7 @@ def findings_of(rule: Rule, run: Run) -> list[Finding]:
                 title=rule.title,
                 severity=SEVERITIES[CRITICAL - severest],
                 stage=rule.stage,
-                first_step=int(run.steps[max(first - rule.seen_after, 0)]),
+                first_step=int(run.steps[rule.began(run, first)]),
                 last_step=None if is_open else int(run.steps[until]),
                 evidence=tuple(rule.evidence(seen)),
                 causes=tuple(sorted(rule.causes(seen), key=_doubt)),
@@ -119,10 +121,15 @@ def raise_kl(run: Run, factor: float) -> Change:
 
 
 def kl_units(run: Run) -> Series:
-    """What kl_coef is large or small beside: the deviation of what the KL is weighed against. That is 1 where it stands
-    in the loss beside advantages that are brought to this deviation. [S]"""
+    """What kl_coef is large or small beside: the deviation of what the KL is weighed against. [S]"""
+    return advantage_deviations(run) if run.setting("algorithm.kl_in") == "loss" else score_deviations(run)
+
+
+def advantage_deviations(run: Run) -> Series:
+    """What a term of the loss is large or small beside: 1 where the algorithm brings its advantages to this deviation,
+    else about that of the scores. [S]"""
     by = {"grpo": "normalize_std", "rloo": None}.get(str(run.setting("algorithm.name")), "whiten_advantages")
-    brought = run.setting("algorithm.kl_in") == "loss" and by and run.setting(f"algorithm.{by}", True)
+    brought = by and run.setting(f"algorithm.{by}", True)
     return np.ones(len(run.steps)) if brought else score_deviations(run)
 
 

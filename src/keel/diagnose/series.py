@@ -38,11 +38,6 @@ def trailing_median(x: Series, width: int) -> Series:
     return np.where(counts > 0, middle, np.nan)
 
 
-def trailing_highest(x: Series, width: int) -> Series:
-    """The highest of the finite ones of the last `width` values, of fewer at the start; nan without any. [S] -> [S]"""
-    return np.asarray(np.fmax.reduce(_windows(x, width, np.nan), axis=1))
-
-
 def start_of(x: Series, width: int) -> Series:
     """Mean of the first `width` finite values, known from the last of them on and before that nan. [S] -> [S]"""
     places = np.flatnonzero(np.isfinite(x))[:width]

@@ -101,12 +101,21 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, st
     if configured is None:
         configured = tokenizer.eos_token_id
     ends = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    for text in stop:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ConfigError(f"stop {text!r} is {len(ids)} tokens", where="rollout.stop", fix="give single tokens")
-        ends.append(ids[0])
-    return sorted(set(ends))
+    return sorted({*ends, *(stop_token_id(tokenizer, text) for text in stop)})
+
+
+def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The one token that is this text, as it is encoded or as the vocabulary spells it.
+
+    Tokenizers that put a space before a text encode "." as two tokens, though "." is one. Raises ConfigError.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) == 1:
+        return ids[0]
+    spelled = tokenizer.get_vocab().get(text)
+    if spelled is None:
+        raise ConfigError(f"stop {text!r} is {len(ids)} tokens", where="rollout.stop", fix="give single tokens")
+    return spelled
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

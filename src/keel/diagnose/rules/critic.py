@@ -215,6 +215,19 @@ def _credit_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
+LAGGING = Rule(
+    "critic-lagging",
+    "The critic runs behind the returns.",
+    "critic",
+    _lagging,
+    _lagging_evidence,
+    _lagging_causes,
+    follows=names(
+        "critic-not-learning reward-shift stale-normaliser updates-too-large policy-collapse "
+        "updates-too-small learning-rate-schedule no-signal reward-hacking wrong-reference"
+    ),
+)
+"""Looked at after the scores, which a critic runs behind when they rise for no good reason."""
 RULES = (
     Rule(
         "critic-not-learning",
@@ -226,18 +239,6 @@ RULES = (
         follows=names(
             "updates-too-large no-signal policy-collapse stale-normaliser reward-shift updates-too-small "
             "learning-rate-schedule prompts-repeated entropy-runaway kl-too-tight reward-failures"
-        ),
-    ),
-    Rule(
-        "critic-lagging",
-        "The critic runs behind the returns.",
-        "critic",
-        _lagging,
-        _lagging_evidence,
-        _lagging_causes,
-        follows=names(
-            "critic-not-learning reward-shift stale-normaliser updates-too-large policy-collapse "
-            "updates-too-small learning-rate-schedule no-signal reward-hacking wrong-reference"
         ),
     ),
     Rule(

@@ -13,6 +13,7 @@ from keel.diagnose.rule import (
     WARNING,
     Levels,
     Rule,
+    advantage_deviations,
     is_now,
     kl_unit,
     kl_units,
@@ -24,7 +25,7 @@ from keel.diagnose.rule import (
     scaled,
     score_deviation,
 )
-from keel.diagnose.run import Run
+from keel.diagnose.run import Run, Series
 from keel.diagnose.series import at_least, at_most, first, last, rise, start_of, trailing_mean, window
 
 
@@ -77,9 +78,21 @@ def _tight_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
+def _entropies(run: Run) -> tuple[Series, Series]:
+    """Nats a token lately, and at the start: of the first step alone where the next ones are much higher. [S], [S]"""
+    entropy = run["policy/entropy"]
+    return trailing_mean(entropy, 3), np.fmin(start_of(entropy, 1), start_of(entropy, 3))
+
+
+def _bonus_outweighs(run: Run) -> bool:
+    """Whether what the entropy bonus has gained would count beside what the score could."""
+    entropy, before = _entropies(run)
+    bonus = float(run.setting("algorithm.entropy_coef", 0.0))
+    return bool(at_least(bonus * (entropy - before), 0.25 * advantage_deviations(run))[-1:].any())
+
+
 def _noise(run: Run) -> Levels:
-    width = window(run)
-    entropy, before = trailing_mean(run["policy/entropy"], 3), start_of(run["policy/entropy"], min(width, 3))
+    entropy, before = _entropies(run)
     bonus = float(run.setting("algorithm.entropy_coef", 0.0)) > 0
     mild = at_least(entropy, 1.75 * before) & at_least(entropy - before, 0.4)
     grave = at_least(entropy, 2.5 * before) & at_least(entropy - before, 1.0)
@@ -153,6 +166,17 @@ def _ends_causes(run: Run) -> Sequence[Cause]:
     return [short, trained, unpaid] if from_start else [unpaid, short, trained]
 
 
+ENTROPY = Rule(
+    "entropy-runaway",
+    "The policy forgets what it knew: its answers become noise.",
+    "policy",
+    _noise,
+    _noise_evidence,
+    _noise_causes,
+    follows=("updates-too-large", "sampler-mismatch"),
+    of_itself=_bonus_outweighs,
+)
+"""Looked at before the updates, which a bonus makes too large."""
 RULES = (
     Rule(
         "kl-too-tight",
@@ -171,15 +195,6 @@ RULES = (
         _ends,
         _ends_evidence,
         _ends_causes,
-        follows=("updates-too-large", "entropy-runaway", "sampler-mismatch"),
-    ),
-    Rule(
-        "entropy-runaway",
-        "The policy forgets what it knew: its answers become noise.",
-        "policy",
-        _noise,
-        _noise_evidence,
-        _noise_causes,
-        follows=("updates-too-large", "sampler-mismatch"),
+        follows=("updates-too-large", "entropy-runaway", "sampler-mismatch", "reward-hacking"),
     ),
 )

@@ -8,8 +8,8 @@ import numpy as np
 from keel.diagnose.chance import SCORES, answers_of, prompts_of, score_rise, solved
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, raise_kl, reasons, scaled, told
-from keel.diagnose.run import Run
-from keel.diagnose.series import at_least, at_most, highest, last, trailing_highest, trailing_mean
+from keel.diagnose.run import Run, Series
+from keel.diagnose.series import at_least, at_most, highest, last, trailing_mean
 
 FEW = 4  # prompts of a step, below which nothing can be said of their variety
 ENOUGH = 256  # answers that are all paid alike: where one in fifty is right, one of so many would be
@@ -40,12 +40,17 @@ def _repeated_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
+def _spread(run: Run) -> Series:
+    """The deviation of what a step's answers are paid, 0 where it is nothing beside their mean. [S]"""
+    shaped = "objective/shaped_scores" if run.has("objective/shaped_scores_std") else SCORES
+    spread, size = run[f"{shaped}_std"], np.nan_to_num(np.abs(run[shaped]))
+    return np.where(at_most(spread, 1e-6 * np.maximum(size, 1.0)), 0.0, spread)
+
+
 def _signal(run: Run) -> Levels:
     """A task that is solved has no signal left either, which is no fault."""
-    shaped = "objective/shaped_scores" if run.has("objective/shaped_scores_std") else SCORES
     width = max(3, ceil(ENOUGH / answers_of(run)))
-    spread, size = trailing_highest(run[f"{shaped}_std"], width), np.abs(run[shaped])
-    none = at_most(spread, 1e-6 * np.where(np.isfinite(size), np.maximum(size, 1.0), 1.0)) & (run.steps >= width)
+    none = at_most(trailing_mean(_spread(run), width), 0.0) & (run.steps >= width)
     equal = trailing_mean(run["groups/equal_scores"], max(3, ceil(ENOUGH / 4 / prompts_of(run))))
     learned, (gain, errors) = solved(run, width), score_rise(run)
     rising = at_least(gain, 0.1) & at_least(errors, 1.5)
@@ -55,6 +60,12 @@ def _signal(run: Run) -> Levels:
         (at_least(equal, 0.85) & ~rising, WARNING),  # too easy from the start is a fault of the prompts
         ((hopeless | none) & ~learned, CRITICAL),
     )
+
+
+def _signal_began(run: Run, place: int) -> int:
+    """The first of the steps in a row before, all of whose answers were paid alike already."""
+    apart = np.flatnonzero(_spread(run)[:place] > 0)
+    return int(apart[-1]) + 1 if len(apart) else 0
 
 
 def _signal_evidence(run: Run) -> Sequence[Evidence]:
@@ -139,5 +150,6 @@ RULES = (
         _signal_causes,
         patience=3,
         follows=("policy-collapse", "updates-too-large"),
+        began=_signal_began,
     ),
 )

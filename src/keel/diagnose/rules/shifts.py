@@ -159,6 +159,6 @@ RULES = (
         patience=1,
         follows=("updates-too-large",),
         lasts=True,
-        seen_after=LASTS - 1,
+        began=lambda run, place: max(place - LASTS + 1, 0),
     ),
 )
