@@ -258,8 +258,10 @@ def test_a_negative_weight_alone_is_no_fault():
 
 
 def narrowed(columns: Lines, spread: float) -> None:
-    """The score stops agreeing with the judge, while the answers' scores keep this share of their deviation."""
+    """The score stops agreeing with the judge, while the answers' scores keep this share of their deviation. It rises
+    too little for the judge to have to rise as well."""
     begun = columns["objective/scores_std"][:4].mean()
+    columns["objective/scores"] = 0.35 * columns["objective/scores"]
     columns["agreement/judge"] = 0.7 - 0.8 * late(columns, 2)
     columns["rewards/judge"] = 0.0 * columns["rewards/judge"]
     for figure in ("objective/scores_std", "spread/judge"):
@@ -271,6 +273,23 @@ def test_scorers_part_only_where_answers_still_differ(spread: float, expected: l
     """Among answers that are all alike the order is chance."""
     columns = healthy(0)
     narrowed(columns, spread)
+    assert [finding.name for finding in diagnose(run_of(columns, settings())).findings] == expected
+
+
+@pytest.mark.parametrize(
+    ("judge", "spread", "expected"),
+    [
+        (0.1, 1.2, ["reward-hacking"]),  # as often right as before, and no better: the score is paid for something else
+        (0.6, 1.2, []),  # half of what the order of the first answers promises: the score is no perfect twin
+        (0.1, 0.3, []),  # a judge at its end, to which all these answers are alike
+    ],
+)
+def test_a_rise_is_shared_by_those_who_agree(judge: float, spread: float, expected: list[str]):
+    """The score rises by 1.3 of its deviation, the judge by `judge` of its own; at first they agree by 0.7."""
+    columns = healthy(0)
+    learned = 1 - np.exp(-4 * np.linspace(0, 1, 40))
+    columns["rewards/judge"] = 1.2 * judge * learned + 0.1 * np.random.default_rng(0).standard_normal(40)
+    columns["spread/judge"] = 1.2 + (spread - 1.2) * learned
     assert [finding.name for finding in diagnose(run_of(columns, settings())).findings] == expected
 
 

@@ -97,10 +97,17 @@ def measured(run: Run, figure: str, change: Series) -> tuple[Series, Series]:
     return found[0], found[1]
 
 
-def resolution(run: Run) -> Series:
-    """The least change of the score between two windows that could be told from none: two standard errors, in
+def resolution(run: Run, figure: str = SCORES) -> Series:
+    """The least change of a score between two windows that could be told from none: two standard errors, in
     deviations. [S]"""
-    return measured(run, SCORES, 2 * mean_error(run, SCORES) * np.sqrt(2 / window(run)))[0]
+    return measured(run, figure, 2 * mean_error(run, figure) * np.sqrt(2 / window(run)))[0]
+
+
+def narrowed(run: Run, figure: str) -> Series:
+    """The deviation of a score over the answers of a step, over what it was in the first window. [S]"""
+    spread, width = run[spread_of(figure)], window(run)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return trailing_mean(spread, width) / start_of(spread, width)
 
 
 def solved(run: Run, width: int) -> Holds:

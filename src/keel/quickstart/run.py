@@ -43,6 +43,7 @@ from keel.web.serve import check_settings
 MAX_RESPONSE_TOKENS = 40
 ANSWERS_PER_PROMPT = 4
 NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 14_000, 2_400, 1_200, 1_500, 150
+NUM_TODAY = 300  # prompts that come in once the policy is in use, for `keel drift`
 
 
 @dataclass
@@ -142,9 +143,15 @@ def write_world(run: Quickstart) -> str:
     seed = run.config.seed
     write_rows(run.root / "data/texts.jsonl", ({"text": text} for text in corpus.pretraining_corpus(seed, NUM_TEXTS)))
     write_rows(run.root / "data/dialogues.jsonl", corpus.sft_data(seed, NUM_DIALOGUES))
-    for split, count in (("ratings", NUM_RATED), ("rl", NUM_PROMPTS), ("held_out", NUM_HELD_OUT)):
-        rows = ({"prompt": prompt} for prompt in corpus.prompts(seed, count, split))
-        write_rows(run.root / f"data/{split}.jsonl", rows)
+    unseen = corpus.prompts(seed, NUM_HELD_OUT + NUM_TODAY, "held_out")
+    files = {
+        "ratings": corpus.prompts(seed, NUM_RATED, "ratings"),
+        "rl": corpus.prompts(seed, NUM_PROMPTS, "rl"),
+        "held_out": unseen[:NUM_HELD_OUT],
+        "today": unseen[NUM_HELD_OUT:],
+    }
+    for name, prompts in files.items():
+        write_rows(run.root / f"data/{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
     tokenizer = build_tokenizer()
     tiny_llama(run.root / "untrained", tokenizer, seed)
     return f"a support desk of {len(tokenizer)} words; a Llama that knows none of them"

@@ -4,9 +4,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import SCORES, SURE, approved, bounded_error, fall_from_best, measured, score_rise, steady
+from keel.diagnose.chance import (
+    SCORES,
+    SURE,
+    approved,
+    bounded_error,
+    fall_from_best,
+    measured,
+    narrowed,
+    resolution,
+    score_rise,
+    steady,
+)
 from keel.diagnose.findings import Cause, Change, Evidence
-from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, reasons
+from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, reasons, told
 from keel.diagnose.run import Run, Series
 from keel.diagnose.series import (
     Holds,
@@ -61,6 +72,29 @@ def parted(run: Run, name: str) -> Holds:
     return lost & at_most(score_rise(run, f"rewards/{name}")[0], 0.25)
 
 
+def risen(run: Run, figure: str) -> Series:
+    """How far a score is above its first window, in deviations; one wild answer is no rise. [S]"""
+    return measured(run, figure, steady(run, figure) - start_of(run[figure], window(run)))[0]
+
+
+def expected_rise(run: Run, name: str) -> Series:
+    """How far a held-out scorer should have risen with the score, in its deviations: the score's own rise times their
+    rank correlation over the first answers, less two standard errors of it (the regression of the one on the other).
+    [S]"""
+    width, figure = window(run), f"agreement/{name}"
+    order = start_of(run[figure], width) - 2 * bounded_error(run, figure, 1.0) / np.sqrt(width)
+    return np.maximum(order, 0) * risen(run, SCORES)
+
+
+def unshared(run: Run, name: str) -> Holds:
+    """Whether a held-out scorer shares at most a third of the score's rise: what is paid for is then not what the two
+    have in common. Not where it has come to its end, and tells these answers apart no longer. [S]"""
+    theirs = risen(run, f"rewards/{name}") + resolution(run, f"rewards/{name}")
+    awake = at_least(narrowed(run, f"rewards/{name}"), np.fmin(narrowed(run, SCORES), 1.0) / 1.5)
+    expected = expected_rise(run, name)
+    return at_least(risen(run, SCORES), 0.5) & at_least(expected, 0.1) & at_most(theirs, expected / 3) & awake
+
+
 def second_opinions(run: Run) -> Mapping[str, Holds]:
     """Figure -> where it says that the answers get worse while the score says better. Each [S]."""
     width = window(run)
@@ -93,7 +127,8 @@ def _hacking(run: Run) -> Levels:
         return np.any([nobody, *(holds for figure, holds in opinions.items() if figure.startswith(starts))], axis=0)
 
     # Alone the last two are a reward model out of its range, and a collapse.
-    votes = [any_of("agreement/"), any_of("disagreement/"), any_of("objective/"), any_of("response/repetition"),
+    alone = np.any([nobody, *(unshared(run, name) for name in run.held_out_scorers())], axis=0)
+    votes = [any_of("agreement/") | alone, any_of("disagreement/"), any_of("objective/"), any_of("response/repetition"),
              any_of("outside_range/") & any_of("response/distinct")]  # fmt: skip
     count = np.sum(votes, axis=0)
     return levels((rising & (count >= 1), WARNING), (rising & ((count >= 2) | any_of("rewards/")), CRITICAL))
@@ -101,7 +136,17 @@ def _hacking(run: Run) -> Levels:
 
 def _hacking_evidence(run: Run) -> Sequence[Evidence]:
     speaks = [figure for figure, holds in second_opinions(run).items() if holds[-1]]
-    return [moved(run, "objective/scores"), *(_opinion(run, figure) for figure in speaks)]
+    apart = [name for name in run.held_out_scorers() if unshared(run, name)[-1] and f"rewards/{name}" not in speaks]
+    return [
+        moved(run, "objective/scores"),
+        *(_opinion(run, figure) for figure in speaks),
+        *(Evidence(f"rewards/{name}", _apart(run, name)) for name in apart),
+    ]
+
+
+def _apart(run: Run, name: str) -> str:
+    gain, expected = (told(last(part)) for part in (risen(run, f"rewards/{name}"), expected_rise(run, name)))
+    return f"risen by {gain} of its deviation; by the order it put the first answers in, {expected} goes with the score"
 
 
 def _opinion(run: Run, figure: str) -> Evidence:
@@ -141,6 +186,10 @@ def _hacking_causes(run: Run) -> Sequence[Cause]:
             reasons(
                 (bool(outside), f"{', '.join(sorted(outside))} say that it is beyond what it was trained on"),
                 (any(figure.startswith("rewards/") for figure in speaks), "a scorer that is not learned from falls"),
+                (
+                    any(unshared(run, name)[-1] for name in run.held_out_scorers()),
+                    "a scorer that is not learned from does not rise with the score",
+                ),
                 *((True, text) for text in weak),
             ),
             reasons((known and not outside, "its scores are within those of its own held-out answers")),
@@ -162,7 +211,7 @@ def _hacking_causes(run: Run) -> Sequence[Cause]:
 RULES = (
     Rule(
         "reward-hacking",
-        "The score rises while a second opinion says that the answers get worse.",
+        "The score rises while a second opinion says that the answers get no better.",
         "reward model",
         _hacking,
         _hacking_evidence,

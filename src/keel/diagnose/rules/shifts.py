@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import SCORES, prompts_of, spread_of, yardstick
+from keel.diagnose.chance import SCORES, narrowed, prompts_of, spread_of, yardstick
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, reasons
 from keel.diagnose.rules.hacking import fallen
@@ -100,8 +100,11 @@ def _drifts(run: Run) -> Holds:
         own = trailing_mean(run[f"rewards/{name}"], width) - start_of(run[f"rewards/{name}"], width)
         order = trailing_mean(run[f"agreement/{name}"], width)
         same_order = at_least(order, 0.5 * start_of(run[f"agreement/{name}"], width)) & at_least(order, 0.25)
+        # One that no longer tells apart what the score does has come to its end, and would not rise with it either.
+        keeps_up = at_least(narrowed(run, f"rewards/{name}"), narrowed(run, SCORES) / 1.5)
         with np.errstate(invalid="ignore", divide="ignore"):
-            unseen |= at_least(np.abs(shift / spread - own / start_of(run[f"spread/{name}"], width)), 1.5) & same_order
+            far = at_least(np.abs(shift / spread - own / start_of(run[f"spread/{name}"], width)), 1.5)
+        unseen |= far & same_order & keeps_up
     exploited = [fallen(run, name) for name in run.held_out_scorers()]
     return parallel & (unpaid | unseen) & ~np.any(exploited, axis=0) if exploited else parallel & unpaid
 
