@@ -117,6 +117,19 @@ def test_typo_in_the_yaml(capsys: pytest.CaptureFixture[str], recipe: Path):
     assert line == f"keel: error: {recipe}: unknown setting rollout.batchsize; did you mean batch_size?"
 
 
+@pytest.mark.parametrize(
+    ("line", "section", "first"),
+    [("policy: distilgpt2", "policy", "model"), ("policy: {model: x}\nrewards: [judge.py]", "rewards.0", "model")],
+)
+def test_a_value_where_a_section_should_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, section: str, first: str
+):
+    (tmp_path / "run.yaml").write_text(f"output: run\nprompts: {{path: p.jsonl}}\n{line}\n")
+    code, said = fails(capsys, "train", tmp_path / "run.yaml")
+    assert code == 2
+    assert said.endswith(f"run.yaml: {section} is a section of settings; did you mean {section}.{first}?")
+
+
 def test_no_such_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     code, line = fails(capsys, "train", tmp_path / "none.yaml")
     assert code == 2
@@ -159,6 +172,7 @@ def test_yaml_that_is_no_text(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["--steps", "0"], "steps: Input should be greater than or equal to 1, got '0'"),
         (["--rewards", "["], "rewards"),
         (["more.yaml"], "unrecognized arguments: more.yaml"),
+        (["--policy", "distilgpt2"], "policy is a section of settings; did you mean policy.model?"),
     ],
 )
 def test_flags_that_cannot_be_used(capsys: pytest.CaptureFixture[str], recipe: Path, flags: list[str], expected: str):

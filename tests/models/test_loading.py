@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from keel.errors import ConfigError
-from keel.models.loading import load_classifier, load_tokenizer
+from keel.models.loading import end_token_ids, load_classifier, load_tokenizer
 
 
 @pytest.fixture
@@ -58,3 +59,17 @@ def test_a_path_that_is_not_there_is_no_name_on_the_hub(tmp_path: Path, monkeypa
     for name in ("runs/nosuch", "./nosuch", "runs/a/policy"):
         with pytest.raises(ConfigError, match="no such model folder"):
             load_tokenizer(name)
+
+
+def test_a_stop_text_is_found_by_its_spelling(tied: Path) -> None:
+    """A tokenizer of the Llama kind encodes "." as two tokens, a space before it; "a" is the word with its space."""
+    vocabulary = {"<unk>": 0, "</s>": 1, "\u2581": 2, ".": 3, "\u2581a": 4, "a": 5}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("\u2581", "a")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    model = LlamaForCausalLM.from_pretrained(tied)
+    model.generation_config.eos_token_id = 1
+    assert end_token_ids(model, wrapped, ["."]) == [1, 3]
+    assert end_token_ids(model, wrapped, ["a"]) == [1, 4]
+    with pytest.raises(ConfigError, match=r"stop: 'a\.' is 2 tokens -> give single tokens"):
+        end_token_ids(model, wrapped, ["a."])

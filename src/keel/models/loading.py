@@ -114,7 +114,7 @@ def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
         return ids[0]
     spelled = tokenizer.get_vocab().get(text)
     if spelled is None:
-        raise ConfigError(f"stop {text!r} is {len(ids)} tokens", where="rollout.stop", fix="give single tokens")
+        raise ConfigError(f"{text!r} is {len(ids)} tokens", where="stop", fix="give single tokens")
     return spelled
 
 

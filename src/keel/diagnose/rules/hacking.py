@@ -79,8 +79,8 @@ def risen(run: Run, figure: str) -> Series:
 
 def expected_rise(run: Run, name: str) -> Series:
     """How far a held-out scorer should have risen with the score, in its deviations: the score's own rise times their
-    rank correlation over the first answers, less two standard errors of it (the regression of the one on the other).
-    [S]"""
+    rank correlation over the first answers, less two standard errors of it (the regression of the one on the other;
+    Manheim and Garrabrant 2018 on where it fails). [S]"""
     width, figure = window(run), f"agreement/{name}"
     order = start_of(run[figure], width) - 2 * bounded_error(run, figure, 1.0) / np.sqrt(width)
     return np.maximum(order, 0) * risen(run, SCORES)
