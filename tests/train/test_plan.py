@@ -1,6 +1,7 @@
 """The forecast of a run: sizes are exact, peaks come true, and changes are tried until the run fits."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,6 +58,16 @@ def test_the_sizes_are_those_of_the_loaded_models(run: dict[str, Any], tiny_poli
     assert sizes["critic"] == pytest.approx({"weights": critic, "gradients": critic, "optimizer": 2 * critic})
     assert sizes["reference"] == pytest.approx({"weights": policy, "gradients": 0, "optimizer": 0})
     assert list(sizes) == ["policy", "critic", "reference", f"reward {tiny_policy.name}"]
+
+
+def test_every_reward_model_has_its_column(run: dict[str, Any], tiny_policy: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name / "model" for name in ("helpful", "honest", "old/honest")]
+    for folder in folders:
+        shutil.copytree(tiny_policy, folder)
+    run["rewards"] = [{"model": str(folder)} for folder in folders]
+    sizes = resident(parse(PlanConfig, run))
+    assert list(sizes)[3:] == ["reward helpful", "reward honest", "reward honest 3"]
+    assert sizes["reward honest 3"]["weights"] == pytest.approx(sizes["reward helpful"]["weights"])
 
 
 def test_lora_and_a_shared_trunk_need_one_model(run: dict[str, Any]) -> None:

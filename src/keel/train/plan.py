@@ -171,11 +171,18 @@ def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
     if not own_base and config.measures_kl:
         source = config.reference or config.policy.model
         found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
-    for reward in config.rewards:
+    for number, reward in enumerate(config.rewards, 1):
         if reward.model:
             model = _empty(reward.model, AutoModelForSequenceClassification)
-            found[f"reward {Path(reward.model).name}"] = _megabytes(model, learns=False)
+            name = f"reward {_own_name(reward.model)}"
+            found[f"{name} {number}" if name in found else name] = _megabytes(model, learns=False)
     return found
+
+
+def _own_name(source: str) -> str:
+    """Of a run folder's model that of the folder, for all models there have the same."""
+    path = Path(source)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str | None = None) -> Any:
