@@ -298,3 +298,31 @@ def test_answers_paid_alike_are_said_to_be_so_since_the_first_of_them(paid_alike
         columns[name][paid_alike_from:] = 0.0
     said = {finding.name: finding.first_step for finding in diagnose(run_of(columns, settings())).findings}
     assert said["no-signal"] == paid_alike_from + 1
+
+
+def test_of_a_circle_of_causes_the_first_stands_alone():
+    """The answers are paid alike since they are alike, which came of the critic; that it lags could come of the pay."""
+    steps = {"critic-lagging": 5, "policy-collapse": 12, "no-signal": 13}
+    circle = [Finding(name, "", "critical", "policy", step, None, (), ()) for name, step in steps.items()]
+    found = ordered(circle, POLICY_LEARNING, run_of(healthy(0), settings()))
+    assert [(finding.name, finding.follows_from) for finding in found] == [
+        ("critic-lagging", None),
+        ("no-signal", "policy-collapse"),
+        ("policy-collapse", "critic-lagging"),
+    ]
+
+
+@pytest.mark.parametrize(("pace", "said_from"), [(0.5, 5), (20.0, None)])
+def test_a_critic_far_from_the_scores_is_seen_early_if_it_will_not_come_there(pace: float, said_from: int | None):
+    """Scores around 500, their deviation 100; the mean value rises by `pace` a step."""
+    columns = healthy(0, scale=100.0)
+    for name in ("objective/scores", "objective/shaped_scores", "critic/returns"):
+        columns[name] = columns[name] + 500
+    columns["critic/values"] = np.minimum(pace * np.arange(40), columns["critic/returns"])
+    columns["critic/explained_variance"] = 0.6 + 0 * columns["critic/values"]
+    run = run_of(columns, settings(algorithm__kl_coef=5.0)).until(11)
+    found = {finding.name: finding for finding in diagnose(run).findings}
+    assert ("critic-lagging" in found) == (said_from is not None)
+    if said_from is not None:
+        assert found["critic-lagging"].first_step == said_from
+        assert found["critic-lagging"].causes[0].change.setting == "reward.normalize"

@@ -30,9 +30,9 @@ def ordered(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> lis
     place = {rule.name: number for number, rule in enumerate(rules)}
     follows = {rule.name: () if rule.of_itself(run) else rule.follows for rule in rules}
     slack = max(AT_ONCE, SLACK * run.planned)
-    explained = [
-        replace(finding, follows_from=_cause_of(finding, findings, follows, place, slack)) for finding in findings
-    ]
+    explained = without_circles(
+        [replace(finding, follows_from=_cause_of(finding, findings, follows, place, slack)) for finding in findings]
+    )
     live = {finding.name for finding in explained if finding.is_open}
     live |= {finding.follows_from for finding in explained if finding.is_open and finding.follows_from}
 
@@ -42,6 +42,26 @@ def ordered(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> lis
         return unseen, has_cause, severity, not finding.is_open, place[finding.name], finding.first_step
 
     return sorted(explained, key=key)
+
+
+def without_circles(findings: Sequence[Finding]) -> list[Finding]:
+    """The same findings; of those that explain each other in a circle the one that was first follows from none."""
+    by_step = sorted(findings, key=lambda finding: finding.first_step)
+    first = {finding.name: finding for finding in reversed(by_step)}  # of each name
+    for finding in by_step:
+        if finding == first[finding.name] and finding.name in _chain(finding, first):
+            first[finding.name] = replace(finding, follows_from=None)
+    return [first[one.name] if one.first_step == first[one.name].first_step else one for one in findings]
+
+
+def _chain(finding: Finding, first: Mapping[str, Finding]) -> set[str]:
+    """Names of what explains a finding, of what explains this, and so on."""
+    above: set[str] = set()
+    name = finding.follows_from
+    while name is not None and name not in above:
+        above.add(name)
+        name = first[name].follows_from
+    return above
 
 
 def _cause_of(

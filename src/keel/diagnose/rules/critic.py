@@ -113,9 +113,20 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
     return [wild, slow, noise] if worse else [slow, noise, wild]
 
 
+def _hopeless(run: Run) -> Holds:
+    """Whether the mean value, at its pace so far, comes less than half of the way to the returns by the end. [S]"""
+    width = window(run)
+    values, returns = (trailing_mean(run[f"critic/{name}"], width) for name in ("values", "returns"))
+    way = np.abs(values - run["critic/values"][:1]) / np.maximum(run.steps - 1, 1) * run.planned
+    return (run.steps > width) & at_most(way, 0.5 * np.abs(returns - values))
+
+
 def _lagging(run: Run) -> Levels:
-    behind = lag(run)
-    return levels((at_least(behind, 1.0) & _settled(run), WARNING), (at_least(behind, 3.0) & _settled(run), CRITICAL))
+    behind, late = lag(run), _settled(run)
+    return levels(
+        (at_least(behind, 1.0) & late | at_least(behind, 2.0) & _hopeless(run), WARNING),
+        (at_least(behind, 3.0) & (late | _hopeless(run)), CRITICAL),
+    )
 
 
 def _lagging_evidence(run: Run) -> Sequence[Evidence]:
@@ -131,16 +142,16 @@ def _lagging_causes(run: Run) -> Sequence[Cause]:
     rate = critic_rate(run)
     return [
         Cause(
+            "the scores are far from 0, where a critic begins",
+            reasons((mean > 3 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
+            reasons((mean < 2 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
+            Change("reward.normalize", "reference"),
+        ),
+        Cause(
             "the critic learns more slowly than the returns move",
             (f"its learning rate is {rate:.2g}",),
             (),
             Change("optim.critic_learning_rate", f"{3 * rate:.2g} (it is {rate:.2g})"),
-        ),
-        Cause(
-            "the scores are far from 0",
-            reasons((mean > 5 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
-            reasons((mean < 2 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
-            Change("reward.normalize", "running"),
         ),
     ]
 
