@@ -199,6 +199,22 @@ def test_longer_answers_that_another_judge_likes_too_are_no_exploit(judge_rises:
     assert loud(changed(run, **columns)) & {"length-exploitation"} == expected
 
 
+@pytest.mark.parametrize(("order", "expected"), [(0.8, {"length-exploitation"}), (0.5, set())])
+def test_a_scorer_that_counts_something_else_than_tokens_is_one_of_length(order: float, expected: set[str]):
+    """The length grows by half of its mean: by tokens that would bring the lesser part of the rise."""
+    run = simulated(SMOOTH, Shape(64), 2)
+    done = np.minimum(np.linspace(0, 2, 60), 1)
+    still = run["rewards/judge"][:5].mean() + 0.05 * np.sin(np.arange(60))
+    columns = {
+        "response__length": 40 + 20 * done + 0.3 * np.sin(np.arange(60)),
+        "response__length_std": np.full(60, 30.0),
+        "response__length_correlation": np.full(60, order),
+        "rewards__judge": still,
+        "rewards__other": still,
+    }
+    assert loud(changed(run, **columns)) & {"length-exploitation"} == expected
+
+
 def test_one_wild_answer_neither_hides_a_fall_nor_makes_one():
     run = simulated(SMOOTH, Shape(64), 3)
     wild = np.where(np.arange(60) == 20, 1000.0, 0.0)  # 64,000 deviations in one of 64 answers

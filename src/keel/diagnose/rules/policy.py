@@ -195,6 +195,6 @@ RULES = (
         _ends,
         _ends_evidence,
         _ends_causes,
-        follows=("updates-too-large", "entropy-runaway", "sampler-mismatch", "reward-hacking"),
+        follows=names("updates-too-large entropy-runaway sampler-mismatch reward-hacking kl-runaway"),
     ),
 )
