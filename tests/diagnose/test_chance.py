@@ -316,6 +316,15 @@ def test_answers_paid_alike_are_said_to_be_so_since_the_first_of_them(paid_alike
     assert said["no-signal"] == paid_alike_from + 1
 
 
+@pytest.mark.parametrize(("ends", "runaway"), [(5, 9), (15, 7)])
+def test_a_kl_that_runs_away_and_answers_without_end_explain_each_other_in_the_order_of_time(ends: int, runaway: int):
+    steps = {"missing-ends": ends, "kl-runaway": runaway}
+    two = [Finding(name, "", "critical", "policy", step, None, (), ()) for name, step in steps.items()]
+    found = ordered(two, POLICY_LEARNING, run_of(healthy(0), settings()))
+    first, second = sorted(steps, key=lambda name: steps[name])
+    assert [(finding.name, finding.follows_from) for finding in found] == [(first, None), (second, first)]
+
+
 def test_of_a_circle_of_causes_the_first_stands_alone():
     """The answers are paid alike since they are alike, which came of the critic; that it lags could come of the pay."""
     steps = {"critic-lagging": 5, "policy-collapse": 12, "no-signal": 13}

@@ -250,6 +250,18 @@ def test_a_kl_coef_is_advised_in_the_scale_of_the_scores(scale: float):
     assert (finding.name, number) == ("reward-hacking", pytest.approx(0.05 * 1.2 * scale, rel=0.1))
 
 
+@pytest.mark.parametrize(("left", "is_shift"), [(1.0, True), (0.1, False)])
+def test_a_judge_at_its_end_says_nothing_of_a_drift(left: float, is_shift: bool):
+    """All scores rise by 0.4 a step, at a KL that could pay for it; the judge, of whose deviation `left` is left, sees
+    a tenth of it."""
+    columns = healthy(0)
+    drift(columns)
+    columns["objective/kl"] = columns["objective/kl"] * 30
+    columns["spread/judge"] = columns["spread/judge"] * (1 - (1 - left) * np.minimum(1, 5 * late(columns, 2)))
+    found = {finding.name for finding in diagnose(run_of(columns, settings())).findings}
+    assert ("reward-shift" in found) == is_shift
+
+
 def test_a_negative_weight_alone_is_no_fault():
     """Of a scorer that counts mistakes it is right."""
     given = settings(rewards=[{"function": "mistakes.py:count", "weight": -1.0}])
