@@ -146,7 +146,7 @@ def _hacking_evidence(run: Run) -> Sequence[Evidence]:
 
 def _apart(run: Run, name: str) -> str:
     gain, expected = (told(last(part)) for part in (risen(run, f"rewards/{name}"), expected_rise(run, name)))
-    return f"risen by {gain} of its deviation; by the order it put the first answers in, {expected} goes with the score"
+    return f"risen by {gain} of its deviation, where {expected} should go with the score: so alike are both at first"
 
 
 def _opinion(run: Run, figure: str) -> Evidence:
