@@ -301,19 +301,44 @@ def test_a_bonus_that_outweighs_the_score_is_the_cause_of_its_large_updates(coef
     columns = healthy(0)
     columns["policy/entropy"] = np.minimum(0.55 + 1.2 * np.arange(40), 5.0)
     columns["policy/step_kl"] = np.where(np.arange(40) < 8, 1.6, 0.01)
+    columns["policy/entropy"][30:] = 0.55  # also when it has come back
     found = diagnose(run_of(columns, settings(algorithm__entropy_coef=coefficient))).findings
     assert found[0].name == first
     assert {finding.name for finding in found} >= {"entropy-runaway", "updates-too-large"}
 
 
-@pytest.mark.parametrize("paid_alike_from", [0, 9])
-def test_answers_paid_alike_are_said_to_be_so_since_the_first_of_them(paid_alike_from: int):
+@pytest.mark.parametrize(("before", "paid_alike_from", "since"), [(1.0, 0, 1), (1.0, 9, 13), (np.nan, 9, 10)])
+def test_answers_never_paid_apart_are_so_since_the_first_step(before: float, paid_alike_from: int, since: int):
     """With 64 answers a step it takes four steps to know."""
     columns = healthy(0)
     for name in ("objective/shaped_scores_std", "objective/scores_std"):
-        columns[name][paid_alike_from:] = 0.0
+        columns[name] = np.where(np.arange(40) < paid_alike_from, before * columns[name], 0.0)
     said = {finding.name: finding.first_step for finding in diagnose(run_of(columns, settings())).findings}
-    assert said["no-signal"] == paid_alike_from + 1
+    assert said["no-signal"] == since
+
+
+def test_answers_that_suddenly_are_all_the_same_are_paid_alike_because_of_it():
+    columns, late = healthy(0), np.arange(40) >= 20
+    for name in ("objective/shaped_scores_std", "objective/scores_std", "policy/entropy"):
+        columns[name] = np.where(late, 0.0, columns[name])
+    columns["response/distinct"] = np.where(late, 1 / 64, 1.0)
+    found = diagnose(run_of(columns, settings())).findings
+    assert found[0].name == "policy-collapse"
+    assert {finding.name: finding.follows_from for finding in found}["no-signal"] == "policy-collapse"
+
+
+@pytest.mark.parametrize("judge", [lambda quality: quality, lambda quality: np.exp(0.7 * quality)])
+@pytest.mark.parametrize("gain", [2.0, 4.0])
+def test_a_judge_of_another_scale_rises_too(judge: Any, gain: float):
+    """Its deviation may grow with its mean, so that it cannot rise by many of the largest."""
+    run = simulated(SMOOTH, Shape(64), 4)
+    random = np.random.default_rng(0)
+    quality = gain * (1 - np.exp(-4 * np.linspace(0, 1, 60)))[:, None] + random.standard_normal((60, 64))
+    said = judge(quality + random.standard_normal((60, 64)))
+    columns = {"objective__scores": quality.mean(1), "objective__scores_std": quality.std(1)}
+    for name in ("judge", "other"):
+        columns |= {f"rewards__{name}": said.mean(1), f"spread__{name}": said.std(1)}
+    assert loud(changed(run, **columns)) & {"reward-hacking"} == set()
 
 
 @pytest.mark.parametrize(("ends", "runaway"), [(5, 9), (15, 7)])
@@ -337,7 +362,7 @@ def test_of_a_circle_of_causes_the_first_stands_alone():
     ]
 
 
-@pytest.mark.parametrize(("pace", "said_from"), [(0.5, 5), (20.0, None)])
+@pytest.mark.parametrize(("pace", "said_from"), [(0.5, 8), (20.0, None)])
 def test_a_critic_far_from_the_scores_is_seen_early_if_it_will_not_come_there(pace: float, said_from: int | None):
     """Scores around 500, their deviation 100; the mean value rises by `pace` a step."""
     columns = healthy(0, scale=100.0)

@@ -66,10 +66,14 @@ def test_a_stop_text_is_found_by_its_spelling(tied: Path) -> None:
     vocabulary = {"<unk>": 0, "</s>": 1, "\u2581": 2, ".": 3, "\u2581a": 4, "a": 5}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("\u2581", "a")], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
     model = LlamaForCausalLM.from_pretrained(tied)
     model.generation_config.eos_token_id = 1
     assert end_token_ids(model, wrapped, ["."]) == [1, 3]
     assert end_token_ids(model, wrapped, ["a"]) == [1, 4]
-    with pytest.raises(ConfigError, match=r"stop: 'a\.' is 2 tokens -> give single tokens"):
+    with pytest.raises(ConfigError, match=r"stop 'a\.' is 2 tokens -> give single tokens"):
         end_token_ids(model, wrapped, ["a."])
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    known = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    with pytest.raises(ConfigError, match=r"sampling.stop: stop 'END' is no token of this model"):
+        end_token_ids(model, known, ["END"], where="sampling.stop")

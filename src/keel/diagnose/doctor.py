@@ -10,7 +10,7 @@ from keel.diagnose.rules.ended import before_first_step
 from keel.diagnose.run import Run
 
 SLACK = 0.2  # of the run: so much later may a cause be noticed than what it caused
-AT_ONCE = 3  # steps: two signs so near each other may come in either order by chance
+AT_ONCE = 3  # steps: so much later may it be even where it is milder
 
 
 def diagnose(run: Run) -> Diagnosis:

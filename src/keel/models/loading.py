@@ -95,26 +95,32 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> Any:
     return model
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Iterable[str] = ()) -> list[int]:
-    """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop tokens."""
+def end_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Iterable[str] = (), where: str = "rollout.stop"
+) -> list[int]:
+    """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop tokens.
+
+    Raises ConfigError of the setting `where` for a stop text that is no token.
+    """
     configured = model.generation_config.eos_token_id if model.generation_config else None
     if configured is None:
         configured = tokenizer.eos_token_id
     ends = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    return sorted({*ends, *(stop_token_id(tokenizer, text) for text in stop)})
+    return sorted({*ends, *(stop_token_id(tokenizer, text, where) for text in stop)})
 
 
-def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> int:
     """The one token that is this text, as it is encoded or as the vocabulary spells it.
 
     Tokenizers that put a space before a text encode "." as two tokens, though "." is one. Raises ConfigError.
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) == 1:
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return ids[0]
     spelled = tokenizer.get_vocab().get(text)
     if spelled is None:
-        raise ConfigError(f"{text!r} is {len(ids)} tokens", where="stop", fix="give single tokens")
+        what = f"{len(ids)} tokens" if len(ids) > 1 else "no token of this model"
+        raise ConfigError(f"stop {text!r} is {what}", where=where, fix="give single tokens")
     return spelled
 
 

@@ -101,7 +101,7 @@ def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) 
             where=name,
             fix="lower prompts.max_tokens or sampling.max_response_tokens",
         )
-    end_ids = end_token_ids(model.policy, tokenizer, decoding.stop)
+    end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")
     return Player(name, model, tokenizer, end_ids, loaded)
 
 

@@ -20,7 +20,7 @@ from keel.diagnose.rule import (
     told,
 )
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import Holds, at_least, at_most, highest, last, start_of, trailing_mean, window
+from keel.diagnose.series import Holds, at_least, at_most, highest, lagged, last, start_of, trailing_mean, window
 
 
 def _settled(run: Run) -> Holds:
@@ -114,11 +114,13 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
 
 
 def _hopeless(run: Run) -> Holds:
-    """Whether the mean value, at its pace so far, comes less than half of the way to the returns by the end. [S]"""
+    """Whether the mean value, at the pace of the last window, comes less than half of the way to the returns by the end
+    of the run. [S]"""
     width = window(run)
     values, returns = (trailing_mean(run[f"critic/{name}"], width) for name in ("values", "returns"))
-    way = np.abs(values - run["critic/values"][:1]) / np.maximum(run.steps - 1, 1) * run.planned
-    return (run.steps > width) & at_most(way, 0.5 * np.abs(returns - values))
+    pace = np.sign(returns - values) * (values - lagged(values, width)) / width
+    way = pace * np.maximum(run.planned - run.steps, 0)
+    return (run.steps >= 2 * width) & at_most(way, 0.5 * np.abs(returns - values))
 
 
 def _lagging(run: Run) -> Levels:

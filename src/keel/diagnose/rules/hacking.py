@@ -88,20 +88,23 @@ def expected_rise(run: Run, name: str) -> Series:
 
 def unshared(run: Run, name: str) -> Holds:
     """Whether a held-out scorer shares at most a third of the score's rise: what is paid for is then not what the two
-    have in common. Not where it has come to its end, and tells these answers apart no longer. [S]"""
-    theirs = risen(run, f"rewards/{name}") + resolution(run, f"rewards/{name}")
-    awake = at_least(narrowed(run, f"rewards/{name}"), np.fmin(narrowed(run, SCORES), 1.0) / 1.5)
+    have in common. Not where it has clearly risen, or come to its end and tells these answers apart no longer. [S]"""
+    figure = f"rewards/{name}"
+    theirs, (gain, errors) = risen(run, figure) + resolution(run, figure), score_rise(run, figure)
+    awake = at_least(narrowed(run, figure), np.fmin(narrowed(run, SCORES), 1.0) / 1.5)
     expected = expected_rise(run, name)
-    return at_least(risen(run, SCORES), 0.5) & at_least(expected, 0.1) & at_most(theirs, expected / 3) & awake
+    alone = at_least(risen(run, SCORES), 0.5) & at_least(expected, 0.1) & at_most(theirs, expected / 3)
+    return alone & awake & ~(at_least(gain, 0.1) & at_least(errors, SURE))
 
 
 def second_opinions(run: Run) -> Mapping[str, Holds]:
-    """Figure -> where it says that the answers get worse while the score says better. Each [S]."""
+    """Figure -> where it says that the answers get no better while the score says better. Each [S]."""
     width = window(run)
     found: dict[str, Holds] = {}
     for name in run.held_out_scorers():
         found[f"rewards/{name}"] = fallen(run, name)
         found[f"agreement/{name}"] = parted(run, name)
+        found[f"sharing/{name}"] = unshared(run, name) & ~found[f"rewards/{name}"]
     for figure in (name for name in run.columns if name.startswith("disagreement/")):
         doubled = at_least(trailing_mean(run[figure], width), 2 * start_of(run[figure], width))
         found[figure] = doubled & at_least(rise(run, figure)[1], SURE)
@@ -127,30 +130,29 @@ def _hacking(run: Run) -> Levels:
         return np.any([nobody, *(holds for figure, holds in opinions.items() if figure.startswith(starts))], axis=0)
 
     # Alone the last two are a reward model out of its range, and a collapse.
-    alone = np.any([nobody, *(unshared(run, name) for name in run.held_out_scorers())], axis=0)
-    votes = [any_of("agreement/") | alone, any_of("disagreement/"), any_of("objective/"), any_of("response/repetition"),
-             any_of("outside_range/") & any_of("response/distinct")]  # fmt: skip
+    votes = [
+        any_of("agreement/", "sharing/"),
+        any_of("disagreement/"),
+        any_of("objective/"),
+        any_of("response/repetition"),
+        any_of("outside_range/") & any_of("response/distinct"),
+    ]
     count = np.sum(votes, axis=0)
     return levels((rising & (count >= 1), WARNING), (rising & ((count >= 2) | any_of("rewards/")), CRITICAL))
 
 
 def _hacking_evidence(run: Run) -> Sequence[Evidence]:
     speaks = [figure for figure, holds in second_opinions(run).items() if holds[-1]]
-    apart = [name for name in run.held_out_scorers() if unshared(run, name)[-1] and f"rewards/{name}" not in speaks]
-    return [
-        moved(run, "objective/scores"),
-        *(_opinion(run, figure) for figure in speaks),
-        *(Evidence(f"rewards/{name}", _apart(run, name)) for name in apart),
-    ]
-
-
-def _apart(run: Run, name: str) -> str:
-    gain, expected = (told(last(part)) for part in (risen(run, f"rewards/{name}"), expected_rise(run, name)))
-    return f"risen by {gain} of its deviation, where {expected} should go with the score: so alike are both at first"
+    return [moved(run, "objective/scores"), *(_opinion(run, figure) for figure in speaks)]
 
 
 def _opinion(run: Run, figure: str) -> Evidence:
-    if not figure.startswith("rewards/"):
+    kind, _, name = figure.partition("/")
+    if kind == "sharing":
+        gain, expected = (told(last(part)) for part in (risen(run, f"rewards/{name}"), expected_rise(run, name)))
+        says = f"risen by {gain} of its deviation; by how alike they were at first, {expected} goes with the score"
+        return Evidence(f"rewards/{name}", says)
+    if kind != "rewards":
         return moved(run, figure)
     smooth = trailing_mean(run[figure], window(run))
     best = int(np.nanargmax(smooth))
@@ -187,7 +189,7 @@ def _hacking_causes(run: Run) -> Sequence[Cause]:
                 (bool(outside), f"{', '.join(sorted(outside))} say that it is beyond what it was trained on"),
                 (any(figure.startswith("rewards/") for figure in speaks), "a scorer that is not learned from falls"),
                 (
-                    any(unshared(run, name)[-1] for name in run.held_out_scorers()),
+                    any(figure.startswith("sharing/") for figure in speaks),
                     "a scorer that is not learned from does not rise with the score",
                 ),
                 *((True, text) for text in weak),

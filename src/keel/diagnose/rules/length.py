@@ -43,7 +43,8 @@ def _length(run: Run) -> Levels:
     )
     # A scorer of words or letters is one of length too, though the tokens explain less of its rise.
     order = trailing_mean(run["response/length_correlation"], 3 * width) * np.sign(change)
-    paid = (at_least(share, 0.5) | at_least(order, 0.7)) & at_least(gain, 0.25) & at_least(errors, SURE)
+    mostly = at_least(share, 0.5) | (at_least(share, 0.25) & at_least(order, 0.7))
+    paid = mostly & at_least(gain, 0.25) & at_least(errors, SURE)
     severe = at_least(np.abs(change), 0.6 * before) & at_least(share, 0.75)
     back = at_most(np.abs(change), 0.15 * before)  # answers of one length no longer show what lengthened them
     return levels(

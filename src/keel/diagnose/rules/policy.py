@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnose.chance import SURE, score_rise
+from keel.diagnose.chance import SURE, answers_of, score_rise
 from keel.diagnose.findings import Cause, Change, Evidence
 from keel.diagnose.rule import (
     CRITICAL,
@@ -27,6 +27,8 @@ from keel.diagnose.rule import (
 )
 from keel.diagnose.run import Run, Series
 from keel.diagnose.series import at_least, at_most, first, last, rise, start_of, trailing_mean, window
+
+MANY = 16  # answers, of which one step tells the entropy
 
 
 def _tight(run: Run) -> Levels:
@@ -79,16 +81,18 @@ def _tight_causes(run: Run) -> Sequence[Cause]:
 
 
 def _entropies(run: Run) -> tuple[Series, Series]:
-    """Nats a token lately, and at the start: of the first step alone where the next ones are much higher. [S], [S]"""
+    """Nats a token lately, and at the start: of the first step, before any update, if that is lower than the mean of
+    three and made of enough answers. [S], [S]"""
     entropy = run["policy/entropy"]
-    return trailing_mean(entropy, 3), np.fmin(start_of(entropy, 1), start_of(entropy, 3))
+    start = start_of(entropy, 3)
+    return trailing_mean(entropy, 3), np.fmin(start_of(entropy, 1), start) if answers_of(run) >= MANY else start
 
 
 def _bonus_outweighs(run: Run) -> bool:
-    """Whether what the entropy bonus has gained would count beside what the score could."""
+    """Whether what the entropy bonus once had gained would count beside what the score could."""
     entropy, before = _entropies(run)
     bonus = float(run.setting("algorithm.entropy_coef", 0.0))
-    return bool(at_least(bonus * (entropy - before), 0.25 * advantage_deviations(run))[-1:].any())
+    return bool(at_least(bonus * (entropy - before), 0.25 * advantage_deviations(run)).any())
 
 
 def _noise(run: Run) -> Levels:

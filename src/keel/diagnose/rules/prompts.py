@@ -63,9 +63,8 @@ def _signal(run: Run) -> Levels:
 
 
 def _signal_began(run: Run, place: int) -> int:
-    """The first of the steps in a row before, all of whose answers were paid alike already."""
-    apart = np.flatnonzero(_spread(run)[:place] > 0)
-    return int(apart[-1]) + 1 if len(apart) else 0
+    """The first step, where no answers were ever paid apart: nothing in the run can have caused that."""
+    return 0 if at_most(_spread(run)[:place], 0.0).all() else place
 
 
 def _signal_evidence(run: Run) -> Sequence[Evidence]:

@@ -103,7 +103,7 @@ def _drifts(run: Run) -> Holds:
         # One that no longer tells apart what the score does has come to its end, and would not rise with it either.
         keeps_up = at_least(narrowed(run, f"rewards/{name}"), narrowed(run, SCORES) / 1.5)
         with np.errstate(invalid="ignore", divide="ignore"):
-            far = at_least(np.abs(shift / spread - own / start_of(run[f"spread/{name}"], width)), 1.5)
+            far = at_least(np.abs(shift / spread - own / yardstick(run, f"rewards/{name}")), 1.5)
         unseen |= far & same_order & keeps_up
     exploited = [fallen(run, name) for name in run.held_out_scorers()]
     return parallel & (unpaid | unseen) & ~np.any(exploited, axis=0) if exploited else parallel & unpaid
