@@ -329,11 +329,12 @@ def test_f22_a_kill_while_it_is_made_leaves_what_can_be_begun_again(tmp_path: Pa
 
 def test_f22_many_begin_and_fill_one_store_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys; from keel.data.store import Store; from keel.data.answers import Answers\n"
+        "import sys, time; from keel.data.store import Store; from keel.data.answers import Answers\n"
+        "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "store = Store.open(sys.argv[1]); store.add_raters(['anna'])\n"
         "store.add_items(Answers(f'question {i}', ('a', 'b')) for i in range(50)); print(store.tokens()['anna'])"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "ratings.db")]
+    command = [sys.executable, "-c", script, str(tmp_path / "ratings.db"), str(time.time() + 2)]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
     said = {child.communicate(timeout=60)[0] for child in children}
     assert [child.returncode for child in children] == [0] * 6

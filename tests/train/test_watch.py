@@ -27,7 +27,7 @@ def test_a_finding_is_said_once_when_it_opens(tiny_policy: Path, tmp_path: Path,
     train(tiny_policy, tmp_path / "run", CONSTANT, scorers=(same,))
     said = [line for line in told(capsys) if "no-signal" in line]
     assert said == [
-        "keel: doctor: critical: no-signal since step 3: The answers are paid alike, so there is nothing to learn "
+        "keel: doctor: critical: no-signal since step 1: The answers are paid alike, so there is nothing to learn "
         "from. -> try rewards: a scorer that tells these answers apart; try it on two answers by hand"
     ]
 
@@ -43,7 +43,7 @@ def test_stop_ends_the_run_with_a_checkpoint_and_it_can_go_on(
     with pytest.raises(Halted) as error:
         train(tiny_policy, tmp_path / "run", CONSTANT | {"doctor": "stop"}, scorers=(same,))
     assert error.value.exit_code == 3
-    assert error.value.what.startswith("no-signal since step 3")
+    assert error.value.what.startswith("no-signal since step 1")
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5
     assert (tmp_path / "run" / "checkpoints" / "step-000005").is_dir()
     told(capsys)

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,15 +113,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _prepare(path: Path, connection: sqlite3.Connection) -> None:
     """Refuse what is not ours before anything in it changes; begin what is new."""
+    connection.execute("BEGIN")  # another program may be beginning it: either nothing of that is seen, or all
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    connection.execute("COMMIT")
     new = (application, schema, tables) == (0, 0, 0)
     if not new and application != APPLICATION:
         raise DataError("a database of something else", str(path), "choose another store")
     if not new and schema != SCHEMA:
         raise DataError(f"a store of schema {schema}; this keel knows {SCHEMA}", str(path), "update keel")
-    connection.execute("PRAGMA journal_mode = WAL")
+    _keep_a_log(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     if new:
@@ -131,6 +134,19 @@ def _prepare(path: Path, connection: sqlite3.Connection) -> None:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise DataError(f"damaged: {verdict}", str(path), "put a copy of it back, or choose another store")
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """The one change for which SQLite does not itself wait until others are done with the file."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 @contextmanager
