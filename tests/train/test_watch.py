@@ -49,7 +49,7 @@ def test_stop_ends_the_run_with_a_checkpoint_and_it_can_go_on(
     told(capsys)
     train(tiny_policy, tmp_path / "run", CONSTANT | {"doctor": "tell"}, scorers=(same,), resume=True)
     said = [line for line in told(capsys) if "no-signal" in line]
-    assert said == ["keel: doctor: still open since step 3: critical no-signal"], "in full it was said before"
+    assert said == ["keel: doctor: still open since step 1: critical no-signal"], "in full it was said before"
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 6
 
 
