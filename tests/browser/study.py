@@ -37,7 +37,7 @@ class Study:
         """The page behind a private link, in a browser profile of its own. Nothing moves there but what is tested."""
         settings = {"viewport": WIDE, "reduced_motion": "reduce", **options}
         context = self.browser.new_context(**settings)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)  # a commit waits for the disk, which other tests may keep busy
         self.contexts.append(context)
         page = context.new_page()
         page.on("request", self._on_request)

@@ -19,7 +19,7 @@ from .test_pages import PAYLOADS
 
 pytestmark = pytest.mark.slow
 
-expect.set_options(timeout=15_000)  # other tests may be at work on this machine
+expect.set_options(timeout=30_000)  # other tests may be at work on this machine
 MINUS = "\N{MINUS SIGN}"
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -35,7 +35,7 @@ class Visits:
     def page(self, **options: Any) -> Page:
         """The list of runs, in a browser profile of its own."""
         context = self.browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         self.contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: self.look(request.url, request.method))

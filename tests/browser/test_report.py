@@ -28,7 +28,7 @@ def show(browser: Browser) -> Iterator[Open]:
             target, _ = write_report([str(folder) for folder in folders])
             context = browser.new_context(**{"viewport": WIDE, "offline": True, "reduced_motion": "reduce", **options})
             contexts.callback(context.close)
-            context.set_default_timeout(20_000)
+            context.set_default_timeout(60_000)
             page = context.new_page()
             page.on("request", lambda asked: complaints.append(asked.url) if asked.url != target.as_uri() else None)
             page.on("console", lambda said: complaints.append(said.text))
