@@ -127,7 +127,6 @@ def target_settings(**changes: Any) -> TargetSettings:
         "gamma": 1.0,
         "gae_lambda": 0.95,
         "whiten_advantages": False,
-        "whiten_rewards": False,
         "normalize_std": True,
         "truncation": "terminal",
     }

@@ -56,15 +56,19 @@ class RewardShaping(Settings):
     """a scorer fails for good: checkpoint and stop, or drop the affected responses and count them"""
 
 
+CLIPPED = ("ppo", "grpo")
+"""Algorithms whose loss corrects for the distance to the policy that sampled."""
+
+
 class AlgorithmSettings(Settings):
     name: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"] = "ppo"
     """which row of the algorithm table"""
     kl_coef: NonNegative = 0.05
     """weight of the KL to the reference; with 0 it is still measured where a reward model is learned from"""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """where the KL acts"""
+    kl_in: Literal["reward", "loss"] | None = None
+    """where the KL acts (default: loss for grpo, else reward)"""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    """per-token estimate of the KL (default: k1 in the reward, k2 in the loss; others are biased there)"""
+    """per-token estimate of the KL: k1 in the reward, k2 (the default) or k3 in the loss; others are refused"""
     target_kl: Positive | None = None
     """adapt kl_coef towards this objective/kl (nats per response)"""
     kl_horizon: Positive = 10_000.0
@@ -99,17 +103,25 @@ class AlgorithmSettings(Settings):
     """a collapse: stop before the update when the answers' mean entropy (nats per token) is below this"""
     whiten_advantages: bool = True
     """zero mean and unit variance over the batch (not for rloo and grpo, whose groups do it)"""
-    whiten_rewards: bool = False
-    """unit variance of the token rewards, mean kept"""
     normalize_std: bool = True
     """grpo: divide by the group's standard deviation (false = Dr.GRPO)"""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """value after a truncated response: 0, or the critic's"""
 
     @model_validator(mode="after")
-    def _estimator_exists(self) -> "AlgorithmSettings":
+    def _fits_together(self) -> "AlgorithmSettings":
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_estimator k1 in the loss has a gradient of zero on average; use k2 or k3")
+        if self.kl_in == "reward" and self.kl_estimator in ("k2", "k3"):
+            raise ValueError(
+                f"kl_estimator {self.kl_estimator} in the reward has a wrong gradient, which can end worse than no "
+                "learning; use k1, or kl_in: loss"
+            )
+        if (self.update_epochs or 1) > 1 and self.name not in CLIPPED:
+            raise ValueError(
+                f"{self.name} has no ratio to the policy that sampled, so its gradient holds for one pass over a batch "
+                f"only: update_epochs {self.update_epochs} needs ppo or grpo"
+            )
         if self.target_kl is not None and self.kl_coef == 0:
             raise ValueError("target_kl adapts kl_coef, which must then be above 0")
         return self
@@ -132,12 +144,12 @@ class EvaluateDuring(Settings):
     """held-out prompts file (its column and length rules are those of `prompts`)"""
 
 
-ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
-    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1},
-    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
-    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
-    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
-    "grpo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1, "kl_in": "reward"},
+    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1, "kl_in": "reward"},
+    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1, "kl_in": "reward"},
+    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4, "kl_in": "reward"},
+    "grpo": {"update_epochs": 1, "minibatches": 1, "group_size": 4, "kl_in": "loss"},
 }
 
 
@@ -175,6 +187,12 @@ class TrainConfig(Settings):
         learned_from_model = any(source.model and source.weight for source in self.rewards)
         return self.algorithm.kl_coef > 0 or self.reference is not None or learned_from_model
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Weight updates of the full run."""
+        minibatches = self.rollout.batch_size // (self.algorithm.minibatch_size or self.rollout.batch_size)
+        return self.steps * (self.algorithm.update_epochs or 1) * minibatches
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
@@ -188,6 +206,7 @@ class TrainConfig(Settings):
         batch_size = rollout.get("batch_size") or RolloutSettings().batch_size
         if row is not None:
             _default(algorithm, "update_epochs", row["update_epochs"])
+            _default(algorithm, "kl_in", row["kl_in"])
             _default(rollout, "group_size", row["group_size"])
             if str(batch_size).isdigit():
                 _default(algorithm, "minibatch_size", _share(int(batch_size), row["minibatches"]))
@@ -206,6 +225,11 @@ class TrainConfig(Settings):
             )
         if self.algorithm.name in ("rloo", "grpo") and group_size < 2:
             raise ValueError(f"{self.algorithm.name} compares answers to one prompt: rollout.group_size must be >= 2")
+        if self.critic.warmup_steps >= self.steps and self.algorithm.name in ("ppo", "a2c"):
+            raise ValueError(
+                f"critic.warmup_steps {self.critic.warmup_steps} of {self.steps} steps leaves none in which the policy "
+                "learns"
+            )
         if self.evaluate.every and not self.evaluate.prompts:
             raise ValueError("evaluate.every needs evaluate.prompts, a file of held-out prompts")
         if self.critic.sharing == "shared" and self.critic.init != "policy":

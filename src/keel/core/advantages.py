@@ -5,6 +5,10 @@ from torch import Tensor
 
 from keel.core.masked import check_shapes, zero_outside
 
+ROUNDING = 1e-6
+"""Differences of scores below this share of the largest score are rounding: 16 units in the last place of float32,
+about what a network's score of one and the same text varies by from batch to batch."""
+
 
 def gae(
     rewards: Tensor,
@@ -46,7 +50,7 @@ def rloo(scores: Tensor, group_size: int) -> Tensor:
 
     Rows of one group are adjacent. An unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024).
     """
-    groups = _grouped(scores, group_size)
+    groups = _without_rounding(_grouped(scores, group_size), scores)
     baseline = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
     return (groups - baseline).reshape(-1)
 
@@ -54,13 +58,21 @@ def rloo(scores: Tensor, group_size: int) -> Tensor:
 def grpo(scores: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
     """Score minus the group's mean, divided by its standard deviation (unbiased, + 1e-6) if asked for. [B] -> [B]
 
-    Rows of one group are adjacent. Shao et al. 2024; without the division: Dr.GRPO, Liu et al. 2025.
+    Rows of one group are adjacent. Scores that differ by no more than rounding give exact zeros. Shao et al. 2024;
+    without the division: Dr.GRPO, Liu et al. 2025.
     """
-    groups = _grouped(scores, group_size)
+    groups = _without_rounding(_grouped(scores, group_size), scores)
     centred = groups - groups.mean(dim=1, keepdim=True)
     if normalize_std:
         centred = centred / (groups.std(dim=1, keepdim=True) + 1e-6)
     return centred.reshape(-1)
+
+
+def _without_rounding(groups: Tensor, scores: Tensor) -> Tensor:
+    """Exact zeros for each group whose scores differ by no more than rounding. [N, G], [B] -> [N, G]"""
+    largest = scores.abs().view_as(groups).amax(dim=1, keepdim=True)
+    spread = groups.amax(dim=1, keepdim=True) - groups.amin(dim=1, keepdim=True)
+    return groups.masked_fill(spread <= ROUNDING * largest, 0.0)
 
 
 def _grouped(scores: Tensor, group_size: int) -> Tensor:

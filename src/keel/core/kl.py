@@ -7,6 +7,9 @@ from torch import Tensor
 
 from keel.core.masked import check_shapes
 
+RESOLUTION = 1e-4
+"""Up to this difference, in nats, two correct float32 computations of one token's log-probability are taken as equal."""
+
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
     """Per-token estimate from d = logprobs - ref_logprobs. [B, T], [B, T] -> [B, T]
@@ -24,6 +27,18 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -
     if estimator == "k3":
         return torch.exp((-difference).clamp(max=60.0)) - 1 + difference
     raise ValueError(f"unknown estimator {estimator!r}: k1, k2 or k3")
+
+
+def without_rounding(ref_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+    """Reference log-probs, with `logprobs` in the place of those that differ from it by RESOLUTION or less. [B, T] each
+
+    So a policy that is still its reference has a KL of exactly zero and no gradient from it. The sum of a token's
+    rounding is different in a decoding step, in a full pass and in another micro-batch, and AdamW, which divides a
+    gradient by its own size, would make of such differences steps of full size in a random direction.
+    """
+    check_shapes(ref_logprobs, logprobs)
+    logprobs = logprobs.detach()
+    return torch.where((logprobs - ref_logprobs).abs() <= RESOLUTION, logprobs, ref_logprobs)
 
 
 def updated_kl_coef(kl_coef: float, kl: float, target_kl: float, horizon: float, num_responses: int) -> float:

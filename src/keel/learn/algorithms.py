@@ -10,13 +10,15 @@ from torch import Tensor
 
 from keel.core.advantages import discounted_returns, gae, grpo, rloo
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss
+from keel.core.masked import zero_outside
 
 
 @dataclass(frozen=True)
 class Credit:
     """What an advantage function may use."""
 
-    rewards: Tensor  # [B, T]
+    token_scores: Tensor  # [B, T], shaped scores on the tokens that they are given for
+    kl_penalties: Tensor  # [B, T], kl_coef * kl; zeros where the KL is in the loss
     values: Tensor  # [B, T], zeros without a critic
     response_mask: Tensor  # [B, T] bool
     final_values: Tensor | None  # [B], value after a truncated response; None = terminal
@@ -24,6 +26,11 @@ class Credit:
     gae_lambda: float
     group_size: int
     normalize_std: bool
+
+    @property
+    def rewards(self) -> Tensor:
+        """Token rewards, what the advantages are computed of. [B, T]"""
+        return zero_outside(self.token_scores - self.kl_penalties, self.response_mask)
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,19 @@ def _returns(credit: Credit) -> tuple[Tensor, Tensor]:
 
 
 def _rloo(credit: Credit) -> tuple[Tensor, Tensor]:
-    return _spread(rloo(credit.rewards.sum(1), credit.group_size), credit)
+    """The KL is compared apart from the scores, so that equal scores cancel exactly whatever their size."""
+    scores = rloo(credit.token_scores.sum(1), credit.group_size)
+    return _spread(scores - rloo(credit.kl_penalties.sum(1), credit.group_size), credit)
 
 
 def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
-    return _spread(grpo(credit.rewards.sum(1), credit.group_size, credit.normalize_std), credit)
+    """The scores alone are divided by their deviation. A KL in the reward is centred and keeps its own scale.
+
+    Divided by a deviation that is its own where all scores are equal, it would be noise of size one whatever kl_coef.
+    """
+    scores = grpo(credit.token_scores.sum(1), credit.group_size, credit.normalize_std)
+    penalties = grpo(credit.kl_penalties.sum(1), credit.group_size, normalize_std=False)
+    return _spread(scores - penalties, credit)
 
 
 def _spread(advantages: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ __all__ = [
     "learning_rate_factor",
     "microbatches",
     "set_learning_rate",
+    "warmup_warning",
 ]
 
 
@@ -63,6 +64,16 @@ def learning_rate_factor(
         case "cosine":
             return (1.0 + math.cos(math.pi * min(1.0, progress))) / 2
     raise ValueError(f"unknown schedule {schedule!r}: constant, linear or cosine")
+
+
+def warmup_warning(warmup_steps: int, optimizer_steps: int) -> str | None:
+    """Return the warning for a warm-up that a run of so many optimizer steps ends in, None for a shorter one."""
+    if warmup_steps < optimizer_steps:
+        return None
+    return (
+        f"warning: optim.warmup_steps {warmup_steps} covers all {optimizer_steps} optimizer steps of this run: the "
+        "learning rate never reaches its peak"
+    )
 
 
 def set_learning_rate(optimizer: AdamW, factor: float) -> None:

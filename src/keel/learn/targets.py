@@ -1,18 +1,18 @@
 """ScoredRollouts -> TrainingBatch: everything the update aims at, computed once with the weights that sampled."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from keel.core.kl import kl_estimate
+from keel.core.advantages import ROUNDING, gae
+from keel.core.kl import kl_estimate, without_rounding
 from keel.core.masked import apply_whitening, masked_sum, zero_outside
-from keel.core.rewards import token_rewards
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
-from keel.models.policy import ActorCritic, Analysis, without_adapter
+from keel.models.policy import ActorCritic, Analysis, ValueUnits, without_adapter
 from keel.world import World, at_once
 
 
@@ -26,9 +26,22 @@ class TargetSettings:
     gamma: float
     gae_lambda: float
     whiten_advantages: bool
-    whiten_rewards: bool
     normalize_std: bool
     truncation: str
+
+
+import os
+
+FLOOR = float(os.environ.get("KFLOOR", "0"))
+MODE = os.environ.get("KMODE", "each")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the update aims at, and the units of the values in it."""
+
+    batch: TrainingBatch
+    value_units: ValueUnits
 
 
 def build_targets(
@@ -41,7 +54,7 @@ def build_targets(
     kl_coef: float,
     world: World,
     trust_sampler: bool = False,
-) -> TrainingBatch:
+) -> Targets:
     """Log-probs, values, rewards, advantages and returns of a batch; `token_scores` [B, T] are the shaped scores.
 
     With `trust_sampler` the log-probs are those that the sampler gave, and not computed once more.
@@ -49,29 +62,32 @@ def build_targets(
     """
     rollouts, mask = scored.rollouts, scored.rollouts.response_mask
     analysis, ref_logprobs = _own_and_reference(actor_critic, reference, rollouts, settings, not trust_sampler)
+    ref_logprobs = without_rounding(ref_logprobs, analysis.logprobs)
     kl = kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)
-    rewards = token_rewards(token_scores, kl, mask, kl_coef if settings.kl_in == "reward" else 0.0)
     counted = mask & _kept(scored.kept, settings.group_size if algorithm.compares_groups else 1).unsqueeze(1)
-    if settings.whiten_rewards:
-        rewards = whiten_all(rewards, counted, world, keep_mean=True)
-    values = torch.zeros_like(rewards) if analysis.values is None else analysis.values
-    after_cut = None
-    if settings.truncation == "bootstrap" and analysis.final_values is not None:
-        after_cut = analysis.final_values * rollouts.truncated
     credit = Credit(
-        rewards=rewards,
-        values=values,
+        token_scores=token_scores,
+        kl_penalties=kl_coef * kl if settings.kl_in == "reward" else torch.zeros_like(kl),
+        values=torch.zeros_like(kl),
         response_mask=mask,
-        final_values=after_cut,
+        final_values=None,
         gamma=settings.gamma,
         gae_lambda=settings.gae_lambda,
         group_size=settings.group_size,
         normalize_std=settings.normalize_std,
     )
+    units = actor_critic.value_units
+    if analysis.values is not None and analysis.final_values is not None:
+        ends = analysis.final_values * rollouts.truncated if settings.truncation == "bootstrap" else None
+        credit, units = centred(replace(credit, values=analysis.values, final_values=ends), units, counted, world)
+    rewards, values = credit.rewards, credit.values
     advantages, returns = algorithm.advantages(credit)
+    advantages = zero_if_rounding(advantages, rewards, values)
+    if analysis.values is not None:
+        returns = advantages + values
     if settings.whiten_advantages and not algorithm.compares_groups:
-        advantages = whiten_all(advantages, counted, world)
-    return TrainingBatch(
+        advantages = whiten_all(advantages, counted, world, floor=FLOOR * kl_coef)
+    batch = TrainingBatch(
         prompt_tokens=rollouts.prompt_tokens,
         prompt_mask=rollouts.prompt_mask,
         response_tokens=rollouts.response_tokens,
@@ -83,6 +99,44 @@ def build_targets(
         advantages=zero_outside(advantages, counted),
         returns=returns,
     )
+    return Targets(batch, units)
+
+
+def centred(credit: Credit, units: ValueUnits, counted: Tensor, world: World) -> tuple[Credit, ValueUnits]:
+    """Shift the values by their mean error over the batch, and return the units that do so for the values to come.
+
+    A constant of the reward would otherwise have to be learned by the critic's weights. Until it is, it leaves in the
+    advantages of GAE a trend over positions, A_t = c (gamma lambda)^(T - t), which whitening makes one of size one
+    and in which the scores are lost. A baseline that is constant over the batch takes it out; as it does not depend on
+    the response, the gradient has the same mean, but for a share of 1 / B (each response is part of its own baseline).
+    """
+    everything = gae(credit.rewards, credit.values, credit.response_mask, credit.gamma, 1.0, credit.final_values)
+    error, returns = everything
+    shift, _ = moments(error, counted, world)
+    if MODE == "first" and units.deviation is not None:
+        shift = torch.zeros(())
+    units = replace(units, offset=units.offset + float(shift))
+    if units.deviation is None and spread_of(credit.token_scores.sum(1), counted.any(1), world):
+        deviation = float(moments(returns, counted, world)[1]) ** 0.5
+        fresh = not float(moments(credit.values, counted, world)[1])
+        units = replace(units, deviation=deviation, gain=deviation if fresh else units.gain)
+    final_values = None if credit.final_values is None else credit.final_values + shift * (credit.final_values != 0)
+    return replace(credit, values=credit.values + shift, final_values=final_values), units
+
+
+def spread_of(scores: Tensor, counted: Tensor, world: World) -> bool:
+    """Whether the scores [B] differ by more than rounding."""
+    mean, variance = moments(scores, counted, world)
+    return float(variance) ** 0.5 > ROUNDING * abs(float(mean))
+
+
+def zero_if_rounding(advantages: Tensor, rewards: Tensor, values: Tensor) -> Tensor:
+    """Advantages with those that are no more than rounding of what they are differences of as exact zeros. [B, T]
+
+    The optimizer would make a step of full size of them.
+    """
+    largest = torch.maximum(rewards.abs(), values.abs()).amax(1, keepdim=True)
+    return advantages.masked_fill(advantages.abs() <= ROUNDING * largest, 0.0)
 
 
 def _own_and_reference(
@@ -139,10 +193,11 @@ def analyze_all(
     return Analysis(logprobs, entropy, values if has_values else None, final_values if has_values else None)
 
 
-def whiten_all(x: Tensor, mask: Tensor, world: World, keep_mean: bool = False) -> Tensor:
-    """`core.masked.whiten` with the statistics of all ranks."""
+def whiten_all(x: Tensor, mask: Tensor, world: World, floor: float = 0.0) -> Tensor:
+    """`core.masked.whiten` with the statistics of all ranks, of a deviation that is never below `floor`."""
     mean, var = moments(x, mask, world)
-    return apply_whitening(x, mask, mean, var, keep_mean)
+    centred = (x - mean).masked_fill((x - mean).abs() <= ROUNDING * mean.abs(), 0.0)
+    return apply_whitening(centred, mask, torch.zeros_like(mean), var + floor**2)
 
 
 def moments(x: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from keel.core.diagnostics import approx_kl, clipfrac
-from keel.core.kl import kl_estimate
+from keel.core.kl import kl_estimate, without_rounding
 from keel.core.losses import likelihood_ratio, value_loss
 from keel.data.batches import TrainingBatch, select_rows
 from keel.failpoints import failpoint, poisoned
@@ -177,7 +177,8 @@ class Updater:
         )
         loss = policy - aim.entropy_coef * entropy if aim.entropy_coef else policy
         if aim.kl_in == "loss":
-            kl = kl_coef * kl_estimate(new_logprobs, part.ref_logprobs[mask], aim.kl_estimator)
+            ref_logprobs = without_rounding(part.ref_logprobs[mask], new_logprobs)
+            kl = kl_coef * kl_estimate(new_logprobs, ref_logprobs, aim.kl_estimator)
             loss = loss + kl
             totals.add("loss/kl", kl)
         with torch.no_grad():
@@ -195,7 +196,9 @@ class Updater:
         """value_coef * value loss, for each counted token."""
         aim, mask = self.objective, part.response_mask
         assert found.values is not None
-        value = value_loss(found.values[mask], part.values[mask], part.returns[mask], aim.value_clip_range)
+        unit = self.actor_critic.value_units.unit
+        new_values, values, returns = (x[mask] / unit for x in (found.values, part.values, part.returns))
+        value = value_loss(new_values, values, returns, aim.value_clip_range)
         totals.add("loss/value", value)
         return aim.value_coef * value
 

@@ -24,12 +24,35 @@ class Analysis:
     final_values: Tensor | None  # [B], V of the state after the last token
 
 
+@dataclass(frozen=True)
+class ValueUnits:
+    """How the output of a value head becomes a value: V = offset + gain * output.
+
+    A head that starts at zero then starts at the mean return, and neither the reward's offset nor its scale has to be
+    learned by weights that move a learning rate a step.
+    """
+
+    offset: float = 0.0
+    gain: float = 1.0
+    deviation: float | None = None  # of the returns when their spread was first seen: the unit of the value loss
+
+    @property
+    def unit(self) -> float:
+        """Deviation of the returns, 1 until it is known."""
+        return 1.0 if self.deviation is None else self.deviation
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Values of a head's outputs."""
+        return self.offset + self.gain * outputs
+
+
 class ActorCritic(nn.Module):
     """The policy and, for algorithms that need one, its critic: a classifier of its own, or a head on its trunk."""
 
     def __init__(self, policy: Any, critic: Any = None, value_head: Any = None) -> None:
         super().__init__()
         self.policy, self.critic, self.value_head = policy, critic, value_head
+        self.value_units = ValueUnits()
 
     @property
     def has_critic(self) -> bool:
@@ -87,6 +110,7 @@ class ActorCritic(nn.Module):
             values = values_of(critic.score, token_states(critic, tokens, mask))
         else:
             values = values_of(self.value_head, token_states(self.policy, tokens, mask) if states is None else states)
+        values = self.value_units.values(values)
         ends = mask.sum(1).cumsum(0) - 1
         return replace(found, values=_rows(values[before], batch), final_values=values[ends])
 

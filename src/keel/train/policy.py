@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 import torch
 
 from keel.config import DecodingSettings, TrainConfig, parse
+from keel.core.kl import RESOLUTION
 from keel.errors import Diverged, Interrupted, RewardError
 from keel.failpoints import failpoint
 from keel.interrupts import held, interruptible, sealed, waiting, watched
+from keel.learn.optim import warmup_warning
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 from keel.run.origin import check_origin
@@ -26,9 +28,6 @@ from keel.train.watch import stopped
 from keel.world import World
 
 ResultT = TypeVar("ResultT")
-
-TRUSTED_GAP = 1e-4
-"""Up to this difference of a token's log-probability the sampler's log-probs serve as the trainer's."""
 
 
 def train_policy(
@@ -73,7 +72,9 @@ def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict
     state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
     checkpoint = latest_checkpoint(folder) if resume else None
     metrics = self_check(parts)
-    state.trust_sampler = metrics["check/logprob_gap"] <= TRUSTED_GAP
+    state.trust_sampler = metrics["check/logprob_gap"] <= RESOLUTION
+    if warning := warmup_warning(config.optim.warmup_steps, config.optimizer_steps):
+        say(warning, parts.world)
     if checkpoint is not None:
         restore(parts, state, checkpoint)
         say(str(checkpoint), parts.world)

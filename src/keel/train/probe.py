@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from keel.config import TrainConfig, parse
+from keel.core.kl import RESOLUTION
 from keel.errors import ConfigError, KeelError
 from keel.train.check import self_check
-from keel.train.policy import TRUSTED_GAP
 from keel.train.setup import Parts, build_parts
 from keel.train.state import RunState
 from keel.train.step import train_step
@@ -78,7 +78,7 @@ def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) 
     with state.timed(START):
         parts = build_parts(config, scorers, None, World.single())
         parts = replace(parts, end_ids=_ends(parts, response_tokens))
-        state.trust_sampler = self_check(parts)["check/logprob_gap"] <= TRUSTED_GAP
+        state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION
     seconds = []
     for _ in range(STEPS):
         train_step(parts, state)

@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from keel.errors import ConfigError
 from keel.interrupts import sealed
@@ -14,6 +16,7 @@ from keel.learn.guard import require_finite
 from keel.learn.shaping import ScoreStatistics
 from keel.models.heads import plain
 from keel.models.loading import as_classifier, save_model
+from keel.models.policy import ValueUnits
 from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.train.setup import Parts
@@ -58,6 +61,7 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
                 "kl_coef": state.kl_coef,
                 "statistics": asdict(state.statistics),
                 "guard": parts.updater.guard.counters(),
+                "value_units": asdict(parts.actor_critic.value_units),
                 "unlogged": state.unlogged,
             },
             {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
@@ -84,6 +88,7 @@ def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
     state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
     state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
     parts.updater.guard.restore(checkpoint.state["guard"])
+    parts.actor_critic.value_units = ValueUnits(**checkpoint.state["value_units"])
     state.unlogged = checkpoint.state["unlogged"]
 
 
@@ -97,7 +102,33 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
     with sealed():
         replace_folder(folder.policy, lambda path: save_model(models.policy, parts.tokenizer, path))
         if models.has_critic:
-            critic = models.critic
-            if critic is None:
-                critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
-            replace_folder(folder.critic, lambda path: save_model(critic, parts.tokenizer, path))
+            replace_folder(folder.critic, lambda path: _save_critic(parts, path))
+
+
+def _save_critic(parts: Parts, path: Path) -> None:
+    """A sequence classifier whose score, plus `keel_value_offset` of its config.json, is the value of a state.
+
+    The heads of transformers' classifiers have no bias that the offset could become.
+    """
+    models = parts.actor_critic
+    critic = models.critic
+    if critic is None:
+        critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
+    plain(critic).config.keel_value_offset = models.value_units.offset
+    with scaled(plain(critic).score, models.value_units.gain):
+        save_model(critic, parts.tokenizer, path)
+
+
+@contextmanager
+def scaled(head: nn.Module, factor: float) -> Iterator[None]:
+    """Inside, the weights of a head are multiplied by `factor`; afterwards they are, bit for bit, what they were."""
+    originals = [(weight, weight.detach().clone()) for weight in head.parameters()]
+    with torch.no_grad():
+        for weight, original in originals:
+            weight.copy_(original * factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, original in originals:
+                weight.copy_(original)

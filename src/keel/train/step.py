@@ -18,6 +18,7 @@ from keel.failpoints import failpoint
 from keel.learn.shaping import ScoreStatistics, scores_of_kept
 from keel.learn.targets import analyze_all, build_targets
 from keel.learn.totals import Totals
+from keel.models.policy import ValueUnits
 from keel.train.check import check_moved, fingerprint
 from keel.train.figures import step_metrics
 from keel.train.record import rollout_rows
@@ -38,6 +39,7 @@ class Experience:
     scored: ScoredRollouts
     token_scores: Tensor  # [B, T], shaped
     batch: TrainingBatch
+    value_units: ValueUnits
     statistics: ScoreStatistics
 
 
@@ -60,7 +62,7 @@ def collect(parts: Parts, state: RunState) -> Experience:
     with state.timed("targets"):
         failpoint("step.targets")
         token_scores = parts.shaping.token_scores(scored, statistics)
-        batch = build_targets(
+        targets = build_targets(
             scored,
             token_scores,
             parts.actor_critic,
@@ -71,7 +73,7 @@ def collect(parts: Parts, state: RunState) -> Experience:
             parts.world,
             state.trust_sampler,
         )
-    return Experience(scored, token_scores, batch, statistics)
+    return Experience(scored, token_scores, targets.batch, targets.value_units, statistics)
 
 
 def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
@@ -79,6 +81,7 @@ def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
     config, scored, batch = parts.config, found.scored, found.batch
     step = state.step + 1
     before = fingerprint(parts) if step == 1 else None
+    parts.actor_critic.value_units = found.value_units
     with state.timed("update"):
         failpoint("step.update")
         learned = parts.updater.update(

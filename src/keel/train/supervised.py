@@ -14,10 +14,17 @@ from keel.errors import Diverged, Interrupted
 from keel.failpoints import failpoint, poisoned
 from keel.interrupts import held, interruptible, sealed, watched
 from keel.learn.guard import Guard
-from keel.learn.optim import build_optimizer, learning_rate_factor, microbatches, set_learning_rate
+from keel.learn.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    microbatches,
+    set_learning_rate,
+    warmup_warning,
+)
 from keel.run.folder import RunFolder, replace_folder, write_figures
 from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
 from keel.run.origin import check_origin
+from keel.terminal import tell
 from keel.train.evidence import keep_rows
 from keel.train.learner import Learner, Task, put_weights, restore, save
 from keel.train.progress import ProgressDisplay
@@ -48,6 +55,8 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
     if resume:
         restore(folder, learner)
     total = num_steps(config, len(task.lengths))
+    if warning := warmup_warning(optim.warmup_steps, total):
+        tell(warning)
     figures: dict[str, float] = {}
     with (
         open_sinks(folder, config, learner.logged if learner.step else -1) as sinks,
