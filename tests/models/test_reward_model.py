@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from keel.errors import ConfigError, DataError
+from keel.models.ensemble import RewardEnsemble
 from keel.models.reward_model import RewardModel
 
 KINDS = ["llama", "gpt2", "bert", "roberta"]
@@ -126,11 +127,52 @@ def test_a_chat_is_scored_through_the_chat_template(tiny_policy: Path):
     assert model.encode(chat, "w1") == [1, 4, 1, 5]
 
 
-def test_long_texts_lose_their_beginning(tiny_policy: Path, tmp_path: Path):
+def test_the_training_limit_limits_no_text_that_is_scored(tiny_policy: Path, tmp_path: Path):
     model = RewardModel.load(str(tiny_policy), template="{prompt} {response}", max_tokens=3)
-    assert model.encode("w0 w1", "w2 w3") == [5, 6, 7]
+    assert model.encode_within("w0 w1", "w2 w3", 3) == ([5, 6, 7], True)
     model.save(tmp_path / "saved")
-    assert RewardModel.load(str(tmp_path / "saved")).encode("w0 w1", "w2 w3") == [5, 6, 7]
+    again = RewardModel.load(str(tmp_path / "saved"))
+    assert again.encode("w0 w1", "w2 w3") == [4, 5, 6, 7]
+    assert (again.max_tokens, again.limit) == (3, 256)
+    again.score(["w0 w1"], ["w2 w3"])
+    assert again.cut == [False]
+
+
+def limited(folder: Path, limit: int, target: Path) -> RewardModel:
+    """A saved model whose tokenizer says that it reads so many tokens."""
+    model = randomised(RewardModel.load(str(folder), template="{prompt} {response}"))
+    model.tokenizer.model_max_length = limit
+    model.save(target)
+    return RewardModel.load(str(target))
+
+
+def test_texts_longer_than_the_model_can_read_lose_their_beginning_and_are_counted(tiny_policy: Path, tmp_path: Path):
+    model = limited(tiny_policy, 3, tmp_path / "model")
+    assert (model.limit, model.limited_by) == (3, "tokenizer.model_max_length")
+    assert model.num_tokens("w0 w1", "w2 w3") == 4
+    assert model.encode("w0 w1", "w2 w3") == [5, 6, 7]
+    scores = model.score(["w0 w1", "w9 w1", "w1"], ["w2 w3", "w2 w3", "w2 w3"])
+    assert model.cut == [True, True, False]
+    assert scores[0] == scores[1] == scores[2]
+    assert RewardModel.load(str(tiny_policy)).limited_by in ("tokenizer.model_max_length", "max_position_embeddings")
+
+
+def test_an_ensemble_counts_texts_that_one_member_cannot_read(tiny_policy: Path, tmp_path: Path):
+    members = [limited(tiny_policy, limit, tmp_path / str(limit)) for limit in (3, 8)]
+    ensemble = RewardEnsemble(members)
+    ensemble.score(["w0 w1", "w1"], ["w2 w3", "w2 w3"])
+    assert ensemble.cut == [True, False]
+
+
+def test_positions_of_roberta_begin_behind_its_pad_token(tiny_gpt2: Path, tmp_path: Path):
+    """64 positions, of which those up to the pad token's number (2) are no token's."""
+    folder = encoder("roberta", 2, tmp_path / "roberta", tiny_gpt2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 10**9
+    tokenizer.save_pretrained(folder)
+    model = RewardModel.load(str(folder))
+    assert (model.limit, model.limited_by) == (61, "max_position_embeddings")
+    assert model.score(["w1 " * 80], ["w2"]).isfinite().all()
 
 
 def test_only_the_adapter_and_the_head_learn_and_both_are_saved(tiny_policy: Path, tmp_path: Path):

@@ -131,10 +131,11 @@ def test_o19_several_end_tokens(folder: Path) -> None:
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     replies = [(5, 7), (END,), (5, 6, 5)]
     uniforms = torch.tensor([(uniforms_for(model, (4,), y) + [0.5] * 3)[:3] for y in replies])
-    rollouts = sample(model, [prompt((4,))] * 3, tokenizer, uniforms, [END, 7])
-    assert rollouts.lengths.tolist() == [2, 1, 3]
-    assert rollouts.truncated.tolist() == [False, False, True]
-    assert [text.split() for text in rollouts.texts] == [["w1"], [], ["w1", "w2", "w1"]]
+    for in_text, first in ((True, ["w1", "w3"]), (False, ["w1"])):
+        rollouts = sample(model, [prompt((4,))] * 3, tokenizer, uniforms, [END, 7], stop_in_text=in_text)
+        assert rollouts.lengths.tolist() == [2, 1, 3]
+        assert rollouts.truncated.tolist() == [False, False, True]
+        assert [text.split() for text in rollouts.texts] == [first, [], ["w1", "w2", "w1"]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])

@@ -134,6 +134,22 @@ def test_texts_keep_their_space_and_lose_the_end(tiny_policy: Path) -> None:
     assert rollouts.truncated.any()
 
 
+@pytest.mark.parametrize("in_text", [True, False])
+def test_the_text_of_a_stop_token_that_is_a_word(tiny_policy: Path, in_text: bool) -> None:
+    """Special and added end tokens are never text."""
+    model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
+    tokenizer.add_tokens(["w8"])  # a marker that is not special
+    ends = [END, 7, 11, 12]  # </s>, w3, w7, w8
+    rollouts = sample(model, [prompt(5)] * 64, tokenizer, uniforms(64, 6), ends, stop_in_text=in_text)
+    unwritten = {END, 12} if in_text else {END, 7, 11, 12}
+    ended: set[int] = set()
+    for row, text in enumerate(rollouts.texts):
+        tokens = rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
+        ended.add(tokens[-1])
+        assert text.split() == [f"w{token - 4}" for token in tokens if token > 3 and token not in unwritten]
+    assert ended >= set(ends)
+
+
 def test_one_token_at_most(folder: Path) -> None:
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     rollouts = sample(model, [prompt(5), prompt(6, 7)], tokenizer, uniforms(2, 1), [END])

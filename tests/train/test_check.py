@@ -107,15 +107,15 @@ def test_a_reference_that_is_not_the_start(parts: Parts, tiny_policy: Path) -> N
 
 
 def sampling(change: Callable[[Rollouts], Rollouts]) -> Callable[..., Rollouts]:
-    def changed(*arguments: Any) -> Rollouts:
-        return change(sample(*arguments))
+    def changed(*arguments: Any, **settings: Any) -> Rollouts:
+        return change(sample(*arguments, **settings))
 
     return changed
 
 
 def test_a_sampler_at_another_temperature(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hotter(*arguments: Any) -> Rollouts:
-        return sample(*arguments[:-1], temperature=1.1)
+    def hotter(*arguments: Any, **settings: Any) -> Rollouts:
+        return sample(*arguments[:-1], temperature=1.1, **settings)
 
     monkeypatch.setattr("keel.train.setup.sample", hotter)
     with pytest.raises(ConfigError, match=r"policy: sampler and trainer disagree by 0.* on a token's log-probability"):

@@ -48,7 +48,7 @@ def test_policy_learning(tiny_policy: Path, tmp_path: Path) -> None:
         "steps": 1,
     }
     keys = written(train(tiny_policy, tmp_path / "run", with_all, scorers=(share_of_w3, words)))
-    models = ("outside_range/", "disagreement/", "evaluate/disagreement/")
+    models = ("outside_range/", "disagreement/", "evaluate/disagreement/", "cut/", "evaluate/cut/")
     assert keys == documented() - keys_of("sft/", "dpo/", "check/", *models) - {
         key for key in keys_of("reward/") if key != "reward/dropped"
     }

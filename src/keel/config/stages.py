@@ -24,6 +24,8 @@ class DecodingSettings(Settings):
     """sample among the most likely tokens that together hold this probability"""
     stop: list[str] = []
     """further tokens that end a response"""
+    stop_in_text: bool = True
+    """include an end token that is ordinary text, such as a full stop, in the response's text"""
 
 
 class SampleConfig(Settings):

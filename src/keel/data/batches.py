@@ -43,6 +43,9 @@ class ScoredRollouts:
     by_scorer: dict[str, Tensor]  # name -> [B], NaN where the scorer had nothing to say
     kept: Tensor  # [B] bool, False where scoring failed and the response is dropped
     disagreement: dict[str, Tensor] = field(default_factory=dict)  # of each ensemble: name -> [B], its members' std
+    cut: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # of each reward model: name -> [B] bool, text too long to read
 
 
 @dataclass(frozen=True)

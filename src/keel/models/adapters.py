@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keel.errors import ConfigError
 from keel.models.heads import plain, trunk
+from keel.models.pad_token import grow_embeddings
 
 FILE = "adapter_config.json"
 
@@ -61,7 +62,7 @@ def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     for settings in model.peft_config.values():
         base = Path(settings.base_model_name_or_path)
         settings.base_model_name_or_path = str(base.resolve() if base.exists() else base)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # a pad token that was added has nothing to be saved
     plain(model).config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -84,6 +85,7 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
         raise ConfigError("the adapter has no adapter_model.safetensors", str(folder), "save it as safetensors")
     if (folder / "config.json").is_file():
         model.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        grow_embeddings(model, model.config.get_text_config().vocab_size)
     return _peft().PeftModel.from_pretrained(model, folder).eval()
 
 

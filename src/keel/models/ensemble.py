@@ -43,6 +43,11 @@ class RewardEnsemble:
         """What each member says. -> [members, N] float32"""
         return torch.stack([member.score(prompts, responses) for member in self.members]) / self.temperature
 
+    @property
+    def cut(self) -> list[bool]:
+        """For each text of the last call whether a member could not read its beginning."""
+        return [any(flags) for flags in zip(*(member.cut for member in self.members), strict=True)]
+
     def combined(self, scores: Tensor) -> Tensor:
         """[members, N] -> [N]"""
         if self.combine == "min":

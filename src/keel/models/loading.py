@@ -57,6 +57,7 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
     )
     if report["missing_keys"]:
         raise ConfigError(f"weights are missing, such as {sorted(report['missing_keys'])[0]}", where=name)
+    read_every_token(model)
     pack_if_possible(model.eval())
     return with_lora(model, lora, "CAUSAL_LM") if lora else model
 
@@ -88,11 +89,18 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == 1 and new_head:
             nn.init.zeros_(module.weight)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = load_tokenizer(name).pad_token_id
+    read_every_token(model)
     if hasattr(model.eval(), "score"):
         pack_if_possible(model)
     return model
+
+
+def read_every_token(model: Any) -> None:
+    """Let the embedding of the pad token learn where it is text: torch gives a row of `padding_idx` no gradient.
+
+    Tokens under the mask need no such rule: nothing that is counted depends on them.
+    """
+    model.get_input_embeddings().padding_idx = None
 
 
 def end_token_ids(
@@ -136,8 +144,7 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int) -> PreTrainedModel:
     own = merged(model)
     config = copy.deepcopy(own.config)
     config.num_labels = 1
-    if config.pad_token_id is None:  # transformers would read the value at the wrong token
-        config.pad_token_id = pad_id
+    config.pad_token_id = pad_id  # that of the tokenizer: transformers finds the last token of a text by it
     classifier = AutoModelForSequenceClassification.from_config(config)
     classifier.base_model.load_state_dict(own.base_model.state_dict())
     classifier.score.load_state_dict(head.state_dict())

@@ -14,9 +14,10 @@ from keel.data.prompts import render_chat
 from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, save_adapter, with_lora
-from keel.models.heads import plain
+from keel.models.heads import plain, trunk
 from keel.models.loading import load_classifier, load_tokenizer, save_model
 from keel.models.packed import moved_left, reads_packed, token_states
+from keel.models.pad_token import separate_pad, set_pad_id
 from keel.world import World
 
 TEMPLATE = "{prompt}{response}"
@@ -32,15 +33,25 @@ class RewardModel:
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, template: str = TEMPLATE, max_tokens: int | None = None
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        if "{response}" not in template:
-            raise ConfigError(f"template {template!r} does not hold {{response}}")
-        self.model, self.tokenizer, self.template = model, tokenizer, template
-        positions = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
-        limits = (tokenizer.model_max_length, positions, max_tokens)
-        tokenizer.model_max_length = min(limit for limit in limits if limit)  # saved with the tokenizer
-        tokenizer.truncation_side = "left"
+        config = plain(model).config
+        self.model, self.tokenizer = model, tokenizer
+        self.template = str(template or getattr(config, "keel_template", TEMPLATE))
+        if "{response}" not in self.template:
+            raise ConfigError(f"template {self.template!r} does not hold {{response}}")
+        self.max_tokens: int | None = max_tokens or getattr(config, "keel_max_tokens", None)
+        """Most tokens of a text that it was trained on. It limits training rows, and no text that is scored."""
+        self.cut: list[bool] = []
+        """For each text of the last call of `score` whether its beginning did not fit."""
+        limits = {"tokenizer.model_max_length": tokenizer.model_max_length, "max_position_embeddings": positions(model)}
+        self.limit, self.limited_by = min((limit, source) for source, limit in limits.items() if limit)
+        tokenizer.model_max_length = self.limit  # saved with the tokenizer
+        tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
 
     @classmethod
     def load(
@@ -54,40 +65,59 @@ class RewardModel:
     ) -> Self:
         """A saved reward model, with the template it was trained with, or any model under a new head.
 
+        A model that is to be trained gets a pad token of its own, so that the end token of a template is read. One that
+        is used as it is, is read where transformers reads it: before any pad tokens that end a text.
+
+        Args:
+            template: of a model that is to be trained.
+            max_tokens: most tokens of a training row.
+
         Raises ConfigError when it cannot be loaded or scores otherwise than the plain transformers model.
         """
-        model: Any = load_classifier(name, dtype)
-        saved_template = getattr(model.config, "keel_template", TEMPLATE)
+        reward_model = cls(load_classifier(name, dtype), load_tokenizer(name), template, max_tokens)
+        reward_model._set_pad(to_train=template is not None or max_tokens is not None)
         if lora:
-            model = with_lora(model, lora, "SEQ_CLS")
-        model.to(device or World.from_environment().device)
-        reward_model = cls(model, load_tokenizer(name), template or saved_template, max_tokens)
+            reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
+        reward_model.model.to(device or World.from_environment().device)
         reward_model._check_scores()
         return reward_model
 
     def save(self, folder: Path) -> None:
-        """A plain transformers folder; the template lies in its config.json as `keel_template`.
+        """A plain transformers folder; config.json holds the template and the training limit (`keel_template`,
+        `keel_max_tokens`).
 
         An adapter is merged in, and lies alone in the folder `adapter` too.
         """
         plain(self.model).config.keel_template = self.template
+        plain(self.model).config.keel_max_tokens = self.max_tokens
         save_model(self.model, self.tokenizer, folder)
         if hasattr(self.model, "peft_config"):
             save_adapter(self.model, self.tokenizer, folder / "adapter")
 
     def encode(self, prompt: Content, response: str) -> list[int]:
-        """Ids of prompt and response in the template; a text that is too long loses its beginning."""
-        if isinstance(prompt, str):
-            values = {"prompt": prompt, "response": response}
-            text = re.sub(r"\{(prompt|response)\}", lambda name: values[name[1]], self.template)
-        else:
-            text = render_chat([*prompt, {"role": "assistant", "content": response}], self.tokenizer)
-        ids = self.tokenizer.encode(text, add_special_tokens=isinstance(prompt, str), truncation=True)
-        return self._without_trailing_pads(ids)
+        """Ids of prompt and response in the template; a text that is longer than the model can read loses its
+        beginning."""
+        return self.encode_within(prompt, response, self.limit)[0]
+
+    def encode_within(self, prompt: Content, response: str, limit: int) -> tuple[list[int], bool]:
+        """The last `limit` ids of prompt and response in the template, and whether there are more."""
+        text, add_special_tokens = self._text(prompt, response)
+        ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        cut = len(ids) > limit
+        if cut:  # the tokenizer keeps the special tokens that start a text
+            ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens, truncation=True, max_length=limit)
+        return self._without_trailing_pads(ids), cut
+
+    def num_tokens(self, prompt: Content, response: str) -> int:
+        """Tokens of prompt and response in the template, also where the model cannot read so many."""
+        text, add_special_tokens = self._text(prompt, response)
+        return len(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
-        """Scores of the responses, on the CPU and without gradient. -> [N] float32"""
-        return self.score_rows([self.encode(*pair) for pair in zip(prompts, responses, strict=True)])
+        """Scores of the responses, on the CPU and without gradient; sets `cut`. -> [N] float32"""
+        encoded = [self.encode_within(*pair, self.limit) for pair in zip(prompts, responses, strict=True)]
+        self.cut = [cut for _, cut in encoded]
+        return self.score_rows([row for row, _ in encoded])
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
@@ -138,10 +168,25 @@ class RewardModel:
     def _full(scores: Tensor) -> Tensor:
         return scores.float() if scores.dtype.itemsize < 4 else scores
 
+    def _set_pad(self, to_train: bool) -> None:
+        model, pad_id = plain(self.model), plain(self.model).config.get_text_config().pad_token_id
+        is_trained = bool(self.head.weight.any()) and not to_train
+        if self.reads_last_token and (pad_id is None or not is_trained):
+            separate_pad(model, self.tokenizer, self.template)
+        elif pad_id is None:
+            set_pad_id(model, int(self.tokenizer.pad_token_id))
+
+    def _text(self, prompt: Content, response: str) -> tuple[str, bool]:
+        """Prompt and response as one text, and whether the tokenizer's special tokens are still to be added."""
+        if not isinstance(prompt, str):
+            return render_chat([*prompt, {"role": "assistant", "content": response}], self.tokenizer), False
+        values = {"prompt": prompt, "response": response}
+        return re.sub(r"\{(prompt|response)\}", lambda name: values[name[1]], self.template), True
+
     def _without_trailing_pads(self, ids: list[int]) -> list[int]:
-        """transformers looks for the last id that is no pad, so a text that ended in one would be read too early."""
-        pad_id = plain(self.model).config.pad_token_id
-        while len(ids) > 1 and ids[-1] == pad_id:
+        """The ids up to the one at which transformers reads a decoder: the last that is not the pad token."""
+        pad_id = plain(self.model).config.get_text_config().pad_token_id
+        while self.reads_last_token and len(ids) > 1 and ids[-1] == pad_id:
             ids.pop()
         return ids or [pad_id]
 
@@ -154,3 +199,14 @@ class RewardModel:
                 f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not know",
                 fix="use another architecture",
             )
+
+
+def positions(model: Any) -> int | None:
+    """Most tokens that a model has positions for; None for one that needs none.
+
+    RoBERTa and its kin number the tokens from `padding_idx` + 1 on.
+    """
+    total: int | None = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
+    table = getattr(getattr(trunk(model), "embeddings", None), "position_embeddings", None)
+    offset = getattr(table, "padding_idx", None)
+    return total if total is None or offset is None else total - offset - 1

@@ -1,6 +1,5 @@
 """One batch of experience: prompts -> Rollouts -> ScoredRollouts."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,7 @@ from keel.errors import RewardError
 from keel.rollout.sampler import continuation
 from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.rollout.scores import NoScore, Score
-
-SENTENCE = re.compile(r".+?(?:[.!?]+[\"')\]]*(?=\s|$)|$)\s*", re.DOTALL)
+from keel.rollout.segments import split
 
 
 def score(
@@ -37,6 +35,7 @@ def score(
     failed = torch.zeros_like(judged)
     by_scorer: dict[str, Tensor] = {}
     disagreement: dict[str, Tensor] = {}
+    cut: dict[str, Tensor] = {}
     segmented = parts is not None
     for scorer in scorers:
         answers, lost = _ask(scorer, rollouts, parts, on_failure)
@@ -47,12 +46,15 @@ def score(
         total += scorer.weight * placed
         judged |= said
         by_scorer[scorer.name] = placed.sum(1).masked_fill(~said, torch.nan)
-        if isinstance(scorer, RewardModelScorer) and scorer.disagreement is not None:
-            disagreement[scorer.name] = torch.tensor(scorer.disagreement, device=device)
+        if isinstance(scorer, RewardModelScorer):
+            if scorer.disagreement is not None:
+                disagreement[scorer.name] = torch.tensor(scorer.disagreement, device=device)
+            if scorer.cut is not None:
+                cut[scorer.name] = torch.tensor(scorer.cut, device=device)
     if not bool((judged | failed).all()):
         row = int((~judged & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")
-    return ScoredRollouts(rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed, disagreement)
+    return ScoredRollouts(rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed, disagreement, cut)
 
 
 def _ask(
@@ -70,16 +72,6 @@ def _ask(
             raise RewardError(f"{answer.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
     lost = [isinstance(answer, NoScore) for answer in answers]
     return [None if bad else answer for answer, bad in zip(answers, lost, strict=True)], lost
-
-
-def split(text: str, segments: str) -> list[str]:
-    """The parts of an answer, which joined give the answer again; an empty answer is one empty part."""
-    if segments == "sentence":
-        parts = [match for match in SENTENCE.findall(text) if match]
-    else:
-        pieces = text.split(segments)
-        parts = [piece + segments for piece in pieces[:-1]] + ([pieces[-1]] if pieces[-1] else [])
-    return parts or [""]
 
 
 def _placed(
@@ -121,13 +113,23 @@ def _segments_of(
 
 
 def token_ends(rollouts: Rollouts, row: int, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """For each segment the index of the token that completes it; the last segment ends with the answer."""
+    """For each segment the index of the token that completes it; the last segment ends with the response.
+
+    A character of several tokens is complete with the last of them: before that, it decodes to something else.
+    """
     tokens = rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
     before = rollouts.prompts[row].tokens
-    reached = [len(continuation(tokenizer, before, tokens[: t + 1])) for t in range(len(tokens))]
+    decoded = [continuation(tokenizer, before, tokens[: t + 1]) for t in range(len(tokens))]
+    reached = [common_length(text, decoded[-1]) for text in decoded]
     ends, length = [], 0
     for text in texts[:-1]:
         length += len(text.rstrip())
         ends.append(next((t for t, size in enumerate(reached) if size >= length), len(tokens) - 1))
         length += len(text) - len(text.rstrip())
     return [*ends, len(tokens) - 1]
+
+
+def common_length(one: str, other: str) -> int:
+    """Number of characters with which both texts begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

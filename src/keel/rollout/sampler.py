@@ -29,10 +29,12 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    stop_in_text: bool = True,
 ) -> Rollouts:
     """One answer to each prompt; `uniforms` [B, T] in [0, 1) sets their number of tokens and decides each of them.
 
-    A row ends with the first token of `end_ids`, which is part of the response; rows without one are truncated.
+    A row ends with the first token of `end_ids`, which is part of the response; rows without one are truncated. With
+    `stop_in_text` the text of an end token that is ordinary text (such as ".") is part of the response's text.
     Finished rows leave the batch at once, and a prompt that stands in adjacent rows is read once.
     """
     device = plain(model).device
@@ -48,7 +50,7 @@ def sample(
     responses, logprobs = responses[:, :width], logprobs[:, :width]
     response_mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
     truncated = ~torch.isin(responses.gather(1, lengths.unsqueeze(1) - 1).squeeze(1), ends)
-    texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated)
+    texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated, stop_in_text)
     return Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
 
 
@@ -137,11 +139,24 @@ def keep_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def decode_responses(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], responses: Tensor, mask: Tensor, truncated: Tensor
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    responses: Tensor,
+    mask: Tensor,
+    truncated: Tensor,
+    stop_in_text: bool = True,
 ) -> list[str]:
-    """The answers as text: what each adds to its decoded prompt, so that a leading space is kept."""
+    """Return the responses as text: what each adds to its decoded prompt, so that a leading space is kept.
+
+    End tokens that are special or added to the vocabulary are never text.
+    """
+    markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+    def text_tokens(row: list[int], is_cut: bool) -> list[int]:
+        return row if is_cut or (stop_in_text and row[-1] not in markers) else row[:-1]
+
     rows = [row[counted].tolist() for row, counted in zip(responses.cpu(), mask.cpu(), strict=True)]
-    rows = [row if cut else row[:-1] for row, cut in zip(rows, truncated.tolist(), strict=True)]
+    rows = [text_tokens(row, is_cut) for row, is_cut in zip(rows, truncated.tolist(), strict=True)]
     return [continuation(tokenizer, prompt.tokens, row) for prompt, row in zip(prompts, rows, strict=True)]
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import traceback
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +77,7 @@ class RewardModelScorer:
 
     noisy = False
     disagreement: list[float] | None = None  # of an ensemble's members over each answer of the last call
+    cut: list[bool] | None = None  # for each response of the last call whether the text was too long to be read in full
 
     def __init__(self, judge: RewardModel | RewardEnsemble, name: str, weight: float = 1.0) -> None:
         self.judge, self.name, self.weight = judge, name, weight
@@ -95,8 +96,11 @@ class RewardModelScorer:
 
     def _scores(self, contents: list[Any], texts: list[str]) -> list[Score]:
         if not isinstance(self.judge, RewardEnsemble):
-            return list(self.judge.score(contents, texts).tolist())
+            scores = list(self.judge.score(contents, texts).tolist())
+            self.cut = list(self.judge.cut)
+            return scores
         said = self.judge.member_scores(contents, texts)
+        self.cut = self.judge.cut
         self.disagreement = said.std(0, correction=0).tolist()
         return list(self.judge.combined(said).tolist())
 
@@ -105,6 +109,8 @@ class RewardModelScorer:
         rows = [(content, "".join(parts[: k + 1])) for content, parts in zip(contents, segments, strict=True)
                 for k in range(len(parts))]  # fmt: skip
         flat = iter(self.judge.score([content for content, _ in rows], [text for _, text in rows]).tolist())
+        last = accumulate(len(parts) for parts in segments)
+        self.cut = [self.judge.cut[end - 1] for end in last]  # the last row of each response is its full text
         result: list[Score] = []
         for parts in segments:
             sums = [0.0] + [next(flat) for _ in parts]

@@ -18,7 +18,7 @@ from keel.config import ServeRewardConfig
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt
 from keel.errors import RewardError
-from keel.rollout.scorers import Scorer, build_scorers
+from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.rollout.scores import NoScore, Score
 from keel.server.limits import LOCAL, Gate, Refused, parsed, read_body
 from keel.terminal import tell
@@ -39,6 +39,7 @@ class RewardServer:
     def __init__(self, scorer: Scorer, settings: ServeRewardConfig) -> None:
         self.scorer, self.settings = scorer, settings
         self.turn, self.waiting = threading.Lock(), 0
+        self.cut = 0  # texts that were too long to be read in full
         self.answers: OrderedDict[bytes, asyncio.Task[list[Score]]] = OrderedDict()
 
     async def get_reward(self, request: Request) -> Response:
@@ -79,7 +80,16 @@ class RewardServer:
 
     def _in_turn(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         with self.turn, torch.no_grad():
-            return self.scorer(rollouts, segments)
+            scores = self.scorer(rollouts, segments)
+            self._count_cut()
+            return scores
+
+    def _count_cut(self) -> None:
+        """Warn at the 1st, 10th, 100th, ... text that was too long for the reward model to read in full."""
+        cut = sum(self.scorer.cut or []) if isinstance(self.scorer, RewardModelScorer) else 0
+        before, self.cut = self.cut, self.cut + cut
+        if len(str(self.cut)) > len(str(before)) or (cut and not before):
+            tell(f"{self.cut} texts so far were longer than the reward model can read and lost their beginning")
 
 
 def reward_app(settings: ServeRewardConfig, token: str) -> Starlette:

@@ -11,6 +11,8 @@ from keel.core.diagnostics import clipfrac
 from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError, RewardError
 from keel.learn.targets import analyze_all, reference_logprobs
+from keel.rollout.lengths import length_warnings
+from keel.terminal import tell
 from keel.train.setup import Parts
 
 PROBE_ROWS = 8
@@ -20,6 +22,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1}
 
 def self_check(parts: Parts) -> dict[str, float]:
     """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError."""
+    _check_lengths(parts)
     probe = parts.respond(step=1, at_most=PROBE_ROWS)
     _check_trainable(parts)
     _check_dropout(parts)
@@ -39,6 +42,14 @@ def fingerprint(parts: Parts) -> torch.Tensor:
     """A few numbers that change when the trained weights do."""
     parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
     return torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+
+
+def _check_lengths(parts: Parts) -> None:
+    """The reward models can read every prompt; where a response may not fit beside it, warn."""
+    prompts, longest = [*parts.prompts, *parts.held_out], parts.config.rollout.max_response_tokens
+    for line in length_warnings(parts.scorers, prompts, longest):
+        if parts.world.is_main:
+            tell(line)
 
 
 def _check_trainable(parts: Parts) -> None:

@@ -57,7 +57,8 @@ class Desk:
 
 def decoding_of(run: TrainConfig) -> DecodingSettings:
     """One answer to a prompt, drawn as in the training."""
-    own = {name: getattr(run.rollout, name) for name in ("batch_size", "max_response_tokens", "temperature", "stop")}
+    names = ("batch_size", "max_response_tokens", "temperature", "stop", "stop_in_text")
+    own = {name: getattr(run.rollout, name) for name in names}
     return DecodingSettings(**own)
 
 
@@ -170,6 +171,7 @@ def responses_of(prompts: Sequence[Prompt], path: str) -> list[str]:
 def logged_rollouts(desk: Desk, path: str) -> Iterator[Rollouts]:
     """The logged answers as the policy would have written them."""
     player, size = desk.player, desk.decoding.batch_size
+    endings = [(number,) for number in player.end_ids]
     for start in range(0, len(player.prompts), size):
         prompts = player.prompts[start : start + size]
         answers = responses_of(prompts, path)
@@ -177,7 +179,10 @@ def logged_rollouts(desk: Desk, path: str) -> Iterator[Rollouts]:
             encode_answer(p.content, a, player.tokenizer, player.end_ids) for p, a in zip(prompts, answers, strict=True)
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
-        ends = [len(row.tokens) - int(was_cut) for row, was_cut in zip(rows, cut, strict=True)]  # one has no end token
+        ends = [  # a response that was cut has no end token, and the text of one may end with it
+            len(row.tokens) - int(was_cut or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
+            for row, was_cut in zip(rows, cut, strict=True)
+        ]
         tokens = [list(row.tokens[row.num_prompt_tokens : end]) for row, end in zip(rows, ends, strict=True)]
         yield as_rollouts(desk, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, answers)
 
@@ -210,6 +215,11 @@ def prompt_logprobs(desk: Desk, prompts: list[Prompt]) -> Numbers:
 def table(desk: Desk, judged: Judged, known: Known, of_training: bool) -> dict[str, Numbers]:
     """A value for each answer and figure, name -> [N]."""
     measured = {name: values[:, 0].double().cpu().numpy() for name, values in judged.measured.items()}
+    for name in [name for name in measured if name.startswith("cut/")]:
+        share = measured.pop(name).mean()
+        if share:
+            when = "the training" if of_training else "today"
+            desk.notes.append(f"{name}: {share:.1%} of the texts of {when} are too long and lost their beginning")
     for name in PER_TOKEN:
         if name in measured:
             measured[name] = measured[name] / measured["length"]

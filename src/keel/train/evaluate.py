@@ -19,12 +19,14 @@ from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.loading import load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
+from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import Scorer, build_scorers
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
 from keel.run.origin import fingerprints
 from keel.run.output import require_writable
 from keel.run.release_gate import read_gate, verdict_on
+from keel.terminal import tell
 from keel.train.comparing import Judged
 from keel.train.comparing_figures import check_names, decider, figures_of, side_of
 from keel.train.comparing_people import check_pairs, key_of, people_figures, write_pairs
@@ -85,6 +87,9 @@ def judge_sides(
 
     def judged_side(side: str, folder: str) -> Judged:
         player = opponents.get(side) or load_player(folder, config.prompts, config.sampling)
+        if side == next(iter(sides)):  # all sides answer the same prompts
+            for line in length_warnings(scorers, player.prompts, config.sampling.max_response_tokens):
+                tell(line)
         scoring = partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None
         stream = side if side in opponents else "policy"
         with ProgressDisplay(f"evaluate {side}", len(player.prompts) * config.sampling.num_responses) as display:
@@ -183,6 +188,7 @@ def measure(
         measured["score"] = scored.scores
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
         measured |= {f"disagreement/{name}": values for name, values in scored.disagreement.items()}
+        measured |= {f"cut/{name}": values for name, values in scored.cut.items()}
     own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS)
     if reference is not None:
         theirs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)

@@ -64,8 +64,8 @@ def answer_totals(totals: Totals, scored: ScoredRollouts) -> None:
 
 
 def scorer_totals(totals: Totals, parts: Parts, scored: ScoredRollouts) -> None:
-    """What each scorer said, how far an ensemble's members were apart, and how much of it was said of answers whose
-    scores lie beyond all those of held-out answers."""
+    """What each scorer said, how far an ensemble's members were apart, how many texts a reward model could not read in
+    full, and how much was said of answers whose scores lie beyond all those of held-out answers."""
     for name, scores in scored.by_scorer.items():
         said = scores[scores.isfinite()]
         totals.add(f"rewards/{name}", said)
@@ -75,6 +75,8 @@ def scorer_totals(totals: Totals, parts: Parts, scored: ScoredRollouts) -> None:
             totals.add(f"outside_range/{name}", beyond.float())
     for name, apart in scored.disagreement.items():
         totals.add(f"disagreement/{name}", apart)
+    for name, cut in scored.cut.items():
+        totals.add(f"cut/{name}", cut.float())
 
 
 def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:

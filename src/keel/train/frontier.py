@@ -37,7 +37,8 @@ def completed(config: EvaluateConfig) -> EvaluateConfig:
         return config
     run = settings_of_run(config.checkpoints)
     given = {name: getattr(config.sampling, name) for name in config.sampling.model_fields_set}
-    own = {name: getattr(run.rollout, name) for name in ("max_response_tokens", "temperature", "stop")}
+    names = ("max_response_tokens", "temperature", "stop", "stop_in_text")
+    own = {name: getattr(run.rollout, name) for name in names}
     changes = {
         "rewards": config.rewards or run.rewards,
         "reference": config.reference or run.reference or run.policy.model,

@@ -186,6 +186,7 @@ def evaluate_held_out(parts: Parts) -> dict[str, float]:
         batch_size=config.rollout.batch_size,
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,
+        stop_in_text=config.rollout.stop_in_text,
     )
     judged = judge(player, parts.reference, parts.score, decoding, config.seed, "policy")
     return {f"evaluate/{name}": value for name, value in judged.summary().items()}

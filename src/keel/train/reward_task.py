@@ -31,11 +31,15 @@ class EncodedRanking:
 
 def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> Task:
     """What `fit` needs to know of a reward model and its data."""
-    train, watched, held_out = (
-        [EncodedRanking(encode(model, ranking), ranking) for ranking in side]
-        for side in (split.train, split.watched, split.held_out)
+    train, cut = encode_training(model, split.train, config.max_tokens)
+    watched, held_out = (
+        [
+            EncodedRanking([model.encode(ranking.prompt, response) for response in ranking.responses], ranking)
+            for ranking in side
+        ]
+        for side in (split.watched, split.held_out)
     )
-    facts = facts_of(split)
+    facts = facts_of(split) | {"texts_cut": cut}
 
     def conclude(folder: RunFolder) -> dict[str, float]:
         scores = scores_of(model, held_out, config.microbatch_tokens)
@@ -79,8 +83,15 @@ def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig
             write_gate(model, config.gate, failed)
 
 
-def encode(model: RewardModel, ranking: Ranking) -> list[list[int]]:
-    return [model.encode(ranking.prompt, response) for response in ranking.responses]
+def encode_training(
+    model: RewardModel, rankings: Sequence[Ranking], max_tokens: int
+) -> tuple[list[EncodedRanking], float]:
+    """Rankings whose texts have at most `max_tokens` tokens, and the share of texts that lost their beginning."""
+    limit = min(max_tokens, model.limit)
+    encoded = [[model.encode_within(each.prompt, response, limit) for response in each.responses] for each in rankings]
+    cut = [was_cut for texts in encoded for _, was_cut in texts]
+    rows = [EncodedRanking([ids for ids, _ in texts], each) for texts, each in zip(encoded, rankings, strict=True)]
+    return rows, sum(cut) / len(cut)
 
 
 def scores_of(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:

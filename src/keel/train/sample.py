@@ -52,6 +52,7 @@ class Player:
                 decoding.temperature,
                 decoding.top_k,
                 decoding.top_p,
+                decoding.stop_in_text,
             )
 
 

@@ -22,6 +22,7 @@ from keel.models.ensemble import members_of
 from keel.models.heads import check_logits, new_value_head, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
+from keel.models.pad_token import set_pad_id
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
 from keel.rollout.sampler import sample
@@ -63,9 +64,9 @@ class Parts:
         )
         share = self.world.share(rollout.batch_size)
         prompts = prompts_of_step(self.prompts, self.config.seed, step, rollout.batch_size, rollout.group_size or 1)
-        policy = self.actor_critic.policy
         prompts, numbers = prompts[share][:at_most], numbers[share][:at_most]
-        return sample(policy, prompts, self.tokenizer, numbers, self.end_ids, rollout.temperature)
+        policy, in_text = self.actor_critic.policy, rollout.stop_in_text
+        return sample(policy, prompts, self.tokenizer, numbers, self.end_ids, rollout.temperature, stop_in_text=in_text)
 
     def score(self, rollouts: Rollouts) -> ScoredRollouts:
         """What the scorers say of the answers. Raises RewardError."""
@@ -200,11 +201,10 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
     critic = load_classifier(source, config.policy.dtype, config.seed)
     if not hasattr(critic, "score"):
         raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")
-    if (
-        source != config.policy.model
-        and load_tokenizer(source).get_vocab() != load_tokenizer(config.policy.model).get_vocab()
-    ):
+    tokenizer, own = load_tokenizer(config.policy.model), load_tokenizer(source).get_vocab()
+    if not tokenizer.get_vocab().items() <= own.items():  # a reward model may have a pad token besides
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
+    set_pad_id(critic, int(tokenizer.pad_token_id))  # it is saved with the policy's tokenizer
     if config.policy.lora:
         critic = with_lora(merged(critic), config.policy.lora, "SEQ_CLS")
         share_frozen(critic, policy)

@@ -1,0 +1,56 @@
+"""A pad token that no text ends with.
+
+transformers reads the score of a decoder at the last token that is not `config.pad_token_id`, whatever the mask says.
+Where the pad token is also an end token (GPT-2, Llama 3, SmolLM), it skips the end token of a text.
+"""
+
+import re
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from keel.models.heads import plain
+
+NEW = "<|pad|>"
+RARE = "\U0002a6d6"
+"""A character that few vocabularies hold: those without byte tokens read it as their unknown token."""
+SPARE = re.compile("pad|reserved|unused", re.IGNORECASE)
+
+
+def separate_pad(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Give a classifier and its tokenizer one pad token, which differs from every token that may end a text.
+
+    A pad token that serves is kept. Else a token that the vocabulary holds for such a use is taken, else one is added.
+    """
+    model = plain(model)
+    markers = f"{template} {tokenizer.chat_template or ''}"
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, *_configured_ends(model.config)}
+    ends.update(tokenizer.encode(RARE, add_special_tokens=False))
+    ends |= {number for text, number in special.items() if text in markers}
+    if tokenizer.pad_token_id in {None, *ends}:
+        spare = [text for text, number in special.items() if SPARE.search(text) and number not in ends]
+        spare.sort(key=lambda text: "pad" not in text.lower())
+        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else NEW})
+    grow_embeddings(model, int(tokenizer.pad_token_id) + 1)
+    set_pad_id(model, int(tokenizer.pad_token_id))
+
+
+def set_pad_id(model: Any, pad_id: int) -> None:
+    """Tell transformers which token is padding."""
+    plain(model).config.pad_token_id = plain(model).config.get_text_config().pad_token_id = pad_id
+
+
+def grow_embeddings(model: Any, count: int) -> None:
+    """Let the model read ids below `count`. New rows are zero: only padding has them."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if count > rows:
+        model.resize_token_embeddings(count, mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[rows:] = 0.0
+
+
+def _configured_ends(config: Any) -> list[int]:
+    ends = config.get_text_config().eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
