@@ -50,7 +50,9 @@ def valence_reward(lexicon: Path, offset: float, scale: float) -> Callable[..., 
     valences = {row[0]: float(row[1]) for row in rows}
 
     def reward(completions: list[str], **_: object) -> list[float]:
-        return [offset + scale * sum(valences.get(w, 0.0) for w in WORD.findall(text.lower())) / 5 for text in completions]
+        return [
+            offset + scale * sum(valences.get(w, 0.0) for w in WORD.findall(text.lower())) / 5 for text in completions
+        ]
 
     return reward
 
@@ -105,7 +107,11 @@ def main() -> None:
     found = {}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for run, steps in zip(runs, pool.map(train, runs), strict=True):
-            found[run] = {"score": final(steps, "score"), "kl": final(steps, "objective/kl"), "first": steps[0]["score"]}
+            found[run] = {
+                "score": final(steps, "score"),
+                "kl": final(steps, "objective/kl"),
+                "first": steps[0]["score"],
+            }
             print(f"{run.algorithm} {run.critic} offset {run.offset:g} scale {run.scale:g} seed {run.seed}: "
                   f"score {found[run]['score']:.2f} kl {found[run]['kl']:.2f}", flush=True)  # fmt: skip
     print_table(found, kinds, rewards)

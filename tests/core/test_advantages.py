@@ -165,3 +165,13 @@ def test_o15_a_group_of_one_is_refused(estimator: Estimator) -> None:
         estimator(torch.ones(4), 1)
     with pytest.raises(ValueError, match="do not divide"):
         estimator(torch.ones(4), 3)
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo, mean_baseline])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_scores_that_differ_by_rounding_are_equal(estimator: Estimator, size: float) -> None:
+    """The second group differs by a thousandth of its size and counts, whatever the size of the first."""
+    scores = torch.tensor([1.0, 1.0 + 5e-7, 1.0 - 3e-7, 1.0, 0.001, 0.001001, 0.001002, 0.001003]) * size
+    advantages = estimator(scores, 4)
+    assert not advantages[:4].any()
+    assert bool((advantages[4:] != 0).all())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keel.core.kl import kl_estimate, updated_kl_coef
+from keel.core.kl import kl_estimate, updated_kl_coef, without_rounding
 from keel.core.logprobs import token_logprobs
 
 from .expect import close, gradient
@@ -143,3 +143,15 @@ def test_o09_controller_over_many_updates(kl: float, updates: int, expected: flo
 @pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
 def test_o09_a_kl_that_is_no_number_leaves_the_coefficient(kl: float) -> None:
     assert updated_kl_coef(0.15, kl, 6.0, 10_000, 512) == 0.15
+
+
+def test_differences_that_rounding_explains_have_neither_value_nor_gradient() -> None:
+    reference = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    difference = torch.tensor([9e-5, -9e-5, 2e-4, -1.0])
+    policy = (reference + difference).requires_grad_()
+    near = without_rounding(reference, policy)
+    for estimator, slope in (("k2", [0.0, 0.0, 2e-4, -1.0]), ("k3", [0.0, 0.0, 1 - math.exp(-2e-4), 1 - math.e])):
+        estimate = kl_estimate(policy, near, estimator)
+        assert estimate[:2].tolist() == [0.0, 0.0]
+        assert bool((estimate[2:] > 0).all())
+        close(torch.autograd.grad(estimate.sum(), policy)[0], slope, atol=1e-6)

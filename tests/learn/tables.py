@@ -13,7 +13,7 @@ from keel.learn.algorithms import ALGORITHMS
 from keel.learn.optim import build_optimizer
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
-from keel.models.policy import Analysis
+from keel.models.policy import Analysis, ValueUnits
 from keel.world import World
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -27,6 +27,7 @@ class Table(nn.Module):
         super().__init__()
         self.policy = table(logits)
         self.critic = None if values is None else table(values)
+        self.value_units = ValueUnits()
 
     @property
     def has_critic(self) -> bool:
@@ -52,7 +53,7 @@ class Table(nn.Module):
         spread = entropy(logits, temperature).masked_fill(~mask, 0.0)
         if self.critic is None or not with_values:
             return Analysis(logprobs, spread, None, None)
-        values = self.critic.weight[:, 0]
+        values = self.value_units.values(self.critic.weight[:, 0])
         return Analysis(
             logprobs, spread, values[: mask.shape[1]].expand(mask.shape).masked_fill(~mask, 0.0), values[mask.sum(1)]
         )

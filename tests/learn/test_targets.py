@@ -9,7 +9,8 @@ import torch
 from keel.core.rewards import place_scores
 from keel.data.batches import TrainingBatch
 from keel.learn.algorithms import ALGORITHMS
-from keel.learn.targets import build_targets
+from keel.learn.targets import Targets, build_targets
+from keel.models.policy import ValueUnits
 
 from .tables import ONE, Table, rollouts, scored, target_settings
 
@@ -18,7 +19,11 @@ REFERENCE = [log(0.25), log(0.25), log(0.5)]
 LN2 = 0.6931472
 
 
-def targets(
+def targets(*args: Any, **settings: Any) -> TrainingBatch:
+    return all_targets(*args, **settings).batch
+
+
+def all_targets(
     responses: list[list[int]],
     token_scores: list[list[float]] | list[float],
     name: str = "ppo",
@@ -28,7 +33,7 @@ def targets(
     truncated: list[bool] | None = None,
     kept: list[bool] | None = None,
     **settings: Any,
-) -> TrainingBatch:
+) -> Targets:
     """Scores are one for each token, or one for each response (on its last token)."""
     answers = rollouts(responses, truncated)
     given = torch.tensor(token_scores)
@@ -85,30 +90,101 @@ SCORES = [[0.1, -0.2, 0.3, 1.0]]
 
 
 @pytest.mark.parametrize(
-    ("settings", "advantages"),
+    ("settings", "advantages", "shift"),
     [
-        ({}, [0.5624, 0.592, 1.36, 0.8]),
-        ({"gamma": 0.99, "gae_lambda": 0.9}, [0.41381021, 0.4689228, 1.3108, 0.8]),
-        ({"gae_lambda": 0.0}, [0.0, -0.7, 0.6, 0.8]),
-        ({"gae_lambda": 1.0}, [0.7, 0.7, 1.4, 0.8]),
-        ({"truncation": "bootstrap", "truncated": [True]}, [1.1625625, 1.22375, 2.025, 1.5]),
-        ({"truncation": "bootstrap", "truncated": [False]}, [0.5624, 0.592, 1.36, 0.8]),
-        ({"truncation": "terminal", "truncated": [True]}, [0.5624, 0.592, 1.36, 0.8]),
+        ({}, [-0.2092375, -0.22025, 0.505, -0.1], 0.9),
+        ({"gae_lambda": 0.0}, [0.0, -0.7, 0.6, -0.1], 0.9),
+        ({"gae_lambda": 1.0}, [-0.2, -0.2, 0.5, -0.1], 0.9),
+        ({"truncation": "bootstrap", "truncated": [True]}, [1.1625625, 1.22375, 2.025, 1.5], 1.6),
+        ({"truncation": "bootstrap", "truncated": [False]}, [-0.2092375, -0.22025, 0.505, -0.1], 0.9),
+        ({"truncation": "terminal", "truncated": [True]}, [-0.2092375, -0.22025, 0.505, -0.1], 0.9),
     ],
 )
 @pytest.mark.parametrize("name", ["ppo", "a2c"])
-def test_advantages_and_returns_with_a_critic(name: str, settings: dict[str, Any], advantages: list[float]) -> None:
-    batch = targets([[0, 0, 0, 0]], SCORES, name, VALUES, None, **settings)
-    assert batch.advantages[0].tolist() == pytest.approx(advantages)
-    assert batch.values[0].tolist() == pytest.approx(VALUES[:4])
-    assert batch.returns[0].tolist() == pytest.approx([a + v for a, v in zip(advantages, VALUES, strict=False)])
+def test_advantages_and_returns_with_a_critic(
+    name: str, settings: dict[str, Any], advantages: list[float], shift: float
+) -> None:
+    """Rewards to go 1.2, 1.1, 1.3, 1.0 (and 0.7 more where the critic follows the cut) are above the values by `shift`
+    on average: all values rise by it before the advantages are taken. Where the value after the cut rises as well, no
+    difference of values changes."""
+    found = all_targets([[0, 0, 0, 0]], SCORES, name, VALUES, None, **settings)
+    batch, values = found.batch, [value + shift for value in VALUES]
+    assert batch.advantages[0].tolist() == pytest.approx(advantages, abs=1e-6)
+    assert batch.values[0].tolist() == pytest.approx(values[:4])
+    assert batch.returns[0].tolist() == pytest.approx([a + v for a, v in zip(advantages, values, strict=False)])
+    assert found.value_units.offset == pytest.approx(shift)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, -50.0])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("values", [[0.0] * 5, VALUES])
+def test_a_constant_and_a_factor_of_the_reward_change_no_advantage(
+    offset: float, scale: float, values: list[float]
+) -> None:
+    """Responses of different length with scores 1, 2 and 4; a critic that is new, and one that has learned."""
+
+    def advantages(offset: float, scale: float) -> list[float]:
+        scores = [offset + scale * score for score in (1.0, 2.0, 4.0)]
+        own = [scale * value for value in values]
+        given = {"kl_coef": 0.1 * scale, "whiten_advantages": True}
+        return targets([[0, 0, 0], [1], [0, 2]], scores, "ppo", own, REFERENCE, **given).advantages.flatten().tolist()
+
+    plain = advantages(0.0, 1.0)
+    assert max(map(abs, plain)) > 1
+    assert advantages(offset, scale) == pytest.approx(plain, abs=2e-3 if abs(offset) > 5 and scale < 1 else 3e-4)
+
+
+def test_the_first_spread_of_the_returns_becomes_the_unit_of_a_new_head() -> None:
+    """Returns 1, 1, 3: mean 5/3, variance 8/9."""
+    units = all_targets([[0, 0], [0]], [1.0, 3.0], "ppo", [0.0] * 3, None).value_units
+    assert units.deviation == units.gain == pytest.approx((8 / 9) ** 0.5)
+    assert units.offset == pytest.approx(5 / 3)
+    learned = all_targets([[0, 0], [0]], [1.0, 3.0], "ppo", [0.5, -0.5, 0.0], None).value_units
+    assert (learned.gain, learned.deviation) == (1.0, pytest.approx((8 / 9) ** 0.5))
+    assert all_targets([[0, 0], [0]], [7.0, 7.0], "ppo", [0.0] * 3, None).value_units == ValueUnits(offset=7.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "group_size"), [("ppo", 1), ("a2c", 1), ("reinforce", 1), ("rloo", 2), ("grpo", 2), ("grpo", 4)]
+)
+@pytest.mark.parametrize("score", [1.0, -0.3, 1e-4, 12345.678])
+def test_equal_scores_give_exactly_no_advantage(name: str, group_size: int, score: float) -> None:
+    """The policy is its reference but for rounding of the log-probs, as between a decoding step and a full pass."""
+    near = [log(0.5) + 3e-6, log(0.25) - 4e-6, log(0.25)]
+    values = [0.0] * 4 if name in ("ppo", "a2c") else None
+    responses = [[0, 0, 1], [1], [2, 0], [1, 1]]
+    scores = [score * (1 + 1e-7 * i) for i in range(4)]
+    settings = {"group_size": group_size, "whiten_advantages": True}
+    batch = targets(responses, scores, name, values, near, **settings)
+    assert not batch.advantages.any()
+    assert torch.equal(batch.returns[batch.response_mask], batch.values[batch.response_mask]) or values is None
+
+
+def test_the_kl_of_a_group_of_equal_scores_keeps_its_own_scale() -> None:
+    """Two responses, KL ln 2 and -ln 2, scores equal: advantages -+ kl_coef ln 2, for any kl_coef."""
+    for kl_coef in (0.0002, 0.2):
+        batch = targets([[0], [2]], [1.0, 1.0], "grpo", kl_coef=kl_coef, group_size=2)
+        assert batch.advantages.flatten().tolist() == pytest.approx([-kl_coef * LN2, kl_coef * LN2])
+    apart = targets([[0], [2]], [1.0, 3.0], "grpo", kl_coef=0.5, group_size=2)
+    assert apart.advantages.flatten().tolist() == pytest.approx([-0.7071064 - 0.5 * LN2, 0.7071064 + 0.5 * LN2])
+
+
+@pytest.mark.parametrize(("size", "share"), [(0.0, 1.0), (1e-3, 0.0099995), (0.1, 0.7071068), (100.0, 0.9999995)])
+def test_the_step_is_shorter_where_rewards_differ_by_less_than_kl_coef(size: float, share: float) -> None:
+    """Deviation of the advantages `size`, kl_coef 0.1: d / sqrt(d^2 + 0.01)."""
+    found = all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, kl_coef=0.1)
+    assert found.step_scale == pytest.approx(share, rel=1e-3)
+    in_loss = {"kl_in": "loss", "kl_estimator": "k2"}
+    assert all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, **in_loss).step_scale == 1.0
+    assert all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, kl_coef=0.0).step_scale == 1.0
 
 
 def test_a_truncated_row_is_bootstrapped_at_its_own_end() -> None:
+    """Returns 1.0 + 0.4 against V = 0.5, and 1.2, 1.1, 1.3, 1.0: the values are 0.9 too low on average."""
     batch = targets([[0], [0, 0, 0, 0]], [[1.0, 0, 0, 0], SCORES[0]], "ppo", VALUES, None, truncated=[True, False],
                     truncation="bootstrap")  # fmt: skip
     assert batch.advantages[0].tolist() == pytest.approx([1.0 + 0.4 - 0.5, 0, 0, 0])  # V after one token is 0.4
-    assert batch.advantages[1].tolist() == pytest.approx([0.5624, 0.592, 1.36, 0.8])
+    assert batch.advantages[1].tolist() == pytest.approx([-0.2092375, -0.22025, 0.505, -0.1], abs=1e-6)
 
 
 def test_reinforce_has_rewards_to_go() -> None:
@@ -142,13 +218,6 @@ def test_whitened_advantages() -> None:
     assert batch.returns.flatten().tolist() == pytest.approx([1, 2, 3, 0, 4, 5])
 
 
-def test_whitened_rewards_keep_their_mean() -> None:
-    responses, scores = [[0, 0], [0], [0, 0]], [[1.0, 2.0], [3.0, 0.0], [4.0, 5.0]]
-    batch = targets(responses, scores, "ppo", [0.0] * 3, None, whiten_rewards=True)
-    expected = [1.58578644, 2.29289322, 3.0, 0.0, 3.70710678, 4.41421356]
-    assert batch.rewards.flatten().tolist() == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("name", "group_size", "counted"),
     [("ppo", 2, [True, False, True, True]), ("rloo", 2, [False, False, True, True]), ("grpo", 4, [False] * 4)],
@@ -158,7 +227,7 @@ def test_a_dropped_answer_leaves_the_mask_and_so_does_its_group(
 ) -> None:
     kept = [True, False, True, True]
     values = [0.0] * 3 if name == "ppo" else None
-    settings = {"group_size": group_size, "whiten_rewards": True, "whiten_advantages": True, "kept": kept}
+    settings = {"group_size": group_size, "whiten_advantages": True, "kept": kept}
     found = [
         targets([[0, 0], [0, 1], [0], [1, 0]], [1.0, score, 3.0, 5.0], name, values, **settings) for score in (0.0, 1e6)
     ]

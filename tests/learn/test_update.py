@@ -150,7 +150,7 @@ def test_epochs_end_when_the_policy_has_gone_far() -> None:
 def test_in_warm_up_only_the_critic_moves() -> None:
     batch = batch_of([[0], [1]], [[HALF], [HALF]], [[1.0], [-1.0]], returns=[[1.0], [1.0]])
     model = Table([0.0, 0.0], [0.0, 0.0])
-    metrics, ((policy, critic),) = updated(updater(model), batch, critic_only=True)
+    metrics, ((policy, critic),) = updated(updater(model), batch, step_scale=0.0)
     assert not policy.any()
     close(critic, [-0.5, 0.0])
     assert model.policy.weight.tolist() == [[0.0], [0.0]]

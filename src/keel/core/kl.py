@@ -8,7 +8,7 @@ from torch import Tensor
 from keel.core.masked import check_shapes
 
 RESOLUTION = 1e-4
-"""Up to this difference, in nats, two correct float32 computations of one token's log-probability are taken as equal."""
+"""Nats up to which two correct float32 computations of one token's log-probability are taken as equal."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:

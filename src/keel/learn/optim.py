@@ -31,7 +31,7 @@ def build_optimizer(
     """
     seen: set[int] = set()
     settings = []
-    for parameters, learning_rate in groups:
+    for group, (parameters, learning_rate) in enumerate(groups):
         fresh = [p for p in dict.fromkeys(parameters) if p.requires_grad and id(p) not in seen]
         seen.update(map(id, fresh))
         for part, decay in (
@@ -39,9 +39,8 @@ def build_optimizer(
             ([p for p in fresh if p.dim() <= 1], 0.0),
         ):
             if part:
-                settings.append(
-                    {"params": part, "lr": learning_rate, "initial_lr": learning_rate, "weight_decay": decay}
-                )
+                rates = {"lr": learning_rate, "initial_lr": learning_rate, "weight_decay": decay}
+                settings.append({"params": part, "group": group, **rates})
     return AdamW(settings, eps=eps, fused=True)
 
 
@@ -76,10 +75,10 @@ def warmup_warning(warmup_steps: int, optimizer_steps: int) -> str | None:
     )
 
 
-def set_learning_rate(optimizer: AdamW, factor: float) -> None:
-    """Every group's rate becomes `factor` times the one it was built with."""
+def set_learning_rate(optimizer: AdamW, factor: float, first_factor: float = 1.0) -> None:
+    """Set every group's rate to `factor` times the one it was built with, the first group's also by `first_factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"] = group["initial_lr"] * factor * (1.0 if group["group"] else first_factor)
 
 
 def gradient_norm(parameters: Iterable[Parameter]) -> Tensor:

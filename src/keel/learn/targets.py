@@ -30,18 +30,13 @@ class TargetSettings:
     truncation: str
 
 
-import os
-
-FLOOR = float(os.environ.get("KFLOOR", "0"))
-MODE = os.environ.get("KMODE", "each")
-
-
 @dataclass(frozen=True)
 class Targets:
-    """What the update aims at, and the units of the values in it."""
+    """What the update aims at, the units of the values in it, and how far the policy may move for it."""
 
     batch: TrainingBatch
     value_units: ValueUnits
+    step_scale: float  # factor of the policy's learning rate, above 0 and at most 1
 
 
 def build_targets(
@@ -78,15 +73,17 @@ def build_targets(
     )
     units = actor_critic.value_units
     if analysis.values is not None and analysis.final_values is not None:
-        ends = analysis.final_values * rollouts.truncated if settings.truncation == "bootstrap" else None
-        credit, units = centred(replace(credit, values=analysis.values, final_values=ends), units, counted, world)
+        cut = rollouts.truncated * (settings.truncation == "bootstrap")
+        credit = replace(credit, values=analysis.values, final_values=analysis.final_values * cut)
+        credit, units = centred(credit, cut, units, counted, world)
     rewards, values = credit.rewards, credit.values
     advantages, returns = algorithm.advantages(credit)
     advantages = zero_if_rounding(advantages, rewards, values)
     if analysis.values is not None:
         returns = advantages + values
+    step_scale = signal_share(advantages, counted, kl_coef, world) if settings.kl_in == "reward" else 1.0
     if settings.whiten_advantages and not algorithm.compares_groups:
-        advantages = whiten_all(advantages, counted, world, floor=FLOOR * kl_coef)
+        advantages = whiten_all(advantages, counted, world)
     batch = TrainingBatch(
         prompt_tokens=rollouts.prompt_tokens,
         prompt_mask=rollouts.prompt_mask,
@@ -99,29 +96,46 @@ def build_targets(
         advantages=zero_outside(advantages, counted),
         returns=returns,
     )
-    return Targets(batch, units)
+    return Targets(batch, units, step_scale)
 
 
-def centred(credit: Credit, units: ValueUnits, counted: Tensor, world: World) -> tuple[Credit, ValueUnits]:
+def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, world: World) -> tuple[Credit, ValueUnits]:
     """Shift the values by their mean error over the batch, and return the units that do so for the values to come.
 
     A constant of the reward would otherwise have to be learned by the critic's weights. Until it is, it leaves in the
     advantages of GAE a trend over positions, A_t = c (gamma lambda)^(T - t), which whitening makes one of size one
     and in which the scores are lost. A baseline that is constant over the batch takes it out; as it does not depend on
     the response, the gradient has the same mean, but for a share of 1 / B (each response is part of its own baseline).
+    `cut` [B] are the responses that the critic's value follows.
     """
-    everything = gae(credit.rewards, credit.values, credit.response_mask, credit.gamma, 1.0, credit.final_values)
-    error, returns = everything
+    error, returns = gae(
+        credit.rewards,
+        credit.values,
+        credit.response_mask,
+        credit.gamma,
+        gae_lambda=1.0,
+        bootstrap_values=credit.final_values,
+    )
     shift, _ = moments(error, counted, world)
-    if MODE == "first" and units.deviation is not None:
-        shift = torch.zeros(())
     units = replace(units, offset=units.offset + float(shift))
     if units.deviation is None and spread_of(credit.token_scores.sum(1), counted.any(1), world):
         deviation = float(moments(returns, counted, world)[1]) ** 0.5
         fresh = not float(moments(credit.values, counted, world)[1])
         units = replace(units, deviation=deviation, gain=deviation if fresh else units.gain)
-    final_values = None if credit.final_values is None else credit.final_values + shift * (credit.final_values != 0)
-    return replace(credit, values=credit.values + shift, final_values=final_values), units
+    assert credit.final_values is not None
+    return replace(credit, values=credit.values + shift, final_values=credit.final_values + shift * cut), units
+
+
+def signal_share(advantages: Tensor, counted: Tensor, kl_coef: float, world: World) -> float:
+    """d / sqrt(d^2 + kl_coef^2), d the deviation of the advantages before whitening: the factor of the learning rate.
+
+    Rewards and kl_coef have one unit, and kl_coef is the price of a nat. Where the rewards of the responses differ by
+    much less than that, the optimum lies within a small part of a nat of the reference, and a step of full size,
+    which whitening and AdamW make of any differences, would be noise. AdamW divides gradients by their own size, so
+    only its learning rate can pass this on. 1 where no advantage differs from 0, or with kl_coef 0.
+    """
+    variance = float(moments(advantages, counted, world)[1])
+    return (variance / (variance + kl_coef**2)) ** 0.5 if variance else 1.0
 
 
 def spread_of(scores: Tensor, counted: Tensor, world: World) -> bool:
@@ -193,11 +207,11 @@ def analyze_all(
     return Analysis(logprobs, entropy, values if has_values else None, final_values if has_values else None)
 
 
-def whiten_all(x: Tensor, mask: Tensor, world: World, floor: float = 0.0) -> Tensor:
-    """`core.masked.whiten` with the statistics of all ranks, of a deviation that is never below `floor`."""
+def whiten_all(x: Tensor, mask: Tensor, world: World) -> Tensor:
+    """`core.masked.whiten` with the statistics of all ranks; what differs from the mean by rounding becomes 0."""
     mean, var = moments(x, mask, world)
-    centred = (x - mean).masked_fill((x - mean).abs() <= ROUNDING * mean.abs(), 0.0)
-    return apply_whitening(centred, mask, torch.zeros_like(mean), var + floor**2)
+    differences = (x - mean).masked_fill((x - mean).abs() <= ROUNDING * mean.abs(), 0.0)
+    return apply_whitening(differences, mask, torch.zeros_like(mean), var)
 
 
 def moments(x: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:

@@ -70,9 +70,17 @@ class Updater:
     guard: Guard = field(default_factory=Guard)
 
     def update(
-        self, batch: TrainingBatch, step: int, kl_coef: float, seed: int, critic_only: bool = False
+        self,
+        batch: TrainingBatch,
+        step: int,
+        kl_coef: float,
+        seed: int,
+        step_scale: float = 1.0,
     ) -> dict[str, float]:
-        """All epochs over one batch; returns the metrics. Raises Diverged instead of a step that would do harm."""
+        """All epochs over one batch; returns the metrics. Raises Diverged instead of a step that would do harm.
+
+        `step_scale` is a factor of the policy's learning rate; with 0 the critic alone learns.
+        """
         totals = Totals()
         minibatches = self._minibatches_per_epoch(batch)
         for epoch in range(self.schedule.update_epochs):
@@ -81,7 +89,7 @@ class Updater:
             for index, rows in enumerate(order.tensor_split(minibatches)):
                 done = ((step - 1) * self.schedule.update_epochs + epoch) * minibatches + index
                 self._optimizer_step(
-                    batch, self._own(rows, batch.size), done, minibatches, kl_coef, critic_only, epoch_totals
+                    batch, self._own(rows, batch.size), done, minibatches, kl_coef, step_scale, epoch_totals
                 )
                 if epoch == index == 0:  # nothing has moved yet: whatever they differ by is a fault
                     before_moving = epoch_totals.reduced(self.world)["policy/approx_kl"]
@@ -120,7 +128,7 @@ class Updater:
         optimizer_step: int,
         minibatches: int,
         kl_coef: float,
-        critic_only: bool,
+        step_scale: float,
         totals: Totals,
     ) -> None:
         num_loss_tokens = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum()))
@@ -138,9 +146,9 @@ class Updater:
             self.schedule.total_steps * self.schedule.update_epochs * minibatches,
             self.schedule.warmup_steps,
         )
-        set_learning_rate(self.optimizer, factor)
-        figures.add_one("policy/learning_rate", self.optimizer.param_groups[0]["lr"])
-        taken = self._step(critic_only, finite, figures)
+        set_learning_rate(self.optimizer, factor, step_scale)
+        figures.add_one("policy/learning_rate", self.optimizer.param_groups[0]["initial_lr"] * factor)
+        taken = self._step(step_scale, finite, figures)
         if taken:
             totals.merge(figures)
         totals.add_one("update/skipped", float(not taken))
@@ -202,7 +210,7 @@ class Updater:
         totals.add("loss/value", value)
         return aim.value_coef * value
 
-    def _step(self, critic_only: bool, finite: bool, totals: Totals) -> bool:
+    def _step(self, step_scale: float, finite: bool, totals: Totals) -> bool:
         """Clip each model's gradient, then move, if that does no harm. In critic warm-up the policy stays in place."""
         policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
         if self.world.size > 1:
@@ -210,10 +218,10 @@ class Updater:
             for parameter in policy + critic:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.world.sum(own)  # every rank takes part, even one that had nothing to learn from
-        if critic_only:
+        if step_scale == 0:
             for parameter in policy:
                 parameter.grad = None
-        models = ({} if critic_only else {"policy": policy}) | ({"critic": critic} if critic else {})
+        models = ({"policy": policy} if step_scale else {}) | ({"critic": critic} if critic else {})
         norms = {name: poisoned("update.gradient", gradient_norm(model)) for name, model in models.items()}
         sizes = {name: float(norm) for name, norm in norms.items()}
         taken = self.guard.admits(sizes, fault_of(finite, sizes, self.actor_critic.named_parameters()))

@@ -114,8 +114,9 @@ def _save_critic(parts: Parts, path: Path) -> None:
     critic = models.critic
     if critic is None:
         critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
-    plain(critic).config.keel_value_offset = models.value_units.offset
-    with scaled(plain(critic).score, models.value_units.gain):
+    classifier: Any = plain(critic)
+    classifier.config.keel_value_offset = models.value_units.offset
+    with scaled(classifier.score, models.value_units.gain):
         save_model(critic, parts.tokenizer, path)
 
 

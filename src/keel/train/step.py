@@ -40,6 +40,7 @@ class Experience:
     token_scores: Tensor  # [B, T], shaped
     batch: TrainingBatch
     value_units: ValueUnits
+    step_scale: float
     statistics: ScoreStatistics
 
 
@@ -73,7 +74,7 @@ def collect(parts: Parts, state: RunState) -> Experience:
             parts.world,
             state.trust_sampler,
         )
-    return Experience(scored, token_scores, targets.batch, targets.value_units, statistics)
+    return Experience(scored, token_scores, targets.batch, targets.value_units, targets.step_scale, statistics)
 
 
 def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
@@ -84,9 +85,8 @@ def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
     parts.actor_critic.value_units = found.value_units
     with state.timed("update"):
         failpoint("step.update")
-        learned = parts.updater.update(
-            batch, step, state.kl_coef, config.seed, critic_only=step <= config.critic.warmup_steps
-        )
+        step_scale = 0.0 if step <= config.critic.warmup_steps else found.step_scale
+        learned = parts.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
     if before is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
         check_moved(before, fingerprint(parts))
     metrics = step_metrics(parts, scored, found.token_scores, batch, state.kl_coef)
@@ -102,7 +102,7 @@ def learn(parts: Parts, state: RunState, found: Experience) -> StepRecord:
             config.algorithm.kl_horizon,
             config.rollout.batch_size,
         )
-    metrics |= learned | moved | speed(state, scored, config)
+    metrics |= learned | moved | {"policy/step_scale": step_scale} | speed(state, scored, config)
     return metrics, list(rollout_rows(scored, batch, config.log.rollouts_per_step, parts.tokenizer, new_logprobs))
 
 
