@@ -113,7 +113,9 @@ def length_controlled(rate: float, slope: float, copies: int, ahead: float) -> S
 
 PARTS: dict[str, dict[str, Situation]] = {
     "accuracy": {
-        f"accuracy {mean}, correlation {correlation}{', by pair' if by_pair else ''}": accuracy_of(mean, correlation, by_pair)
+        f"accuracy {mean}, correlation {correlation}{', by pair' if by_pair else ''}": accuracy_of(
+            mean, correlation, by_pair
+        )
         for mean in (0.55, 0.7, 0.9, 0.97, 0.99)
         for correlation, by_pair in ((0.0, False), (0.3, False), (0.3, True), (0.8, False))
     },
@@ -135,7 +137,9 @@ PARTS: dict[str, dict[str, Situation]] = {
         "per token": per_token,
     },
     "length": {
-        f"rate {rate}, slope {slope}, {copies} comparisons, longer by {ahead}": length_controlled(rate, slope, copies, ahead)
+        f"rate {rate}, slope {slope}, {copies} comparisons, longer by {ahead}": length_controlled(
+            rate, slope, copies, ahead
+        )
         for rate in (0.5, 0.7, 0.9)
         for slope, ahead in ((0.0, 0.0), (1.0, 5.0))
         for copies in (1, 4)

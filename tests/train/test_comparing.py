@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.train.comparing import Judged, comparison, length_controlled_comparison, resamples, share, share_interval
+from keel.train.comparing import Judged, comparison, length_controlled_comparison, resamples, row_mean
 from keel.train.comparing_best_of import best_of_curve, worth_best_of
 from keel.train.comparing_slices import slices_of
 from keel.train.frontier import fitted, frontier
@@ -46,25 +46,48 @@ def test_answers_to_one_prompt_are_no_further_prompts():
     assert often["score_high"] == pytest.approx(once["score_high"])
 
 
-def test_means_over_tokens_are_weighed_by_length_in_every_resample():
-    figures = judged([[0.0], [0.0]], entropy=[[2.0], [6.0]], length=[[2.0], [2.0]]).figures()
-    assert (figures["entropy_low"], figures["entropy"], figures["entropy_high"]) == (1.0, 2.0, 3.0)
-    uneven = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).figures()
-    assert (uneven["entropy_low"], uneven["entropy"], uneven["entropy_high"]) == (1.0, 2.6, 3.0)
+def test_means_over_tokens_are_weighted_by_length():
+    figures = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).figures()
+    assert figures["entropy"] == 2.6
+    # residuals -+3.2, variance 2 * 2 * 3.2^2 / 10^2; weights 2 and 8 leave one degree of freedom: t = 12.7062
+    assert figures["entropy_high"] - figures["entropy_low"] == pytest.approx(2 * 12.7062 * 0.64, rel=1e-4)
+
+
+def test_the_same_prompt_twice_is_one_prompt():
+    """Duplicated rows repeat the mean, and make no interval narrower."""
+    values = torch.randn(30, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    once = judged(values, length=values.exp())
+    twice = Judged(
+        once.prompts * 2, once.texts * 2, {name: torch.cat([own, own]) for name, own in once.measured.items()}
+    )
+    found, expected = twice.figures(), once.figures()
+    assert found == {name: pytest.approx(value) for name, value in expected.items()}
+    other = judged(values.flip(0), length=values.flip(0).exp())
+    again = Judged(
+        other.prompts * 2, other.texts * 2, {name: torch.cat([own, own]) for name, own in other.measured.items()}
+    )
+    compared = comparison(twice.measured["score"], again.measured["score"], twice.clusters)
+    alone = comparison(once.measured["score"], other.measured["score"], once.clusters)
+    assert compared == {name: pytest.approx(value) for name, value in alone.items()}
 
 
 def test_a_scorer_that_had_nothing_to_say_is_no_zero():
     figures = judged([[0.0]] * 4, **{"rewards/code": [[math.nan], [2.0], [math.nan], [4.0]]}).figures()
     assert figures["rewards/code"] == 3.0
-    assert (figures["rewards/code_low"], figures["rewards/code_high"]) == (2.0, 4.0)
+    assert figures["rewards/code_high"] == pytest.approx(3 + 12.7062, abs=1e-3)  # of two prompts, not of four
+
+
+def test_a_scorer_of_zeros_and_ones_is_a_share():
+    figures = judged([[0.5]] * 20, **{"rewards/rule": [[0.0]] * 20}).figures()
+    assert figures["rewards/rule_high"] == pytest.approx(0.168433, abs=1e-6)  # Clopper and Pearson, 0 of 20
+    assert (figures["score_low"], figures["score_high"]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(("count", "unseen"), [(150, 0.024292), (20, 0.168433), (3, 0.707598)])
 def test_a_share_of_none_or_all_is_no_certainty(count: int, unseen: float):
     """Clopper and Pearson's limits for 0 of n, 95%: 1 - 0.025^(1/n)."""
-    assert share_interval(0.0, (0.0, 0.0), count) == (0.0, pytest.approx(unseen, abs=1e-6))
-    assert share_interval(1.0, (1.0, 1.0), count) == (pytest.approx(1 - unseen, abs=1e-6), 1.0)
-    assert share("win_rate", torch.ones(count), 0)["win_rate_low"] == pytest.approx(1 - unseen, abs=1e-6)
+    found = row_mean("win_rate", torch.ones(count), torch.arange(count))
+    assert (found["win_rate_low"], found["win_rate_high"]) == (pytest.approx(1 - unseen, abs=1e-6), 1.0)
     assert judged(torch.zeros(count, 2)).figures()["truncated_high"] == pytest.approx(unseen, abs=1e-6)
 
 
@@ -73,10 +96,10 @@ def test_intervals_hold_the_truth_in_nineteen_of_twenty_files():
     """A policy that wins 70% of prompts, four pairs each, of which the win rate differs by prompt."""
     random = torch.Generator().manual_seed(2)
     held = 0
-    for trial in range(200):
+    for _ in range(200):
         chance = 0.7 + 0.25 * (2 * torch.rand(80, 1, generator=random) - 1)
         wins = (torch.rand(80, 4, generator=random) < chance).double()
-        found = share("win_rate", wins.mean(1), trial)
+        found = row_mean("win_rate", wins.mean(1), torch.arange(80))
         held += found["win_rate_low"] <= 0.7 <= found["win_rate_high"]
     assert 180 <= held <= 199
 
@@ -113,12 +136,25 @@ def test_a_judge_of_lengths_is_seen_through():
 
 
 def test_where_one_side_wins_all_length_explains_nothing():
-    ours, theirs = judged([[1.0]] * 30, length=[[9.0]] * 30), judged([[0.0]] * 30, length=[[3.0]] * 30)
+    ours = judged([[1.0]] * 30, length=[[9.0]] * 15 + [[3.0]] * 15)
+    theirs = judged([[0.0]] * 30, length=[[6.0]] * 30)
     found = length_controlled_comparison(ours, theirs, "score")
     assert found["length_controlled_win_rate"] == 1.0
     assert found["length_controlled_win_rate_low"] == pytest.approx(0.025 ** (1 / 30))
     empty = judged([[math.nan]] * 3)
-    assert length_controlled_comparison(empty, judged([[0.0]] * 3), "score", 0) == {}
+    assert length_controlled_comparison(empty, judged([[0.0]] * 3), "score") == {}
+
+
+@pytest.mark.parametrize(("shorter", "overlap"), [(0, 0.0), (1, 0.025), (4, 0.1)])
+def test_a_side_that_is_always_longer_has_no_length_controlled_rate(shorter: int, overlap: float):
+    random = torch.Generator().manual_seed(8)
+    lengths = torch.tensor([[2.0]] * shorter + [[8.0]] * (40 - shorter)) + torch.rand(40, 1, generator=random)
+    ours = judged((torch.rand(40, 1, generator=random) < 0.6).double(), length=lengths)
+    theirs = judged([[0.5]] * 40, length=[[5.0]] * 40)
+    found = length_controlled_comparison(ours, theirs, "score")
+    assert found["length_overlap"] == pytest.approx(overlap)
+    assert math.isnan(found["length_controlled_win_rate"]) == (overlap < 0.05)
+    assert math.isnan(found["length_controlled_win_rate_low"]) == (overlap < 0.05)
 
 
 def test_the_other_side_has_the_rest_of_the_length_controlled_rate():

@@ -111,7 +111,7 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
     """Return the regularized incomplete beta function I_x(a, b) by its continued fraction (DLMF 8.17.22)."""
     if not 0 < x < 1:
         return float(x >= 1)
-    if x >= (a + 1) / (a + b + 2):  # where the fraction of the other tail converges faster
+    if x > (a + 1) / (a + b + 2):  # where the fraction of the other tail converges faster
         return 1 - incomplete_beta(1 - x, b, a)
     scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
     d = 1 / (1 - (a + b) * x / (a + 1))
