@@ -1,13 +1,14 @@
 """`keel evaluate` at the terminal: the gate's exit code and words, and tables that a person can read."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from keel.cli.evaluation import narrow, print_best_of
+from keel.cli.evaluation import narrow, print_best_of, print_evaluation
 from keel.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -37,7 +38,7 @@ def run(tiny_policy: Path, tiny_gpt2: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_gate_that_is_met_exits_with_zero(run: Run, tmp_path: Path):
     output = tmp_path / "eval.json"
-    code, out, _ = run("--gate", "score>=1, high(length)<=5, prompts>=30", "--output", str(output))
+    code, out, _ = run("--gate", "score>=1, high(length)<=6, prompts>=30", "--output", str(output))
     assert code == 0
     assert "gate: passed, 3 of 3 demands are met" in out
     certificate = json.loads((tmp_path / "eval.gate.json").read_text())
@@ -153,3 +154,16 @@ def test_an_empty_gate_asks_for_nothing_and_is_refused(run: Run):
     code, _, err = run("--gate", "")
     assert code == 2
     assert err == "keel: error: gate: asks for nothing\n"
+
+
+def test_a_rate_that_is_not_identified_is_named_with_the_reason(capsys: pytest.CaptureFixture[str]):
+    nan = math.nan
+    rate = {f"length_controlled_win_rate{end}": nan for end in ("", "_low", "_high")}
+    wins = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
+    policy = {"length": 9.0, "length_low": -math.inf, "length_high": math.inf, "truncated": 0.0}
+    counts = {"prompts": 40, "rows": 44, "responses_per_prompt": 1}
+    print_evaluation({**counts, "policy": policy, "against": policy, **wins, **rate, "length_overlap": 0.025})
+    shown = capsys.readouterr().out
+    assert "40 prompts in 44 rows" in shown
+    assert "LC win rate is not identified: one side is longer in 97.5% of the comparisons" in shown
+    assert narrow(policy, "length") == "9"

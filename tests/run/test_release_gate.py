@@ -18,7 +18,7 @@ FIGURES: dict[str, Any] = {
     "people": {"win_rate": 0.7},
     "slices": {
         "topic=refund": {"prompts": 30, "policy": {"score": -0.5, "score_low": -0.75}},
-        "topic=a, b": {"prompts": 4, "policy": {"score": 1.0}},
+        "topic=a, b": {"prompts": 14, "policy": {"score": 1.0}},
         "tone=refund, curt": {"prompts": 9, "policy": {"score": 1.0}},
     },
 }
@@ -85,22 +85,34 @@ def of_prompts(prompts: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("figure", ["score", "slice[late].score"])
-def test_an_interval_takes_five_prompts_and_of_fewer_than_twenty_it_is_told(figure: str):
+def test_a_figure_takes_ten_prompts_and_of_fewer_than_twenty_it_is_told(figure: str):
     low, high = read_gate(f"low({figure})>=1, high({figure})<=2"), read_gate(f"{figure}>=1, {figure}>=2")
-    assert verdict_on(low, of_prompts(4))["failed"] == [
-        f"low({figure}) needs at least 5 prompts, has 4",
-        f"high({figure}) needs at least 5 prompts, has 4",
+    assert verdict_on(low, of_prompts(9))["failed"] == [
+        f"low({figure}) needs at least 10 prompts, has 9",
+        f"high({figure}) needs at least 10 prompts, has 9",
     ]
-    assert [row["says"] for row in verdict_on(low, of_prompts(5))["demands"]] == [
-        f"low({figure}) 1.25 is >= 1 (of 5 prompts only)",
-        f"high({figure}) 1.75 is <= 2 (of 5 prompts only)",
+    assert verdict_on(high, of_prompts(9))["failed"][0] == f"{figure} needs at least 10 prompts, has 9"
+    assert [row["says"] for row in verdict_on(low, of_prompts(10))["demands"]] == [
+        f"low({figure}) 1.25 is >= 1 (of 10 prompts only)",
+        f"high({figure}) 1.75 is <= 2 (of 10 prompts only)",
     ]
-    assert verdict_on(low, of_prompts(5))["passed"]
+    assert verdict_on(low, of_prompts(10))["passed"]
     assert verdict_on(low, of_prompts(20))["demands"][0]["says"] == f"low({figure}) 1.25 is >= 1"
-    rows = verdict_on(high, of_prompts(4))["demands"]
+    rows = verdict_on(high, of_prompts(10))["demands"]
     assert [(row["passed"], row["says"]) for row in rows] == [
-        (True, f"{figure} 1.5 is >= 1 (of 4 prompts only)"),
-        (False, f"{figure} 1.5 is not >= 2 (of 4 prompts only)"),
+        (True, f"{figure} 1.5 is >= 1 (of 10 prompts only)"),
+        (False, f"{figure} 1.5 is not >= 2 (of 10 prompts only)"),
+    ]
+
+
+def test_a_rate_that_is_not_identified_fails_with_the_reason():
+    nan = float("nan")
+    own = {"length_controlled_win_rate": nan, "length_controlled_win_rate_low": nan, "length_overlap": 0.02}
+    figures = {"prompts": 50, **own, "policy": {}}
+    gate = read_gate("low(length_controlled_win_rate)>=0.5, win_rate>=0.5")
+    assert verdict_on(gate, figures)["failed"] == [
+        "low(length_controlled_win_rate) is not identified: one side is longer in 98.0% of the comparisons",
+        "win_rate was not measured",
     ]
 
 
@@ -109,7 +121,7 @@ def test_what_people_say_counts_the_prompts_that_they_judged():
     figures = of_prompts(100) | {"people": people}
     gate = read_gate("low(people.win_rate)>=0.5, people.prompts>=3, low(score)>=1")
     assert [row["says"] for row in verdict_on(gate, figures)["demands"]] == [
-        "low(people.win_rate) needs at least 5 prompts, has 3",
+        "low(people.win_rate) needs at least 10 prompts, has 3",
         "people.prompts 3 is >= 3",
         "low(score) 1.25 is >= 1",
     ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.train.comparing import Judged, comparison, length_controlled_comparison, resamples, share, share_interval
+from keel.train.comparing import Judged, comparison, length_controlled_comparison, resamples, row_mean
 from keel.train.comparing_best_of import best_of_curve, worth_best_of
 from keel.train.comparing_slices import slices_of
 from keel.train.frontier import fitted, frontier
@@ -31,7 +31,7 @@ def judged(score: Any, **more: Any) -> Judged:
 
 def test_every_figure_has_an_interval_of_the_normal_width():
     values = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    figures = judged(values + 3.0, kl=values * 2, length=torch.full((400, 1), 7.0)).figures(seed=0)
+    figures = judged(values + 3.0, kl=values * 2, length=torch.full((400, 1), 7.0)).figures()
     wide = 1.96 * float(values.std()) / 20
     assert figures["score_high"] - figures["score_low"] == pytest.approx(2 * wide, rel=0.05)
     assert figures["kl_high"] - figures["kl_low"] == pytest.approx(4 * wide, rel=0.05)
@@ -41,31 +41,54 @@ def test_every_figure_has_an_interval_of_the_normal_width():
 def test_answers_to_one_prompt_are_no_further_prompts():
     """Ten copies of an answer say nothing new: the interval is that of one."""
     values = torch.randn(50, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    once, often = judged(values).figures(0), judged(values.expand(50, 10)).figures(0)
+    once, often = judged(values).figures(), judged(values.expand(50, 10)).figures()
     assert often["score_low"] == pytest.approx(once["score_low"])
     assert often["score_high"] == pytest.approx(once["score_high"])
 
 
-def test_means_over_tokens_are_weighed_by_length_in_every_resample():
-    figures = judged([[0.0], [0.0]], entropy=[[2.0], [6.0]], length=[[2.0], [2.0]]).figures(0)
-    assert (figures["entropy_low"], figures["entropy"], figures["entropy_high"]) == (1.0, 2.0, 3.0)
-    uneven = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).figures(0)
-    assert (uneven["entropy_low"], uneven["entropy"], uneven["entropy_high"]) == (1.0, 2.6, 3.0)
+def test_means_over_tokens_are_weighted_by_length():
+    figures = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).figures()
+    assert figures["entropy"] == 2.6
+    # residuals -+3.2, variance 2 * 2 * 3.2^2 / 10^2; weights 2 and 8 leave one degree of freedom: t = 12.7062
+    assert figures["entropy_high"] - figures["entropy_low"] == pytest.approx(2 * 12.7062 * 0.64, rel=1e-4)
+
+
+def test_the_same_prompt_twice_is_one_prompt():
+    """Duplicated rows repeat the mean, and make no interval narrower."""
+    values = torch.randn(30, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    once = judged(values, length=values.exp())
+    twice = Judged(
+        once.prompts * 2, once.texts * 2, {name: torch.cat([own, own]) for name, own in once.measured.items()}
+    )
+    found, expected = twice.figures(), once.figures()
+    assert found == {name: pytest.approx(value) for name, value in expected.items()}
+    other = judged(values.flip(0), length=values.flip(0).exp())
+    again = Judged(
+        other.prompts * 2, other.texts * 2, {name: torch.cat([own, own]) for name, own in other.measured.items()}
+    )
+    compared = comparison(twice.measured["score"], again.measured["score"], twice.clusters)
+    alone = comparison(once.measured["score"], other.measured["score"], once.clusters)
+    assert compared == {name: pytest.approx(value) for name, value in alone.items()}
 
 
 def test_a_scorer_that_had_nothing_to_say_is_no_zero():
-    figures = judged([[0.0]] * 4, **{"rewards/code": [[math.nan], [2.0], [math.nan], [4.0]]}).figures(0)
+    figures = judged([[0.0]] * 4, **{"rewards/code": [[math.nan], [2.0], [math.nan], [4.0]]}).figures()
     assert figures["rewards/code"] == 3.0
-    assert (figures["rewards/code_low"], figures["rewards/code_high"]) == (2.0, 4.0)
+    assert figures["rewards/code_high"] == pytest.approx(3 + 12.7062, abs=1e-3)  # of two prompts, not of four
+
+
+def test_a_scorer_of_zeros_and_ones_is_a_share():
+    figures = judged([[0.5]] * 20, **{"rewards/rule": [[0.0]] * 20}).figures()
+    assert figures["rewards/rule_high"] == pytest.approx(0.168433, abs=1e-6)  # Clopper and Pearson, 0 of 20
+    assert (figures["score_low"], figures["score_high"]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(("count", "unseen"), [(150, 0.024292), (20, 0.168433), (3, 0.707598)])
 def test_a_share_of_none_or_all_is_no_certainty(count: int, unseen: float):
     """Clopper and Pearson's limits for 0 of n, 95%: 1 - 0.025^(1/n)."""
-    assert share_interval(0.0, (0.0, 0.0), count) == (0.0, pytest.approx(unseen, abs=1e-6))
-    assert share_interval(1.0, (1.0, 1.0), count) == (pytest.approx(1 - unseen, abs=1e-6), 1.0)
-    assert share("win_rate", torch.ones(count), 0)["win_rate_low"] == pytest.approx(1 - unseen, abs=1e-6)
-    assert judged(torch.zeros(count, 2)).figures(0)["truncated_high"] == pytest.approx(unseen, abs=1e-6)
+    found = row_mean("win_rate", torch.ones(count), torch.arange(count))
+    assert (found["win_rate_low"], found["win_rate_high"]) == (pytest.approx(1 - unseen, abs=1e-6), 1.0)
+    assert judged(torch.zeros(count, 2)).figures()["truncated_high"] == pytest.approx(unseen, abs=1e-6)
 
 
 @pytest.mark.exhaustive
@@ -73,10 +96,10 @@ def test_intervals_hold_the_truth_in_nineteen_of_twenty_files():
     """A policy that wins 70% of prompts, four pairs each, of which the win rate differs by prompt."""
     random = torch.Generator().manual_seed(2)
     held = 0
-    for trial in range(200):
+    for _ in range(200):
         chance = 0.7 + 0.25 * (2 * torch.rand(80, 1, generator=random) - 1)
         wins = (torch.rand(80, 4, generator=random) < chance).double()
-        found = share("win_rate", wins.mean(1), trial)
+        found = row_mean("win_rate", wins.mean(1), torch.arange(80))
         held += found["win_rate_low"] <= 0.7 <= found["win_rate_high"]
     assert 180 <= held <= 199
 
@@ -94,9 +117,9 @@ def test_resamples_draw_as_many_prompts_as_there_are():
 def test_prompts_without_a_score_are_left_out_of_a_comparison():
     nan = math.nan
     ours, theirs = torch.tensor([[1.0, nan], [nan, nan], [0.0, 0.0]]), torch.tensor([[0.0], [5.0], [1.0]])
-    figures = comparison(ours, theirs, seed=0)
+    figures = comparison(ours, theirs)
     assert (figures["win_rate"], figures["score_difference"]) == (0.5, 0.0)
-    assert comparison(torch.full((2, 1), nan), torch.zeros(2, 1), seed=0) == {}
+    assert comparison(torch.full((2, 1), nan), torch.zeros(2, 1)) == {}
 
 
 def test_a_judge_of_lengths_is_seen_through():
@@ -106,19 +129,32 @@ def test_a_judge_of_lengths_is_seen_through():
     wins = torch.rand(300, 1, generator=random, dtype=torch.float64) < torch.sigmoid(2 * torch.tanh(gaps / 3))
     ours = judged(wins.double(), length=20.0 + gaps)
     theirs = judged(torch.full((300, 1), 0.5), length=torch.full((300, 1), 20.0))
-    raw = comparison(ours.measured["score"], theirs.measured["score"], 0)
-    found = length_controlled_comparison(ours, theirs, "score", 0)
+    raw = comparison(ours.measured["score"], theirs.measured["score"])
+    found = length_controlled_comparison(ours, theirs, "score")
     assert raw["win_rate_low"] > 0.6
     assert found["length_controlled_win_rate_low"] < 0.5 < found["length_controlled_win_rate_high"]
 
 
 def test_where_one_side_wins_all_length_explains_nothing():
-    ours, theirs = judged([[1.0]] * 30, length=[[9.0]] * 30), judged([[0.0]] * 30, length=[[3.0]] * 30)
-    found = length_controlled_comparison(ours, theirs, "score", 0)
+    ours = judged([[1.0]] * 30, length=[[9.0]] * 15 + [[3.0]] * 15)
+    theirs = judged([[0.0]] * 30, length=[[6.0]] * 30)
+    found = length_controlled_comparison(ours, theirs, "score")
     assert found["length_controlled_win_rate"] == 1.0
     assert found["length_controlled_win_rate_low"] == pytest.approx(0.025 ** (1 / 30))
     empty = judged([[math.nan]] * 3)
-    assert length_controlled_comparison(empty, judged([[0.0]] * 3), "score", 0) == {}
+    assert length_controlled_comparison(empty, judged([[0.0]] * 3), "score") == {}
+
+
+@pytest.mark.parametrize(("shorter", "overlap"), [(0, 0.0), (1, 0.025), (4, 0.1)])
+def test_a_side_that_is_always_longer_has_no_length_controlled_rate(shorter: int, overlap: float):
+    random = torch.Generator().manual_seed(8)
+    lengths = torch.tensor([[2.0]] * shorter + [[8.0]] * (40 - shorter)) + torch.rand(40, 1, generator=random)
+    ours = judged((torch.rand(40, 1, generator=random) < 0.6).double(), length=lengths)
+    theirs = judged([[0.5]] * 40, length=[[5.0]] * 40)
+    found = length_controlled_comparison(ours, theirs, "score")
+    assert found["length_overlap"] == pytest.approx(overlap)
+    assert math.isnan(found["length_controlled_win_rate"]) == (overlap < 0.05)
+    assert math.isnan(found["length_controlled_win_rate_low"]) == (overlap < 0.05)
 
 
 def test_the_other_side_has_the_rest_of_the_length_controlled_rate():
@@ -128,7 +164,7 @@ def test_the_other_side_has_the_rest_of_the_length_controlled_rate():
         for _ in range(2)
     )
     here, there = (
-        length_controlled_comparison(a, b, "score", 0)["length_controlled_win_rate"]
+        length_controlled_comparison(a, b, "score")["length_controlled_win_rate"]
         for a, b in ((one, other), (other, one))
     )
     assert here + there == pytest.approx(1.0)
@@ -138,7 +174,7 @@ def test_the_other_side_has_the_rest_of_the_length_controlled_rate():
 
 
 def test_the_best_of_n_by_hand():
-    found = best_of_curve(judged([[3.0, 1.0, 2.0]], **{"rewards/gold": [[0.0, 9.0, 6.0]]}), 3, seed=0)
+    found = best_of_curve(judged([[3.0, 1.0, 2.0]], **{"rewards/gold": [[0.0, 9.0, 6.0]]}), 3)
     assert [point["n"] for point in found] == [1, 2, 3]
     assert [point["score"] for point in found] == pytest.approx([2.0, 8 / 3, 3.0])
     assert [point["rewards/gold"] for point in found] == pytest.approx([5.0, 2.0, 0.0])
@@ -148,7 +184,7 @@ def test_the_best_of_n_by_hand():
 def test_the_best_of_n_of_many_normal_scores_is_that_of_the_tables():
     """Expected largest of 2, 3 and 4 normal numbers: 0.5642, 0.8463, 1.0294."""
     scores = torch.randn(4000, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    found = best_of_curve(judged(scores), 4, seed=0)
+    found = best_of_curve(judged(scores), 4)
     for point, expected in zip(found, (0.0, 0.5642, 0.8463, 1.0294), strict=True):
         assert point["score"] == pytest.approx(expected, abs=0.02)
         assert point["score_low"] <= expected <= point["score_high"]
@@ -156,17 +192,17 @@ def test_the_best_of_n_of_many_normal_scores_is_that_of_the_tables():
 
 def test_a_chosen_answer_without_a_word_of_a_scorer_is_left_out():
     nan = math.nan
-    found = best_of_curve(judged([[1.0, 2.0], [1.0, 2.0]], **{"rewards/x": [[4.0, nan], [4.0, 8.0]]}), 2, seed=0)
+    found = best_of_curve(judged([[1.0, 2.0], [1.0, 2.0]], **{"rewards/x": [[4.0, nan], [4.0, 8.0]]}), 2)
     assert found[1]["rewards/x"] == 8.0
 
 
 def test_a_prompt_of_which_an_answer_has_no_score_is_left_out():
     scores = [[3.0, 1.0, 2.0], [9.0, math.nan, 9.0], [6.0, 4.0, 5.0]]
-    found = best_of_curve(judged(scores), 3, seed=0)
+    found = best_of_curve(judged(scores), 3)
     assert [point["score"] for point in found] == pytest.approx([3.5, 25 / 6, 4.5])
     assert [point["prompts"] for point in found] == [2, 2, 2]
     assert all(point["score_low"] <= point["score"] <= point["score_high"] for point in found)
-    assert best_of_curve(judged([[1.0, math.nan]]), 2, seed=0) == []
+    assert best_of_curve(judged([[1.0, math.nan]]), 2) == []
     assert worth_best_of(1.0, []) is None
 
 
@@ -274,7 +310,7 @@ def test_noise_is_no_verdict():
 
 def test_three_checkpoints_are_too_few_and_every_figure_is_there():
     sides = dict(zip(("start", "step 1", "step 2"), run_of(SCORE[:3], KL[:3]), strict=True))
-    figures = {name: own.figures(0) for name, own in sides.items()}
+    figures = {name: own.figures() for name, own in sides.items()}
     found = frontier({"start": 0, "step 1": 1, "step 2": 2}, sides, figures, seed=0)
     assert [point["step"] for point in found["points"]] == [0, 1, 2]
     assert [point["score"] for point in found["points"]] == pytest.approx(SCORE[:3])

@@ -14,7 +14,7 @@ from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError, DataError
 from keel.rollout.collect import score
 from keel.rollout.scorers import build_scorers
-from keel.train.comparing import bootstrap_interval, comparison
+from keel.train.comparing import comparison
 from keel.train.evaluate import evaluate, judge, short_names
 from keel.train.frontier import completed
 from keel.train.sample import Player, load_player, sample_answers
@@ -55,31 +55,18 @@ def checkpoints_of(run: Path, prompts: str, **more: object) -> EvaluateConfig:
     return parse(EvaluateConfig, {"checkpoints": str(run), "prompts": {"path": prompts, "column": "text"}, **more})
 
 
-def test_interval_of_a_constant_is_a_point():
-    assert bootstrap_interval(torch.full((7,), 0.25), seed=0) == (0.25, 0.25)
-
-
-def test_interval_has_the_width_of_the_normal_one():
-    values = (torch.arange(400) % 2).double()  # mean 1/2, standard deviation 1/2
-    low, high = bootstrap_interval(values, seed=1)
-    assert low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.004)
-    assert high == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.004)
-    assert bootstrap_interval(values, seed=1) == (low, high)
-    narrow = bootstrap_interval(values, seed=1, level=0.5)
-    assert low < narrow[0] < 0.5 < narrow[1] < high
-
-
 def test_win_rate_counts_all_pairs_of_a_prompt_and_ties_half():
     ours, theirs = torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([[1.0, 3.0], [0.0, 0.0]])
-    figures = comparison(ours, theirs, seed=0)
+    figures = comparison(ours, theirs)
     assert figures["win_rate"] == pytest.approx(((0.5 + 0 + 1 + 0) / 4 + 1) / 2)
     assert figures["ties"] == 1 / 8
     assert figures["score_difference"] == pytest.approx((-0.5 + 5) / 2)
-    assert (figures["win_rate_low"], figures["win_rate_high"]) == (0.375, 1.0)
+    assert figures["win_rate_low"] < 0.1  # two prompts say next to nothing
+    assert figures["win_rate_high"] > 0.99
 
 
 def test_a_policy_can_answer_more_often_than_the_other():
-    figures = comparison(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0]]), seed=0)
+    figures = comparison(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0]]))
     assert (figures["win_rate"], figures["score_difference"]) == (0.5, 0.0)
 
 
@@ -167,7 +154,7 @@ def test_each_of_several_policies_is_judged_as_it_would_be_alone(
         alone = evaluate(settings(folder, prompts, against=str(tiny_policy)), [count_w5])
         assert alone["against"] == figures["against"]
         compared = {key: alone[key] for key in alone if key.startswith(("win_rate", "length", "score", "ties"))}
-        assert len(compared) == 12
+        assert len(compared) == 13
         assert figures["policies"][name] == alone["policy"] | compared
     record = json.loads((tmp_path / "all.json").read_text())
     assert record["figures"] == figures
@@ -424,8 +411,14 @@ def test_a_folder_without_a_run_has_no_checkpoints(tmp_path: Path, prompts: str)
 
 
 def test_the_table_has_a_column_for_each_policy(
-    tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_policy: Path,
+    tiny_gpt2: Path,
+    prompts: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "count.py").write_text(
         "def w5(completions, **_):\n    return [t.split().count('w5') * 1.0 for t in completions]\n"
     )

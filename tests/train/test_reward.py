@@ -238,8 +238,7 @@ def test_the_report_by_hand():
     figures = judge([[2.0, 0.0], [0.0, 1.0, 0.0]], rankings)
     assert figures["accuracy"] == pytest.approx(0.5 * 1 + 0.25 * 0 + 0.25 * 0.5)
     assert figures["loss"] == pytest.approx(0.5 * 0.1269280110 + 0.25 * 1.3132616875 + 0.25 * log(2))
-    # bins of sigma(|d|): .8808 (right), .7311 (wrong), .5 (half right)
-    assert figures["calibration_error"] == pytest.approx(0.5 * 0.1192029 + 0.25 * 0.7310586, abs=1e-6)
+    assert figures["calibration_error"] == 0.0  # gap^2 = 0.0152, of which noise explains 0.0588
 
 
 def test_the_length_baseline_learns_its_direction_from_the_training_rankings():
@@ -252,10 +251,35 @@ def test_the_length_baseline_learns_its_direction_from_the_training_rankings():
     assert baselines([], [longer]) == {}
 
 
+def test_the_calibration_error_is_debiased():
+    """20 pairs at sigma(d) = .75, ten of them right: gap -.25, variance .25 / 19, sqrt(.0625 - .0131579)."""
+    differences = np.array([log(3), -log(3)] * 10)
+    pairs = Pairs(differences, np.full(20, 0.05), np.arange(20), np.zeros((20, 2), dtype=int))
+    assert calibration_error(pairs).root == pytest.approx(0.222131, abs=1e-6)
+    together = calibration_error(pairs, np.arange(20) // 2)  # a right and a wrong pair of each prompt: no variance
+    assert together.root == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("count", "least"), [(20, 0.6), (100, 0.6), (1000, 0.95)])
+def test_a_calibrated_model_passes_a_calibration_gate(count: int, least: float):
+    """The plug-in estimate let it pass in 0%, 0% and 95% of the draws."""
+    random = np.random.default_rng(1)
+    passed, held = [], []
+    for _ in range(100):
+        sizes = np.abs(random.normal(0, 1.5, count))
+        right = random.random(count) < 1 / (1 + np.exp(-sizes))
+        rows = np.arange(count)
+        pairs = Pairs(np.where(right, sizes, -sizes), np.full(count, 1 / count), rows, np.zeros((count, 2), dtype=int))
+        passed.append(calibration_error(pairs).root <= 0.05)
+        held.append(calibration_error(pairs).interval[0] == 0.0)
+    assert np.mean(passed) >= least
+    assert np.mean(held) >= 0.85
+
+
 def test_a_calibrated_model_has_no_calibration_error():
     """Three of four right at sigma(d) = .75, whichever answer the model prefers."""
     differences = np.array([log(3), log(3), log(3), -log(3)])
     nothing = np.zeros((4, 2), dtype=int)
     pairs = Pairs(differences, np.full(4, 0.25), nothing[:, 0], nothing)
-    assert calibration_error(pairs) == pytest.approx(0.0, abs=1e-12)
-    assert calibration_error(pairs.scaled(-1.0)) == pytest.approx(0.5, abs=1e-12)
+    assert calibration_error(pairs).root == pytest.approx(0.0, abs=1e-12)
+    assert calibration_error(pairs.scaled(-1.0)).root == pytest.approx(0.5, abs=1e-12)

@@ -31,7 +31,9 @@ def rows(count: int = 40) -> list[dict[str, Any]]:
     for i in range(count):
         good, bad = f" w{i % 8} w9", f" w{i % 7}"
         ranks = [2, 1] if i % 4 == 3 else [1, 2]
-        made.append({"prompt": f"w{10 + i % 20}", "responses": [good, bad], "ranks": ranks, "rater": f"r{i % 4}"})
+        made.append(
+            {"prompt": f"w{10 + i % 20} w{i // 20}", "responses": [good, bad], "ranks": ranks, "rater": f"r{i % 4}"}
+        )
     return made
 
 
@@ -202,7 +204,7 @@ def test_a_model_below_its_gate_is_saved_refused_and_can_be_let_through(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
     run = tmp_path / "run"
     command = ["reward", "--output", str(run), "--model", str(tiny_policy), "--data.path", str(path)]
-    assert main([*command, "--data.eval-fraction", "0.25", "--gate", "accuracy=1.0,ece=0.9"]) == 1
+    assert main([*command, "--data.eval-fraction", "0.25", "--gate", "accuracy=1.0,loss=9"]) == 1
     shown = capsys.readouterr()
     assert "below the gate: accuracy" in shown.err
     assert "is not >= 1" in shown.err
@@ -216,7 +218,7 @@ def test_a_model_below_its_gate_is_saved_refused_and_can_be_let_through(
 
 
 def test_a_model_that_reaches_its_gate_goes_on(tiny_policy: Path, tmp_path: Path):
-    reward(settings(tmp_path, tiny_policy, gate={"accuracy": 0.0, "ece": 1.0}))
+    reward(settings(tmp_path, tiny_policy, gate={"accuracy": 0.0, "loss": 9.0}))
     require_passed(str(tmp_path / "run" / "model"))
     (tmp_path / "run" / "model" / "gate.json").write_text("{}")
     with pytest.raises(ConfigError, match="the verdict of the gate cannot be read"):
@@ -297,6 +299,22 @@ def test_a_gate_can_be_set_anew_on_a_finished_model(tiny_policy: Path, tmp_path:
     reward(given)
     reward(given.model_copy(update={"gate": {"accuracy": 0.0}}), resume=True)
     require_passed(str(tmp_path / "run" / "model"))
+
+
+@pytest.mark.parametrize(
+    ("gate", "count", "message"),
+    [
+        ({"accuracy_low": 0.1}, 8, "gate: needs at least 10 held-out prompts, has 2"),
+        ({"ece": 0.9}, 40, "gate.ece: needs at least 100 held-out pairs, has 10"),
+        ({"ece_high": 0.9}, 40, "gate.ece_high: needs at least 100 held-out pairs, has 10"),
+    ],
+)
+def test_a_gate_with_too_little_data_is_refused_before_training(
+    tiny_policy: Path, tmp_path: Path, gate: dict[str, float], count: int, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        reward(settings(tmp_path, tiny_policy, rows(count), gate=gate))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_ensemble_under_way_is_a_run(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,8 @@ def print_evaluation(figures: Mapping[str, Any]) -> None:
     if any("win_rate" in found for found in policies.values()):
         by = literal(figures.get("judge", "the score"))
         print(f"wins and score difference: of each policy over `against`, by {by}; a tie is half a win")
+    for side, found in policies.items():
+        print_unidentified("" if len(policies) == 1 else f" of {literal(side)}", found)
     for side in list(policies)[-1:] if "frontier" in figures else policies:
         print_slices(figures.get("slices", {}), side, alone=len(policies) == 1)
     for side, curve in figures.get("best_of", {}).items():
@@ -40,7 +42,8 @@ def print_evaluation(figures: Mapping[str, Any]) -> None:
 
 def print_sides(figures: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> None:
     """A column for each side; of many, a row with the main figures."""
-    title = f"{figures['prompts']} prompts, {figures['responses_per_prompt']} answers to each"
+    rows = f" in {figures['rows']} rows" if "rows" in figures else ""
+    title = f"{figures['prompts']} prompts{rows}, {figures['responses_per_prompt']} answers to each"
     if len(sides) <= MOST_COLUMNS:
         show(title, {side: column(found) for side, found in sides.items()})
         return
@@ -58,7 +61,7 @@ def main_figures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def policies_of(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> figures of each policy, those of its comparison among them."""
-    compared = {name: value for name, value in figures.items() if name.startswith(COMPARED)}
+    compared = {name: value for name, value in figures.items() if name.startswith((*COMPARED, "length_overlap"))}
     return figures.get("policies") or {"policy": figures["policy"] | compared}
 
 
@@ -97,8 +100,17 @@ def narrow(figures: Mapping[str, Any], name: str) -> str:
     value, low, high = (figures[f"{name}{end}"] for end in ("", *ENDS))
     if value in (low, high):
         return f"{value:.3g}" if low == high else f"{low:.2g} to {high:.2g}"
+    if not math.isfinite(high - low):
+        return f"{value:.3g}"
     places = max(0, -math.floor(math.log10((high - low) / 2)))
     return f"{value:.{places}f} ±{(high - low) / 2:.{places}f}"
+
+
+def print_unidentified(whose: str, figures: Mapping[str, Any]) -> None:
+    """Say why there is no length-controlled win rate, where there is none."""
+    if "length_overlap" in figures and not is_known(figures, COMPARED[1]):
+        longer = f"one side is longer in {1 - figures['length_overlap']:.1%} of the comparisons"
+        print(f"LC win rate{whose} is not identified: {longer}, so the effect of length cannot be separated")
 
 
 def print_slices(slices: Mapping[str, Mapping[str, Any]], side: str, alone: bool) -> None:
@@ -173,6 +185,7 @@ def print_people(people: Mapping[str, Any]) -> None:
         rows["agreement with the scorer"] = cell(people, "agreement")
     counted = f"{people['judgements']} judgements of {people['judged_pairs']} pairs by {people['raters']} people"
     show(f"by people: {counted}", {"": rows})
+    print_unidentified(" by people", people)
     for name, what in {
         "unjudged_pairs": "pairs nobody judged are left out",
         "equal_pairs": "pairs of two equal answers count as ties",

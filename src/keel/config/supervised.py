@@ -103,6 +103,7 @@ GATES = {
     "ahead_of_length": ("ahead_of_length", ">="),
     "loss": ("loss", "<="),
     "ece": ("calibration_error", "<="),
+    "ece_high": ("calibration_error_high", "<="),
 }
 
 
@@ -122,8 +123,8 @@ class RewardConfig(ComparisonSettings):
     calibrate: bool = False
     """divide the scores by the temperature that fits the held-out prompts, so that they are in nats"""
     gate: dict[str, float] = {}
-    """what the held-out figures must reach, as in accuracy=0.65,ece=0.05 (also accuracy_low, the lower end of its
-    interval; ahead_of_length; loss); `keel train` refuses a model that fails"""
+    """what the held-out figures must reach, as in accuracy_low=0.6,ece=0.1 (also accuracy;
+    ece_high, the upper end of the interval of ece; ahead_of_length; loss); `keel train` refuses a model that fails"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RewardConfig":

@@ -2,19 +2,19 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keel.data.calibration import NUM_BINS, SquaredGap, squared_gap
+from keel.data.intervals import Interval, share_interval
 from keel.data.preferences import Ranking, prompt_key
 
 Scores = Sequence[Sequence[float]]
 """One score for each response of each ranking."""
 Numbers = NDArray[np.float64]
-NUM_BINS = 10
-RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ def judge(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
 
     accuracy: pairs in the right order, equal scores counting half. loss: Bradley-Terry, in nats.
     """
-    return figures_of(pairs_of(scores, held_out)) if held_out else {}
+    return figures_of(pairs_of(scores, held_out), held_out) if held_out else {}
 
 
-def figures_of(pairs: Pairs) -> dict[str, float]:
-    return {"accuracy": accuracy(pairs), "loss": loss(pairs), "calibration_error": calibration_error(pairs)}
+def figures_of(pairs: Pairs, rankings: Sequence[Ranking]) -> dict[str, float]:
+    error = calibration_error(pairs, prompts_of(pairs, rankings)).root
+    return {"accuracy": accuracy(pairs), "loss": loss(pairs), "calibration_error": error}
 
 
 def baselines(held_out: Sequence[Ranking], train: Sequence[Ranking]) -> dict[str, float]:
@@ -97,18 +98,25 @@ def loss(pairs: Pairs) -> float:
     return float(pairs.weights @ np.logaddexp(0.0, -pairs.differences))
 
 
-def calibration_error(pairs: Pairs) -> float:
-    """Expected calibration error: mean over pairs of |accuracy - confidence| of the pair's bin.
+def calibration_error(pairs: Pairs, prompts: NDArray[np.int64] | None = None) -> SquaredGap:
+    """Estimate how far the scores are from meaning what they state; the calibration error is its `root`.
 
-    The scores say that the answer they prefer is the better one with probability sigma(|difference|), between 0.5 and 1
-    in NUM_BINS equal bins. Either order of a pair says the same, so one is looked at. Naeini et al. 2015.
+    They state that the response with the higher score is the better one with probability sigma(|difference|).
+    `prompts` [M] is the prompt of each pair, by default its ranking; the pairs of one are dependent.
     """
-    return float(sum(share * abs(right - confidence) for share, right, confidence in reliability(pairs)))
+    return squared_gap(
+        confidences(pairs), pairs.wins, pairs.weights, pairs.rankings if prompts is None else prompts
+    )  # fmt: skip
+
+
+def confidences(pairs: Pairs) -> Numbers:
+    """Stated probability that the preferred response is the better one, from 1/2 to 1. -> [M]"""
+    return np.exp(-np.logaddexp(0.0, -np.abs(pairs.differences)))
 
 
 def reliability(pairs: Pairs) -> list[tuple[float, float, float]]:
     """For each bin that holds a pair: its share of all weight, the accuracy in it, and the mean confidence."""
-    confidence = np.exp(-np.logaddexp(0.0, -np.abs(pairs.differences)))
+    confidence = confidences(pairs)
     bins = np.minimum(((confidence - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
     shares, right, sure = (
         np.bincount(bins, pairs.weights * values, NUM_BINS) for values in (1.0, pairs.wins, confidence)
@@ -150,24 +158,21 @@ def calibrated(pairs: Pairs, rankings: Sequence[Ranking]) -> Pairs:
     return pairs.scaled(factors)
 
 
-def interval(
-    pairs: Pairs, rankings: Sequence[Ranking], figure: Callable[[Pairs], float] = accuracy
-) -> tuple[float, float]:
-    """95% interval of a figure: percentiles over samples of the prompts, drawn with replacement (Efron 1979)."""
+def prompts_of(pairs: Pairs, rankings: Sequence[Ranking]) -> NDArray[np.int64]:
+    """Return the number of each pair's prompt, from 0 on. -> [M]"""
     keys = [prompt_key(ranking.prompt) for ranking in rankings]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    prompts = np.array([numbers[key] for key in keys])[pairs.rankings]
-    numbers_present = np.unique(prompts, return_inverse=True)[1]
-    count = int(numbers_present.max()) + 1
-    random = np.random.default_rng(0)
-    results = []
-    for _ in range(RESAMPLES):
-        times = np.bincount(random.integers(count, size=count), minlength=count)[numbers_present]
-        weights = pairs.weights * times
-        if weights.sum() > 0:
-            results.append(figure(Pairs(pairs.differences, weights / weights.sum(), pairs.rankings, pairs.places)))
-    low, high = np.percentile(results, [2.5, 97.5])
-    return float(low), float(high)
+    prompts = np.array([numbers[key] for key in keys], dtype=np.int64)[pairs.rankings]
+    return np.unique(prompts, return_inverse=True)[1]
+
+
+def interval(pairs: Pairs, rankings: Sequence[Ranking]) -> Interval:
+    """Return the 95% interval of the accuracy, with prompts as clusters."""
+    prompts = prompts_of(pairs, rankings)
+    above, below = (
+        np.bincount(prompts, values).astype(float) for values in (pairs.weights * pairs.wins, pairs.weights)
+    )
+    return share_interval(above, below)
 
 
 def final_figures(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[str, float]) -> dict[str, float]:
@@ -178,14 +183,18 @@ def final_figures(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[st
     if not held_out:
         return dict(facts)
     pairs = pairs_of(scores, held_out)
-    low, high = interval(pairs, held_out)
-    after = calibrated(pairs, held_out)
-    figures = figures_of(pairs) | {
-        "accuracy_low": low,
-        "accuracy_high": high,
+    prompts, after = prompts_of(pairs, held_out), calibrated(pairs, held_out)
+    figures, error_after = figures_of(pairs, held_out), calibration_error(after, prompts)
+    for name, (low, high) in {
+        "accuracy": interval(pairs, held_out),
+        "calibration_error": calibration_error(pairs, prompts).interval,
+        "calibrated_error": error_after.interval,
+    }.items():
+        figures |= {f"{name}_low": low, f"{name}_high": high}
+    figures |= {
         "temperature": temperature(pairs),
         "calibrated_loss": loss(after),
-        "calibrated_error": calibration_error(after),
+        "calibrated_error": error_after.root,
     }
     return figures | dict(facts) | {"ahead_of_length": figures["accuracy"] - facts["length_accuracy"]}
 
@@ -210,7 +219,7 @@ def calibrate(scores: Scores, figures: Mapping[str, float]) -> tuple[list[list[f
     divided = [[score / figures["temperature"] for score in row] for row in scores]
     return divided, dict(figures) | {
         "loss": figures["calibrated_loss"],
-        "calibration_error": figures["calibrated_error"],
+        **{f"calibration_error{end}": figures[f"calibrated_error{end}"] for end in ("", "_low", "_high")},
         "uncalibrated_loss": figures["loss"],
         "uncalibrated_error": figures["calibration_error"],
     }

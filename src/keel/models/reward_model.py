@@ -121,8 +121,16 @@ class RewardModel:
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
-        """Scores of encoded texts, on the CPU and without gradient. -> [N] float32"""
-        return self.scores_of_rows(rows, microbatch_tokens).float().cpu() if rows else torch.empty(0)
+        """Scores of encoded texts, on the CPU and without gradient. -> [N] float32
+
+        Each distinct text is scored once: two copies in batches of other shapes would differ by rounding.
+        """
+        if not rows:
+            return torch.empty(0)
+        places: dict[tuple[int, ...], int] = {}
+        index = [places.setdefault(tuple(row), len(places)) for row in rows]
+        scores = self.scores_of_rows(list(places), microbatch_tokens).float().cpu()
+        return scores[torch.tensor(index)]
 
     def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
         """Scores of encoded texts, with gradient; texts of like length go through the model together. -> [N]"""

@@ -11,7 +11,7 @@ from keel.core.masked import last_counted
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import RewardError
 from keel.rollout.sampler import continuation
-from keel.rollout.scorers import RewardModelScorer, Scorer
+from keel.rollout.scorers import Scorer
 from keel.rollout.scores import NoScore, Score
 from keel.rollout.segments import split
 
@@ -46,11 +46,10 @@ def score(
         total += scorer.weight * placed
         judged |= said
         by_scorer[scorer.name] = placed.sum(1).masked_fill(~said, torch.nan)
-        if isinstance(scorer, RewardModelScorer):
-            if scorer.disagreement is not None:
-                disagreement[scorer.name] = torch.tensor(scorer.disagreement, device=device)
-            if scorer.cut is not None:
-                cut[scorer.name] = torch.tensor(scorer.cut, device=device)
+        if (spread := getattr(scorer, "disagreement", None)) is not None:
+            disagreement[scorer.name] = torch.tensor(spread, device=device)
+        if (limited := getattr(scorer, "cut", None)) is not None:
+            cut[scorer.name] = torch.tensor(limited, device=device)
     if not bool((judged | failed).all()):
         row = int((~judged & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")

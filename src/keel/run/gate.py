@@ -1,14 +1,30 @@
 """What a reward model must reach before a policy may learn from it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from keel.config import GATES
+from keel.data.preferences import Ranking, prompt_key
 from keel.errors import ConfigError
 from keel.terminal import tell
 
 FILE = "gate.json"
+FEWEST_PROMPTS = 10  # from here on every interval holds its coverage (docs/evaluation.md, "Coverage")
+FEWEST_PAIRS = 100  # for `ece`: with fewer, a model with a calibration error of 0.2 may pass by luck
+
+
+def check_held_out(gate: Mapping[str, float], held_out: Sequence[Ranking]) -> None:
+    """Refuse, before anything is trained, a gate that has too little data to judge by. Raises ConfigError."""
+    prompts = len({prompt_key(ranking.prompt) for ranking in held_out})
+    pairs = sum(len(ranking.pairs) for ranking in held_out)
+    fix = "raise data.eval_fraction or collect more"
+    if gate and prompts < FEWEST_PROMPTS:
+        raise ConfigError(f"needs at least {FEWEST_PROMPTS} held-out prompts, has {prompts}", where="gate", fix=fix)
+    for name in gate:
+        if name.startswith("ece") and pairs < FEWEST_PAIRS:
+            reason = f"needs at least {FEWEST_PAIRS} held-out pairs, has {pairs}"
+            raise ConfigError(reason, where=f"gate.{name}", fix=fix)
 
 
 def shortfalls(gate: Mapping[str, float], figures: Mapping[str, float]) -> list[str]:

@@ -16,10 +16,11 @@ DEMAND = re.compile(
     r"(?P<sign>>=|<=|>|<)\s*(?P<bound>\S+)"
 )
 SAFE = {"low": (">", ">="), "high": ("<", "<=")}
-ALONE = ("prompts",)  # figures without an interval
+ALONE = ("prompts", "length_overlap", "people.length_overlap")  # figures without an interval
 COUNTS = ("prompts", "people.prompts", "people.judgements", "people.raters")
-FEWEST = 5  # prompts that an interval takes: of fewer, samples say next to nothing of prompts that were not asked
-FEW = 20  # prompts; of fewer a figure is told with their number, for its interval is too narrow
+FEWEST = 10  # prompts of a figure; from here on every interval holds its coverage (docs/evaluation.md, "Coverage")
+FEW = 20  # prompts; with fewer their number is shown
+NOT_IDENTIFIED = "is not identified: one side is longer in {:.1%} of the comparisons"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def slice_named(name: str, slices: Sequence[str]) -> str:
 def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the figures of `keel evaluate` of one policy meet the demands.
 
-    What was not measured never passes, nor does the interval of a figure of fewer than five prompts.
+    What was not measured never passes, nor does a figure of fewer than FEWEST prompts.
     """
     slices = figures.get("slices", {})
     rows = []
@@ -125,7 +126,7 @@ def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[st
         own = figures if demand.slice is None else slices.get(slice_named(demand.slice, list(slices)), {})
         found = measured(own)
         prompts = prompts_of(demand, found)
-        is_enough = not demand.end or prompts >= FEWEST
+        is_enough = prompts >= FEWEST
         value = found.get(f"{demand.figure}_{demand.end}" if demand.end else demand.figure) if is_enough else None
         passed = value is not None and demand.holds(value)
         interval = [found.get(f"{demand.figure}_{end}") for end in ("low", "high")]
@@ -135,7 +136,7 @@ def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[st
                 "measured": found.get(demand.figure),
                 "interval": None if None in interval else interval,
                 "passed": passed,
-                "says": says(demand, value, passed, prompts),
+                "says": says(demand, value, passed, prompts, found),
             }
         )
     failed = [row["says"] for row in rows if not row["passed"]]
@@ -155,10 +156,13 @@ def prompts_of(demand: Demand, found: Mapping[str, float]) -> float:
     return math.inf if demand.figure in COUNTS else found.get(counted, math.inf)
 
 
-def says(demand: Demand, value: float | None, passed: bool, prompts: float) -> str:
-    if demand.end and prompts < FEWEST:
+def says(demand: Demand, value: float | None, passed: bool, prompts: float, found: Mapping[str, float]) -> str:
+    if prompts < FEWEST:
         return f"{demand.subject} needs at least {FEWEST} prompts, has {prompts:g}"
     if value is None:
+        overlap = found.get(demand.figure.replace("length_controlled_win_rate", "length_overlap"))
+        if demand.figure.endswith("length_controlled_win_rate") and overlap is not None:
+            return f"{demand.subject} {NOT_IDENTIFIED.format(1 - overlap)}"
         return f"{demand.subject} was not measured"
     few = f" (of {prompts:g} prompts only)" if prompts < FEW else ""
     shown = f"{value:.4g}"

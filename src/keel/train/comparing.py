@@ -1,18 +1,19 @@
 """Figures of judged answers: their means, those of two policies side by side, and 95% intervals over prompts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from keel.core.win_rate import length_controlled
+from keel.core.win_rate import LEAST_OVERLAP, length_controlled, length_controlled_deviation, length_overlap
+from keel.data.intervals import Interval, mean_interval, share_interval, t_quantile
+from keel.data.preferences import prompt_key
 from keel.data.prompts import Prompt
 from keel.world import generator
 
 PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; the rest as means over answers
-RESAMPLES = 10_000
-REGRESSIONS = 1_000  # resamples of what has to be fitted anew in each
 AT_ONCE = 2**22  # numbers held in memory while resampling; no figure depends on it
 Figures = dict[str, float]
 
@@ -38,35 +39,43 @@ class Judged:
             for name, values in self.measured.items()
         }
 
-    def figures(self, seed: int) -> Figures:
+    @property
+    def clusters(self) -> Tensor:
+        """Number of each row's prompt, from 0 on: the same prompt in two rows is one prompt. [N]"""
+        numbers: dict[str, int] = {}
+        return torch.tensor([numbers.setdefault(prompt_key(prompt.content), len(numbers)) for prompt in self.prompts])
+
+    def figures(self) -> Figures:
         """The summary, each figure NAME with its interval NAME_low and NAME_high."""
-        above = torch.stack([values.nansum(1) for values in self.measured.values()], 1)
-        below = torch.stack([self._counts(name) for name in self.measured], 1)
-        figures = self.summary()
-        intervals = dict(zip(figures, ratio_intervals(above, below, seed), strict=True))
-        intervals["truncated"] = share_interval(figures["truncated"], intervals["truncated"], len(self.texts))
-        return with_intervals(figures, list(intervals.values()))
+        found: Figures = {}
+        clusters = self.clusters
+        for name, value in self.summary().items():
+            values = self.measured[name]
+            above, below = by_prompt(values.nansum(1), clusters), by_prompt(self._counts(name), clusters)
+            method = share_interval if is_share(name, values) else mean_interval
+            found |= with_interval(name, value, method(above.numpy(), below.numpy()))
+        return found
 
     def _counts(self, name: str) -> Tensor:
         """How much each prompt counts in a figure. [N]"""
         return (self.measured["length"] if name in PER_TOKEN else self.measured[name].isfinite()).double().sum(1)
 
 
-def share_interval(share: float, interval: tuple[float, float], count: int) -> tuple[float, float]:
-    """The interval of a share of `count` prompts, also where samples of them cannot differ since all say the same.
-
-    Then the exact limits stand: others may be as many as stay unseen in 2.5% of such files (Clopper and Pearson 1934).
-    """
-    unseen = 1 - 0.025 ** (1 / count)
-    return {0.0: (0.0, unseen), 1.0: (1 - unseen, 1.0)}.get(share, interval)
+def is_share(name: str, values: Tensor) -> bool:
+    """Whether a figure is a share of responses: truncated, or a scorer that gives nothing but 0 and 1."""
+    known = values[values.isfinite()]
+    return name == "truncated" or (name.startswith(("score", "rewards/")) and bool(((known == 0) | (known == 1)).all()))
 
 
-def with_intervals(figures: Mapping[str, float], intervals: Sequence[tuple[float, float]]) -> Figures:
-    """NAME, NAME_low and NAME_high of each figure."""
-    found: Figures = {}
-    for (name, value), (low, high) in zip(figures.items(), intervals, strict=True):
-        found |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    return found
+def by_prompt(values: Tensor, clusters: Tensor) -> Tensor:
+    """Sum over the rows of each prompt. [N, ...], [N] -> [G, ...]"""
+    sums = torch.zeros(int(clusters.max()) + 1, *values.shape[1:], dtype=torch.float64)
+    return sums.index_add_(0, clusters, values.double().cpu())
+
+
+def with_interval(name: str, value: float, interval: Interval) -> Figures:
+    """NAME, NAME_low and NAME_high."""
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def resamples(count: int, seed: int, draws: int, width: int = 1) -> Iterator[Tensor]:
@@ -83,34 +92,17 @@ def resamples(count: int, seed: int, draws: int, width: int = 1) -> Iterator[Ten
         )
 
 
-def ratio_intervals(
-    above: Tensor, below: Tensor, seed: int, draws: int = RESAMPLES, level: float = 0.95
-) -> list[tuple[float, float]]:
-    """Percentile interval over prompts of each column's sum above / sum below, from [N, F] and [N, F]; all columns see
-    the same samples."""
-    table = torch.cat([above, below], 1).double().cpu()
-    sums = torch.cat([times @ table for times in resamples(len(table), seed, draws)])
-    ratios = sums[:, : above.shape[1]] / sums[:, above.shape[1] :]
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = ratios.nanquantile(tails, 0).tolist()
-    return list(zip(low, high, strict=True))
-
-
-def bootstrap_interval(values: Tensor, seed: int, level: float = 0.95, draws: int = RESAMPLES) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [N]."""
-    return ratio_intervals(values.unsqueeze(1), torch.ones_like(values).unsqueeze(1), seed, draws, level)[0]
-
-
-def comparison(ours: Tensor, theirs: Tensor, seed: int) -> Figures:
+def comparison(ours: Tensor, theirs: Tensor, clusters: Tensor | None = None) -> Figures:
     """Win rate, score difference and share of ties with intervals, from scores [N, k] and [N, j].
 
-    A prompt's win rate is that of all pairs of our and their answers to it; a tie counts half. Pairs of which an answer
-    has no score are left out; empty if that leaves none.
+    A row's win rate is that of all pairs of our and their answers to its prompt; a tie counts half. Pairs of which an
+    answer has no score are left out; empty if that leaves none. `clusters` [N] numbers the prompts (default: rows).
     """
-    difference = ours.unsqueeze(2) - theirs.unsqueeze(1)
+    difference = (ours.unsqueeze(2) - theirs.unsqueeze(1)).cpu()
     told = difference.flatten(1).isfinite().any(1)
     if not bool(told.any()):
         return {}
+    numbers = (torch.arange(len(difference)) if clusters is None else clusters)[told]
     difference = difference[told]
     known = difference.isfinite()
     parts = {
@@ -118,47 +110,56 @@ def comparison(ours: Tensor, theirs: Tensor, seed: int) -> Figures:
         "win_rate": (difference.sign().double() + 1) / 2,
         "score_difference": difference.double(),
     }
-    parts = {name: values.masked_fill(~known, torch.nan) for name, values in parts.items()}
-    by_prompt = {name: values.flatten(1).nanmean(1) for name, values in parts.items()}
-    difference = by_prompt.pop("score_difference")
-    figures = share("ties", by_prompt["ties"], seed) | share("win_rate", by_prompt["win_rate"], seed)
-    return figures | with_intervals(
-        {"score_difference": float(difference.mean())}, [bootstrap_interval(difference, seed)]
-    )
+    figures: Figures = {}
+    for name, values in parts.items():
+        rows = values.masked_fill(~known, torch.nan).flatten(1).nanmean(1)
+        figures |= row_mean(name, rows, numbers, is_share=name != "score_difference")
+    return figures
 
 
-def share(name: str, values: Tensor, seed: int) -> Figures:
-    """The mean of what each prompt says [N], from 0 to 1, with its interval."""
-    value = float(values.mean())
-    return with_intervals({name: value}, [share_interval(value, bootstrap_interval(values, seed), len(values))])
+def row_mean(name: str, values: Tensor, clusters: Tensor, is_share: bool = True) -> Figures:
+    """The mean of what each row says [N], with its interval over prompts."""
+    numbers = clusters.unique(return_inverse=True)[1]
+    above, below = by_prompt(values, numbers), by_prompt(torch.ones_like(values), numbers)
+    method = share_interval if is_share else mean_interval
+    return with_interval(name, float(values.mean()), method(above.numpy(), below.numpy()))
 
 
-def length_controlled_comparison(ours: Judged, theirs: Judged, measure: str, seed: int) -> Figures:
-    """The win rate that would remain if both answers were of one length; each prompt counts alike (`core.win_rate`)."""
-    difference = ours.measured[measure].unsqueeze(2) - theirs.measured[measure].unsqueeze(1)
-    longer_by = ours.measured["length"].unsqueeze(2) - theirs.measured["length"].unsqueeze(1)
+def length_controlled_comparison(ours: Judged, theirs: Judged, measure: str) -> Figures:
+    """The win rate that would remain if both answers were of one length; each row counts alike (`core.win_rate`)."""
+    difference = (ours.measured[measure].unsqueeze(2) - theirs.measured[measure].unsqueeze(1)).cpu()
+    longer_by = (ours.measured["length"].unsqueeze(2) - theirs.measured["length"].unsqueeze(1)).cpu()
     wins, known = (difference.sign() + 1) / 2, difference.isfinite()
-    prompts = torch.arange(len(difference)).view(-1, 1, 1).expand(difference.shape)[known]
-    shares = (1 / known.flatten(1).sum(1).double())[prompts]
-    return length_controlled_rate(wins[known], longer_by[known], shares, prompts, seed)
+    rows = torch.arange(len(difference)).view(-1, 1, 1).expand(difference.shape)[known]
+    shares = (1 / known.flatten(1).sum(1).double())[rows]
+    return length_controlled_rate(wins[known], longer_by[known], shares, ours.clusters[rows])
 
 
-def length_controlled_rate(wins: Tensor, longer_by: Tensor, shares: Tensor, prompts: Tensor, seed: int) -> Figures:
-    """From comparisons [M], how much each counts in its prompt, and which prompt it belongs to. Empty without any.
+def length_controlled_rate(wins: Tensor, longer_by: Tensor, shares: Tensor, prompts: Tensor) -> Figures:
+    """From comparisons [M], how much each counts, and which prompt it belongs to. Empty without any.
 
-    Where one side wins them all, length can explain nothing.
+    The interval is a t interval of the logit. nan where one side is longer in all or nearly all comparisons
+    (`length_overlap` below LEAST_OVERLAP): the rate at equal lengths would rest on the form of the regression alone.
     """
     if not len(wins):
         return {}
-    places, count = prompts.unique(return_inverse=True)[1], len(prompts.unique())
-    value, ends = float(wins[0]), (0.0, 0.0)
-    if bool((wins != wins[0]).any()) or value == 0.5:
-        value = float(length_controlled(wins, longer_by, shares))
-        width = -(-len(wins) // count)
-        rates = [
-            length_controlled(wins, longer_by, times[:, places] * shares)
-            for times in resamples(count, seed, REGRESSIONS, width)
-        ]
-        low, high = torch.cat(rates).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        ends = (low, high)
-    return with_intervals({"length_controlled_win_rate": value}, [share_interval(value, ends, count)])
+    clusters, count = prompts.unique(return_inverse=True)[1], len(prompts.unique())
+    overlap = length_overlap(longer_by, shares)
+    value, ends = math.nan, (math.nan, math.nan)
+    if overlap >= LEAST_OVERLAP:
+        value = float(wins[0])
+        if bool((wins == wins[0]).all()):  # length can explain nothing
+            below = by_prompt(shares, clusters)
+            ends = share_interval((below * value).numpy(), below.numpy())
+        else:
+            value = float(length_controlled(wins, longer_by, shares))
+            ends = _logit_interval(value, length_controlled_deviation(wins, longer_by, shares, clusters), count)
+    return {**with_interval("length_controlled_win_rate", value, ends), "length_overlap": overlap}
+
+
+def _logit_interval(value: float, deviation: float, count: int) -> Interval:
+    """The ends for a rate whose logit has this standard deviation, from `count` prompts."""
+    if count < 3:  # two coefficients leave no degree of freedom
+        return 0.0, 1.0
+    logit, half = torch.tensor(value, dtype=torch.float64).logit(), t_quantile(count - 2) * deviation
+    return float(torch.sigmoid(logit - half)), float(torch.sigmoid(logit + half))

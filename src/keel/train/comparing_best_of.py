@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
-
 from keel.core.best_of import best_of_kl, best_of_weights
-from keel.train.comparing import Judged, ratio_intervals, with_intervals
+from keel.data.intervals import mean_interval
+from keel.train.comparing import Judged, by_prompt, with_interval
 
 
-def best_of_curve(judged: Judged, most: int, seed: int) -> list[dict[str, Any]]:
+def best_of_curve(judged: Judged, most: int) -> list[dict[str, Any]]:
     """For n = 1 .. most the figures of the answer with the highest score of n, with intervals over prompts.
 
     `kl_bound` is how far it lies at most from the policy that answered, in nats. A scorer that did not choose shows
@@ -22,19 +21,17 @@ def best_of_curve(judged: Judged, most: int, seed: int) -> list[dict[str, Any]]:
     judged = judged.rows(scored)
     names = [name for name in judged.measured if name in ("score", "length") or name.startswith("rewards/")]
     values = {name: judged.measured[name] for name in names}
-    above, below = [], []
+    clusters = judged.clusters
+    curve: list[dict[str, Any]] = []
     for n in range(1, most + 1):
         weights = best_of_weights(judged.measured["score"], n)
-        above += [(weights * known.nan_to_num()).sum(1) for known in values.values()]
-        below += [(weights * known.isfinite()).sum(1) for known in values.values()]
-    tops, bottoms = torch.stack(above, 1), torch.stack(below, 1)
-    figures = (tops.sum(0) / bottoms.sum(0)).tolist()
-    intervals = ratio_intervals(tops, bottoms, seed)
-    curve = []
-    for n in range(1, most + 1):
-        part = slice((n - 1) * len(names), n * len(names))
-        found = with_intervals(dict(zip(names, figures[part], strict=True)), intervals[part])
-        curve.append({"n": n, "prompts": len(scored), "kl_bound": best_of_kl(n), **found})
+        point: dict[str, Any] = {"n": n, "prompts": len(clusters.unique()), "kl_bound": best_of_kl(n)}
+        for name, known in values.items():
+            above = by_prompt((weights * known.nan_to_num()).sum(1), clusters)
+            below = by_prompt((weights * known.isfinite()).sum(1), clusters)
+            value = float(above.sum() / below.sum())
+            point |= with_interval(name, value, mean_interval(above.numpy(), below.numpy()))
+        curve.append(point)
     return curve
 
 

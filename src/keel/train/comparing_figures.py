@@ -13,9 +13,18 @@ from keel.train.comparing_best_of import best_of_curve, worth_best_of
 from keel.train.comparing_slices import slices_of
 from keel.train.frontier import checkpoints_of, frontier
 
-OF_A_POLICY = ("score", "kl", "length", "truncated", "entropy", "reference_logprob")
-OF_A_COMPARISON = ("win_rate", "length_controlled_win_rate", "score_difference", "ties")
-OF_PEOPLE = ("win_rate", "length_controlled_win_rate", "ties", "agreement", "judgements", "raters", "prompts")
+OF_A_POLICY = ("score", "kl", "kl_untempered", "length", "truncated", "entropy", "reference_logprob")
+OF_A_COMPARISON = ("win_rate", "length_controlled_win_rate", "length_overlap", "score_difference", "ties")
+OF_PEOPLE = (
+    "win_rate",
+    "length_controlled_win_rate",
+    "length_overlap",
+    "ties",
+    "agreement",
+    "judgements",
+    "raters",
+    "prompts",
+)
 
 
 def figures_of(config: EvaluateConfig, judged: Mapping[str, Judged]) -> dict[str, Any]:
@@ -28,7 +37,7 @@ def figures_of(config: EvaluateConfig, judged: Mapping[str, Judged]) -> dict[str
             for name, rows in slices.items()
         }
     if config.best_of:
-        figures["best_of"] = {side: best_of_curve(own, config.best_of, config.seed) for side, own in judged.items()}
+        figures["best_of"] = {side: best_of_curve(own, config.best_of) for side, own in judged.items()}
         if "against" in judged:
             curve = figures["best_of"]["against"]
             for own in policies_of(figures).values():
@@ -42,12 +51,13 @@ def figures_of(config: EvaluateConfig, judged: Mapping[str, Judged]) -> dict[str
 def side_by_side(config: EvaluateConfig, judged: Mapping[str, Judged]) -> dict[str, Any]:
     """Figures of each side, and of each policy against the other."""
     against = judged.get("against")
-    found = {side: answers.figures(config.seed) for side, answers in judged.items()}
+    found = {side: answers.figures() for side, answers in judged.items()}
     compared = {side: compare(config, own, against) for side, own in judged.items() if against and side != "against"}
-    figures: dict[str, Any] = {
-        "prompts": len(next(iter(judged.values())).texts),
-        "responses_per_prompt": config.sampling.num_responses,
-    }
+    clusters = next(iter(judged.values())).clusters
+    figures: dict[str, Any] = {"prompts": len(clusters.unique())}
+    if len(clusters) > figures["prompts"]:
+        figures["rows"] = len(clusters)
+    figures["responses_per_prompt"] = config.sampling.num_responses
     if len(config.policy) == 1:
         return figures | found | compared.get("policy", {})
     policies = {side: found[side] | compared.get(side, {}) for side in found if side != "against"}
@@ -59,8 +69,8 @@ def compare(config: EvaluateConfig, ours: Judged, theirs: Judged) -> dict[str, f
     measure = decider(config)
     if measure not in ours.measured:
         return {}
-    raw = comparison(ours.measured[measure], theirs.measured[measure], config.seed)
-    return raw | length_controlled_comparison(ours, theirs, measure, config.seed)
+    raw = comparison(ours.measured[measure], theirs.measured[measure], ours.clusters)
+    return raw | length_controlled_comparison(ours, theirs, measure)
 
 
 def policies_of(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:

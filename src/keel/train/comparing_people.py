@@ -16,7 +16,7 @@ from keel.data.rows import Content, read_rows
 from keel.errors import ConfigError, DataError
 from keel.run.folder import write_atomic
 from keel.run.origin import fingerprints
-from keel.train.comparing import Figures, Judged, length_controlled_rate, share
+from keel.train.comparing import Figures, Judged, length_controlled_rate, row_mean
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def people_figures(config: EvaluateConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {**counts, "prompts": len(by_prompt)}
     ties = {key: [float(win == 0.5) for win in wins] for key, wins in by_prompt.items()}
     for name, values in {"win_rate": by_prompt, "ties": ties, "agreement": agreed}.items():
-        figures |= _mean(name, values, config.seed)
-    return figures | _length_controlled(judged, config.seed)
+        figures |= _mean(name, values)
+    return figures | _length_controlled(judged)
 
 
 def judgements_of(path: str, pairs: Sequence[Pair]) -> tuple[list[list[float]], dict[str, Any]]:
@@ -155,13 +155,13 @@ def agreement(pair: Pair, wins: Sequence[float]) -> list[float]:
     return [1 - abs(scorer - win) for win in wins if win != 0.5]
 
 
-def _mean(name: str, by_prompt: Mapping[str, Sequence[float]], seed: int) -> Figures:
+def _mean(name: str, by_prompt: Mapping[str, Sequence[float]]) -> Figures:
     """Each prompt counts alike; nothing where there is none."""
     values = torch.tensor([sum(own) / len(own) for own in by_prompt.values() if own], dtype=torch.float64)
-    return share(name, values, seed) if len(values) else {}
+    return row_mean(name, values, torch.arange(len(values))) if len(values) else {}
 
 
-def _length_controlled(judged: Sequence[tuple[Pair, list[float]]], seed: int) -> Figures:
+def _length_controlled(judged: Sequence[tuple[Pair, list[float]]]) -> Figures:
     numbers: dict[str, int] = {}
     rows = [
         (win, pair.lengths[0] - pair.lengths[1], numbers.setdefault(prompt_key(pair.prompt), len(numbers)))
@@ -170,4 +170,4 @@ def _length_controlled(judged: Sequence[tuple[Pair, list[float]]], seed: int) ->
     ]
     table = torch.tensor(rows, dtype=torch.float64)
     prompts = table[:, 2].long()
-    return length_controlled_rate(table[:, 0], table[:, 1], 1 / prompts.bincount()[prompts].double(), prompts, seed)
+    return length_controlled_rate(table[:, 0], table[:, 1], 1 / prompts.bincount()[prompts].double(), prompts)

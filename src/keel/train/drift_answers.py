@@ -26,10 +26,11 @@ from keel.run.origin import fingerprints
 from keel.run.score_range import read_range
 from keel.train.comparing import PER_TOKEN, Judged
 from keel.train.comparing_slices import slices_of
-from keel.train.evaluate import PASS_TOKENS, Scoring, judge, measure
+from keel.train.evaluate import Scoring, judge, measure
 from keel.train.frontier import checkpoints_of, settings_of_run
 from keel.train.progress import ProgressDisplay
 from keel.train.sample import Player, grouped, load_frozen, load_player
+from keel.train.untempered import PASS_TOKENS
 from keel.world import generator
 
 ENOUGH = 600  # training prompts that are answered where today's are fewer

@@ -33,9 +33,10 @@ from keel.train.comparing_people import check_pairs, key_of, people_figures, wri
 from keel.train.frontier import checkpoints_of, completed
 from keel.train.progress import ProgressDisplay
 from keel.train.sample import Player, grouped, load_frozen, load_player
+from keel.train.score_once import scored_once
+from keel.train.untempered import PASS_TOKENS, add_untempered_kl
 from keel.world import World
 
-PASS_TOKENS = 16_384  # padded tokens of one forward pass; no figure depends on it
 Scoring = Callable[[Rollouts], ScoredRollouts]
 
 
@@ -54,7 +55,7 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     check_outputs(config, bool(demands))
     sides = sides_of(config)
     readable = check_vocabularies(config, sides)
-    scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
+    scorers = scored_once(build_scorers(config.rewards, functions)) if config.rewards or functions else []
     check_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
     judged = judge_sides(config, sides, readable, scorers)
     figures = figures_of(config, judged)
@@ -93,15 +94,9 @@ def judge_sides(
         scoring = partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None
         stream = side if side in opponents else "policy"
         with ProgressDisplay(f"evaluate {side}", len(player.prompts) * config.sampling.num_responses) as display:
-            return judge(
-                player,
-                reference if readable[side] else None,
-                scoring,
-                config.sampling,
-                config.seed,
-                stream,
-                display.show,
-            )
+            to = reference if readable[side] else None
+            found = judge(player, to, scoring, config.sampling, config.seed, stream, display.show)
+        return add_untempered_kl(found, player, to, config.sampling, config.seed, stream) if to else found
 
     return {side: judged_side(side, folder) for side, folder in sides.items()}
 

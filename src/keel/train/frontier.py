@@ -13,7 +13,7 @@ from keel.diagnose.overoptimisation import Fit, fit
 from keel.diagnose.run import read_metrics
 from keel.errors import ConfigError
 from keel.run.folder import RunFolder
-from keel.train.comparing import Judged, resamples
+from keel.train.comparing import Judged, by_prompt, resamples
 
 REFITS = 500
 SURE = 0.95
@@ -83,12 +83,13 @@ def fitted(sides: Sequence[Judged], name: str, seed: int) -> dict[str, Any] | No
     None with too few points. Only prompts count of which every side has a figure.
     """
     table = torch.stack([side.measured[each].nanmean(1) for each in ("kl", name) for side in sides], 1)
-    table = table[table.isfinite().all(1)]
+    known = table.isfinite().all(1)
+    clusters, table = sides[0].clusters[known.cpu()], table[known]
     kl, scores = table.mean(0).view(2, -1).numpy() if len(table) else np.zeros((2, 0))
     found = fit(kl, scores)
     if found is None:
         return None
-    again = refits(table, seed)
+    again = refits(table, clusters, seed)
     peaks = [peak_of(other, last) for other, last in again]
     low, high = (float(end) for end in np.quantile(peaks, [0.025, 0.975], method="nearest"))
     behind = float(np.mean([other.is_behind(last) for other, last in again]))
@@ -96,10 +97,16 @@ def fitted(sides: Sequence[Judged], name: str, seed: int) -> dict[str, Any] | No
     return {**vars(found), "peak_kl_low": low, "peak_kl_high": high, "behind": behind, "says": says}
 
 
-def refits(table: Tensor, seed: int) -> list[tuple[Fit, float]]:
-    """The fit to each resample of the prompts [N, KLs and scores of the sides], with the last side's KL in it."""
-    sums = torch.cat([times @ table for times in resamples(len(table), seed, REFITS)])
-    halves = (sums / len(table)).view(len(sums), 2, -1).numpy()
+def refits(table: Tensor, clusters: Tensor, seed: int) -> list[tuple[Fit, float]]:
+    """The fit to each resample of the prompts, with the last side's KL in it.
+
+    `table` [N, KLs and scores of the sides]; `clusters` [N] is the number of each row's prompt.
+    """
+    numbers = clusters.unique(return_inverse=True)[1]
+    rows = torch.cat([table.cpu(), torch.ones(len(table), 1, dtype=table.dtype)], 1)
+    by_cluster = by_prompt(rows, numbers)
+    sums = torch.cat([times @ by_cluster for times in resamples(len(by_cluster), seed, REFITS)])
+    halves = (sums[:, :-1] / sums[:, -1:]).view(len(sums), 2, -1).numpy()
     found = [(fit(kl, scores), float(kl[-1])) for kl, scores in halves]
     return [(other, last) for other, last in found if other is not None]
 

@@ -13,6 +13,7 @@ from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder, replace_folder, write_figures
+from keel.run.gate import check_held_out
 from keel.run.held_out import write_held_out
 from keel.train.reward_task import facts_of, reward_task, save_judged
 from keel.train.split import Split, split_rankings
@@ -26,6 +27,7 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     Returns the figures on held-out prompts.
     """
     split = split_rankings(config)
+    check_held_out(config.gate, split.held_out)
     if config.members == 1:
         return fit_model(config, split, resume)
     with closing(RunFolder.open(config.output, config.model_dump(mode="json"), resume)) as folder:
