@@ -102,7 +102,7 @@ class AlgorithmSettings(Settings):
     whiten_rewards: bool = False
     """unit variance of the token rewards, mean kept"""
     normalize_std: bool = True
-    """grpo: divide by the group's standard deviation (false = Dr.GRPO)"""
+    """grpo: divide by the group's standard deviation (false: as Dr.GRPO, whose loss is reduced differently)"""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """value after a truncated response: 0, or the critic's"""
 
