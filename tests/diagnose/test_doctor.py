@@ -67,6 +67,14 @@ FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "updates-too-large": (change(policy__step_kl=0.8, policy__approx_kl=0.6, policy__clipfrac=0.5), {}),
     "updates-too-small": (change(policy__step_kl=1e-9), {}),
     "updates-skipped": (change(update__skipped=0.6), {}),
+    "value-offset": (
+        change(
+            critic__returns=lambda c: c["critic/returns"] + 20.0,
+            critic__values=lambda c: 0.1 * np.arange(len(c["critic/values"])),
+            critic__advantages_std=lambda c: 1.01 * c["critic/returns_std"],
+        ),
+        {},
+    ),
     "critic-not-learning": (change(critic__explained_variance=0.0, critic__values=0.0), {}),
     "critic-lagging": (change(critic__values=lambda c: c["critic/returns"] - 2.5 * c["critic/returns_std"]), {}),
     "advantages-exploding": (

@@ -99,18 +99,25 @@ def test_the_gated_unit_and_its_gradient(count: int) -> None:
         torch.testing.assert_close(gradient.double(), wanted, **CLOSE)
 
 
-@pytest.mark.parametrize("words", [2, 16, 50])
-def test_logprobs_entropy_and_the_gradient(words: int) -> None:
-    logits, tokens, outward = 5 * numbers(40, words), torch.arange(40) % words, numbers(40, seed=1)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("words", [2, 16, 50, 1100])
+def test_logprobs_entropy_and_the_gradient(words: int, temperature: float) -> None:
+    logits, tokens = 5 * numbers(40, words), torch.arange(40) % words
+    outward, slope = numbers(40, seed=1), numbers(40, seed=2)
     logits[5, (5 % words) - 1] = -math.inf  # an impossible word
-    found, entropies, normalisers = kernels.logprobs(logits, tokens)
+    found, entropies, statistics = kernels.logprobs(logits, tokens, temperature)
     exact = logits.double().requires_grad_()
-    every = exact.log_softmax(-1)
+    every = (exact / temperature).log_softmax(-1)
     expected = every.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    expected_entropies = -(every.exp() * every.clamp(min=-1e4)).sum(-1)
     torch.testing.assert_close(found.double(), expected, **CLOSE)
-    torch.testing.assert_close(entropies.double(), -(every.exp() * every).nan_to_num(0.0).sum(-1), **CLOSE)
-    [wanted] = torch.autograd.grad(expected, exact, outward.double())
-    torch.testing.assert_close(kernels.logprobs_back(logits, tokens, normalisers, outward).double(), wanted, **CLOSE)
+    torch.testing.assert_close(entropies.double(), expected_entropies, **CLOSE)
+    given = logits, tokens, statistics, outward
+    [wanted] = torch.autograd.grad(expected, exact, outward.double(), retain_graph=True)
+    torch.testing.assert_close(kernels.logprobs_back(*given, None, temperature).double(), wanted, **CLOSE)
+    [more] = torch.autograd.grad(expected_entropies, exact, slope.double())
+    ours = kernels.logprobs_back(*given, slope, temperature)
+    torch.testing.assert_close(ours.double(), wanted + more, **CLOSE)
 
 
 @pytest.mark.parametrize("token", [-1, 5])
@@ -192,3 +199,13 @@ def test_threads_change_no_bit() -> None:
     both = results()
     torch.set_num_threads(1)
     assert all(torch.equal(ours, alone) for ours, alone in zip(both, results(), strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_log_probability_of_a_draw_is_exact_for_offset_logits(temperature: float) -> None:
+    logits = 3 * numbers(20, 32_000) + 3000
+    uniforms = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    tokens, logprobs = kernels.draw(logits, uniforms, temperature)
+    every = (logits.double() / temperature).log_softmax(-1)
+    expected = every.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(logprobs.double(), expected, rtol=0, atol=2e-6)

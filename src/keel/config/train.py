@@ -106,7 +106,7 @@ class AlgorithmSettings(Settings):
     whiten_advantages: bool = True
     """zero mean and unit variance over the batch (not for rloo and grpo, whose groups do it)"""
     normalize_std: bool = True
-    """grpo: divide by the group's standard deviation (false = Dr.GRPO)"""
+    """grpo: divide by the group's standard deviation (false: as Dr.GRPO, whose loss is reduced differently)"""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """value after a truncated response: 0, or the critic's"""
 

@@ -59,7 +59,7 @@ def grpo(scores: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
     """Score minus the group's mean, divided by its standard deviation (unbiased, + 1e-6) if asked for. [B] -> [B]
 
     Rows of one group are adjacent. Scores that differ by no more than rounding give exact zeros. Shao et al. 2024;
-    without the division: Dr.GRPO, Liu et al. 2025.
+    without the division: the advantage of Dr.GRPO (Liu et al. 2025), which also divides the loss by a constant length.
     """
     groups = _without_rounding(_grouped(scores, group_size), scores)
     centred = groups - groups.mean(dim=1, keepdim=True)

@@ -1,6 +1,12 @@
-"""Log-probabilities and entropies of a categorical policy, at the temperature it samples with."""
+"""Log-probabilities and entropies of a categorical policy, at the temperature it samples with.
 
-from typing import Any
+The largest logit is subtracted first, then the temperature divides, and long sums are pairwise or in double precision.
+So results are exact but for their own rounding, whatever the vocabulary and the offset of the logits.
+"""
+
+import math
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -8,61 +14,132 @@ from torch.autograd.function import once_differentiable
 
 from keel import kernels
 
+AT_ONCE = 2**18
+"""Logits that torch's operations take at a time on a CPU, so that intermediate results stay in its cache."""
+LEAST = -1e4
+"""Least shifted logit: its probability is 0, and unlike -inf it can be multiplied by that."""
+
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """log pi(token) = z[token] - logsumexp(z), z = logits / temperature. [..., V], [...] -> [...]
 
     Raises ValueError if the temperature is not positive or the shapes do not fit.
     """
-    scaled = _scaled(logits, temperature)
-    if logits.shape[:-1] != tokens.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit tokens {tuple(tokens.shape)}")
-    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+    return logprobs_and_entropy(logits, tokens, temperature)[0]
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """H = logsumexp(z) - sum softmax(z) z, between 0 and log V. [..., V] -> [...]"""
-    scaled = _scaled(logits, temperature)
-    return scaled.logsumexp(-1) - (scaled.softmax(-1) * scaled).sum(-1)
+    tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    return logprobs_and_entropy(logits, tokens, temperature, entropy_gradient=True)[1]
 
 
-def logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """`token_logprobs`, and the entropy as a figure without gradient, in few passes. [..., V], [...] -> [...], [...]"""
+def logprobs_and_entropy(
+    logits: Tensor, tokens: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Compute `token_logprobs` and `entropy` in few passes; the entropy has a gradient only if `entropy_gradient`.
+
+    [..., V], [...] -> [...], [...]
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit tokens {tuple(tokens.shape)}")
-    found: tuple[Tensor, Tensor] = LogprobsAndEntropy.apply(_scaled(logits, temperature), tokens)
-    return found
+    wide = logits.float() if logits.dtype.itemsize < 4 else logits
+    if wide.dim() == 2:  # the reshapes below cost as much as a tenth of the work on a small vocabulary
+        return cast(tuple[Tensor, Tensor], LogprobsAndEntropy.apply(wide, tokens, temperature, entropy_gradient))
+    rows = wide.reshape(-1, wide.shape[-1]), tokens.reshape(-1)
+    logprobs, entropies = LogprobsAndEntropy.apply(*rows, temperature, entropy_gradient)
+    return logprobs.view(tokens.shape), entropies.view(tokens.shape)
 
 
 class LogprobsAndEntropy(torch.autograd.Function):
-    """d log pi(token) / d z = onehot(token) - softmax(z)."""
+    """d log pi(token) / dz = onehot(token) - p, dH / dz = -p (log p + H), with p = softmax(z). [N, V], [N]"""
 
     @staticmethod
-    def forward(ctx: Any, scaled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if kernels.available(scaled) and tokens.dtype == torch.int64:
-            chosen, entropies, statistics = kernels.logprobs(scaled, tokens)
-            ctx.save_for_backward(scaled, tokens, statistics)
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, entropy_gradient: bool) -> Any:
+        ctx.temperature, ctx.compiled = temperature, kernels.available(logits) and tokens.dtype == torch.int64
+        forward = kernels.logprobs if ctx.compiled else _forward
+        logprobs, entropies, *kept = forward(logits, tokens, temperature)
+        ctx.save_for_backward(logits, tokens, *kept)
+        ctx.set_materialize_grads(False)  # so that an entropy that is only measured costs the backward pass nothing
+        if not entropy_gradient:
             ctx.mark_non_differentiable(entropies)
-            return chosen, entropies
-        logprobs = scaled.log_softmax(-1)
-        probabilities = logprobs.exp()
-        entropies = -torch.linalg.vecdot(probabilities, logprobs)
-        ctx.save_for_backward(probabilities, tokens, None)
-        ctx.mark_non_differentiable(entropies)
-        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropies
+        return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        kept, tokens, statistics = ctx.saved_tensors
-        if statistics is not None:
-            return kernels.logprobs_back(kept, tokens, statistics, gradients[0]), None
-        gradient = gradients[0].unsqueeze(-1)
-        return (kept * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
+    def backward(ctx: Any, gradient: Tensor | None, entropy_gradient: Tensor | None) -> Any:
+        logits, tokens, statistics, *weights = ctx.saved_tensors
+        gradient = torch.zeros_like(statistics[:, 0]) if gradient is None else gradient
+        back = kernels.logprobs_back if ctx.compiled else _backward
+        found = back(logits, tokens, statistics, gradient, entropy_gradient, ctx.temperature, *weights)
+        return found, None, None, None
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    wide = logits.float() if logits.dtype.itemsize < 4 else logits
-    return wide if temperature == 1 else wide / temperature
+def _forward(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`kernels.logprobs` in torch's operations; the exponentials of a single chunk are kept for the gradient."""
+    parts = [_sums(logits[rows], temperature) for rows in _chunks(logits)]
+    weights = parts[0][3] if len(parts) == 1 else None
+    each = list(zip(*parts, strict=True))[:3]
+    top, total, weighted = (part[0] if len(part) == 1 else torch.cat(part) for part in each)
+    exact = total.double()
+    log_total = exact.log()
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).double().sub_(top)
+    logprobs = (chosen if temperature == 1 else chosen.div_(temperature)).sub_(log_total)
+    entropies = log_total.sub_(weighted / exact).clamp_(0, _most(logits.shape[-1], logits.dtype)).to(logits.dtype)
+    return logprobs.to(logits.dtype), entropies, torch.stack([top, total, entropies], -1), weights
+
+
+def _sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """With x = (logits - largest) / temperature: the largest, the sums of exp(x) and of exp(x) x, and exp(x)."""
+    top = logits.amax(-1, keepdim=True)
+    x = _shifted(logits, top, temperature)
+    weights = x.exp()
+    return top.squeeze(-1), weights.sum(-1), x.clamp_(min=LEAST).mul_(weights).sum(-1), weights
+
+
+def _backward(
+    logits: Tensor,
+    tokens: Tensor,
+    statistics: Tensor,
+    gradient: Tensor,
+    entropy_gradient: Tensor | None,
+    temperature: float,
+    weights: Tensor | None,
+) -> Tensor:
+    """`kernels.logprobs_back` in torch's operations."""
+    top, total, entropies = statistics.unsqueeze(-1).unbind(1)
+    outward = gradient.unsqueeze(-1) / temperature
+    factor = outward / -total
+    if weights is not None and entropy_gradient is None:
+        return (weights * factor).scatter_add_(-1, tokens.unsqueeze(-1), outward)
+    result = torch.empty_like(logits)
+    for rows in _chunks(logits):
+        x = _shifted(logits[rows], top[rows], temperature, out=result[rows])
+        if entropy_gradient is None:
+            x.exp_().mul_(factor[rows])
+            continue
+        slope = entropy_gradient[rows].unsqueeze(-1) / (-temperature * total[rows])
+        surprise = x.clamp(min=LEAST) + (entropies[rows] - total[rows].log())
+        x.exp_().mul_(surprise.mul_(slope).add_(factor[rows]))
+    return result.scatter_add_(-1, tokens.unsqueeze(-1), outward)
+
+
+def _shifted(logits: Tensor, top: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
+    x = torch.sub(logits, top, out=out)
+    return x if temperature == 1 else x.div_(temperature)
+
+
+def _chunks(logits: Tensor) -> list[slice]:
+    """Slices of rows: of a CPU's cache size, elsewhere all at once."""
+    count, words = logits.shape
+    step = max(1, AT_ONCE // words) if logits.is_cpu else max(1, count)
+    return [slice(first, first + step) for first in range(0, max(count, 1), step)]
+
+
+@cache
+def _most(words: int, dtype: torch.dtype) -> float:
+    """The largest number of that type that is not above log(words)."""
+    nearest, limit = torch.tensor(math.log(words), dtype=dtype), math.log(words)
+    return float(nearest if nearest.item() <= limit else nearest.nextafter(torch.zeros_like(nearest)))

@@ -84,19 +84,19 @@ void attend_newest(const float *query, const float *key, const float *value, con
 
 /* The token at which the cumulative distribution of one row passes `uniform`, and its log-probability. The sums are in
    double precision; weights [words, rounded up] is scratch. */
-static int draw_one(const float *logits, double uniform, int words, float temperature, float *weights,
+static int draw_one(const float *logits, double uniform, int words, double temperature, float *weights,
                     float *logprob) {
     vec tops = -INFINITY - (vec){0};
     for (int word = 0; word < words; word += LANES) {
         const int part = words - word < LANES ? words - word : LANES;
-        store(weights + word, load_part(logits + word, part, -INFINITY) / temperature);
+        store(weights + word, load_part(logits + word, part, -INFINITY));
         tops = larger(load(weights + word), tops);
     }
     const float top = largest(tops);
     double total = 0, passed = 0;
     int possible = 0; /* the last vector of words of which one is possible */
     for (int word = 0; word < words; word += LANES) {
-        store(weights + word, exponential(load(weights + word) - top));
+        store(weights + word, exponential(tempered(load(weights + word) - top, (float)temperature)));
         const float more = sum(load(weights + word));
         total += more;
         if (more != 0) possible = word;
@@ -112,12 +112,12 @@ static int draw_one(const float *logits, double uniform, int words, float temper
         if (weights[word] != 0) token = word;
         passed += weights[word];
     }
-    *logprob = logits[token] / temperature - top - (float)log(total);
+    *logprob = (float)(((double)logits[token] - top) / temperature - log(total));
     return token;
 }
 
 /* logits [count, words], uniforms [count] in [0, 1) */
-void draw(const float *logits, const double *uniforms, int64_t count, int words, float temperature, int threads,
+void draw(const float *logits, const double *uniforms, int64_t count, int words, double temperature, int threads,
           int64_t *tokens, float *logprobs) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {

@@ -51,26 +51,34 @@ def gated_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tens
     return for_gate, for_up
 
 
-def logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-prob of each token, entropy, and what the gradient needs. [..., V], [...] int64 -> [...], [...], [..., 2]
+def logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob of each token, entropy, and what the gradient needs. [..., V], [...] int64 -> [...], [...], [..., 3]
 
     Raises IndexError for a token that is none of the V.
     """
     logits, tokens = logits.contiguous(), tokens.contiguous()
-    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < logits.shape[-1]:
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < logits.shape[-1]:
         raise IndexError(f"tokens from {int(tokens.min())} to {int(tokens.max())}, but {logits.shape[-1]} logits")
-    found, entropies, statistics = (logits.new_empty(*tokens.shape, *more) for more in ((), (), (2,)))
-    given = logits, tokens, tokens.numel(), logits.shape[-1], _threads(logits)
+    found, entropies, statistics = (logits.new_empty(*tokens.shape, *more) for more in ((), (), (3,)))
+    given = logits, tokens, tokens.numel(), logits.shape[-1], temperature, _threads(logits)
     _call("logprobs", *given, found, entropies, statistics)
     return found, entropies, statistics
 
 
-def logprobs_back(logits: Tensor, tokens: Tensor, statistics: Tensor, gradient: Tensor) -> Tensor:
-    """-> gradient of the logits"""
+def logprobs_back(
+    logits: Tensor,
+    tokens: Tensor,
+    statistics: Tensor,
+    gradient: Tensor,
+    entropy_gradient: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return the gradient of the logits from those of the log-probs and, if given, of the entropies."""
     logits, tokens, gradient = logits.contiguous(), tokens.contiguous(), gradient.contiguous()
+    entropy_gradient = None if entropy_gradient is None else entropy_gradient.contiguous()
     for_logits = torch.empty_like(logits)
-    given = logits, tokens, statistics, gradient, tokens.numel(), logits.shape[-1], _threads(logits)
-    _call("logprobs_back", *given, for_logits)
+    given = logits, tokens, statistics, gradient, entropy_gradient, tokens.numel(), logits.shape[-1], temperature
+    _call("logprobs_back", *given, _threads(logits), for_logits)
     return for_logits
 
 
@@ -171,17 +179,17 @@ def _call(name: str, *given: Tensor | int | float | None) -> None:
     _kernel(name)(*[x.data_ptr() if isinstance(x, Tensor) else x for x in given])
 
 
-P, N, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+P, N, L, F, D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 SHAPE = (P, N, N, N, N, F, N, N)
 SIGNATURES = {
     "norm": (P, P, L, N, F, N, P, P),
     "norm_back": (P, P, P, P, L, N, N, N, P, P),
     "gated": (P, P, L, N, P),
     "gated_back": (P, P, P, L, N, P, P),
-    "logprobs": (P, P, L, N, N, P, P, P),
-    "logprobs_back": (P, P, P, P, L, N, N, P),
+    "logprobs": (P, P, L, N, D, N, P, P, P),
+    "logprobs_back": (P, P, P, P, P, L, N, F, N, P),
     "attend_newest": (P, P, P, P, P, P, N, N, N, N, N, N, F, N, P, P, P),
-    "draw": (P, P, L, N, F, N, P, P),
+    "draw": (P, P, L, N, D, N, P, P),
     "attend": (P, P, P, P, P, *SHAPE, P, P),
     "attend_back": (P, P, P, P, P, P, P, P, *SHAPE, P, P, P),
 }

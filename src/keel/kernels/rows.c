@@ -65,50 +65,70 @@ void gated_back(const float *gate, const float *up, const float *gradient, int64
     }
 }
 
-/* Largest logit of a row and the sum of exp(logit - it), and of that times (logit - it). */
-static void summarise(const float *logits, int words, float *top, float *total, float *weighted) {
-    vec tops = -INFINITY - (vec){0}, totals = {0}, weights = {0};
+/* Words whose exponentials are summed in float before the sum is added in double: long sums in float are biased. */
+#define BLOCK (32 * LANES)
+
+/* Largest logit of a row, and with x = (logit - it) / temperature the sum of exp(x), and of exp(x) x. */
+static void summarise(const float *logits, int words, float temperature, float *top, double *total, double *weighted) {
+    vec tops = -INFINITY - (vec){0};
     for (int word = 0; word < words; word += LANES) {
         const int part = words - word < LANES ? words - word : LANES;
         tops = larger(load_part(logits + word, part, -INFINITY), tops);
     }
-    *top = largest(tops);
-    for (int word = 0; word < words; word += LANES) {
-        const int part = words - word < LANES ? words - word : LANES;
-        const vec z = load_part(logits + word, part, -INFINITY) - *top, e = exponential(z);
-        totals += e;
-        weights += choose(e != 0.0f, e * z, (vec){0}); /* a logit of -inf weighs nothing */
+    *top = largest(tops), *total = 0, *weighted = 0;
+    for (int first = 0; first < words; first += BLOCK) {
+        const int last = words - first < BLOCK ? words : first + BLOCK;
+        vec totals = {0}, weights = {0};
+        for (int word = first; word < last; word += LANES) {
+            const int part = last - word < LANES ? last - word : LANES;
+            const vec x = tempered(load_part(logits + word, part, -INFINITY) - *top, temperature), e = exponential(x);
+            totals += e;
+            weights += choose(e != 0.0f, e * x, (vec){0}); /* a logit of -inf weighs nothing */
+        }
+        *total += sum(totals), *weighted += sum(weights);
     }
-    *total = sum(totals), *weighted = sum(weights);
 }
 
-/* log p(token) and the entropy of each row of logits [count, words]; for the gradient, statistics [count, 2]: the
-   largest logit, and the log of the sum of exp(logit - it). */
-void logprobs(const float *logits, const int64_t *tokens, int64_t count, int words, int threads, float *found,
-              float *entropies, float *statistics) {
+/* A rounded entropy stays between 0 and log(words); NaN stays NaN. */
+static float bounded(double entropy, int words) {
+    float most = (float)log(words);
+    if (most > log(words)) most = nextafterf(most, 0);
+    return entropy < 0 ? 0 : entropy > most ? most : (float)entropy;
+}
+
+/* log p(token) and the entropy of each row of logits [count, words] at a temperature; for the gradient, statistics
+   [count, 3]: the largest logit, the sum of exp((logit - it) / temperature), and the entropy. */
+void logprobs(const float *logits, const int64_t *tokens, int64_t count, int words, double temperature, int threads,
+              float *found, float *entropies, float *statistics) {
     PARALLEL
     for (int64_t row = 0; row < count; row++) {
-        float top, total, weighted;
-        summarise(logits + row * words, words, &top, &total, &weighted);
-        const float log_total = logf(total);
-        found[row] = logits[row * words + tokens[row]] - top - log_total;
-        entropies[row] = log_total - weighted / total;
-        statistics[2 * row] = top, statistics[2 * row + 1] = log_total;
+        float top;
+        double total, weighted;
+        summarise(logits + row * words, words, (float)temperature, &top, &total, &weighted);
+        found[row] = (float)(((double)logits[row * words + tokens[row]] - top) / temperature - log(total));
+        entropies[row] = bounded(log(total) - weighted / total, words);
+        statistics[3 * row] = top, statistics[3 * row + 1] = (float)total, statistics[3 * row + 2] = entropies[row];
     }
 }
 
-/* gradient (onehot(token) - p) */
+/* (gradient (onehot(token) - p) - for_entropy p (log p + entropy)) / temperature; for_entropy may be NULL: zeros. */
 void logprobs_back(const float *logits, const int64_t *tokens, const float *statistics, const float *gradient,
-                   int64_t count, int words, int threads, float *for_logits) {
+                   const float *for_entropy, int64_t count, int words, float temperature, int threads,
+                   float *for_logits) {
     PARALLEL
     for (int64_t row = 0; row < count; row++) {
-        const float *from = logits + row * words, factor = -gradient[row];
-        const float top = statistics[2 * row], log_total = statistics[2 * row + 1];
+        const float *from = logits + row * words, outward = gradient[row] / temperature;
+        const float top = statistics[3 * row], inverse = 1 / statistics[3 * row + 1];
+        const float slope = for_entropy ? for_entropy[row] / temperature : 0;
+        const float level = outward + slope * (logf(inverse) + statistics[3 * row + 2]);
         float *to = for_logits + row * words;
         for (int word = 0; word < words; word += LANES) {
             const int part = words - word < LANES ? words - word : LANES;
-            store_part(to + word, exponential(load_part(from + word, part, 0) - top - log_total) * factor, part);
+            const vec x = tempered(load_part(from + word, part, 0) - top, temperature), p = exponential(x) * inverse;
+            vec result = p * -level;
+            if (slope != 0) result = choose(p != 0.0f, p * -(level + slope * x), (vec){0});
+            store_part(to + word, result, part);
         }
-        to[tokens[row]] += gradient[row];
+        to[tokens[row]] += outward;
     }
 }

@@ -136,3 +136,9 @@ static inline vec exponential(vec x) {
     const ints power = (__builtin_convertvector(n, ints) + 127) << 23;
     return (vec)((ints)(p * (vec)power) & counts);
 }
+
+/* Logits less the largest of them, at a temperature: that order, for division first would round offsets of all logits. */
+static inline vec tempered(vec x, float temperature) {
+    if (temperature != 1) x /= temperature;
+    return x;
+}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from keel.core.logprobs import entropy, logprobs_and_entropy, token_logprobs
+from keel.core.logprobs import logprobs_and_entropy
 from keel.errors import ConfigError
 
 LOGITS_KEPT = 2**24
@@ -57,10 +57,7 @@ def token_statistics(
     """
 
     def statistics(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = next_token_logits(model, states)
-        if entropy_gradient:
-            return token_logprobs(logits, tokens, temperature), entropy(logits, temperature)
-        return logprobs_and_entropy(logits, tokens, temperature)
+        return logprobs_and_entropy(next_token_logits(model, states), tokens, temperature, entropy_gradient)
 
     vocabulary = plain(model).config.get_text_config().vocab_size
     rows = max(ROWS_AT_ONCE, LOGITS_AT_ONCE[tokens.device.type] // vocabulary)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from keel import kernels
+from keel.core.logprobs import token_logprobs
 from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
@@ -117,12 +118,10 @@ def choose(
         logits, temperature = keep_likely(logits / temperature, top_k, top_p), 1.0
     if kernels.available(logits):
         return kernels.draw(logits, uniforms.double(), temperature)
-    scaled = logits / temperature
-    logprobs = scaled.log_softmax(-1)
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
     points = uniforms.double().unsqueeze(1) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, points, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+    tokens = torch.searchsorted(cumulative, points, right=True).clamp(max=logits.shape[-1] - 1).squeeze(1)
+    return tokens, token_logprobs(logits, tokens, temperature)
 
 
 def keep_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:

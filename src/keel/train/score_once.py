@@ -6,12 +6,14 @@ would win or lose against each other by rounding.
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from keel.data.batches import Rollouts, select_rows
 from keel.rollout.http import HttpScorer
 from keel.rollout.scorers import FunctionScorer, Scorer, function_arguments
 from keel.rollout.scores import Score
+
+ValueT = TypeVar("ValueT")
 
 
 def scored_once(scorers: Sequence[Scorer]) -> list[Scorer]:
@@ -41,10 +43,10 @@ class ScoredOnce:
             spread = getattr(self.scorer, "disagreement", None) or blank
             cut = getattr(self.scorer, "cut", None) or blank
             self.known |= dict(zip((keys[row] for row in new), zip(scores, spread, cut, strict=True), strict=True))
-        scores, spread, cut = zip(*(self.known[key] for key in keys), strict=True)
-        self.disagreement = None if None in spread else list(spread)
-        self.cut = None if None in cut else list(cut)
-        return list(scores)
+        found = [self.known[key] for key in keys]
+        self.disagreement = complete([spread for _, spread, _ in found])
+        self.cut = complete([cut for _, _, cut in found])
+        return [score for score, _, _ in found]
 
     def keys(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[str]:
         """Everything that the scorer reads of each sample, as JSON.
@@ -62,3 +64,9 @@ class ScoredOnce:
             names = [name for name in given if name in takes or (self.scorer.takes_all and name != "completion_ids")]
             read += [given[name] for name in names]
         return [json.dumps(sample, default=repr) for sample in zip(*read, strict=True)]
+
+
+def complete(values: Sequence[ValueT | None]) -> list[ValueT] | None:
+    """The values, None where one is missing."""
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None

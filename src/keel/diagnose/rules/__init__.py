@@ -18,6 +18,7 @@ from keel.diagnose.rules import (
     shifts,
     supervised,
     updates,
+    value_offset,
 )
 
 POLICY_LEARNING: tuple[Rule, ...] = (
@@ -28,6 +29,7 @@ POLICY_LEARNING: tuple[Rule, ...] = (
     *schedule.RULES,
     policy.ENTROPY,
     *updates.RULES,
+    *value_offset.RULES,
     *critic.RULES,
     *policy.RULES,
     *length.RULES,

@@ -172,7 +172,7 @@ RULES = (
         _collapse_causes,
         follows=names(
             "updates-too-large prompts-repeated reward-hacking reward-inverted length-exploitation "
-            "missing-ends stale-normaliser sampler-mismatch critic-lagging"
+            "missing-ends stale-normaliser sampler-mismatch critic-lagging value-offset"
         ),
     ),
     Rule(

@@ -22,6 +22,8 @@ from keel.diagnose.rule import (
 from keel.diagnose.run import Run, Series
 from keel.diagnose.series import Holds, at_least, at_most, highest, lagged, last, start_of, trailing_mean, window
 
+CONSTANT = 1e-5  # explained variance of values that differ by nothing but rounding
+
 
 def _settled(run: Run) -> Holds:
     """Steps by which a critic that learns should know something: three tenths of the run, at least 10."""
@@ -60,7 +62,10 @@ def _not_learning(run: Run) -> Levels:
     width = max(window(run), 5)
     explained = explained_variance(run)
     spread = trailing_mean(run["critic/returns_std"], width)
+    # A value head may begin at 0 or be centred on the returns: what is dead has one value for all states.
     silent = at_most(trailing_mean(np.abs(run["critic/values"]), width), 1e-4 * spread)
+    known = trailing_mean((run["critic/returns_std"] > 0).astype(float), width)
+    silent |= at_most(np.abs(explained), CONSTANT) & at_least(known, 0.75)  # the first step alone is always 0
     silent &= at_least(spread, 1e-12) & (run.steps >= 4)
     dull = at_most(explained, 0.03) & _settled(run) & varies(run)
     off = at_least(lag(run), 0.5) | at_most(explained, -0.25)
@@ -86,16 +91,16 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
     rate = critic_rate(run)
     policy_rate = float(run.setting("optim.learning_rate", 0) or np.nan)
     behind = last(lag(run))
-    moves = abs(last(run["critic/values"])) > 0.1 * last(run["critic/returns_std"])
+    moves = abs(last(explained_variance(run))) > 1e-3
     worse = last(explained_variance(run)) < -0.25
     slow = Cause(
         "the critic learns too slowly",
         reasons(
             (rate < policy_rate, f"its rate, {rate:.2g}, is below the policy's, {policy_rate:.2g}"),
-            (not moves, "its values have hardly moved"),
+            (not moves, "its values hardly differ between states"),
             (behind > 0.5, f"its mean is {behind:.2g} deviations from the returns'"),
         ),
-        reasons((rate >= policy_rate and behind < 0.25, "its mean follows the returns")),
+        reasons((rate >= policy_rate and behind < 0.25 and moves, "its mean follows the returns")),
         Change("optim.critic_learning_rate", f"{3 * max(rate, policy_rate):.2g} (it is {rate:.2g})"),
     )
     wild = Cause(
@@ -107,7 +112,7 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
     noise = Cause(
         "what an answer is worth cannot be foreseen from its beginning",
         reasons((behind < 0.25, "the mean value is right, only the differences are not foreseen")),
-        (),
+        reasons((not moves, "its values hardly differ between states")),
         Change("algorithm.name", "rloo, which needs no critic"),
     )
     return [wild, slow, noise] if worse else [slow, noise, wild]
@@ -236,7 +241,7 @@ LAGGING = Rule(
     _lagging_evidence,
     _lagging_causes,
     follows=names(
-        "critic-not-learning reward-shift stale-normaliser updates-too-large policy-collapse "
+        "value-offset critic-not-learning reward-shift stale-normaliser updates-too-large policy-collapse "
         "updates-too-small learning-rate-schedule no-signal reward-hacking wrong-reference"
     ),
 )
@@ -251,7 +256,7 @@ RULES = (
         _not_learning_causes,
         follows=names(
             "updates-too-large no-signal policy-collapse stale-normaliser reward-shift updates-too-small "
-            "learning-rate-schedule prompts-repeated entropy-runaway kl-too-tight reward-failures"
+            "learning-rate-schedule prompts-repeated entropy-runaway kl-too-tight reward-failures value-offset"
         ),
     ),
     Rule(
@@ -261,7 +266,7 @@ RULES = (
         _exploding,
         _exploding_evidence,
         _exploding_causes,
-        follows=names("updates-too-large reward-shift critic-not-learning entropy-runaway"),
+        follows=names("updates-too-large reward-shift value-offset critic-not-learning entropy-runaway"),
     ),
     Rule(
         "credit-does-not-reach",
@@ -270,6 +275,6 @@ RULES = (
         _credit,
         _credit_evidence,
         _credit_causes,
-        follows=("critic-not-learning", "no-signal", "stale-normaliser"),
+        follows=("value-offset", "critic-not-learning", "no-signal", "stale-normaliser"),
     ),
 )

@@ -12,8 +12,9 @@ from keel.diagnose.series import at_least, at_most, carried, first, last, traili
 
 UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted", "stale-normaliser", "reward-shift",
             "sampler-mismatch", "wrong-reference", "learning-rate-schedule", "updates-too-large", "updates-too-small",
-            "updates-skipped", "critic-not-learning", "critic-lagging", "advantages-exploding", "credit-does-not-reach",
-            "kl-too-tight", "missing-ends", "entropy-runaway", "policy-collapse", "kl-runaway")  # fmt: skip
+            "updates-skipped", "value-offset", "critic-not-learning", "critic-lagging", "advantages-exploding",
+            "credit-does-not-reach", "kl-too-tight", "missing-ends", "entropy-runaway", "policy-collapse",
+            "kl-runaway")  # fmt: skip
 
 
 def _not_learning(run: Run) -> Levels:

@@ -91,6 +91,6 @@ RULES = (
         _length,
         _length_evidence,
         _length_causes,
-        follows=("updates-too-large", "reward-shift"),
+        follows=("updates-too-large", "reward-shift", "value-offset"),
     ),
 )

@@ -199,6 +199,6 @@ RULES = (
         _ends,
         _ends_evidence,
         _ends_causes,
-        follows=names("updates-too-large entropy-runaway sampler-mismatch reward-hacking kl-runaway"),
+        follows=names("updates-too-large entropy-runaway sampler-mismatch reward-hacking kl-runaway value-offset"),
     ),
 )
