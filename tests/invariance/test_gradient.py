@@ -13,6 +13,7 @@ from keel.config import TrainConfig, parse
 from keel.data.batches import Rollouts, TrainingBatch, select_rows
 from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
+from keel.models.policy import ValueUnits
 from keel.train.setup import Parts, build_parts
 from keel.world import World
 
@@ -40,9 +41,12 @@ def parts_of(model: Path, **changes: Any) -> Parts:
 def targets_of(parts: Parts, rollouts: Rollouts) -> TrainingBatch:
     scored = parts.score(rollouts)
     token_scores = parts.shaping.token_scores(scored, ScoreStatistics()).double()
-    return build_targets(
+    parts.actor_critic.value_units = ValueUnits()
+    targets = build_targets(
         scored, token_scores, parts.actor_critic, parts.reference, parts.algorithm, parts.targets, 0.05, ONE
     )
+    parts.actor_critic.value_units = targets.value_units
+    return targets.batch
 
 
 def gradient_of(parts: Parts, batch: TrainingBatch, budget: int = 10**6) -> tuple[Tensor, dict[str, float]]:

@@ -160,23 +160,33 @@ def test_equal_scores_give_exactly_no_advantage(name: str, group_size: int, scor
     assert torch.equal(batch.returns[batch.response_mask], batch.values[batch.response_mask]) or values is None
 
 
-def test_the_kl_of_a_group_of_equal_scores_keeps_its_own_scale() -> None:
-    """Two responses, KL ln 2 and -ln 2, scores equal: advantages -+ kl_coef ln 2, for any kl_coef."""
-    for kl_coef in (0.0002, 0.2):
-        batch = targets([[0], [2]], [1.0, 1.0], "grpo", kl_coef=kl_coef, group_size=2)
-        assert batch.advantages.flatten().tolist() == pytest.approx([-kl_coef * LN2, kl_coef * LN2])
-    apart = targets([[0], [2]], [1.0, 3.0], "grpo", kl_coef=0.5, group_size=2)
-    assert apart.advantages.flatten().tolist() == pytest.approx([-0.7071064 - 0.5 * LN2, 0.7071064 + 0.5 * LN2])
+@pytest.mark.parametrize("kl_coef", [0.0002, 0.2])
+def test_the_kl_of_equal_scores_keeps_the_weight_of_kl_coef(kl_coef: float) -> None:
+    """Groups of two with KL ln 2 and -ln 2. Scores 1, 1: no deviation anywhere, so nothing divides the KL. Beside a
+    group with scores 1, 3 of deviation sqrt 2: the usual one is 1, a tenth of it divides the KL of the equal group,
+    and sqrt 2 that of the other."""
+    alone = targets([[0], [2]], [1.0, 1.0], "grpo", kl_coef=kl_coef, group_size=2).advantages.flatten()
+    assert alone.tolist() == pytest.approx([-kl_coef * LN2, kl_coef * LN2])
+    both = targets([[0], [2], [0], [2]], [1.0, 1.0, 1.0, 3.0], "grpo", kl_coef=kl_coef, group_size=2)
+    equal, apart = 10 * kl_coef * LN2, 0.7071064 + kl_coef * LN2 / 1.4142136
+    assert both.advantages.flatten().tolist() == pytest.approx([-equal, equal, -apart, apart], rel=1e-5)
 
 
-@pytest.mark.parametrize(("size", "share"), [(0.0, 1.0), (1e-3, 0.0099995), (0.1, 0.7071068), (100.0, 0.9999995)])
-def test_the_step_is_shorter_where_rewards_differ_by_less_than_kl_coef(size: float, share: float) -> None:
-    """Deviation of the advantages `size`, kl_coef 0.1: d / sqrt(d^2 + 0.01)."""
-    found = all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, kl_coef=0.1)
-    assert found.step_scale == pytest.approx(share, rel=1e-3)
-    in_loss = {"kl_in": "loss", "kl_estimator": "k2"}
-    assert all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, **in_loss).step_scale == 1.0
-    assert all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, kl_coef=0.0).step_scale == 1.0
+@pytest.mark.parametrize(("size", "share"), [(0.0, 1.0), (1e-3, 0.0333148), (0.03, 0.7071068), (10.0, 0.9999955)])
+def test_the_step_is_shorter_where_scores_differ_by_less_than_kl_coef(size: float, share: float) -> None:
+    """Deviation of the scores `size`, kl_coef 0.1, KL 0: d / sqrt(d^2 + 0.03^2)."""
+
+    def step_scale(**settings: Any) -> float:
+        return all_targets([[0], [0]], [1 + size, 1 - size], "reinforce", None, None, **settings).step_scale
+
+    assert step_scale(kl_coef=0.1) == pytest.approx(share, rel=1e-4)
+    assert step_scale(kl_in="loss", kl_estimator="k2") == step_scale(kl_coef=0.0) == 1.0
+
+
+def test_a_policy_that_is_far_away_takes_full_steps_back() -> None:
+    """Equal scores; the KL is ln 2 nats a response: d = kl_coef ln 2 against 0.3 kl_coef."""
+    found = all_targets([[0], [0]], [1.0, 1.0], "reinforce", kl_coef=0.1)
+    assert found.step_scale == pytest.approx(0.6931472 / (0.6931472**2 + 0.09) ** 0.5)
 
 
 def test_a_truncated_row_is_bootstrapped_at_its_own_end() -> None:

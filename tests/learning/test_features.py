@@ -79,12 +79,6 @@ def test_temperature(run: Runner, base: Metrics) -> None:
     assert metrics[0]["policy/entropy"] < base[0]["policy/entropy"]
 
 
-def test_whiten_rewards(run: Runner) -> None:
-    run({"algorithm.whiten_rewards": True})
-    rewards = torch.tensor([value for answer in run.answers() for value in answer["rewards"]])
-    assert float(rewards.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
-
-
 def test_scores_normalised_by_all_so_far(run: Runner) -> None:
     run({"reward.normalize": "running"})
     rewards = torch.tensor(run.rewards())
@@ -115,11 +109,10 @@ def test_clip_and_missing_end(run: Runner) -> None:
 
 
 def test_bootstrap(run: Runner, base: Metrics) -> None:
-    """At first the critic says 0 everywhere; what it has learned then changes the returns of truncated answers."""
+    """At first every value is the mean return, which is above 0: so are then the returns of truncated responses."""
     metrics = run({"algorithm.truncation": "bootstrap"})
-    assert metrics[0]["critic/returns"] == base[0]["critic/returns"]
-    assert metrics[1]["objective/scores"] == base[1]["objective/scores"]
-    assert metrics[1]["critic/returns"] != base[1]["critic/returns"]
+    assert metrics[0]["objective/scores"] == base[0]["objective/scores"] > 0
+    assert metrics[0]["critic/returns"] > base[0]["critic/returns"]
 
 
 def test_segments(run: Runner) -> None:

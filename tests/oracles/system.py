@@ -59,11 +59,14 @@ def experience(parts: Parts, step: int = 1) -> tuple[ScoredRollouts, TrainingBat
 
 
 def targets_of(parts: Parts, scored: ScoredRollouts) -> TrainingBatch:
+    """What the update aims at. As in training, the models' values are from then on in its units."""
     token_scores = parts.shaping.token_scores(scored, ScoreStatistics())
     kl_coef = parts.config.algorithm.kl_coef
-    return build_targets(
+    targets = build_targets(
         scored, token_scores, parts.actor_critic, parts.reference, parts.algorithm, parts.targets, kl_coef, ONE
     )
+    parts.actor_critic.value_units = targets.value_units
+    return targets.batch
 
 
 def uneven(parts: Parts) -> TrainingBatch:

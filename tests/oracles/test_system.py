@@ -1,6 +1,7 @@
 """What only the whole system can get wrong: O5, O8, O16 and O20 on tiny models, with the parts that a run builds."""
 
 import dataclasses
+import statistics
 from pathlib import Path
 
 import pytest
@@ -90,12 +91,17 @@ def test_o07_advantages_are_whitened_over_the_counted_tokens(tiny_policy: Path) 
     assert batch.advantages[~batch.response_mask].eq(0).all()
 
 
-def test_o08_the_first_values_are_zero_and_the_advantages_discounted_rewards(folder: Path) -> None:
+def test_o08_the_first_values_are_the_mean_return(folder: Path) -> None:
+    """So the advantages are those of V = m: the score - m at the end, and 0.72 A_{t+1} - 0.1 m before."""
     parts = parts_of(folder, algorithm_whiten_advantages=False, algorithm_gamma=0.9, algorithm_gae_lambda=0.8)
     scored, batch = experience(parts)
-    assert batch.values.eq(0).all()
-    for row, length in enumerate(batch.response_mask.sum(1).tolist()):
-        expected = [0.72 ** (length - 1 - t) * scored.scores[row].item() for t in range(length)]
+    rows = list(zip(batch.response_mask.sum(1).tolist(), scored.scores.tolist(), strict=True))
+    mean = statistics.fmean(0.9**back * score for length, score in rows for back in range(length))
+    assert batch.values[batch.response_mask].tolist() == pytest.approx([mean] * sum(length for length, _ in rows))
+    for row, (length, value) in enumerate(rows):
+        expected = [value - mean]
+        while len(expected) < length:
+            expected.insert(0, 0.72 * expected[0] - 0.1 * mean)
         assert batch.advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -149,12 +155,14 @@ def test_o20_what_follows_a_cut_is_nothing_or_the_critics_word(
     width = batch.prompt_tokens.shape[1]
     with torch.no_grad():
         before = [classifier(input_ids=whole[:, : width + t]).logits[:, 0] for t in range(4)]
-    torch.testing.assert_close(batch.values, torch.stack(before[:3], dim=1), **CLOSE)
-    after_the_cut = before[3][1] if truncation == "bootstrap" else torch.tensor(0.0)
+    offset = parts.actor_critic.value_units.offset
+    assert abs(offset) > 0.01
+    torch.testing.assert_close(batch.values, torch.stack(before[:3], dim=1) + offset, **CLOSE)
+    after_the_cut = before[3][1] + offset if truncation == "bootstrap" else torch.tensor(0.0)
     expected = torch.stack([scored.scores[0], scored.scores[1] + after_the_cut])
     assert before[3][1].abs() > 0.01
     torch.testing.assert_close(batch.returns[:, 0], expected, **CLOSE)
-    torch.testing.assert_close(batch.advantages[:, 0], expected - before[0], **CLOSE)
+    torch.testing.assert_close(batch.advantages[:, 0], expected - before[0] - offset, **CLOSE)
 
 
 def test_o19_the_end_token_learns(folder: Path) -> None:

@@ -50,7 +50,8 @@ def test_the_first_step_starts_at_the_reference(tiny_policy: Path, tmp_path: Pat
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-6)  # the log-probs are those of the sampler
     assert second["objective/kl"] > 0.0
     assert first["objective/kl_coef"] == 0.05
-    assert first["critic/values"] == 0.0  # the head starts at zero
+    assert first["critic/values"] == pytest.approx(first["objective/scores"], rel=0.5)  # the mean return, over tokens
+    assert first["critic/explained_variance"] == pytest.approx(0.0, abs=0.05)  # the head starts at zero
     assert first["response/length"] == pytest.approx(first["perf/tokens_per_second"] * first["time/step_seconds"] / 16)
     assert second["progress/responses"] == 32
 
@@ -143,7 +144,8 @@ def check_models(output: Path, config: dict[str, Any]) -> None:
             assert critic.config.pad_token_id is not None
             for t in range(len(answer)):  # transformers gives the value after the last token of a text
                 if tokens[0, len(prompt.tokens) + t - 1] != critic.config.pad_token_id:
-                    value = critic(input_ids=tokens[:, : len(prompt.tokens) + t]).logits[0, 0]
+                    score = critic(input_ids=tokens[:, : len(prompt.tokens) + t]).logits[0, 0]
+                    value = score + critic.config.keel_value_offset
                     torch.testing.assert_close(found.values[row, t], value, rtol=0, atol=1e-5)
 
 

@@ -14,8 +14,6 @@ from keel.run.folder import RunFolder
 
 from ..runs import settings, train
 
-CRITIC_FREE = ("reinforce", "rloo", "grpo")
-
 
 def read(changes: dict[str, Any]) -> TrainConfig:
     return parse(TrainConfig, settings(Path("model"), Path("run"), changes))
@@ -48,14 +46,9 @@ def test_a_critic_warm_up_that_leaves_no_step(name: str) -> None:
     assert read({"algorithm.name": "grpo", "steps": 3, "critic.warmup_steps": 3}).steps == 3  # it has no critic
 
 
-@pytest.mark.parametrize(
-    ("name", "place", "estimator"),
-    [("ppo", "reward", "k1"), ("a2c", "reward", "k1"), ("reinforce", "reward", "k1"), ("rloo", "reward", "k1"),
-     ("grpo", "loss", "k2")],
-)  # fmt: skip
-def test_where_the_kl_acts_by_default(name: str, place: str, estimator: str) -> None:
-    algorithm = read({"algorithm.name": name}).algorithm
-    assert (algorithm.kl_in, algorithm.kl_estimator) == (place, estimator)
+def test_the_estimator_fits_the_place_by_default() -> None:
+    assert read({"algorithm.kl_in": "reward"}).algorithm.kl_estimator == "k1"
+    assert read({"algorithm.kl_in": "loss"}).algorithm.kl_estimator == "k2"
 
 
 @pytest.mark.parametrize(("warmup", "warned"), [(1, False), (2, True), (100, True)])
@@ -77,8 +70,8 @@ def test_a_learning_rate_warm_up_longer_than_the_run(
         {"algorithm.name": "reinforce"},
         {"algorithm.name": "rloo"},
         {"algorithm.name": "grpo"},
-        {"algorithm.name": "grpo", "algorithm.kl_in": "reward"},
-        {"algorithm.name": "grpo", "algorithm.kl_estimator": "k3"},
+        {"algorithm.name": "grpo", "algorithm.kl_in": "loss"},
+        {"algorithm.name": "grpo", "algorithm.kl_in": "loss", "algorithm.kl_estimator": "k3"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )

@@ -67,8 +67,8 @@ class AlgorithmSettings(Settings):
     """which row of the algorithm table"""
     kl_coef: NonNegative = 0.05
     """weight of the KL to the reference; with 0 it is still measured where a reward model is learned from"""
-    kl_in: Literal["reward", "loss"] | None = None
-    """where the KL acts (default: loss for grpo, else reward)"""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """where the KL acts"""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """per-token estimate of the KL: k1 in the reward, k2 (the default) or k3 in the loss; others are refused"""
     target_kl: Positive | None = None
@@ -86,7 +86,7 @@ class AlgorithmSettings(Settings):
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
     """bound of the loss for negative advantages, in units of the advantage"""
     value_clip_range: Positive | None = None
-    """limit the critic's move per step, in units of the returns"""
+    """limit the critic's move per step, in standard deviations of the first returns"""
     value_coef: Positive = 0.5
     """weight of the value loss"""
     entropy_coef: NonNegative = 0.0
@@ -146,12 +146,12 @@ class EvaluateDuring(Settings):
     """held-out prompts file (its column and length rules are those of `prompts`)"""
 
 
-ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1, "kl_in": "reward"},
-    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1, "kl_in": "reward"},
-    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1, "kl_in": "reward"},
-    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4, "kl_in": "reward"},
-    "grpo": {"update_epochs": 1, "minibatches": 1, "group_size": 4, "kl_in": "loss"},
+ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
+    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1},
+    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
+    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
+    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
+    "grpo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
 }
 
 
@@ -208,7 +208,6 @@ class TrainConfig(Settings):
         batch_size = rollout.get("batch_size") or RolloutSettings().batch_size
         if row is not None:
             _default(algorithm, "update_epochs", row["update_epochs"])
-            _default(algorithm, "kl_in", row["kl_in"])
             _default(rollout, "group_size", row["group_size"])
             if str(batch_size).isdigit():
                 _default(algorithm, "minibatch_size", _share(int(batch_size), row["minibatches"]))

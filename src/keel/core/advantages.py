@@ -50,7 +50,7 @@ def rloo(scores: Tensor, group_size: int) -> Tensor:
 
     Rows of one group are adjacent. An unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024).
     """
-    groups = _without_rounding(_grouped(scores, group_size), scores)
+    groups = _grouped(scores, group_size)
     baseline = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
     return (groups - baseline).reshape(-1)
 
@@ -61,18 +61,22 @@ def grpo(scores: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
     Rows of one group are adjacent. Scores that differ by no more than rounding give exact zeros. Shao et al. 2024;
     without the division: the advantage of Dr.GRPO (Liu et al. 2025), which also divides the loss by a constant length.
     """
-    groups = _without_rounding(_grouped(scores, group_size), scores)
+    groups = _grouped(scores, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
     if normalize_std:
         centred = centred / (groups.std(dim=1, keepdim=True) + 1e-6)
     return centred.reshape(-1)
 
 
-def _without_rounding(groups: Tensor, scores: Tensor) -> Tensor:
-    """Exact zeros for each group whose scores differ by no more than rounding. [N, G], [B] -> [N, G]"""
-    largest = scores.abs().view_as(groups).amax(dim=1, keepdim=True)
-    spread = groups.amax(dim=1, keepdim=True) - groups.amin(dim=1, keepdim=True)
-    return groups.masked_fill(spread <= ROUNDING * largest, 0.0)
+def group_deviations(scores: Tensor, group_size: int) -> Tensor:
+    """Return the standard deviation (unbiased) of each group's scores, 0 where they are equal. [B] -> [B / G]"""
+    return _grouped(scores, group_size).std(dim=1)
+
+
+def equal_groups(scores: Tensor, group_size: int) -> Tensor:
+    """Return whether the scores of each group differ by no more than rounding. [B] -> [B / group_size] bool"""
+    groups = scores.view(-1, group_size)
+    return groups.amax(1) - groups.amin(1) <= ROUNDING * groups.abs().amax(1)
 
 
 def _grouped(scores: Tensor, group_size: int) -> Tensor:
@@ -81,4 +85,5 @@ def _grouped(scores: Tensor, group_size: int) -> Tensor:
     if scores.dim() != 1 or scores.shape[0] % group_size:
         raise ValueError(f"scores {tuple(scores.shape)} do not divide into groups of {group_size}")
     groups = scores.view(-1, group_size)
-    return groups - groups[:, :1]  # a shift changes no advantage; this one makes those of equal scores exact zeros
+    shifted = groups - groups[:, :1]  # changes no advantage, and keeps digits where scores are large
+    return shifted.masked_fill(equal_groups(scores, group_size).unsqueeze(1), 0.0)

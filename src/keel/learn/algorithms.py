@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from keel.core.advantages import discounted_returns, gae, grpo, rloo
+from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss
 from keel.core.masked import zero_outside
 
@@ -26,6 +26,7 @@ class Credit:
     gae_lambda: float
     group_size: int
     normalize_std: bool
+    usual_deviation: float = 0.0  # of the scores within a group: root mean square over the groups of all ranks
 
     @property
     def rewards(self) -> Tensor:
@@ -77,13 +78,17 @@ def _rloo(credit: Credit) -> tuple[Tensor, Tensor]:
 
 
 def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
-    """The scores alone are divided by their deviation. A KL in the reward is centred and keeps its own scale.
+    """The scores' deviation alone normalises, and it divides the KL as well, so that kl_coef keeps its weight.
 
-    Divided by a deviation that is its own where all scores are equal, it would be noise of size one whatever kl_coef.
+    Divided by a deviation that is the KL's own where all scores are equal, the KL would be noise of size one whatever
+    kl_coef. There, and where scores are nearly equal, a tenth of what is usual in the batch divides it.
     """
-    scores = grpo(credit.token_scores.sum(1), credit.group_size, credit.normalize_std)
+    scores = credit.token_scores.sum(1)
     penalties = grpo(credit.kl_penalties.sum(1), credit.group_size, normalize_std=False)
-    return _spread(scores - penalties, credit)
+    if credit.normalize_std and credit.usual_deviation > 0:
+        deviations = group_deviations(scores, credit.group_size).clamp(min=0.1 * credit.usual_deviation)
+        penalties = penalties / deviations.repeat_interleave(credit.group_size)
+    return _spread(grpo(scores, credit.group_size, credit.normalize_std) - penalties, credit)
 
 
 def _spread(advantages: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:

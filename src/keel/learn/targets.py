@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from keel.core.advantages import ROUNDING, gae
+from keel.core.advantages import ROUNDING, gae, group_deviations
 from keel.core.kl import kl_estimate, without_rounding
 from keel.core.masked import apply_whitening, masked_sum, zero_outside
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
@@ -28,6 +28,10 @@ class TargetSettings:
     whiten_advantages: bool
     normalize_std: bool
     truncation: str
+
+
+LEAST_NATS = 0.3
+"""A deviation of the scores of so many kl_coef has its optimum 0.05 nats from the reference: next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def build_targets(
         group_size=settings.group_size,
         normalize_std=settings.normalize_std,
     )
+    if algorithm.compares_groups:
+        credit = replace(credit, usual_deviation=usual_deviation(credit, counted, world))
     units = actor_critic.value_units
     if analysis.values is not None and analysis.final_values is not None:
         cut = rollouts.truncated * (settings.truncation == "bootstrap")
@@ -81,7 +87,9 @@ def build_targets(
     advantages = zero_if_rounding(advantages, rewards, values)
     if analysis.values is not None:
         returns = advantages + values
-    step_scale = signal_share(advantages, counted, kl_coef, world) if settings.kl_in == "reward" else 1.0
+    step_scale = 1.0
+    if settings.kl_in == "reward":
+        step_scale = signal_share(token_scores.sum(1), kl.sum(1), counted.any(1), kl_coef, world)
     if settings.whiten_advantages and not algorithm.compares_groups:
         advantages = whiten_all(advantages, counted, world)
     batch = TrainingBatch(
@@ -123,19 +131,28 @@ def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, wor
         fresh = not float(moments(credit.values, counted, world)[1])
         units = replace(units, deviation=deviation, gain=deviation if fresh else units.gain)
     assert credit.final_values is not None
-    return replace(credit, values=credit.values + shift, final_values=credit.final_values + shift * cut), units
+    values = zero_outside(credit.values + shift, credit.response_mask)
+    return replace(credit, values=values, final_values=credit.final_values + shift * cut), units
 
 
-def signal_share(advantages: Tensor, counted: Tensor, kl_coef: float, world: World) -> float:
-    """d / sqrt(d^2 + kl_coef^2), d the deviation of the advantages before whitening: the factor of the learning rate.
+def usual_deviation(credit: Credit, counted: Tensor, world: World) -> float:
+    """Root mean square, over the groups of all ranks, of the deviation of a group's scores."""
+    deviations = group_deviations(credit.token_scores.sum(1), credit.group_size)
+    whole = counted.any(1).view(-1, credit.group_size).all(1)
+    return float(moments(deviations**2, whole, world)[0]) ** 0.5
 
-    Rewards and kl_coef have one unit, and kl_coef is the price of a nat. Where the rewards of the responses differ by
-    much less than that, the optimum lies within a small part of a nat of the reference, and a step of full size,
-    which whitening and AdamW make of any differences, would be noise. AdamW divides gradients by their own size, so
-    only its learning rate can pass this on. 1 where no advantage differs from 0, or with kl_coef 0.
+
+def signal_share(scores: Tensor, kl: Tensor, counted: Tensor, kl_coef: float, world: World) -> float:
+    """d / sqrt(d^2 + (0.3 kl_coef)^2), d^2 = Var(scores) + (kl_coef mean KL)^2: the factor of the learning rate.
+
+    Scores, sums of KL over a response and `counted` are [B]. Rewards and kl_coef have one unit: kl_coef is the price of
+    a nat. Scores of a deviation d have their optimum about (d / kl_coef)^2 / 2 nats from the reference. Where that is
+    next to nothing and the policy is not further away, a step of full size, which whitening and AdamW make of any
+    differences, would be noise. AdamW divides gradients by their size, so its learning rate has to carry this.
     """
-    variance = float(moments(advantages, counted, world)[1])
-    return (variance / (variance + kl_coef**2)) ** 0.5 if variance else 1.0
+    variance, paid = float(moments(scores, counted, world)[1]), kl_coef * float(moments(kl, counted, world)[0])
+    signal = variance + max(0.0, paid) ** 2
+    return (signal / (signal + (LEAST_NATS * kl_coef) ** 2)) ** 0.5 if signal else 1.0
 
 
 def spread_of(scores: Tensor, counted: Tensor, world: World) -> bool:

@@ -83,7 +83,7 @@ def check_logits(model: Any) -> None:
 
 
 def new_value_head(model: Any) -> nn.Linear:
-    """A value head for the trunk of `model`, zero at the start so that the first values are 0."""
+    """Return a value head for the trunk of `model`, zero at the start so that all states have one value."""
     head = nn.Linear(plain(model).get_output_embeddings().weight.shape[1], 1, bias=False)
     nn.init.zeros_(head.weight)
     return head.to(device=plain(model).device, dtype=torch.float32)

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from keel.core.advantages import equal_groups
 from keel.core.diagnostics import approx_kl
 from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
@@ -27,7 +28,7 @@ def step_metrics(
     scorer_totals(totals, parts, scored)
     totals.add("sampler/approx_kl", approx_kl(batch.logprobs, scored.rollouts.logprobs)[batch.response_mask])
     if group_size > 1:
-        totals.add("groups/equal_scores", _equal_groups(scored, group_size))
+        totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
     metrics = totals.reduced(world)
     metrics |= {"objective/kl_coef": kl_coef, "objective/scores_std": deviation(scored.scores, scored.kept, world)}
     shaped = token_scores.sum(1)
@@ -172,9 +173,3 @@ def _ranks(x: Tensor) -> Tensor:
 def _number(content: Content) -> int:
     """The same for the same text, on every rank."""
     return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:8], "little", signed=True)
-
-
-def _equal_groups(scored: ScoredRollouts, group_size: int) -> Tensor:
-    """1 for each group whose answers all got the same score, so that it teaches nothing."""
-    groups = scored.scores.view(-1, group_size)
-    return (groups == groups[:, :1]).all(1).float()
