@@ -30,8 +30,8 @@ class TargetSettings:
     truncation: str
 
 
-LEAST_NATS = 0.3
-"""A deviation of the scores of so many kl_coef has its optimum 0.05 nats from the reference: next to nothing."""
+LEAST_NATS = 0.5
+"""Scores of a deviation of so many kl_coef have their optimum an eighth of a nat from the reference: little to learn."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def usual_deviation(credit: Credit, counted: Tensor, world: World) -> float:
 
 
 def signal_share(scores: Tensor, kl: Tensor, counted: Tensor, kl_coef: float, world: World) -> float:
-    """d / sqrt(d^2 + (0.3 kl_coef)^2), d^2 = Var(scores) + (kl_coef mean KL)^2: the factor of the learning rate.
+    """d / sqrt(d^2 + (0.5 kl_coef)^2), d^2 = Var(scores) + (kl_coef mean KL)^2: the factor of the learning rate.
 
     Scores, sums of KL over a response and `counted` are [B]. Rewards and kl_coef have one unit: kl_coef is the price of
     a nat. Scores of a deviation d have their optimum about (d / kl_coef)^2 / 2 nats from the reference. Where that is
