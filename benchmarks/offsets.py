@@ -1,10 +1,10 @@
 """Does what is learned depend on a constant added to the reward, or on its scale?
 
     python benchmarks/offsets.py SHARED --jobs 2 --json offsets.json
-    python benchmarks/offsets.py SHARED --algorithms ppo --offsets 0 5 -5 --seeds 0
+    python benchmarks/offsets.py SHARED --algorithms ppo trl --critics separate --offsets 0 5 -5  # beside TRL
 
-A story model learns to write words that people call positive (a fifth of the sum of VADER's valences over the response), from the
-reward scale * valence + offset with kl_coef * scale: one and the same task whatever the two are. SHARED is a folder with
+A story model learns to write words that people call positive (a fifth of the sum of VADER's valences), from the reward
+scale * valence + offset with kl_coef * scale: one and the same task whatever the two are. SHARED is a folder with
 models/stories260K, data/prompts/story_openings.jsonl and data/sentiment/vader_lexicon.txt. Each figure is the mean
 valence, in units of no offset and scale 1, of the last five steps.
 """
@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +43,7 @@ class Run:
     seed: int
     steps: int
     variant: tuple[str, ...]
+    venv: str  # the environment that has TRL
 
 
 def valence_reward(lexicon: Path, offset: float, scale: float) -> Callable[..., list[float]]:
@@ -59,6 +61,8 @@ def valence_reward(lexicon: Path, offset: float, scale: float) -> Callable[..., 
 
 def train(run: Run) -> list[dict[str, float]]:
     """Metrics of every step, scores in units of no offset and scale 1."""
+    if run.algorithm == "trl":
+        return train_trl(run)
     import keel
 
     torch.set_num_threads(1)
@@ -90,6 +94,26 @@ def train(run: Run) -> list[dict[str, float]]:
     return [step | {"score": (step["objective/scores"] - run.offset) / run.scale} for step in steps]
 
 
+def train_trl(run: Run) -> list[dict[str, float]]:
+    """The same with TRL's PPO, in its own environment."""
+    shared = Path(run.shared)
+    given = {
+        "policy": str(shared / "models/stories260K"),
+        "prompts": str(shared / "data/prompts/story_openings.jsonl"),
+        "lexicon": str(shared / "data/sentiment/vader_lexicon.txt"),
+        **{name: getattr(run, name) for name in ("offset", "scale", "seed", "steps")},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        task, result = Path(folder) / "run.json", Path(folder) / "result.json"
+        task.write_text(json.dumps(given))
+        command = [Path(run.venv) / "bin" / "python", Path(__file__).parent / "trl_offsets.py", task, result]
+        log = subprocess.run(command, capture_output=True, text=True, check=False)
+        if log.returncode:
+            raise RuntimeError(log.stderr[-3000:])
+        found: list[dict[str, float]] = json.loads(result.read_text())
+    return found
+
+
 def final(steps: Sequence[dict[str, float]], name: str) -> float:
     return statistics.fmean(step[name] for step in steps[-LAST:])
 
@@ -99,7 +123,7 @@ def main() -> None:
     kinds = [(name, critic) for name in options.algorithms for critic in critics_of(name, options.critics)]
     rewards = [(offset, 1.0) for offset in options.offsets] + [(0.0, scale) for scale in options.scales]
     runs = [
-        Run(options.shared, name, critic, offset, scale, seed, options.steps, tuple(options.variant))
+        Run(options.shared, name, critic, offset, scale, seed, options.steps, tuple(options.variant), options.venv)
         for name, critic in kinds
         for offset, scale in rewards
         for seed in options.seeds
@@ -110,7 +134,6 @@ def main() -> None:
             found[run] = {
                 "score": final(steps, "score"),
                 "kl": final(steps, "objective/kl"),
-                "first": steps[0]["score"],
             }
             print(f"{run.algorithm} {run.critic} offset {run.offset:g} scale {run.scale:g} seed {run.seed}: "
                   f"score {found[run]['score']:.2f} kl {found[run]['kl']:.2f}", flush=True)  # fmt: skip
@@ -130,13 +153,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--variant", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--venv", default=".venv-trl", help="TRL's environment; compare_trl.py makes it")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--json", help="write all figures to this file")
     return parser.parse_args()
 
 
 def critics_of(algorithm: str, critics: Sequence[str]) -> Sequence[str]:
-    return critics if algorithm in ("ppo", "a2c") else ["none"]
+    return critics if algorithm in ("ppo", "a2c") else ["separate" if algorithm == "trl" else "none"]
 
 
 def print_table(found: dict[Run, dict[str, float]], kinds: Sequence[Any], rewards: Sequence[Any]) -> None:

@@ -31,7 +31,7 @@ class TargetSettings:
 
 
 LEAST_NATS = 0.5
-"""Scores of a deviation of so many kl_coef have their optimum an eighth of a nat from the reference: little to learn."""
+"""Scores of a deviation of so many kl_coef have their optimum an eighth of a nat from the reference."""
 
 
 @dataclass(frozen=True)
