@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     check_outputs(config, bool(demands))
     sides = sides_of(config)
     readable = check_vocabularies(config, sides)
-    scorers = scored_once(build_scorers(config.rewards, functions)) if config.rewards or functions else []
+    scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
     check_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
     judged = judge_sides(config, sides, readable, scorers)
     figures = figures_of(config, judged)
@@ -85,13 +85,14 @@ def judge_sides(
     """Answers and measures of each side. Of the policies only one at a time is in memory."""
     opponents = {"against": load_player(config.against, config.prompts, config.sampling)} if config.against else {}
     reference = load_reference(config, opponents)
+    once = scored_once(scorers)
 
     def judged_side(side: str, folder: str) -> Judged:
         player = opponents.get(side) or load_player(folder, config.prompts, config.sampling)
         if side == next(iter(sides)):  # all sides answer the same prompts
             for line in length_warnings(scorers, player.prompts, config.sampling.max_response_tokens):
                 tell(line)
-        scoring = partial(score, scorers=scorers, tokenizer=player.tokenizer) if scorers else None
+        scoring = partial(score, scorers=once, tokenizer=player.tokenizer) if scorers else None
         stream = side if side in opponents else "policy"
         with ProgressDisplay(f"evaluate {side}", len(player.prompts) * config.sampling.num_responses) as display:
             to = reference if readable[side] else None
