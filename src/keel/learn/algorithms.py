@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss
-from keel.core.masked import zero_outside
+from keel.core.rewards import token_rewards
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Credit:
     """What an advantage function may use."""
 
     token_scores: Tensor  # [B, T], shaped scores on the tokens that they are given for
-    kl_penalties: Tensor  # [B, T], kl_coef * kl; zeros where the KL is in the loss
+    kl: Tensor  # [B, T], estimate of the KL to the reference
+    kl_coef: float  # of the KL in the reward; 0 where it is in the loss
     values: Tensor  # [B, T], zeros without a critic
     response_mask: Tensor  # [B, T] bool
     final_values: Tensor | None  # [B], value after a truncated response; None = terminal
@@ -31,7 +32,12 @@ class Credit:
     @property
     def rewards(self) -> Tensor:
         """Token rewards, what the advantages are computed of. [B, T]"""
-        return zero_outside(self.token_scores - self.kl_penalties, self.response_mask)
+        return token_rewards(self.token_scores, self.kl, self.response_mask, self.kl_coef)
+
+    @property
+    def penalties(self) -> Tensor:
+        """What the KL of each response costs. [B]"""
+        return self.kl_coef * self.kl.sum(1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def _returns(credit: Credit) -> tuple[Tensor, Tensor]:
 def _rloo(credit: Credit) -> tuple[Tensor, Tensor]:
     """The KL is compared apart from the scores, so that equal scores cancel exactly whatever their size."""
     scores = rloo(credit.token_scores.sum(1), credit.group_size)
-    return _spread(scores - rloo(credit.kl_penalties.sum(1), credit.group_size), credit)
+    return _spread(scores - rloo(credit.penalties, credit.group_size), credit)
 
 
 def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
@@ -84,7 +90,7 @@ def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
     kl_coef. There, and where scores are nearly equal, a tenth of what is usual in the batch divides it.
     """
     scores = credit.token_scores.sum(1)
-    penalties = grpo(credit.kl_penalties.sum(1), credit.group_size, normalize_std=False)
+    penalties = grpo(credit.penalties, credit.group_size, normalize_std=False)
     if credit.normalize_std and credit.usual_deviation > 0:
         deviations = group_deviations(scores, credit.group_size).clamp(min=0.1 * credit.usual_deviation)
         penalties = penalties / deviations.repeat_interleave(credit.group_size)

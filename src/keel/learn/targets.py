@@ -66,7 +66,8 @@ def build_targets(
     counted = mask & _kept(scored.kept, settings.group_size if algorithm.compares_groups else 1).unsqueeze(1)
     credit = Credit(
         token_scores=token_scores,
-        kl_penalties=kl_coef * kl if settings.kl_in == "reward" else torch.zeros_like(kl),
+        kl=kl,
+        kl_coef=kl_coef if settings.kl_in == "reward" else 0.0,
         values=torch.zeros_like(kl),
         response_mask=mask,
         final_values=None,
