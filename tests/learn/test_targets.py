@@ -95,7 +95,7 @@ SCORES = [[0.1, -0.2, 0.3, 1.0]]
         ({}, [-0.2092375, -0.22025, 0.505, -0.1], 0.9),
         ({"gae_lambda": 0.0}, [0.0, -0.7, 0.6, -0.1], 0.9),
         ({"gae_lambda": 1.0}, [-0.2, -0.2, 0.5, -0.1], 0.9),
-        ({"truncation": "bootstrap", "truncated": [True]}, [1.1625625, 1.22375, 2.025, 1.5], 1.6),
+        ({"truncation": "bootstrap", "truncated": [True]}, [1.1625625, 1.22375, 2.025, 1.5], 0.0),
         ({"truncation": "bootstrap", "truncated": [False]}, [-0.2092375, -0.22025, 0.505, -0.1], 0.9),
         ({"truncation": "terminal", "truncated": [True]}, [-0.2092375, -0.22025, 0.505, -0.1], 0.9),
     ],
@@ -105,8 +105,8 @@ def test_advantages_and_returns_with_a_critic(
     name: str, settings: dict[str, Any], advantages: list[float], shift: float
 ) -> None:
     """Rewards to go 1.2, 1.1, 1.3, 1.0 (and 0.7 more where the critic follows the cut) are above the values by `shift`
-    on average: all values rise by it before the advantages are taken. Where the value after the cut rises as well, no
-    difference of values changes."""
+    on average: all values rise by it before the advantages are taken. Where the value after the cut would rise as
+    well there is no such shift."""
     found = all_targets([[0, 0, 0, 0]], SCORES, name, VALUES, None, **settings)
     batch, values = found.batch, [value + shift for value in VALUES]
     assert batch.advantages[0].tolist() == pytest.approx(advantages, abs=1e-6)
@@ -183,10 +183,44 @@ def test_the_step_is_shorter_where_scores_differ_by_less_than_kl_coef(size: floa
     assert step_scale(kl_in="loss", kl_estimator="k2") == step_scale(kl_coef=0.0) == 1.0
 
 
-def test_a_policy_that_is_far_away_takes_full_steps_back() -> None:
-    """Equal scores; the KL is ln 2 nats a response: d = kl_coef ln 2 against 0.5 kl_coef."""
-    found = all_targets([[0], [0]], [1.0, 1.0], "reinforce", kl_coef=0.1)
+@pytest.mark.parametrize("token", [0, 2])
+def test_a_policy_that_is_far_away_takes_full_steps_back(token: int) -> None:
+    """Equal scores; the estimate of the KL is ln 2 or, by chance, -ln 2: d = kl_coef ln 2 against 0.5 kl_coef."""
+    found = all_targets([[token], [token]], [1.0, 1.0], "reinforce", kl_coef=0.1)
     assert found.step_scale == pytest.approx(0.6931472 / (0.6931472**2 + 0.25) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_what_differs_between_groups_alone_is_no_signal(name: str) -> None:
+    """One prompt is easy and one is hard. Within groups nothing differs, and the KL of ln 2 is all there is."""
+    scores = [1.0, 1.0, 0.0, 0.0]
+    found = all_targets([[0], [0], [0], [0]], scores, name, kl_coef=0.1, group_size=2)
+    assert found.step_scale == pytest.approx(0.6931472 / (0.6931472**2 + 0.25) ** 0.5)
+
+
+def test_large_scores_of_a_group_keep_their_advantages() -> None:
+    """Scores around 2,000,000: the same as those around 2."""
+    small, large = (
+        targets([[0]] * 4, [size * score for score in (2.0, 2.1, 1.9, 2.05)], "grpo", None, None, group_size=4)
+        for size in (1.0, 1e6)
+    )
+    assert bool((small.advantages != 0).all())
+    torch.testing.assert_close(large.advantages, small.advantages, rtol=1e-4, atol=1e-5)
+
+
+def test_the_unit_of_the_value_loss_grows_with_the_returns() -> None:
+    """Deviation 1 at first; the gain stays with the head that learned with it."""
+    first = ValueUnits(offset=0.0, gain=1.0, deviation=1.0)
+    model = Table(POLICY, [0.0] * 2)
+    model.value_units = first
+    for scores, deviation in (([5.0, -5.0], 5.0), ([0.1, -0.1], 1.0)):
+        answers = rollouts([[0], [0]])
+        given = torch.tensor(scores)
+        found = build_targets(
+            scored(answers, scores), place_scores(given, answers.response_mask), model, None, ALGORITHMS["ppo"],  # type: ignore[arg-type]
+            target_settings(), 0.1, ONE,
+        )  # fmt: skip
+        assert (found.value_units.deviation, found.value_units.gain) == (deviation, 1.0)
 
 
 def test_a_truncated_row_is_bootstrapped_at_its_own_end() -> None:

@@ -60,6 +60,15 @@ def test_a_learning_rate_warm_up_longer_than_the_run(
     assert ("optim.warmup_steps" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.parametrize(("name", "size", "warned"), [("a2c", 4, True), ("a2c", None, False), ("ppo", 4, False)])
+def test_minibatches_of_a_loss_without_a_ratio(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, size: int | None, warned: bool
+) -> None:
+    changes = {"algorithm.name": name, "algorithm.minibatch_size": size, "steps": 1}
+    train(tiny_policy, tmp_path / "run", changes)
+    assert ("algorithm.minibatch_size" in capsys.readouterr().err) == warned
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(
     "changes",

@@ -86,7 +86,7 @@ class AlgorithmSettings(Settings):
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
     """bound of the loss for negative advantages, in units of the advantage"""
     value_clip_range: Positive | None = None
-    """limit the critic's move per step, in standard deviations of the first returns"""
+    """limit the critic's move per step, in standard deviations of the returns (the largest so far)"""
     value_coef: Positive = 0.5
     """weight of the value loss"""
     entropy_coef: NonNegative = 0.0

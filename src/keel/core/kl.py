@@ -32,7 +32,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -
 def without_rounding(ref_logprobs: Tensor, logprobs: Tensor) -> Tensor:
     """Reference log-probs, with `logprobs` in the place of those that differ from it by RESOLUTION or less. [B, T] each
 
-    So a policy that is still its reference has a KL of exactly zero and no gradient from it. The sum of a token's
+    So in float32 a policy that is still its reference has a KL of exactly zero and no gradient from it. A token's
     rounding is different in a decoding step, in a full pass and in another micro-batch, and AdamW, which divides a
     gradient by its own size, would make of such differences steps of full size in a random direction.
     """

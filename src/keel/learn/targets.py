@@ -85,12 +85,16 @@ def build_targets(
         credit, units = centred(credit, cut, units, counted, world)
     rewards, values = credit.rewards, credit.values
     advantages, returns = algorithm.advantages(credit)
-    advantages = zero_if_rounding(advantages, rewards, values)
+    if not algorithm.compares_groups:  # whose scores are compared, and may be normalised, in units of their own
+        advantages = zero_if_rounding(advantages, rewards, values)
     if analysis.values is not None:
         returns = advantages + values
     step_scale = 1.0
     if settings.kl_in == "reward":
-        step_scale = signal_share(token_scores.sum(1), kl.sum(1), counted.any(1), kl_coef, world)
+        whole = counted.any(1)
+        spread = float(moments(token_scores.sum(1), whole, world)[1])  # of groups only what differs within them teaches
+        variance = credit.usual_deviation**2 if algorithm.compares_groups else spread
+        step_scale = signal_share(variance, kl_coef * float(moments(kl.sum(1), whole, world)[0]), kl_coef)
     if settings.whiten_advantages and not algorithm.compares_groups:
         advantages = whiten_all(advantages, counted, world)
     batch = TrainingBatch(
@@ -115,7 +119,8 @@ def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, wor
     advantages of GAE a trend over positions, A_t = c (gamma lambda)^(T - t), which whitening makes one of size one
     and in which the scores are lost. A baseline that is constant over the batch takes it out; as it does not depend on
     the response, the gradient has the same mean, but for a share of 1 / B (each response is part of its own baseline).
-    `cut` [B] are the responses that the critic's value follows.
+    `cut` [B] are the responses that the critic's value follows: an offset raises it with the others, so they say
+    nothing of the offset. The unit of the loss is the largest deviation that the returns of a batch have had.
     """
     error, returns = gae(
         credit.rewards,
@@ -125,10 +130,12 @@ def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, wor
         gae_lambda=1.0,
         bootstrap_values=credit.final_values,
     )
-    shift, _ = moments(error, counted, world)
+    shift, _ = moments(error, counted & ~cut.bool().unsqueeze(1), world)
     units = replace(units, offset=units.offset + float(shift))
-    if units.deviation is None and spread_of(credit.token_scores.sum(1), counted.any(1), world):
-        deviation = float(moments(returns, counted, world)[1]) ** 0.5
+    deviation = float(moments(returns, counted, world)[1]) ** 0.5
+    if units.deviation is not None:
+        units = replace(units, deviation=max(units.deviation, deviation))
+    elif spread_of(credit.token_scores.sum(1), counted.any(1), world):
         fresh = not float(moments(credit.values, counted, world)[1])
         units = replace(units, deviation=deviation, gain=deviation if fresh else units.gain)
     assert credit.final_values is not None
@@ -143,16 +150,15 @@ def usual_deviation(credit: Credit, counted: Tensor, world: World) -> float:
     return float(moments(deviations**2, whole, world)[0]) ** 0.5
 
 
-def signal_share(scores: Tensor, kl: Tensor, counted: Tensor, kl_coef: float, world: World) -> float:
+def signal_share(variance: float, paid: float, kl_coef: float) -> float:
     """d / sqrt(d^2 + (0.5 kl_coef)^2), d^2 = Var(scores) + (kl_coef mean KL)^2: the factor of the learning rate.
 
-    Scores, sums of KL over a response and `counted` are [B]. Rewards and kl_coef have one unit: kl_coef is the price of
-    a nat. Scores of a deviation d have their optimum about (d / kl_coef)^2 / 2 nats from the reference. Where that is
-    next to nothing and the policy is not further away, a step of full size, which whitening and AdamW make of any
-    differences, would be noise. AdamW divides gradients by their size, so its learning rate has to carry this.
+    `paid` is kl_coef times the mean KL of a response. Rewards and kl_coef have one unit: kl_coef is the price of a nat.
+    Scores of a deviation d have their optimum about (d / kl_coef)^2 / 2 nats from the reference. Where that is next to
+    nothing and the policy is not further away, a step of full size, which whitening and AdamW make of any differences,
+    would be noise. AdamW divides gradients by their size, so its learning rate has to carry this.
     """
-    variance, paid = float(moments(scores, counted, world)[1]), kl_coef * float(moments(kl, counted, world)[0])
-    signal = variance + max(0.0, paid) ** 2
+    signal = variance + paid**2
     return (signal / (signal + (LEAST_NATS * kl_coef) ** 2)) ** 0.5 if signal else 1.0
 
 

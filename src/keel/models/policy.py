@@ -34,7 +34,7 @@ class ValueUnits:
 
     offset: float = 0.0
     gain: float = 1.0
-    deviation: float | None = None  # of the returns when their spread was first seen: the unit of the value loss
+    deviation: float | None = None  # largest of the returns of a batch: the unit of the value loss
 
     @property
     def unit(self) -> float:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from keel.config import DecodingSettings, TrainConfig, parse
+from keel.config.train import CLIPPED
 from keel.core.kl import RESOLUTION
 from keel.errors import Diverged, Interrupted, RewardError
 from keel.failpoints import failpoint
@@ -75,6 +76,12 @@ def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict
     state.trust_sampler = metrics["check/logprob_gap"] <= RESOLUTION
     if warning := warmup_warning(config.optim.warmup_steps, config.optimizer_steps):
         say(warning, parts.world)
+    if (config.algorithm.minibatch_size or 0) < config.rollout.batch_size and config.algorithm.name not in CLIPPED:
+        say(
+            f"warning: {config.algorithm.name} has no ratio to the policy that sampled: with algorithm.minibatch_size "
+            "below rollout.batch_size all but the first minibatch are off-policy",
+            parts.world,
+        )
     if checkpoint is not None:
         restore(parts, state, checkpoint)
         say(str(checkpoint), parts.world)

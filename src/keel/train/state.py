@@ -88,6 +88,8 @@ def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
     state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
     state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
     parts.updater.guard.restore(checkpoint.state["guard"])
+    if "value_units" not in checkpoint.state:
+        raise ConfigError("the checkpoint was written by an older keel", str(checkpoint.path), "start a new run")
     parts.actor_critic.value_units = ValueUnits(**checkpoint.state["value_units"])
     state.unlogged = checkpoint.state["unlogged"]
 
