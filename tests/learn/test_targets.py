@@ -32,16 +32,19 @@ def all_targets(
     kl_coef: float = 0.1,
     truncated: list[bool] | None = None,
     kept: list[bool] | None = None,
+    units: ValueUnits | None = None,
     **settings: Any,
 ) -> Targets:
     """Scores are one for each token, or one for each response (on its last token)."""
     answers = rollouts(responses, truncated)
     given = torch.tensor(token_scores)
     placed = place_scores(given, answers.response_mask) if given.dim() == 1 else given
+    policy = Table(POLICY, values)
+    policy.value_units = units or policy.value_units
     return build_targets(
         scored(answers, placed.sum(1).tolist(), kept),
         placed,
-        Table(POLICY, values),  # type: ignore[arg-type]
+        policy,  # type: ignore[arg-type]
         None if reference is None else Table(reference),  # type: ignore[arg-type]
         ALGORITHMS[name],
         target_settings(**settings),
@@ -113,6 +116,25 @@ def test_advantages_and_returns_with_a_critic(
     assert batch.values[0].tolist() == pytest.approx(values[:4])
     assert batch.returns[0].tolist() == pytest.approx([a + v for a, v in zip(advantages, values, strict=False)])
     assert found.value_units.offset == pytest.approx(shift)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 4])
+def test_the_offset_does_not_run_away_where_values_follow_the_cut(cut: int) -> None:
+    """Four responses of score 2, `cut` of them bootstrapped, 200 batches at gamma 1: the offset stays the return of
+    those that end; with none that ends nothing is known of it."""
+    units = ValueUnits()
+    for _ in range(200):
+        found = all_targets(
+            [[0, 1]] * 4,
+            [2.0] * 4,
+            values=[0.0] * 3,
+            reference=None,
+            units=units,
+            truncation="bootstrap",
+            truncated=[i < cut for i in range(4)],
+        )
+        units = found.value_units
+    assert units.offset == pytest.approx(0.0 if cut == 4 else 2.0)
 
 
 @pytest.mark.parametrize("offset", [0.0, 5.0, -50.0])

@@ -59,43 +59,26 @@ def build_targets(
     With `trust_sampler` the log-probs are those that the sampler gave, and not computed once more.
     Dropped responses (and with group baselines their whole group) leave the mask.
     """
-    rollouts, mask = scored.rollouts, scored.rollouts.response_mask
+    rollouts, groups = scored.rollouts, algorithm.compares_groups
     analysis, ref_logprobs = _own_and_reference(actor_critic, reference, rollouts, settings, not trust_sampler)
     ref_logprobs = without_rounding(ref_logprobs, analysis.logprobs)
     kl = kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)
-    counted = mask & _kept(scored.kept, settings.group_size if algorithm.compares_groups else 1).unsqueeze(1)
-    credit = Credit(
-        token_scores=token_scores,
-        kl=kl,
-        kl_coef=kl_coef if settings.kl_in == "reward" else 0.0,
-        values=torch.zeros_like(kl),
-        response_mask=mask,
-        final_values=None,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda,
-        group_size=settings.group_size,
-        normalize_std=settings.normalize_std,
-    )
-    if algorithm.compares_groups:
-        credit = replace(credit, usual_deviation=usual_deviation(credit, counted, world))
+    counted = rollouts.response_mask & _kept(scored.kept, settings.group_size if groups else 1).unsqueeze(1)
+    credit = _credit(token_scores, kl, kl_coef, rollouts, settings)
     units = actor_critic.value_units
+    if groups:
+        credit = replace(credit, usual_deviation=usual_deviation(credit, counted, world))
     if analysis.values is not None and analysis.final_values is not None:
         cut = rollouts.truncated * (settings.truncation == "bootstrap")
         credit = replace(credit, values=analysis.values, final_values=analysis.final_values * cut)
         credit, units = centred(credit, cut, units, counted, world)
-    rewards, values = credit.rewards, credit.values
+    rewards = credit.rewards
     advantages, returns = algorithm.advantages(credit)
-    if not algorithm.compares_groups:  # whose scores are compared, and may be normalised, in units of their own
-        advantages = zero_if_rounding(advantages, rewards, values)
+    if not groups:  # whose scores are compared, and may be normalised, in units of their own
+        advantages = zero_if_rounding(advantages, rewards, credit.values)
     if analysis.values is not None:
-        returns = advantages + values
-    step_scale = 1.0
-    if settings.kl_in == "reward":
-        whole = counted.any(1)
-        spread = float(moments(token_scores.sum(1), whole, world)[1])  # of groups only what differs within them teaches
-        variance = credit.usual_deviation**2 if algorithm.compares_groups else spread
-        step_scale = signal_share(variance, kl_coef * float(moments(kl.sum(1), whole, world)[0]), kl_coef)
-    if settings.whiten_advantages and not algorithm.compares_groups:
+        returns = advantages + credit.values
+    if settings.whiten_advantages and not groups:
         advantages = whiten_all(advantages, counted, world)
     batch = TrainingBatch(
         prompt_tokens=rollouts.prompt_tokens,
@@ -104,12 +87,29 @@ def build_targets(
         response_mask=counted,
         logprobs=analysis.logprobs,
         ref_logprobs=ref_logprobs,
-        values=values,
+        values=credit.values,
         rewards=rewards,
         advantages=zero_outside(advantages, counted),
         returns=returns,
     )
+    step_scale = _step_scale(credit, kl_coef, groups, counted, world) if settings.kl_in == "reward" else 1.0
     return Targets(batch, units, step_scale)
+
+
+def _credit(token_scores: Tensor, kl: Tensor, kl_coef: float, rollouts: Rollouts, settings: TargetSettings) -> Credit:
+    """What the advantages are computed of, before there are values. token_scores, kl [B, T]"""
+    return Credit(
+        token_scores=token_scores,
+        kl=kl,
+        kl_coef=kl_coef if settings.kl_in == "reward" else 0.0,
+        values=torch.zeros_like(kl),
+        response_mask=rollouts.response_mask,
+        final_values=None,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        group_size=settings.group_size,
+        normalize_std=settings.normalize_std,
+    )
 
 
 def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, world: World) -> tuple[Credit, ValueUnits]:
@@ -148,6 +148,16 @@ def usual_deviation(credit: Credit, counted: Tensor, world: World) -> float:
     deviations = group_deviations(credit.token_scores.sum(1), credit.group_size)
     whole = counted.any(1).view(-1, credit.group_size).all(1)
     return float(moments(deviations**2, whole, world)[0]) ** 0.5
+
+
+def _step_scale(credit: Credit, kl_coef: float, groups: bool, counted: Tensor, world: World) -> float:
+    """Factor of the learning rate for the scores and the KL of this batch."""
+    whole = counted.any(1)
+    kl, _ = moments(credit.kl.sum(1), whole, world)
+    _, variance = moments(credit.token_scores.sum(1), whole, world)
+    if groups:  # of which only what differs within them teaches
+        return signal_share(credit.usual_deviation**2, kl_coef * float(kl), kl_coef)
+    return signal_share(float(variance), kl_coef * float(kl), kl_coef)
 
 
 def signal_share(variance: float, paid: float, kl_coef: float) -> float:

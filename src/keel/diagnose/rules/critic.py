@@ -16,16 +16,15 @@ from keel.diagnose.rule import (
     moved,
     names,
     reasons,
-    score_deviation,
     told,
 )
 from keel.diagnose.run import Run, Series
-from keel.diagnose.series import Holds, at_least, at_most, highest, lagged, last, start_of, trailing_mean, window
+from keel.diagnose.series import Holds, at_least, at_most, highest, last, start_of, trailing_mean, window
 
 CONSTANT = 1e-5  # explained variance of values that differ by nothing but rounding
 
 
-def _settled(run: Run) -> Holds:
+def settled(run: Run) -> Holds:
     """Steps by which a critic that learns should know something: three tenths of the run, at least 10."""
     return np.asarray(run.steps >= max(10, 0.3 * run.planned))
 
@@ -67,9 +66,9 @@ def _not_learning(run: Run) -> Levels:
     known = trailing_mean((run["critic/returns_std"] > 0).astype(float), width)
     silent |= at_most(np.abs(explained), CONSTANT) & at_least(known, 0.75)  # the first step alone is always 0
     silent &= at_least(spread, 1e-12) & (run.steps >= 4)
-    dull = at_most(explained, 0.03) & _settled(run) & varies(run)
+    dull = at_most(explained, 0.03) & settled(run) & varies(run)
     off = at_least(lag(run), 0.5) | at_most(explained, -0.25)
-    worse = at_most(explained, -1.0) & _settled(run) & varies(run)
+    worse = at_most(explained, -1.0) & settled(run) & varies(run)
     return levels((dull, NOTICE), (dull & off, WARNING), (worse | silent, CRITICAL))
 
 
@@ -116,51 +115,6 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
         Change("algorithm.name", "rloo, which needs no critic"),
     )
     return [wild, slow, noise] if worse else [slow, noise, wild]
-
-
-def _hopeless(run: Run) -> Holds:
-    """Whether the mean value, at the pace of the last window, comes less than half of the way to the returns by the end
-    of the run. [S]"""
-    width = window(run)
-    values, returns = (trailing_mean(run[f"critic/{name}"], width) for name in ("values", "returns"))
-    pace = np.sign(returns - values) * (values - lagged(values, width)) / width
-    way = pace * np.maximum(run.planned - run.steps, 0)
-    return (run.steps >= 2 * width) & at_most(way, 0.5 * np.abs(returns - values))
-
-
-def _lagging(run: Run) -> Levels:
-    behind, late = lag(run), _settled(run)
-    return levels(
-        (at_least(behind, 1.0) & late | at_least(behind, 2.0) & _hopeless(run), WARNING),
-        (at_least(behind, 3.0) & (late | _hopeless(run)), CRITICAL),
-    )
-
-
-def _lagging_evidence(run: Run) -> Sequence[Evidence]:
-    behind = last(lag(run))
-    return [
-        Evidence("critic/values", f"its mean is {behind:.2g} deviations of the returns away from theirs"),
-        moved(run, "critic/returns"),
-    ]
-
-
-def _lagging_causes(run: Run) -> Sequence[Cause]:
-    mean, spread = abs(last(run["objective/shaped_scores"])), score_deviation(run)
-    rate = critic_rate(run)
-    return [
-        Cause(
-            "the scores are far from 0, where a critic begins",
-            reasons((mean > 3 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
-            reasons((mean < 2 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
-            Change("reward.normalize", "reference"),
-        ),
-        Cause(
-            "the critic learns more slowly than the returns move",
-            (f"its learning rate is {rate:.2g}",),
-            (),
-            Change("optim.critic_learning_rate", f"{3 * rate:.2g} (it is {rate:.2g})"),
-        ),
-    ]
 
 
 def _exploding(run: Run) -> Levels:
@@ -233,19 +187,6 @@ def _credit_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
-LAGGING = Rule(
-    "critic-lagging",
-    "The critic runs behind the returns.",
-    "critic",
-    _lagging,
-    _lagging_evidence,
-    _lagging_causes,
-    follows=names(
-        "value-offset critic-not-learning reward-shift stale-normaliser updates-too-large policy-collapse "
-        "updates-too-small learning-rate-schedule no-signal reward-hacking wrong-reference"
-    ),
-)
-"""Looked at after the scores, which a critic runs behind when they rise for no good reason."""
 RULES = (
     Rule(
         "critic-not-learning",

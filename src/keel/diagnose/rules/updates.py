@@ -116,11 +116,22 @@ def _small_evidence(run: Run) -> Sequence[Evidence]:
 
 def _small_causes(run: Run) -> Sequence[Cause]:
     kl_coef, spread = last(run["objective/kl_coef"]), first(run["objective/shaped_scores_std"])
+    without_gradient, share = last(run["policy/grad_norm"]) == 0, last(run["policy/step_scale"])
+    nothing = Cause(
+        "the scores teach nothing: they differ by less than the price of a nat, kl_coef, or not at all",
+        reasons(
+            (without_gradient, "the policy's gradient is 0"),
+            (share < 0.3, f"policy/step_scale, the factor of the learning rate for it, is {share:.2g}"),
+        ),
+        (),
+        Change("rewards", "scores that tell the responses to a prompt apart; or a lower algorithm.kl_coef"),
+    )
     return [
+        *([nothing] if nothing.speaks_for else []),
         Cause(
             "the learning rate is too low",
             (f"optim.learning_rate is {run.setting('optim.learning_rate')}",),
-            (),
+            reasons((without_gradient, "a gradient of 0 moves nothing at any rate")),
             scaled(run, "optim.learning_rate", 10),
         ),
         Cause(
