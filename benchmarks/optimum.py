@@ -1,6 +1,6 @@
 """How close does `keel.train` come to the exact optimum? Measured on worlds small enough to enumerate.
 
-    python benchmarks/optimum.py --worlds 6 --seed 0 --jobs 2 --json optimum.json
+    python benchmarks/optimum.py --worlds 6 --seed 0 --run-seeds 0 1 2 --jobs 2 --json optimum.json
     python benchmarks/optimum.py --worlds 3 --algorithms ppo --variant algorithm.whiten_advantages=false
     python benchmarks/optimum.py --worlds 0 --t3          # the world T3: total variation to pi*
     python benchmarks/optimum.py --algorithms ppo --trl   # TRL 1.12's PPO beside keel's, on the random worlds
@@ -79,9 +79,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.work or scratch)
         worlds = [random_world(folder / f"random-{i}", i) for i in range(options.seed, options.seed + options.worlds)]
-        runs = [plan(world, "trl", folder, options) for world in worlds] if options.trl else []
+        seeds = options.run_seeds
+        runs = [plan(world, "trl", seed, folder, options) for world in worlds for seed in seeds if options.trl]
         worlds += [t3_world(folder / "T3")] if options.t3 else []
-        runs += [plan(world, name, folder, options) for world in worlds for name in options.algorithms]
+        kinds = [(world, name) for world in worlds for name in options.algorithms]
+        runs += [plan(world, name, seed, folder, options) for world, name in kinds for seed in seeds]
         rows = measure_all(runs, options)
     print_table(rows)
     print_summary(rows)
@@ -93,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=6, help="how many random worlds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first world; the others follow")
-    parser.add_argument("--run-seed", type=int, default=0, help="seed of the trainings")
+    parser.add_argument("--run-seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
     parser.add_argument("--t3", action="store_true", help="also the three-letter world T3 (tests/oracles/t3.py)")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--trl", action="store_true", help="also TRL's PPO, with the rate and the batches of keel's")
@@ -109,13 +111,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan(world: World, algorithm: str, folder: Path, options: argparse.Namespace) -> Run:
+def plan(world: World, algorithm: str, seed: int, folder: Path, options: argparse.Namespace) -> Run:
     """The settings of one training, as `keel train` takes them."""
     config: dict[str, Any] = {name: dict(section) for name, section in COMMON.items()}
     marks = tuple(sorted({math.ceil(options.steps * share) for share in (0.25, 0.5, 1.0)}))
     given = {
-        "output": str(folder / "runs" / f"{world.name}-{algorithm}"),
-        "seed": options.run_seed,
+        "output": str(folder / "runs" / f"{world.name}-{algorithm}-{seed}"),
+        "seed": seed,
         "steps": options.steps,
         "policy.model": str(world.folder / "policy"),
         "prompts.path": str(world.folder / "prompts.jsonl"),
@@ -158,7 +160,7 @@ def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[s
             rows.append(future.result() | {"floor": own, "best_floor": best})
             regret, seconds = rows[-1]["regret"][-1], rows[-1]["seconds"]
             figures = f"regret {regret:.2f}, floor {own[-1]:.2f}, {seconds:.0f} s"
-            print(f"{run.world.name} {run.algorithm}: {figures}", flush=True)
+            print(f"{run.world.name} {run.algorithm} seed {run.config['seed']}: {figures}", flush=True)
     return rows
 
 
@@ -217,6 +219,7 @@ def row_of(run: Run, regrets: Sequence[float], last: Exact, start: float) -> dic
         "length": run.world.length,
         "kl_coef": run.world.kl_coef,
         "algorithm": run.algorithm,
+        "seed": run.config["seed"],
         "steps": run.marks,
         "regret": [*(100 * regret for regret in regrets), 100 * last.regret],
         "final": asdict(last),
@@ -257,15 +260,15 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     steps = "/".join(str(step) for step in rows[0]["steps"])
     print(f"\nIn points of 100, after {steps} steps:")
     print(
-        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':9} {'regret':^20} {'floor':^20} {'best':>6} "
-        f"{'excess':>7} {'TV':>6} {'J':>7} {'J*':>7} {'s':>5}"
+        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':9} {'seed':>4} {'regret':^20} {'floor':^20} "
+        f"{'best':>6} {'excess':>7} {'TV':>6} {'J':>7} {'J*':>7} {'s':>5}"
     )
     for row in rows:
         final = row["final"]
         curves = " ".join(" ".join(f"{x:6.2f}" for x in values) for values in (row["regret"], row["floor"]))
         print(
             f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:9} "
-            f"{curves} {row['best_floor']:6.2f} {row['regret'][-1] - row['floor'][-1]:7.2f} "
+            f"{row['seed']:4} {curves} {row['best_floor']:6.2f} {row['regret'][-1] - row['floor'][-1]:7.2f} "
             f"{final['total_variation']:6.4f} {final['objective']:7.4f} {final['optimum']:7.4f} {row['seconds']:5.0f}"
         )
 
@@ -280,7 +283,7 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
         ):
             excess = [row["regret"][-1] - floor for row, floor in zip(own, floors, strict=True)]
             middle, worst = statistics.median(excess), max(excess)
-            print(f"{algorithm:9} excess over {name:5}: median {middle:6.2f}, worst {worst:6.2f}, {len(own)} worlds")
+            print(f"{algorithm:9} excess over {name:5}: median {middle:6.2f}, worst {worst:6.2f}, {len(own)} runs")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
     "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
     "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
     "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
-    "grpo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
+    "grpo": {"update_epochs": 1, "minibatches": 4, "group_size": 4},
 }
 
 
