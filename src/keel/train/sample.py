@@ -16,6 +16,7 @@ from keel.errors import ConfigError
 from keel.models.heads import check_logits
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.policy import ActorCritic
+from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
@@ -94,6 +95,8 @@ def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) 
         too_long=prompts.too_long,
     )
     model = load_frozen(name)
+    name_unembedded(model.policy, tokenizer, name)
+    require_embedded(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
     limit = getattr(model.policy.config.get_text_config(), "max_position_embeddings", None)
     needed = max(len(prompt.tokens) for prompt in loaded) + decoding.max_response_tokens
     if limit is not None and needed > limit:

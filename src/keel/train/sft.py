@@ -14,8 +14,9 @@ from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
 from keel.models.heads import check_logits, plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
+from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_policy
 from keel.models.packed import token_states
+from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.train.learner import Task
 from keel.train.split import Split, split_rows
 from keel.train.supervised import fit
@@ -36,7 +37,7 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
         evaluate=lambda: evaluate(model, split.held_out, budget),
         facts={"rows_left_out": split.left_out},
-        save=lambda folder, figures: save_model(model, tokenizer, folder),
+        save=lambda folder, figures: save_policy(model, tokenizer, folder),
         watch=(lambda: evaluate(model, split.watched, budget)["loss"]) if split.watched else None,
     )
     return fit(config, task, resume)
@@ -49,6 +50,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
     check_logits(model)
+    name_unembedded(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))
     ends = end_token_ids(model, tokenizer)
@@ -68,7 +70,9 @@ def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int
     limit, data = longest_row(config, model), config.data
 
     def load(path: str) -> list[Example]:
-        return load_examples(path, tokenizer, ends, split=data.split, max_tokens=limit)
+        found = load_examples(path, tokenizer, ends, split=data.split, max_tokens=limit)
+        require_embedded(model, [example.tokens for example in found], tokenizer, path)
+        return found
 
     examples = load(data.path)
     learnable = [example for example in examples if example.num_targets > 0]
