@@ -25,8 +25,16 @@ def plain(model: Any) -> PreTrainedModel:
 
 
 def trunk(model: Any) -> nn.Module:
-    """The part of a model that turns tokens into hidden states."""
-    return plain(model).base_model
+    """The part of a model that turns tokens into hidden states.
+
+    Of a model without one under the name that its class gives (Llama 4's text model), the part with the embeddings.
+    """
+    model = plain(model)
+    if model.base_model is not model or model.get_output_embeddings() is None:
+        return model.base_model
+    embeddings = model.get_input_embeddings()
+    parts = [part for part in model.children() if any(module is embeddings for module in part.modules())]
+    return parts[0] if len(parts) == 1 and parts[0] is not embeddings else model
 
 
 def positions_for(model: Any, mask: Tensor) -> dict[str, Tensor]:
