@@ -14,10 +14,10 @@ from transformers.masking_utils import sdpa_mask
 
 from keel.errors import ConfigError
 from keel.models.attention import Layout
-from keel.models.heads import plain, trunk
+from keel.models.heads import UNFIT, check_logits, plain, trunk
 from keel.models.layers import is_known, rotations, walk
 from keel.models.positions import rotation_threshold
-from keel.models.trial import REFUSALS, close, trial
+from keel.models.trial import close, trial
 
 ATTENTION = "keel"
 """Name of this attention in a transformers config: sdpa, and packed rows where a layout is given."""
@@ -143,6 +143,7 @@ def pack_if_possible(model: Any) -> None:
         alone = _read_alone(model, tokens, mask)
         if plain(model).get_output_embeddings() is not None:
             _require_causal(model, tokens, mask, alone)
+            check_logits(model)
         single = not _agrees(model, tokens, mask, alone)
         plain(model).keel_reads_single_rows = single
         if single:
@@ -164,7 +165,7 @@ def _read_alone(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
 def _agrees(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> bool:
     try:
         return close(token_states(model, tokens, mask), alone)
-    except REFUSALS:  # it knows no layout, or computes with one row's shape
+    except UNFIT:  # it knows no layout, or computes with one row's shape
         return False
 
 

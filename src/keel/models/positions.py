@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from keel.errors import ConfigError
 from keel.models.heads import plain
 
 
@@ -18,10 +19,19 @@ def rotation_threshold(model: Any) -> int | None:
     return min((int(tokens) for tokens in found if tokens), default=None)
 
 
-def position_limit(model: Any) -> tuple[int | None, str]:
-    """Most tokens of a prompt and a response together (None for no limit), and why, for the end of a sentence."""
+def require_positions(model: Any, prompt_tokens: int, response_tokens: int, where: str, section: str) -> None:
+    """Raise ConfigError if a prompt and a response of so many tokens are more than the model reads one way.
+
+    Args:
+        section: of the setting `max_response_tokens`.
+    """
+    needed = prompt_tokens + response_tokens
     limit = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
     threshold = rotation_threshold(model)
-    if threshold is not None and (limit is None or threshold < limit):
-        return threshold, f"the model reads all tokens anew (LongRoPE) beyond {threshold}"
-    return limit, f"the model only {limit} positions"
+    fix = f"lower prompts.max_tokens or {section}.max_response_tokens"
+    if limit is not None and needed > limit:
+        what = f"the model only {limit} positions"
+        raise ConfigError(f"longest prompt and answer have {needed} tokens, {what}", where=where, fix=fix)
+    if threshold is not None and needed > threshold:
+        what = f"and with more than {threshold} the model (LongRoPE) reads the tokens before anew"
+        raise ConfigError(f"longest prompt and answer have {needed} tokens, {what}", where=where, fix=fix)

@@ -19,8 +19,6 @@ LENGTHS = (12, 7)
 WINDOW = 3
 """Tokens of a window within a trial."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "sliding_window_size", "attention_window", "attention_window_size")
-REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError)
-"""What code of a model raises that is called in a way it does not know."""
 
 
 @contextmanager

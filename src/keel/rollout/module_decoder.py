@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from keel.models.heads import plain, positions_for, trunk
+from keel.models.heads import UNFIT, plain, positions_for, trunk
 from keel.models.packed import reads_single_rows, token_states
-from keel.models.trial import REFUSALS, close, trial
+from keel.models.trial import close, trial
 
 
 class ModuleDecoder:
@@ -91,7 +91,7 @@ def _tried(model: Any) -> bool:
     with trial(model) as (tokens, mask):
         try:
             return close(_grown(ModuleDecoder(model), tokens, mask), _grown(FullDecoder(model), tokens, mask))
-        except REFUSALS:  # it has a cache of another kind, or one that cannot be cut to some rows
+        except UNFIT:  # it has a cache of another kind, or one that cannot be cut to some rows
             return False
 
 
