@@ -134,7 +134,7 @@ def reward_model(policy: Path, folder: Path) -> None:
     from keel.models.loading import load_classifier  # the other side of a comparison has no keel
 
     torch.manual_seed(1)
-    model = load_classifier(str(policy))
+    model = load_classifier(str(policy), to_train=True)
     torch.nn.init.normal_(model.score.weight, std=0.05)
     save(model, AutoTokenizer.from_pretrained(policy), folder)
 

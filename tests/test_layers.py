@@ -46,7 +46,7 @@ LAYERS = {
     "core": Layer.of("kernels", frozenset({"torch"})),
     "world": Layer.of("errors", frozenset({"torch"})),
     "data": Layer.of("core errors"),
-    "models": Layer.of("kernels core data world errors"),
+    "models": Layer.of("kernels core data world terminal errors"),
     "rollout": Layer.of("models data kernels core world errors"),
     "learn": Layer.of("models data core world failpoints errors"),
     "run": Layer.of("kernels data.judging data.preferences world failpoints terminal errors config"),

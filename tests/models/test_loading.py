@@ -33,7 +33,7 @@ def tied(tmp_path: Path) -> Path:
 
 def test_a_classifier_finds_the_tied_embedding(tied: Path) -> None:
     expected = load_file(tied / "model.safetensors")["lm_head.weight"]
-    assert torch.equal(load_classifier(str(tied)).get_input_embeddings().weight, expected)
+    assert torch.equal(load_classifier(str(tied), to_train=True).get_input_embeddings().weight, expected)
 
 
 def test_a_missing_weight_is_no_random_weight(tied: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_missing_weight_is_no_random_weight(tied: Path) -> None:
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, tied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"weights are missing, such as model\.layers\.0\.mlp\.up_proj"):
-        load_classifier(str(tied))
+        load_classifier(str(tied), to_train=True)
 
 
 @pytest.mark.parametrize("part", ["policy", "model"])

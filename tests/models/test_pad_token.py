@@ -1,6 +1,7 @@
 """The end token of a template is read, whatever the pad token is, by keel and by plain transformers alike."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_a_shared_critic_is_saved_with_the_tokenizers_pad_token(tmp_path: Path) 
     assert as_classifier(model, torch.nn.Linear(32, 1, bias=False), 7).config.pad_token_id == 7
 
 
-@pytest.mark.parametrize("load", [load_causal_lm, load_classifier])
+@pytest.mark.parametrize("load", [load_causal_lm, partial(load_classifier, to_train=True)])
 def test_an_end_token_that_is_the_pad_token_learns(load: Any, tmp_path: Path) -> None:
     """torch gives the embedding of `padding_idx` no gradient, even where the mask says that it is text."""
     model = load(str(llama(tmp_path, END)))

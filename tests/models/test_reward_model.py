@@ -107,7 +107,7 @@ def test_every_token_is_read(any_model: RewardModel):
 
 
 def test_a_new_head_starts_at_zero(tiny_policy: Path):
-    assert RewardModel.load(str(tiny_policy)).score(["w0"], ["w1"]).tolist() == [0.0]
+    assert RewardModel.load(str(tiny_policy), template="{response}").score(["w0"], ["w1"]).tolist() == [0.0]
 
 
 def test_the_template_is_filled_in_one_pass(tiny_policy: Path):
@@ -119,7 +119,7 @@ def test_the_template_is_filled_in_one_pass(tiny_policy: Path):
 
 
 def test_a_chat_is_scored_through_the_chat_template(tiny_policy: Path):
-    model = RewardModel.load(str(tiny_policy))
+    model = RewardModel.load(str(tiny_policy), template="{response}")
     chat = [{"role": "user", "content": "w0"}]
     with pytest.raises(DataError, match="no chat template"):
         model.encode(chat, "w1")
@@ -154,7 +154,8 @@ def test_texts_longer_than_the_model_can_read_lose_their_beginning_and_are_count
     scores = model.score(["w0 w1", "w9 w1", "w1"], ["w2 w3", "w2 w3", "w2 w3"])
     assert model.cut == [True, True, False]
     assert scores[0] == scores[1] == scores[2]
-    assert RewardModel.load(str(tiny_policy)).limited_by in ("tokenizer.model_max_length", "max_position_embeddings")
+    full = RewardModel.load(str(tiny_policy), template="{response}")
+    assert full.limited_by in ("tokenizer.model_max_length", "max_position_embeddings")
 
 
 def test_an_ensemble_counts_texts_that_one_member_cannot_read(tiny_policy: Path, tmp_path: Path):

@@ -136,7 +136,7 @@ def test_o18_micro_batches_of_an_analysis_change_nothing(folder: Path) -> None:
 
 def test_o18_rewards_are_read_at_the_last_real_token(folder: Path) -> None:
     """Padding on either side, other texts beside it, and end or pad ids within the text change no score."""
-    reward_model = RewardModel.load(str(folder))
+    reward_model = RewardModel.load(str(folder), template="{prompt}{response}")
     torch.nn.init.normal_(reward_model.model.score.weight, generator=torch.Generator().manual_seed(0))
     rows = [[5], [6, 2, 0, 7], [2, 2, 9, 10, 11, 12], [0, 5, 0]]
     together = reward_model.score_rows(rows)

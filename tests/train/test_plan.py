@@ -52,7 +52,7 @@ def test_the_sizes_are_those_of_the_loaded_models(run: dict[str, Any], tiny_poli
     sizes = resident(parse(PlanConfig, run))
     policy, critic = (
         sum(p.numel() * 4 for p in model.parameters()) / 1e6
-        for model in (load_causal_lm(str(tiny_policy)), load_classifier(str(tiny_policy)))
+        for model in (load_causal_lm(str(tiny_policy)), load_classifier(str(tiny_policy), to_train=True))
     )
     assert sizes["policy"] == pytest.approx({"weights": policy, "gradients": policy, "optimizer": 2 * policy})
     assert sizes["critic"] == pytest.approx({"weights": critic, "gradients": critic, "optimizer": 2 * critic})

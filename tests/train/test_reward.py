@@ -130,7 +130,7 @@ RANKINGS = [
 
 @pytest.mark.parametrize("loss", ["pairwise", "listwise"])
 def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path, tmp_path: Path, loss: str):
-    model = RewardModel.load(str(tiny_policy))
+    model = RewardModel.load(str(tiny_policy), template="{prompt}{response}")
     model.model.double()
     with torch.no_grad():
         model.model.score.weight.normal_(generator=torch.Generator().manual_seed(1))

@@ -68,7 +68,7 @@ def test_a_noisy_scorer_is_asked_every_time():
 
 
 def test_copies_of_a_text_have_one_score_in_whatever_batch(tiny_policy: Path):
-    model = RewardModel.load(str(tiny_policy))
+    model = RewardModel.load(str(tiny_policy), template="{prompt}{response}")
     torch.manual_seed(0)
     torch.nn.init.normal_(model.head.weight)
     texts = [" ".join(f"w{(7 * i + j) % 28}" for j in range(1 + i % 23)) for i in range(60)]
@@ -79,7 +79,11 @@ def test_copies_of_a_text_have_one_score_in_whatever_batch(tiny_policy: Path):
         by_text.setdefault(tuple(row), set()).add(score)
     assert all(len(found) == 1 for found in by_text.values())
     torch.testing.assert_close(scores, model.scores_of_rows(rows, 4096).detach(), rtol=1e-4, atol=1e-5)
-    ensemble = ScoredOnce(RewardModelScorer(RewardEnsemble([model, RewardModel.load(str(tiny_policy))]), "e"))
+    ensemble = ScoredOnce(
+        RewardModelScorer(
+            RewardEnsemble([model, RewardModel.load(str(tiny_policy), template="{prompt}{response}")]), "e"
+        )
+    )
     ensemble(rollouts(("w1", "w2"), ("w1", "w3")), None)
     spread = ensemble.disagreement
     assert spread is not None

@@ -1,32 +1,44 @@
 """Models and tokenizers from a folder or the hub, and back to a plain folder."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from keel.errors import ConfigError
-from keel.models.adapters import Lora, base_of, is_adapter, merged, put_on, with_lora
+from keel.models.adapters import (
+    Lora,
+    base_of,
+    is_language_adapter,
+    merged,
+    merged_in,
+    put_on,
+    shapes_of,
+    with_lora,
+)
+from keel.models.files import is_adapter, read_part, refusing
+from keel.models.heads import new_value_head, plain, trunk
 from keel.models.packed import pack_if_possible
+from keel.models.pad_token import grow_embeddings, set_pad_id
+from keel.models.sameness import logprobs, probe_tokens, require_same
+from keel.models.trunk_classifier import SequenceClassifier
+from keel.models.weights import (
+    LANGUAGE_HEADS,
+    listed,
+    name_unread,
+    refuse_missing,
+    refuse_other_shapes,
+    require_numbers,
+    unread_weights,
+)
 
-transformers_logging.set_verbosity_error()  # its load reports list new heads, which are what we ask for
-transformers_logging.disable_progress_bar()
-
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HEAD = "score.weight"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -34,7 +46,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     folder = Path(name)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
         name = base_of(folder)
-    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    tokenizer = read_part(AutoTokenizer, name, "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -45,52 +57,115 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> Any:
     """A causal language model in evaluation mode (so dropout is off), with a fresh adapter if asked for.
 
-    Of an adapter's folder, its base with the adapter merged in.
+    Of an adapter's folder, its base with the adapter merged in, all of which may learn. Raises ConfigError when it
+    cannot be loaded, or its weights are missing, of another shape, or not numbers.
     """
     if is_adapter(Path(name)):
         base = load_causal_lm(base_of(Path(name)), dtype)
         with refusing(name, "adapter"):
-            model = put_on(base, Path(name)).merge_and_unload()
-        return with_lora(model, lora, "CAUSAL_LM") if lora else model
-    model, report = _load(
-        AutoModelForCausalLM, name, "causal language model", dtype=DTYPES[dtype], output_loading_info=True
-    )
-    if report["missing_keys"]:
-        raise ConfigError(f"weights are missing, such as {sorted(report['missing_keys'])[0]}", where=name)
-    read_every_token(model)
-    pack_if_possible(model.eval())
+            adapted = put_on(base, Path(name))
+        require_numbers(adapted, name)
+        model = merged_in(adapted, name)
+    else:
+        model, report = _read(AutoModelForCausalLM, name, "causal language model", dtype)
+        unread = unread_weights(report, name)
+        refuse_missing(report["missing_keys"], unread, name)
+        name_unread(unread, name)
+        _ready(model)
     return with_lora(model, lora, "CAUSAL_LM") if lora else model
 
 
-def load_classifier(name: str, dtype: str = "float32", seed: int = 0) -> Any:
+def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: bool = False) -> Any:
     """A sequence classifier with one label: a reward model, an adapter of one, or a language model under a new head.
 
-    The new head starts at zero, so that its first values and scores are zero and not noise.
+    Args:
+        seed: of the random weights below a new head, such as an encoder's pooler.
+        to_train: a language model gets a new head, which starts at zero so that its first values and scores are zero
+            and not noise; an adapter is merged in. Else the head must have been trained.
+
+    Raises ConfigError naming what is missing, of another shape, or not a number.
     """
-    if is_adapter(Path(name)):
-        base = load_classifier(base_of(Path(name)), dtype, seed)
-        with refusing(name, "adapter"):
-            return put_on(base, Path(name))
+    loaded = _classifier(name, dtype, seed, merge=to_train)
+    claims_head = any("Classification" in each for each in plain(loaded.model).config.architectures or [])
+    if loaded.new and (claims_head or not to_train):
+        held = f", and holds {listed(loaded.unread)}, which was not read" if loaded.unread else ""
+        raise ConfigError(
+            f"this model has no trained head: its file lacks {listed(loaded.new)}{held}",
+            where=name,
+            fix="give a sequence classifier with one label, or make one of it with `keel reward`",
+        )
+    name_unread(loaded.unread, name)
+    plain(loaded.model).keel_new = loaded.new
+    return loaded.model
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """A classifier, the weights that no file holds, and those of the files that were not read."""
+
+    model: Any
+    new: list[str]
+    unread: list[str]
+
+
+def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
+    """Any model as a classifier; an adapter is on its base, or merged into it."""
+    folder = Path(name)
+    if not is_adapter(folder):
+        return _plain_classifier(name, dtype, seed)
+    unread = unread_weights({"unexpected_keys": []}, name)
+    if is_language_adapter(folder):
+        model = load_causal_lm(name, dtype)
+        head = new_value_head(model)
+        return _Classifier(
+            _ready(as_classifier(model, head, model.config.get_text_config().pad_token_id)), [HEAD], unread
+        )
+    base = _classifier(base_of(folder), dtype, seed, merge=True)
+    with refusing(name, "adapter"):
+        model = put_on(base.model, folder)
+    require_numbers(model, name)
+    new = [key for key in base.new if key not in shapes_of(folder)]
+    return _Classifier(merged_in(model, name) if merge else model, new, [*base.unread, *unread])
+
+
+def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
+    """A new head is zero; what is new below it, such as an encoder's pooler, is random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = _load(
-            AutoModelForSequenceClassification,
-            name,
-            "model",
-            dtype=DTYPES[dtype],
-            num_labels=1,
-            output_loading_info=True,
-        )
-    prefix = f"{model.base_model_prefix}."
-    new_head = [key for key in report["missing_keys"] if not key.startswith(prefix)]
-    lost = [key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
-    if lost:  # a tied embedding may lie in the file under the language model's head only
-        model.base_model.load_state_dict(load_causal_lm(name, dtype).base_model.state_dict())
+        model, report = _read(SequenceClassifier, name, "model", dtype, num_labels=1)
+    prefix, unread = f"{model.base_model_prefix}.", unread_weights(report, name)
+    below = {key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key}
+    embedding = next(key for key, module in model.named_modules() if module is model.get_input_embeddings())
+    refuse_missing(below - {f"{embedding}.weight"}, unread, name)
+    if below:  # a tied embedding may be in the file under the language model's head only
+        trunk(model).load_state_dict(trunk(load_causal_lm(name, dtype)).state_dict())
+    new = sorted(report["missing_keys"] - below)
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.out_features == 1 and new_head:
+        if isinstance(module, nn.Linear) and module.out_features == 1 and new:
             nn.init.zeros_(module.weight)
+    return _Classifier(_ready(model), new, [key for key in unread if not key.startswith(LANGUAGE_HEADS)])
+
+
+def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model and the report of its loading. Raises ConfigError for weights of another shape, or that are no numbers."""
+    model, report = read_part(
+        auto_class,
+        name,
+        what,
+        dtype=DTYPES[dtype],
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in the report, and refused by name
+        **options,
+    )
+    refuse_other_shapes(report, name)
+    require_numbers(model, name)
+    return model, report
+
+
+def _ready(model: Any) -> Any:
+    """The model in evaluation mode, reading every token, without work on padding if it can."""
     read_every_token(model)
-    if hasattr(model.eval(), "score"):
+    if hasattr(model.eval(), "score") or model.get_output_embeddings() is not None:
         pack_if_possible(model)
     return model
 
@@ -139,66 +214,29 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     tokenizer.save_pretrained(folder)
 
 
-def as_classifier(model: Any, head: nn.Linear, pad_id: int) -> PreTrainedModel:
+def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """As `save_model`, for a result: raises CheckpointError if what was saved does not speak as the model does."""
+    save_model(model, tokenizer, folder)
+    saved = load_causal_lm(str(folder), dtype_name(model)).to(plain(model).device)
+    tokens = probe_tokens(model)
+    require_same(logprobs(model, tokens), logprobs(saved, tokens), model, folder)
+
+
+def dtype_name(model: Any) -> str:
+    """Name of the type that a copy of the model is loaded in; the widest for one that no setting names."""
+    dtype = plain(model).get_input_embeddings().weight.dtype
+    return next((name for name, known in DTYPES.items() if known == dtype), "float32")
+
+
+def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrainedModel:
     """The trunk of a language model under a value head, in the form in which critics are saved."""
     own = merged(model)
     config = copy.deepcopy(own.config)
     config.num_labels = 1
-    config.pad_token_id = pad_id  # that of the tokenizer: transformers finds the last token of a text by it
-    classifier = AutoModelForSequenceClassification.from_config(config)
-    classifier.base_model.load_state_dict(own.base_model.state_dict())
+    classifier = SequenceClassifier.from_config(config)
+    trunk(classifier).load_state_dict(trunk(own).state_dict())
     classifier.score.load_state_dict(head.state_dict())
+    if pad_id is not None:  # that of the tokenizer: transformers finds the last token of a text by it
+        grow_embeddings(classifier, pad_id + 1)
+        set_pad_id(classifier, pad_id)
     return classifier.eval()
-
-
-def _load(auto_class: Any, name: str, what: str, **options: Any) -> Any:
-    folder = Path(name)
-    if folder.exists() and not ((folder / "config.json").is_file() or is_adapter(folder)):
-        inner = next((part for part in ("policy", "model") if (folder / part / "config.json").is_file()), None)
-        fix = f"name its {inner}: {folder / inner}" if inner else "give a transformers model folder"
-        raise ConfigError("this folder holds no config.json", where=name, fix=fix)
-    if not folder.exists() and _looks_like_path(name):
-        raise ConfigError("no such model folder", where=name)
-    refuse_pickles(folder)
-    with refusing(name, what):
-        if auto_class is AutoTokenizer:
-            return auto_class.from_pretrained(name, trust_remote_code=False)
-        return auto_class.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
-
-
-@contextmanager
-def refusing(name: str, what: str) -> Iterator[None]:
-    """Turn what transformers, peft and safetensors say of a folder that they cannot use into a ConfigError."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise ConfigError(
-                f"the {what} is Python code of its own, which keel does not run",
-                where=name,
-                fix="use an architecture that transformers knows",
-            ) from error
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"cannot load the {what}: {reason}", where=name) from error
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Raise ConfigError for a folder whose weights are pickled: to read them may run any code."""
-    if any(folder.glob("*.safetensors")) or is_adapter(folder):
-        pickled = []
-    else:
-        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
-    if pickled:
-        raise ConfigError(
-            f"{pickled[0]} is a pickle, which can run code when it is read",
-            where=str(folder),
-            fix="convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
-        )
-
-
-def _looks_like_path(name: str) -> bool:
-    """A hub id is `name` or `owner/name`; anything else can only be a path, as can what has a folder here for owner."""
-    is_here = "/" in name and Path(name).parent.is_dir()
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or is_here

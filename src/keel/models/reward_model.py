@@ -15,9 +15,10 @@ from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, save_adapter, with_lora
 from keel.models.heads import plain, trunk
-from keel.models.loading import load_classifier, load_tokenizer, save_model
+from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
 from keel.models.packed import moved_left, reads_packed, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
+from keel.models.sameness import probe_tokens, require_same
 from keel.world import World
 
 TEMPLATE = "{prompt}{response}"
@@ -74,8 +75,10 @@ class RewardModel:
 
         Raises ConfigError when it cannot be loaded or scores otherwise than the plain transformers model.
         """
-        reward_model = cls(load_classifier(name, dtype), load_tokenizer(name), template, max_tokens)
-        reward_model._set_pad(to_train=template is not None or max_tokens is not None)
+        to_train = template is not None or max_tokens is not None
+        model = load_classifier(name, dtype, to_train=to_train)
+        reward_model = cls(model, load_tokenizer(name), template, max_tokens)
+        reward_model._set_pad(to_train)
         if lora:
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
         reward_model.model.to(device or World.from_environment().device)
@@ -86,13 +89,20 @@ class RewardModel:
         """A plain transformers folder; config.json holds the template and the training limit (`keel_template`,
         `keel_max_tokens`).
 
-        An adapter is merged in, and lies alone in the folder `adapter` too.
+        An adapter is merged in, and lies alone in the folder `adapter` too. Raises CheckpointError if what was saved
+        does not score as this model does.
         """
         plain(self.model).config.keel_template = self.template
         plain(self.model).config.keel_max_tokens = self.max_tokens
         save_model(self.model, self.tokenizer, folder)
+        places = [folder]
         if hasattr(self.model, "peft_config"):
             save_adapter(self.model, self.tokenizer, folder / "adapter")
+            places.append(folder / "adapter")
+        rows = probe_tokens(self.model).tolist()
+        for place in places:
+            saved = RewardModel.load(str(place), dtype_name(self.model), device=plain(self.model).device)
+            require_same(self.score_rows(rows), saved.score_rows(rows), self.model, place)
 
     def encode(self, prompt: Content, response: str) -> list[int]:
         """Ids of prompt and response in the template; a text that is longer than the model can read loses its
@@ -142,7 +152,7 @@ class RewardModel:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Encoded texts as tokens [N, L] and mask [N, L], where the model is."""
-        tokens, mask = pad_rows(rows, plain(self.model).config.pad_token_id)
+        tokens, mask = pad_rows(rows, plain(self.model).config.get_text_config().pad_token_id)
         device = plain(self.model).device
         return tokens.to(device), mask.to(device)
 

@@ -21,7 +21,7 @@ from keel.data.supervised import Example, encode_answer, keep_end
 from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
-from keel.models.loading import save_model
+from keel.models.loading import save_policy
 from keel.run.folder import RunFolder
 from keel.run.held_out import write_held_out
 from keel.train.learner import Task
@@ -88,7 +88,7 @@ def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking
         loss=loss,
         evaluate=lambda: judge_policy(model, held_out, config),
         facts={name: value for name, value in facts_of(split).items() if not name.startswith("constant")},
-        save=lambda folder, figures: save_model(model, tokenizer, folder),
+        save=lambda folder, figures: save_policy(model, tokenizer, folder),
         result="policy",
         watch=(lambda: judge_policy(model, watched, config)["loss"]) if watched.rankings else None,
         conclude=lambda folder: conclude(folder, model, held_out, config),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn import Module
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from keel.config import PlanConfig, parse
 from keel.errors import ConfigError
@@ -21,6 +21,7 @@ from keel.learn.algorithms import ALGORITHMS
 from keel.models.adapters import with_lora
 from keel.models.ensemble import members_of
 from keel.models.loading import DTYPES, load_tokenizer
+from keel.models.trunk_classifier import SequenceClassifier
 from keel.train.probe import Cost, probe_apart
 
 MB = 1e6
@@ -120,7 +121,7 @@ def sources(values: Mapping[str, Any]) -> dict[str, type]:
     others = [reward["model"] for reward in values["rewards"]]
     if values["critic"]["init"] not in own:
         others.append(values["critic"]["init"])
-    return found | {name: AutoModelForSequenceClassification for name in others if name not in found}
+    return found | {name: SequenceClassifier for name in others if name not in found}
 
 
 def _renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def shallow(source: str, kind: Any, layers: int, folder: Path) -> str:
 
 def model_config(source: str, kind: Any) -> Any:
     """Raises ConfigError when there is none."""
-    labels = {"num_labels": 1} if kind is AutoModelForSequenceClassification else {}
+    labels = {"num_labels": 1} if kind is SequenceClassifier else {}
     try:
         return AutoConfig.from_pretrained(source, **labels)
     except (OSError, ValueError) as error:
@@ -163,7 +164,7 @@ def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
     if ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate":
         source = str(critic_source.get(config.critic.init, config.critic.init))
         found["critic"] = _megabytes(
-            _empty(source, AutoModelForSequenceClassification, config, "SEQ_CLS"),
+            _empty(source, SequenceClassifier, config, "SEQ_CLS"),
             learns=True,
             own_base=config.policy.lora is None or source != config.policy.model,
         )
@@ -173,7 +174,7 @@ def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
         found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
     for number, reward in enumerate(config.rewards, 1):
         if reward.model:
-            model = _empty(reward.model, AutoModelForSequenceClassification)
+            model = _empty(reward.model, SequenceClassifier)
             name = f"reward {_own_name(reward.model)}"
             found[f"{name} {number}" if name in found else name] = _megabytes(model, learns=False)
     return found

@@ -17,12 +17,12 @@ from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
-from keel.models.adapters import merged, share_frozen, with_lora
+from keel.models.adapters import share_frozen, with_lora
 from keel.models.ensemble import members_of
 from keel.models.heads import new_value_head, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
-from keel.models.pad_token import set_pad_id
+from keel.models.pad_token import grow_embeddings, set_pad_id
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
 from keel.rollout.collect import score
@@ -203,15 +203,16 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
             raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
         source = str(models[0])
     source = members_of(source)[0]
-    critic = load_classifier(source, config.policy.dtype, config.seed)
+    critic = load_classifier(source, config.policy.dtype, config.seed, to_train=True)
     if not hasattr(critic, "score"):
         raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")
     tokenizer, own = load_tokenizer(config.policy.model), load_tokenizer(source).get_vocab()
     if not tokenizer.get_vocab().items() <= own.items():  # a reward model may have a pad token besides
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
+    grow_embeddings(critic, int(tokenizer.pad_token_id) + 1)
     set_pad_id(critic, int(tokenizer.pad_token_id))  # it is saved with the policy's tokenizer
     if config.policy.lora:
-        critic = with_lora(merged(critic), config.policy.lora, "SEQ_CLS")
+        critic = with_lora(critic, config.policy.lora, "SEQ_CLS")
         share_frozen(critic, policy)
     return critic
 

@@ -14,7 +14,7 @@ from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
 from keel.models.heads import plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_model
+from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_policy
 from keel.models.packed import token_states
 from keel.train.learner import Task
 from keel.train.split import Split, split_rows
@@ -36,7 +36,7 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
         evaluate=lambda: evaluate(model, split.held_out, budget),
         facts={"rows_left_out": split.left_out},
-        save=lambda folder, figures: save_model(model, tokenizer, folder),
+        save=lambda folder, figures: save_policy(model, tokenizer, folder),
         watch=(lambda: evaluate(model, split.watched, budget)["loss"]) if split.watched else None,
     )
     return fit(config, task, resume)

@@ -15,8 +15,9 @@ from keel.interrupts import sealed
 from keel.learn.guard import require_finite
 from keel.learn.shaping import ScoreStatistics
 from keel.models.heads import plain
-from keel.models.loading import as_classifier, save_model
+from keel.models.loading import as_classifier, dtype_name, load_classifier, save_model, save_policy
 from keel.models.policy import ValueUnits
+from keel.models.sameness import probe_tokens, require_same, values
 from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.train.setup import Parts
@@ -102,7 +103,7 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
     if parts.config.rollout.stop:  # whoever loads the policy stops where it learned to
         plain(models.policy).generation_config.eos_token_id = parts.end_ids
     with sealed():
-        replace_folder(folder.policy, lambda path: save_model(models.policy, parts.tokenizer, path))
+        replace_folder(folder.policy, lambda path: save_policy(models.policy, parts.tokenizer, path))
         if models.has_critic:
             replace_folder(folder.critic, lambda path: _save_critic(parts, path))
 
@@ -110,16 +111,21 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
 def _save_critic(parts: Parts, path: Path) -> None:
     """A sequence classifier whose score, plus `keel_value_offset` of its config.json, is the value of a state.
 
-    The heads of transformers' classifiers have no bias that the offset could become.
+    The heads of transformers' classifiers have no bias that the offset could become. Raises CheckpointError if the saved
+    values are not the trained ones.
     """
-    models = parts.actor_critic
-    critic = models.critic
+    models, units = parts.actor_critic, parts.actor_critic.value_units
+    critic, model, head = models.critic, models.policy, models.value_head
     if critic is None:
-        critic = as_classifier(models.policy, models.value_head, parts.tokenizer.pad_token_id)
+        critic = as_classifier(model, head, parts.tokenizer.pad_token_id)
+    else:
+        model, head = critic, plain(critic).score
     classifier: Any = plain(critic)
-    classifier.config.keel_value_offset = models.value_units.offset
-    with scaled(classifier.score, models.value_units.gain):
+    classifier.config.keel_value_offset = units.offset
+    with scaled(classifier.score, units.gain):
         save_model(critic, parts.tokenizer, path)
+    saved, tokens = load_classifier(str(path), dtype_name(critic)).to(parts.world.device), probe_tokens(model)
+    require_same(units.gain * values(model, head, tokens), values(saved, saved.score, tokens), critic, path)
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""Folders and names of models: what is refused before a library reads it, and what a library's refusal means."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from keel.errors import ConfigError
+
+transformers_logging.set_verbosity_error()  # its load reports are read in keel.models.weights
+transformers_logging.disable_progress_bar()
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+ADAPTER = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+
+
+def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
+    """What `auto_class.from_pretrained` makes of a folder or a hub id. Raises ConfigError."""
+    folder = Path(name)
+    if folder.exists() and not ((folder / "config.json").is_file() or is_adapter(folder)):
+        inner = next((part for part in ("policy", "model") if (folder / part / "config.json").is_file()), None)
+        fix = f"name its {inner}: {folder / inner}" if inner else "give a transformers model folder"
+        raise ConfigError("this folder holds no config.json", where=name, fix=fix)
+    if not folder.exists() and _looks_like_path(name):
+        raise ConfigError("no such model folder", where=name)
+    refuse_pickles(folder)
+    refuse_other_files(folder)
+    with refusing(name, what):
+        if auto_class is AutoTokenizer:
+            return auto_class.from_pretrained(name, trust_remote_code=False)
+        return auto_class.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether this is the folder of an adapter, and no whole model."""
+    return (folder / ADAPTER).is_file()
+
+
+@contextmanager
+def refusing(name: str, what: str) -> Iterator[None]:
+    """Turn what transformers, peft and safetensors say of a folder that they cannot use into a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the {what} is Python code of its own, which keel does not run",
+                where=name,
+                fix="use an architecture that transformers knows",
+            ) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # torch gives a heading that ends with a colon, and the reason below it.
+        reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__
+        raise ConfigError(f"cannot load the {what}: {reason}", where=name) from error
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise ConfigError for a folder whose weights are pickled: to read them may run any code."""
+    if any(folder.glob("*.safetensors")) or is_adapter(folder):
+        pickled = []
+    else:
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
+    if pickled:
+        raise ConfigError(
+            f"{pickled[0]} is a pickle, which can run code when it is read",
+            where=str(folder),
+            fix="convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
+        )
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Raise ConfigError for a pipe or device in place of a file, and for an index of weights that leaves the folder."""
+    for path in folder.glob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError("this is no regular file", where=str(path))
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError("the index of the weights cannot be read", where=str(index)) from error
+    for name in sorted(map(str, names)):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ConfigError(f"names {name!r}, which is no safetensors file of this folder", where=str(index))
+        if not (folder / name).is_file():
+            raise ConfigError(f"names {name}, which is missing", str(index), "copy or download the folder again")
+
+
+def _looks_like_path(name: str) -> bool:
+    """A hub id is `name` or `owner/name`; anything else can only be a path, as can what has a folder here for owner."""
+    is_here = "/" in name and Path(name).parent.is_dir()
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or is_here

@@ -1,0 +1,103 @@
+"""Sequence classifiers for every family of language models: transformers' own class, or a score head on the trunk.
+
+transformers has such a class for some families only (none for Granite, Gemma 4, Cohere, OLMoE). The class that is made
+here has the names of weights and the reading of transformers' decoder classifiers: the score of the last token that is
+not `config.pad_token_id`.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class SequenceClassifier:
+    """As AutoModelForSequenceClassification, for every family that has a language model."""
+
+    @staticmethod
+    def from_config(config: PreTrainedConfig, **options: Any) -> Any:
+        """A model with random weights. Raises ValueError for a family without a language model."""
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            return AutoModelForSequenceClassification.from_config(config, **options)
+        return classifier_class(config)._from_config(config, **options)
+
+    @staticmethod
+    def from_pretrained(name: str, num_labels: int = 1, **options: Any) -> Any:
+        """A saved model; a head that its file does not hold is random."""
+        config = AutoConfig.from_pretrained(name, num_labels=num_labels, trust_remote_code=False)
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            return AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+        options.pop("trust_remote_code", None)
+        return classifier_class(config).from_pretrained(name, config=config, **options)
+
+
+class TrunkClassifier(PreTrainedModel):
+    """A score head without bias on a trunk; the classes below say which trunk."""
+
+    trunk_class: type[PreTrainedModel]
+    reads_text_config: bool  # of a config that wraps a text config, the trunk takes that
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        text = config.get_text_config()
+        self.num_labels = config.num_labels
+        setattr(self, self.base_model_prefix, self.trunk_class(text if self.reads_text_config else config))
+        self.score = nn.Linear(text.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.set_input_embeddings(value)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
+        """Score of the last token of each row that is no pad token. [N, L] -> logits [N, 1]"""
+        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (places * (input_ids != self.config.get_text_config().pad_token_id)).argmax(1)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        return SequenceClassifierOutput(logits=self.score(hidden[rows, last]))
+
+
+def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of a score head on the trunk of the language model with such a config. Raises ValueError."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"transformers has no language model of type {config.model_type}")
+    with torch.device("meta"):
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    name = trunk_name(model)
+    trunk = getattr(model, name)
+    return _classifier_class(type(model), name, type(trunk), type(trunk.config) is not type(config))
+
+
+def trunk_name(model: PreTrainedModel) -> str:
+    """Attribute of a language model that is its trunk; `base_model_prefix` of some families names none."""
+    if hasattr(model, model.base_model_prefix):
+        return model.base_model_prefix
+    return next(name for name, part in model.named_children() if isinstance(part, PreTrainedModel))
+
+
+@cache
+def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_config: bool) -> type[PreTrainedModel]:
+    family = next(base for base in language_model.__mro__ if PreTrainedModel in base.__bases__)
+    parent = family if family is not language_model else PreTrainedModel
+    title = f"{language_model.__name__.split('For')[0].removesuffix('LMHeadModel')}ForSequenceClassification"
+    attributes = {
+        "base_model_prefix": name,
+        "trunk_class": trunk,
+        "reads_text_config": reads_text_config,
+        "config_class": language_model.config_class,
+        "__module__": __name__,
+    }
+    return type(title, (TrunkClassifier, parent) if parent is not PreTrainedModel else (TrunkClassifier,), attributes)
