@@ -13,9 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from keel import kernels
 from keel.data.prompts import Prompt
 from keel.rollout import layer_decoder
-from keel.rollout.decoder import Decoder, ModuleDecoder, decoder_for, fits_kernels
+from keel.rollout.decoder import Decoder, decoder_for, fits_kernels
 from keel.rollout.kernel_decoder import KernelDecoder
 from keel.rollout.layer_decoder import GraphDecoder, LayerDecoder
+from keel.rollout.module_decoder import ModuleDecoder
 from keel.rollout.sampler import repeats, without
 
 from ..shapes import SIZES
@@ -146,7 +147,7 @@ def test_prompts_longer_than_the_kernels_take(model: Any, monkeypatch: pytest.Mo
     ("kind", "decoder"), [("llama", KernelDecoder), ("heads of 4", LayerDecoder), ("gpt2", ModuleDecoder)]
 )
 def test_which_decoder(kind: str, decoder: type) -> None:
-    assert isinstance(decoder_for(MODELS[kind](), 4), decoder)
+    assert isinstance(decoder_for(MODELS[kind]().eval(), 4), decoder)
 
 
 @pytest.mark.usefixtures("without_kernels")

@@ -1,7 +1,7 @@
 """Hidden states of rows of unequal length, with no work on padding.
 
 Models whose attention cannot be told so, or that compute anything else across tokens, are found by trial and read
-padded rows.
+padded rows; those whose tokens depend on the batch around them, one row at a time.
 """
 
 from typing import Any
@@ -12,12 +12,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from keel.errors import ConfigError
 from keel.models.attention import Layout
-from keel.models.heads import plain, trunk
+from keel.models.heads import UNFIT, check_logits, plain, trunk
 from keel.models.layers import is_known, rotations, walk
+from keel.models.positions import rotation_threshold
+from keel.models.trial import close, trial
 
 ATTENTION = "keel"
 """Name of this attention in a transformers config: sdpa, and packed rows where a layout is given."""
+HARMLESS = {"position_ids", "cache_position", "is_causal", "use_cache"}
+"""Arguments of attention functions that say nothing new where the mask or the layout is given."""
 
 
 def attention(
@@ -31,9 +36,17 @@ def attention(
     layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention function for transformers. query [1, heads, N, D] -> [1, N, heads, D] when `layout` is given."""
+    """Attention function for transformers. query [1, heads, N, D] -> [1, N, heads, D] when `layout` is given.
+
+    Raises TypeError for an argument that would change the result if it were known here.
+    """
+    unknown = [name for name, value in others.items() if name not in HARMLESS and value not in (None, False, 0.0)]
+    if unknown or not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+        raise TypeError(f"attention with {', '.join(unknown) or 'sight of later tokens'}")
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise TypeError("attention with a mask that is made from the positions in a row")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return layout.attend(query, key, value, scaling, sliding_window).unsqueeze(0), None
@@ -48,14 +61,43 @@ def reads_packed(model: Any) -> bool:
     return bool(plain(model).config.get_text_config()._attn_implementation == ATTENTION)
 
 
+def reads_single_rows(model: Any) -> bool:
+    """Whether rows are read one at a time, because a batch around them would change their states."""
+    return getattr(plain(model), "keel_reads_single_rows", False)
+
+
 def token_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """Hidden states of the tokens under the mask, row by row. [B, L], [B, L] bool -> [mask.sum(), H]
 
     Padding may stand on any side.
     """
+    parts = _rows_to_read_together(model, mask)
+    if len(parts) == 1:
+        return _states(model, tokens, mask)
+    lengths = mask.sum(1)
+    each = [_states(model, tokens[rows], mask[rows]).split(lengths[rows].tolist()) for rows in parts]
+    order = torch.cat(parts).argsort().tolist()
+    rows = [states for part in each for states in part]
+    return torch.cat([rows[place] for place in order])
+
+
+def _rows_to_read_together(model: Any, mask: Tensor) -> list[Tensor]:
+    """The rows of each pass: all of them, where none depends on those around it."""
+    every = torch.arange(len(mask), device=mask.device)
+    if reads_single_rows(model):
+        return list(every.split(1))
+    threshold, lengths = rotation_threshold(model), mask.sum(1)
+    if threshold is None or bool((lengths <= threshold).all()):
+        return [every]
+    return [part for part in (every[lengths <= threshold], every[lengths > threshold]) if len(part)]
+
+
+def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """`token_states` of rows that do not depend on one another."""
     if not reads_packed(model):
         tokens, mask = moved_left(tokens, mask)
-        return trunk(model)(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state[mask]
+        told = {} if reads_single_rows(model) else {"attention_mask": mask.long()}
+        return trunk(model)(input_ids=tokens, use_cache=False, **told).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)
     layout = Layout(lengths.tolist(), tokens.device)
     tokens, mask = tokens[order], mask[order]
@@ -92,23 +134,50 @@ def moved_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(1, order), mask.gather(1, order)
 
 
-@torch.no_grad()
 def pack_if_possible(model: Any) -> None:
-    """Let a decoder read packed rows if that gives the states of padded rows, which is tried."""
-    config = plain(model).config.get_text_config()
-    usual = config._attn_implementation
-    device = plain(model).device
-    tokens = torch.arange(10, device=device).view(2, 5) % config.vocab_size
-    mask = torch.tensor([[False, True, True, True, False], [True] * 5], device=device)
-    padded = token_states(model, tokens, mask)
-    config._attn_implementation = ATTENTION
+    """Let a model read rows in the fastest way that gives the states of each row alone, which is tried.
+
+    Raises ConfigError for one that gives no row the same states twice, or whose tokens see later ones.
+    """
+    with trial(model) as (tokens, mask):
+        alone = _read_alone(model, tokens, mask)
+        if plain(model).get_output_embeddings() is not None:
+            _require_causal(model, tokens, mask, alone)
+            check_logits(model)
+        single = not _agrees(model, tokens, mask, alone)
+        plain(model).keel_reads_single_rows = single
+        if single:
+            return
+        config = plain(model).config.get_text_config()
+        usual = config._attn_implementation
+        config._attn_implementation = ATTENTION
+        if not _agrees(model, tokens, mask, alone):
+            config._attn_implementation = usual
+
+
+def _read_alone(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """What every other way has to give: each row by itself, with nothing but its tokens."""
+    read = trunk(model)
+    rows = [row[real].unsqueeze(0) for row, real in zip(tokens, mask, strict=True)]
+    return torch.cat([read(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
+
+
+def _agrees(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> bool:
     try:
-        agree = torch.allclose(token_states(model, tokens, mask), padded, rtol=1e-3, atol=_tolerance(padded))
-    except (TypeError, ValueError, RuntimeError, KeyError):  # it knows no layout, or computes with one row's shape
-        agree = False
-    if not agree:
-        config._attn_implementation = usual
+        return close(token_states(model, tokens, mask), alone)
+    except UNFIT:  # it knows no layout, or computes with one row's shape
+        return False
 
 
-def _tolerance(states: Tensor) -> float:
-    return (0.1 if states.dtype.itemsize < 4 else 1e-4) * max(1.0, float(states.abs().max()))
+def _require_causal(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> None:
+    """The first row, which has no padding: its first half gives the states that it has in the whole row."""
+    half = tokens.shape[1] // 2
+    if close(_read_alone(model, tokens[:1, :half], mask[:1, :half]), alone[:half]):
+        return
+    again = close(_read_alone(model, tokens, mask), alone)
+    why = "tokens see later ones" if again else "the same tokens get other states the second time"
+    raise ConfigError(
+        f"{type(plain(model)).__name__} is no causal language model: {why}",
+        where="model",
+        fix="use another architecture, or set is_decoder in its config.json" if again else "use another architecture",
+    )

@@ -30,8 +30,7 @@ from keel.train.comparing_slices import slices_of
 from keel.train.evaluate import Scoring, judge, measure
 from keel.train.frontier import checkpoints_of, settings_of_run
 from keel.train.progress import ProgressDisplay
-from keel.train.sample import Player, grouped, load_frozen, load_player
-from keel.train.untempered import PASS_TOKENS
+from keel.train.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
 from keel.world import generator
 
 ENOUGH = 600  # training prompts that are answered where today's are fewer

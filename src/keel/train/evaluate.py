@@ -32,9 +32,9 @@ from keel.train.comparing_figures import check_names, decider, figures_of, side_
 from keel.train.comparing_people import check_pairs, key_of, people_figures, write_pairs
 from keel.train.frontier import checkpoints_of, completed
 from keel.train.progress import ProgressDisplay
-from keel.train.sample import Player, grouped, load_frozen, load_player
+from keel.train.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
 from keel.train.score_once import scored_once
-from keel.train.untempered import PASS_TOKENS, add_untempered_kl
+from keel.train.untempered import add_untempered_kl
 from keel.world import World
 
 Scoring = Callable[[Rollouts], ScoredRollouts]

@@ -12,19 +12,24 @@ from transformers import PreTrainedTokenizerBase
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt, load_prompts
-from keel.errors import ConfigError
-from keel.models.heads import check_logits
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.policy import ActorCritic
+from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
+from keel.train.check import compare_passes
 from keel.train.progress import ProgressDisplay
+from keel.train.setup import unlike_rows
 from keel.world import World, generator
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
 """Columns that speak of other answers than the ones just sampled."""
+CHECKED_TOKENS = 32
+"""Most tokens of a response that sampler and full pass are compared on."""
+PASS_TOKENS = 16_384
+"""Padded tokens of one forward pass; no metric depends on it."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +102,27 @@ def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) 
     model = load_frozen(name)
     name_unembedded(model.policy, tokenizer, name)
     require_embedded(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
-    limit = getattr(model.policy.config.get_text_config(), "max_position_embeddings", None)
-    needed = max(len(prompt.tokens) for prompt in loaded) + decoding.max_response_tokens
-    if limit is not None and needed > limit:
-        raise ConfigError(
-            f"longest prompt and answer have {needed} tokens, the model only {limit} positions",
-            where=name,
-            fix="lower prompts.max_tokens or sampling.max_response_tokens",
-        )
+    longest = max(len(prompt.tokens) for prompt in loaded)
+    require_positions(model.policy, longest, decoding.max_response_tokens, name, "sampling")
     end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")
-    return Player(name, model, tokenizer, end_ids, loaded)
+    player = Player(name, model, tokenizer, end_ids, loaded)
+    check_player(player, decoding)
+    return player
+
+
+def check_player(player: Player, decoding: DecodingSettings) -> None:
+    """Compare sampler and full pass on two prompts of unlike lengths. Raises ConfigError where they disagree."""
+    prompts = [player.prompts[row] for row in unlike_rows(player.prompts, 2)]
+    size = len(prompts), min(decoding.max_response_tokens, CHECKED_TOKENS)
+    uniforms = torch.rand(*size, generator=generator("check"), dtype=torch.float64)
+    temperature = decoding.temperature
+    found = sample(player.model.policy, prompts, player.tokenizer, uniforms, player.end_ids, temperature)
+    compare_passes(player.model, found, temperature, PASS_TOKENS, where=player.name)
 
 
 def load_frozen(name: str) -> ActorCritic:
     """A causal language model on this machine's device, not to be trained. Raises ConfigError."""
     model: Any = load_causal_lm(name)
-    check_logits(model)
     return ActorCritic(model.to(World.from_environment().device).requires_grad_(False))
 
 

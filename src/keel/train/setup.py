@@ -18,10 +18,11 @@ from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.adapters import share_frozen
-from keel.models.heads import check_logits, trunk
+from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.policy import ActorCritic
+from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.rollout.collect import score
 from keel.rollout.sampler import sample
@@ -55,7 +56,8 @@ class Parts:
     updater: Updater
 
     def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
-        """This rank's answers to the prompts of a step, or the first few. They depend on seed and step alone."""
+        """This rank's responses to the prompts of a step, or to a few of unlike lengths. They depend on seed and step
+        alone."""
         rollout = self.config.rollout
         numbers = torch.rand(
             (rollout.batch_size, rollout.max_response_tokens),
@@ -64,7 +66,10 @@ class Parts:
         )
         share = self.world.share(rollout.batch_size)
         prompts = prompts_of_step(self.prompts, self.config.seed, step, rollout.batch_size, rollout.group_size or 1)
-        prompts, numbers = prompts[share][:at_most], numbers[share][:at_most]
+        prompts, numbers = prompts[share], numbers[share]
+        if at_most is not None:
+            chosen = unlike_rows(prompts, at_most)
+            prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
         policy, in_text = self.actor_critic.policy, rollout.stop_in_text
         return sample(policy, prompts, self.tokenizer, numbers, self.end_ids, rollout.temperature, stop_in_text=in_text)
 
@@ -72,6 +77,13 @@ class Parts:
         """What the scorers say of the answers. Raises RewardError."""
         reward = self.config.reward
         return score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure)
+
+
+def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """Indices of so many prompts, or all: the shortest, the longest, and some in between."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
+    count = min(count, len(order))
+    return [order[place * (len(order) - 1) // max(count - 1, 1)] for place in range(count)]
 
 
 def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
@@ -97,7 +109,6 @@ def build_parts(
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
-    check_logits(policy)
     _check_lengths(config, policy, [*loaded, *held_out])
     name_unembedded(policy, tokenizer, config.policy.model)
     require_embedded(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
@@ -172,14 +183,8 @@ def _check_sizes(config: TrainConfig, world: World) -> None:
 
 
 def _check_lengths(config: TrainConfig, policy: Any, prompts: Sequence[Prompt]) -> None:
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    needed = max(len(prompt.tokens) for prompt in prompts) + config.rollout.max_response_tokens
-    if limit is not None and needed > limit:
-        raise ConfigError(
-            f"longest prompt and answer have {needed} tokens, the model only {limit} positions",
-            where=config.policy.model,
-            fix="lower prompts.max_tokens or rollout.max_response_tokens",
-        )
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    require_positions(policy, longest, config.rollout.max_response_tokens, config.policy.model, "rollout")
 
 
 def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:

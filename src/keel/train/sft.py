@@ -12,7 +12,7 @@ from keel.config import SftConfig, SupervisedSettings
 from keel.data.padding import microbatches, pad_rows
 from keel.data.supervised import Example, load_examples
 from keel.errors import ConfigError
-from keel.models.heads import check_logits, plain, token_statistics, trunk
+from keel.models.heads import plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_policy
 from keel.models.packed import token_states
@@ -49,7 +49,6 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     torch.manual_seed(config.seed)  # the adapter's start
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
-    check_logits(model)
     name_unembedded(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))

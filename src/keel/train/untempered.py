@@ -8,9 +8,7 @@ from keel.config import DecodingSettings
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.policy import ActorCritic
 from keel.train.comparing import Judged
-from keel.train.sample import Player
-
-PASS_TOKENS = 16_384  # padded tokens of one forward pass; no metric depends on it
+from keel.train.sample import PASS_TOKENS, Player
 
 
 def is_tempered(decoding: DecodingSettings) -> bool:

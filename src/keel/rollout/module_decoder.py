@@ -1,0 +1,106 @@
+"""Decoding through the forward pass of any causal model, with its cache or, where that loses something, without one."""
+
+import inspect
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from keel.models.heads import UNFIT, plain, positions_for, trunk
+from keel.models.packed import reads_single_rows, token_states
+from keel.models.trial import close, trial
+
+
+class ModuleDecoder:
+    """Decodes by the model's own forward pass and cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        names = inspect.signature(trunk(model).forward).parameters
+        self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+
+    def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
+        self.cache = DynamicCache(config=plain(self.model).config)
+        self.mask = mask.long()
+        states = self._forward(tokens, positions_for(self.model, self.mask))
+        if copies > 1:
+            rows = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
+            self.keep(rows)
+            states = states[rows]
+        return states
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        positions = {name: every[:, -1:] for name, every in positions_for(self.model, self.mask).items()}
+        return self._forward(tokens.unsqueeze(1), positions)
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)  # unlike batch_select_indices, all kinds of layers know it
+        self.mask = self.mask[rows]
+
+    def _forward(self, tokens: Tensor, positions: dict[str, Tensor]) -> Tensor:
+        output = trunk(self.model)(
+            input_ids=tokens,
+            attention_mask=self.mask,
+            use_cache=True,
+            **{self.cache_name: self.cache},
+            **positions,
+        )
+        states: Tensor = output.last_hidden_state[:, -1]
+        return states
+
+
+class FullDecoder:
+    """Decodes by reading all tokens of a row again for each new one: for models whose cache does not carry all that
+    they know, cannot be cut to some rows, or minds the padding. Its time grows with the square of the length."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
+        self.tokens, self.mask = tokens, mask
+        states = self._last_states()
+        self.tokens, self.mask = (part.repeat_interleave(copies, 0) for part in (tokens, mask))
+        return states.repeat_interleave(copies, 0)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        self.tokens = torch.cat([self.tokens, tokens.unsqueeze(1)], dim=1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        return self._last_states()
+
+    def keep(self, rows: Tensor) -> None:
+        self.tokens, self.mask = self.tokens[rows], self.mask[rows]
+
+    def _last_states(self) -> Tensor:
+        return token_states(self.model, self.tokens, self.mask)[self.mask.sum(1).cumsum(0) - 1]
+
+
+_cache_serves: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def module_decoder(model: Any) -> ModuleDecoder | FullDecoder:
+    """A decoder that uses the model's cache, if that gives the states of the full pass, which is tried once."""
+    if plain(model) not in _cache_serves:
+        _cache_serves[plain(model)] = not reads_single_rows(model) and _tried(model)
+    return ModuleDecoder(model) if _cache_serves[plain(model)] else FullDecoder(model)
+
+
+def _tried(model: Any) -> bool:
+    with trial(model) as (tokens, mask):
+        try:
+            return close(_grown(ModuleDecoder(model), tokens, mask), _grown(FullDecoder(model), tokens, mask))
+        except UNFIT:  # it has a cache of another kind, or one that cannot be cut to some rows
+            return False
+
+
+def _grown(decoder: ModuleDecoder | FullDecoder, tokens: Tensor, mask: Tensor) -> Tensor:
+    """States of rows that are repeated, grow, and end: more tokens than a short window has. -> [rows, H]"""
+    read, others = tokens[:, :-3], tokens[:, -3:].repeat_interleave(2, 0)
+    states = [decoder.start(read, mask[:, :-3], copies=2), decoder.advance(others[:, 0])]
+    rows = torch.tensor([3, 1, 2], device=tokens.device)
+    decoder.keep(rows)
+    for column in (1, 2):
+        states.append(decoder.advance(others[rows, column]))
+    return torch.cat(states)
