@@ -150,6 +150,12 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     assert not by_scorer or "rewards/NAME" in known
 
 
+def test_what_the_readme_shows_of_python_is_what_the_type_checker_reads() -> None:
+    shown = (DOCS.parent / "README.md").read_text().split("```python\n")[1:]
+    checked = (Path(__file__).parent / "documented_use.py").read_text()
+    assert checked in [block.partition("```")[0] for block in shown]
+
+
 def test_every_failpoint_is_documented() -> None:
     rows = re.findall(r"^\| `([a-z]+\.[a-z]+)` \| (.+) \|$", (DOCS / "reliability.md").read_text(), re.MULTILINE)
     assert dict(rows) == failpoints.NAMES

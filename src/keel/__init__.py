@@ -5,6 +5,13 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a type checker takes `keel.train` for a plain module, which cannot be called
+    from keel import core as core
+    from keel.train import CallablePackage
+
+    train: CallablePackage
 
 __version__ = "0.1.0"
 

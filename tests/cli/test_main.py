@@ -288,6 +288,7 @@ def test_check_starts_nothing(capsys: pytest.CaptureFixture[str], recipe: Path, 
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "error: out of memory"),
         (KeyError("a\nb"), 1, "unexpected KeyError: 'a\\nb'; run again with --debug to see where"),
         (FileNotFoundError(2, "No such file", "x"), 1, "unexpected FileNotFoundError"),
+        (type("PanicException", (BaseException,), {})("index"), 1, "unexpected PanicException: index; run again"),
     ],
 )
 def test_exit_codes(

@@ -280,7 +280,7 @@ def test_repetition_is_no_sign_while_another_judge_likes_the_answers(judge_rises
 def test_answers_beyond_the_range_that_are_all_the_same_are_hacking():
     """Each by itself is another finding."""
     late, columns = np.clip((np.arange(40) - 10) / 10, 0, 1), healthy(0)
-    beyond, alike = {"outside_range/model": 0.9 * late}, {"response/distinct": 1 - 0.7 * late}
+    beyond, alike = {"outside_range/reward": 0.9 * late}, {"response/distinct": 1 - 0.7 * late}
     assert loud(run_of(columns | beyond, settings())) == {"reward-out-of-range"}
     assert loud(run_of(columns | alike, settings())) == {"policy-collapse"}
     assert "reward-hacking" in loud(run_of(columns | beyond | alike, settings()))

@@ -58,7 +58,7 @@ def test_groups_name_what_a_run_measured_and_nothing_else(tmp_path: Path):
     found = {group["title"]: group["curves"] for group in groups(run)}
     assert {title: [(curve["figure"], curve["label"]) for curve in curves] for title, curves in found.items()} == {
         "What the answers are worth": [
-            ("objective/scores", "Score"),  # and not rewards/model, which is the same
+            ("objective/scores", "Score"),  # and not rewards/judge, which is the same
             ("objective/kl", "KL to the reference"),
             ("rewards/gold", "Score by gold, held out"),
             ("objective/kl_coef", "Weight of the KL"),

@@ -82,7 +82,7 @@ def test_values_that_come_to_track_the_returns_end_the_finding() -> None:
 def test_returns_centred_since_the_first_step_are_healthy(seed: int) -> None:
     columns = healthy(seed)
     for name in ("objective/scores", "objective/shaped_scores", "critic/returns", "objective/scores_low",
-                 "objective/scores_median", "objective/scores_high", "rewards/model"):  # fmt: skip
+                 "objective/scores_median", "objective/scores_high", "rewards/reward"):  # fmt: skip
         columns[name] = columns[name] + 50.0
     columns["critic/values"] = columns["critic/returns"] + 0.05
     columns["loss/value"] = columns["critic/advantages_std"] ** 2 / columns["critic/returns_std"] ** 2 / 2

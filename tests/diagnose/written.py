@@ -11,7 +11,7 @@ from keel.config import TrainConfig, parse
 
 COLUMNS: dict[str, list[float | None]] = {
     "objective/scores": [0.0, 0.5, 1.0, 1.25, 1.5, 1.5],
-    "rewards/model": [0.0, 0.5, 1.0, 1.25, 1.5, 1.5],  # the same, number for number
+    "rewards/judge": [0.0, 0.5, 1.0, 1.25, 1.5, 1.5],  # the same, number for number
     "rewards/gold": [0.0, 1.0, 2.0, 2.0, -2.0, -6.0],
     "objective/kl": [0.0, 1.0, 2.0, 4.0, 6.0, 9.0],
     "objective/kl_coef": [0.05, 0.05, 0.05, 0.05, 0.05, 0.05],

@@ -120,7 +120,7 @@ def test_f39_a_reward_function_may_be_mended(tiny_policy: Path, tmp_path: Path) 
     file.write_text(BROKEN)
     child = start(stage)
     assert child.wait() == 4
-    assert "reward function share_of_w3 (rewards.py:7): SystemExit: 0 -> mend it, then --resume" in child.words
+    assert "reward function share_of_w3 (rewards.py:7): SystemExit: 0 -> fix the function, then --resume" in child.words
     steps = committed(stage)
     assert steps >= 1
     file.write_text(right)

@@ -30,8 +30,8 @@ def model(tiny_policy: Path, tmp_path: Path) -> Path:
     """A reward model that reads 5 tokens."""
     made = RewardModel.load(str(tiny_policy), template="{prompt} {response}")
     made.tokenizer.model_max_length = 5
-    made.save(tmp_path / "model")
-    return tmp_path / "model"
+    made.save(tmp_path / "reader" / "model")
+    return tmp_path / "reader" / "model"
 
 
 def prompt(text: str) -> Prompt:
@@ -63,9 +63,9 @@ def test_a_prompt_that_does_not_fit_with_one_token(model: Path, length: int, ref
 
 
 def test_texts_longer_than_those_of_the_training(tiny_policy: Path, tmp_path: Path) -> None:
-    RewardModel.load(str(tiny_policy), template="{prompt} {response}", max_tokens=4).save(tmp_path / "model")
-    assert length_warnings([scorer(tmp_path / "model")], [prompt("w1 w2")], 2) == []
-    [line] = length_warnings([scorer(tmp_path / "model")], [prompt("w1 w2")], 3)
+    RewardModel.load(str(tiny_policy), template="{prompt} {response}", max_tokens=4).save(tmp_path / "reader" / "model")
+    assert length_warnings([scorer(tmp_path / "reader" / "model")], [prompt("w1 w2")], 2) == []
+    [line] = length_warnings([scorer(tmp_path / "reader" / "model")], [prompt("w1 w2")], 3)
     assert "at most 4 tokens" in line
     assert "have 5," in line
 
@@ -91,16 +91,16 @@ def test_training_and_evaluation_report_the_share(
 ) -> None:
     train_policy(run(tiny_policy, model, tmp_path / "run", steps=1), [], PROMPTS)
     [metrics] = lines(tmp_path / "run" / "metrics.jsonl")
-    assert "scorer model reads at most 5 tokens" in capsys.readouterr().err
+    assert "scorer reader reads at most 5 tokens" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
-    assert 0 < metrics["cut/model"] < 1
+    assert 0 < metrics["cut/reader"] < 1
     assert any(len(f"{row['prompt']} {row['response']}".split()) > 5 for row in rows)
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     given = {"policy": str(tiny_policy), "prompts": {"path": str(file)}, "rewards": [{"model": str(model)}]}
     figures = evaluate(parse(EvaluateConfig, given | {"sampling": {"max_response_tokens": 6, "num_responses": 4}}))
-    assert 0 < figures["policy"]["cut/model"] < 1
-    assert capsys.readouterr().err.count("scorer model reads at most 5 tokens") == 1
+    assert 0 < figures["policy"]["cut/reader"] < 1
+    assert capsys.readouterr().err.count("scorer reader reads at most 5 tokens") == 1
 
 
 def test_training_refuses_a_prompt_that_cannot_be_read(tiny_policy: Path, model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from keel.config import RewardSource
+from keel.config.parts import named
 from keel.errors import ConfigError, RewardError
 from keel.rollout.collect import score
 from keel.rollout.scorers import build_scorers
@@ -90,11 +91,13 @@ def test_trls_signature_with_columns() -> None:
     columns = [{"answer": "four", "level": 1}, {"answer": "four"}]
     rollouts = answers(tokenizer, [[3, 1], [4, 3]], columns)
     assert score(rollouts, build_scorers([], [correct]), tokenizer).scores.tolist() == [1.0, 0.0]
+    others = seen.pop("kwargs")
+    assert others.keys() == {"level", "trainer_state", "log_extra", "log_metric"}
+    assert others["level"] == [1, None]
     assert seen == {
         "prompts": ["Say:", "Say:"],
         "completions": [" four", " five four"],
         "completion_ids": [[3, 1], [4, 3]],  # the end token is one of them
-        "kwargs": {"level": [1, None]},
     }
 
 
@@ -188,7 +191,7 @@ def test_an_exception_keeps_its_words() -> None:
 def test_weights_and_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def f(completions, **_):\n    return [float(len(text.split())) for text in completions]\n")
-    sources = [RewardSource(function=f"{file}:f", weight=weight) for weight in (0.5, -2.0)]
+    sources = named([RewardSource(function=f"{file}:f", weight=weight) for weight in (0.5, -2.0)])
     scored = score(EIGHT, build_scorers(sources, [count_words]), TOKENIZER)
     assert scored.scores.tolist() == [-0.5 * n for n in COUNTS]
     assert {name: values.tolist() for name, values in scored.by_scorer.items()} == {

@@ -66,8 +66,8 @@ def test_every_reward_model_has_its_column(run: dict[str, Any], tiny_policy: Pat
         shutil.copytree(tiny_policy, folder)
     run["rewards"] = [{"model": str(folder)} for folder in folders]
     sizes = resident(parse(PlanConfig, run))
-    assert list(sizes)[3:] == ["reward helpful", "reward honest", "reward honest 3"]
-    assert sizes["reward honest 3"]["weights"] == pytest.approx(sizes["reward helpful"]["weights"])
+    assert list(sizes)[3:] == ["reward helpful", "reward honest", "reward honest_2"]
+    assert sizes["reward honest_2"]["weights"] == pytest.approx(sizes["reward helpful"]["weights"])
 
 
 def test_lora_and_a_shared_trunk_need_one_model(run: dict[str, Any]) -> None:

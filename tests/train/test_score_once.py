@@ -15,7 +15,8 @@ from keel.data.prompts import Prompt
 from keel.models.ensemble import RewardEnsemble
 from keel.models.loading import load_tokenizer
 from keel.models.reward_model import RewardModel
-from keel.rollout.scorers import FunctionScorer, RewardModelScorer
+from keel.rollout.functions import FunctionScorer
+from keel.rollout.scorers import RewardModelScorer
 from keel.train.evaluate import evaluate
 from keel.train.score_once import ScoredOnce, scored_once
 

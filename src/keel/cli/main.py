@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # whoever reads, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush fail
             return BROKEN_PIPE
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where everything ends up
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - where everything ends up, panics of Rust libraries included
             if debug:
                 traceback.print_exc()
             asked = waiting()

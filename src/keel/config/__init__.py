@@ -10,6 +10,7 @@ from keel.config.parts import (
     PromptSettings,
     RewardSource,
     Settings,
+    scorer_names,
 )
 from keel.config.reading import nearest, not_a_section, parse, setting_names
 from keel.config.stages import (
@@ -65,5 +66,6 @@ __all__ = [
     "nearest",
     "not_a_section",
     "parse",
+    "scorer_names",
     "setting_names",
 ]

@@ -3,9 +3,13 @@
 A line under a field is its help text.
 """
 
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from keel.naming import clashing, clean_name, free_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -33,8 +37,8 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """number format of the weights"""
     lora: LoraSettings | None = None
-    """train a low-rank adapter instead of all weights (needs `pip install keel-rlhf[peft]`); a separate critic learns
-    one as well, and policy, reference and critic share one base"""
+    """train a low-rank adapter instead of all weights (needs `pip install peft`); a separate critic learns one as well,
+    and policy, reference and critic share one base"""
     gradient_checkpointing: bool = False
     """compute each layer once more in the backward pass instead of keeping what it computed: a third more work"""
 
@@ -62,12 +66,15 @@ class RewardSource(Settings):
     """FILE.py:NAME of a Python function with the signature of TRL's reward functions, sync or async"""
     url: str | None = None
     """HTTP scorer: POST {"query": [...], "prompts": [...]} -> {"rewards": [...]}"""
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
+    """name of its metrics, as in rewards/NAME (default: that of the function, of the folder of the run that made the
+    model, or the last part of the address; with a number where another scorer has it)"""
     weight: float = 1.0
     """its weight in the sum of all scorers"""
     noisy: bool = False
     """the same answer may get another score: skips the self-check's repetition"""
-    timeout_seconds: Positive = 60.0
-    """deadline for one batch of an HTTP scorer, retries included"""
+    timeout_seconds: Positive | None = None
+    """deadline for one batch of a function or url, retries included (default: 60 for a url, none for a function)"""
     combine: Literal["mean", "min", "lower"] = "mean"
     """score of an ensemble of reward models: mean or minimum over its members, or mean - std_coef * their deviation"""
     std_coef: NonNegative = 1.0
@@ -76,17 +83,52 @@ class RewardSource(Settings):
     """use a reward model although it failed its gate"""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "RewardSource":
+    def _fits_together(self) -> "RewardSource":
         if sum(kind is not None for kind in (self.model, self.function, self.url)) != 1:
             raise ValueError("give exactly one of model, function, url")
+        if self.model is not None and self.timeout_seconds is not None:
+            raise ValueError("timeout_seconds: a reward model has no deadline; remove it")
         return self
 
     @property
-    def name(self) -> str:
-        """Short name for metric keys."""
-        address = (self.url or "").partition("?")[0]
-        source = self.function.rpartition(":")[2] if self.function else (self.model or address)
-        return source.rstrip("/").rpartition("/")[2] or source
+    def label(self) -> str:
+        """The name, or what it is by default."""
+        if self.name is not None:
+            return self.name
+        if self.function is not None:
+            return clean_name(self.function.rpartition(":")[2]) or "function"
+        if self.model is None:
+            return clean_name((self.url or "").partition("?")[0].rstrip("/").rpartition("/")[2]) or "url"
+        parts = [*PurePath(self.model).parts]
+        while len(parts) > 1 and parts[-1] in ("model", "adapter"):  # what every run calls its result
+            parts.pop()
+        start = -2 if parts and parts[-1].isdecimal() else -1  # members/0
+        return clean_name("_".join(parts[start:])) or "model"
+
+
+def scorer_names(sources: Sequence[RewardSource]) -> list[str]:
+    """One name for each scorer, which no other has. Raises ValueError for two names given that clash."""
+    taken: list[str] = []
+    for name in filter(None, (source.name for source in sources)):
+        if (other := clashing(name, taken)) is not None:
+            same = "two scorers have the name" if other == name else f"beside a scorer {other}, no other may be called"
+            raise ValueError(f"{same} {name}; give each a `name` of its own")
+        taken.append(name)
+    names = []
+    for source in sources:
+        if source.name is None:
+            taken.append(free_name(source.label, taken))
+        names.append(source.name or taken[-1])
+    return names
+
+
+def named(sources: list[RewardSource]) -> list[RewardSource]:
+    """The same with every scorer's name written down, so that whoever reads the settings later finds it there."""
+    pairs = zip(sources, scorer_names(sources), strict=True)
+    return [source.model_copy(update={"name": name}) for source, name in pairs]
+
+
+Rewards = Annotated[list[RewardSource], AfterValidator(named)]
 
 
 class OptimSettings(Settings):

@@ -50,7 +50,7 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> str:
         return not_a_section(settings, path)
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
-    shown = f", got {given!r}" if path and not isinstance(given, dict) else ""
+    shown = f", got {given!r}" if path and not isinstance(given, dict | list) else ""
     return f"{name}: {message}{shown}" if name else message
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from keel.config.parts import Count, CountOrNone, NonNegative, Positive, PromptSettings, RewardSource, Settings
+from keel.config.parts import Count, CountOrNone, NonNegative, Positive, PromptSettings, Rewards, RewardSource, Settings
 
 
 class DecodingSettings(Settings):
@@ -58,7 +58,7 @@ class EvaluateConfig(Settings):
     reference: str | None = None
     """folder that the KL is measured to (default: `against`)"""
     prompts: PromptSettings
-    rewards: list[RewardSource] = []
+    rewards: Rewards = []
     """the scorers; their weighted sum is the score"""
     judge: str | None = None
     """name of the scorer that decides who wins (default: the weighted sum)"""

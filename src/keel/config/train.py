@@ -16,7 +16,7 @@ from keel.config.parts import (
     OptimSettings,
     Positive,
     PromptSettings,
-    RewardSource,
+    Rewards,
     Settings,
 )
 
@@ -170,7 +170,7 @@ class TrainConfig(Settings):
     """folder of the frozen reference (default: the weights that the run starts from)"""
     prompts: PromptSettings
     rollout: RolloutSettings = RolloutSettings()
-    rewards: list[RewardSource] = []
+    rewards: Rewards = []
     """the scorers, e.g. [{"model": "runs/reward/model"}, {"function": "my.py:f", "weight": 0.5}]"""
     reward: RewardShaping = RewardShaping()
     algorithm: AlgorithmSettings = AlgorithmSettings()

@@ -46,6 +46,9 @@ class ScoredRollouts:
     cut: dict[str, Tensor] = field(
         default_factory=dict
     )  # of each reward model: name -> [B] bool, text too long to read
+    failures: dict[str, str] = field(default_factory=dict)  # name -> what the first failure was
+    logged: dict[str, list[float]] = field(default_factory=dict)  # metrics that reward functions logged
+    columns: dict[str, list[Any]] = field(default_factory=dict)  # name -> [B], values that they logged
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.rows import Content, Messages, read_rows, require_content
+from keel.data.rows import Content, Messages, Row, read_rows, require_content
 from keel.data.templates import template_of
 from keel.errors import DataError
 
@@ -25,17 +25,19 @@ def load_prompts(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    rows: list[Row] | None = None,
     split: str = "train",
     column: str = "prompt",
     max_tokens: int = 512,
     too_long: str = "error",
 ) -> list[Prompt]:
-    """The prompts of a file. `too_long`: error, drop, or truncate (which keeps a prompt's end).
+    """The prompts of a file, or of `rows`, which errors then call `path`. `too_long`: error, drop, or truncate (which
+    keeps a prompt's end).
 
     Raises DataError for a bad row, a prompt that is too long and not to be shortened, or when none is left.
     """
     prompts, long = [], []
-    for row in read_rows(path, split):
+    for row in read_rows(path, split) if rows is None else rows:
         content = require_content(row, path, column)
         others = {name: value for name, value in row.values.items() if name != column}
         prompt = encode_prompt(content, tokenizer, others)

@@ -12,8 +12,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from keel.config import RewardSource
-from keel.diagnose.run_settings import check_settings
+from keel.diagnose.run_settings import check_settings, named_sources
 from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder
 
@@ -95,19 +94,16 @@ class Run:
 
     def scorer_weights(self) -> dict[str, float]:
         """Name of each scorer of the settings -> its weight."""
-        found: dict[str, float] = {}
-        for source in self.setting("rewards", []):
-            name = RewardSource.model_construct(**source).name
-            count = sum(other == name or other.startswith(f"{name}_") for other in found)
-            found[f"{name}_{count + 1}" if count else name] = float(source.get("weight", 1.0))
-        return found
+        sources = named_sources(self.setting("rewards", []))
+        return {name: float(source.get("weight", 1.0)) for name, source in sources.items()}
 
     def reward_models(self) -> dict[str, dict[str, float]]:
         """Name of each reward model that is learned from -> the figures of the run that made it, where they are found:
         figures.json beside its folder."""
         found = {}
-        for (name, weight), source in zip(self.scorer_weights().items(), self.setting("rewards", []), strict=True):
-            figures = _figures(Path(source["model"]).parent) if weight and source.get("model") else {}
+        for name, source in named_sources(self.setting("rewards", [])).items():
+            learned_from = source.get("weight", 1.0) and source.get("model")
+            figures = _figures(Path(source["model"]).parent) if learned_from else {}
             if "accuracy" in figures and "length_accuracy" in figures:
                 found[name] = figures
         return found

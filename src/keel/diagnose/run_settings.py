@@ -1,7 +1,7 @@
 """Whether the settings in a run folder can be calculated with: anybody may have edited them, or keel has not written
 them at all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -19,7 +19,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "dpo": config.DpoConfig,
 }
 LARGEST = 1e18  # of a number that keel has written
-SOURCE = ("model", "function", "url")
+TEXTS = ("model", "function", "url", "name")
 
 
 def check_settings(settings: Mapping[str, Any], stage: str, where: str) -> None:
@@ -30,7 +30,7 @@ def check_settings(settings: Mapping[str, Any], stage: str, where: str) -> None:
     steps = {name: settings[name] for name in ("steps",) if name in settings}
     faults = [*_faults(config.TrainConfig, steps), *_faults(STAGES.get(stage, SupervisedSettings), settings)]
     rewards = settings.get("rewards")
-    if rewards is not None and not (isinstance(rewards, list) and all(_is_scorer(source) for source in rewards)):
+    if rewards is not None and not _are_scorers(rewards):
         faults.append("rewards")
     if faults:
         raise CheckpointError(f"cannot be settings of a run of keel: {faults[0]}", where=where)
@@ -74,9 +74,24 @@ def _is_valid(number: TypeAdapter[Any], value: Any) -> bool:
         return False
 
 
+def named_sources(rewards: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Name of each scorer -> its settings; raises ValueError where two have one name."""
+    names = config.scorer_names([config.RewardSource.model_construct(**source) for source in rewards])
+    return dict(zip(names, rewards, strict=True))
+
+
+def _are_scorers(rewards: Any) -> bool:
+    if not isinstance(rewards, list) or not all(_is_scorer(source) for source in rewards):
+        return False
+    try:
+        return len(named_sources(rewards)) == len(rewards)
+    except ValueError:
+        return False
+
+
 def _is_scorer(source: Any) -> bool:
     if not isinstance(source, dict) or not all(isinstance(name, str) for name in source):
         return False
     weight = source.get("weight", 1.0)
     is_number = isinstance(weight, int | float) and abs(weight) <= LARGEST
-    return is_number and all(isinstance(source.get(name), str | None) for name in SOURCE)
+    return is_number and all(isinstance(source.get(name), str | None) for name in TEXTS)

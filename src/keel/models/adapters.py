@@ -220,7 +220,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise ConfigError("lora needs the package peft", fix="pip install 'keel-rlhf[peft]'") from None
+        raise ConfigError("lora needs the package peft", fix="pip install peft") from None
     return peft
 
 

@@ -14,7 +14,7 @@ from keel.quickstart.gold import gold_score
 
 ROWS = {
     "gold score": ("score", "{:.2f}"),
-    "reward-model score": ("rewards/model", "{:.2f}"),
+    "reward-model score": ("rewards/reward", "{:.2f}"),
     "KL to the SFT model": ("kl", "{:.1f}"),
     "length": ("length", "{:.1f}"),
     "truncated": ("truncated", "{:.1%}"),

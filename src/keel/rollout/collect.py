@@ -1,6 +1,7 @@
 """One batch of experience: prompts -> Rollouts -> ScoredRollouts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from keel.core.masked import last_counted
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import RewardError
+from keel.rollout.functions import FunctionScorer
 from keel.rollout.sampler import continuation
 from keel.rollout.scorers import Scorer
 from keel.rollout.scores import NoScore, Score
@@ -36,10 +38,12 @@ def score(
     by_scorer: dict[str, Tensor] = {}
     disagreement: dict[str, Tensor] = {}
     cut: dict[str, Tensor] = {}
+    failures: dict[str, str] = {}
     segmented = parts is not None
     for scorer in scorers:
-        answers, lost = _ask(scorer, rollouts, parts, on_failure)
+        answers, lost, cause = _ask(scorer, rollouts, parts, on_failure)
         failed |= torch.tensor(lost, device=device)
+        failures |= {scorer.name: cause} if cause else {}
         segmented = segmented or any(isinstance(answer, list) for answer in answers)
         placed = _placed(answers, rollouts, parts, tokenizer, scorer.name).to(device)
         said = torch.tensor([answer is not None for answer in answers], device=device)
@@ -53,24 +57,43 @@ def score(
     if not bool((judged | failed).all()):
         row = int((~judged & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")
-    return ScoredRollouts(rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed, disagreement, cut)
+    scored = ScoredRollouts(
+        rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed, disagreement, cut, failures
+    )
+    return _with_logged(scored, scorers)
+
+
+def _with_logged(scored: ScoredRollouts, scorers: Sequence[Scorer]) -> ScoredRollouts:
+    """The same with what reward functions logged of this batch; the metrics of one name come together."""
+    functions = [scorer for scorer in scorers if isinstance(scorer, FunctionScorer)]
+    metrics: dict[str, list[float]] = {}
+    for scorer in functions:
+        for name, values in scorer.logged.metrics.items():
+            metrics[name] = metrics.get(name, []) + values
+    columns = {name: values for scorer in functions for name, values in scorer.logged.columns.items()}
+    return replace(scored, logged=metrics, columns=columns)
 
 
 def _ask(
     scorer: Scorer, rollouts: Rollouts, parts: list[list[str]] | None, on_failure: str
-) -> tuple[list[Score], list[bool]]:
-    """A scorer's answers, None where it failed, and which samples it failed on."""
+) -> tuple[list[Score], list[bool], str]:
+    """A scorer's answers, None where it failed, which samples it failed on, and why on the first."""
     try:
         answers = scorer(rollouts, parts)
-    except RewardError:
+    except RewardError as error:
         if on_failure == "stop":
             raise
-        return [None] * len(rollouts.texts), [True] * len(rollouts.texts)
-    for row, answer in enumerate(answers):
-        if isinstance(answer, NoScore) and on_failure == "stop":
-            raise RewardError(f"{answer.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
+        return [None] * len(rollouts.texts), [True] * len(rollouts.texts), str(error)
+    causes = [
+        RewardError(f"{answer.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
+        for row, answer in enumerate(answers)
+        if isinstance(answer, NoScore)
+    ]
+    if causes and on_failure == "stop":
+        raise causes[0]
+    scores: list[Score] = [None if isinstance(answer, NoScore) else answer for answer in answers]
     lost = [isinstance(answer, NoScore) for answer in answers]
-    return [None if bad else answer for answer, bad in zip(answers, lost, strict=True)], lost
+    return scores, lost, str(causes[0]) if causes else ""
 
 
 def _placed(

@@ -17,6 +17,8 @@ from keel.errors import ConfigError, RewardError
 from keel.rollout.scores import Score, checked
 from keel.rollout.waiting import outcome
 
+DEADLINE_SECONDS = 60.0
+"""Of a batch, where the settings say nothing."""
 MAX_RESPONSE_BYTES = 8 * 2**20
 MAX_REASON_BYTES = 4096
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
@@ -75,7 +77,7 @@ class HttpScorer:
                 wait = max(pause, last.seconds if isinstance(last, _Passing) else 0.0)
                 if asyncio.get_running_loop().time() + wait > deadline:
                     reason = f"no answer within {self.timeout_seconds:g} s ({attempt} attempts; last: {last!r})"
-                    raise RewardError(reason, where=self.url, fix="start the server, then --resume") from last
+                    raise RewardError(reason, where=self.url, fix="start the server") from last
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, 10.0)
 

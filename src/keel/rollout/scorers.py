@@ -1,21 +1,20 @@
 """Who judges the answers: a reward model, a Python function, or a server. Nothing is ever turned into a number that
 a scorer did not say."""
 
-import importlib.util
-import inspect
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 from keel.data.batches import Rollouts
-from keel.errors import ConfigError, RewardError
+from keel.errors import ConfigError
 from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
 from keel.models.reward_model import RewardModel
-from keel.rollout.http import HttpScorer
-from keel.rollout.scores import Score, checked
-from keel.rollout.waiting import outcome
+from keel.naming import clean_name, free_name
+from keel.rollout.functions import FunctionScorer
+from keel.rollout.http import DEADLINE_SECONDS, HttpScorer
+from keel.rollout.reward_file import forget_files, load_function
+from keel.rollout.scores import Score
 
 
 class Scorer(Protocol):
@@ -35,41 +34,55 @@ class Source(Protocol):
     url: str | None
     weight: float
     noisy: bool
-    timeout_seconds: float
+    timeout_seconds: float | None
     std_coef: float
 
     @property
     def combine(self) -> str: ...
     @property
-    def name(self) -> str: ...
+    def label(self) -> str: ...
 
 
 def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., Any]] = ()) -> list[Scorer]:
-    """Scorers of the settings, then functions handed over in Python, each with a name of its own."""
-    scorers: list[Scorer] = []
-    for source in sources:
-        if source.model is not None:
-            judge = load_reward_model(source.model, source.combine, source.std_coef)
-            scorers.append(RewardModelScorer(judge, source.name, source.weight))
-        elif source.function is not None:
-            function = load_function(source.function)
-            scorers.append(FunctionScorer(function, source.name, source.weight, source.noisy))
-        else:
-            scorers.append(
-                HttpScorer(str(source.url), source.name, source.weight, source.noisy, source.timeout_seconds)
-            )
-    scorers += [
-        FunctionScorer(function, getattr(function, "__name__", "function"), noisy=getattr(function, "noisy", False))
-        for function in functions
-    ]
+    """Scorers of the settings, under the names they have there, then functions handed over in Python.
+
+    Raises ConfigError without any, and for one that cannot be loaded or called.
+    """
+    forget_files()
+    scorers = [_build(source, f"rewards[{place}]") for place, source in enumerate(sources)]
+    for place, function in enumerate(functions):
+        name = free_name(name_of(function), [scorer.name for scorer in scorers])
+        noisy = bool(getattr(function, "noisy", False))
+        scorers.append(FunctionScorer(function, name, noisy=noisy, where=f"scorers[{place}]"))
     if not scorers:
         raise ConfigError("no scorer", where="rewards", fix="name a reward model, a function or a url under `rewards`")
-    seen: dict[str, int] = {}
-    for scorer in scorers:
-        seen[scorer.name] = seen.get(scorer.name, 0) + 1
-        if seen[scorer.name] > 1:
-            scorer.name = f"{scorer.name}_{seen[scorer.name]}"
     return scorers
+
+
+def _build(source: Source, where: str) -> Scorer:
+    if source.model is not None:
+        judge = load_reward_model(source.model, source.combine, source.std_coef)
+        return RewardModelScorer(judge, source.label, source.weight)
+    if source.function is not None:
+        function, home = load_function(source.function)
+        scorer = FunctionScorer(function, source.label, source.weight, source.noisy, f"{where}.function")
+        return scorer.within(home, source.timeout_seconds)
+    seconds = source.timeout_seconds or DEADLINE_SECONDS
+    return HttpScorer(str(source.url), source.label, source.weight, source.noisy, seconds)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Of a function its name, of functools.partial that of what it calls, of another object that of its class."""
+    function = function.func if isinstance(function, partial) else function
+    return clean_name(getattr(function, "__name__", type(function).__name__)) or "function"
+
+
+def check_signatures(scorers: Sequence[Scorer], columns: Iterable[str], segments: bool = False) -> None:
+    """Raises ConfigError for a function that takes what nobody gives: `columns` are those of the prompts."""
+    known = list(dict.fromkeys(columns))
+    for scorer in scorers:
+        if isinstance(scorer, FunctionScorer):
+            scorer.check(known, segments)
 
 
 class RewardModelScorer:
@@ -116,67 +129,3 @@ class RewardModelScorer:
             sums = [0.0] + [next(flat) for _ in parts]
             result.append([after - before for before, after in pairwise(sums)])
         return result
-
-
-class FunctionScorer:
-    """A Python function with the signature of TRL's reward functions, sync or async."""
-
-    def __init__(self, function: Callable[..., Any], name: str, weight: float = 1.0, noisy: bool = False) -> None:
-        self.function, self.name, self.weight, self.noisy = function, name, weight, noisy
-        parameters = inspect.signature(function).parameters.values()
-        self.takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        self.takes = {parameter.name for parameter in parameters}
-
-    def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        arguments = function_arguments(rollouts, segments)
-        if not self.takes_all:
-            arguments = {name: value for name, value in arguments.items() if name in self.takes}
-        try:
-            answer = self.function(**arguments)
-            if inspect.isawaitable(answer):
-                answer = outcome(answer)
-        except (Exception, SystemExit) as error:  # a user's function may raise anything; its own words are the message
-            place = f"reward function {self.name}{_line_of(error, self.function)}"
-            raise RewardError(f"{type(error).__name__}: {error}", place, "mend it, then --resume") from error
-        return checked(answer, rollouts, f"reward function {self.name}")
-
-
-def _line_of(error: BaseException, function: Callable[..., Any]) -> str:
-    """Where in the function's own file it failed, such as ` (my.py:7)`."""
-    file = getattr(getattr(function, "__code__", None), "co_filename", None)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""
-
-
-def function_arguments(rollouts: Rollouts, segments: list[list[str]] | None = None) -> dict[str, Any]:
-    """The keywords a reward function is called with: prompts, completions, completion_ids, the data's columns and,
-    when segment scores are wanted, the completions' `segments`."""
-    contents = [prompt.content for prompt in rollouts.prompts]
-    completions = [
-        text if isinstance(content, str) else [{"role": "assistant", "content": text}]
-        for content, text in zip(contents, rollouts.texts, strict=True)
-    ]
-    rows = zip(rollouts.response_tokens.cpu(), rollouts.response_mask.cpu(), strict=True)
-    names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
-    columns = {name: [prompt.columns.get(name) for prompt in rollouts.prompts] for name in names}
-    given = {"prompts": contents, "completions": completions, "completion_ids": [r[m].tolist() for r, m in rows]}
-    return {**columns, **given, **({} if segments is None else {"segments": segments})}
-
-
-def load_function(place: str) -> Callable[..., Any]:
-    """FILE.py:NAME to the function. Raises ConfigError."""
-    file, _, name = place.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise ConfigError("no such file", where=place, fix="give FILE.py:NAME")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's module may raise anything
-        raise ConfigError(f"{type(error).__name__} on import: {error}", where=file) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"no function {name!r}", where=file)
-    return function

@@ -41,9 +41,7 @@ class TensorBoardMetrics:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError(
-                "tensorboard is not installed", "log.trackers", "pip install 'keel-rlhf[tensorboard]'"
-            ) from error
+            raise ConfigError("tensorboard is not installed", "log.trackers", "pip install tensorboard") from error
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -17,11 +17,16 @@ from keel.terminal import tell
 
 
 def check_origin(
-    folder: RunFolder, sources: Iterable[str | None], world_size: int, resume: bool, code: Iterable[str] = ()
+    folder: RunFolder,
+    sources: Iterable[str | tuple[str, str] | None],
+    world_size: int,
+    resume: bool,
+    code: Iterable[str] = (),
 ) -> None:
     """Write down what a fresh run begins with; compare what a resumed one finds, and say what of the machine differs.
 
-    `sources` are files and folders; names of the hub are passed over. Raises ConfigError for one that has changed.
+    `sources` are files and folders, or pairs of a name and the fingerprint of what no file holds; names of the hub are
+    passed over. Raises ConfigError for one that has changed.
     `code`, files of reward functions, may have been mended: that is said.
     """
     code = list(code)
@@ -68,9 +73,13 @@ def processor() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def fingerprints(sources: Iterable[str | None]) -> Iterable[tuple[str, str]]:
-    """The SHA-256 of each file, and of each folder's files with their names."""
-    for source in dict.fromkeys(filter(None, sources)):
+def fingerprints(sources: Iterable[str | tuple[str, str] | None]) -> Iterable[tuple[str, str]]:
+    """The SHA-256 of each file, and of each folder's files with their names; pairs as they are."""
+    named: list[str | tuple[str, str]] = [source for source in sources if source]
+    for source in dict.fromkeys(named):
+        if isinstance(source, tuple):
+            yield source
+            continue
         path = Path(source)
         if path.is_file():
             yield source, sha256(path)

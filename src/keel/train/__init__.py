@@ -5,17 +5,22 @@ The package itself can be called: `keel.train(config)` is what `keel train` does
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keel.config import TrainConfig
 
 
-class _CallablePackage(ModuleType):
+class CallablePackage(ModuleType):
+    """The module `keel.train`, which can be called."""
+
     def __call__(
         self,
-        config: Any,
+        config: "TrainConfig | Mapping[str, Any]",
         scorers: Sequence[Callable[..., Any]] | None = None,
-        prompts: Sequence[Any] | None = None,
+        prompts: Any = None,
         resume: bool = False,
     ) -> dict[str, float]:
         """Learn a policy: `config` is a TrainConfig or a mapping; see `keel.train.policy.train_policy`."""
@@ -24,4 +29,4 @@ class _CallablePackage(ModuleType):
         return train_policy(config, scorers or (), prompts, resume=resume)
 
 
-sys.modules[__name__].__class__ = _CallablePackage
+sys.modules[__name__].__class__ = CallablePackage

@@ -21,7 +21,7 @@ from keel.learn.targets import reference_logprobs
 from keel.models.policy import ActorCritic
 from keel.models.vocabulary import fill_id, require_embedded
 from keel.rollout.collect import score
-from keel.rollout.scorers import Scorer, build_scorers
+from keel.rollout.scorers import Scorer, build_scorers, check_signatures
 from keel.run.folder import RunFolder
 from keel.run.origin import fingerprints
 from keel.run.score_range import read_range
@@ -81,7 +81,9 @@ def open_desk(config: DriftConfig) -> Desk:
         notes.append(f"no KL and no log-probabilities of the reference: {error}")
     without = [source.model for source in run.rewards if source.model and read_range(source.model) is None]
     notes += [f"{model} has no range.json, so it is not known which scores are beyond it" for model in without]
-    return Desk(run, replace(player, prompts=chosen), reference, build_scorers(run.rewards), notes)
+    scorers = build_scorers(run.rewards)
+    check_signatures(scorers, [name for prompt in player.prompts for name in prompt.columns])
+    return Desk(run, replace(player, prompts=chosen), reference, scorers, notes)
 
 
 def unfinished(folder: str, step: int, planned: int) -> list[str]:

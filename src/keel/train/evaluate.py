@@ -20,7 +20,7 @@ from keel.models.loading import load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.rollout.collect import score
 from keel.rollout.lengths import length_warnings
-from keel.rollout.scorers import Scorer, build_scorers
+from keel.rollout.scorers import Scorer, build_scorers, check_signatures
 from keel.run.folder import write_atomic
 from keel.run.metrics import finite
 from keel.run.origin import fingerprints
@@ -90,6 +90,7 @@ def judge_sides(
     def judged_side(side: str, folder: str) -> Judged:
         player = opponents.get(side) or load_player(folder, config.prompts, config.sampling)
         if side == next(iter(sides)):  # all sides answer the same prompts
+            check_signatures(scorers, [name for prompt in player.prompts for name in prompt.columns])
             for line in length_warnings(scorers, player.prompts, config.sampling.max_response_tokens):
                 tell(line)
         scoring = partial(score, scorers=once, tokenizer=player.tokenizer) if scorers else None

@@ -10,6 +10,7 @@ from keel.core.advantages import equal_groups
 from keel.core.diagnostics import approx_kl
 from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
+from keel.errors import RewardError
 from keel.learn.targets import moments
 from keel.learn.totals import Totals
 from keel.train.setup import Parts
@@ -74,6 +75,11 @@ def scorer_totals(totals: Totals, parts: Parts, scored: ScoredRollouts) -> None:
             known = parts.ranges[name]
             beyond = (said < known["score_lowest"]) | (said > known["score_highest"])
             totals.add(f"outside_range/{name}", beyond.float())
+    names = parts.world.gather(torch.tensor([_number(str(sorted(scored.logged)))], device=scored.scores.device))
+    if len(names.unique()) > 1:
+        raise RewardError("reward functions logged other metrics in one process than in another", where="log_metric")
+    for name, values in scored.logged.items():
+        totals.add(f"logged/{name}", torch.tensor(values, dtype=torch.float64))
     for name, apart in scored.disagreement.items():
         totals.add(f"disagreement/{name}", apart)
     for name, cut in scored.cut.items():

@@ -49,12 +49,14 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 
 def with_members(config: PlanConfig) -> PlanConfig:
-    """The same run with each ensemble of reward models as so many single ones."""
-    rewards = [
-        reward.model_copy(update={"model": model})
-        for reward in config.rewards
-        for model in (members_of(reward.model) if reward.model else [None])
-    ]
+    """The same run with each ensemble of reward models as so many single ones, NAME.0, NAME.1, ..."""
+    rewards = []
+    for reward in config.rewards:
+        members = members_of(reward.model) if reward.model else [None]
+        names = [reward.name] if len(members) == 1 else [f"{reward.name}.{number}" for number in range(len(members))]
+        rewards += [
+            reward.model_copy(update={"model": model, "name": name}) for model, name in zip(members, names, strict=True)
+        ]
     return config.model_copy(update={"rewards": rewards})
 
 
@@ -175,18 +177,11 @@ def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
     if not own_base and config.measures_kl:
         source = config.reference or config.policy.model
         found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
-    for number, reward in enumerate(config.rewards, 1):
+    for reward in config.rewards:
         if reward.model:
             model = _empty(reward.model, SequenceClassifier)
-            name = f"reward {_own_name(reward.model)}"
-            found[f"{name} {number}" if name in found else name] = _megabytes(model, learns=False)
+            found[f"reward {reward.name}"] = _megabytes(model, learns=False)
     return found
-
-
-def _own_name(source: str) -> str:
-    """Of a run folder's model that of the folder, for all models there have the same."""
-    path = Path(source)
-    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str | None = None) -> Any:

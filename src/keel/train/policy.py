@@ -20,6 +20,7 @@ from keel.terminal import tell
 from keel.train.check import self_check
 from keel.train.evaluate import judge
 from keel.train.evidence import keep_batch
+from keel.train.given import GIVEN, fingerprint_of, with_place
 from keel.train.record import Records, open_records
 from keel.train.sample import Player
 from keel.train.setup import Parts, build_parts
@@ -34,22 +35,25 @@ ResultT = TypeVar("ResultT")
 def train_policy(
     config: TrainConfig | Mapping[str, Any],
     scorers: Sequence[Callable[..., Any]] = (),
-    prompts: Sequence[Any] | None = None,
+    prompts: Any = None,
     resume: bool = False,
     check_only: bool = False,
 ) -> dict[str, float]:
     """Learn a policy from rewards; the result lies in `config.output`. Returns the last step's metrics.
 
-    `scorers` are Python reward functions besides `config.rewards`; `prompts` (text or chats) replace `config.prompts`.
+    `scorers` are Python reward functions besides `config.rewards`; `prompts` replace the file of `config.prompts`: a
+    list or a datasets.Dataset of texts, chats, or rows with columns. Raises ConfigError for anything else.
     """
-    config = config if isinstance(config, TrainConfig) else parse(TrainConfig, config)
+    if not isinstance(config, TrainConfig):
+        config = parse(TrainConfig, config if prompts is None else with_place(config))
     world = World.from_environment()
     with watched():
         parts = build_parts(config, scorers, prompts, world)
         failpoint("start.loaded")
         if check_only:
             return self_check(parts)
-        with open_folder(config, resume, world) as folder:
+        given = {} if prompts is None else {GIVEN: fingerprint_of(parts.prompts)}
+        with open_folder(config, resume, world, given) as folder:
             state, metrics = start(parts, folder, resume)
             with open_records(folder, config, state.logged, world) as records, held() if world.size == 1 else sealed():
                 while state.step < config.steps or state.unlogged:
@@ -98,13 +102,18 @@ def say(what: str, world: World) -> None:
 
 
 @contextmanager
-def open_folder(config: TrainConfig, resume: bool, world: World) -> Iterator[RunFolder]:
-    """The run folder, locked by the main rank alone; the other ranks only read in it, once it has been accepted."""
+def open_folder(
+    config: TrainConfig, resume: bool, world: World, given: Mapping[str, str] | None = None
+) -> Iterator[RunFolder]:
+    """The run folder, locked by the main rank alone; the other ranks only read in it, once it has been accepted.
+
+    `given` are fingerprints of what the run reads and no file holds.
+    """
     folder = RunFolder(config.output)
     if world.is_main:
         folder = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
         code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
-        check_origin(folder, sources(config), world.size, resume, code)
+        check_origin(folder, [*sources(config), *(given or {}).items()], world.size, resume, code)
     world.barrier()
     try:
         with folder.told() if world.is_main else nullcontext():
@@ -123,9 +132,11 @@ def or_save(job: Callable[[Parts, RunState], ResultT], parts: Parts, state: RunS
             return job(parts, state)
         with interruptible():
             return job(parts, state)
-    except (RewardError, Interrupted):
+    except (RewardError, Interrupted) as error:
         if state.step > 0:
             save(parts, state, folder)
+            if isinstance(error, RewardError):
+                error.fix = f"{error.fix or 'fix it'}, then --resume"
         world.barrier()  # no process ends while the main one still writes
         raise
 

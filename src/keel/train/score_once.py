@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from keel.data.batches import Rollouts, select_rows
+from keel.rollout.functions import FunctionScorer, function_arguments
 from keel.rollout.http import HttpScorer
-from keel.rollout.scorers import FunctionScorer, Scorer, function_arguments
+from keel.rollout.scorers import Scorer
 from keel.rollout.scores import Score
 
 ValueT = TypeVar("ValueT")
@@ -59,7 +60,7 @@ class ScoredOnce:
             prompts = [prompt.content for prompt in rollouts.prompts]
         read: list[Any] = [prompts, rollouts.texts, segments or prompts]
         if isinstance(self.scorer, FunctionScorer):
-            given = function_arguments(rollouts)
+            given = function_arguments(rollouts, columns=self.scorer.columns)
             takes = self.scorer.takes
             names = [name for name in given if name in takes or (self.scorer.takes_all and name != "completion_ids")]
             read += [given[name] for name in names]

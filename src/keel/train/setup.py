@@ -1,15 +1,15 @@
 """Everything a run of policy learning needs, built before its loop and handed to it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from keel.config import PromptSettings, TrainConfig
+from keel.config import TrainConfig
 from keel.data.batches import Rollouts, ScoredRollouts
-from keel.data.prompts import Prompt, encode_prompt, load_prompts
+from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
 from keel.learn.guard import Guard
@@ -25,10 +25,13 @@ from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.rollout.collect import score
+from keel.rollout.functions import FunctionScorer
 from keel.rollout.sampler import sample
-from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
+from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
 from keel.run.gate import require_passed
 from keel.run.score_range import read_range
+from keel.terminal import tell
+from keel.train.given import load_from, load_given
 from keel.train.critic import build_actor_critic
 from keel.world import World, generator
 
@@ -54,6 +57,7 @@ class Parts:
     shaping: Shaping
     targets: TargetSettings
     updater: Updater
+    failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
     def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
         """This rank's responses to the prompts of a step, or to a few of unlike lengths. They depend on seed and step
@@ -73,10 +77,21 @@ class Parts:
         policy, in_text = self.actor_critic.policy, rollout.stop_in_text
         return sample(policy, prompts, self.tokenizer, numbers, self.end_ids, rollout.temperature, stop_in_text=in_text)
 
-    def score(self, rollouts: Rollouts) -> ScoredRollouts:
-        """What the scorers say of the answers. Raises RewardError."""
+    def score(self, rollouts: Rollouts, steps_done: int | None = None) -> ScoredRollouts:
+        """What the scorers say of the answers; a scorer's first failure is reported. Raises RewardError.
+
+        Reward functions that look at it are told how many steps are done (by default as when they were asked last).
+        """
         reward = self.config.reward
-        return score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure)
+        for scorer in self.scorers:
+            if isinstance(scorer, FunctionScorer) and steps_done is not None:
+                scorer.progress = (steps_done, self.config.steps)
+        scored = score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure)
+        for name, cause in scored.failures.items():
+            if name not in self.failed:
+                self.failed.add(name)
+                tell(f"warning: scorer {name} failed, and the responses are dropped (reward.on_failure): {cause}")
+        return scored
 
 
 def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
@@ -98,14 +113,14 @@ def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int
     return chosen
 
 
-def build_parts(
-    config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Sequence[Any] | None, world: World
-) -> Parts:
+def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Any, world: World) -> Parts:
     """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
     tokenizer = load_tokenizer(config.policy.model)
-    loaded = _prompts(config, tokenizer, prompts)
-    held_out = _load(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
+    loaded = load_given(config.prompts, tokenizer, prompts)
+    held_out = load_from(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
     scorers = _scorers(config, functions)
+    columns = [name for prompt in [*loaded, *held_out] for name in prompt.columns]
+    check_signatures(scorers, columns, config.reward.segments != "none")
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
@@ -156,23 +171,6 @@ def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[st
     return {name: known for name, known in found.items() if known is not None}
 
 
-def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any] | None) -> list[Prompt]:
-    if prompts is not None:
-        return [prompt if isinstance(prompt, Prompt) else encode_prompt(prompt, tokenizer) for prompt in prompts]
-    return _load(config.prompts, config.prompts.path, tokenizer)
-
-
-def _load(settings: PromptSettings, path: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    return load_prompts(
-        path,
-        tokenizer,
-        split=settings.split,
-        column=settings.column,
-        max_tokens=settings.max_tokens,
-        too_long=settings.too_long,
-    )
-
-
 def _check_sizes(config: TrainConfig, world: World) -> None:
     group_size, minibatch_size = config.rollout.group_size or 1, config.algorithm.minibatch_size or 1
     if config.rollout.batch_size % (world.size * group_size) or minibatch_size % world.size:
@@ -217,8 +215,8 @@ def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorith
 def _take(kind: type[SettingsT], *sources: Any, **given: Any) -> SettingsT:
     """Fill a part's own settings by name from sections of the config: a part never sees more than it needs."""
     found = {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        owner = next((source for source in sources if hasattr(source, field.name)), None)
-        if field.name not in given:
-            found[field.name] = getattr(owner, field.name)
+    for part in fields(kind):  # type: ignore[arg-type]
+        owner = next((source for source in sources if hasattr(source, part.name)), None)
+        if part.name not in given:
+            found[part.name] = getattr(owner, part.name)
     return kind(**found, **given)

@@ -56,7 +56,7 @@ def collect(parts: Parts, state: RunState) -> Experience:
         rollouts = parts.respond(state.step + 1)
     with state.timed("score"):
         failpoint("step.score")
-        scored = together(parts.world, partial(parts.score, rollouts))
+        scored = together(parts.world, partial(parts.score, rollouts, state.step))
     statistics = state.statistics
     if parts.config.reward.normalize == "running":
         statistics = statistics.plus(scores_of_kept(scored), parts.world)
