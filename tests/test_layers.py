@@ -40,23 +40,26 @@ LAYERS = {
     "errors": Layer.of("", frozenset()),
     "terminal": Layer.of("", frozenset()),
     "failpoints": Layer.of("errors", frozenset()),
+    "files": Layer.of("", frozenset()),
     "interrupts": Layer.of("errors", frozenset()),
     "naming": Layer.of("", frozenset()),
-    "config": Layer.of("naming errors", SETTINGS),
+    "config": Layer.of("naming files errors", SETTINGS),
     "kernels": Layer.of("", frozenset({"torch"})),
     "core": Layer.of("kernels", frozenset({"torch"})),
     "world": Layer.of("errors", frozenset({"torch"})),
-    "data": Layer.of("core errors"),
+    "data": Layer.of("core files errors"),
     "models": Layer.of("kernels core data world terminal errors"),
     "rollout": Layer.of("models data kernels core world naming terminal errors"),
     "learn": Layer.of("models data core world failpoints errors"),
-    "run": Layer.of("kernels data.judging data.preferences world failpoints terminal errors config"),
-    "diagnose": Layer.of("data.agreement data.judging data.preferences data.rows run.folder config errors"),
+    "run": Layer.of("kernels data.judging data.preferences world failpoints terminal files errors config"),
+    "diagnose": Layer.of(
+        "data.agreement data.judging data.preferences data.rows run.folder run.lock files config errors"
+    ),
     "train": Layer.of(
-        "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal errors"
+        "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal files errors"
     ),
     "server": Layer.of("rollout data config terminal errors"),
-    "web": Layer.of("data server.limits run.folder diagnose config terminal errors"),
+    "web": Layer.of("data server.limits run.folder run.lock diagnose files config terminal errors"),
     "quickstart": Layer.of("train diagnose data run config web interrupts errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(

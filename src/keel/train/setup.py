@@ -31,8 +31,8 @@ from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check
 from keel.run.gate import require_passed
 from keel.run.score_range import read_range
 from keel.terminal import tell
-from keel.train.given import load_from, load_given
 from keel.train.critic import build_actor_critic
+from keel.train.given import load_from, load_given
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
