@@ -3,15 +3,15 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from keel.data.messages import Content, Messages, as_messages
 from keel.errors import DataError
 
-Messages = list[dict[str, str]]
-Content = str | Messages
-"""A prompt as the file has it: text, or chat messages `{"role": ..., "content": ...}`."""
+__all__ = ["Content", "Messages"]  # the rest of the package knows them by this module
 
 KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", type(None): "null"}
 
@@ -72,17 +72,36 @@ def require_content(row: Row, path: str, column: str, may_be_empty: bool = False
         if not value.strip() and not may_be_empty:
             reject(row, path, f'"{column}" is empty')
         return value
-    if not value or not all(_is_message(message) for message in value):
-        reject(row, path, f'"{column}" is no list of messages {{"role": text, "content": text}}')
-    return value
+    try:
+        messages = as_messages(value)
+    except ValueError as error:
+        reject(row, path, f'"{column}": {error}')
+    if not may_be_empty and not any(message["content"].strip() or len(message) > 2 for message in messages):
+        reject(row, path, f'no message in "{column}" says anything')
+    return messages
 
 
 def reject(row: Row, path: str, what: str) -> NoReturn:
     raise DataError(what, where=f"{path}:{row.number}")
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+@contextmanager
+def naming(row: Row, path: str) -> Iterator[None]:
+    """Let an error about a row say which row that is: a tokenizer knows itself only."""
+    with naming_place(f"{path}:{row.number}"):
+        yield
+
+
+@contextmanager
+def naming_place(place: str) -> Iterator[None]:
+    """The same for a row known by its place, `FILE:LINE`; the empty place names nothing."""
+    try:
+        yield
+    except DataError as error:
+        if not place or error.where.startswith(place.rpartition(":")[0] + ":"):
+            raise
+        owner = f" ({error.where})" if error.where else ""
+        raise DataError(f"{error.what}{owner}", where=place, fix=error.fix) from error
 
 
 def _scan_json_lines(file: Path) -> Iterator[Row | DataError]:

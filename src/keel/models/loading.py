@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from keel.data.chats import turn_end_id
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, base_of, is_adapter, merged, put_on, with_lora
 from keel.models.packed import pack_if_possible
@@ -115,6 +116,13 @@ def end_token_ids(
         configured = tokenizer.eos_token_id
     ends = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
     return sorted({*ends, *(stop_token_id(tokenizer, text, where) for text in stop)})
+
+
+def stop_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the token with which the chat template ends a turn to those that end the model's responses."""
+    ends, turn_end = end_token_ids(model, tokenizer), turn_end_id(tokenizer)
+    if turn_end is not None and turn_end not in ends and model.generation_config:
+        model.generation_config.eos_token_id = sorted({*ends, turn_end})
 
 
 def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> int:

@@ -15,9 +15,12 @@ from torch import Tensor
 from keel.config import DpoConfig
 from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss
 from keel.data.judging import accuracy, interval, pairs_of
+from keel.data.messages import without_oldest_turn
+from keel.data.notes import Notes, note_comparison
 from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
-from keel.data.supervised import Example, encode_answer, keep_end
+from keel.data.rows import Content, naming_place
+from keel.data.turns import Example, encode_answer, keep_end
 from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
@@ -25,6 +28,7 @@ from keel.models.loading import save_model
 from keel.run.folder import RunFolder
 from keel.run.held_out import write_held_out
 from keel.train.learner import Task
+from keel.train.prompting import report
 from keel.train.reference import kept_reference
 from keel.train.reward_task import facts_of
 from keel.train.sft import load_speaker, longest_row, target_losses
@@ -39,6 +43,7 @@ class Side:
     rankings: list[Ranking]
     answers: list[list[Example]]  # of each ranking
     reference: list[Tensor] = field(default_factory=list)  # log pi_ref of each ranking's answers, once the run began
+    num_cut: int = 0  # rankings whose prompt lost its beginning
 
     @property
     def all_answers(self) -> list[Example]:
@@ -56,11 +61,12 @@ def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
     """Learn a policy from pairs or rankings; it is in `output/policy`. Returns the figures on held-out prompts."""
     split = split_rankings(config)
     model, tokenizer, ends = load_speaker(config)
-    limit = longest_row(config, model)
+    limit, notes = longest_row(config, model), Notes(bare=config.data.chat is None)
     sides = {
-        name: encode_side(rankings, tokenizer, ends, limit, config.data.path)
+        name: encode_side(rankings, tokenizer, ends, limit, notes)
         for name, rankings in (("train", split.train), ("watched", split.watched), ("held_out", split.held_out))
     }
+    report(notes.lines())
     return fit(config, dpo_task(config, model, tokenizer, split, sides), resume)
 
 
@@ -87,7 +93,8 @@ def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking
         row=lambda i: {name: getattr(train.rankings[i], name) for name in ("prompt", "responses", "ranks")},
         loss=loss,
         evaluate=lambda: judge_policy(model, held_out, config),
-        facts={name: value for name, value in facts_of(split).items() if not name.startswith("constant")},
+        facts={name: value for name, value in facts_of(split).items() if not name.startswith("constant")}
+        | {"rows_cut": sum(side.num_cut for side in sides.values())},
         save=lambda folder, figures: save_model(model, tokenizer, folder),
         result="policy",
         watch=(lambda: judge_policy(model, watched, config)["loss"]) if watched.rankings else None,
@@ -96,32 +103,51 @@ def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking
     )
 
 
-def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], limit: int, path: str) -> Side:
+def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], limit: int, notes: Notes) -> Side:
     """Each answer after its prompt, and an end token after that. Raises DataError for answers that do not fit.
 
-    A prompt that is too long loses its beginning, and all answers of a ranking are given after the same rest of it. An
-    answer is never cut: what people said of the whole is not true of its beginning.
+    A prompt that is too long loses its beginning, a chat its oldest turns, and all answers of a ranking are given after
+    the same rest of it. An answer is never cut: what people said of the whole is not true of its beginning.
     """
-    answers = [
-        [encode_answer(ranking.prompt, response, tokenizer, ends) for response in ranking.responses]
-        for ranking in rankings
-    ]
-    longest = [max(len(answer.tokens) - answer.num_prompt_tokens for answer in each) for each in answers]
-    too_long = sum(length >= limit for length in longest)
+    answers, too_long, num_cut = [], [], 0
+    for ranking in rankings:
+        with naming_place(ranking.place):
+            found, was_cut = encode_ranking(ranking, tokenizer, ends, limit)
+            note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, tokenizer, notes)
+        if found:
+            answers.append(found)
+        else:
+            too_long.append(ranking.place)
+        num_cut += was_cut
+        if was_cut:
+            notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the prompt lost its beginning")
     if too_long:
         raise DataError(
-            f"{too_long} rankings have answers that leave no room for a prompt within {limit} tokens "
-            f"(the longest has {max(longest)})",
-            where=path,
+            f"{len(too_long)} rankings have answers that leave no room for a prompt (of a chat, its last turn) within "
+            f"{limit} tokens",
+            where=too_long[0],
             fix="raise max_tokens, or leave them out",
         )
-    return Side(
-        rankings,
-        [
-            [keep_end(answer, limit - length, tokenizer) for answer in each]
-            for each, length in zip(answers, longest, strict=True)
-        ],
-    )
+    return Side(rankings, answers, num_cut=num_cut)
+
+
+def encode_ranking(
+    ranking: Ranking, tokenizer: Any, ends: Sequence[int], limit: int
+) -> tuple[list[Example] | None, bool]:
+    """The answers of a ranking after as much of the prompt as fits, None where nothing does; whether it was cut."""
+    prompt: Content | None = ranking.prompt
+    was_cut = False
+    while prompt is not None:
+        answers = [encode_answer(prompt, text, tokenizer, ends, ranking.tools) for text in ranking.responses]
+        if max(len(answer.tokens) for answer in answers) <= limit:
+            return answers, was_cut
+        was_cut = True
+        if isinstance(prompt, str):
+            longest = max(len(answer.tokens) - answer.num_prompt_tokens for answer in answers)
+            fitting = [keep_end(answer, limit - longest, tokenizer) for answer in answers] if longest < limit else None
+            return fitting, True
+        prompt = without_oldest_turn(prompt)
+    return None, True
 
 
 def answer_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: int) -> Tensor:

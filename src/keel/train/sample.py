@@ -11,15 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.batches import Rollouts
-from keel.data.prompts import Prompt, load_prompts
+from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.models.heads import check_logits
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
+from keel.models.loading import end_token_ids, load_causal_lm
 from keel.models.policy import ActorCritic
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
 from keel.train.progress import ProgressDisplay
+from keel.train.prompting import chat_tokenizer, read_prompts, speak_in_turns
 from keel.world import World, generator
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
@@ -84,16 +85,10 @@ def sample_answers(config: SampleConfig) -> dict[str, Any]:
 
 def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) -> Player:
     """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
-    tokenizer = load_tokenizer(name)
-    loaded = load_prompts(
-        prompts.path,
-        tokenizer,
-        split=prompts.split,
-        column=prompts.column,
-        max_tokens=prompts.max_tokens,
-        too_long=prompts.too_long,
-    )
+    tokenizer = chat_tokenizer(name, prompts)
+    loaded = read_prompts(prompts, tokenizer)
     model = load_frozen(name)
+    speak_in_turns(model.policy, tokenizer, prompts)
     limit = getattr(model.policy.config.get_text_config(), "max_position_embeddings", None)
     needed = max(len(prompt.tokens) for prompt in loaded) + decoding.max_response_tokens
     if limit is not None and needed > limit:

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from keel.config import PromptSettings, TrainConfig
+from keel.config import TrainConfig
 from keel.data.batches import Rollouts, ScoredRollouts
-from keel.data.prompts import Prompt, encode_prompt, load_prompts
+from keel.data.prompts import Prompt, encode_prompt
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
 from keel.learn.guard import Guard
@@ -29,6 +29,7 @@ from keel.rollout.sampler import sample
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.run.gate import require_passed
 from keel.run.score_range import read_range
+from keel.train.prompting import asking_of, chat_tokenizer, read_prompts, speak_in_turns
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
@@ -90,14 +91,16 @@ def build_parts(
     config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Sequence[Any] | None, world: World
 ) -> Parts:
     """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
-    tokenizer = load_tokenizer(config.policy.model)
+    tokenizer = chat_tokenizer(config.policy.model, config.prompts)
     loaded = _prompts(config, tokenizer, prompts)
-    held_out = _load(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
+    evaluated = config.evaluate.prompts
+    held_out = read_prompts(config.prompts, tokenizer, evaluated) if evaluated else []
     scorers = _scorers(config, functions)
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
     check_logits(policy)
+    speak_in_turns(policy, tokenizer, config.prompts)
     _check_lengths(config, policy, [*loaded, *held_out])
     end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
     if not end_ids:
@@ -145,19 +148,12 @@ def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[st
 
 def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any] | None) -> list[Prompt]:
     if prompts is not None:
-        return [prompt if isinstance(prompt, Prompt) else encode_prompt(prompt, tokenizer) for prompt in prompts]
-    return _load(config.prompts, config.prompts.path, tokenizer)
-
-
-def _load(settings: PromptSettings, path: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    return load_prompts(
-        path,
-        tokenizer,
-        split=settings.split,
-        column=settings.column,
-        max_tokens=settings.max_tokens,
-        too_long=settings.too_long,
-    )
+        asking = asking_of(config.prompts)
+        return [
+            prompt if isinstance(prompt, Prompt) else encode_prompt(asking.content(prompt), tokenizer)
+            for prompt in prompts
+        ]
+    return read_prompts(config.prompts, tokenizer)
 
 
 def _check_sizes(config: TrainConfig, world: World) -> None:
