@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from keel.errors import DataError
+
 Messages = list[dict[str, Any]]
 Content = str | Messages
 """A prompt as the file has it: text, or chat messages `{"role": ..., "content": ...}`."""
@@ -70,6 +72,27 @@ def without_oldest_turn(messages: Messages) -> Messages | None:
     users = (i for i, message in enumerate(messages) if i > start and message["role"] == "user")
     following = next(users, None)
     return None if following is None else [*messages[:start], *messages[following:]]
+
+
+def learned_turns(prompt: Messages, completion: Messages) -> list[int]:
+    """Places in the completion of the assistant's turns that answer somebody.
+
+    Raises DataError when there is none, or one that follows the assistant's own.
+    """
+    found = []
+    asked = bool(prompt)
+    for i, message in enumerate(completion):
+        if message["role"] == "assistant":
+            if i and completion[i - 1]["role"] == "assistant":
+                raise DataError(
+                    f"message {len(prompt) + i + 1} follows another one of the assistant", fix="join the two"
+                )
+            if asked:
+                found.append(i)
+        asked = asked or message["role"] == "user"
+    if not found:
+        raise DataError("no message of the assistant answers a user's, so there is nothing to learn")
+    return found
 
 
 def _message(value: Any, place: str) -> dict[str, Any]:

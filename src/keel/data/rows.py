@@ -13,6 +13,9 @@ from keel.errors import DataError
 
 __all__ = ["Content", "Messages"]  # the rest of the package knows them by this module
 
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold whole conversations; the first that a row has is read."""
+
 KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", type(None): "null"}
 
 
@@ -81,6 +84,14 @@ def require_content(row: Row, path: str, column: str, may_be_empty: bool = False
     return messages
 
 
+def row_kind(row: Row) -> str:
+    """Return `text`, `completion`, or the column that holds a conversation. A column of nulls is none."""
+    if row.values.get("completion") is not None:
+        return "completion"
+    column = next((name for name in CONVERSATIONS if row.values.get(name) is not None), None)
+    return column or ("text" if "text" in row.values and "prompt" not in row.values else "completion")
+
+
 def reject(row: Row, path: str, what: str) -> NoReturn:
     raise DataError(what, where=f"{path}:{row.number}")
 
@@ -140,12 +151,25 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _has_no_rows(path: str) -> bool:
+    """Of a Parquet file; `datasets` fails on one. A file that cannot be read is left to it to explain."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return bool(parquet.read_metadata(path).num_rows == 0)
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
+
+
 def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a Parquet file or a hub data set, streamed so that no copy is written to a cache."""
     if path.startswith((".", "/", "~")) and not Path(path).exists():
         raise DataError("no such file", where=path)
     if Path(path).is_file() and not path.endswith(".parquet"):
         raise DataError("neither .jsonl nor .parquet", where=path, fix="write its rows as JSON lines")
+    if path.endswith(".parquet") and _has_no_rows(path):
+        return
     import datasets
 
     name, _, config = path.partition(":")

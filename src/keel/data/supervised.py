@@ -9,12 +9,9 @@ from keel.data.chats import tools_of
 from keel.data.messages import Messages, without_oldest_turn
 from keel.data.notes import LOST, Notes, is_lost, note_kinds, remarks
 from keel.data.prompts import AS_IT_IS, Asking, encode_text
-from keel.data.rows import Row, naming, read_rows, reject, require_content
+from keel.data.rows import Row, naming, read_rows, reject, require_content, row_kind
 from keel.data.turns import Example, encode_answer, encode_turns, end_token, keep_end
 from keel.errors import DataError
-
-CONVERSATIONS = ("messages", "conversations", "conversation")
-"""Columns that hold whole conversations; the first that a row has is read."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,6 @@ def read_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tu
     if was_cut:
         notes.add(path, row.number, f"more than {limit} tokens (max_tokens); cut")
     return [replace(example, tokens=example.tokens[:limit]) for example in examples], was_cut
-
-
-def row_kind(row: Row) -> str:
-    """Return `text`, `completion`, or the column that holds a conversation. A column of nulls is none."""
-    if row.values.get("completion") is not None:
-        return "completion"
-    column = next((name for name in CONVERSATIONS if row.values.get(name) is not None), None)
-    return column or ("text" if "text" in row.values and "prompt" not in row.values else "completion")
 
 
 def _text_example(row: Row, path: str, imitation: Imitation) -> Example:

@@ -8,7 +8,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.data.chats import ChatText, render_chat
-from keel.data.messages import Content, Messages, ends_with_assistant, with_response
+from keel.data.messages import (
+    Content,
+    Messages,
+    ends_with_assistant,
+    learned_turns,
+    with_response,
+    without_oldest_turn,
+)
+from keel.data.preferences import Ranking
 from keel.data.prompts import encode_text
 from keel.errors import DataError
 
@@ -88,25 +96,23 @@ def encode_turns(
     return [Example(examples[0].prompt, whole.tokens, examples[0].num_prompt_tokens, between)]
 
 
-def learned_turns(prompt: Messages, completion: Messages) -> list[int]:
-    """Places in the completion of the assistant's turns that answer somebody.
-
-    Raises DataError when there is none, or one that follows the assistant's own.
-    """
-    found = []
-    asked = bool(prompt)
-    for i, message in enumerate(completion):
-        if message["role"] == "assistant":
-            if i and completion[i - 1]["role"] == "assistant":
-                raise DataError(
-                    f"message {len(prompt) + i + 1} follows another one of the assistant", fix="join the two"
-                )
-            if asked:
-                found.append(i)
-        asked = asked or message["role"] == "user"
-    if not found:
-        raise DataError("no message of the assistant answers a user's, so there is nothing to learn")
-    return found
+def encode_ranking(
+    ranking: Ranking, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int], limit: int
+) -> tuple[list[Example] | None, bool]:
+    """The answers of a ranking after as much of the prompt as fits, None where nothing does; whether it was cut."""
+    prompt: Content | None = ranking.prompt
+    was_cut = False
+    while prompt is not None:
+        answers = [encode_answer(prompt, text, tokenizer, end_ids, ranking.tools) for text in ranking.responses]
+        if max(len(answer.tokens) for answer in answers) <= limit:
+            return answers, was_cut
+        was_cut = True
+        if isinstance(prompt, str):
+            longest = max(len(answer.tokens) - answer.num_prompt_tokens for answer in answers)
+            fitting = [keep_end(answer, limit - longest, tokenizer) for answer in answers] if longest < limit else None
+            return fitting, True
+        prompt = without_oldest_turn(prompt)
+    return None, True
 
 
 def keep_end(example: Example, num_prompt_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Example:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from keel.data.batches import Rollouts
 from keel.data.chats import tools_of
+from keel.data.messages import Content, ends_with_assistant
 from keel.errors import ConfigError, RewardError
 from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
 from keel.models.reward_model import RewardModel
@@ -161,11 +162,17 @@ def _line_of(error: BaseException, function: Callable[..., Any]) -> str:
 def function_arguments(rollouts: Rollouts, segments: list[list[str]] | None = None) -> dict[str, Any]:
     """The keywords a reward function is called with: prompts, completions, completion_ids, the data's columns and,
     when segment scores are wanted, the completions' `segments`."""
-    contents = [prompt.content for prompt in rollouts.prompts]
-    completions = [
-        text if isinstance(content, str) else [{"role": "assistant", "content": text}]
-        for content, text in zip(contents, rollouts.texts, strict=True)
-    ]
+    contents: list[Content] = []
+    completions: list[Content] = []
+    for prompt, text in zip(rollouts.prompts, rollouts.texts, strict=True):
+        asked = prompt.content
+        if isinstance(asked, str):
+            completions.append(text)
+        else:  # as TRL has it, an answer that was begun in the prompt is all in the completion
+            begun = asked[-1]["content"] if ends_with_assistant(asked) else ""
+            asked = asked[:-1] if ends_with_assistant(asked) else asked
+            completions.append([{"role": "assistant", "content": begun + text}])
+        contents.append(asked)
     rows = zip(rollouts.response_tokens.cpu(), rollouts.response_mask.cpu(), strict=True)
     names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
     columns = {name: [prompt.columns.get(name) for prompt in rollouts.prompts] for name in names}

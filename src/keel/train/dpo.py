@@ -15,12 +15,11 @@ from torch import Tensor
 from keel.config import DpoConfig
 from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss
 from keel.data.judging import accuracy, interval, pairs_of
-from keel.data.messages import without_oldest_turn
 from keel.data.notes import Notes, note_comparison
 from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
-from keel.data.rows import Content, naming_place
-from keel.data.turns import Example, encode_answer, keep_end
+from keel.data.rows import naming_place
+from keel.data.turns import Example, encode_ranking
 from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
@@ -129,25 +128,6 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
             fix="raise max_tokens, or leave them out",
         )
     return Side(rankings, answers, num_cut=num_cut)
-
-
-def encode_ranking(
-    ranking: Ranking, tokenizer: Any, ends: Sequence[int], limit: int
-) -> tuple[list[Example] | None, bool]:
-    """The answers of a ranking after as much of the prompt as fits, None where nothing does; whether it was cut."""
-    prompt: Content | None = ranking.prompt
-    was_cut = False
-    while prompt is not None:
-        answers = [encode_answer(prompt, text, tokenizer, ends, ranking.tools) for text in ranking.responses]
-        if max(len(answer.tokens) for answer in answers) <= limit:
-            return answers, was_cut
-        was_cut = True
-        if isinstance(prompt, str):
-            longest = max(len(answer.tokens) - answer.num_prompt_tokens for answer in answers)
-            fitting = [keep_end(answer, limit - longest, tokenizer) for answer in answers] if longest < limit else None
-            return fitting, True
-        prompt = without_oldest_turn(prompt)
-    return None, True
 
 
 def answer_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: int) -> Tensor:
