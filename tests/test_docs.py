@@ -19,7 +19,7 @@ SUPERVISED, ANSWERS = "keel sft, keel reward and keel dpo", "keel sample and kee
 SECTIONS: dict[type[BaseModel], list[str]] = {
     config.TrainConfig: ["keel train"],
     config.RewardSource: ["A scorer"],
-    config.SftConfig: [SUPERVISED],
+    config.SftConfig: [SUPERVISED, "keel sft alone"],
     config.RewardConfig: [SUPERVISED, "keel reward alone"],
     config.DpoConfig: [SUPERVISED, "keel dpo alone"],
     config.SampleConfig: [ANSWERS, "keel sample alone"],

@@ -127,8 +127,14 @@ def test_only_ties_are_nothing_to_learn_from(tmp_path: Path):
 
 
 def test_an_empty_file_and_one_that_is_not_there(tmp_path: Path):
-    figures = checked(write(tmp_path / "rows.jsonl"))
-    assert (figures["rows"], verdict(figures)) == (0, "no row can be used")
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "rows.parquet")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    for path in (write(tmp_path / "rows.jsonl"), tmp_path / "blank.jsonl", tmp_path / "rows.parquet"):
+        with pytest.raises(DataError, match="no rows in it"):
+            read_contents(str(path))
     with pytest.raises(DataError, match="No such file"):
         read_contents(str(tmp_path / "other.jsonl"))
 

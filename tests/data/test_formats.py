@@ -124,7 +124,7 @@ BAD = [
     (ULTRA | {"rejected": [user("q"), assistant("b")]}, "one assistant message each, after the same messages"),
     (ULTRA | {"prompt": [user("other")]}, '"prompt" and the messages before the answers differ'),
     (ULTRA | {"chosen": [user("p")]}, "one assistant message each"),
-    ({"chosen": "a", "rejected": "b"}, "do not share a beginning"),
+    ({"chosen": "a", "rejected": "b"}, "share no beginning"),
     ({"prompt": "p", "chosen": "a"}, 'no column "rejected"'),
     ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": -1}, '"weight" is -1'),
 ]

@@ -87,7 +87,7 @@ BAD = [
     ({"prompt": "p", "chosen": "x", "rejected": 3}, 'expected text or a list in "rejected", got a number'),
     ({"prompt": "p", "chosen": "x", "rejected": [assistant("y")]}, "of different kinds"),
     ({"prompt": " ", "chosen": "x", "rejected": "y"}, '"prompt" is empty'),
-    ({"chosen": "x", "rejected": "y"}, "do not share a beginning"),
+    ({"chosen": "x", "rejected": "y"}, "share no beginning"),
     ({"prompt": "p", "chosen": "x", "rejected": "y", "margin": "1"}, 'expected a number in "margin"'),
     ({"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "one assistant message each"),
     ({"chosen": [user("p")], "rejected": [user("p")]}, "one assistant message each"),

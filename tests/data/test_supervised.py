@@ -8,7 +8,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from keel.data.supervised import Example, load_examples
+from keel.data.supervised import Imitation, load_examples
+from keel.data.turns import Example
 from keel.errors import DataError
 
 ENDS = [2]
@@ -22,7 +23,7 @@ def tokenizer(tiny_policy: Path) -> PreTrainedTokenizerBase:
 def load(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, *rows: dict[str, Any], **options: Any) -> list[Example]:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_examples(str(path), tokenizer, options.pop("ends", ENDS), **options)
+    return load_examples(str(path), Imitation(tokenizer, options.pop("ends", ENDS), **options))[0]
 
 
 def test_the_completion_and_its_end_are_learned(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
@@ -73,11 +74,13 @@ def test_a_chat_ends_where_its_template_ends_it(tmp_path: Path, tokenizer: PreTr
         assert (example.tokens, example.num_prompt_tokens) == ((1, 4, 2, 13, 1, 5, 2), 5)
 
 
-def test_a_long_example_loses_its_end(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+def test_a_long_example_loses_its_prompts_beginning_and_then_its_end(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+):
     rows = [{"prompt": "w0 w1 w2", "completion": " w3"}, {"prompt": "w0", "completion": " w1 w2 w3"}]
-    nothing, example = load(tmp_path, tokenizer, *rows, max_tokens=3)
-    assert nothing.num_targets == 0
-    assert (example.tokens, example.num_targets) == ((4, 5, 6), 2)
+    first, second = load(tmp_path, tokenizer, *rows, max_tokens=3)
+    assert (first.tokens, first.num_targets) == ((6, 7, 2), 2)
+    assert (second.tokens, second.num_targets) == ((4, 5, 6), 2)
     with pytest.raises(DataError, match="no row has anything to learn within 1 tokens"):
         load(tmp_path, tokenizer, *rows, max_tokens=1)
 

@@ -14,7 +14,7 @@ from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, S
 from keel.data.preferences import load_rankings
 from keel.data.prompts import load_prompts
 from keel.data.rows import read_rows
-from keel.data.supervised import load_examples
+from keel.data.supervised import Imitation, load_examples
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer
 
@@ -36,7 +36,7 @@ def readers(tiny_policy: Path) -> dict[str, Callable[[str], int]]:
         "prompts": lambda path: len(load_prompts(path, tokenizer, max_tokens=64)),
         "pairs": lambda path: len(load_rankings(path)),
         "rankings": lambda path: len(load_rankings(path)),
-        "texts": lambda path: len(load_examples(path, tokenizer, [2], max_tokens=64)),
+        "texts": lambda path: len(load_examples(path, Imitation(tokenizer, [2], 64))[0]),
     }
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import keel
 from keel.config import LoraSettings
-from keel.data.prompts import render_chat
+from keel.data.chats import render_chat
 from keel.errors import ConfigError, DataError, KeelError
 from keel.models.adapters import save_adapter, with_lora
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer

@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from keel.config import EvaluateConfig, ServeRewardConfig, TrainConfig, parse
+from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
@@ -19,7 +20,7 @@ from keel.rollout.scorers import RewardModelScorer
 from keel.server.reward import PATH, reward_app
 from keel.train.evaluate import evaluate
 from keel.train.policy import train_policy
-from keel.train.reward_task import encode_training
+from keel.train.reward_task import encode_rankings
 
 from ..runs import PROMPTS, lines, settings
 from .answers import words
@@ -121,6 +122,6 @@ def test_the_server_warns_once(model: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_reward_models_training_reports_texts_that_were_cut(tiny_policy: Path) -> None:
     made = RewardModel.load(str(tiny_policy), template="{prompt} {response}")
     rankings = [Ranking("w1 w2", ("w3", "w3 w4"), (1, 2))]
-    encoded, share = encode_training(made, rankings, 3)
+    encoded, share = encode_rankings(made, rankings, 3, Notes())
     assert [one.rows for one in encoded] == [[[5, 6, 7], [6, 7, 8]]]
     assert share == 0.5

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keel.cli import dpo as verb
 from keel.config import DpoConfig, parse
+from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer
@@ -168,7 +169,7 @@ def task_in_double(settings: DpoConfig, folder: RunFolder) -> Any:
     model, tokenizer, ends = load_speaker(settings)
     model.double()
     sides = {
-        name: encode_side(getattr(split, name), tokenizer, ends, 64, "rows")
+        name: encode_side(getattr(split, name), tokenizer, ends, 64, Notes())
         for name in ("train", "watched", "held_out")
     }
     task = dpo_task(settings, model, tokenizer, split, sides)
@@ -258,7 +259,7 @@ def test_chats_are_read_through_the_template(tiny_policy: Path, tmp_path: Path):
     tokenizer = load_tokenizer(str(tiny_policy))
     tokenizer.chat_template = CHAT
     chat = [{"role": "user", "content": "w5 w6"}]
-    side = encode_side([Ranking(chat, ("w1 w2", "w3"), (1, 2))], tokenizer, [2], 64, "rows")
+    side = encode_side([Ranking(chat, ("w1 w2", "w3"), (1, 2))], tokenizer, [2], 64, Notes())
     first, second = side.answers[0]
     assert [tokenizer.decode(answer.tokens) for answer in (first, second)] == [
         "<unk> w5 w6 <unk> w1 w2 </s>",
@@ -270,7 +271,7 @@ def test_chats_are_read_through_the_template(tiny_policy: Path, tmp_path: Path):
 def test_a_long_prompt_loses_its_beginning_for_all_answers_alike(tiny_policy: Path):
     tokenizer = load_tokenizer(str(tiny_policy))
     ranking = Ranking("w1 w2 w3 w4", (" w5", " w6 w7 w8"), (1, 2))
-    side = encode_side([ranking], tokenizer, [2], 6, "rows")
+    side = encode_side([ranking], tokenizer, [2], 6, Notes())
     assert [tokenizer.decode(answer.tokens) for answer in side.answers[0]] == ["w3 w4 w5 </s>", "w3 w4 w6 w7 w8 </s>"]
     assert [answer.num_prompt_tokens for answer in side.answers[0]] == [2, 2]
 
@@ -280,16 +281,15 @@ def test_what_starts_every_text_stays_when_a_prompt_is_cut(tiny_policy: Path):
 
     tokenizer = load_tokenizer(str(tiny_policy))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    side = encode_side([Ranking("w1 w2 w3 w4", (" w5", " w6"), (1, 2))], tokenizer, [2], 5, "rows")
+    side = encode_side([Ranking("w1 w2 w3 w4", (" w5", " w6"), (1, 2))], tokenizer, [2], 5, Notes())
     assert [tokenizer.decode(answer.tokens) for answer in side.answers[0]] == ["<s> w3 w4 w5 </s>", "<s> w3 w4 w6 </s>"]
 
 
 def test_an_answer_is_never_cut(tiny_policy: Path, tmp_path: Path):
     rows = [A_WINS, {**A_WINS, "chosen": " w1" * 20}, A_WINS]
-    with pytest.raises(
-        DataError, match=r"1 rankings have answers that leave no room .* 16 tokens \(the longest has 21"
-    ):
+    with pytest.raises(DataError, match="1 rankings have answers that leave no room .* 16 tokens") as caught:
         dpo(config(tmp_path, tiny_policy, rows, max_tokens=16))
+    assert caught.value.where.endswith(":2")
 
 
 def test_no_answers_have_no_log_probabilities(tiny_policy: Path, tmp_path: Path):

@@ -7,8 +7,12 @@ The exit code is 0 when every row can be used and none of their prompts is in a 
 Duplicates, contradictions, ties and empty answers are told, and leave it at 0. --convert writes what can be used, and
 the exit code still says whether that was all.
 
+With --model, every row is also read with that model's tokenizer and chat template: what cannot be is named, and --show
+prints rows as tokens, with what is learned or scored marked. Rows that the template refuses make it exit with 2.
+
 example:
   keel data check pairs.jsonl --against heldout.jsonl --convert rankings.jsonl
+  keel data check chats.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --show 3
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,12 +35,15 @@ def run(arguments: list[str]) -> dict[str, Any]:
     elif arguments[:1] not in (["--help"], ["-h"]):
         raise ConfigError("keel data knows one thing: check", fix="keel data check FILE, or see keel data --help")
     settings = read_command("data check", DataCheckConfig, arguments, str(__doc__), plain="path").settings
+    from keel.cli.data_tokens import model_figures
     from keel.data.check import report, verdict
     from keel.data.contents import read_contents
 
     contents = read_contents(settings.path, settings.split, settings.column)
     others = [read_contents(path, settings.split, settings.column) for path in settings.against]
     figures = report(contents, others)
+    if settings.model is not None:
+        figures["model"] = model_figures(settings, contents.purpose)
     _print(figures)
     if settings.convert is not None:
         figures["converted"] = _convert(contents.rankings, settings.convert, settings.path)
@@ -71,11 +78,19 @@ def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
 
 
 def _print(figures: Mapping[str, Any]) -> None:
+    from keel.cli.data_tokens import shown_lines
+
     print(literal(figures["file"]))
     for name, text in _lines(figures):
         print(f"  {name:<17}{literal(text)}")
     for broken in figures["broken"]["why"][:TOLD]:
         print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
+    for remark in figures["remarks"] + figures.get("model", {}).get("remarks", []):
+        print(f"  {'note':<17}{literal(remark)}")
+    for refused in figures.get("model", {}).get("refused", {"why": []})["why"][:TOLD]:
+        print(f"  {'line ' + str(refused['line']):<17}{literal(refused['what'])}")
+    for row in figures.get("model", {}).get("shown", []):
+        print("\n".join(map(literal, shown_lines(row))))
     if len(figures["broken"]["why"]) > TOLD:
         print(f"  {'':<17}and {len(figures['broken']['why']) - TOLD:,} more; --json names them all")
 
@@ -106,6 +121,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for leak in figures["leaks"]:
         unread = f"; {num_rows(leak['unread'])} there cannot be read" if leak["unread"] else ""
         yield "shared prompts", f"{leak['prompts']:,} with {leak['file']}, {_told(leak)}{unread}"
+    if figures.get("model"):
+        yield from _tokens(figures["model"])
 
 
 def _preferences(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -119,6 +136,14 @@ def _preferences(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "contradictions",
             f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one hand; {_told(found)}",
         )
+
+
+def _tokens(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    refused = figures["refused"]["rows"]
+    yield "read by", figures["name"] + (f", which cannot be given {refused:,} of the rows" if refused else "")
+    if figures["tokens"]:
+        marked = f"; {figures['marked']:,} {figures['mark']} in all" if figures["mark"] else ""
+        yield "  tokens", _lengths(figures["tokens"]) + marked
 
 
 def _told(found: Mapping[str, Any]) -> str:

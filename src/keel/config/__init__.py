@@ -2,6 +2,7 @@
 
 from keel.config.looking import DoctorConfig, DriftConfig, ReportConfig, ServeConfig
 from keel.config.parts import (
+    ChatSettings,
     CheckpointSettings,
     LogSettings,
     LoraSettings,
@@ -36,6 +37,7 @@ from keel.config.train import AlgorithmSettings, PlanConfig, TrainConfig
 __all__ = [
     "GATES",
     "AlgorithmSettings",
+    "ChatSettings",
     "CheckpointSettings",
     "ComparisonSettings",
     "DataCheckConfig",

@@ -3,11 +3,12 @@
 A line under a field is its help text.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from keel.naming import clashing, clean_name, free_name
 
@@ -43,7 +44,49 @@ class ModelSettings(Settings):
     """compute each layer once more in the backward pass instead of keeping what it computed: a third more work"""
 
 
-class PromptSettings(Settings):
+def _scalars(value: Any) -> Any:
+    """A command line gives text: `false` means no, `3` a number."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    if not isinstance(value, dict):
+        return value
+    return {name: _scalar(entry) for name, entry in value.items()}
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    words = {"true": True, "false": False, "null": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    try:
+        return int(value)
+    except ValueError:
+        return value
+
+
+TemplateSettings = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | float | str | None], BeforeValidator(_scalars)
+]
+
+
+class ChatSettings(Settings):
+    """How prompts are put to a chat model."""
+
+    chat: bool | None = None
+    """make the user's message of a prompt that is plain text; false leaves it as it is without a word"""
+    system: str | None = None
+    """system message of conversations that have none"""
+    chat_template: str | None = None
+    """chatml, llama3, dialogue or a file: the chat template to use instead of the tokenizer's; saved with the model"""
+    template: TemplateSettings = {}
+    """variables for the chat template, as in enable_thinking=false; saved with the model"""
+
+
+class PromptSettings(ChatSettings):
     path: str
     """JSON lines, Parquet, or a hub data set with one prompt a row"""
     split: str = "train"
@@ -53,7 +96,7 @@ class PromptSettings(Settings):
     max_tokens: Count = 512
     """longest prompt allowed"""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """what to do with a longer one; truncate keeps its end"""
+    """what to do with a longer one; truncate drops a chat's oldest turns, and the beginning of a text"""
 
 
 class RewardSource(Settings):
@@ -81,6 +124,8 @@ class RewardSource(Settings):
     """with combine: lower"""
     ungated: bool = False
     """use a reward model although it failed its gate"""
+    chat_template: str | None = None
+    """of a reward model that was made elsewhere: chatml, llama3, dialogue or a file, to read chats with"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RewardSource":
@@ -88,6 +133,8 @@ class RewardSource(Settings):
             raise ValueError("give exactly one of model, function, url")
         if self.model is not None and self.timeout_seconds is not None:
             raise ValueError("timeout_seconds: a reward model has no deadline; remove it")
+        if self.chat_template is not None and not self.model:
+            raise ValueError("chat_template is for a reward model")
         return self
 
     @property

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from keel.config.parts import (
+    ChatSettings,
     CheckpointSettings,
     Count,
     CountOrNone,
@@ -21,7 +22,7 @@ from keel.config.parts import (
 )
 
 
-class DataSettings(Settings):
+class DataSettings(ChatSettings):
     path: str
     """JSON lines, Parquet, or a hub data set"""
     split: str = "train"
@@ -74,7 +75,8 @@ class SupervisedSettings(Settings):
     microbatch_tokens: Count = 16_384
     """padded tokens per forward pass; never changes the result"""
     max_tokens: Count = 512
-    """longer texts lose their beginning (sft: their end)"""
+    """of a row; a longer chat loses its oldest turns, a longer text its beginning (of sft, what still does not fit its
+    end)"""
     patience: CountOrNone = 0
     """end after this many evaluations in a row without a lower loss on the watched prompts, and keep the weights that
     had the lowest; 0 = learn to the end and keep the last"""
@@ -86,7 +88,10 @@ class SupervisedSettings(Settings):
 
 
 class SftConfig(SupervisedSettings):
-    """Settings of `keel sft`: imitate completions (rows of prompt, completion) or plain text (rows of text)."""
+    """Settings of `keel sft`: imitate the assistant of conversations, completions, or plain text."""
+
+    turns: Literal["all", "last"] = "all"
+    """turns of the assistant that are learned in a conversation; those of others never are"""
 
 
 class ComparisonSettings(SupervisedSettings):
@@ -115,7 +120,7 @@ class RewardConfig(ComparisonSettings):
     center_coef: NonNegative = 0.01
     """pulls the scores of each prompt's answers towards a mean of zero"""
     template: str = "{prompt}{response}"
-    """how prompt and response become one text when the prompt is no chat"""
+    """how prompt and response become one text when the prompt is no chat (chats: data.chat_template)"""
     members: Count = 1
     """reward models in the ensemble; each has a head, an order of the data and a run folder of its own"""
     member_models: list[str] = []
@@ -156,7 +161,8 @@ class DpoConfig(ComparisonSettings):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """chance that a comparison is the wrong way round (sigmoid only)"""
     max_tokens: Count = 512
-    """of prompt and answer together; a longer prompt loses its beginning, an answer that does not fit is refused"""
+    """of prompt and answer together; a longer prompt loses its beginning (a chat its oldest turns), an answer that does
+    not fit is refused"""
     optim: DpoOptim = DpoOptim()
 
     @model_validator(mode="after")

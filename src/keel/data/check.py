@@ -4,7 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from keel.data.contents import Contents, Entry, plain
+from keel.data.contents import Contents, Entry
+from keel.data.messages import plain_text
+from keel.data.notes import Notes, note_kinds, remarks
 from keel.data.preferences import Ranking, prompt_key
 from keel.errors import DataError
 
@@ -23,15 +25,15 @@ def report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, An
         "forms": dict(Counter(entry.form for entry in entries)),
         "rows": len(entries) + len(contents.broken),
         "usable": len(entries),
-        "broken": {"rows": len(contents.broken), "why": [_why(error) for error in contents.broken[:TOLD]]},
+        "broken": {"rows": len(contents.broken), "why": [why(error) for error in contents.broken[:TOLD]]},
         "prompts": {
             "distinct": len({prompt_key(prompt) for prompt in prompts}),
             "kinds": dict(Counter("text" if isinstance(prompt, str) else "chat" for prompt in prompts)),
-            "characters": _lengths([len(plain(prompt)) for prompt in prompts]),
+            "characters": lengths([len(plain_text(prompt)) for prompt in prompts]),
         },
         "answers": {
             "per_row": dict(sorted(Counter(len(entry.answers) for entry in entries).items())),
-            "characters": _lengths([len(answer) for answer in answers]),
+            "characters": lengths([len(answer) for answer in answers]),
             "empty": _told(entry.number for entry in entries if not all(answer.strip() for answer in entry.answers)),
         },
         "duplicates": _duplicates(entries),
@@ -39,6 +41,7 @@ def report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, An
         "raters": dict(Counter(ranking.rater for ranking in rankings if ranking.rater).most_common()),
         "sources": dict(Counter(ranking.source for ranking in rankings if ranking.source).most_common()),
         "leaks": [_leaks(contents, other) for other in against],
+        "remarks": _remarks(contents),
     }
 
 
@@ -56,6 +59,9 @@ def verdict(figures: dict[str, Any]) -> str:
             faults.append(f"prompts of {leak['file']} in {num_rows(leak['rows'])}")
         if leak["unread"]:
             faults.append(f"{num_rows(leak['unread'])} of {leak['file']} cannot be read")
+    tried = figures.get("model")
+    if tried and tried["refused"]["rows"]:
+        faults.append(f"{num_rows(tried['refused']['rows'])} cannot be used with this model")
     return ", ".join(faults)
 
 
@@ -136,6 +142,16 @@ def _both_ways(rows: Sequence[tuple[int, Ranking]]) -> tuple[dict[frozenset[str]
     return found, lines
 
 
+def _remarks(contents: Contents) -> list[str]:
+    """What is odd about conversations, and rows of the less frequent kind."""
+    notes = Notes()
+    for entry in contents.entries:
+        for remark in remarks(entry.prompt) if isinstance(entry.prompt, list) else ():
+            notes.add(contents.path, entry.number, remark)
+    note_kinds(contents.path, {entry.number: entry.prompt or "" for entry in contents.entries}, notes)
+    return notes.lines()
+
+
 def _leaks(contents: Contents, other: Contents) -> dict[str, Any]:
     """Rows whose prompt is also in the other file; case and white space do not count, nor who says it."""
     known = {_words(entry) for entry in other.entries}
@@ -146,7 +162,7 @@ def _leaks(contents: Contents, other: Contents) -> dict[str, Any]:
 
 
 def _words(entry: Entry) -> str:
-    return " ".join((entry.answers[0] if entry.prompt is None else plain(entry.prompt)).split()).casefold()
+    return " ".join((entry.answers[0] if entry.prompt is None else plain_text(entry.prompt)).split()).casefold()
 
 
 def _told(numbers: Iterable[int]) -> dict[str, Any]:
@@ -154,11 +170,11 @@ def _told(numbers: Iterable[int]) -> dict[str, Any]:
     return {"rows": len(lines), "lines": lines[:TOLD]}
 
 
-def _why(error: DataError) -> dict[str, Any]:
+def why(error: DataError) -> dict[str, Any]:
     return {"line": int(error.where.rpartition(":")[2]), "what": error.what}
 
 
-def _lengths(lengths: Sequence[int]) -> dict[str, int] | None:
+def lengths(lengths: Sequence[int]) -> dict[str, int] | None:
     """Median, 95% quantile (both the lower of two), and the longest."""
     if not lengths:
         return None

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from keel.data.answers import as_answers
 from keel.data.formats import form_of
+from keel.data.messages import as_chat, learned_turns, plain_text
 from keel.data.preferences import Ranking, as_ranking
-from keel.data.rows import Content, Row, require_content, scan_rows
+from keel.data.rows import Content, Row, naming, require_content, row_kind, scan_rows
 from keel.errors import DataError
 
 
@@ -47,6 +48,8 @@ def read_contents(path: str, split: str = "train", column: str = "prompt") -> Co
     Raises DataError when the file cannot be read at all.
     """
     found = list(scan_rows(path, split))
+    if not found:
+        raise DataError("no rows in it", where=path)
     rows = [row for row in found if isinstance(row, Row)]
     purposes = Counter(_purpose(row, column) for row in rows)
     purpose = purposes.most_common(1)[0][0] if purposes else "prompts"
@@ -62,18 +65,13 @@ def read_contents(path: str, split: str = "train", column: str = "prompt") -> Co
     return Contents(path, purpose, entries, broken)
 
 
-def plain(prompt: Content) -> str:
-    """The words of a prompt, whoever says them."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
-
-
 def _purpose(row: Row, column: str) -> str:
     form = form_of(row)
     if form == "rankings" and row.values.get("ranks") is None and row.values.get("scores") is None:
         return "answers"
     if form is not None:
         return "comparisons"
-    if "completion" in row.values or ("text" in row.values and column not in row.values):
+    if "completion" in row.values or (column not in row.values and row_kind(row) != "completion"):
         return "texts"
     return "prompts"
 
@@ -89,11 +87,22 @@ def _answers(row: Row, path: str, column: str) -> Entry:
 
 
 def _text(row: Row, path: str, column: str) -> Entry:
-    if "text" in row.values and "prompt" not in row.values:
+    kind = row_kind(row)
+    if kind == "text":
         return Entry(row.number, "text", None, (str(require_content(row, path, "text")),))
-    prompt = require_content(row, path, "prompt")
-    completion = require_content(row, path, "completion", may_be_empty=True)
-    return Entry(row.number, "prompt and completion", prompt, (plain(completion),))
+    if kind == "completion":
+        prompt = require_content(row, path, "prompt")
+        completion = require_content(row, path, "completion", may_be_empty=True)
+        if not isinstance(completion, str):
+            with naming(row, path):
+                learned_turns(as_chat(prompt), completion)
+        return Entry(row.number, "prompt and completion", prompt, (plain_text(completion),))
+    messages = require_content(row, path, kind)
+    assert not isinstance(messages, str)
+    with naming(row, path):
+        turns = learned_turns([], messages)
+    answers = tuple(messages[i]["content"] for i in turns)
+    return Entry(row.number, "conversations", messages[: turns[0]], ("\n".join(answers),))
 
 
 def _prompt(row: Row, path: str, column: str) -> Entry:

@@ -13,6 +13,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from keel.data.rows import Content, Messages, Row, reject, require, require_content
@@ -146,8 +147,21 @@ def _text_pair(row: Row, path: str, chosen: str, rejected: Any) -> tuple[Content
     while cut >= len(ASSISTANT) and rejected[:cut] != chosen[:cut]:
         cut = chosen.rfind(ASSISTANT, 0, cut - 1) + len(ASSISTANT)
     if cut < len(ASSISTANT):
-        reject(row, path, f'no "prompt", and "chosen" and "rejected" do not share a beginning up to {ASSISTANT!r}')
+        cut = _shared_words(chosen, rejected)
+        if not chosen[:cut].strip():
+            reject(row, path, 'no "prompt", and "chosen" and "rejected" share no beginning that could be one')
     return chosen[:cut], (chosen[cut:], rejected[cut:])
+
+
+def _shared_words(one: str, other: str) -> int:
+    """Number of characters of the whole words with which both begin; a space belongs to the word behind it, as in
+    TRL's `extract_prompt`."""
+    pairs = enumerate(zip(one, other, strict=False))
+    cut = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    if not all(text[cut : cut + 1].isspace() or cut == len(text) for text in (one, other)):
+        while cut and not one[cut - 1].isspace():
+            cut -= 1
+    return cut - 1 if cut and one[cut - 1] == " " else cut
 
 
 def _chat_pair(row: Row, path: str, chosen: Messages, rejected: Any) -> tuple[Content, tuple[str, str]]:
@@ -158,7 +172,8 @@ def _chat_pair(row: Row, path: str, chosen: Messages, rejected: Any) -> tuple[Co
         prompt = _as_chat(given) if isinstance(given, str) else given
         answers = chosen, rejected
     else:
-        prompt = [a for a, b in zip(chosen[:-1], rejected[:-1], strict=False) if a == b]
+        shared = zip(chosen[:-1], rejected[:-1], strict=False)
+        prompt = [message for message, _ in takewhile(lambda both: both[0] == both[1], shared)]
         answers = chosen[len(prompt) :], rejected[len(prompt) :]
         if isinstance(given, list) and given != prompt:
             reject(row, path, '"prompt" and the messages before the answers differ')
@@ -176,7 +191,10 @@ def _answer_text(row: Row, path: str, answer: Content, what: str) -> str:
         return answer
     if len(answer) != 1 or answer[0]["role"] != "assistant":
         reject(row, path, f"{what} must be one assistant message each, after the same messages")
-    return answer[0]["content"]
+    further = [key for key in answer[0] if key not in ("role", "content", "name")]
+    if further:
+        reject(row, path, f'an answer in {what} has "{further[0]}"; answers are compared as texts only')
+    return str(answer[0]["content"])
 
 
 FORMS: dict[str, tuple[tuple[str, ...], Callable[[Row, str], Comparison]]] = {

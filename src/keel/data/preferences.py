@@ -4,10 +4,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
+from keel.data.chats import tools_of
 from keel.data.formats import read_comparison
+from keel.data.notes import Notes, note_kinds, remarks
 from keel.data.rows import Content, Row, read_rows, reject, require
 from keel.errors import DataError
 
@@ -23,6 +25,8 @@ class Ranking:
     weight: float = 1.0  # how much it counts in the loss and in every figure
     rater: str = ""  # who made it, where that is known
     source: str = ""  # where the answers come from, where that is known
+    tools: list[Any] | None = field(default=None, compare=False)  # functions that the model may call
+    place: str = field(default="", compare=False)  # FILE:LINE, for errors
 
     @property
     def ranked(self) -> "Ranking":
@@ -43,15 +47,31 @@ class Ranking:
         marks = [(i, rank) for i, rank in enumerate(self.ranks) if rank is not None]
         return [(i, j) for i, rank in marks for j, other in marks if rank < other]
 
+    @property
+    def prefers_itself(self) -> bool:
+        """Whether all that it prefers to one another is the same text."""
+        return bool(self.pairs) and all(self.responses[i] == self.responses[j] for i, j in self.pairs)
 
-def load_rankings(path: str, split: str = "train") -> list[Ranking]:
-    """Rows in any of the forms of `keel.data.formats`; each may have `weight`, `rater` and `source`.
 
-    Raises DataError for a bad row, or when no row prefers anything (all tied, or fewer than two ranked).
+def load_rankings(path: str, split: str = "train", notes: Notes | None = None) -> list[Ranking]:
+    """Rows in any of the forms of `keel.data.formats`; each may have `weight`, `rater`, `source` and `tools`.
+
+    Raises DataError for a bad row, or when no row prefers anything (all tied, all the same, or fewer than two ranked).
     """
-    rankings = [as_ranking(row, path) for row in read_rows(path, split)]
+    notes = notes if notes is not None else Notes()
+    rows = read_rows(path, split)
+    rankings = [as_ranking(row, path) for row in rows]
     if not any(ranking.pairs for ranking in rankings):
         raise DataError("no row prefers one answer to another", where=path)
+    if all(ranking.prefers_itself for ranking in rankings if ranking.pairs):
+        raise DataError("every row prefers an answer to the same text, so there is nothing to learn", where=path)
+    for row, ranking in zip(rows, rankings, strict=True):
+        if ranking.prefers_itself:
+            notes.add(path, row.number, "an answer is preferred to the same text")
+        if not isinstance(ranking.prompt, str):
+            for remark in remarks(ranking.prompt):
+                notes.add(path, row.number, remark)
+    note_kinds(path, {row.number: ranking.prompt for row, ranking in zip(rows, rankings, strict=True)}, notes)
     return rankings
 
 
@@ -64,7 +84,11 @@ def as_ranking(row: Row, path: str) -> Ranking:
         if not (math.isfinite(weight) and weight >= 0):
             reject(row, path, f'"weight" is {weight}')
     names = {name: require(row, path, name) for name in ("rater", "source") if isinstance(row.values.get(name), str)}
-    return Ranking(*comparison, weight=weight, **names)
+    try:
+        tools = tools_of(row.values)
+    except ValueError as error:
+        reject(row, path, str(error))
+    return Ranking(*comparison, weight=weight, tools=tools, place=f"{path}:{row.number}", **names)
 
 
 def to_pairs(rankings: Sequence[Ranking]) -> list[Ranking]:

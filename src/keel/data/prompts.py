@@ -1,13 +1,15 @@
 """Prompts as the policy reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.rows import Content, Messages, Row, read_rows, require_content
-from keel.data.templates import template_of
+from keel.data.chats import render_chat, tools_of
+from keel.data.messages import as_chat, ends_with_assistant, without_oldest_turn
+from keel.data.notes import BARE, Notes, named_lines, note_kinds, remarks
+from keel.data.rows import Content, Row, naming, read_rows, reject, require_content
 from keel.errors import DataError
 
 
@@ -15,10 +17,37 @@ from keel.errors import DataError
 class Prompt:
     """One prompt in all its forms."""
 
-    content: Content  # as in the file
+    content: Content  # as in the file, or what is left of it within the limit
     text: str  # what the policy reads: the content, or the chat template rendered up to where the answer begins
     tokens: tuple[int, ...]  # the text, tokenised once; answers are appended to these ids
     columns: dict[str, Any]  # the row's other columns, for reward functions
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the prompts of a file are put to a model."""
+
+    chat: bool | None = None  # True makes a user's message of a text; None leaves it as it is, and says so
+    system: str | None = None  # the system message of a conversation that has none
+
+    def content(self, content: Content) -> Content:
+        """Return a prompt as it is put. A system message needs a conversation."""
+        return content if isinstance(content, str) and not self.chat else as_chat(content, self.system)
+
+    def noted(self, content: Content, row: Row, path: str, tokenizer: Any, notes: Notes | None) -> Content:
+        """The same, with a remark on what looks unintended."""
+        put = self.content(content)
+        if notes is not None:
+            if isinstance(put, str):
+                if self.chat is None and tokenizer.chat_template:
+                    notes.add(path, row.number, BARE)
+            else:
+                for remark in remarks(put, tokenizer):
+                    notes.add(path, row.number, remark)
+        return put
+
+
+AS_IT_IS = Asking()
 
 
 def load_prompts(
@@ -30,45 +59,81 @@ def load_prompts(
     column: str = "prompt",
     max_tokens: int = 512,
     too_long: str = "error",
+    asking: Asking = AS_IT_IS,
+    notes: Notes | None = None,
 ) -> list[Prompt]:
-    """The prompts of a file, or of `rows`, which errors then call `path`. `too_long`: error, drop, or truncate (which
-    keeps a prompt's end).
+    """The prompts of a file, or of `rows`, which errors then call `path`. `too_long`: error, drop, or truncate. A chat
+    loses its oldest turns, but never a system message or a part of one; a text loses its beginning. What scorers read
+    is what is left.
 
     Raises DataError for a bad row, a prompt that is too long and not to be shortened, or when none is left.
     """
-    prompts, long = [], []
-    for row in read_rows(path, split) if rows is None else rows:
-        content = require_content(row, path, column)
-        others = {name: value for name, value in row.values.items() if name != column}
-        prompt = encode_prompt(content, tokenizer, others)
-        if len(prompt.tokens) > max_tokens:
-            long.append(row.number)
-            if too_long != "truncate":
-                continue
-            prompt = _keep_end(prompt, tokenizer, max_tokens)
+    prompts: list[Prompt] = []
+    long: list[int] = []
+    fixed: list[int] = []  # chats whose last turn alone is too long
+    notes = notes if notes is not None else Notes()
+    rows = read_rows(path, split) if rows is None else rows
+    for row in rows:
+        with naming(row, path):
+            prompt = read_prompt(row, path, column, tokenizer, asking, notes)
+            if len(prompt.tokens) > max_tokens:
+                long.append(row.number)
+                if too_long != "truncate":
+                    continue
+                shorter = shortened(prompt, tokenizer, max_tokens)
+                if shorter is None:
+                    fixed.append(row.number)
+                    continue
+                prompt = shorter
         prompts.append(prompt)
-    if long and too_long == "error":
-        lines = ", ".join(map(str, long[:5])) + (", ..." if len(long) > 5 else "")
-        raise DataError(
-            f"{len(long)} prompts have more than {max_tokens} tokens (lines {lines})",
-            where=path,
-            fix="raise prompts.max_tokens, or set prompts.too_long to drop or truncate",
-        )
+    _check_long(path, max_tokens, too_long, long, fixed)
     if not prompts:
         raise DataError(f"all prompts have more than {max_tokens} tokens", where=path, fix="raise prompts.max_tokens")
+    done = "left out" if too_long == "drop" else "shortened"
+    for number in long:
+        notes.add(path, number, f"more than {max_tokens} tokens (prompts.max_tokens); {done}")
+    note_kinds(path, {row.number: row.values[column] for row in rows}, notes)
     return prompts
+
+
+def read_prompt(
+    row: Row,
+    path: str,
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    asking: Asking = AS_IT_IS,
+    notes: Notes | None = None,
+) -> Prompt:
+    """The prompt of a row, at its full length. Raises DataError."""
+    content = asking.noted(require_content(row, path, column), row, path, tokenizer, notes)
+    others = {name: value for name, value in row.values.items() if name != column}
+    try:
+        tools_of(others)
+    except ValueError as error:
+        reject(row, path, str(error))
+    prompt = encode_prompt(content, tokenizer, others)
+    if notes is not None and not isinstance(content, str):
+        unread = [name for name in tool_names(others) if name not in prompt.text]
+        if unread:
+            notes.add(path, row.number, "the chat template writes nothing of the column tools")
+    return prompt
 
 
 def encode_prompt(
     content: Content, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, Any] | None = None
 ) -> Prompt:
-    """Text as the tokenizer starts a text (without the end some add); a chat through the template, nothing added."""
+    """Text as the tokenizer starts a text (without the end some add); a chat through the template, nothing added.
+
+    The template also gets the column `tools`. A chat that ends with the assistant's turn is left open there.
+    """
+    columns = dict(columns or {})
     if isinstance(content, str):
         text, tokens = content, encode_text(content, tokenizer)
     else:
-        text = render_chat(content, tokenizer, add_generation_prompt=True)
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-    return Prompt(content, text, tuple(tokens), dict(columns or {}))
+        goes_on = ends_with_assistant(content)
+        rendered = render_chat(content, tokenizer, not goes_on, tools=tools_of(columns), ended=not goes_on)
+        text, tokens = rendered.text, rendered.tokens(tokenizer)
+    return Prompt(content, text, tuple(tokens), columns)
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -78,15 +143,42 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return full[: next(starts, 0) + len(bare)]
 
 
-def render_chat(messages: Messages, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
-    """A conversation as text. Raises DataError when the tokenizer has no chat template, or one that refuses it."""
-    if not tokenizer.chat_template:
+def shortened(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt | None:
+    """A prompt of at most so many tokens; None for a chat whose last turn has more."""
+    if isinstance(prompt.content, str):
+        return _keep_end(prompt, tokenizer, max_tokens)
+    content: Content | None = prompt.content
+    while len(prompt.tokens) > max_tokens:
+        content = None if isinstance(content, str | None) else without_oldest_turn(content)
+        if content is None:
+            return None
+        prompt = encode_prompt(content, tokenizer, prompt.columns)
+    return prompt
+
+
+def tool_names(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the functions that the column `tools` describes."""
+    for tool in tools_of(columns) or []:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            yield function["name"]
+
+
+def _check_long(path: str, max_tokens: int, too_long: str, long: list[int], fixed: list[int]) -> None:
+    """Raises DataError."""
+    what = f"more than {max_tokens} tokens"
+    if long and too_long == "error":
         raise DataError(
-            "the data holds chat messages, but the tokenizer has no chat template",
-            where=tokenizer.name_or_path,
-            fix="use a chat model, or give prompts as text",
+            f"{len(long)} prompts have {what} ({named_lines(long)})",
+            where=path,
+            fix="raise prompts.max_tokens, or set prompts.too_long to drop or truncate",
         )
-    return template_of(tokenizer, str(tokenizer.chat_template)).render(messages, add_generation_prompt)
+    if fixed:
+        raise DataError(
+            f"the last turn and the system message alone have {what} ({named_lines(fixed)})",
+            where=path,
+            fix="raise prompts.max_tokens, or set prompts.too_long to drop",
+        )
 
 
 def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:
@@ -95,4 +187,4 @@ def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: in
     start = prompt.tokens[: max(0, len(prompt.tokens) - len(bare))]
     end = prompt.tokens[len(prompt.tokens) - (max_tokens - len(start)) :]
     text = str(tokenizer.decode(list(end)))
-    return Prompt(text if isinstance(prompt.content, str) else prompt.content, text, start + end, prompt.columns)
+    return Prompt(text, text, start + end, prompt.columns)

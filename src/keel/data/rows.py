@@ -3,15 +3,18 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from keel.data.messages import Content, Messages, as_messages
 from keel.errors import DataError
 
-Messages = list[dict[str, str]]
-Content = str | Messages
-"""A prompt as the file has it: text, or chat messages `{"role": ..., "content": ...}`."""
+__all__ = ["Content", "Messages"]  # the rest of the package knows them by this module
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold whole conversations; the first that a row has is read."""
 
 KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", type(None): "null"}
 
@@ -72,17 +75,44 @@ def require_content(row: Row, path: str, column: str, may_be_empty: bool = False
         if not value.strip() and not may_be_empty:
             reject(row, path, f'"{column}" is empty')
         return value
-    if not value or not all(_is_message(message) for message in value):
-        reject(row, path, f'"{column}" is no list of messages {{"role": text, "content": text}}')
-    return value
+    try:
+        messages = as_messages(value)
+    except ValueError as error:
+        reject(row, path, f'"{column}": {error}')
+    if not may_be_empty and not any(message["content"].strip() or len(message) > 2 for message in messages):
+        reject(row, path, f'no message in "{column}" says anything')
+    return messages
+
+
+def row_kind(row: Row) -> str:
+    """Return `text`, `completion`, or the column that holds a conversation. A column of nulls is none."""
+    if row.values.get("completion") is not None:
+        return "completion"
+    column = next((name for name in CONVERSATIONS if row.values.get(name) is not None), None)
+    return column or ("text" if "text" in row.values and "prompt" not in row.values else "completion")
 
 
 def reject(row: Row, path: str, what: str) -> NoReturn:
     raise DataError(what, where=f"{path}:{row.number}")
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+@contextmanager
+def naming(row: Row, path: str) -> Iterator[None]:
+    """Let an error about a row say which row that is: a tokenizer knows itself only."""
+    with naming_place(f"{path}:{row.number}"):
+        yield
+
+
+@contextmanager
+def naming_place(place: str) -> Iterator[None]:
+    """The same for a row known by its place, `FILE:LINE`; the empty place names nothing."""
+    try:
+        yield
+    except DataError as error:
+        if not place or error.where.startswith(place.rpartition(":")[0] + ":"):
+            raise
+        owner = f" ({error.where})" if error.where else ""
+        raise DataError(f"{error.what}{owner}", where=place, fix=error.fix) from error
 
 
 def _scan_json_lines(file: Path) -> Iterator[Row | DataError]:
@@ -121,12 +151,25 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _has_no_rows(path: str) -> bool:
+    """Of a Parquet file; `datasets` fails on one. A file that cannot be read is left to it to explain."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return bool(parquet.read_metadata(path).num_rows == 0)
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
+
+
 def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a Parquet file or a hub data set, streamed so that no copy is written to a cache."""
     if path.startswith((".", "/", "~")) and not Path(path).exists():
         raise DataError("no such file", where=path)
     if Path(path).is_file() and not path.endswith(".parquet"):
         raise DataError("neither .jsonl nor .parquet", where=path, fix="write its rows as JSON lines")
+    if path.endswith(".parquet") and _has_no_rows(path):
+        return
     import datasets
 
     name, _, config = path.partition(":")

@@ -1,111 +1,125 @@
-"""Texts to imitate: rows of `prompt` and `completion`, or of plain `text`."""
+"""Texts to imitate: conversations, rows of `prompt` and `completion`, or plain `text`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.prompts import encode_prompt, encode_text, render_chat
-from keel.data.rows import Content, Messages, Row, read_rows, require_content
+from keel.data.chats import tools_of
+from keel.data.messages import Messages, without_oldest_turn
+from keel.data.notes import LOST, Notes, is_lost, note_kinds, remarks
+from keel.data.prompts import AS_IT_IS, Asking, encode_text
+from keel.data.rows import Row, naming, read_rows, reject, require_content, row_kind
+from keel.data.turns import Example, encode_answer, encode_turns, end_token, keep_end
 from keel.errors import DataError
 
 
 @dataclass(frozen=True)
-class Example:
-    """A text as ids, and from where on it is to be imitated."""
+class Imitation:
+    """How rows become examples."""
 
-    prompt: Content  # rows with equal prompts stay on one side of a split; the text itself where there is no prompt
-    tokens: tuple[int, ...]
-    num_prompt_tokens: int  # these are read and not learned
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that are predicted from something and learned."""
-        return len(self.tokens) - max(1, self.num_prompt_tokens)
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: Sequence[int]  # tokens that end an answer
+    max_tokens: int = 512
+    turns: str = "all"  # which turns of the assistant are learned: all, or the last
+    asking: Asking = AS_IT_IS
 
 
 def load_examples(
-    path: str,
-    tokenizer: PreTrainedTokenizerBase,
-    end_ids: Sequence[int],
-    *,
-    split: str = "train",
-    max_tokens: int = 512,
-) -> list[Example]:
-    """The examples of a file, each cut after `max_tokens` (where the prompt fills that alone, nothing is learned).
+    path: str, imitation: Imitation, split: str = "train", notes: Notes | None = None
+) -> tuple[list[Example], int]:
+    """The examples of a file, none longer than `max_tokens`, and how many rows were cut for that.
 
     Raises DataError for a bad row, or when no example has anything to learn.
     """
+    notes = notes if notes is not None else Notes()
+    examples: list[Example] = []
+    num_cut = 0
     rows = read_rows(path, split)
-    examples = [_cut(encode_example(row, path, tokenizer, end_ids), max_tokens) for row in rows]
+    for row in rows:
+        found, was_cut = read_examples(row, path, imitation, notes)
+        examples += found
+        num_cut += was_cut
+    note_kinds(path, {row.number: row.values.get("prompt", row.values.get("text", ())) for row in rows}, notes)
     if not any(example.num_targets > 0 for example in examples):
-        raise DataError(f"no row has anything to learn within {max_tokens} tokens", where=path, fix="raise max_tokens")
-    return examples
+        limit = imitation.max_tokens
+        raise DataError(f"no row has anything to learn within {limit} tokens", where=path, fix="raise max_tokens")
+    return examples, num_cut
 
 
-def encode_example(row: Row, path: str, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> Example:
-    """Ids of prompt, completion and end token; of a plain `text`, everything is to be imitated."""
-    if "text" in row.values and "prompt" not in row.values:
-        text = str(require_content(row, path, "text"))
-        return Example(text, (*encode_text(text, tokenizer), end_token(tokenizer, end_ids)), 0)
-    content = require_content(row, path, "prompt")
-    return encode_answer(content, require_content(row, path, "completion", may_be_empty=True), tokenizer, end_ids)
+def read_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tuple[list[Example], bool]:
+    """What a row teaches, and whether it was cut. Raises DataError naming file and line.
+
+    A prompt that is too long loses its beginning, a conversation its oldest turns, and what is still too long its end.
+    """
+    limit = imitation.max_tokens
+    with naming(row, path):
+        kind = row_kind(row)
+        if kind == "text":
+            examples, dropped = [_text_example(row, path, imitation)], False
+        elif kind == "completion":
+            examples, dropped = _completion_examples(row, path, imitation, notes)
+        else:
+            examples, dropped = _chat_examples(row, path, [], kind, imitation, notes)
+    was_cut = dropped or any(len(example.tokens) > limit for example in examples)
+    if was_cut:
+        notes.add(path, row.number, f"more than {limit} tokens (max_tokens); cut")
+    return [replace(example, tokens=example.tokens[:limit]) for example in examples], was_cut
 
 
-def encode_answer(
-    content: Content, answer: Content, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]
-) -> Example:
-    """Ids of a prompt, of the answer to it and of the end token after that. Raises DataError."""
-    prompt = encode_prompt(content, tokenizer)
-    completion = _completion_ids(prompt.text, _whole_text(content, prompt.text, answer, tokenizer), tokenizer)
-    ends = [i for i, token in enumerate(completion) if token in end_ids]
-    if ends and (isinstance(content, list) or ends[-1] + 1 == len(completion)):
-        completion = completion[: ends[-1] + 1]  # a chat template writes a line break and more behind it
+def _text_example(row: Row, path: str, imitation: Imitation) -> Example:
+    text = str(require_content(row, path, "text"))
+    tokens = encode_text(text, imitation.tokenizer)
+    if tokens[-1] not in imitation.end_ids:  # a text that was rendered elsewhere has one
+        tokens.append(end_token(imitation.tokenizer, imitation.end_ids))
+    return Example(text, tuple(tokens), 0)
+
+
+def _completion_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tuple[list[Example], bool]:
+    tokenizer, end_ids, limit = imitation.tokenizer, imitation.end_ids, imitation.max_tokens
+    prompt = imitation.asking.noted(require_content(row, path, "prompt"), row, path, tokenizer, notes)
+    answer = require_content(row, path, "completion", may_be_empty=True)
+    if not isinstance(prompt, str):
+        messages: Messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        return _chat_examples(row, path, prompt, messages, imitation, notes)
+    if not isinstance(answer, str) and (len(answer) != 1 or answer[0]["role"] != "assistant"):
+        reject(row, path, "a text prompt is followed by a text or by one assistant message")
+    example = encode_answer(prompt, answer, tokenizer, end_ids)
+    length = len(example.tokens) - example.num_prompt_tokens
+    fitting = (
+        keep_end(example, max(1, limit - length, limit // 2), tokenizer) if len(example.tokens) > limit else example
+    )
+    return [fitting], fitting is not example
+
+
+def _chat_examples(
+    row: Row, path: str, prompt: Messages, completion: Messages | str, imitation: Imitation, notes: Notes
+) -> tuple[list[Example], bool]:
+    """What the assistant says in a completion (messages, or the column that holds them) after a prompt."""
+    tokenizer = imitation.tokenizer
+    if isinstance(completion, str):
+        read = imitation.asking.noted(require_content(row, path, completion), row, path, tokenizer, notes)
+        assert not isinstance(read, str)
+        last = max((i for i, message in enumerate(read) if message["role"] == "assistant"), default=len(read))
+        completion = read[: last + 1]
+        if len(completion) < len(read):
+            notes.add(path, row.number, "nothing is learned of what follows the last message of the assistant")
     else:
-        completion = [*completion, end_token(tokenizer, end_ids)]
-    return Example(content, (*prompt.tokens, *completion), len(prompt.tokens))
-
-
-def keep_end(example: Example, num_prompt_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The same with at most so many tokens of the prompt, which loses its beginning but for what starts every text."""
-    if example.num_prompt_tokens <= num_prompt_tokens:
-        return example
-    first = 0  # a chat template writes its special tokens into the text
-    if isinstance(example.prompt, str):
-        bare = tokenizer.encode(example.prompt, add_special_tokens=False)
-        first = min(num_prompt_tokens, max(0, example.num_prompt_tokens - len(bare)))
-    rest = example.tokens[example.num_prompt_tokens - (num_prompt_tokens - first) :]
-    return Example(example.prompt, example.tokens[:first] + rest, num_prompt_tokens)
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> int:
-    """The tokenizer's end token where it ends answers, else the first of the model's."""
-    return tokenizer.eos_token_id if tokenizer.eos_token_id in end_ids else end_ids[0]
-
-
-def _whole_text(content: Content, prompt: str, completion: Content, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Prompt and completion as one text, of which the prompt's text is the beginning."""
-    if isinstance(content, str):
-        return prompt + (completion if isinstance(completion, str) else completion[0]["content"])
-    answer: Messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    whole = render_chat([*content, *answer], tokenizer)
-    if not whole.startswith(prompt):
-        raise DataError(
-            "the chat template writes a prompt otherwise when an answer follows",
-            where=tokenizer.name_or_path,
-            fix="use a template in which the prompt stays as it is",
-        )
-    return whole
-
-
-def _completion_ids(prompt: str, whole: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that follow the prompt's ids: as the tokenizer splits the whole text, where that leaves the prompt's ids as
-    they are (tokenised alone, many tokenizers would put a space in front), else of the completion alone."""
-    before, together = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole))
-    if together[: len(before)] == before:
-        return together[len(before) :]
-    return tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
-
-
-def _cut(example: Example, max_tokens: int) -> Example:
-    return Example(example.prompt, example.tokens[:max_tokens], example.num_prompt_tokens)
+        for remark in remarks(completion, tokenizer, len(prompt) + 1):
+            notes.add(path, row.number, remark)
+    try:
+        tools = tools_of(row.values)
+    except ValueError as error:
+        reject(row, path, str(error))
+    if is_lost([*prompt, *completion], tokenizer, tools):
+        notes.add(path, row.number, LOST)
+    examples = encode_turns(prompt, completion, tokenizer, imitation.end_ids, imitation.turns, tools)
+    dropped = False
+    key = examples[0].prompt
+    while max(len(example.tokens) for example in examples) > imitation.max_tokens:
+        shorter = without_oldest_turn(prompt or completion)
+        if shorter is None:
+            break
+        prompt, completion = (shorter, completion) if prompt else ([], shorter)
+        examples, dropped = encode_turns(prompt, completion, tokenizer, imitation.end_ids, imitation.turns, tools), True
+    return [replace(example, prompt=key) for example in examples], dropped

@@ -7,11 +7,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from keel.data.messages import Messages
 from keel.errors import ConfigError, DataError
 
 if sys.platform != "win32":
@@ -28,9 +29,13 @@ class Template:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.where, self.tried = tokenizer, tokenizer.name_or_path, sys.platform != "linux"
 
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        """Raises DataError when the template refuses the messages, ConfigError when it exceeds the limits."""
-        if not self.tried and not ends_in_time(lambda: [self._text(messages, both) for both in (True, False)]):
+    def render(self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None = None) -> str:
+        """Return the conversation as text. `tools` are the functions that the model may call, as JSON schemas.
+
+        Raises DataError when the template refuses the messages or leaves out a tool call, ConfigError when it exceeds
+        the limits.
+        """
+        if not self.tried and not ends_in_time(lambda: [self._text(messages, both, tools) for both in (True, False)]):
             raise ConfigError(
                 f"the chat template takes more than {SECONDS:g} s or {MEGABYTES} MB for one conversation",
                 where=self.where,
@@ -38,16 +43,30 @@ class Template:
             )
         self.tried = True
         try:
-            text = self._text(messages, add_generation_prompt)
+            text = self._text(messages, add_generation_prompt, tools)
         except Exception as error:  # a program of somebody else's may raise anything
             raise DataError(f"the chat template refuses these messages: {error}", where=self.where) from error
         if len(text) > CHARACTERS:
             raise ConfigError(f"the chat template makes {len(text):,} characters of one conversation", self.where)
+        for number, message in enumerate(messages, start=1):
+            lost = next((name for name in _called(message) if name not in text), None)
+            if lost is not None:
+                what = f"the chat template writes nothing of message {number}'s call of the tool {lost!r}"
+                raise DataError(what, where=self.where, fix="use a template that writes tool calls (chat_template)")
         return text
 
-    def _text(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        given = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    def _text(self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None) -> str:
+        given = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "tools": tools}
         return str(self.tokenizer.apply_chat_template(messages, **given))
+
+
+def _called(message: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the tools that a message calls."""
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            yield function["name"]
 
 
 @cache

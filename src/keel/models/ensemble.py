@@ -11,8 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from keel.data.chat_templates import set_chat_template
 from keel.data.rows import Content
 from keel.errors import ConfigError
+from keel.models.loading import load_tokenizer
 from keel.models.reward_model import RewardModel
 
 FILE = "ensemble.json"
@@ -30,18 +32,31 @@ class RewardEnsemble:
         self.members, self.combine, self.std_coef, self.temperature = list(members), combine, std_coef, temperature
 
     @classmethod
-    def load(cls, folder: str, combine: str = "mean", std_coef: float = 1.0) -> Self:
+    def load(cls, folder: str, combine: str = "mean", std_coef: float = 1.0, chat_template: str | None = None) -> Self:
         """Raises ConfigError when it or a member cannot be loaded."""
-        members = [RewardModel.load(member) for member in members_of(folder)]
+        members = [load_member(member, chat_template) for member in members_of(folder)]
         return cls(members, combine, std_coef, read(folder)["temperature"])
 
-    def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+    def score(
+        self,
+        prompts: Sequence[Content],
+        responses: Sequence[str],
+        truncated: Sequence[bool] | None = None,
+        tools: Sequence[list[Any] | None] | None = None,
+    ) -> Tensor:
         """Scores of the responses, on the CPU and without gradient. -> [N] float32"""
-        return self.combined(self.member_scores(prompts, responses))
+        return self.combined(self.member_scores(prompts, responses, truncated, tools))
 
-    def member_scores(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+    def member_scores(
+        self,
+        prompts: Sequence[Content],
+        responses: Sequence[str],
+        truncated: Sequence[bool] | None = None,
+        tools: Sequence[list[Any] | None] | None = None,
+    ) -> Tensor:
         """What each member says. -> [members, N] float32"""
-        return torch.stack([member.score(prompts, responses) for member in self.members]) / self.temperature
+        scores = [member.score(prompts, responses, truncated, tools) for member in self.members]
+        return torch.stack(scores) / self.temperature
 
     @property
     def cut(self) -> list[bool]:
@@ -57,13 +72,24 @@ class RewardEnsemble:
         return scores.mean(0)
 
 
-def load_reward_model(folder: str, combine: str = "mean", std_coef: float = 1.0) -> RewardModel | RewardEnsemble:
+def load_member(name: str, chat_template: str | None) -> RewardModel:
+    """A saved reward model; with `chat_template` it reads chats by that one instead of its tokenizer's."""
+    if chat_template is None:
+        return RewardModel.load(name)
+    tokenizer = load_tokenizer(name)
+    set_chat_template(tokenizer, chat_template)
+    return RewardModel.load(name, tokenizer=tokenizer)
+
+
+def load_reward_model(
+    folder: str, combine: str = "mean", std_coef: float = 1.0, chat_template: str | None = None
+) -> RewardModel | RewardEnsemble:
     """A reward model or an ensemble, whatever lies there. Raises ConfigError."""
     if is_ensemble(folder):
-        return RewardEnsemble.load(folder, combine, std_coef)
+        return RewardEnsemble.load(folder, combine, std_coef, chat_template)
     if combine != "mean":
         raise ConfigError(f"combine: {combine} is for an ensemble, and this is one model", where=folder)
-    return RewardModel.load(folder)
+    return load_member(folder, chat_template)
 
 
 def is_ensemble(folder: str) -> bool:

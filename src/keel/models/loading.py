@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from keel.data.chats import turn_end_id
 from keel.errors import ConfigError
 from keel.models.adapters import (
     Lora,
@@ -197,6 +198,13 @@ def end_token_ids(
             f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
         )
     return found
+
+
+def stop_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the token with which the chat template ends a turn to those that end the model's responses."""
+    ends, turn_end = end_token_ids(model, tokenizer), turn_end_id(tokenizer)
+    if turn_end is not None and turn_end not in ends and model.generation_config:
+        model.generation_config.eos_token_id = sorted({*ends, turn_end})
 
 
 def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> int:

@@ -1,6 +1,5 @@
 """The reward model: text in, one score out. It reads with its own tokenizer and its own template."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from keel.data.padding import microbatches, pad_rows
-from keel.data.prompts import render_chat
 from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, save_adapter, with_lora
@@ -18,6 +16,7 @@ from keel.models.heads import plain, trunk
 from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
 from keel.models.packed import moved_left, reads_packed, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
+from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.world import World
@@ -64,6 +63,7 @@ class RewardModel:
         lora: Lora | None = None,
         max_tokens: int | None = None,
         device: torch.device | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Self:
         """A saved reward model, with the template it was trained with, or any model under a new head.
 
@@ -73,12 +73,13 @@ class RewardModel:
         Args:
             template: of a model that is to be trained.
             max_tokens: most tokens of a training row.
+            tokenizer: the model's own with another chat template.
 
         Raises ConfigError when it cannot be loaded or scores otherwise than the plain transformers model.
         """
         to_train = template is not None or max_tokens is not None
         model = load_classifier(name, dtype, to_train=to_train)
-        reward_model = cls(model, load_tokenizer(name), template, max_tokens)
+        reward_model = cls(model, tokenizer or load_tokenizer(name), template, max_tokens)
         reward_model._set_pad(to_train)
         if lora:
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
@@ -109,27 +110,35 @@ class RewardModel:
     def encode(self, prompt: Content, response: str) -> list[int]:
         """Ids of prompt and response in the template; a text that is longer than the model can read loses its
         beginning."""
-        return self.encode_within(prompt, response, self.limit)[0]
+        return self.encode_within(Reading(prompt, response), self.limit)[0]
 
-    def encode_within(self, prompt: Content, response: str, limit: int) -> tuple[list[int], bool]:
-        """The last `limit` ids of prompt and response in the template, and whether there are more."""
-        text, add_special_tokens = self._text(prompt, response)
-        ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        cut = len(ids) > limit
-        if cut:  # the tokenizer keeps the special tokens that start a text
-            ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens, truncation=True, max_length=limit)
-        ids = self._without_trailing_pads(ids)
+    def encode_within(self, reading: Reading, limit: int) -> tuple[list[int], bool]:
+        """At most `limit` ids of prompt and response in the template, and whether there are more.
+
+        A chat loses its oldest turns, and a text, or what is left of the chat, its beginning.
+        """
+        ids, cut = reading.encoded(self.tokenizer, self.template, limit, self._without_trailing_pads)
         require_embedded(self.model, [ids], self.tokenizer, "reward model")
         return ids, cut
 
     def num_tokens(self, prompt: Content, response: str) -> int:
         """Tokens of prompt and response in the template, also where the model cannot read so many."""
-        text, add_special_tokens = self._text(prompt, response)
-        return len(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        return Reading(prompt, response).num_tokens(self.tokenizer, self.template)
 
-    def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
-        """Scores of the responses, on the CPU and without gradient; sets `cut`. -> [N] float32"""
-        encoded = [self.encode_within(*pair, self.limit) for pair in zip(prompts, responses, strict=True)]
+    def score(
+        self,
+        prompts: Sequence[Content],
+        responses: Sequence[str],
+        truncated: Sequence[bool] | None = None,
+        tools: Sequence[list[Any] | None] | None = None,
+    ) -> Tensor:
+        """Scores of the responses, on the CPU and without gradient; sets `cut`. -> [N] float32
+
+        A `truncated` response is read as a text that has not ended. `tools` are those of each prompt.
+        """
+        count = len(prompts)
+        readings = map(Reading, prompts, responses, truncated or [False] * count, tools or [None] * count, strict=True)
+        encoded = [self.encode_within(reading, self.limit) for reading in readings]
         self.cut = [cut for _, cut in encoded]
         return self.score_rows([row for row, _ in encoded])
 
@@ -197,13 +206,6 @@ class RewardModel:
             separate_pad(model, self.tokenizer, self.template)
         elif pad_id is None:
             set_pad_id(model, int(self.tokenizer.pad_token_id))
-
-    def _text(self, prompt: Content, response: str) -> tuple[str, bool]:
-        """Prompt and response as one text, and whether the tokenizer's special tokens are still to be added."""
-        if not isinstance(prompt, str):
-            return render_chat([*prompt, {"role": "assistant", "content": response}], self.tokenizer), False
-        values = {"prompt": prompt, "response": response}
-        return re.sub(r"\{(prompt|response)\}", lambda name: values[name[1]], self.template), True
 
     def _without_trailing_pads(self, ids: list[int]) -> list[int]:
         """The ids up to the one at which transformers reads a decoder: the last that is not the pad token."""

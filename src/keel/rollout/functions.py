@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Any, Self
 
 from keel.data.batches import Rollouts
+from keel.data.messages import Content, ends_with_assistant
 from keel.errors import ConfigError, RewardError
 from keel.rollout.foreign import Deadline, line_of, process_kept, reported_when_slow
 from keel.rollout.reward_file import Home
@@ -143,11 +144,16 @@ def function_arguments(
     """What a reward function reads: prompts, completions, completion_ids, the data's columns (by default those that the
     prompts of this batch have) and, when segment scores are wanted, the completions' `segments`. All are copies, one
     for each completion: prompts of a group share nothing."""
-    contents = [deepcopy(prompt.content) for prompt in rollouts.prompts]
-    completions = [
-        text if isinstance(content, str) else [{"role": "assistant", "content": text}]
-        for content, text in zip(contents, rollouts.texts, strict=True)
-    ]
+    contents: list[Content] = []
+    completions: list[Content] = []
+    for prompt, text in zip(rollouts.prompts, rollouts.texts, strict=True):
+        asked = deepcopy(prompt.content)
+        if isinstance(asked, str):
+            completions.append(text)
+        else:  # as TRL has it, a response that was begun in the prompt is all in the completion
+            begun = asked.pop()["content"] if ends_with_assistant(asked) else ""
+            completions.append([{"role": "assistant", "content": begun + text}])
+        contents.append(asked)
     rows = zip(rollouts.response_tokens.cpu(), rollouts.response_mask.cpu(), strict=True)
     if columns is None:
         columns = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)

@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from keel.data.batches import Rollouts
+from keel.data.chats import tools_of
 from keel.errors import ConfigError
 from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
 from keel.models.reward_model import RewardModel
@@ -32,6 +33,7 @@ class Source(Protocol):
     model: str | None
     function: str | None
     url: str | None
+    chat_template: str | None
     weight: float
     noisy: bool
     timeout_seconds: float | None
@@ -61,7 +63,7 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
 
 def _build(source: Source, where: str) -> Scorer:
     if source.model is not None:
-        judge = load_reward_model(source.model, source.combine, source.std_coef)
+        judge = load_reward_model(source.model, source.combine, source.std_coef, source.chat_template)
         return RewardModelScorer(judge, source.label, source.weight)
     if source.function is not None:
         function, home = load_function(source.function)
@@ -103,25 +105,33 @@ class RewardModelScorer:
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         contents = [prompt.content for prompt in rollouts.prompts]
+        tools = [tools_of(prompt.columns) for prompt in rollouts.prompts]
+        truncated = rollouts.truncated.tolist()
         if segments is None:
-            return self._scores(contents, rollouts.texts)
-        return self._differences(contents, segments)
+            return self._scores(contents, rollouts.texts, truncated, tools)
+        return self._differences(contents, segments, truncated, tools)
 
-    def _scores(self, contents: list[Any], texts: list[str]) -> list[Score]:
+    def _scores(self, *read: list[Any]) -> list[Score]:
+        """Scores of prompts, responses, whether those were truncated, and the prompts' tools."""
         if not isinstance(self.judge, RewardEnsemble):
-            scores = list(self.judge.score(contents, texts).tolist())
+            scores = list(self.judge.score(*read).tolist())
             self.cut = list(self.judge.cut)
             return scores
-        said = self.judge.member_scores(contents, texts)
+        said = self.judge.member_scores(*read)
         self.cut = self.judge.cut
         self.disagreement = said.std(0, correction=0).tolist()
         return list(self.judge.combined(said).tolist())
 
-    def _differences(self, contents: list[Any], segments: list[list[str]]) -> list[Score]:
+    def _differences(
+        self, contents: list[Any], segments: list[list[str]], truncated: list[bool], tools: list[Any]
+    ) -> list[Score]:
         """A segment's score is what it adds: r(answer so far) - r(answer before), so the sum is the answer's score."""
-        rows = [(content, "".join(parts[: k + 1])) for content, parts in zip(contents, segments, strict=True)
-                for k in range(len(parts))]  # fmt: skip
-        flat = iter(self.judge.score([content for content, _ in rows], [text for _, text in rows]).tolist())
+        rows = [
+            (content, "".join(parts[: k + 1]), was_cut and k + 1 == len(parts), given)
+            for content, parts, was_cut, given in zip(contents, segments, truncated, tools, strict=True)
+            for k in range(len(parts))
+        ]
+        flat = iter(self.judge.score(*map(list, zip(*rows, strict=True))).tolist())
         last = accumulate(len(parts) for parts in segments)
         self.cut = [self.judge.cut[end - 1] for end in last]  # the last row of each response is its full text
         result: list[Score] = []

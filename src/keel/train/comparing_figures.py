@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keel.config import EvaluateConfig, nearest
-from keel.data.prompts import load_prompts
 from keel.errors import ConfigError
-from keel.models.loading import load_tokenizer
 from keel.run.release_gate import Demand, check_demands
 from keel.train.comparing import Judged, comparison, length_controlled_comparison
 from keel.train.comparing_best_of import best_of_curve, worth_best_of
 from keel.train.comparing_slices import slices_of
 from keel.train.frontier import checkpoints_of, frontier
+from keel.train.prompting import chat_tokenizer, read_prompts
 
 OF_A_POLICY = ("score", "kl", "kl_untempered", "length", "truncated", "entropy", "reference_logprob")
 OF_A_COMPARISON = ("win_rate", "length_controlled_win_rate", "length_overlap", "score_difference", "ties")
@@ -96,9 +95,7 @@ def check_names(config: EvaluateConfig, demands: Sequence[Demand], scorers: Sequ
         raise ConfigError("without a scorer no answer is best", "best_of", "name one under rewards")
     slices: dict[str, list[int]] = {}
     if config.slices:
-        prompts = load_prompts(
-            config.prompts.path, load_tokenizer(model), **config.prompts.model_dump(exclude={"path"})
-        )
+        prompts = read_prompts(config.prompts, chat_tokenizer(model, config.prompts), quiet=True)
         slices = slices_of(prompts, config.slices)
     check_demands(demands, known_figures(scorers), list(slices))
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from keel.config import DpoConfig
 from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss
 from keel.data.judging import accuracy, interval, pairs_of
+from keel.data.notes import Notes, note_comparison
 from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
-from keel.data.supervised import Example, encode_answer, keep_end
+from keel.data.rows import naming_place
+from keel.data.turns import Example, encode_ranking
 from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
@@ -26,6 +28,7 @@ from keel.models.vocabulary import require_embedded
 from keel.run.folder import RunFolder
 from keel.run.held_out import write_held_out
 from keel.train.learner import Task
+from keel.train.prompting import report
 from keel.train.reference import kept_reference
 from keel.train.reward_task import facts_of
 from keel.train.sft import load_speaker, longest_row, target_losses
@@ -40,6 +43,7 @@ class Side:
     rankings: list[Ranking]
     answers: list[list[Example]]  # of each ranking
     reference: list[Tensor] = field(default_factory=list)  # log pi_ref of each ranking's answers, once the run began
+    num_cut: int = 0  # rankings whose prompt lost its beginning
 
     @property
     def all_answers(self) -> list[Example]:
@@ -57,13 +61,14 @@ def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
     """Learn a policy from pairs or rankings; it is in `output/policy`. Returns the figures on held-out prompts."""
     split = split_rankings(config)
     model, tokenizer, ends = load_speaker(config)
-    limit = longest_row(config, model)
+    limit, notes = longest_row(config, model), Notes(bare=config.data.chat is None)
     sides = {
-        name: encode_side(rankings, tokenizer, ends, limit, config.data.path)
+        name: encode_side(rankings, tokenizer, ends, limit, notes)
         for name, rankings in (("train", split.train), ("watched", split.watched), ("held_out", split.held_out))
     }
     for side in sides.values():
         require_embedded(model, [answer.tokens for answer in side.all_answers], tokenizer, config.data.path)
+    report(notes.lines())
     return fit(config, dpo_task(config, model, tokenizer, split, sides), resume)
 
 
@@ -90,7 +95,8 @@ def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking
         row=lambda i: {name: getattr(train.rankings[i], name) for name in ("prompt", "responses", "ranks")},
         loss=loss,
         evaluate=lambda: judge_policy(model, held_out, config),
-        facts={name: value for name, value in facts_of(split).items() if not name.startswith("constant")},
+        facts={name: value for name, value in facts_of(split).items() if not name.startswith("constant")}
+        | {"rows_cut": sum(side.num_cut for side in sides.values())},
         save=lambda folder, figures: save_policy(model, tokenizer, folder),
         result="policy",
         watch=(lambda: judge_policy(model, watched, config)["loss"]) if watched.rankings else None,
@@ -99,32 +105,32 @@ def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking
     )
 
 
-def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], limit: int, path: str) -> Side:
+def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], limit: int, notes: Notes) -> Side:
     """Each answer after its prompt, and an end token after that. Raises DataError for answers that do not fit.
 
-    A prompt that is too long loses its beginning, and all answers of a ranking are given after the same rest of it. An
-    answer is never cut: what people said of the whole is not true of its beginning.
+    A prompt that is too long loses its beginning, a chat its oldest turns, and all answers of a ranking are given after
+    the same rest of it. An answer is never cut: what people said of the whole is not true of its beginning.
     """
-    answers = [
-        [encode_answer(ranking.prompt, response, tokenizer, ends) for response in ranking.responses]
-        for ranking in rankings
-    ]
-    longest = [max(len(answer.tokens) - answer.num_prompt_tokens for answer in each) for each in answers]
-    too_long = sum(length >= limit for length in longest)
+    answers, too_long, num_cut = [], [], 0
+    for ranking in rankings:
+        with naming_place(ranking.place):
+            found, was_cut = encode_ranking(ranking, tokenizer, ends, limit)
+            note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, tokenizer, notes)
+        if found:
+            answers.append(found)
+        else:
+            too_long.append(ranking.place)
+        num_cut += was_cut
+        if was_cut:
+            notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the prompt lost its beginning")
     if too_long:
         raise DataError(
-            f"{too_long} rankings have answers that leave no room for a prompt within {limit} tokens "
-            f"(the longest has {max(longest)})",
-            where=path,
+            f"{len(too_long)} rankings have answers that leave no room for a prompt (of a chat, its last turn) within "
+            f"{limit} tokens",
+            where=too_long[0],
             fix="raise max_tokens, or leave them out",
         )
-    return Side(
-        rankings,
-        [
-            [keep_end(answer, limit - length, tokenizer) for answer in each]
-            for each, length in zip(answers, longest, strict=True)
-        ],
-    )
+    return Side(rankings, answers, num_cut=num_cut)
 
 
 def answer_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: int) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from keel.config import DecodingSettings, DriftConfig, PromptSettings, TrainConfig
 from keel.data.batches import Rollouts
+from keel.data.chats import tools_of
 from keel.data.novelty import Known
 from keel.data.padding import pad_rows
-from keel.data.prompts import Prompt, encode_prompt, load_prompts
-from keel.data.supervised import encode_answer
+from keel.data.prompts import Prompt, encode_prompt
+from keel.data.turns import encode_answer
 from keel.data.two_samples import Numbers
 from keel.errors import ConfigError, DataError
 from keel.learn.targets import reference_logprobs
@@ -30,6 +31,7 @@ from keel.train.comparing_slices import slices_of
 from keel.train.evaluate import Scoring, judge, measure
 from keel.train.frontier import checkpoints_of, settings_of_run
 from keel.train.progress import ProgressDisplay
+from keel.train.prompting import read_prompts
 from keel.train.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
 from keel.world import generator
 
@@ -103,7 +105,7 @@ def training_prompts(desk: Desk, folder: str) -> list[Prompt]:
     """All prompts of the training; where their file is gone, those in the run's log. Raises DataError without any."""
     settings, tokenizer = desk.run.prompts, desk.player.tokenizer
     try:
-        prompts = load_prompts(settings.path, tokenizer, **settings.model_dump(exclude={"path"}))
+        prompts = read_prompts(settings, tokenizer, quiet=True)
     except DataError as error:
         desk.notes.append(f"prompts of the run's log stand for those of the training ({error.what}: {settings.path})")
         return logged_prompts(desk, RunFolder(folder))
@@ -179,7 +181,8 @@ def logged_rollouts(desk: Desk, path: str) -> Iterator[Rollouts]:
         prompts = player.prompts[start : start + size]
         answers = responses_of(prompts, path)
         rows = [
-            encode_answer(p.content, a, player.tokenizer, player.end_ids) for p, a in zip(prompts, answers, strict=True)
+            encode_answer(p.content, a, player.tokenizer, player.end_ids, tools_of(p.columns))
+            for p, a in zip(prompts, answers, strict=True)
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
         ends = [  # a response that was cut has no end token, and the text of one may end with it

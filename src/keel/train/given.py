@@ -9,9 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import PromptSettings
-from keel.data.prompts import Prompt, load_prompts
+from keel.data.prompts import Prompt
 from keel.data.rows import Row
 from keel.errors import ConfigError, DataError
+from keel.train.prompting import read_prompts
 
 GIVEN = "prompts given in Python"
 """Stands where settings and errors name the file."""
@@ -26,18 +27,10 @@ def with_place(config: Mapping[str, Any]) -> dict[str, Any]:
 def load_given(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, prompts: Any) -> list[Prompt]:
     """The prompts given in Python; those of the settings' file where there are none (None)."""
     if prompts is None:
-        return load_from(settings, settings.path, tokenizer)
+        return read_prompts(settings, tokenizer)
     if isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts):
         return list(prompts)
-    return load_from(settings, GIVEN, tokenizer, rows_of(prompts, settings.column))
-
-
-def load_from(
-    settings: PromptSettings, path: str, tokenizer: PreTrainedTokenizerBase, rows: list[Row] | None = None
-) -> list[Prompt]:
-    """The prompts of this file, or of `rows`, by the rules of the settings."""
-    rules = settings.model_dump(exclude={"path"})
-    return load_prompts(path, tokenizer, rows=rows, **rules)
+    return read_prompts(settings, tokenizer, GIVEN, rows=rows_of(prompts, settings.column))
 
 
 def rows_of(prompts: Any, column: str) -> list[Row]:

@@ -16,6 +16,7 @@ from keel.run.folder import RunFolder, replace_folder, write_figures
 from keel.run.gate import check_held_out
 from keel.run.held_out import write_held_out
 from keel.terminal import tell
+from keel.train.prompting import chat_tokenizer
 from keel.train.reward_task import facts_of, reward_task, save_judged
 from keel.train.split import Split, split_rankings
 from keel.train.supervised import fit
@@ -42,7 +43,14 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
 def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_head: bool = False) -> dict[str, float]:
     """One reward model, from its start to `output/model`."""
     torch.manual_seed(config.seed)  # the adapter's start
-    model = RewardModel.load(config.model, config.dtype, config.template, config.lora, max_tokens=config.max_tokens)
+    model = RewardModel.load(
+        config.model,
+        config.dtype,
+        config.template,
+        config.lora,
+        max_tokens=config.max_tokens,
+        tokenizer=chat_tokenizer(config.model, config.data),
+    )
     if own_head:
         draw_head(model, config.seed)
     if config.gradient_checkpointing:

@@ -9,15 +9,19 @@ from torch import Tensor
 from keel.config import RewardConfig
 from keel.core.preferences import bradley_terry_loss
 from keel.data.judging import baselines, calibrate, final_figures, judge, score_range
+from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking
+from keel.data.rows import naming_place
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.ensemble import members_of
+from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
 from keel.run.gate import shortfalls, write_gate
 from keel.run.held_out import write_held_out
 from keel.run.score_range import write_range
 from keel.train.learner import Task
+from keel.train.prompting import report
 from keel.train.split import Split, prompts_on_both_sides
 
 
@@ -31,14 +35,12 @@ class EncodedRanking:
 
 def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> Task:
     """What `fit` needs to know of a reward model and its data."""
-    train, cut = encode_training(model, split.train, config.max_tokens)
+    notes = Notes(bare=False)  # `template` says how a text is read
+    train, cut = encode_rankings(model, split.train, min(config.max_tokens, model.limit), notes)
     watched, held_out = (
-        [
-            EncodedRanking([model.encode(ranking.prompt, response) for response in ranking.responses], ranking)
-            for ranking in side
-        ]
-        for side in (split.watched, split.held_out)
+        encode_rankings(model, side, model.limit, notes)[0] for side in (split.watched, split.held_out)
     )
+    report(notes.lines())
     facts = facts_of(split) | {"texts_cut": cut}
 
     def conclude(folder: RunFolder) -> dict[str, float]:
@@ -83,15 +85,21 @@ def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig
             write_gate(model, config.gate, failed)
 
 
-def encode_training(
-    model: RewardModel, rankings: Sequence[Ranking], max_tokens: int
+def encode_rankings(
+    model: RewardModel, rankings: Sequence[Ranking], limit: int, notes: Notes
 ) -> tuple[list[EncodedRanking], float]:
-    """Rankings whose texts have at most `max_tokens` tokens, and the share of texts that lost their beginning."""
-    limit = min(max_tokens, model.limit)
-    encoded = [[model.encode_within(each.prompt, response, limit) for response in each.responses] for each in rankings]
-    cut = [was_cut for texts in encoded for _, was_cut in texts]
-    rows = [EncodedRanking([ids for ids, _ in texts], each) for texts, each in zip(encoded, rankings, strict=True)]
-    return rows, sum(cut) / len(cut)
+    """Rankings whose texts have at most `limit` tokens, and the share of texts that lost their beginning."""
+    encoded, cut = [], []
+    for ranking in rankings:
+        with naming_place(ranking.place):
+            readings = [Reading(ranking.prompt, response, tools=ranking.tools) for response in ranking.responses]
+            texts = [model.encode_within(reading, limit) for reading in readings]
+            note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, model.tokenizer, notes)
+        encoded.append(EncodedRanking([ids for ids, _ in texts], ranking))
+        cut += [was_cut for _, was_cut in texts]
+        if any(was_cut for _, was_cut in texts):
+            notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the texts lost their beginning")
+    return encoded, sum(cut) / max(1, len(cut))
 
 
 def scores_of(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.batches import Rollouts
-from keel.data.prompts import Prompt, load_prompts
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
+from keel.data.prompts import Prompt
+from keel.models.loading import end_token_ids, load_causal_lm
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
@@ -21,6 +21,7 @@ from keel.run.folder import write_atomic
 from keel.run.output import require_writable
 from keel.train.check import compare_passes
 from keel.train.progress import ProgressDisplay
+from keel.train.prompting import chat_tokenizer, read_prompts, speak_in_turns
 from keel.train.setup import unlike_rows
 from keel.world import World, generator
 
@@ -90,16 +91,10 @@ def sample_answers(config: SampleConfig) -> dict[str, Any]:
 
 def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) -> Player:
     """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
-    tokenizer = load_tokenizer(name)
-    loaded = load_prompts(
-        prompts.path,
-        tokenizer,
-        split=prompts.split,
-        column=prompts.column,
-        max_tokens=prompts.max_tokens,
-        too_long=prompts.too_long,
-    )
+    tokenizer = chat_tokenizer(name, prompts)
+    loaded = read_prompts(prompts, tokenizer)
     model = load_frozen(name)
+    speak_in_turns(model.policy, tokenizer, prompts)
     name_unembedded(model.policy, tokenizer, name)
     require_embedded(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
     longest = max(len(prompt.tokens) for prompt in loaded)

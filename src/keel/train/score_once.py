@@ -58,7 +58,8 @@ class ScoredOnce:
             prompts: list[Any] = [prompt.text for prompt in rollouts.prompts]  # as the policy's template renders them
         else:
             prompts = [prompt.content for prompt in rollouts.prompts]
-        read: list[Any] = [prompts, rollouts.texts, segments or prompts]
+        tools = [prompt.columns.get("tools") for prompt in rollouts.prompts]
+        read: list[Any] = [prompts, rollouts.texts, segments or prompts, rollouts.truncated.tolist(), tools]
         if isinstance(self.scorer, FunctionScorer):
             given = function_arguments(rollouts, columns=self.scorer.columns)
             takes = self.scorer.takes

@@ -20,7 +20,7 @@ from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.adapters import share_frozen
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
+from keel.models.loading import end_token_ids, load_causal_lm
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
@@ -32,7 +32,8 @@ from keel.run.gate import require_passed
 from keel.run.score_range import read_range
 from keel.terminal import tell
 from keel.train.critic import build_actor_critic
-from keel.train.given import load_from, load_given
+from keel.train.given import load_given
+from keel.train.prompting import chat_tokenizer, read_prompts, speak_in_turns
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
@@ -115,15 +116,17 @@ def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int
 
 def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Any, world: World) -> Parts:
     """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
-    tokenizer = load_tokenizer(config.policy.model)
+    tokenizer = chat_tokenizer(config.policy.model, config.prompts)
     loaded = load_given(config.prompts, tokenizer, prompts)
-    held_out = load_from(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
+    evaluated = config.evaluate.prompts
+    held_out = read_prompts(config.prompts, tokenizer, evaluated) if evaluated else []
     scorers = _scorers(config, functions)
     columns = [name for prompt in [*loaded, *held_out] for name in prompt.columns]
     check_signatures(scorers, columns, config.reward.segments != "none")
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
+    speak_in_turns(policy, tokenizer, config.prompts)
     _check_lengths(config, policy, [*loaded, *held_out])
     name_unembedded(policy, tokenizer, config.policy.model)
     require_embedded(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)

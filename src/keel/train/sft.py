@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from keel.config import SftConfig, SupervisedSettings
+from keel.data.notes import Notes
 from keel.data.padding import microbatches, pad_rows
-from keel.data.supervised import Example, load_examples
+from keel.data.supervised import Imitation, load_examples
+from keel.data.turns import Example
 from keel.errors import ConfigError
 from keel.models.heads import plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_policy
+from keel.models.loading import end_token_ids, load_causal_lm, save_policy
 from keel.models.packed import token_states
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.train.learner import Task
+from keel.train.prompting import asking_of, chat_tokenizer, report, speak_in_turns
 from keel.train.split import Split, split_rows
 from keel.train.supervised import fit
 from keel.world import World
@@ -26,7 +29,7 @@ from keel.world import World
 def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
     """Imitate completions or texts; the result is in `output/model`. Returns the figures on held-out rows."""
     model, tokenizer, ends = load_speaker(config)
-    split = load_split(config, model, tokenizer, ends)
+    split, num_cut = load_split(config, model, tokenizer, ends)
     train, budget = split.train, config.microbatch_tokens
     task = Task(
         name="sft",
@@ -36,7 +39,7 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         row=lambda i: {"prompt": train[i].prompt, "text": tokenizer.decode(list(train[i].tokens))},
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
         evaluate=lambda: evaluate(model, split.held_out, budget),
-        facts={"rows_left_out": split.left_out},
+        facts={"rows_left_out": split.left_out, "rows_cut": num_cut},
         save=lambda folder, figures: save_policy(model, tokenizer, folder),
         watch=(lambda: evaluate(model, split.watched, budget)["loss"]) if split.watched else None,
     )
@@ -45,13 +48,14 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
 
 def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     """The causal language model that is to learn, its tokenizer, and the tokens that end an answer."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = chat_tokenizer(config.model, config.data)
     torch.manual_seed(config.seed)  # the adapter's start
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
     name_unembedded(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))
+    speak_in_turns(model, tokenizer, config.data)
     ends = end_token_ids(model, tokenizer)
     if not ends:
         raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
@@ -64,20 +68,24 @@ def longest_row(config: SupervisedSettings, model: Any) -> int:
     return min(config.max_tokens, positions or config.max_tokens)
 
 
-def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> Split[Example]:
-    """Examples by what they are for, without those in which nothing is learned."""
-    limit, data = longest_row(config, model), config.data
+def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Split[Example], int]:
+    """Examples by what they are for, without those in which nothing is learned; and how many rows were cut."""
+    data, notes, num_cut = config.data, Notes(), 0
+    imitation = Imitation(tokenizer, ends, longest_row(config, model), config.turns, asking_of(data))
 
     def load(path: str) -> list[Example]:
-        found = load_examples(path, tokenizer, ends, split=data.split, max_tokens=limit)
-        require_embedded(model, [example.tokens for example in found], tokenizer, path)
-        return found
+        nonlocal num_cut
+        examples, cut = load_examples(path, imitation, data.split, notes)
+        require_embedded(model, [example.tokens for example in examples], tokenizer, path)
+        num_cut += cut
+        return examples
 
     examples = load(data.path)
     learnable = [example for example in examples if example.num_targets > 0]
     others = [example for example in load(data.eval_path) if example.num_targets > 0] if data.eval_path else None
+    report(notes.lines())
     split = split_rows(learnable, others, lambda example: example.prompt, config)
-    return replace(split, left_out=len(examples) - len(learnable))
+    return replace(split, left_out=len(examples) - len(learnable)), num_cut
 
 
 def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
@@ -87,9 +95,7 @@ def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
     """
     device = plain(model).device
     tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
-    starts = torch.tensor([example.num_prompt_tokens for example in examples], device=device)
-    # The first token of all has nothing to be predicted from.
-    learned = mask & (torch.arange(tokens.shape[1], device=device) >= starts.clamp(min=1).unsqueeze(1))
+    learned = pad_rows([example.learned for example in examples], 0)[0].to(device).bool()
     before = learned[mask].nonzero().squeeze(1) - 1
     logprobs, _ = token_statistics(model, token_states(model, tokens, mask)[before], tokens[learned])
     return -logprobs

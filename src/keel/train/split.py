@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from keel.config import ComparisonSettings, SupervisedSettings
+from keel.data.notes import Notes
 from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.data.rows import Content
 from keel.errors import ConfigError, DataError
+from keel.train.prompting import asking_of, report
 
 RowT = TypeVar("RowT")
 
@@ -51,11 +53,18 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
     Raises ConfigError when a margin meets a loss that has no place for it, DataError when nothing is left.
     """
     data = config.data
-    rankings = load_rankings(data.path, data.split)
+    notes, asking = Notes(), asking_of(data)
+
+    def load(path: str) -> list[Ranking]:
+        rankings = load_rankings(path, data.split, notes)
+        return [replace(ranking, prompt=asking.content(ranking.prompt)) for ranking in rankings]
+
+    rankings = load(data.path)
     if getattr(config, "loss", "") in ("listwise", "ipo") and any(ranking.margin for ranking in rankings):
         raise ConfigError("a margin belongs to a pair", where=data.path, fix="set loss to pairwise or sigmoid")
     telling = [ranking.ranked for ranking in rankings if ranking.weight and says_something(ranking, config.ties)]
-    others = load_rankings(data.eval_path, data.split) if data.eval_path else None
+    others = load(data.eval_path) if data.eval_path else None
+    report(notes.lines())
     judging = None if others is None else [ranking.ranked for ranking in others]
     split = split_rows(telling, judging, lambda ranking: ranking.prompt, config)
     if not any(ranking.pairs for ranking in split.train):

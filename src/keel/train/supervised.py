@@ -38,7 +38,9 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
     World.single()
     opened = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
     with watched(), closing(opened), opened.told() as folder:
-        check_origin(folder, [config.model, config.data.path, config.data.eval_path], 1, resume)
+        check_origin(
+            folder, [config.model, config.data.path, config.data.eval_path, config.data.chat_template], 1, resume
+        )
         failpoint("start.loaded")
         task.prepare(folder)
         figures = train(config, task, folder, resume)

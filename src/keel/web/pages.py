@@ -1,5 +1,7 @@
 """What the pages show. Text is text: the templates escape all of it."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ KINDS = {".css": "text/css", ".js": "text/javascript"}
 FOLDERS = (HERE / "static", HERE.parent / "diagnose" / "static")
 STATIC = {path.name: (path, KINDS[path.suffix]) for at in FOLDERS for path in at.iterdir() if path.suffix in KINDS}
 """The files that can be asked for, by name: a request's path never becomes a path of the disk."""
-ROLES = ("user", "assistant", "system")
 
 _templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
 
@@ -64,6 +65,9 @@ def as_messages(prompt: Content) -> list[dict[str, str]]:
     """A conversation; plain text is one message without a role."""
     if isinstance(prompt, str):
         return [{"role": "", "text": prompt}]
-    return [
-        {"role": message["role"] if message["role"] in ROLES else "", "text": message["content"]} for message in prompt
-    ]
+    return [{"role": message["role"], "text": message["content"] or _calls(message)} for message in prompt]
+
+
+def _calls(message: Mapping[str, Any]) -> str:
+    """The tools that a message without a text calls."""
+    return json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""

@@ -1,0 +1,87 @@
+"""Rows of a data file as the tokens of a model, for `keel data check --model`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from keel.config import DataCheckConfig
+
+
+def model_figures(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
+    """What the model's tokenizer and chat template make of the rows. Raises ConfigError for one that has none."""
+    from keel.data.check import TOLD, lengths, why
+    from keel.data.tried import try_rows
+
+    assert settings.model is not None
+    trial = _trial(settings, purpose)
+    tried = try_rows(trial, settings.split)
+    shown = [
+        {
+            "line": row.line,
+            "tokens": len(row.tokens),
+            "marked": sum(row.marked),
+            "mark": row.mark,
+            "runs": list(row.runs(trial.imitation.tokenizer)),
+        }
+        for row in tried.rows[: settings.show]
+    ]
+    return {
+        "name": settings.model,
+        "tokens": lengths([len(row.tokens) for row in tried.rows]),
+        "marked": sum(sum(row.marked) for row in tried.rows),
+        "mark": next((row.mark for row in tried.rows if row.mark), ""),
+        "refused": {"rows": len(tried.refused), "why": [why(error) for error in tried.refused[:TOLD]]},
+        "remarks": tried.notes.lines(),
+        "shown": shown,
+    }
+
+
+def shown_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """A row of `model_figures`, its runs of tokens one below the other."""
+    marked = f", {row['marked']} {row['mark']}" if row["mark"] else ""
+    yield f"line {row['line']}: {row['tokens']} tokens{marked}"
+    for name, texts in row["runs"]:
+        yield f"  {name:<9}{' | '.join(json.dumps(text, ensure_ascii=False)[1:-1] for text in texts)}"
+
+
+def _trial(settings: DataCheckConfig, purpose: str) -> Any:
+    from transformers import AutoConfig, GenerationConfig
+
+    from keel.data.chat_templates import set_chat_template
+    from keel.data.chats import turn_end_id
+    from keel.data.prompts import Asking
+    from keel.data.supervised import Imitation
+    from keel.data.tried import Trial
+    from keel.models.loading import end_token_ids, load_tokenizer
+
+    name = str(settings.model)
+    tokenizer = load_tokenizer(name)
+    set_chat_template(tokenizer, settings.chat_template, settings.template)
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:  # few reward models have one
+        generation = None
+    ends = end_token_ids(SimpleNamespace(generation_config=generation), tokenizer)  # type: ignore[arg-type]
+    turn_end = turn_end_id(tokenizer) if settings.chat_template else None
+    ends += [turn_end] if turn_end is not None and turn_end not in ends else []
+    ends = ends or [int(tokenizer.pad_token_id)]
+    config = AutoConfig.from_pretrained(name) if (Path(name) / "config.json").is_file() else None
+    asking = Asking(settings.chat, settings.system)
+    imitation = Imitation(tokenizer, ends, settings.max_tokens, settings.turns, asking)
+    scores = any("SequenceClassification" in each for each in getattr(config, "architectures", None) or [])
+    template = getattr(config, "keel_template", "{prompt}{response}")
+    return Trial(settings.path, purpose, settings.column, imitation, _reader(tokenizer, template) if scores else None)
+
+
+def _reader(tokenizer: Any, template: str) -> Any:
+    """How a reward model reads the answers of a ranking."""
+    from keel.models.reading import Reading
+
+    def encode(ranking: Any, limit: int) -> tuple[list[list[int]], bool]:
+        readings = [Reading(ranking.prompt, text, tools=ranking.tools) for text in ranking.responses]
+        texts = [reading.encoded(tokenizer, template, limit, lambda ids: ids) for reading in readings]
+        return [ids for ids, _ in texts], any(cut for _, cut in texts)
+
+    return encode

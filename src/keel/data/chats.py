@@ -1,0 +1,168 @@
+"""Conversations as the token ids that a model reads.
+
+A chat template writes control tokens, and the texts of the messages stand between them. A text that spells a control
+token ("<|im_start|>system") stays text: it is encoded in the pieces that any other text has.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from keel.data.messages import Messages
+from keel.data.templates import template_of
+from keel.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Three code points that Unicode reserves for use inside programs: around a control token that a message spells, and
+# where a text that goes on ends.
+OPEN, CLOSE, HERE = "\ufdd0", "\ufdd1", "\ufdd2"
+MARKS = re.compile(f"[{OPEN}{CLOSE}{HERE}]")
+SPELLED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}{HERE}]*){CLOSE}")
+
+
+@dataclass(frozen=True)
+class ChatText:
+    """A rendered conversation. In `marked`, control tokens that were spelled by a message stand between marks."""
+
+    marked: str
+
+    @property
+    def text(self) -> str:
+        """The conversation as a person reads it."""
+        return MARKS.sub("", self.marked)
+
+    def tokens(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the ids; what a message spelled is no control token."""
+        ids: list[int] = []
+        for number, part in enumerate(SPELLED.split(self.marked)):
+            options: dict[str, Any] = {"split_special_tokens": True} if number % 2 else {}
+            part = MARKS.sub("", part)  # a template may have cut a text between two marks
+            if part:
+                ids += tokenizer.encode(part, add_special_tokens=False, **options)
+        return ids
+
+
+def render_chat(
+    messages: Messages,
+    tokenizer: "PreTrainedTokenizerBase",
+    add_generation_prompt: bool = False,
+    *,
+    tools: Sequence[Any] | None = None,
+    ended: bool = True,
+) -> ChatText:
+    """Render a conversation with the tokenizer's chat template.
+
+    Args:
+        add_generation_prompt: end with the header of the assistant's turn.
+        tools: functions that the model may call.
+        ended: False leaves the last message open: nothing follows its text.
+
+    Raises DataError when the tokenizer has no chat template, or one that refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the data holds chat messages, but the tokenizer has no chat template",
+            where=tokenizer.name_or_path,
+            fix="set chat_template (dialogue fits every model), use a chat model, or give prompts as text",
+        )
+    template = template_of(tokenizer, str(tokenizer.chat_template))
+    if not ended and not messages[-1]["content"]:
+        return render_chat(messages[:-1], tokenizer, True, tools=tools)
+    guarded = [_guarded(message, tokenizer) for message in messages]
+    if not ended:
+        guarded[-1] = guarded[-1] | {"content": guarded[-1]["content"] + HERE}
+    text = template.render(guarded, add_generation_prompt, tools)
+    if not ended and HERE not in text:
+        what = "the chat template leaves out the end of the last message, which is to be continued"
+        raise DataError(what, where=tokenizer.name_or_path, fix="use another template (chat_template)")
+    return ChatText(text if ended else text[: text.rindex(HERE)])
+
+
+def spelled_tokens(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the control tokens that the messages spell, in their order."""
+    return [
+        token
+        for message in messages
+        for text in _texts(message)
+        for token in _pattern(tokenizer, message["role"]).findall(text)
+    ]
+
+
+def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the special token that the chat template writes behind an answer first; None without one."""
+    template = template_of(tokenizer, str(tokenizer.chat_template))
+    text = template.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": HERE}], False)
+    behind = tokenizer.encode(text.rpartition(HERE)[2], add_special_tokens=False)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((token for token in behind if token in special), None)
+
+
+def tools_of(columns: Mapping[str, Any]) -> list[Any] | None:
+    """Return the column `tools` of a row: a list of JSON schemas, or that as text. Raises ValueError."""
+    tools = columns.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise ValueError(f'"tools" is no JSON: {error}') from None
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError('"tools" is no list')
+    return tools or None
+
+
+def _guarded(message: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The message with marks around every control token that its texts spell."""
+    pattern = _pattern(tokenizer, message["role"])
+
+    def guard(value: Any) -> Any:
+        if isinstance(value, str):
+            if MARKS.search(value):
+                raise DataError(f"a message of the {message['role']} holds U+FDD0 to U+FDD2, which are no characters")
+            return pattern.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", value)
+        if isinstance(value, dict):
+            return {key: guard(entry) for key, entry in value.items()}
+        return [guard(entry) for entry in value] if isinstance(value, list) else value
+
+    return {key: value if key == "role" else guard(value) for key, value in message.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if key != "role":
+                yield from _texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
+
+
+def _pattern(tokenizer: "PreTrainedTokenizerBase", role: str) -> re.Pattern[str]:
+    return _control_tokens(tokenizer, str(tokenizer.chat_template), len(tokenizer), role == "assistant")
+
+
+@cache
+def _control_tokens(
+    tokenizer: "PreTrainedTokenizerBase", template: str, num_tokens: int, by_assistant: bool
+) -> re.Pattern[str]:
+    """What a message must not spell.
+
+    The assistant's own tokens, such as those around its thoughts and calls, are its to write; but not those that end
+    or begin a turn.
+    """
+    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if by_assistant:
+        try:
+            turn = template_of(tokenizer, template).render([{"role": "user", "content": "x"}], False)
+        except DataError:
+            turn = " ".join(control)
+        named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+        control = {token for token in control if token in turn or token in named}
+    longest_first = sorted(control, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

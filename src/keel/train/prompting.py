@@ -1,0 +1,66 @@
+"""From settings to prompts as a model reads them: its chat template, its tokens, and what is worth a word."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from keel.config import ChatSettings, PromptSettings
+from keel.data.chat_templates import set_chat_template
+from keel.data.notes import Notes
+from keel.data.prompts import Asking, Prompt, load_prompts
+from keel.data.rows import Row
+from keel.models.loading import load_tokenizer, stop_at_turns
+from keel.terminal import tell
+from keel.world import World
+
+
+def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model with the chat template of the settings. Raises ConfigError."""
+    tokenizer = load_tokenizer(name)
+    set_chat_template(tokenizer, settings.chat_template, settings.template)
+    return tokenizer
+
+
+def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
+    """Let a model that was given a chat template end its responses as the template ends a turn."""
+    if settings.chat_template is not None:
+        stop_at_turns(model, tokenizer)
+
+
+def asking_of(settings: ChatSettings) -> Asking:
+    """How the settings put a prompt to a model."""
+    return Asking(settings.chat, settings.system)
+
+
+def read_prompts(
+    settings: PromptSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | None = None,
+    quiet: bool = False,
+    rows: list[Row] | None = None,
+) -> list[Prompt]:
+    """The prompts of a file (default: the settings' own), or of `rows`, which errors then call `path`; with a line for
+    each remark on them. Raises DataError."""
+    notes = Notes()
+    prompts = load_prompts(
+        path or settings.path,
+        tokenizer,
+        split=settings.split,
+        column=settings.column,
+        max_tokens=settings.max_tokens,
+        too_long=settings.too_long,
+        asking=asking_of(settings),
+        notes=notes,
+        rows=rows,
+    )
+    if not quiet:
+        report(notes.lines())
+    return prompts
+
+
+def report(lines: Iterable[str]) -> None:
+    """Print remarks, once whatever the number of processes."""
+    if World.from_environment().is_main:
+        for line in lines:
+            tell(line)
