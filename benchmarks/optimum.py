@@ -37,6 +37,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "rollout": {"batch_size": 256, "temperature": 1.0},
     "optim": {"schedule": "linear"},
     "log": {"rollouts_per_step": 0},
+    "doctor": "quiet",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"optim.learning_rate": 3e-4, "optim.critic_learning_rate": 3e-3},
