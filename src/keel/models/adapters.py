@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keel.errors import ConfigError
@@ -49,11 +50,27 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
         lora_dropout=0.0,
         task_type=task,
         modules_to_save=sorted(new) or None,
+        exclude_modules=_unfit_layers(model) or None if targets == "all-linear" else None,
     )
-    with _tied_is_known():
-        wrapped = peft.get_peft_model(model, settings).eval()
+    try:
+        with _tied_is_known():
+            wrapped = peft.get_peft_model(model, settings).eval()
+    except ValueError as error:
+        raise ConfigError(" ".join(str(error).split()), where="lora.target_modules") from error
     untie_adapted(wrapped)
     return wrapped
+
+
+def _unfit_layers(model: PreTrainedModel) -> list[str]:
+    """Linear layers that an adapter cannot stand for: those that return something else (Llama 4's router), and those
+    of state-space models whose weights are read past their forward pass, which peft refuses."""
+    past = {"out_proj"} if "mamba" in model.config.model_type else set()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and (type(module).forward is not nn.Linear.forward or name.rpartition(".")[2] in past)
+    ]
 
 
 @contextmanager

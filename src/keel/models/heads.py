@@ -58,7 +58,8 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _logits(model: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = model.get_output_embeddings()(hidden)
+    head = model.get_output_embeddings()
+    logits: Tensor = head(hidden.to(head.weight.dtype))  # residuals of state-space models are float32
     config = model.config.get_text_config()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     logits = logits if scale == 1 else logits * scale

@@ -1,0 +1,60 @@
+"""The table of docs/models.md, from the results of benchmarks/architectures.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- begin of the table -->", "<!-- end of the table -->"
+VERBS = ("sft", "reward", "dpo", "ppo", "ppo shared", "grpo lora", "evaluate")
+FLOAT32, GRADIENT = 1e-5, 1e-4
+
+
+def write_table(results: Path, document: Path) -> None:
+    """Put the table between the marks of the document. Raises ValueError if it has none."""
+    text = document.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{document} has no {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    document.write_text(f"{before}{BEGIN}\n{table(results)}{END}{after}", encoding="utf-8")
+
+
+def table(results: Path) -> str:
+    """Counts, and a row for each family."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    verdicts = {family: verdict(result) for family, result in found.items()}
+    kinds = [kind for kind, _ in verdicts.values()]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds)))
+    lines = [f"{len(found)} families: {counts}.\n\n| family | verdict | rows are read | decoding | why |\n|---|---|---|---|---|\n"]
+    for family, (kind, why) in verdicts.items():
+        result = found[family]
+        lines.append(f"| {family} | {kind} | {result.get('reading', '')} | {result.get('decoding', '')} | {why} |\n")
+    return "".join(lines)
+
+
+def verdict(result: dict[str, Any]) -> tuple[str, str]:
+    """works, works slowly, refused, partly, differs, crashes, or not tried; and why."""
+    if "not made" in result or "late" in result:
+        return "not tried", short(result.get("not made") or result["late"])
+    outcomes = {name: result[name] for name in ("compare", *VERBS) if name in result}
+    if crashed := [name for name, what in outcomes.items() if what.startswith("crashes")]:
+        return "crashes", f"{', '.join(crashed)}: {short(outcomes[crashed[0]])}"
+    if outcomes["compare"].startswith("refused"):
+        return "refused", short(outcomes["compare"])
+    if differing := differences(result):
+        return "differs", ", ".join(differing)
+    if refused := [name for name, what in outcomes.items() if what.startswith("refused")]:
+        return "partly", f"{', '.join(refused)}: {short(outcomes[refused[0]])}"
+    if result["decoding"] == "again" or result["reading"] == "one by one":
+        return "works slowly", "every token reads its row again"
+    return "works", ""
+
+
+def differences(result: dict[str, Any]) -> list[str]:
+    """What differs from plain transformers by more than rounding."""
+    limits = {"float32": FLOAT32, "gradient": GRADIENT, "bfloat16": 2 * result["bfloat16_plain"] + 1e-3}
+    limits |= {name: FLOAT32 for name in result if name.endswith(" gap")}
+    return [f"{name} {result[name]:.1g}" for name, limit in limits.items() if not result[name] <= limit]
+
+
+def short(what: str) -> str:
+    return what.partition(": ")[2].replace("|", "/")[:160]

@@ -1,0 +1,158 @@
+"""What keel does with a tiny model of a family: each verb once, and what is compared with plain transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, parse
+from keel.data.prompts import Prompt
+from keel.models.heads import token_statistics, trunk
+from keel.models.layers import is_known
+from keel.models.loading import load_causal_lm, load_tokenizer
+from keel.models.packed import reads_packed, reads_single_rows, token_states
+from keel.rollout.module_decoder import FullDecoder, module_decoder
+from keel.rollout.sampler import sample
+from keel.train.dpo import dpo
+from keel.train.evaluate import evaluate
+from keel.train.policy import train_policy
+from keel.train.reward import reward
+from keel.train.sft import sft
+
+PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13"]
+TOKENS = 12  # of a response: more than a small window has
+OPTIM = {"learning_rate": 1e-3, "schedule": "constant"}
+LORA = {"r": 2, "alpha": 4, "target_modules": "all-linear"}
+
+
+def length_of_words(completions: list[str], **_: Any) -> list[float]:
+    """A reward that differs between responses."""
+    return [float(len(text)) for text in completions]
+
+
+def ways(model: Any) -> dict[str, str]:
+    """How keel reads rows of the model, and how it decodes."""
+    reading = "one by one" if reads_single_rows(model) else "packed" if reads_packed(model) else "padded"
+    if is_known(trunk(model)):
+        return {"reading": reading, "decoding": "layers"}
+    return {"reading": reading, "decoding": "again" if isinstance(module_decoder(model), FullDecoder) else "cache"}
+
+
+def answers(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
+    """A model as keel loads it, and its responses to PROMPTS, two to each."""
+    model, tokenizer = load_causal_lm(str(folder), dtype), load_tokenizer(str(folder))
+    prompts = [Prompt(text, text, tokenizer(text).input_ids, {}) for text in PROMPTS]
+    pairs = [prompt for prompt in prompts for _ in range(2)]
+    numbers = torch.rand(len(pairs), TOKENS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return model, sample(model, pairs, tokenizer, numbers, [2])
+
+
+def plain_logprobs(model: Any, rollouts: Any) -> Tensor:
+    """The same tokens' log-probabilities of a plain transformers model, each row alone. -> [mask.sum()]"""
+    found = []
+    for row in range(len(rollouts.texts)):
+        before = rollouts.prompt_tokens[row][rollouts.prompt_mask[row]]
+        after = rollouts.response_tokens[row][rollouts.response_mask[row]]
+        logits = model(input_ids=torch.cat([before, after]).unsqueeze(0), use_cache=False).logits[0]
+        law = logits[len(before) - 1 : -1].float().log_softmax(-1)
+        found.append(law.gather(1, after.unsqueeze(1)).squeeze(1))
+    return torch.cat(found)
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """Largest difference of log-probs in float32 and of gradients (in units of the largest), and in bfloat16 the mean
+    difference of the sampler from float32, beside that of transformers."""
+    model, rollouts = answers(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain.get_input_embeddings().padding_idx = None  # a pad token that was sampled is text, and learns
+    exact = plain_logprobs(plain, rollouts)
+    found: dict[str, Any] = {**ways(model), "float32": _gap(rollouts.logprobs[rollouts.response_mask], exact).max()}
+    found["gradient"] = gradient_gap(model, plain, rollouts, exact)
+    with torch.no_grad():
+        _, halves = answers(folder, "bfloat16")
+        half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        exact = plain_logprobs(plain, halves)
+        found["bfloat16"] = _gap(halves.logprobs[halves.response_mask], exact).mean()
+        found["bfloat16_plain"] = _gap(plain_logprobs(half, halves), exact).mean()
+    return {name: value if isinstance(value, str) else float(value) for name, value in found.items()}
+
+
+def gradient_gap(model: Any, plain: Any, rollouts: Any, exact: Tensor) -> Tensor:
+    """Gradients of the sum of log-probs: keel's way over the batch, and plain transformers row by row."""
+    exact.sum().backward()
+    tokens = torch.cat([rollouts.prompt_tokens, rollouts.response_tokens], 1)
+    mask = torch.cat([rollouts.prompt_mask, rollouts.response_mask], 1)
+    is_response = torch.cat([torch.zeros_like(rollouts.prompt_mask), rollouts.response_mask], 1)[mask]
+    before = is_response.nonzero().squeeze(1) - 1
+    chosen = rollouts.response_tokens[rollouts.response_mask]
+    token_statistics(model, token_states(model, tokens, mask)[before], chosen)[0].sum().backward()
+    ours, theirs = (
+        {name: weight.grad for name, weight in each.named_parameters() if weight.grad is not None}
+        for each in (model, plain)
+    )
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    names = ours.keys() | theirs.keys()
+    zero = torch.zeros(())
+    return max(_gap(ours.get(name, zero), theirs.get(name, zero)).max() for name in names) / max(largest, 1e-9)
+
+
+def _gap(one: Tensor, other: Tensor) -> Tensor:
+    return (one.detach() - other.detach()).abs()
+
+
+def verbs(folder: Path, work: Path) -> dict[str, Callable[[], Any]]:
+    """Name of each verb and what runs it."""
+    rows = [{"prompt": text, "completion": " w20 w21", "chosen": " w20 w21", "rejected": " w22"} for text in PROMPTS]
+    data, prompts = work / "rows.jsonl", work / "prompts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS), encoding="utf-8")
+    common = {"model": str(folder), "data": {"path": str(data)}, "batch_size": 4, "optim": OPTIM}
+    supervised = {"sft": (sft, SftConfig), "reward": (reward, RewardConfig), "dpo": (dpo, DpoConfig)}
+    found: dict[str, Callable[[], Any]] = {
+        name: lambda run=run, kind=kind, name=name: run(parse(kind, {**common, "output": str(work / name)}))
+        for name, (run, kind) in supervised.items()
+    }
+    policies: dict[str, dict[str, Any]] = {
+        "ppo": {},
+        "ppo shared": {"critic": {"sharing": "shared"}},
+        "grpo lora": {
+            "algorithm": {"name": "grpo"},
+            "policy": {"model": str(folder), "lora": LORA},
+        },
+    }
+    found |= {name: lambda name=name: policy(folder, work, name, policies[name]) for name in policies}
+    sampling = {"max_response_tokens": 4, "num_responses": 2}
+    settings = {"policy": str(folder), "against": str(folder), "prompts": {"path": str(prompts)}, "sampling": sampling}
+    found["evaluate"] = lambda: evaluate(parse(EvaluateConfig, settings), [length_of_words])
+    return found
+
+
+def policy(folder: Path, work: Path, name: str, changes: dict[str, Any]) -> dict[str, float]:
+    """One step of policy learning."""
+    settings = {
+        "output": str(work / name.replace(" ", "-")),
+        "steps": 1,
+        "policy": {"model": str(folder)},
+        "prompts": {"path": "given"},
+        "rollout": {"batch_size": 8, "max_response_tokens": TOKENS},
+        "algorithm": {"update_epochs": 1},
+        "optim": OPTIM,
+        "checkpoint": {"every": 0},
+        "doctor": "quiet",
+    }
+    settings |= {key: {**settings.get(key, {}), **value} for key, value in changes.items()}
+    if name.startswith("grpo"):
+        settings["rollout"] = {**settings["rollout"], "group_size": 4}
+    return train_policy(settings, [length_of_words], PROMPTS)
+
+
+@torch.no_grad()
+def saved_gap(result: Path) -> float:
+    """Largest difference of log-probs between a result as keel loads it and as plain transformers does."""
+    _, rollouts = answers(result)
+    plain = AutoModelForCausalLM.from_pretrained(result, dtype=torch.float32).eval()
+    return float(_gap(rollouts.logprobs[rollouts.response_mask], plain_logprobs(plain, rollouts)).max())
