@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig,
 
 VOCABULARY = 64
 LARGEST = 4_000_000  # parameters: a model beyond it was not shrunk
-LAYERS = "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers".split()
+LAYERS = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_decoder_layers"]
 SIZES = {
     VOCABULARY: "vocab_size vocab_size_per_layer_input n_words entity_vocab_size",
     32: "hidden_size d_model n_embd dim hidden_dim embed_dim decoder_hidden_size embedding_size emb_dim n_embed "
@@ -47,9 +47,9 @@ LATENT = {"num_key_value_heads": 4, "qk_head_dim": 16}
 DECODER = {"is_decoder": True}
 MAMBA_HEADS = {"attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4}
 INDEXER = {
-    **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8},
-    **{"indexer_compress_ratio": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 64, "split_ngram_parts": 1},
-    **{"make_ngram_vocab_size_divisible_by": 8, "heads_per_ngram": 2, "ple_embed_dim": 16},
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+    "indexer_compress_ratio": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 64, "split_ngram_parts": 1,
+    "make_ngram_vocab_size_divisible_by": 8, "heads_per_ngram": 2, "ple_embed_dim": 16,
 }
 SHARED = {"num_kv_shared_layers": 0, "global_head_dim": 8, "num_global_key_value_heads": 2}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -80,7 +80,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
-        **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": 48, "laurel_rank": 4},
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": 48, "laurel_rank": 4,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -93,14 +93,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 32},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "roc_bert": {
-        **{"shape_vocab_size": 64, "pronunciation_vocab_size": 64, "shape_embed_dim": 16},
-        **{"pronunciation_embed_dim": 16, "is_decoder": True},
+        "shape_vocab_size": 64, "pronunciation_vocab_size": 64, "shape_embed_dim": 16,
+        "pronunciation_embed_dim": 16, "is_decoder": True,
     },
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX", "is_decoder": True},
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"],
-        **{"hybrid_layer_ids": [1], "mamba_headdim": 8, "n_mamba_heads": 8, "adapter_rank": 4, "num_query_groups": 4},
+        "hybrid_layer_ids": [1], "mamba_headdim": 8, "n_mamba_heads": 8, "adapter_rank": 4, "num_query_groups": 4,
         **MAMBA_HEADS,
     },
     "zaya": {"num_experts_per_tok": 1},

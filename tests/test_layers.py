@@ -63,7 +63,7 @@ LAYERS = {
     "quickstart": Layer.of("train diagnose data run config web interrupts errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
-        "errors config interrupts terminal",
+        "errors config interrupts terminal files",
         SETTINGS | {"rich"},
         inside_functions="core world data models rollout learn run train diagnose web server quickstart",
     ),

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,16 +24,18 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_regular(path: str | Path) -> bytes:
-    """The content of a regular file. Raises OSError."""
+    """The content of a regular file. Raises OSError, MemoryError for one that takes more than half of the memory."""
     with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > machine_memory() / 2:
+            raise MemoryError(str(path))
         return file.read()
 
 
-def require_regular(path: str | Path) -> None:
-    """Raises OSError for what exists and is neither a regular file nor a folder."""
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+def machine_memory() -> float:
+    """Bytes of the machine's memory, as far as this process may use them."""
+    limits = [float("inf")]
+    if hasattr(os, "sysconf"):
+        limits.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    with suppress(OSError, ValueError):
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))  # else the word max
+    return min(limits)

@@ -1,4 +1,4 @@
-"""GAE and returns (oracle O6), baselines of groups (oracle O15)."""
+"""GAE and returns, baselines of groups."""
 
 import itertools
 from collections.abc import Callable
@@ -36,20 +36,20 @@ def one_row(
         (1.0, 0.95, 0.0, [0.5624, 0.592, 1.36, 0.8]),
     ],
 )
-def test_o06_gae(gamma: float, gae_lambda: float, bootstrap: float | None, expected: list[float]) -> None:
+def test_gae(gamma: float, gae_lambda: float, bootstrap: float | None, expected: list[float]) -> None:
     close(one_row(REWARDS, VALUES, gamma, gae_lambda, bootstrap)[0], expected)
 
 
-def test_o06_returns_are_advantages_plus_values() -> None:
+def test_returns_are_advantages_plus_values() -> None:
     close(one_row(REWARDS, VALUES, 1.0, 0.95)[1], [1.0624, 0.992, 1.26, 1.0])
 
 
-def test_o06_a_response_of_one_token() -> None:
+def test_a_response_of_one_token() -> None:
     close(one_row([2.0], [0.5], 0.9, 0.8)[0], [1.5])
 
 
 @pytest.mark.parametrize("garbage", [999.0, 1e9, -1e9, NAN, float("inf")])
-def test_o06_a_gap_in_the_mask_is_stepped_over(garbage: float) -> None:
+def test_a_gap_in_the_mask_is_stepped_over(garbage: float) -> None:
     rewards = torch.tensor([[0.0, 0.0, garbage, 0.0, 1.0]])
     values = torch.tensor([[0.1, 0.2, garbage, 0.4, 0.5]])
     mask = torch.tensor([[True, True, False, True, True]])
@@ -59,7 +59,7 @@ def test_o06_a_gap_in_the_mask_is_stepped_over(garbage: float) -> None:
 
 
 @pytest.mark.parametrize("pad", [0.0, 1e9, -1e9, NAN])
-def test_o06_padding_on_either_side_changes_nothing(pad: float) -> None:
+def test_padding_on_either_side_changes_nothing(pad: float) -> None:
     rewards = torch.tensor([[*REWARDS, pad], [pad, *REWARDS]])
     values = torch.tensor([[*VALUES, pad], [pad, *VALUES]])
     mask = torch.tensor([[True] * 4 + [False], [False] + [True] * 4])
@@ -69,7 +69,7 @@ def test_o06_padding_on_either_side_changes_nothing(pad: float) -> None:
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.97, 0.6), (0.9, 0.0), (0.9, 1.0)])
-def test_o06_gae_is_the_discounted_sum_of_td_errors(gamma: float, gae_lambda: float) -> None:
+def test_gae_is_the_discounted_sum_of_td_errors(gamma: float, gae_lambda: float) -> None:
     """An independent route, row by row on the counted tokens alone: A_t = sum_k (gamma lambda)^k delta_{t+k}."""
     generator = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 6, 8, generator=generator)
@@ -85,7 +85,7 @@ def test_o06_gae_is_the_discounted_sum_of_td_errors(gamma: float, gae_lambda: fl
         close(advantages[row][mask[row]], expected, atol=1e-12)
 
 
-def test_o06_discounted_returns_need_no_critic() -> None:
+def test_discounted_returns_need_no_critic() -> None:
     mask = torch.tensor([[True, True, True, False]])
     close(discounted_returns(torch.tensor([[1.0, 0.0, 2.0, NAN]]), mask, 0.5), [[1.5, 1.0, 2.0, 0.0]])
 
@@ -98,7 +98,7 @@ def test_gae_refuses_shapes_that_would_broadcast() -> None:
         gae(torch.ones(2, 3), torch.ones(2, 3), mask, 1.0, 1.0, bootstrap_values=torch.ones(1))
 
 
-# O15: a bandit with three arms, uniform policy, scores 1, 0, 0.
+# A bandit with three arms, uniform policy, scores 1, 0, 0.
 ARM_SCORES = [1.0, 0.0, 0.0]
 TRUE_GRADIENT = [0.2222222222, -0.1111111111, -0.1111111111]
 
@@ -118,7 +118,7 @@ def mean_baseline(scores: Tensor, group_size: int) -> Tensor:
         (grpo, 4, 1.41068),
     ],
 )
-def test_o15_expected_gradient_over_every_group(estimator: Estimator, group_size: int, factor: float) -> None:
+def test_expected_gradient_over_every_group(estimator: Estimator, group_size: int, factor: float) -> None:
     """E[mean_i A_i grad log pi(arm_i)] as a multiple of the true gradient, all 3^k groups enumerated."""
     groups = torch.tensor(list(itertools.product(range(3), repeat=group_size)))
     advantages = estimator(torch.tensor(ARM_SCORES)[groups].reshape(-1), group_size).reshape(groups.shape)
@@ -137,7 +137,7 @@ def test_o15_expected_gradient_over_every_group(estimator: Estimator, group_size
         (grpo, [3, 0], [0.7071064479, -0.7071064479]),
     ],
 )
-def test_o15_hand_computed_groups(estimator: Estimator, scores: list[float], expected: list[float]) -> None:
+def test_hand_computed_groups(estimator: Estimator, scores: list[float], expected: list[float]) -> None:
     close(estimator(torch.tensor(scores, dtype=torch.float64), len(scores)), expected)
 
 
@@ -145,22 +145,20 @@ def test_o15_hand_computed_groups(estimator: Estimator, scores: list[float], exp
 @pytest.mark.parametrize("score", [0.0, 0.1, 0.3, -7.7, 1e6 + 0.1])
 @pytest.mark.parametrize("group_size", [2, 3, 6, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_o15_equal_scores_give_exact_zeros(
-    estimator: Estimator, score: float, group_size: int, dtype: torch.dtype
-) -> None:
+def test_equal_scores_give_exact_zeros(estimator: Estimator, score: float, group_size: int, dtype: torch.dtype) -> None:
     """Dividing rounding error by (std + 1e-6) would make a signal out of nothing."""
     assert estimator(torch.full((2 * group_size,), score, dtype=dtype), group_size).eq(0).all()
 
 
 @pytest.mark.parametrize("estimator", [rloo, mean_baseline, grpo])
-def test_o15_groups_are_adjacent_rows_and_do_not_mix(estimator: Estimator) -> None:
+def test_groups_are_adjacent_rows_and_do_not_mix(estimator: Estimator) -> None:
     scores = torch.tensor([1.0, 2.0, 4.0, 10.0, 20.0, 30.0])
     together = estimator(scores, 3)
     close(together, torch.cat([estimator(scores[:3], 3), estimator(scores[3:], 3)]).tolist(), atol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", [rloo, grpo])
-def test_o15_a_group_of_one_is_refused(estimator: Estimator) -> None:
+def test_a_group_of_one_is_refused(estimator: Estimator) -> None:
     with pytest.raises(ValueError, match="group_size >= 2"):
         estimator(torch.ones(4), 1)
     with pytest.raises(ValueError, match="do not divide"):

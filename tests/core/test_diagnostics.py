@@ -42,12 +42,12 @@ def test_approx_kl_of_a_huge_step_is_huge_and_finite(log_ratio: float) -> None:
         (0.0, 1.5, 0.0),
     ],
 )
-def test_o04_clipfrac_counts_tokens_without_a_gradient(advantage: float, ratio: float, counted: float) -> None:
+def test_clipfrac_counts_tokens_without_a_gradient(advantage: float, ratio: float, counted: float) -> None:
     new_logprobs = torch.tensor([[math.log(ratio)]])
     close(clipfrac(new_logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), 0.2, 0.2), [[counted]])
 
 
-def test_o05_before_the_first_update_nothing_has_moved() -> None:
+def test_before_the_first_update_nothing_has_moved() -> None:
     logprobs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) - 2
     assert approx_kl(logprobs, logprobs).eq(0).all()
     assert clipfrac(logprobs, logprobs, torch.ones(3, 4), 0.2, 0.2).eq(0).all()

@@ -1,4 +1,4 @@
-"""KL estimators (oracle O10) and the controller of their weight (oracle O9)."""
+"""KL estimators and the controller of their weight."""
 
 import math
 
@@ -26,7 +26,7 @@ def policy_and_reference() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_o10_mean_and_variance_of_each_estimator(estimator: str) -> None:
+def test_mean_and_variance_of_each_estimator(estimator: str) -> None:
     _, policy, reference = policy_and_reference()
     estimate = kl_estimate(policy, reference, estimator)
     mean = (policy.exp() * estimate).sum()
@@ -34,7 +34,7 @@ def test_o10_mean_and_variance_of_each_estimator(estimator: str) -> None:
     close((policy.exp() * (estimate - mean) ** 2).sum(), VARIANCE[estimator])
 
 
-def test_o10_the_divergence_is_not_symmetric() -> None:
+def test_the_divergence_is_not_symmetric() -> None:
     _, policy, reference = policy_and_reference()
     close((reference.exp() * kl_estimate(reference, policy)).sum(), 0.3089936758)
 
@@ -47,7 +47,7 @@ def test_o10_the_divergence_is_not_symmetric() -> None:
         ("k3", [0.3319076224, -0.0886048623, -0.2433027602]),  # pi - ref: the gradient of KL(ref || pi)
     ],
 )
-def test_o10_gradient_of_the_estimator_itself(estimator: str, expected: list[float]) -> None:
+def test_gradient_of_the_estimator_itself(estimator: str, expected: list[float]) -> None:
     """What "KL in the loss" follows: E[grad k], tokens drawn from the policy."""
     logits, policy, reference = policy_and_reference()
     loss = policy.exp().detach() * kl_estimate(policy, reference, estimator)
@@ -58,7 +58,7 @@ def test_o10_gradient_of_the_estimator_itself(estimator: str, expected: list[flo
     ("estimator", "expected"),
     [("k1", REVERSE_KL_GRADIENT), ("k3", [-0.0493201714, -0.0521654952, 0.1014856666])],
 )
-def test_o10_gradient_of_the_estimator_as_a_reward(estimator: str, expected: list[float]) -> None:
+def test_gradient_of_the_estimator_as_a_reward(estimator: str, expected: list[float]) -> None:
     """What "KL in the reward" follows: E[k grad log pi]. Only k1 gives the divergence's gradient."""
     logits, policy, reference = policy_and_reference()
     weight = (policy.exp() * kl_estimate(policy, reference, estimator)).detach()
@@ -72,7 +72,7 @@ def test_o10_gradient_of_the_estimator_as_a_reward(estimator: str, expected: lis
         (1.0, {"k1": 2.0, "k2": 1.7321, "k3": 1.6950}, 0.25),
     ],
 )
-def test_o10_schulmans_table_for_two_gaussians(mu: float, std_over_kl: dict[str, float], k2_bias: float) -> None:
+def test_schulmans_table_for_two_gaussians(mu: float, std_over_kl: dict[str, float], k2_bias: float) -> None:
     """N(0, 1) against N(mu, 1), KL = mu^2 / 2, integrated on a fine grid."""
     x = torch.linspace(-14.0, 14.0, 20_001)
     weight = torch.exp(-(x**2) / 2)
@@ -89,26 +89,26 @@ def test_o10_schulmans_table_for_two_gaussians(mu: float, std_over_kl: dict[str,
     ("estimator", "expected"),
     [("k1", [-1.0, 14.0, 29.0]), ("k2", [0.5, 98.0, 420.5]), ("k3", [0.7182818285, 13.0, 28.0])],
 )
-def test_o10_extreme_log_ratios_are_measured_not_clamped(estimator: str, expected: list[float]) -> None:
+def test_extreme_log_ratios_are_measured_not_clamped(estimator: str, expected: list[float]) -> None:
     estimate = kl_estimate(torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([0.0, -15.0, -30.0]), estimator)
     close(estimate, expected, atol=1e-5 if estimator == "k3" else 1e-12)
 
 
-def test_o10_k3_of_a_token_that_the_reference_finds_far_likelier() -> None:
+def test_k3_of_a_token_that_the_reference_finds_far_likelier() -> None:
     estimate = kl_estimate(torch.tensor([-31.0]), torch.tensor([-1.0]), "k3")
     assert estimate.item() == pytest.approx(10686474581493.46, rel=1e-12)  # e^30 - 31
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_o10_a_vanished_token_gives_a_finite_number_and_gradient(estimator: str, dtype: torch.dtype) -> None:
+def test_a_vanished_token_gives_a_finite_number_and_gradient(estimator: str, dtype: torch.dtype) -> None:
     logprobs = torch.tensor([-1000.0, 0.0, -1000.0], dtype=dtype, requires_grad=True)
     estimate = kl_estimate(logprobs, torch.tensor([0.0, -1000.0, -1000.0], dtype=dtype), estimator)
     assert estimate.isfinite().all()
     assert gradient(estimate, logprobs)[0].isfinite().all()
 
 
-def test_o10_k3_is_never_negative_and_k1_may_be() -> None:
+def test_k3_is_never_negative_and_k1_may_be() -> None:
     generator = torch.Generator().manual_seed(0)
     policy, reference = torch.randn(2, 10_000, generator=generator)
     assert kl_estimate(policy, reference, "k3").min() >= 0
@@ -126,14 +126,14 @@ def test_an_unknown_estimator_is_refused() -> None:
     ("kl", "expected"),
     [(12.0, 0.151536), (3.0, 0.148464), (6.0, 0.15), (6.3, 0.150384), (0.0, 0.148464), (-1.0, 0.148464)],
 )
-def test_o09_controller(kl: float, expected: float) -> None:
+def test_controller(kl: float, expected: float) -> None:
     close(updated_kl_coef(0.15, kl, target_kl=6.0, horizon=10_000, num_responses=512), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("kl", "updates", "expected", "atol"), [(12.0, 10, 0.1660874668, 1e-9), (0.0, 26, 0.1148, 5e-5)]
 )
-def test_o09_controller_over_many_updates(kl: float, updates: int, expected: float, atol: float) -> None:
+def test_controller_over_many_updates(kl: float, updates: int, expected: float, atol: float) -> None:
     kl_coef = 0.15
     for _ in range(updates):
         kl_coef = updated_kl_coef(kl_coef, kl, 6.0, 10_000, 512)
@@ -141,7 +141,7 @@ def test_o09_controller_over_many_updates(kl: float, updates: int, expected: flo
 
 
 @pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
-def test_o09_a_kl_that_is_no_number_leaves_the_coefficient(kl: float) -> None:
+def test_a_kl_that_is_no_number_leaves_the_coefficient(kl: float) -> None:
     assert updated_kl_coef(0.15, kl, 6.0, 10_000, 512) == 0.15
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropy at the sampling temperature (oracle O16, formula F19)."""
+"""Log-probabilities and entropy at the sampling temperature."""
 
 import math
 from typing import Any
@@ -31,11 +31,11 @@ def all_tokens(logits: list[float], temperature: float = 1.0) -> torch.Tensor:
         (2.0, [-0.68026967, -1.18026967, -1.68026967]),
     ],
 )
-def test_o16_logprobs_at_a_temperature(temperature: float, expected: list[float]) -> None:
+def test_logprobs_at_a_temperature(temperature: float, expected: list[float]) -> None:
     close(all_tokens(LOGITS, temperature), expected)
 
 
-def test_o16_entropy() -> None:
+def test_entropy() -> None:
     close(entropy(torch.tensor(LOGITS)), 0.8323955818)
     close(entropy(torch.zeros(4, 5)), [math.log(5)] * 4)  # the largest possible
     close(entropy(torch.tensor([1000.0, 0.0])), 0.0)  # the smallest
@@ -70,7 +70,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_o16_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
     for function in (lambda: all_tokens(LOGITS, temperature), lambda: entropy(torch.tensor(LOGITS), temperature)):
         with pytest.raises(ValueError, match="temperature must be above 0"):
             function()
@@ -81,7 +81,7 @@ def test_logits_that_do_not_fit_the_tokens_are_refused() -> None:
         token_logprobs(torch.zeros(2, 4, 3), torch.zeros(2, 1, dtype=torch.long))
 
 
-def test_o16_why_truncated_sampling_is_refused_in_training() -> None:
+def test_why_truncated_sampling_is_refused_in_training() -> None:
     """Sampling from the two likeliest of four words, scored with full-vocabulary log-probs: the mean of k1 comes out
     negative, though the divergence that it estimates is +0.1923012."""
     policy, reference = all_tokens([0.5, 0.4, 0.0, 0.0]), all_tokens([2.0, 1.5, 0.0, 0.0])

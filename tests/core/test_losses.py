@@ -1,4 +1,4 @@
-"""Policy and value losses (oracles O4, O5, O8)."""
+"""Policy and value losses."""
 
 import math
 
@@ -37,7 +37,7 @@ def surrogate(advantage: float, ratio: float, dual_clip: float | None = None) ->
         (0.0, 1.5, 0.0, 0.0),
     ],
 )
-def test_o04_clipped_surrogate(advantage: float, ratio: float, loss: float, derivative: float) -> None:
+def test_clipped_surrogate(advantage: float, ratio: float, loss: float, derivative: float) -> None:
     value, slope = surrogate(advantage, ratio)
     close(value, [[loss]])
     close(slope, [[derivative]])
@@ -47,7 +47,7 @@ def test_o04_clipped_surrogate(advantage: float, ratio: float, loss: float, deri
     ("advantage", "ratio", "loss", "derivative"),
     [(-1.0, 5.0, 3.0, 0.0), (-1.0, 2.0, 2.0, 2.0), (1.0, 5.0, -1.2, 0.0), (1.0, 0.1, -0.1, -0.1)],
 )
-def test_o04_dual_clip_bounds_the_loss_of_bad_tokens_only(
+def test_dual_clip_bounds_the_loss_of_bad_tokens_only(
     advantage: float, ratio: float, loss: float, derivative: float
 ) -> None:
     value, slope = surrogate(advantage, ratio, dual_clip=3.0)
@@ -55,20 +55,20 @@ def test_o04_dual_clip_bounds_the_loss_of_bad_tokens_only(
     close(slope, [[derivative]])
 
 
-def test_o04_three_tokens_at_once() -> None:
+def test_three_tokens_at_once() -> None:
     ratio = torch.tensor([[0.5, 1.0, 1.5]])
     loss = clipped_policy_loss(ratio.log(), torch.zeros(1, 3), torch.tensor([[1.0, -1.0, 2.0]]), 0.2, 0.2)
     close(loss, [[-0.5, 1.0, -2.4]])
     close(loss.mean(), -0.6333333333)
 
 
-def test_o04_the_two_ends_of_the_range_are_set_apart() -> None:
+def test_the_two_ends_of_the_range_are_set_apart() -> None:
     ratio = torch.tensor([[0.5, 2.0]])
     loss = clipped_policy_loss(ratio.log(), torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), 0.1, 0.4)
     close(loss, [[0.9, -1.4]])
 
 
-def test_o04_at_the_very_edge_the_gradient_flows() -> None:
+def test_at_the_very_edge_the_gradient_flows() -> None:
     """A range of 0 puts both edges at a ratio of exactly 1."""
     new_logprobs = torch.zeros(1, 2, requires_grad=True)
     loss = clipped_policy_loss(new_logprobs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), 0.0, 0.0)
@@ -79,7 +79,7 @@ def test_o04_at_the_very_edge_the_gradient_flows() -> None:
 @pytest.mark.parametrize("advantage", [-1.0, 1.0, 1e6])
 @pytest.mark.parametrize("dual_clip", [None, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_o04_a_huge_step_stays_finite(
+def test_a_huge_step_stays_finite(
     log_ratio: float, advantage: float, dual_clip: float | None, dtype: torch.dtype
 ) -> None:
     new_logprobs = torch.full((1, 1), log_ratio, dtype=dtype, requires_grad=True)
@@ -104,7 +104,7 @@ def first_pass() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dual_clip", [None, 3.0])
-def test_o05_on_the_first_pass_ppo_has_the_gradient_of_a2c(dual_clip: float | None) -> None:
+def test_on_the_first_pass_ppo_has_the_gradient_of_a2c(dual_clip: float | None) -> None:
     logits, new_logprobs, advantages, mask = first_pass()
     stored = new_logprobs.detach()
     ppo = clipped_policy_loss(new_logprobs, stored, advantages, 0.2, 0.2, dual_clip)
@@ -136,7 +136,7 @@ def test_policy_gradient_loss(advantage: float, logprob: float, loss: float, der
         (1e6, 1e6 + 0.5, 1e6 + 1.0, 0.2, 0.32, 0.0),
     ],
 )
-def test_o08_value_loss(
+def test_value_loss(
     stored: float, new: float, target: float, clip: float | None, loss: float, derivative: float
 ) -> None:
     new_values = torch.tensor([[new]], requires_grad=True)

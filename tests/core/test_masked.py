@@ -1,4 +1,4 @@
-"""Statistics over counted entries (oracle O7, and the sums that O11 rests on)."""
+"""Statistics over counted entries."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ ALL_FIVE = torch.ones(1, 5, dtype=torch.bool)
         (True, [[1.58578644, 2.29289322, 3.0, 3.70710678, 4.41421356]]),
     ],
 )
-def test_o07_whiten_has_biased_variance_and_drops_the_mean_unless_told(
+def test_whiten_has_biased_variance_and_drops_the_mean_unless_told(
     keep_mean: bool, expected: list[list[float]]
 ) -> None:
     close(whiten(torch.tensor(ONE_TO_FIVE), ALL_FIVE, keep_mean), expected)
 
 
-def test_o07_whitened_numbers_have_mean_zero_and_variance_one() -> None:
+def test_whitened_numbers_have_mean_zero_and_variance_one() -> None:
     x = torch.randn(8, 9, generator=torch.Generator().manual_seed(0)) * 7 + 100
     mask = torch.rand(8, 9, generator=torch.Generator().manual_seed(1)) < 0.6
     whitened = whiten(x, mask)[mask]
@@ -43,7 +43,7 @@ def test_o07_whitened_numbers_have_mean_zero_and_variance_one() -> None:
 
 
 @pytest.mark.parametrize("pad", [0.0, 1e9, -1e9, float("nan"), float("inf")])
-def test_o07_whiten_sees_counted_entries_only(pad: float) -> None:
+def test_whiten_sees_counted_entries_only(pad: float) -> None:
     padded = torch.tensor([[1.0, pad, 2.0, 3.0], [pad, 4.0, 5.0, pad]])
     mask = torch.tensor([[True, False, True, True], [False, True, True, False]])
     close(whiten(padded, mask), [[-R2, 0.0, -0.70710678, 0.0], [0.0, 0.70710678, R2, 0.0]])
@@ -52,14 +52,14 @@ def test_o07_whiten_sees_counted_entries_only(pad: float) -> None:
 @pytest.mark.parametrize("value", [0.1, 0.3, 3.0, -7.7, 1e6 + 0.1])
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_o07_equal_numbers_whiten_to_exact_zeros(value: float, count: int, dtype: torch.dtype) -> None:
+def test_equal_numbers_whiten_to_exact_zeros(value: float, count: int, dtype: torch.dtype) -> None:
     x = torch.full((1, count), value, dtype=dtype)
     mask = torch.ones_like(x, dtype=torch.bool)
     assert whiten(x, mask).eq(0).all()
     assert whiten(x, mask, keep_mean=True).eq(x).all()
 
 
-def test_o07_one_counted_token_gives_zero_and_no_token_raises() -> None:
+def test_one_counted_token_gives_zero_and_no_token_raises() -> None:
     x = torch.tensor([[3.0, 8.0]])
     close(whiten(x, torch.tensor([[True, False]])), [[0.0, 0.0]], atol=0.0)
     for statistic in (whiten, masked_mean, masked_var):
@@ -77,7 +77,7 @@ def test_whitening_with_the_statistics_of_all_ranks_equals_whitening_all_rows() 
     close(torch.cat(ranks), whiten(x, mask).tolist())
 
 
-def test_o11_sums_and_means_of_two_rows_of_unequal_length() -> None:
+def test_sums_and_means_of_two_rows_of_unequal_length() -> None:
     loss = torch.tensor([[2.0, 99.0, float("nan")], [1.0, 1.0, 1.0]])
     mask = torch.tensor([[True, False, False], [True, True, True]])
     close(masked_sum(loss, mask), 5.0)

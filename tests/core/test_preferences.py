@@ -1,4 +1,4 @@
-"""Losses on human comparisons (oracles O12, O13, O14)."""
+"""Losses on human comparisons."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ NAN = float("nan")
         (-1000.0, 1000.0, -1.0),
     ],
 )
-def test_o12_bradley_terry(difference: float, loss: float, derivative: float) -> None:
+def test_bradley_terry(difference: float, loss: float, derivative: float) -> None:
     chosen = torch.tensor([difference + 5.0], requires_grad=True)
     rejected = torch.tensor([5.0], requires_grad=True)
     value = bradley_terry_loss(chosen, rejected)
@@ -33,15 +33,15 @@ def test_o12_bradley_terry(difference: float, loss: float, derivative: float) ->
     close(of_rejected, [-derivative])
 
 
-def test_o12_a_sure_pair_still_has_a_tiny_loss() -> None:
+def test_a_sure_pair_still_has_a_tiny_loss() -> None:
     assert bradley_terry_loss(torch.tensor([100.0]), torch.tensor([0.0])).item() == pytest.approx(3.72e-44, rel=1e-3)
 
 
-def test_o12_margin() -> None:
+def test_margin() -> None:
     close(bradley_terry_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([2.0])), [1.3132616875])
 
 
-def test_o12_only_the_difference_counts() -> None:
+def test_only_the_difference_counts() -> None:
     chosen, rejected = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])
     close(bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected).tolist(), atol=1e-12)
 
@@ -51,7 +51,7 @@ def listwise(scores: list[float], ranking: tuple[int, ...]) -> Tensor:
     return plackett_luce_loss(ordered, torch.ones_like(ordered, dtype=torch.bool))
 
 
-def test_o13_the_probabilities_of_all_rankings() -> None:
+def test_the_probabilities_of_all_rankings() -> None:
     expected = [0.48633011, 0.17891085, 0.21555612, 0.02917235, 0.06581763, 0.02421295]
     losses = torch.cat([listwise([2.0, 1.0, 0.0], ranking) for ranking in itertools.permutations(range(3))])
     close(torch.exp(-losses), expected)
@@ -66,25 +66,25 @@ def test_o13_the_probabilities_of_all_rankings() -> None:
         ([0.0, 1.0, 2.0], [-0.90996943, -0.48633011, 1.39629953]),  # the worst order
     ],
 )
-def test_o13_gradient(ordered: list[float], expected: list[float]) -> None:
+def test_gradient(ordered: list[float], expected: list[float]) -> None:
     scores = torch.tensor([ordered], requires_grad=True)
     loss = plackett_luce_loss(scores, torch.ones(1, 3, dtype=torch.bool))
     close(gradient(loss, scores)[0], [expected])
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [(1.0, 0.0), (0.0, 1.0), (-3.0, 4.0)])
-def test_o13_two_answers_are_a_bradley_terry_pair(chosen: float, rejected: float) -> None:
+def test_two_answers_are_a_bradley_terry_pair(chosen: float, rejected: float) -> None:
     pair = bradley_terry_loss(torch.tensor([chosen]), torch.tensor([rejected]))
     close(listwise([chosen, rejected], (0, 1)), pair.tolist(), atol=1e-12)
 
 
-def test_o13_the_pairs_of_a_ranking_are_another_loss() -> None:
+def test_the_pairs_of_a_ranking_are_another_loss() -> None:
     pairs = bradley_terry_loss(torch.tensor([2.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
     close(pairs.mean(), 0.2511504620)
 
 
 @pytest.mark.parametrize("pad", [0.0, 1e9, -1e9, NAN])
-def test_o13_masked_answers_take_no_part(pad: float) -> None:
+def test_masked_answers_take_no_part(pad: float) -> None:
     """Rankings of three, two (the pad in the middle), two (the pad in front) and one answer in one batch."""
     scores = torch.tensor([[2.0, 1.0, 0.0, pad], [1.0, pad, 0.0, pad], [pad, pad, 0.0, 1.0], [pad, 5.0, pad, pad]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
@@ -100,7 +100,7 @@ def test_o13_masked_answers_take_no_part(pad: float) -> None:
     close(gradient(loss, scores)[0], expected)
 
 
-def test_o13_huge_scores_stay_finite() -> None:
+def test_huge_scores_stay_finite() -> None:
     scores = torch.tensor([[-1000.0, 0.0, 1000.0]], requires_grad=True)
     loss = plackett_luce_loss(scores, torch.ones(1, 3, dtype=torch.bool))
     close(loss, [3000.0])
@@ -108,7 +108,7 @@ def test_o13_huge_scores_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("preferred", [0, 1])
-def test_o14_a_reward_model_recovers_known_preferences(preferred: int) -> None:
+def test_a_reward_model_recovers_known_preferences(preferred: int) -> None:
     """Two answers, one preferred in 75 of 100 comparisons: the margin becomes ln 3; swapped, its sign."""
     scores = torch.zeros(2, requires_grad=True)
     winners = torch.tensor([preferred] * 75 + [1 - preferred] * 25)
@@ -128,27 +128,27 @@ def test_o14_a_reward_model_recovers_known_preferences(preferred: int) -> None:
     ("h", "label_smoothing", "loss"),
     [(0.0, 0.0, 0.6931471806), (1.0, 0.0, 0.3132616875), (1.0, 0.1, 0.4132616875), (-1.0, 0.1, 1.2132616875)],
 )
-def test_o12_dpo_is_bradley_terry_on_log_ratios(h: float, label_smoothing: float, loss: float) -> None:
+def test_dpo_is_bradley_terry_on_log_ratios(h: float, label_smoothing: float, loss: float) -> None:
     beta = 0.1
     logratios = torch.tensor([-7.0 + h / beta]), torch.tensor([-9.0]), torch.tensor([-8.0]), torch.tensor([-10.0])
     close(dpo_loss(*logratios, beta, label_smoothing), [loss])
 
 
-def test_o12_dpo_with_smoothed_labels_is_least_where_the_model_is_as_sure_as_the_labels() -> None:
+def test_dpo_with_smoothed_labels_is_least_where_the_model_is_as_sure_as_the_labels() -> None:
     zero = torch.zeros(1)
     chosen = torch.tensor([math.log(9.0)], requires_grad=True)  # sigma(h) = .9
     close(gradient(dpo_loss(chosen, zero, zero, zero, 1.0, 0.1), chosen)[0], [0.0])
 
 
 @pytest.mark.parametrize("difference", [-3.0, 0.0, 0.4, 50.0])
-def test_o12_a_smoothed_label_is_the_mean_over_both_directions(difference: float) -> None:
+def test_a_smoothed_label_is_the_mean_over_both_directions(difference: float) -> None:
     """One pair in ten the wrong way round: nine losses of one direction and one of the other, over ten."""
     one, other = torch.tensor([difference]), torch.tensor([0.0])
     mixed = (9 * bradley_terry_loss(one, other) + bradley_terry_loss(other, one)) / 10
     close(bradley_terry_loss(one, other, label_smoothing=0.1), mixed.tolist())
 
 
-def test_o12_dpo_at_the_start_is_log_2_and_pulls_by_half_of_beta() -> None:
+def test_dpo_at_the_start_is_log_2_and_pulls_by_half_of_beta() -> None:
     start = torch.tensor([-7.0]), torch.tensor([-9.0])
     chosen, rejected = (logprob.clone().requires_grad_() for logprob in start)
     loss = dpo_loss(chosen, rejected, *start, 0.3)

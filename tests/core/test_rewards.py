@@ -1,4 +1,4 @@
-"""From scores to rewards of tokens (oracle O6's place of the score, formula F3)."""
+"""From scores to rewards of tokens."""
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from .expect import close
 MASK = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
 
 
-def test_o06_the_score_stands_on_the_last_counted_token() -> None:
+def test_the_score_stands_on_the_last_counted_token() -> None:
     close(place_scores(torch.tensor([2.0, -1.0, 3.0]), MASK), [[0.0, 2.0, 0.0], [0.0, 0.0, -1.0], [3.0, 0.0, 0.0]])
 
 
-def test_o06_a_score_on_the_end_token_is_not_discounted_once_more() -> None:
+def test_a_score_on_the_end_token_is_not_discounted_once_more() -> None:
     """With V = 0 and lambda = .95 a score of 2 on the second of two tokens gives 1.9, 2.0; placed behind the end token
     it would give 1.805, 1.9."""
     mask = torch.tensor([[True, True, False]])

@@ -337,6 +337,33 @@ def supervised_run(held_out: list[float], state: State | None = None, **given: A
     return run_of(columns, {"epochs": 3, **given}, state)
 
 
+def still_run(loss: float, drift: float = 0.0, **given: Any) -> Any:
+    """Twenty steps of a noisy loss, the held-out loss up by 0.3% at the end."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(20)
+    held_out = [loss, *[np.nan] * 9, 0.9995 * loss, *[np.nan] * 8, 1.003 * loss]
+    columns = {"sft/loss": loss + noise + np.linspace(0, drift, 20), "sft/eval_loss": held_out}
+    return run_of(columns, {"epochs": 2, **given}, State("finished"))
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({"dtype": "bfloat16", "optim": {"learning_rate": 1e-5}}, "bfloat16"),
+        ({"dtype": "bfloat16", "optim": {"learning_rate": 1e-3}}, "the learning rate"),
+        ({"dtype": "bfloat16", "optim": {"learning_rate": 1e-5}, "lora": {"r": 8}}, "the learning rate"),
+        ({"optim": {"learning_rate": 1e-8}}, "the learning rate"),
+    ],
+)
+def test_a_run_in_which_nothing_moved_is_not_overfitted(given: dict[str, Any], cause: str):
+    found = diagnose(still_run(2.3, **given)).findings
+    assert [each.name for each in found] == ["nothing-moved"]
+    assert found[0].causes[0].what.startswith(cause)
+
+
+def test_a_run_whose_loss_falls_while_the_held_out_one_rises_is():
+    assert [each.name for each in diagnose(still_run(2.3, drift=-0.8)).findings] == ["overfitted"]
+
+
 def test_a_run_that_keeps_its_best_weights_is_not_overfitted():
     rising = [0.7, 0.6, 0.5, 0.6, 0.7]
     assert [each.name for each in diagnose(supervised_run(rising)).findings] == ["overfitted"]

@@ -73,6 +73,12 @@ def test_what_is_no_run_is_refused(make: bool, message: str, tmp_path: Path):
         read_run(tmp_path / "run")
 
 
+def test_a_file_is_no_folder(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError, match="not a folder"):
+        read_run(tmp_path / "run.yaml")
+
+
 def test_a_run_before_its_first_step(tmp_path: Path):
     folder = folder_of(tmp_path / "run", [])
     (folder / "metrics.jsonl").unlink()

@@ -1,7 +1,10 @@
 """F-16, F-17: whatever is in a data or settings file, it is one clear line or every row is used; never a traceback."""
 
 import json
+import os
 import random
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,14 @@ import yaml
 
 from keel.cli.settings import read_yaml
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
+from keel.data import rows
 from keel.data.preferences import load_rankings
 from keel.data.prompts import load_prompts
 from keel.data.rows import read_rows
 from keel.data.supervised import Imitation, load_examples
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer
+from keel.run.release_gate import read_gate
 
 from ..runs import settings
 
@@ -132,6 +137,62 @@ def test_f17_other_kinds_of_file_are_refused_before_they_are_read(name: str, tmp
     (tmp_path / name).write_bytes(b"\x1f\x8b\x08 truncated")
     with pytest.raises(DataError, match=r"neither \.jsonl nor \.parquet"):
         read_rows(str(tmp_path / name))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kinds of file")
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "a link to a device"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.parquet", "data"])
+def test_f17_what_could_block_or_never_end_is_not_opened(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_special(kind, tmp_path / name, monkeypatch)
+    with pytest.raises(DataError, match=r"not a regular file|No such device|neither \.jsonl"):
+        read_rows(str(tmp_path / name))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kinds of file")
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_f17_nor_as_settings_or_a_gate(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_special(kind, tmp_path / "run.yaml", monkeypatch)
+    for read in (lambda: read_yaml(tmp_path / "run.yaml"), lambda: read_gate(str(tmp_path / "run.yaml"))):
+        with pytest.raises(ConfigError):
+            read()
+
+
+def make_special(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        monkeypatch.chdir(path.parent)  # a short name
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path.with_name("between"))
+        path.with_name("between").symlink_to("/dev/zero")
+
+
+def test_f17_a_file_that_unpacks_to_far_more_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is the same long text, which the file holds once."""
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "trap.parquet"
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), ["a" * 100_000])
+    parquet.write_table(pyarrow.table({"prompt": texts}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 1000
+    monkeypatch.setattr(rows, "UNPACKED", 10**7)
+    with pytest.raises(DataError, match=r"trap\.parquet: its rows unpack to more than 0\.0 GB"):
+        read_rows(str(path))
+
+
+def test_f17_a_file_that_the_memory_does_not_hold_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**50)  # takes no place on the disk
+    with pytest.raises(DataError, match="do not fit into memory"):
+        read_rows(str(path))
 
 
 def test_f17_a_folder_is_no_file(tmp_path: Path) -> None:

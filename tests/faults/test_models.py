@@ -5,6 +5,7 @@ import json
 import pickle  # noqa: TID251 - to write what must be refused
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import keel
 from keel.config import LoraSettings
+from keel.data import templates
 from keel.data.chats import render_chat
 from keel.errors import ConfigError, DataError, KeelError
 from keel.models.adapters import save_adapter, with_lora
@@ -212,7 +214,25 @@ def test_f29_hostile_chat_templates(name: str) -> None:
     began = time.monotonic()
     with pytest.raises((ConfigError, DataError), match=expected):
         render_chat([{"role": "user", "content": "w1"}], tokenizer)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("job", "in_time"),
+    [
+        (lambda: time.sleep(1.5), True),  # as on a machine that is paused: it takes time, but no work
+        (lambda: [None for _ in iter(int, 1)], False),
+        (lambda: time.sleep(9), False),  # it hangs
+    ],
+    ids=["paused", "endless", "hanging"],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="templates are tried on Linux")
+def test_f29_a_trial_is_judged_by_its_work(
+    job: Callable[[], object], in_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "SECONDS", 1)
+    monkeypatch.setattr(templates, "PAUSES", 2000)
+    assert templates.ends_in_time(job) is in_time
 
 
 # ---- tokenizers and vocabularies -------------------------------------------------------------------------------------

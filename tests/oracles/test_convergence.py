@@ -1,4 +1,4 @@
-"""O3: A2C and PPO, assembled from keel.core alone, find the closed-form optimum of T3; wrong forms do not.
+"""A2C and PPO, assembled from keel.core alone, find the closed-form optimum of T3; wrong forms do not.
 
 An end-to-end run sees these mistakes, but is blind to an end token without gradient or to stored log-probs at another
 temperature: `test_system.py` looks for those.
@@ -65,7 +65,7 @@ def learn(algorithm: str, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_o03_the_optimum_is_found(algorithm: str, seed: int) -> None:
+def test_the_optimum_is_found(algorithm: str, seed: int) -> None:
     policy = learn(algorithm, seed)
     assert total_variation(policy) < 0.02
     assert objective(policy).item() == pytest.approx(BEST, abs=0.005)
@@ -92,7 +92,7 @@ def follow_exactly(estimator: str, kl_in: str, kl_coef: float) -> Tensor:
     return policy.detach()
 
 
-def test_o03_k1_in_the_reward_is_the_right_form() -> None:
+def test_k1_in_the_reward_is_the_right_form() -> None:
     policy = follow_exactly("k1", "reward", KL_COEF)
     assert total_variation(policy) < 1e-4
     assert objective(policy).item() == pytest.approx(BEST, abs=1e-6)
@@ -109,14 +109,14 @@ WRONG_FORMS = {
 
 
 @pytest.mark.parametrize("form", WRONG_FORMS)
-def test_o03_every_other_form_converges_elsewhere(form: str) -> None:
+def test_every_other_form_converges_elsewhere(form: str) -> None:
     estimator, kl_in, kl_coef, distance, value = WRONG_FORMS[form]
     policy = follow_exactly(estimator, kl_in, kl_coef)
     assert total_variation(policy) == pytest.approx(distance, abs=0.005)
     assert objective(policy).item() == pytest.approx(value, abs=0.006)
 
 
-def test_o03_the_wrong_sign_drives_the_policy_away() -> None:
+def test_the_wrong_sign_drives_the_policy_away() -> None:
     policy = follow_exactly("k1", "reward", -KL_COEF)
     assert total_variation(policy) > 0.4
     assert objective(policy).item() < 0.6

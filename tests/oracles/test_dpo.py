@@ -54,7 +54,7 @@ def test_t3_as_a_model_is_t3(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("loss", "rows"), [("sigmoid", pairs), pytest.param("listwise", rankings, marks=pytest.mark.exhaustive)]
 )
-def test_o03_the_optimum_of_the_regularised_objective_is_found(loss: str, rows: Any, tmp_path: Path) -> None:
+def test_the_optimum_of_the_regularised_objective_is_found(loss: str, rows: Any, tmp_path: Path) -> None:
     """By `keel dpo` itself, with beta for kl_coef: the same law that PPO and A2C are held to."""
     start = t3_model.save_t3_model(tmp_path / "t3")
     data = tmp_path / "data.jsonl"
@@ -148,7 +148,7 @@ def test_the_gradient_is_that_of_finite_differences(settings: dict[str, Any], ti
         assert (above - below) / 2e-6 == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
 
-def test_o18_an_answer_is_worth_what_plain_transformers_says_of_it_alone(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_an_answer_is_worth_what_plain_transformers_says_of_it_alone(tiny_gpt2: Path, tmp_path: Path) -> None:
     """The sum over its own tokens and the end token, whatever it is read together with."""
     prepared = Prepared(tiny_gpt2, tmp_path)
     for budget in (1, 20, 10_000):

@@ -1,4 +1,4 @@
-"""O2: what the losses follow is the gradient of the expected score, exactly and by sampling."""
+"""What the losses follow is the gradient of the expected score, exactly and by sampling."""
 
 from collections.abc import Callable
 
@@ -44,13 +44,13 @@ def probabilities() -> Tensor:
     return answer_logprobs(reference_by_word(), BY_WORD).exp()
 
 
-def test_o02_autograd_of_the_expected_score() -> None:
+def test_autograd_of_the_expected_score() -> None:
     table = reference_by_word().requires_grad_()
     (grad,) = torch.autograd.grad(mean_score(table, BY_WORD), table)
     close(grad, SCORE_GRADIENT, atol=1e-9)
 
 
-def test_o02_finite_difference_of_the_expected_score() -> None:
+def test_finite_difference_of_the_expected_score() -> None:
     for row in range(3):
         for column in range(3):
             step = torch.zeros(3, 3)
@@ -64,20 +64,20 @@ def test_o02_finite_difference_of_the_expected_score() -> None:
     [reinforce_advantages, a2c_advantages, lambda: a2c_advantages(0.95), lambda: a2c_advantages(1.0)],
     ids=["reinforce", "a2c", "gae .95", "gae 1"],
 )
-def test_o02_expected_gradient_of_the_policy_loss(advantages: Callable[[], Tensor]) -> None:
+def test_expected_gradient_of_the_policy_loss(advantages: Callable[[], Tensor]) -> None:
     expected = probabilities() @ gradient_of_each_answer(advantages())
     close(expected.view(3, 3), SCORE_GRADIENT, atol=1e-9)
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.95, 1.0])
-def test_o02_with_true_values_the_advantage_is_zero_on_average_in_every_state(gae_lambda: float) -> None:
+def test_with_true_values_the_advantage_is_zero_on_average_in_every_state(gae_lambda: float) -> None:
     advantages = a2c_advantages(gae_lambda)
     for state in range(7):
         here = BY_STATE.eq(state) & MASK
         close((probabilities().unsqueeze(1) * advantages)[here].sum(), 0.0, atol=1e-10)
 
 
-def test_o02_true_values_lower_the_variance() -> None:
+def test_true_values_lower_the_variance() -> None:
     def variance(advantages: Tensor) -> float:
         gradients = gradient_of_each_answer(advantages)
         return (probabilities() @ (gradients - probabilities() @ gradients) ** 2).sum().item()
@@ -99,11 +99,11 @@ def within_four_standard_errors(gradients: Tensor) -> None:
 
 
 @pytest.mark.parametrize("advantages", [reinforce_advantages, a2c_advantages], ids=["reinforce", "a2c"])
-def test_o02_sampled_gradient(advantages: Callable[[], Tensor]) -> None:
+def test_sampled_gradient(advantages: Callable[[], Tensor]) -> None:
     within_four_standard_errors(gradient_of_each_answer(advantages())[sampled(seed=0)])
 
 
-def test_o02_sampled_gradient_of_rloo() -> None:
+def test_sampled_gradient_of_rloo() -> None:
     drawn = sampled(seed=1)
     score_function = gradient_of_each_answer(torch.ones(15, 3))[drawn]
     estimates = rloo(SCORES[drawn], group_size=4).unsqueeze(1) * score_function

@@ -1,4 +1,4 @@
-"""O1: on T3 the best policy is known in closed form, and keel's log-probs find every number of it."""
+"""On T3 the best policy is known in closed form, and keel's log-probs find every number of it."""
 
 import math
 
@@ -35,7 +35,7 @@ def optimal_table(kl_coef: float) -> torch.Tensor:
     return torch.tensor([[logit(state, token) for token in range(3)] for state in t3.STATES])
 
 
-def test_o01_the_generator_still_prints_the_literals() -> None:
+def test_the_generator_still_prints_the_literals() -> None:
     assert [t3.expectation(state, float) for state in t3.STATES] == pytest.approx(
         list(t3.REFERENCE_VALUES.values()), abs=1e-10
     )
@@ -45,13 +45,13 @@ def test_o01_the_generator_still_prints_the_literals() -> None:
     close(torch.tensor(t3.score_gradient()), t3.SCORE_GRADIENT)
 
 
-def test_o01_probabilities_of_all_answers_sum_to_one() -> None:
+def test_probabilities_of_all_answers_sum_to_one() -> None:
     assert len(t3.ANSWERS) == 15
     for table in (reference_by_state(), 5 * torch.randn(7, 3, generator=torch.Generator().manual_seed(0))):
         close(answer_logprobs(table).exp().sum(), 1.0, atol=1e-12)
 
 
-def test_o01_the_reference() -> None:
+def test_the_reference() -> None:
     close(answer_logprobs(reference_by_state()), [t3.logprob(answer) for answer in t3.ANSWERS], atol=1e-12)
     close(answer_logprobs(reference_by_word(), BY_WORD), [t3.logprob(answer) for answer in t3.ANSWERS], atol=1e-12)
     close(mean_score(reference_by_state()), t3.REFERENCE_SCORE, atol=1e-10)
@@ -59,7 +59,7 @@ def test_o01_the_reference() -> None:
 
 
 @pytest.mark.parametrize("kl_coef", t3.OPTIMUM)
-def test_o01_the_optimum(kl_coef: float) -> None:
+def test_the_optimum(kl_coef: float) -> None:
     best, best_score, best_divergence = t3.OPTIMUM[kl_coef]
     table = optimal_table(kl_coef)
     close(objective(table, kl_coef), best, atol=1e-9)
@@ -70,7 +70,7 @@ def test_o01_the_optimum(kl_coef: float) -> None:
     close(kl_coef * log_z, best, atol=1e-9)
 
 
-def test_o01_the_optimal_policy_at_one_half() -> None:
+def test_the_optimal_policy_at_one_half() -> None:
     optimal = dict(zip(t3.ANSWERS, optimal_answer_logprobs().exp().tolist(), strict=True))
     for answer, probability in t3.OPTIMAL_ANSWERS.items():
         assert optimal[answer] == pytest.approx(probability, abs=1e-9)
@@ -80,7 +80,7 @@ def test_o01_the_optimal_policy_at_one_half() -> None:
     close(math.exp(t3.soft_value((), 0.5) / 0.5), t3.PARTITION, atol=1e-9)
 
 
-def test_o01_no_policy_is_better() -> None:
+def test_no_policy_is_better() -> None:
     generator = torch.Generator().manual_seed(0)
     tables = [torch.randn(7, 3, generator=generator) * scale for scale in (0.1, 1.0, 3.0, 10.0) for _ in range(250)]
     assert max(objective(table).item() for table in tables) <= t3.OPTIMUM[0.5][0]
@@ -88,7 +88,7 @@ def test_o01_no_policy_is_better() -> None:
     assert max(objective(table).item() for table in near) <= t3.OPTIMUM[0.5][0]
 
 
-def test_o01_at_the_optimum_the_gradient_vanishes() -> None:
+def test_at_the_optimum_the_gradient_vanishes() -> None:
     table = optimal_table(0.5).requires_grad_()
     (grad,) = torch.autograd.grad(objective(table), table)
     close(grad, [[0.0] * 3] * 7)

@@ -1,4 +1,4 @@
-"""O11 across processes: two ranks with answers of unequal length take the step that one rank would take."""
+"""Two processes: two ranks with answers of unequal length take the step that one rank would take."""
 
 import os
 import socket
@@ -49,9 +49,7 @@ def of_two_ranks(model: Path, folder: Path, rows: tuple[str, str], masked: str) 
     [(("0245", "1367"), ""), (("0123", "4567"), "4567")],
     ids=["short answers here, long there", "one rank has nothing to count"],
 )
-def test_o11_two_ranks_take_the_step_of_one(
-    tiny_policy: Path, tmp_path: Path, rows: tuple[str, str], masked: str
-) -> None:
+def test_two_ranks_take_the_step_of_one(tiny_policy: Path, tmp_path: Path, rows: tuple[str, str], masked: str) -> None:
     parts = in_double(parts_of(tiny_policy))
     counted = [row for row in range(8) if str(row) not in masked]
     updater = replace(parts.updater, schedule=replace(parts.updater.schedule, minibatch_size=len(counted)))

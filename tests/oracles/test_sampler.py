@@ -1,4 +1,4 @@
-"""O17: the sampler's law is the policy's. O19: which tokens count, whatever pads, ends and prompts look like."""
+"""The sampler's law is the policy's. Which tokens count, whatever pads, ends and prompts look like."""
 
 import math
 from pathlib import Path
@@ -53,7 +53,7 @@ def prompt(tokens: tuple[int, ...]) -> Prompt:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_o17_twenty_thousand_answers_follow_the_exact_law(
+def test_twenty_thousand_answers_follow_the_exact_law(
     t3_model: LlamaForCausalLM, tiny_gpt2: Path, temperature: float
 ) -> None:
     """Chi-squared with 14 degrees of freedom; 42.58 is passed by one right sampler in 10 000. Left padding included."""
@@ -71,14 +71,14 @@ def test_o17_twenty_thousand_answers_follow_the_exact_law(
     assert logprobs == pytest.approx([t3.logprob(y, table=table) for y in drawn], abs=1e-5)
 
 
-def test_o01_the_systems_logprobs_of_all_answers(t3_model: LlamaForCausalLM) -> None:
+def test_the_systems_logprobs_of_all_answers(t3_model: LlamaForCausalLM) -> None:
     rollouts = rollouts_of([(START,), (0, START), (1, 0, START)] * 5, t3.ANSWERS)
     logprobs = ActorCritic(t3_model).analyze(rollouts, temperature=1.0).logprobs.sum(1).tolist()
     assert logprobs == pytest.approx([t3.logprob(answer) for answer in t3.ANSWERS], abs=1e-6)
     assert sum(map(math.exp, logprobs)) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_o17_an_answer_depends_on_its_own_numbers_alone(folder: Path) -> None:
+def test_an_answer_depends_on_its_own_numbers_alone(folder: Path) -> None:
     """Alone, in a batch of eight, in another order: the same tokens and the same log-probs."""
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     prompts = [prompt(tuple(range(4, 5 + i % 5))) for i in range(8)]
@@ -110,7 +110,7 @@ CASES = [  # prompt, reply, tokens that count, truncated
 ]
 
 
-def test_o19_which_tokens_count(folder: Path) -> None:
+def test_which_tokens_count(folder: Path) -> None:
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     if tokenizer.pad_token_id == END:
         assert model.config.pad_token_id == END
@@ -127,7 +127,7 @@ def test_o19_which_tokens_count(folder: Path) -> None:
     assert placed.argmax(1).tolist() == [count - 1 for _, _, count, _ in CASES]
 
 
-def test_o19_several_end_tokens(folder: Path) -> None:
+def test_several_end_tokens(folder: Path) -> None:
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     replies = [(5, 7), (END,), (5, 6, 5)]
     uniforms = torch.tensor([(uniforms_for(model, (4,), y) + [0.5] * 3)[:3] for y in replies])
@@ -139,7 +139,7 @@ def test_o19_several_end_tokens(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
-def test_o16_sampled_logprobs_are_those_of_the_tempered_model(folder: Path, temperature: float) -> None:
+def test_sampled_logprobs_are_those_of_the_tempered_model(folder: Path, temperature: float) -> None:
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     uniforms = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
     prompts = [prompt((5,)), prompt((6, 7, 8)), prompt((9, 10)), prompt((4,) * 5)]
@@ -152,7 +152,7 @@ def test_o16_sampled_logprobs_are_those_of_the_tempered_model(folder: Path, temp
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.5, 2), (0.6, 3), (0.7, 4)])
-def test_o16_top_p_keeps_the_token_that_crosses(top_p: float, kept: int) -> None:
+def test_top_p_keeps_the_token_that_crosses(top_p: float, kept: int) -> None:
     """The rule of transformers; OpenAI's code would keep one token fewer."""
     logits = torch.tensor([[1.0, 1.01, 1.001, 0.0, 0.0, 0.0, 2.0]])
     assert keep_likely(logits, 0, top_p).isfinite().sum() == kept

@@ -1,4 +1,4 @@
-"""What only the whole system can get wrong: O5, O8, O16 and O20 on tiny models, with the parts that a run builds."""
+"""What only the whole system can get wrong: checked on tiny models, with the parts that a run builds."""
 
 import dataclasses
 import statistics
@@ -27,7 +27,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
-def test_o05_before_the_first_update_nothing_has_moved(folder: Path, batch_size: int, sharing: str) -> None:
+def test_before_the_first_update_nothing_has_moved(folder: Path, batch_size: int, sharing: str) -> None:
     """Prompts of unequal length, sampled with a cache at temperature .7, analysed without a cache."""
     parts = parts_of(folder, batch_size=batch_size, critic_sharing=sharing)
     scored, batch = experience(parts)
@@ -41,7 +41,7 @@ def test_o05_before_the_first_update_nothing_has_moved(folder: Path, batch_size:
     assert metrics["loss/policy"] == pytest.approx(0.0, abs=1e-6)  # minus the mean of the whitened advantages
 
 
-def test_o05_stored_logprobs_are_those_of_the_tempered_model(folder: Path) -> None:
+def test_stored_logprobs_are_those_of_the_tempered_model(folder: Path) -> None:
     """Policy and reference alike, against plain transformers on each answer alone; at temperature 1 none could tell."""
     parts = parts_of(folder)
     batch = experience(parts)[1]
@@ -63,13 +63,13 @@ def weights_after_one_update(folder: Path, name: str) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in parts.actor_critic.policy_parameters()]) - before
 
 
-def test_o05_the_first_ppo_update_is_a2cs(folder: Path) -> None:
+def test_the_first_ppo_update_is_a2cs(folder: Path) -> None:
     ppo, a2c = weights_after_one_update(folder, "ppo"), weights_after_one_update(folder, "a2c")
     assert ppo.norm() > 0
     assert (ppo - a2c).norm() < 1e-4 * ppo.norm()
 
 
-def test_o03_the_kl_enters_the_reward_as_k1(tiny_policy: Path) -> None:
+def test_the_kl_enters_the_reward_as_k1(tiny_policy: Path) -> None:
     """Rewards token by token after the policy has moved, with a coefficient of .1."""
     parts = parts_of(tiny_policy)
     parts.updater.update(experience(parts)[1], step=1, kl_coef=0.1, seed=0)
@@ -82,7 +82,7 @@ def test_o03_the_kl_enters_the_reward_as_k1(tiny_policy: Path) -> None:
     torch.testing.assert_close(batch.rewards, expected.masked_fill(~batch.response_mask, 0.0), **CLOSE)
 
 
-def test_o07_advantages_are_whitened_over_the_counted_tokens(tiny_policy: Path) -> None:
+def test_advantages_are_whitened_over_the_counted_tokens(tiny_policy: Path) -> None:
     batch = experience(parts_of(tiny_policy, batch_size=16))[1]
     assert not batch.response_mask.all()
     counted = batch.advantages[batch.response_mask]
@@ -91,7 +91,7 @@ def test_o07_advantages_are_whitened_over_the_counted_tokens(tiny_policy: Path) 
     assert batch.advantages[~batch.response_mask].eq(0).all()
 
 
-def test_o08_the_first_values_are_the_mean_return(folder: Path) -> None:
+def test_the_first_values_are_the_mean_return(folder: Path) -> None:
     """So the advantages are those of V = m: the score - m at the end, and 0.72 A_{t+1} - 0.1 m before."""
     parts = parts_of(folder, algorithm_whiten_advantages=False, algorithm_gamma=0.9, algorithm_gae_lambda=0.8)
     scored, batch = experience(parts)
@@ -105,7 +105,7 @@ def test_o08_the_first_values_are_the_mean_return(folder: Path) -> None:
         assert batch.advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_o08_the_critics_gradient_stays_in_the_critic(folder: Path) -> None:
+def test_the_critics_gradient_stays_in_the_critic(folder: Path) -> None:
     parts = parts_of(folder)
     scored, _ = experience(parts)
     torch.nn.init.normal_(parts.actor_critic.critic.score.weight)
@@ -116,7 +116,7 @@ def test_o08_the_critics_gradient_stays_in_the_critic(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("penalty", "expected"), [(0.0, [0.7, 0.7]), (1.0, [0.7, -0.3])])
-def test_o20_a_missing_end_costs_the_penalty(tiny_policy: Path, penalty: float, expected: list[float]) -> None:
+def test_a_missing_end_costs_the_penalty(tiny_policy: Path, penalty: float, expected: list[float]) -> None:
     parts = parts_of(tiny_policy)
     scored = ended_and_truncated(parts)
     same = dataclasses.replace(scored, scores=torch.tensor([0.7, 0.7]))
@@ -137,9 +137,7 @@ def ended_and_truncated(parts: Parts) -> ScoredRollouts:
 
 
 @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
-def test_o20_what_follows_a_cut_is_nothing_or_the_critics_word(
-    tiny_policy: Path, truncation: str, tmp_path: Path
-) -> None:
+def test_what_follows_a_cut_is_nothing_or_the_critics_word(tiny_policy: Path, truncation: str, tmp_path: Path) -> None:
     """With gamma = lambda = 1 the first return is the score, plus V(whole answer) where that is bootstrapped. The
     values are checked against the critic loaded as a plain classifier."""
     settings = {"whiten_advantages": False, "gae_lambda": 1.0, "kl_coef": 0.0, "truncation": truncation}
@@ -165,7 +163,7 @@ def test_o20_what_follows_a_cut_is_nothing_or_the_critics_word(
     torch.testing.assert_close(batch.advantages[:, 0], expected - before[0] - offset, **CLOSE)
 
 
-def test_o19_the_end_token_learns(folder: Path) -> None:
+def test_the_end_token_learns(folder: Path) -> None:
     """An answer that is nothing but its end: a good score makes ending likelier. The optimum hides a mistake here."""
     parts = parts_of(folder, "a2c", batch_size=2)
     policy, prompt = parts.actor_critic.policy, parts.prompts[1]
@@ -181,7 +179,7 @@ def test_o19_the_end_token_learns(folder: Path) -> None:
     assert after[1].sum() < before[1].sum() - 1e-3
 
 
-def test_o04_the_update_uses_the_clipped_loss_of_core(tiny_policy: Path) -> None:
+def test_the_update_uses_the_clipped_loss_of_core(tiny_policy: Path) -> None:
     """Stored log-probs moved by hand: the reported policy loss is the mean of core's over the counted tokens."""
     parts = parts_of(tiny_policy)
     batch = experience(parts)[1]

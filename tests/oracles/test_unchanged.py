@@ -1,4 +1,4 @@
-"""What must not change: O11 (splits and order), O18 (padding, position, batching), O21 (reference, dropout, ties)."""
+"""What must not change: splits and order, padding, position, batching; reference, dropout, ties."""
 
 import dataclasses
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def same(one: Tensor, other: Tensor) -> None:
 
 @pytest.mark.parametrize("microbatch_tokens", [1, 20, 30])
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
-def test_o11_micro_batches_never_change_the_gradient(folder: Path, microbatch_tokens: int, sharing: str) -> None:
+def test_micro_batches_never_change_the_gradient(folder: Path, microbatch_tokens: int, sharing: str) -> None:
     whole = gradient(folder, critic_sharing=sharing, algorithm_entropy_coef=0.01)
     split = gradient(
         folder, critic_sharing=sharing, algorithm_entropy_coef=0.01, algorithm_microbatch_tokens=microbatch_tokens
@@ -50,13 +50,13 @@ def test_o11_micro_batches_never_change_the_gradient(folder: Path, microbatch_to
     same(whole, split)
 
 
-def test_o11_the_order_of_rows_does_not_matter(tiny_policy: Path) -> None:
+def test_the_order_of_rows_does_not_matter(tiny_policy: Path) -> None:
     mixed = gradient(tiny_policy, lambda batch: select_rows(batch, [3, 7, 0, 5, 1, 6, 2, 4]))
     same(gradient(tiny_policy), mixed)
 
 
 @pytest.mark.parametrize("microbatch_tokens", [1, 16_384])
-def test_o11_a_row_that_counts_no_token_is_as_good_as_absent(tiny_policy: Path, microbatch_tokens: int) -> None:
+def test_a_row_that_counts_no_token_is_as_good_as_absent(tiny_policy: Path, microbatch_tokens: int) -> None:
     def masked(batch: TrainingBatch) -> TrainingBatch:
         mask = batch.response_mask.clone()
         mask[2] = False
@@ -68,7 +68,7 @@ def test_o11_a_row_that_counts_no_token_is_as_good_as_absent(tiny_policy: Path, 
     same(absent, gradient(tiny_policy, masked, algorithm_microbatch_tokens=microbatch_tokens))
 
 
-def test_o11_every_optimizer_step_divides_by_its_own_tokens(tiny_policy: Path) -> None:
+def test_every_optimizer_step_divides_by_its_own_tokens(tiny_policy: Path) -> None:
     """Minibatches of one answer each, at a rate that moves nothing: every step has the gradient of an answer alone."""
     parts = in_double(parts_of(tiny_policy, algorithm_minibatch_size=1, optim_learning_rate=1e-30))
     steps = gradients_of(parts.updater, uneven(parts))
@@ -108,7 +108,7 @@ def with_a_critic(folder: Path, sharing: str) -> Parts:
 @pytest.mark.parametrize(
     "padding", [{"extra_left": 3}, {"extra_right": 2}, {"pad_id": 2}, {"pad_id": 9, "extra_left": 1, "extra_right": 1}]
 )
-def test_o18_padding_changes_nothing(folder: Path, sharing: str, padding: dict[str, int]) -> None:
+def test_padding_changes_nothing(folder: Path, sharing: str, padding: dict[str, int]) -> None:
     parts = with_a_critic(folder, sharing)
     (plain, plain_gradient), (padded, padded_gradient) = statistics(parts), statistics(parts, **padding)
     for ours, theirs in zip(plain, padded, strict=True):
@@ -117,7 +117,7 @@ def test_o18_padding_changes_nothing(folder: Path, sharing: str, padding: dict[s
 
 
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
-def test_o18_an_answer_alone_is_the_answer_in_a_batch(folder: Path, sharing: str) -> None:
+def test_an_answer_alone_is_the_answer_in_a_batch(folder: Path, sharing: str) -> None:
     parts = with_a_critic(folder, sharing)
     together, joint_gradient = statistics(parts)
     alone = [statistics(parts, slice(i, i + 1)) for i in range(3)]
@@ -126,7 +126,7 @@ def test_o18_an_answer_alone_is_the_answer_in_a_batch(folder: Path, sharing: str
     same(joint_gradient, sum(g for _, g in alone))
 
 
-def test_o18_micro_batches_of_an_analysis_change_nothing(folder: Path) -> None:
+def test_micro_batches_of_an_analysis_change_nothing(folder: Path) -> None:
     parts = with_a_critic(folder, "separate")
     rollouts = rollouts_of(PROMPTS, REPLIES)
     one_by_one, at_once = (analyze_all(parts.actor_critic, rollouts, 0.7, tokens) for tokens in (1, 16_384))
@@ -134,7 +134,7 @@ def test_o18_micro_batches_of_an_analysis_change_nothing(folder: Path) -> None:
         torch.testing.assert_close(getattr(one_by_one, field.name), getattr(at_once, field.name), **CLOSE)
 
 
-def test_o18_rewards_are_read_at_the_last_real_token(folder: Path) -> None:
+def test_rewards_are_read_at_the_last_real_token(folder: Path) -> None:
     """Padding on either side, other texts beside it, and end or pad ids within the text change no score."""
     reward_model = RewardModel.load(str(folder), template="{prompt}{response}")
     torch.nn.init.normal_(reward_model.model.score.weight, generator=torch.Generator().manual_seed(0))
@@ -149,7 +149,7 @@ def test_o18_rewards_are_read_at_the_last_real_token(folder: Path) -> None:
             torch.testing.assert_close(reward_model.scores_of(tokens, mask), score.expand(3), rtol=1e-5, atol=1e-5)
 
 
-def test_o21_the_reference_stays_where_the_policy_started(folder: Path) -> None:
+def test_the_reference_stays_where_the_policy_started(folder: Path) -> None:
     parts = parts_of(folder)
     start = [p.detach().clone() for p in parts.reference.policy.parameters()]
     assert not any(p.requires_grad for p in parts.reference.policy.parameters())
@@ -162,7 +162,7 @@ def test_o21_the_reference_stays_where_the_policy_started(folder: Path) -> None:
     assert (batch.logprobs - batch.ref_logprobs).abs().max() > 0.01
 
 
-def test_o21_dropout_is_off_in_every_pass(tiny_gpt2: Path) -> None:
+def test_dropout_is_off_in_every_pass(tiny_gpt2: Path) -> None:
     parts = parts_of(tiny_gpt2)
     assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in parts.actor_critic.modules())
     rollouts = rollouts_of(PROMPTS, REPLIES)
@@ -173,7 +173,7 @@ def test_o21_dropout_is_off_in_every_pass(tiny_gpt2: Path) -> None:
     assert not any(module.training for module in modules if isinstance(module, torch.nn.Dropout))
 
 
-def test_o21_tied_weights_are_one_parameter_and_stay_tied(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_tied_weights_are_one_parameter_and_stay_tied(tiny_gpt2: Path, tmp_path: Path) -> None:
     parts = parts_of(tiny_gpt2)
     policy = parts.actor_critic.policy
     trained = [p for group in parts.updater.optimizer.param_groups for p in group["params"]]
@@ -189,7 +189,7 @@ def test_o21_tied_weights_are_one_parameter_and_stay_tied(tiny_gpt2: Path, tmp_p
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_o21_without_its_adapter_the_policy_is_the_reference(tiny_policy: Path) -> None:
+def test_without_its_adapter_the_policy_is_the_reference(tiny_policy: Path) -> None:
     pytest.importorskip("peft")
     parts = parts_of(tiny_policy, policy_lora={"r": 4}, optim_learning_rate=1e-2)
     rollouts = rollouts_of(PROMPTS, REPLIES)
@@ -201,7 +201,7 @@ def test_o21_without_its_adapter_the_policy_is_the_reference(tiny_policy: Path) 
 
 
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
-def test_o21_a_critic_warm_up_leaves_the_policy_alone(tiny_policy: Path, sharing: str) -> None:
+def test_a_critic_warm_up_leaves_the_policy_alone(tiny_policy: Path, sharing: str) -> None:
     parts = parts_of(tiny_policy, critic_sharing=sharing)
     rollouts = rollouts_of(PROMPTS, REPLIES)
     before = parts.actor_critic.analyze(rollouts, 0.7)

@@ -71,6 +71,25 @@ def test_keep(folder: RunFolder):
     assert len(names(folder)) == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_checkpoint_that_is_a_link_loses_the_link_alone(folder: RunFolder, tmp_path: Path):
+    """Whatever lies at its end, damaged or not."""
+    for number, where in ((1, "whole"), (2, "damaged"), (3, "gone")):
+        shutil.move(save(folder, number), tmp_path / where)
+        (folder.checkpoints / f"step-{number:06d}").symlink_to(tmp_path / where)
+    (tmp_path / "damaged" / "state.json").write_text("{")
+    shutil.rmtree(tmp_path / "gone")
+    found = latest_checkpoint(folder)
+    assert found is not None
+    assert found.step == 1
+    save(folder, 2, keep=2)
+    save(folder, 3, keep=2)
+    assert names(folder) == ["step-000002", "step-000003"]
+    assert not any(path.is_symlink() for path in folder.checkpoints.iterdir())
+    assert (tmp_path / "whole" / "manifest.json").is_file()
+    assert (tmp_path / "damaged" / "state.json").read_text() == "{"
+
+
 def test_steps_are_ordered_as_numbers(folder: RunFolder):
     for step in (999_999, 1_000_000):
         save(folder, step)

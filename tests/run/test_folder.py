@@ -111,6 +111,26 @@ def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Mon
     assert path.read_text() == "old"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+@pytest.mark.parametrize("there", ["a folder", "a file", "a link", "a link to nothing"])
+def test_a_result_takes_the_place_of_whatever_is_there(there: str, tmp_path: Path):
+    """Of a link its own place, not that of what it leads to."""
+    target, other = tmp_path / "model", tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_text("theirs")
+    for path in (target, target.with_name("model.tmp")):
+        if there == "a folder":
+            path.mkdir()
+        elif there == "a file":
+            path.write_text("old")
+        else:
+            path.symlink_to(other if there == "a link" else tmp_path / "nothing")
+    replace_folder(target, lambda folder: folder.joinpath("weights").write_text("new") and None)
+    assert [path.name for path in target.iterdir()] == ["weights"]
+    assert not target.is_symlink()
+    assert (other / "kept").read_text() == "theirs"
+
+
 def test_a_result_can_be_read_by_whom_this_user_lets_read(tmp_path: Path):
     def write(folder: Path) -> None:
         (folder / "model.safetensors").write_text("weights")

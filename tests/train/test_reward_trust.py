@@ -16,6 +16,7 @@ from keel.learn.comparisons import Comparisons, pairwise_losses
 from keel.models.ensemble import RewardEnsemble, load_reward_model
 from keel.models.reward_model import RewardModel
 from keel.run.gate import require_passed
+from keel.train import reward as rewards
 from keel.train import supervised
 from keel.train.reward import reward
 from keel.train.setup import build_parts
@@ -66,6 +67,21 @@ def test_an_ensemble_is_its_members_and_judges_as_one(tiny_policy: Path, tmp_pat
     torch.testing.assert_close(lower, members.mean(0) - 2.0 * deviation)
     assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
     assert json.loads((tmp_path / "run" / "figures.json").read_text()) == figures
+
+
+def test_members_keep_their_checkpoints_until_all_are_joined(tiny_policy: Path, tmp_path: Path):
+    """So a run that ends in between can go on."""
+    given = settings(tmp_path, tiny_policy, members=2, checkpoint={"keep_final": False})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reward(given)
+    reward(given, resume=True)
+    assert list(Path(given.output).rglob("checkpoints")) == []
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_members_have_the_same_data_and_other_orders_and_starts(tiny_policy: Path, tiny_gpt2: Path, tmp_path: Path):

@@ -126,6 +126,26 @@ def test_every_pass_shows_every_row_once(tiny_policy: Path, tmp_path: Path):
     assert rows[:20] != rows[20:40]
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 11, 20])
+@pytest.mark.parametrize("epochs", [0.01, 0.3, 0.5, 0.99, 1.01, 1.3, 2.5])
+def test_no_step_of_a_broken_pass_is_empty(epochs: float, num_rows: int, tiny_policy: Path, tmp_path: Path):
+    for batch_size in (1, 2, 3, 10):
+        settings = config(tmp_path, tiny_policy, epochs=epochs, batch_size=batch_size)
+        steps = range(supervised.num_steps(settings, num_rows))
+        taken = [len(rows_of_step(settings, num_rows, step)) for step in steps]
+        assert min(taken) > 0
+        assert sum(taken) == max(1, round(epochs * num_rows))
+
+
+def test_a_finished_run_may_leave_its_result_alone(tiny_policy: Path, tmp_path: Path):
+    sft(config(tmp_path, tiny_policy, checkpoint={"keep_final": False}))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "model" in names
+    assert "checkpoints" not in names
+    with pytest.raises(ConfigError, match="checkpoints are gone"):
+        sft(config(tmp_path, tiny_policy, epochs=2, checkpoint={"keep_final": False}), resume=True)
+
+
 @pytest.mark.parametrize("fixture", ["tiny_policy", "tiny_gpt2"])
 def test_it_learns_and_saves_a_plain_model(request: pytest.FixtureRequest, tmp_path: Path, fixture: str):
     settings = config(tmp_path, request.getfixturevalue(fixture), epochs=25)

@@ -113,8 +113,10 @@ def _verdict(error: BaseException, resumable: bool = False) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in STORAGE_FAILURES:
         return 5, f"error: {error.filename or 'storage'}: {error.strerror} -> free or repair the storage"
     text = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:  # torch's, of the GPU or the CPU
         return 1, f"error: out of memory: {text[:200]} -> {OUT_OF_MEMORY}"
+    if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM).lower() in text.lower():  # of an import also
+        return 1, "error: out of memory -> end other programs, or use a machine with more"
     return 1, f"unexpected {type(error).__name__}: {text[:500]}; run again with --debug to see where"
 
 

@@ -18,7 +18,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """Serves until a signal comes; returns where."""
     settings = read_command("serve", ServeConfig, arguments, str(__doc__), plain="folder").settings
     if not Path(settings.folder).is_dir():
-        raise ConfigError("no such folder", where=settings.folder, fix="name the folder that your runs lie in")
+        what = "not a folder" if Path(settings.folder).exists() else "no such folder"
+        raise ConfigError(what, where=settings.folder, fix="name the folder that your runs lie in")
     from keel.web.dashboard_serve import serve
 
     return {"address": serve(settings)}

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from keel.config import nearest, not_a_section, parse, setting_names
 from keel.errors import ConfigError
+from keel.files import read_regular
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -75,7 +76,7 @@ def read_command(
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError naming the line of a mistake."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+        content = yaml.load(read_regular(path).decode("utf-8-sig"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read the settings: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:

@@ -204,6 +204,8 @@ class CheckpointSettings(Settings):
     """steps between checkpoints; 0 = only at the end"""
     keep: CountOrNone = 2
     """how many to keep; 0 = all"""
+    keep_final: bool = True
+    """keep them when the run has finished: they are most of its size, but without them it cannot take more steps"""
 
 
 class LogSettings(Settings):

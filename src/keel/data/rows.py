@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from keel.data.messages import Content, Messages, as_messages
 from keel.errors import DataError
+from keel.files import machine_memory, open_regular, read_regular
 
 __all__ = ["Content", "Messages"]  # the rest of the package knows them by this module
 
@@ -17,6 +18,13 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 """Columns that hold whole conversations; the first that a row has is read."""
 
 KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", type(None): "null"}
+
+
+ROWS_AT_ONCE = 16  # unpacked from Parquet
+UNPACKED, UNPACKED_TIMES = (
+    2**30,
+    1000,
+)  # a file whose rows take more than both of these, in bytes and in its sizes, is a trap
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ def naming_place(place: str) -> Iterator[None]:
 
 def _scan_json_lines(file: Path) -> Iterator[Row | DataError]:
     try:
-        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        with _fitting(str(file)):
+            lines = read_regular(file).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise DataError(error.strerror or str(error), where=str(file), fix="give a file that exists") from error
     for number, line in enumerate(lines, start=1):
@@ -139,6 +148,49 @@ def _json_row(line: bytes, number: int, path: str) -> Row | DataError:
     return Row(number, values)
 
 
+def _read_parquet(path: str) -> Iterator[Mapping[str, Any]]:
+    """Rows of a Parquet file, which can hold many times its size: it is unpacked a little at a time and counted."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with open_regular(path) as file, _fitting(path):
+            batches = ParquetFile(file).iter_batches(ROWS_AT_ONCE)
+            yield from _counted((row for batch in batches for row in batch.to_pylist()), path)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"cannot read it: {reason}", path, "give a .jsonl or .parquet file") from error
+
+
+@contextmanager
+def _fitting(path: str) -> Iterator[None]:
+    """Raises DataError where the rows of a file do not fit into memory."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DataError("its rows do not fit into memory", where=path, fix="give a part of them") from error
+
+
+def _counted(rows: Iterable[Mapping[str, Any]], path: str) -> Iterator[Mapping[str, Any]]:
+    """The same rows. Raises DataError before their texts take half of the memory, or far more than the file."""
+    limit = min(machine_memory() / 2, max(UNPACKED, UNPACKED_TIMES * Path(path).stat().st_size))
+    left = limit
+    for row in rows:
+        left -= _size(row)
+        if left < 0:
+            raise DataError(f"its rows unpack to more than {limit / 1e9:.1f} GB", path, "give a part of them")
+        yield row
+
+
+def _size(value: Any) -> int:
+    """Characters of all the texts in a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
+
+
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
@@ -151,33 +203,20 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _has_no_rows(path: str) -> bool:
-    """Of a Parquet file; `datasets` fails on one. A file that cannot be read is left to it to explain."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return bool(parquet.read_metadata(path).num_rows == 0)
-    except (OSError, ValueError, pyarrow.ArrowException):
-        return False
-
-
 def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a Parquet file or a hub data set, streamed so that no copy is written to a cache."""
     if path.startswith((".", "/", "~")) and not Path(path).exists():
         raise DataError("no such file", where=path)
-    if Path(path).is_file() and not path.endswith(".parquet"):
+    if Path(path).exists() and not Path(path).is_dir() and not path.endswith(".parquet"):
         raise DataError("neither .jsonl nor .parquet", where=path, fix="write its rows as JSON lines")
-    if path.endswith(".parquet") and _has_no_rows(path):
+    if path.endswith(".parquet"):
+        yield from _read_parquet(path)
         return
     import datasets
 
     name, _, config = path.partition(":")
     try:
-        if path.endswith(".parquet"):
-            files = {"rows": path}
-            yield from datasets.load_dataset("parquet", data_files=files, split="rows", streaming=True)
-        else:
+        with _fitting(path):
             yield from datasets.load_dataset(name, config or None, split=split, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

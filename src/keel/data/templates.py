@@ -1,7 +1,6 @@
 """Chat templates are programs that come with a model. Jinja's sandbox keeps them from the machine; the limits here
 keep one that never ends, or fills the memory, from the run."""
 
-import math
 import os
 import signal
 import sys
@@ -18,7 +17,8 @@ from keel.errors import ConfigError, DataError
 if sys.platform != "win32":
     import resource
 
-SECONDS = 5.0
+SECONDS = 5  # of processor time: a machine that is busy, or was paused, makes no template a bad one
+PAUSES, PAUSE = 60_000, 0.002  # how often and how long the child is waited for, should it hang without working
 MEGABYTES = 512
 CHARACTERS = 2_000_000
 
@@ -37,7 +37,7 @@ class Template:
         """
         if not self.tried and not ends_in_time(lambda: [self._text(messages, both, tools) for both in (True, False)]):
             raise ConfigError(
-                f"the chat template takes more than {SECONDS:g} s or {MEGABYTES} MB for one conversation",
+                f"the chat template takes more than {SECONDS} s or {MEGABYTES} MB for one conversation",
                 where=self.where,
                 fix="repair it, or use another tokenizer",
             )
@@ -82,13 +82,13 @@ def ends_in_time(job: Callable[[], object]) -> bool:
         pid = os.fork()
     if not pid:
         _in_child(job)
-    ended, deadline = 0, time.monotonic() + SECONDS
+    ended = 0
     try:
-        while time.monotonic() < deadline:
+        for _ in range(PAUSES):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status) == 0
-            time.sleep(0.002)
+            time.sleep(PAUSE)
     finally:
         if not ended:
             os.kill(pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def _in_child(job: Callable[[], object]) -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + MEGABYTES * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(SECONDS) + 1,) * 2)  # also when nobody waits any more
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         job()
         code = 0
     except MemoryError:

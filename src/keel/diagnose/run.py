@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from keel.diagnose.run_settings import check_settings, named_sources
 from keel.errors import CheckpointError, ConfigError
+from keel.files import read_regular
 from keel.run.folder import RunFolder
 from keel.run.lock import is_running, lock_owner
 
@@ -118,7 +119,8 @@ def read_run(path: str | Path) -> Run:
     """
     folder = RunFolder(path)
     if not folder.path.is_dir():
-        raise ConfigError("no such folder", where=str(path))
+        is_there = folder.path.exists()
+        raise ConfigError("not a folder" if is_there else "no such folder", str(path), "name a run folder")
     if not folder.config.is_file():
         raise ConfigError("this folder holds no run (no config.yaml)", where=str(path), fix="name a run folder")
     run = Run.of_lines(folder.path, folder.settings(), read_metrics(folder.metrics), state_of(folder))
@@ -142,7 +144,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 def read_metrics(path: Path) -> list[Mapping[str, Any]]:
     """The whole lines of metrics.jsonl by step. Raises CheckpointError for one that is none, an empty one included."""
     try:
-        whole = path.read_bytes().rpartition(b"\n")[0]
+        whole = read_regular(path).rpartition(b"\n")[0]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -168,7 +170,7 @@ def step_of(row: Any) -> int:
 def state_of(folder: RunFolder) -> State:
     """From what the run wrote when it ended, or whether its process is there."""
     with suppress(OSError, *NO_JSON):
-        said = json.loads(folder.ended.read_text(encoding="utf-8"))
+        said = json.loads(read_regular(folder.ended))
         standing: Standing = next((known for known in STANDINGS if known == said["standing"]), "unknown")
         return State(standing, str(said["what"]))
     owner, running = lock_owner(folder.path), is_running(folder.path)
@@ -193,7 +195,7 @@ def _number(value: Any) -> float:
 def _figures(folder: Path) -> dict[str, float]:
     """The finite numbers of figures.json; none where it cannot be read."""
     try:
-        found = json.loads((folder / "figures.json").read_text(encoding="utf-8")).items()
+        found = json.loads(read_regular(folder / "figures.json")).items()
     except (OSError, AttributeError, *NO_JSON):
         return {}
     return {name: _number(value) for name, value in found if _number(value) == _number(value)}

@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 
 from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
-from keel.run.folder import RunFolder, sha256, storage, sync
+from keel.files import read_regular
+from keel.run.folder import RunFolder, remove, sha256, storage, sync
 from keel.run.metrics import sync_to_disk
 
 FORMAT = 1
@@ -75,7 +76,7 @@ def save_checkpoint(
     try:
         with storage(partial):
             failpoint("save.begin")
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
             partial.mkdir(parents=True)
             for log in (folder.metrics, folder.rollouts):
                 sync_to_disk(log)
@@ -104,7 +105,7 @@ def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
     for path in reversed(_saved(folder)):
         fault = _fault(path)
         if fault is None:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            state = json.loads(read_regular(path / "state.json"))
             return Checkpoint(path, _step_of(path), state, tuple(ignored + damaged))
         damaged.append(f"{path.name}: {fault}")
     if damaged:
@@ -182,8 +183,8 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 
 def _make_visible(partial: Path, target: Path) -> None:
-    if target.exists():  # only one that fails its manifest gets here
-        shutil.rmtree(target)
+    if target.exists() or target.is_symlink():  # only one that fails its manifest gets here
+        remove(target)
     partial.rename(target)
     sync(target.parent)
 
@@ -192,13 +193,13 @@ def _delete_old(folder: RunFolder, step: int, keep: int) -> None:
     # Ones beyond this step are left for a person to look at: they were damaged, else the run had resumed from them.
     until_now = [path for path in _saved(folder) if _step_of(path) <= step]
     for path in until_now[:-keep] if keep else []:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def _fault(folder: Path) -> str | None:
     """Why the checkpoint cannot be trusted; None when every file is what the manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(folder / MANIFEST))
         if manifest["format"] != FORMAT or manifest["step"] != _step_of(folder):
             return f"{MANIFEST} is of another format or step"
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}

@@ -13,6 +13,7 @@ import yaml
 
 from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
+from keel.files import read_regular
 from keel.run.lock import take_lock
 from keel.terminal import tell
 
@@ -58,7 +59,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     partial = target.with_name(f"{target.name}.tmp")
     with storage(target):
         failpoint("result.begin")
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
         write(partial)
         readable = partial.stat().st_mode & 0o666  # what this user's new files are; some libraries make theirs private
@@ -67,10 +68,18 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
                 path.chmod(readable)
             sync(path)
         failpoint("result.visible")
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target)
         partial.rename(target)
         sync(target.parent)
         failpoint("result.done")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it is there; of a link the link alone, never what it leads to. Raises OSError."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def sync(path: Path) -> None:
@@ -157,7 +166,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The settings the run was started with. Raises CheckpointError when they cannot be read."""
         try:
-            saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            saved = yaml.safe_load(read_regular(self.config).decode())
         except (OSError, yaml.YAMLError, *NO_YAML) as error:
             raise CheckpointError("the run's settings cannot be read", where=str(self.config)) from error
         if not isinstance(saved, dict):

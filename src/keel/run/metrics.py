@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
+from keel.files import read_regular
 from keel.run.folder import storage, write_atomic
 from keel.terminal import tell
 
@@ -101,7 +102,7 @@ def _logged_lines(path: Path) -> Iterator[tuple[tuple[int, int], bytes, int]]:
     if not path.exists():
         return
     with storage(path):
-        whole, _, tail = path.read_bytes().rpartition(b"\n")
+        whole, _, tail = read_regular(path).rpartition(b"\n")
     lines = whole.split(b"\n") if whole else []
     last = (0, -1)
     for number, line in enumerate([*lines, tail], start=1):

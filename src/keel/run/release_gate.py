@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from keel.config import nearest
 from keel.errors import ConfigError
+from keel.files import read_regular
 
 DEMAND = re.compile(
     r"(?:(?P<end>low|high)\(\s*)?"
@@ -59,7 +59,7 @@ def read_gate(gate: str) -> list[Demand]:
     text = gate
     if gate.strip() and not re.search(r"[<>]", gate):
         try:
-            text = Path(gate).read_text(encoding="utf-8-sig")
+            text = read_regular(gate).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{gate!r} is neither a demand nor a file", "gate", 'as in "score>=0, kl<=20"') from error
     text = "\n".join(line.partition("#")[0] for line in text.splitlines())

@@ -4,7 +4,6 @@ Every layer adds the same memory and the same time. So steps of the real code, w
 and batch sizes, but random models of one layer, and then of two, foretell those of the full depth.
 """
 
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keel.config import PlanConfig, parse
 from keel.errors import ConfigError
+from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
 from keel.models.adapters import base_of, with_lora
 from keel.models.ensemble import members_of
@@ -32,7 +32,7 @@ SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 def plan(config: PlanConfig) -> dict[str, Any]:
     """The forecast: memory of each model, peak and seconds of each phase, and the changes that make the run fit."""
     config = with_members(config)
-    available = config.memory_gb * 1e9 if config.memory_gb else machine_memory()
+    available = config.memory_gb * 1e9 if config.memory_gb else device_memory()
     cost = forecast(config)
     return {
         "models": resident(config),
@@ -198,11 +198,8 @@ def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, 
     return {"weights": sum(size.values()) if own_base else trained, "gradients": trained, "optimizer": 2 * trained}
 
 
-def machine_memory() -> float:
+def device_memory() -> float:
     """Bytes of the GPU, or of the machine as far as this process may use them."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(total, float(text)) if text.isdigit() else total
+    return machine_memory()

@@ -15,7 +15,7 @@ from keel.failpoints import failpoint
 from keel.interrupts import held, interruptible, sealed, waiting, watched
 from keel.learn.optim import warmup_warning
 from keel.run.checkpoint import checkpoint_to_resume
-from keel.run.folder import RunFolder
+from keel.run.folder import RunFolder, remove
 from keel.run.origin import check_origin
 from keel.terminal import tell
 from keel.train.check import self_check
@@ -63,6 +63,8 @@ def train_policy(
                         state.unlogged = learn_or_tell(parts, state, experience, folder)
                     metrics = finish_step(parts, state, folder, records)
             save_result(parts, folder)
+            if world.is_main and not config.checkpoint.keep_final:
+                remove(folder.checkpoints)
     return metrics
 
 

@@ -12,7 +12,7 @@ from keel.models.ensemble import RewardEnsemble, save_ensemble
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.reward_model import RewardModel
-from keel.run.folder import RunFolder, replace_folder, write_figures
+from keel.run.folder import RunFolder, remove, replace_folder, write_figures
 from keel.run.gate import check_held_out
 from keel.run.held_out import write_held_out
 from keel.terminal import tell
@@ -37,7 +37,10 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
         for number, settings in enumerate(members, start=1):
             tell(f"member {number} of {config.members}")
             fit_model(settings, split, resume, own_head=True)
-        return join([Path(settings.output) / "model" for settings in members], config, split, folder)
+        figures = join([Path(settings.output) / "model" for settings in members], config, split, folder)
+        for settings in members if not config.checkpoint.keep_final else ():
+            remove(RunFolder(settings.output).checkpoints)
+        return figures
 
 
 def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_head: bool = False) -> dict[str, float]:
@@ -68,6 +71,7 @@ def member_settings(config: RewardConfig, number: int) -> RewardConfig:
         "members": 1,
         "member_models": [],
         "gate": {},
+        "checkpoint": config.checkpoint.model_copy(update={"keep_final": True}),  # until all have finished
     }
     return config.model_copy(update=own)
 

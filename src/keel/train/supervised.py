@@ -21,7 +21,7 @@ from keel.learn.optim import (
     set_learning_rate,
     warmup_warning,
 )
-from keel.run.folder import RunFolder, replace_folder, write_figures
+from keel.run.folder import RunFolder, remove, replace_folder, write_figures
 from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
 from keel.run.origin import check_origin
 from keel.terminal import tell
@@ -46,6 +46,8 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
         figures = train(config, task, folder, resume)
         with sealed():
             publish(folder, task, figures)
+            if not config.checkpoint.keep_final:
+                remove(folder.checkpoints)
     return figures
 
 
@@ -174,12 +176,17 @@ def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float
 
 
 def num_steps(config: SupervisedSettings, num_rows: int) -> int:
-    return max(1, math.ceil(config.epochs * num_rows / config.batch_size))
+    return math.ceil(num_rows_taken(config, num_rows) / config.batch_size)
+
+
+def num_rows_taken(config: SupervisedSettings, num_rows: int) -> int:
+    """Rows of all passes together; of a pass that is not whole the nearest number, and one at least."""
+    return max(1, round(config.epochs * num_rows))
 
 
 def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[int]:
     """Each pass is a fresh shuffle that depends on seed and pass alone; a batch may reach into the next pass."""
-    end = min((step + 1) * config.batch_size, max(1, round(config.epochs * num_rows)))
+    end = min((step + 1) * config.batch_size, num_rows_taken(config, num_rows))
     rows: list[int] = []
     for position in range(step * config.batch_size, end):
         epoch, place = divmod(position, num_rows)
