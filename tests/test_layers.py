@@ -39,8 +39,8 @@ class Layer:
 LAYERS = {
     "errors": Layer.of("", frozenset()),
     "terminal": Layer.of("", frozenset()),
-    "files": Layer.of("", frozenset()),
     "failpoints": Layer.of("errors", frozenset()),
+    "files": Layer.of("", frozenset()),
     "interrupts": Layer.of("errors", frozenset()),
     "config": Layer.of("files errors", SETTINGS),
     "kernels": Layer.of("", frozenset({"torch"})),
@@ -50,17 +50,19 @@ LAYERS = {
     "models": Layer.of("kernels core data world errors"),
     "rollout": Layer.of("models data kernels core world errors"),
     "learn": Layer.of("models data core world failpoints errors"),
-    "run": Layer.of("kernels data.judging data.preferences world failpoints files terminal errors config"),
-    "diagnose": Layer.of("data.agreement data.judging data.preferences data.rows run.folder config files errors"),
+    "run": Layer.of("kernels data.judging data.preferences world failpoints terminal files errors config"),
+    "diagnose": Layer.of(
+        "data.agreement data.judging data.preferences data.rows run.folder run.lock files config errors"
+    ),
     "train": Layer.of(
-        "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal errors"
+        "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal files errors"
     ),
     "server": Layer.of("rollout data config terminal errors"),
-    "web": Layer.of("data server.limits run.folder diagnose config files terminal errors"),
+    "web": Layer.of("data server.limits run.folder run.lock diagnose files config terminal errors"),
     "quickstart": Layer.of("train diagnose data run config web interrupts errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
-        "errors config files interrupts terminal",
+        "errors config interrupts terminal",
         SETTINGS | {"rich"},
         inside_functions="core world data models rollout learn run train diagnose web server quickstart",
     ),

@@ -1,4 +1,4 @@
-"""Opening files that others name: regular files only, for a pipe or a device may never end, or never begin."""
+"""Only regular files are opened where somebody else may have put something: nothing blocks, and nothing is endless."""
 
 import errno
 import os
@@ -8,26 +8,31 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading. Raises OSError, also for a pipe, a socket or a device, on which reading could wait."""
+    """Open a regular file (or a link to one) for reading.
+
+    Raises OSError, also for a FIFO, a device or a socket, which could block for ever or never end.
+    """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        mode = os.fstat(handle).st_mode
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_regular(path: str | Path) -> bytes:
     """The content of a regular file. Raises OSError."""
     with open_regular(path) as file:
         return file.read()
 
 
-def read_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """The content of a regular text file; line ends of any system become newlines. Raises OSError, UnicodeError."""
-    return read_bytes(path).decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
+def require_regular(path: str | Path) -> None:
+    """Raises OSError for what exists and is neither a regular file nor a folder."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))

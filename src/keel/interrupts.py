@@ -1,7 +1,9 @@
-"""SIGTERM and SIGINT (Ctrl-C) end a run at a place from which it goes on exactly.
+"""A signal that asks the process to end (SIGTERM, Ctrl-C, a closed terminal's SIGHUP, what schedulers send) ends a run
+at a place from which it goes on exactly.
 
 What changes weights or files is `held`: a signal waits for its end, though not for long; or `sealed`: it waits for the
-end however long that takes. Everywhere else a signal acts at once. A second Ctrl-C ends the process there and then.
+end however long that takes. Everywhere else a signal acts at once. A second Ctrl-C (or SIGQUIT) ends the process there
+and then.
 """
 
 import math
@@ -19,14 +21,20 @@ from keel.errors import Interrupted
 
 GRACE_SECONDS = 5.0
 TOGETHER_SECONDS = 0.5  # one Ctrl-C can reach a process twice, from the terminal and from its parent
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+BY_DEFAULT = (
+    tuple(  # taken over only where they would end the process: `nohup` and a program of the caller's come first
+        getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU", "SIGQUIT") if hasattr(signal, name)
+    )
+)
+KEYS = (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT))  # which a person presses again who will not wait
 
 
 class _Watch:
     """The signal that came, when it came, and how long what goes on may make it wait."""
 
     def __init__(self) -> None:
-        self.before: list[Any] | None = None  # the handlers outside; None while nothing is watched
+        self.before: dict[signal.Signals, Any] = {}  # the handlers outside; empty while nothing is watched
         self.forget()
 
     def forget(self) -> None:
@@ -38,9 +46,9 @@ class _Watch:
         if self.caught is None:
             self.caught, self.since = signal.Signals(number), time.monotonic()
             _say(f"{self.caught.name}: stopping")
-        elif number == signal.SIGINT and waited > TOGETHER_SECONDS:
+        elif number in KEYS and waited > TOGETHER_SECONDS:
             _say("stopped at once")
-            os._exit(130)
+            os._exit(128 + number)
         self.act()
 
     def act(self) -> None:
@@ -56,9 +64,9 @@ class _Watch:
             again.start()
 
     def restore(self) -> None:
-        for number, handler in zip(SIGNALS, self.before or (), strict=False):
+        for number, handler in self.before.items():
             signal.signal(number, handler)
-        self.before = None
+        self.before = {}
 
 
 _watch = _Watch()
@@ -73,9 +81,10 @@ def watched() -> Iterator[None]:
         yield
         return
     _watch.forget()
-    _watch.before = [signal.getsignal(number) for number in SIGNALS]
+    ending = [number for number in BY_DEFAULT if signal.getsignal(number) == signal.SIG_DFL]
+    _watch.before = {number: signal.getsignal(number) for number in (*ALWAYS, *ending)}
     try:
-        for number in SIGNALS:
+        for number in _watch.before:
             signal.signal(number, _watch.receive)
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from contextlib import suppress
 
 JOINERS = "\u200c\u200d"
 
@@ -15,8 +16,9 @@ def literal(text: str) -> str:
 
 
 def tell(what: str) -> None:
-    """One line on standard error, at once."""
-    print(f"keel: {literal(what)}", file=sys.stderr, flush=True)
+    """One line on standard error, at once. Where nobody reads any more (a closed terminal), nothing."""
+    with suppress(OSError):
+        print(f"keel: {literal(what)}", file=sys.stderr, flush=True)
 
 
 def _escape(character: str) -> str:

@@ -1,26 +1,31 @@
-"""F-05: SIGTERM and Ctrl-C end a run within seconds, in any phase, and it goes on as if nothing had been."""
+"""F-05: signals that ask a run to end do so within seconds, in any phase, and it goes on as if nothing had been."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import keel
+from keel.cli.main import main
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 
 from ..runs import lines
-from .children import STAGES, committed, exhaustive, needs_fork, run, same, start, train_stage
+from .children import STAGES, Child, committed, exhaustive, needs_fork, run, same, start, train_stage
 
 pytestmark = [needs_fork, pytest.mark.slow]
 
 SECONDS = 10.0
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+OTHERS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU, signal.SIGQUIT]
 # What goes on when the signal comes, and the step that is saved then.
 PHASES = {
     "start-up": ("start.loaded=sleep:60", 0),
@@ -35,8 +40,9 @@ PHASES = {
 
 
 def phases() -> list[Any]:
-    smoke = [("sampling", signal.SIGTERM), ("update", signal.SIGINT)]
-    every = [(phase, number) for phase in PHASES for number in (signal.SIGTERM, signal.SIGINT)]
+    smoke = [("sampling", signal.SIGTERM), ("update", signal.SIGINT), ("targets", signal.SIGUSR1)]
+    every = [(phase, number) for phase in PHASES for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    every += [(phase, number) for phase in ("targets", "update") for number in OTHERS if number != signal.SIGHUP]
     return [pytest.param(*trial, marks=() if trial in smoke else exhaustive) for trial in every]
 
 
@@ -110,6 +116,31 @@ def test_f05_other_stages(name: str, number: signal.Signals, tiny_policy: Path, 
     child.until("failpoint")
     child.send(number)
     assert child.wait(SECONDS) == 75
+    assert committed(stopped) == 3
+    assert run(stopped, resume=True) == 0
+    same(stopped.output, whole.output)
+
+
+def test_f05_a_terminal_that_is_closed(tiny_policy: Path, tmp_path: Path) -> None:
+    """The run finishes its step and saves it, though nobody can read its words any more."""
+    whole = train_stage(tiny_policy, tmp_path)
+    assert run(whole) == 0
+    stopped = whole.at(tmp_path / "stopped")
+    arguments = stopped.arguments()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+        pid, terminal = pty.fork()
+    if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the child's whole life
+        torch.set_num_threads(1)
+        os.environ["KEEL_FAILPOINT"] = "step.update:3=sleep:1"
+        os._exit(main(arguments))
+    words = b""
+    while b"failpoint" not in words:
+        words += os.read(terminal, 1000)
+    os.close(terminal)
+    assert Child(pid, tmp_path / "none").wait(SECONDS) == 75
     assert committed(stopped) == 3
     assert run(stopped, resume=True) == 0
     same(stopped.output, whole.output)

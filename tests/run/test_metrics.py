@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -50,7 +51,7 @@ def test_truncate_after(tmp_path: Path):
     truncate_after(tmp_path / "none.jsonl", 3)
 
 
-@pytest.mark.parametrize("torn", range(1, 14))
+@pytest.mark.parametrize("torn", range(2, 14))
 def test_a_torn_last_line_is_dropped_and_logging_goes_on(tmp_path: Path, torn: int):
     path = tmp_path / "metrics.jsonl"
     line = '{"step": 2, "é": 1}\n'.encode()
@@ -61,9 +62,59 @@ def test_a_torn_last_line_is_dropped_and_logging_goes_on(tmp_path: Path, torn: i
     assert steps(path) == [1, 2]
 
 
-def test_a_broken_line_elsewhere_is_named(tmp_path: Path):
+LOG = [{"step": step, "row": row, "rows": 2, "prompt": "p"} for step in range(1, 7) for row in range(2)]
+EDITS: dict[str, tuple[Callable[[list[str]], str], str]] = {
+    "untouched": ("".join, ""),
+    "no newline at the end": (lambda log: "".join(log)[:-1], ""),
+    "torn at the end": (lambda log: "".join(log)[:-9], "lines of step 6 are missing"),
+    "zeros at the end": (lambda log: "".join(log[:-2]) + "\0" * 80, "lines of step 6 are missing"),
+    "a row gone": (lambda log: "".join(log[:3] + log[4:]), "lines of step 2 are missing"),
+    "steps gone": (lambda log: "".join(log[:2] + log[4:6] + log[10:]), "lines of steps 2, 4 to 5 are missing"),
+    "an older copy": (lambda log: "".join(log[:4]), "lines of steps 3 to 6 are missing"),
+    "empty": (lambda log: "", "lines of steps 1 to 6 are missing"),
+    "a row doubled": (lambda log: "".join(log[:3] + log[2:]), "step 2 stood there more than once"),
+    "doubled": (lambda log: "".join(log * 2), "steps 1 to 6 stood there more than once"),
+    "in another order": (lambda log: "".join(reversed(log)), ""),
+    "doubled for lost": (lambda log: "".join(log[:4] + log[2:4] + log[6:]), "lines of step 3 are missing"),
+}
+
+
+@pytest.mark.parametrize("edit", list(EDITS))
+def test_what_a_log_lost_or_has_twice_is_told(edit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whatever happened to the file, each line that is left stands in it once and in order."""
+    path = tmp_path / "rollouts.jsonl"
+    change, said = EDITS[edit]
+    whole = [json.dumps(row) + "\n" for row in LOG]
+    path.write_text(change(whole))
+    truncate_after(path, 6, first=1)
+    left = path.read_text()
+    assert left.splitlines(keepends=True) == [line for line in whole if line in left]
+    words = capsys.readouterr().err
+    assert said in words
+    assert bool(words) == bool(said)
+    truncate_after(path, 3, first=1)
+    assert set(steps(path)) <= {1, 2, 3}
+
+
+def test_a_log_that_is_gone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    truncate_after(tmp_path / "metrics.jsonl", 4, first=0)
+    assert "lines of steps 0 to 4 are missing" in capsys.readouterr().err
+    truncate_after(tmp_path / "metrics.jsonl", -1, first=0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_step_logged_twice_is_the_last(tmp_path: Path):
+    """As readers of the file have it."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 1, "a": 3}\n')
+    truncate_after(path, 2, first=1)
+    assert path.read_text() == '{"step": 1, "a": 3}\n{"step": 2, "a": 2}\n'
+
+
+@pytest.mark.parametrize("line", ['{"st', "", "[]", '{"step": "2"}', '{"step": 2.5}', '{"step": true}', "[" * 99_999])
+def test_a_broken_line_elsewhere_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: not a line of this run"):
         truncate_after(path, 3)
 

@@ -1,5 +1,6 @@
 """A run that is killed and resumed is the run that was left alone, bit for bit."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,44 @@ def test_a_resumed_run_is_the_straight_run(name: str, tiny_policy: Path, tmp_pat
     assert expected[0]["objective/kl_coef"] == expected[1]["objective/kl_coef"] or "algorithm.target_kl" in changes
 
 
-def test_killed_before_the_first_checkpoint_it_starts_again(tiny_policy: Path, tmp_path: Path) -> None:
+def test_killed_before_the_first_checkpoint_it_starts_again(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = {"steps": 2, "checkpoint.every": 2, "reward.normalize": "reference"}
     expected = train(tiny_policy, tmp_path / "straight", changes)
     train_until_killed(tiny_policy, tmp_path / "resumed", changes, step=2)
     assert without_clock(train(tiny_policy, tmp_path / "resumed", changes, resume=True)) == without_clock(expected)
+    assert "no checkpoint in" in capsys.readouterr().err
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tiny_policy: Path, tmp_path: Path) -> None:
+    train(tiny_policy, tmp_path, {"steps": 1})
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="checkpoints are gone"):
+        train(tiny_policy, tmp_path, {"steps": 2}, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_what_the_logs_lost_is_told_on_resume(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each step that is still there stands in the logs once, and the run goes on."""
+    train(tiny_policy, tmp_path, {"steps": 3})
+    metrics, rollouts = tmp_path / "metrics.jsonl", tmp_path / "rollouts.jsonl"
+    first, _second, third = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(first + third + third)
+    rows = rollouts.read_text().splitlines(keepends=True)
+    assert len(rows) == 12
+    rollouts.write_text("".join(rows[:1] + rows[4:]))
+    capsys.readouterr()
+    train(tiny_policy, tmp_path, {"steps": 4}, resume=True)
+    told = capsys.readouterr().err
+    assert "metrics.jsonl: lines of step 2 are missing" in told
+    assert "metrics.jsonl: lines of step 3 stood there more than once" in told
+    assert "rollouts.jsonl: lines of step 1 are missing" in told
+    assert [line["step"] for line in lines(metrics)] == [1, 3, 4]
+    assert [line["step"] for line in lines(rollouts)] == [1] + [2] * 4 + [3] * 4 + [4] * 4
 
 
 def test_a_finished_run_may_go_on(tiny_policy: Path, tmp_path: Path) -> None:

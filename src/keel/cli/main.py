@@ -59,8 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
                 error = Interrupted(asked)
             verb = next((argument for argument in arguments if argument != "--debug"), "")
             code, line = _verdict(error, resumable=verb in RESUMABLE)
-            with contextlib.suppress(OSError):  # whoever listened may be gone
-                tell(line)
+            tell(line)
             return code
 
 

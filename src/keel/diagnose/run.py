@@ -16,6 +16,7 @@ from keel.config import RewardSource
 from keel.diagnose.run_settings import check_settings
 from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder
+from keel.run.lock import is_running, lock_owner
 
 PARTS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "faults"}
 """Folders inside a run, which hold no runs of their own to look at."""
@@ -174,28 +175,14 @@ def state_of(folder: RunFolder) -> State:
         said = json.loads(folder.ended.read_text(encoding="utf-8"))
         standing: Standing = next((known for known in STANDINGS if known == said["standing"]), "unknown")
         return State(standing, str(said["what"]))
-    try:
-        owner = (folder.path / ".lock").read_text(encoding="utf-8", errors="replace").split()
-        if _alive(int(owner[1])):
-            return State("running")
-    except (OSError, ValueError, IndexError):
+    owner, running = lock_owner(folder.path), is_running(folder.path)
+    if owner is None or running is None:
         return State("unknown")
+    if running:
+        return State("running")
     if folder.policy.is_dir() or folder.model.is_dir():  # the result, which is written last
         return State("finished")
-    return State("died", f"process {owner[1]} is gone and left no word")
-
-
-def _alive(process: int) -> bool:
-    """Raises ValueError for a number that no process has."""
-    if not 0 < process < 2**31:
-        raise ValueError(f"{process} is no process")
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to somebody else
-        return True
-    return True
+    return State("died", f"process {owner.process} is gone and left no word")
 
 
 def _series(lines: list[Mapping[str, Any]], name: str) -> Series:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from keel.errors import CheckpointError
+from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.run.folder import RunFolder, sha256, storage, sync
 from keel.run.metrics import sync_to_disk
@@ -114,6 +114,21 @@ def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
             "start again in another output",
         )
     return None
+
+
+def checkpoint_to_resume(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint that a resumed run goes on from, or None where it begins again; `say` is told which it is.
+
+    Raises CheckpointError when all are damaged, ConfigError for a finished run whose checkpoints are gone.
+    """
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None:
+        say(str(checkpoint))
+    elif folder.holds_result:
+        raise ConfigError("finished, and its checkpoints are gone", str(folder.path), "choose another output")
+    elif folder.holds_run:
+        say(f"no checkpoint in {folder.path}: beginning again from step 0")
+    return checkpoint
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

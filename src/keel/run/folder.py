@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +13,8 @@ import yaml
 
 from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
+from keel.run.lock import take_lock
 from keel.terminal import tell
-
-if sys.platform != "win32":
-    import fcntl
 
 # Settings that a resumed run may change: none of them alters the steps already taken.
 FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor")
@@ -122,7 +118,7 @@ class RunFolder:
         folder = cls(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            folder._take_lock()
+            folder._lock = take_lock(folder.path)
         except OSError as error:
             raise ConfigError(f"cannot write here: {error.strerror}", str(path), "choose another output") from error
         if folder.holds_run:
@@ -136,8 +132,12 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """A start that failed before its first step leaves settings only, and may be repeated."""
-        progress = (self.metrics, self.checkpoints, self.policy, self.model, self.members)
-        return any(_has_content(path) for path in progress)
+        return self.holds_result or any(_has_content(path) for path in (self.metrics, self.checkpoints))
+
+    @property
+    def holds_result(self) -> bool:
+        """The trained models are written last."""
+        return any(_has_content(path) for path in (self.policy, self.model, self.members))
 
     @contextmanager
     def told(self) -> Iterator[Self]:
@@ -178,22 +178,6 @@ class RunFolder:
 
     def __del__(self) -> None:
         self.close()
-
-    def _take_lock(self) -> None:
-        # The lock belongs to the open file: it dies with the process, so a killed run leaves none behind.
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.read(handle, 200).decode(errors="replace")
-                os.close(handle)
-                raise ConfigError(
-                    f"in use by {owner}", str(self.path), "wait for it, or choose another output"
-                ) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
-        self._lock = handle
 
     def _check_resumable(self, settings: Mapping[str, Any], resume: bool) -> None:
         if not resume:

@@ -3,13 +3,17 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.run.folder import storage, write_atomic
+from keel.terminal import tell
+
+SHOWN = 8  # places of a log that are named in a line
 
 
 class MetricSink(Protocol):
@@ -56,7 +60,7 @@ class TensorBoardMetrics:
 
 
 class RolloutLog:
-    """Answers with their scores, some of every step: `{"step": 3, "prompt": ..., "response": ..., ...}`."""
+    """Answers with their scores, some of every step: `{"step": 3, "row": 0, "rows": 4, "prompt": ..., ...}`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,24 +73,66 @@ class RolloutLog:
         """Nothing is held open."""
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last line cut short by a crash; a resumed run then writes each step once.
+def truncate_after(path: Path, step: int, first: int | None = None) -> None:
+    """Cut a log back to what a run that goes on after `step` has written: each line once, in the order of the steps.
 
+    Drops the lines of later steps and a last line that a crash cut short. Lines that stand twice are kept once, as
+    they were written last; that is told, and which of the steps from `first` on have lost lines (None: any may).
     Raises CheckpointError when another line is broken.
     """
+    lines: dict[tuple[int, int], bytes] = {}
+    twice, wanted = set[int](), dict[int, int]()
+    for place, line, rows in _logged_lines(path):
+        if place[0] <= step:
+            if place in lines:
+                twice.add(place[0])
+            lines[place] = line
+            wanted[place[0]] = rows
+    if path.exists():
+        write_atomic(path, b"".join(lines[place] + b"\n" for place in sorted(lines)))
+    found = Counter(number for number, _ in lines)
+    lost = [] if first is None else [n for n in range(first, step + 1) if found[n] < wanted.get(n, 1)]
+    if lost:
+        tell(f"{path}: lines of step{_ranges(lost)} are missing: the run goes on, its record stays without them")
+    if twice:
+        tell(f"{path}: lines of step{_ranges(sorted(twice))} stood there more than once: the last of each is kept")
+
+
+def _logged_lines(path: Path) -> Iterator[tuple[tuple[int, int], bytes, int]]:
+    """(step, row of the step), the line, and how many rows the step has, of each whole line."""
     if not path.exists():
         return
     with storage(path):
-        whole, _, _torn = path.read_bytes().rpartition(b"\n")
-    kept = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        whole, _, tail = path.read_bytes().rpartition(b"\n")
+    lines = whole.split(b"\n") if whole else []
+    last = (0, -1)
+    for number, line in enumerate([*lines, tail], start=1):
         try:
-            keep = json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError) as error:
+            values = json.loads(line)
+            step, rows = values["step"], values.get("rows", 1)
+            following = last[1] + 1 if last[0] == step else 0  # of a log that does not number its rows
+            place = (step, values.get("row", following if "prompt" in values else 0))
+            if not all(type(each) is int and each >= 0 for each in (*place, rows)):
+                raise ValueError("no step")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if number > len(lines):  # cut short
+                return
             raise CheckpointError("not a line of this run", f"{path}:{number}", "repair or remove it") from error
-        if keep:
-            kept.append(line.decode() + "\n")
-    write_atomic(path, "".join(kept))
+        last = place
+        yield place, line, rows
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """As in `s 2, 5 to 7`, of ascending numbers; ` 2` of one."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and step == parts[-1][1] + 1:
+            parts[-1][1] = step
+        else:
+            parts.append([step, step])
+    shown = [f"{low}" if low == high else f"{low} to {high}" for low, high in parts]
+    more = f" and {len(shown) - SHOWN} more places" if len(shown) > SHOWN else ""
+    return f"{'s' if len(steps) > 1 else ''} {', '.join(shown[:SHOWN])}{more}"
 
 
 def sync_to_disk(path: Path) -> None:

@@ -15,7 +15,7 @@ from keel.failpoints import failpoint, poisoned
 from keel.interrupts import sealed
 from keel.learn.guard import Guard, fault_of, require_finite
 from keel.learn.optim import clip_gradients, gradient_norm
-from keel.run.checkpoint import latest_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from keel.run.checkpoint import checkpoint_to_resume, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder
 from keel.terminal import tell
 
@@ -112,7 +112,7 @@ def save(folder: RunFolder, learner: Learner, keep: int) -> None:
 
 def restore(folder: RunFolder, learner: Learner) -> None:
     """Put back the newest checkpoint, if there is one."""
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = checkpoint_to_resume(folder, tell)
     if checkpoint is None:
         return
     saved = checkpoint.tensors("weights")
@@ -124,7 +124,6 @@ def restore(folder: RunFolder, learner: Learner) -> None:
     load_optimizer_tensors(learner.optimizer, checkpoint.tensors("optimizer"))
     learner.guard.restore(checkpoint.state["guard"])
     learner.step, learner.unlogged = checkpoint.step, checkpoint.state["unlogged"]
-    tell(str(checkpoint))
     failpoint("start.resumed")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from keel.errors import Diverged, Interrupted, RewardError
 from keel.failpoints import failpoint
 from keel.interrupts import held, interruptible, sealed, waiting, watched
 from keel.learn.optim import warmup_warning
-from keel.run.checkpoint import latest_checkpoint
+from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder
 from keel.run.origin import check_origin
 from keel.terminal import tell
@@ -71,7 +72,7 @@ def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict
     """The state that the run goes on from, and what the self-check measured."""
     config = parts.config
     state = RunState(step=0, kl_coef=config.algorithm.kl_coef)
-    checkpoint = latest_checkpoint(folder) if resume else None
+    checkpoint = checkpoint_to_resume(folder, partial(say, world=parts.world)) if resume else None
     metrics = self_check(parts)
     state.trust_sampler = metrics["check/logprob_gap"] <= RESOLUTION
     if warning := warmup_warning(config.optim.warmup_steps, config.optimizer_steps):
@@ -84,7 +85,6 @@ def start(parts: Parts, folder: RunFolder, resume: bool) -> tuple[RunState, dict
         )
     if checkpoint is not None:
         restore(parts, state, checkpoint)
-        say(str(checkpoint), parts.world)
         failpoint("start.resumed")
     elif config.reward.normalize == "reference":
         state.statistics = reference_statistics(parts)

@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,11 +13,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Console(Console):
-    """One that falls silent when nobody reads any more, instead of ending the run."""
+class _Reader:
+    """A stream for as long as somebody reads it: a closed pipe or terminal does not end the run."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class ProgressDisplay:
@@ -24,21 +37,24 @@ class ProgressDisplay:
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.first = title, total, done
-        self.console = _Console(file=sys.stderr)
+        self.console = Console(file=cast(TextIO, _Reader(sys.stderr)))
+        self.is_live = (
+            self.console.is_terminal
+        )  # asked once: of a terminal that was closed meanwhile it is no longer so
         self.started, self.last_line = time.monotonic(), time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
         self.task = self.bar.add_task(title, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.is_live:
             self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
+        if self.is_live:
             self.bar.stop()
 
     def show(self, done: int, figures: Mapping[str, float]) -> None:
@@ -46,11 +62,11 @@ class ProgressDisplay:
         text = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
         self.bar.update(self.task, completed=done, figures=text)
         now = time.monotonic()
-        if not self.console.is_terminal and (now - self.last_line > SECONDS_BETWEEN_LINES or done == self.total):
+        if not self.is_live and (now - self.last_line > SECONDS_BETWEEN_LINES or done == self.total):
             self.last_line = now
             left = (now - self.started) / max(1, done - self.first) * (self.total - done)
             self.console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left", soft_wrap=True)
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"

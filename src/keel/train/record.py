@@ -45,8 +45,8 @@ def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World
     if not world.is_main:
         yield Records()
         return
-    truncate_after(folder.metrics, done)
-    truncate_after(folder.rollouts, done)
+    truncate_after(folder.metrics, done, first=1)
+    truncate_after(folder.rollouts, done, first=1 if config.log.rollouts_per_step else None)
     sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
     if "tensorboard" in config.log.trackers:
         sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
@@ -77,7 +77,8 @@ def rollout_rows(
     `new_logprobs` [N, T] are those of the first N answers after the update, which gives their tokens' `ratio`.
     """
     rollouts = scored.rollouts
-    for row in range(min(count, len(rollouts.texts))):
+    count = min(count, len(rollouts.texts))
+    for row in range(count):
         counted = rollouts.response_mask[row]
         tokens = rollouts.response_tokens[row][counted].tolist()
         by_token = {
@@ -89,6 +90,8 @@ def rollout_rows(
             moved = (new_logprobs[row] - batch.logprobs[row, :width])[counted[:width]]
             by_token["ratio"] = _rounded(moved.exp())
         yield {
+            "row": row,
+            "rows": count,
             "score": float(scored.scores[row]) if scored.kept[row] else None,
             "kl": float((batch.logprobs[row] - batch.ref_logprobs[row])[counted].sum()),
             "length": int(counted.sum()),

@@ -15,6 +15,7 @@ from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder, replace_folder, write_figures
 from keel.run.gate import check_held_out
 from keel.run.held_out import write_held_out
+from keel.terminal import tell
 from keel.train.reward_task import facts_of, reward_task, save_judged
 from keel.train.split import Split, split_rankings
 from keel.train.supervised import fit
@@ -33,7 +34,7 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     with closing(RunFolder.open(config.output, config.model_dump(mode="json"), resume)) as folder:
         members = [member_settings(config, number) for number in range(1, config.members + 1)]
         for number, settings in enumerate(members, start=1):
-            print(f"member {number} of {config.members}", flush=True)
+            tell(f"member {number} of {config.members}")
             fit_model(settings, split, resume, own_head=True)
         return join([Path(settings.output) / "model" for settings in members], config, split, folder)
 

@@ -103,7 +103,7 @@ def conclusion(learner: Learner, figures: dict[str, float], folder: RunFolder) -
     if task.watch is not None:
         put_weights(task, best.weights)
         figures = evaluate(task) | {"best_step": best.step}
-        print(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept", flush=True)
+        tell(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept")
     return (figures or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
 
 
@@ -201,7 +201,7 @@ def checkpoint_due(config: SupervisedSettings, step: int) -> bool:
 @contextmanager
 def open_sinks(folder: RunFolder, config: SupervisedSettings, done: int) -> Iterator[list[MetricSink]]:
     """Where metrics go, cut back to the step that the run goes on from."""
-    truncate_after(folder.metrics, done)
+    truncate_after(folder.metrics, done, first=0)
     sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
     if "tensorboard" in config.log.trackers:
         sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
