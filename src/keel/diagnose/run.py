@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from keel.config import RewardSource
 from keel.diagnose.run_settings import check_settings
 from keel.errors import CheckpointError, ConfigError
+from keel.files import read_regular
 from keel.run.folder import RunFolder
 from keel.run.lock import is_running, lock_owner
 
@@ -138,15 +139,17 @@ def run_folders(root: Path) -> Iterator[Path]:
         folder = left.pop()
         with suppress(OSError), os.scandir(folder) as entries:
             names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-            if "config.yaml" in names and ("metrics.jsonl" in names or names.get("checkpoints")):
+            is_run = "config.yaml" in names and ("metrics.jsonl" in names or bool(names.get("checkpoints")))
+            if is_run:
                 yield folder
-            left += [folder / name for name, inner in names.items() if inner and name not in PARTS and name[0] != "."]
+            parts = PARTS if is_run else set()
+            left += [folder / name for name, inner in names.items() if inner and name not in parts and name[0] != "."]
 
 
 def read_metrics(path: Path) -> list[Mapping[str, Any]]:
     """The whole lines of metrics.jsonl by step. Raises CheckpointError for one that is none, an empty one included."""
     try:
-        whole = path.read_bytes().rpartition(b"\n")[0]
+        whole = read_regular(path).rpartition(b"\n")[0]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -172,7 +175,7 @@ def step_of(row: Any) -> int:
 def state_of(folder: RunFolder) -> State:
     """From what the run wrote when it ended, or whether its process is there."""
     with suppress(OSError, *NO_JSON):
-        said = json.loads(folder.ended.read_text(encoding="utf-8"))
+        said = json.loads(read_regular(folder.ended))
         standing: Standing = next((known for known in STANDINGS if known == said["standing"]), "unknown")
         return State(standing, str(said["what"]))
     owner, running = lock_owner(folder.path), is_running(folder.path)
@@ -197,7 +200,7 @@ def _number(value: Any) -> float:
 def _figures(folder: Path) -> dict[str, float]:
     """The finite numbers of figures.json; none where it cannot be read."""
     try:
-        found = json.loads((folder / "figures.json").read_text(encoding="utf-8")).items()
+        found = json.loads(read_regular(folder / "figures.json")).items()
     except (OSError, AttributeError, *NO_JSON):
         return {}
     return {name: _number(value) for name, value in found if _number(value) == _number(value)}

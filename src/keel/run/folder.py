@@ -13,7 +13,9 @@ import yaml
 
 from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
+from keel.files import read_regular
 from keel.run.lock import take_lock
+from keel.run.saved_settings import load_settings
 from keel.terminal import tell
 
 # Settings that a resumed run may change: none of them alters the steps already taken.
@@ -157,7 +159,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The settings the run was started with. Raises CheckpointError when they cannot be read."""
         try:
-            saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            saved = load_settings(read_regular(self.config))
         except (OSError, yaml.YAMLError, *NO_YAML) as error:
             raise CheckpointError("the run's settings cannot be read", where=str(self.config)) from error
         if not isinstance(saved, dict):

@@ -5,7 +5,6 @@ import threading
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
@@ -13,6 +12,7 @@ from keel.config import RankConfig
 from keel.data.database import StoreError
 from keel.data.store import Store
 from keel.errors import ConfigError, Interrupted
+from keel.files import read_regular
 from keel.server.limits import check_reach, listening, prompt_server
 from keel.web.app import links, rank_app
 
@@ -66,7 +66,7 @@ def read_instructions(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "instructions", "give a text file") from error
     except UnicodeDecodeError as error:
