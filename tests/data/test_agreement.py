@@ -1,5 +1,6 @@
 """Agreement between raters, against published figures and hand counts."""
 
+import random
 import time
 from typing import Any
 
@@ -152,3 +153,17 @@ def test_a_thousand_items_take_a_second_or_so():
     began = time.process_time()
     summary(rows, items, ["anna", "ben", "cleo"], 3)
     assert time.process_time() - began < 4  # 0.5 s alone on a core; this machine may be busy
+
+
+def test_of_very_many_items_groups_are_drawn_and_the_intervals_stay(monkeypatch: pytest.MonkeyPatch):
+    draw = random.Random(0)
+    items = [item(number) for number in range(1, 1501)]
+    orders = [[1, 2, 3], [2, 1, 3], [3, 2, 1]]
+    said = [judged(each, rater, draw.choice(orders)) for each in items for rater in ("anna", "ben")]
+    alone = summary(said, items, ["anna", "ben"], 2)
+    monkeypatch.setattr("keel.data.agreement.MOST_UNITS", 500)
+    grouped = summary(said, items, ["anna", "ben"], 2)
+    for name in ("alpha", "agreement", "position"):
+        assert grouped[name]["value"] == pytest.approx(alone[name]["value"])
+        width = alone[name]["high"] - alone[name]["low"]
+        assert grouped[name]["high"] - grouped[name]["low"] == pytest.approx(width, rel=0.2)

@@ -77,7 +77,7 @@ def test_a_new_store_is_private_and_durable(path: str):
         "synchronous": 2,  # FULL
         "foreign_keys": 1,
         "application_id": int.from_bytes(b"keel", "big"),
-        "user_version": 1,
+        "user_version": 2,
     }
 
 

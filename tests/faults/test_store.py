@@ -281,8 +281,8 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         "a database of something else -> choose another store",
     ),
     "a newer schema": (
-        lambda path: sqlite(path, f"PRAGMA application_id = {0x6B65656C}", "PRAGMA user_version = 2"),
-        "a store of schema 2; this keel knows 1 -> update keel",
+        lambda path: sqlite(path, f"PRAGMA application_id = {0x6B65656C}", "PRAGMA user_version = 99"),
+        "a store of schema 99; this keel knows 2 -> update keel",
     ),
     "a folder": (lambda path: path.mkdir(), "cannot open it: Is a directory -> choose another store"),
 }

@@ -17,6 +17,7 @@ from keel.config import RankConfig, parse
 from keel.data.store import Store
 from keel.errors import ConfigError
 from keel.web import app as web
+from keel.web.figures import figures
 from keel.web.serve import serve
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study
@@ -132,6 +133,20 @@ def test_figures_are_not_computed_for_every_poll(tmp_path: Path, monkeypatch: py
     while time.monotonic() < deadline:
         assert owner.client.get(f"{ADDRESS}/owner/stats.json").json() == {}
     assert 2 <= len(calls) <= 3  # one, then ten times as long without
+
+
+def test_figures_of_a_large_study_come_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    there = study(tmp_path, overlap=2)
+    for name in ("anna", "ben"):
+        visitor = there.visitor(name)
+        page = visitor.load()
+        assert page is not None
+        visitor.say(page, [1, 2, 3])
+    here = figures(there.store)
+    monkeypatch.setattr(web, "AT_ONCE", 1)
+    monkeypatch.setattr(web, "figures", lambda _: pytest.fail("it is worked out here"))
+    assert there.visitor("").client.get(f"{ADDRESS}/owner/stats.json").json() == here
+    assert there.store.num_judgements() == 2
 
 
 def test_every_answer_has_the_headers_and_static_files_their_kind(tmp_path: Path):

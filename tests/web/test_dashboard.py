@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from keel.data.answers import read_answers
 from keel.diagnose.doctor import diagnose
-from keel.diagnose.run import read_run
+from keel.diagnose.findings import Diagnosis, Finding
+from keel.diagnose.run import State, read_run
 from keel.errors import ConfigError
 from keel.run.metrics import RolloutLog, truncate_after
 from keel.web import dashboard_answers, dashboard_run, shield
@@ -544,3 +546,134 @@ def test_the_verb_needs_a_folder(tmp_path: Path) -> None:
         run([str(tmp_path / "none")])
     with pytest.raises(ConfigError, match="can be reached from other machines"):
         run([str(tmp_path), "--host", "0.0.0.0"])
+
+
+# ---- what does not change costs nothing ------------------------------------------------------------------------------
+
+
+def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
+    written = [WrittenRun(tmp_path / f"run-{i}").go_on(3) for i in range(5)]
+    for run in written[1:]:
+        run.end()
+    board = Board.of(tmp_path)
+    board.runs()
+    first = board.get("/runs.json")
+    assert [run["title"] for run in first["runs"]] == [f"run-{i}" for i in range(5)]
+    assert first["names"] == [run["name"] for run in first["runs"]]
+    again = board.get("/runs.json", version=first["version"])
+    assert (again["version"], again["names"], again["runs"]) == (first["version"], None, [])
+    written[0].go_on()
+    board.runs()
+    later = board.get("/runs.json", version=first["version"])
+    assert [(run["title"], run["step"]) for run in later["runs"]] == [("run-0", 4)]
+    assert board.get("/runs.json", version="another-0")["runs"] == board.get("/runs.json")["runs"]
+
+
+def test_a_run_that_came_brings_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keel.web.dashboard_folder.SECONDS", 0.0)
+    monkeypatch.setattr("keel.web.dashboard_folder.SHARE", 1e9)
+    WrittenRun(tmp_path / "b").go_on().end()
+    board = Board.of(tmp_path)
+    board.runs()
+    version = board.get("/runs.json")["version"]
+    WrittenRun(tmp_path / "a").go_on().end()
+    board.runs()
+    found = board.get("/runs.json", version=version)
+    assert "a" in [run["title"] for run in found["runs"]]
+    assert len(found["names"]) == 2
+
+
+def test_what_the_reader_has_already_is_not_sent(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run").go_on(3).end()
+    board = Board.of(tmp_path)
+    board.runs()
+    for path in ("/runs.json", f"/run/{run.name}/curves.json"):
+        first = board.client.get(path)
+        again = board.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert board.client.get(path, headers={"If-None-Match": '"another"'}).content == first.content
+
+
+def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WrittenRun(tmp_path / "run").go_on(3).end()
+    board = Board.of(tmp_path)
+    board.runs()
+    with monkeypatch.context() as patched:
+        patched.setattr("keel.diagnose.growing.open_regular", lambda _: pytest.fail("it is read"))
+        patched.setattr("keel.run.folder.load_settings", lambda _: pytest.fail("they are read"))
+        assert board.runs()["run"]["step"] == 3
+    run.go_on()
+    assert board.runs()["run"]["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["policy", "critic", "model", "members", "checkpoints", "faults", "tensorboard"])
+def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
+    WrittenRun(tmp_path / name).go_on().end()
+    inside = WrittenRun(tmp_path / "outer" / name).go_on().end()
+    (inside.path.parent / "config.yaml").write_text("seed: 0")
+    (inside.path.parent / "metrics.jsonl").write_text("")
+    assert sorted(Board.of(tmp_path).runs()) == sorted([name, "outer"])
+
+
+def test_the_gravest_open_finding_is_listed() -> None:
+    def finding(name: str, severity: Any, last_step: int | None) -> Finding:
+        return Finding(name, f"title of {name}", severity, "policy", 1, last_step, (), ())
+
+    over, mild = finding("over", "critical", 3), finding("mild", "notice", None)
+    grave = finding("grave", "warning", None)
+    for found, expected in (
+        ((over, mild, grave), grave),
+        ((over, mild), mild),
+        ((over,), over),
+        ((), None),
+    ):
+        diagnosis = Diagnosis("run", "run", "train", State("running"), 5, 9, found)
+        assert diagnosis.gravest == expected
+
+
+# ---- files that others made ------------------------------------------------------------------------------------------
+
+NAMES = zip("abcdefgh", "bcdefghi", strict=True)
+BOMB = "a: &a [x, x, x]\n" + "".join(f"{new}: &{new} [*{old}, *{old}, *{old}]\n" for old, new in NAMES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [BOMB, "a: &a {b: *a}", "a: " + "[" * 30_000, "a: " + "{b: " * 5000, "a: " + "x" * 3_000_000],
+    ids=["aliases", "a circle", "lists", "mappings", "megabytes"],
+)
+def test_settings_that_unfold_are_refused_once(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WrittenRun(tmp_path / "odd").go_on()
+    WrittenRun(tmp_path / "run").go_on().end()
+    (run.path / "config.yaml").write_text(text)
+    board = Board.of(tmp_path)
+    began = time.monotonic()
+    found = board.runs()
+    assert {title: run["standing"] for title, run in found.items()} == {"odd": "unreadable", "run": "finished"}
+    assert time.monotonic() - began < 10
+    monkeypatch.setattr("keel.run.folder.load_settings", lambda _: pytest.fail("they are read again"))
+    assert board.runs()["odd"]["standing"] == "unreadable"
+
+
+def test_figures_without_end_are_cut_and_named(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run").go_on(3)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        for step in range(4, 16):
+            file.write(json.dumps({"step": step, **{f"new/{step}-{i}": 1.0 for i in range(1000)}}) + "\n")
+        file.write(json.dumps({"step": 16, "objective/scores": 7.0}) + "\n")
+    board = Board.of(tmp_path)
+    found = board.runs()["run"]
+    assert (found["step"], found["score"]) == (16, 7.0)
+    assert any("2000 figures" in words for words in found["incomplete"])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "rollouts.jsonl", "ended.json", ".lock"])
+def test_a_pipe_in_place_of_a_file_holds_nobody_up(tmp_path: Path, name: str) -> None:
+    run = WrittenRun(tmp_path / "odd").go_on()
+    other = WrittenRun(tmp_path / "run").go_on().end()
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / name)
+    board = Board.of(tmp_path)
+    assert board.runs()["run"]["standing"] == "finished"
+    for path in (f"/run/{run.name}/answers.json", f"/run/{other.name}/answers.json"):
+        assert board.client.get(path).status_code in (200, 503)

@@ -6,15 +6,20 @@ example:
   keel rank answers.jsonl --raters anna --raters ben --overlap 2
   keel rank --stats
   keel rank --export rankings.jsonl
+  keel rank --backup ratings-monday.db
 """
 
+import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keel.cli.settings import read_command
 from keel.config import RankConfig
 from keel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from keel.data.store import Store
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -25,19 +30,20 @@ def run(arguments: list[str]) -> dict[str, Any]:
         return _stats(settings)
     if settings.export is not None:
         return _export(settings, settings.export)
+    if settings.backup is not None:
+        return _backup(settings, settings.backup)
     return _rank(settings)
 
 
 def _rank(settings: RankConfig) -> dict[str, Any]:
     from keel.data.answers import in_pairs, read_answers
-    from keel.data.store import Store
     from keel.web.serve import check_settings, serve
 
     if settings.answers is None:
         _must_exist(settings.store, "give answers to begin it: keel rank answers.jsonl")
     rows = read_answers(settings.answers) if settings.answers is not None else []
     check_settings(settings)
-    with closing(Store.open(settings.store, settings.overlap, settings.seed)) as store:
+    with closing(_opened(settings.store, settings.overlap, settings.seed)) as store:
         known = store.remembered("mode", None)
         if known not in (None, settings.mode) and "mode" in settings.model_fields_set:
             raise ConfigError(
@@ -47,7 +53,7 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
         new = store.add_items(in_pairs(rows, settings.seed) if mode == "pairs" else rows)
         if "raters" in settings.model_fields_set or not store.raters():
             store.add_raters(settings.raters)
-        items, before = len(store.items()), store.num_judgements()
+        items, before = store.num_items(), store.num_judgements()
         print(f"{settings.store}: {items} items ({new} new), {before} rankings", flush=True)
         if store.overlap > len(store.raters()):
             print(f"each item wants {store.overlap} raters; there are only {len(store.raters())}", flush=True)
@@ -60,10 +66,9 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
 def _stats(settings: RankConfig) -> dict[str, Any]:
     from keel.cli.ratings import print_stats
     from keel.data.agreement import summary
-    from keel.data.store import Store
 
     _must_exist(settings.store, "begin it: keel rank answers.jsonl")
-    with closing(Store.open(settings.store)) as store:
+    with closing(_opened(settings.store)) as store:
         figures = summary(store.judgements(), store.items(), store.raters(), store.overlap)
     print_stats(figures)
     return figures
@@ -71,12 +76,11 @@ def _stats(settings: RankConfig) -> dict[str, Any]:
 
 def _export(settings: RankConfig, path: str) -> dict[str, Any]:
     from keel.cli.ratings import write_export
-    from keel.data.store import Store
 
     _must_exist(settings.store, "begin it: keel rank answers.jsonl")
     if Path(path).resolve() == Path(settings.store).resolve():
         raise ConfigError("this is the store itself", "export", "choose another file")
-    with closing(Store.open(settings.store)) as store:
+    with closing(_opened(settings.store)) as store:
         written = write_export(store.judgements(), path, settings.form, settings.aggregate)
     counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in written.items())
     following = (
@@ -84,6 +88,34 @@ def _export(settings: RankConfig, path: str) -> dict[str, Any]:
     )
     print(f"{path}: {counts}{following}")
     return {**written, "output": path}
+
+
+def _backup(settings: RankConfig, path: str) -> dict[str, Any]:
+    from keel.data.database import StoreError
+
+    _must_exist(settings.store, "begin it: keel rank answers.jsonl")
+    if os.path.lexists(path):
+        raise ConfigError(f"{path} exists", "backup", "choose another name")
+    with closing(_opened(settings.store)) as store:
+        try:
+            store.backup(path)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}", "backup", "choose another file") from error
+        done = store.num_judgements()
+    print(f"{path}: a copy of {settings.store}, {done} rankings")
+    return {"rankings": done, "output": path}
+
+
+def _opened(path: str, overlap: int | None = None, seed: int = 0) -> "Store":
+    from keel.data.store import Store
+    from keel.terminal import tell
+
+    store = Store.open(path, overlap, seed)
+    if store.database.left_over is not None:
+        tell(f"{path}: the log beside it was of another file, and is now {store.database.left_over}")
+    return store
 
 
 def _must_exist(store: str, fix: str) -> None:

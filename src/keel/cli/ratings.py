@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keel.errors import ConfigError
+from keel.files import open_regular
 from keel.terminal import literal
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def _is_ours(path: Path) -> bool:
     """Whether nothing lies there, or only what an export wrote: its rows name their raters."""
     if not path.is_file() or not path.stat().st_size:
         return True
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline(1_000_000)
+    with open_regular(path) as file:
+        first = file.readline(1_000_000).decode("utf-8-sig", "replace")
     return re.search(r'"raters?"[:,]', first) is not None
 
 

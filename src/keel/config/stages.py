@@ -169,6 +169,8 @@ class RankConfig(Settings):
     """open the first rater's page in a browser"""
     export: str | None = None
     """write what was ranked to this file, and end"""
+    backup: str | None = None
+    """write a complete copy of the store to this new file, also while it is in use, and end"""
     form: Literal["rankings", "pairs"] = "rankings"
     """of the export: one row a ranking, or one a pair"""
     aggregate: bool = False

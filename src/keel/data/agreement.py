@@ -18,6 +18,8 @@ ByItem = Mapping[int, Sequence[Judgement]]
 
 DRAWS = 1000
 """Bootstrap samples of the items."""
+MOST_UNITS = 5_000
+"""Of more items, the bootstrap draws groups of so many in all: its time and memory no longer grow with the items."""
 MOST = 20
 """Items of most disagreement that are told."""
 
@@ -35,6 +37,25 @@ class Counts:
     ranked: Array  # [I, R], pairs this rater ranked, tied or not
 
 
+@dataclass(frozen=True)
+class Resamples:
+    """Bootstrap samples of I items in U units: each item is a unit or, of very many, belongs to one."""
+
+    units: Array  # [I]
+    drawn: Array  # [DRAWS, U], how often each unit is in each sample
+
+    @classmethod
+    def of(cls, items: int) -> "Resamples":
+        draw, count = np.random.default_rng(0), min(items, MOST_UNITS)
+        drawn = draw.multinomial(count, np.full(count, 1 / count), DRAWS) if count else np.empty((DRAWS, 0))
+        return cls(np.arange(items) % max(count, 1), drawn.astype(float))
+
+    def sums(self, values: Array) -> Array:
+        """Of values of the items, in each sample. [I, F] -> [DRAWS, F]"""
+        columns = [np.bincount(self.units, column, self.drawn.shape[1]) for column in values.T]
+        return self.drawn @ np.stack(columns, 1)
+
+
 def summary(
     judgements: Sequence[Judgement], items: Sequence[Item], raters: Sequence[str], overlap: int
 ) -> dict[str, Any]:
@@ -49,7 +70,7 @@ def summary(
     for judgement in judgements:
         by_item[judgement.item.number].append(judgement)
     counts = _count(by_item, rows, columns)
-    samples = _resampled(len(items))
+    samples = Resamples.of(len(items))
     both = _share(counts.same.sum(1) / 2, counts.compared.sum(1) / 2, samples)
     seconds = [judgement.seconds for judgement in judgements]
     return {
@@ -91,12 +112,17 @@ def places(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array]:
     return np.concatenate(rows).round(9), np.concatenate(owners)
 
 
-def _alpha_of(items: Sequence[Item], by_item: ByItem, samples: Array) -> dict[str, float | None]:
+def _alpha_of(items: Sequence[Item], by_item: ByItem, samples: Resamples) -> dict[str, float | None]:
     """The ordinal alpha of the rankings, with its interval."""
-    matrices = coincidences(*places(items, by_item), len(items))[0]
+    several = [row for row, item in enumerate(items) if len(by_item[item.number]) > 1]  # one says nothing of agreement
+    values, owners = places([items[row] for row in several], by_item)
+    units = samples.units[several][owners] if several else owners
+    matrices = coincidences(values, units, samples.drawn.shape[1])[0]
     whole = matrices.sum(0)
     enough = matrices.any((1, 2)).sum() > 1
-    drawn = (samples @ matrices.reshape(len(items), -1)).reshape(-1, *whole.shape) if enough else whole[None][:0]
+    drawn = (
+        (samples.drawn @ matrices.reshape(len(matrices), -1)).reshape(-1, *whole.shape) if enough else whole[None][:0]
+    )
     return {"value": _number(alpha(whole, ordinal_scale(whole))), **_bounds(alpha(drawn, ordinal_scale(drawn)))}
 
 
@@ -143,12 +169,15 @@ def _ranks(judgement: Judgement) -> Array:
 
 
 def _raters(
-    judgements: Sequence[Judgement], counts: Counts, columns: Mapping[str, int], samples: Array
+    judgements: Sequence[Judgement], counts: Counts, columns: Mapping[str, int], samples: Resamples
 ) -> list[dict[str, Any]]:
     weights = consensus.fit(judgements).weights
+    by_rater: dict[str, list[Judgement]] = {name: [] for name in columns}
+    for judgement in judgements:
+        by_rater[judgement.rater].append(judgement)
     rows = []
     for name, column in columns.items():
-        own = [judgement for judgement in judgements if judgement.rater == name]
+        own = by_rater[name]
         sums = {field: float(values[:, column].sum()) for field, values in vars(counts).items()}
         rows.append(
             {
@@ -187,16 +216,10 @@ def _disagreements(by_item: ByItem, items: Sequence[Item], counts: Counts) -> li
     ]
 
 
-def _resampled(count: int) -> Array:
-    """How often each item is in each bootstrap sample. [DRAWS, I]"""
-    draw = np.random.default_rng(0)
-    return draw.multinomial(count, np.full(count, 1 / count), DRAWS).astype(float) if count else np.empty((DRAWS, 0))
-
-
-def _share(part: Array, whole: Array, samples: Array) -> dict[str, Any]:
+def _share(part: Array, whole: Array, samples: Resamples) -> dict[str, Any]:
     """sum(part) / sum(whole) over items, both [I]."""
     enough = (whole > 0).sum() > 1
-    sums = samples @ np.stack([part, whole], 1) if enough else np.empty((0, 2))
+    sums = samples.sums(np.stack([part, whole], 1)) if enough else np.empty((0, 2))
     sums = sums[sums[:, 1] > 0]
     drawn = sums[:, 0] / sums[:, 1]
     return {"value": _ratio(part.sum(), whole.sum()), **_bounds(drawn), "pairs": int(whole.sum())}

@@ -19,6 +19,15 @@ CREATE TABLE IF NOT EXISTS study (
     value TEXT NOT NULL                  -- JSON
 );
 
+-- Which write-ahead log goes with this file (data/ahead.py). Each write changes the row, so each log holds it.
+CREATE TABLE IF NOT EXISTS log (
+    only     INTEGER PRIMARY KEY CHECK (only = 1),
+    id       TEXT NOT NULL,              -- random, another one for each log
+    previous TEXT NOT NULL,              -- id of the log before
+    open     INTEGER NOT NULL CHECK (open IN (0, 1)),  -- whether the log may hold what this file does not
+    changes  INTEGER NOT NULL            -- transactions that wrote
+);
+
 CREATE TABLE IF NOT EXISTS owner (
     only  INTEGER PRIMARY KEY CHECK (only = 1),
     token TEXT NOT NULL

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from time import time
 from typing import Any
 
@@ -15,25 +14,14 @@ from keel.data.answers import Answers
 from keel.data.database import Database
 from keel.data.deals import Conflict, Deal, NotDealt, Progress, as_ranks, shuffled
 from keel.data.judgements import Item, Judgement
+from keel.data.records import as_item, as_json, as_judgement, as_order, words
+from keel.data.workload import Workload
 from keel.errors import DataError
 
 HELD_SECONDS = 600.0  # after which an item that a rater has not ranked may go to another
 LONGEST_NAME = 64
 
-STANDING = "(SELECT COUNT(*) FROM judgements WHERE item = items.number AND withdrawn_at IS NULL)"
-NOT_JUDGED = "number NOT IN (SELECT item FROM judgements WHERE rater = :rater AND withdrawn_at IS NULL)"
-# First the items for which nobody need be waited; of these the one with the fewest judgements, made or under way.
-NEXT_ITEM = f"""
-SELECT number FROM (
-    SELECT number, {STANDING} AS judged,
-        (SELECT COUNT(*) FROM deals WHERE item = items.number AND open = 1 AND dealt_at > :since) AS held
-    FROM items WHERE {NOT_JUDGED}
-) WHERE judged < :overlap ORDER BY judged + held >= :overlap, judged + held, number LIMIT 1
-"""
-NUM_LEFT = f"""
-SELECT COUNT(*) FROM items WHERE {NOT_JUDGED} AND
-    ({STANDING} < :overlap OR number IN (SELECT item FROM deals WHERE rater = :rater AND open = 1))
-"""
+HELD = "SELECT item, COUNT(*) FROM deals WHERE open = 1 AND dealt_at > ? GROUP BY item"
 
 
 class Store:
@@ -44,6 +32,13 @@ class Store:
 
     def __init__(self, database: Database, overlap: int, seed: int) -> None:
         self.database, self.overlap, self.seed = database, overlap, seed
+        self.workload: tuple[int, Workload] | None = None  # with the version of the file that it was read from
+
+    @classmethod
+    def reading(cls, path: str) -> "Store":
+        """A store that another `Store` has open, to read it alone. Raises StoreError when it cannot be read now."""
+        database = Database.reading(Path(path))
+        return cls(database, _remembered(database, "overlap", None, 1), 0)
 
     @classmethod
     def open(cls, path: str, overlap: int | None = None, seed: int = 0) -> "Store":
@@ -66,19 +61,31 @@ class Store:
     def close(self) -> None:
         self.database.close()
 
+    def rest(self, seconds: float) -> None:
+        """Leave everything in the one file if nothing was written for so long: then a copy of it is complete."""
+        self.database.rest(seconds)
+
+    def backup(self, path: str) -> None:
+        """Write a complete copy of this moment to a new file. Raises StoreError, OSError where it cannot be written."""
+        self.database.backup(Path(path))
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """All that is done in the block is one transaction: faster, and nothing counts before its end."""
-        with self.database.transaction("IMMEDIATE"):
-            yield
+        try:
+            with self.database.transaction("IMMEDIATE"):
+                yield
+        except BaseException:
+            self.workload = None
+            raise
 
     def add_items(self, rows: Iterable[Answers]) -> int:
         """How many of the rows are new; the others are there already."""
         with self.database.transaction("IMMEDIATE") as db:
-            before = db.total_changes
+            before, self.workload = db.total_changes, None
             db.executemany(
                 "INSERT INTO items (key, prompt, responses, source) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
-                ((row.key, _json(row.prompt), _json(row.responses), row.source) for row in rows),
+                ((row.key, as_json(row.prompt), as_json(row.responses), row.source) for row in rows),
             )
             return db.total_changes - before
 
@@ -111,17 +118,23 @@ class Store:
         return list(self.tokens())
 
     def items(self) -> list[Item]:
+        """Raises DataError for a row that keel cannot have written; so does all that returns rows."""
         with self.database.transaction("DEFERRED") as db:
             rows = db.execute("SELECT * FROM items ORDER BY number").fetchall()
-        return [_item(row) for row in rows]
+        return [as_item(row, self.database.path) for row in rows]
+
+    def num_items(self) -> int:
+        with self.database.transaction("DEFERRED") as db:
+            return int(db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
 
     def judgements(self) -> list[Judgement]:
         """Those that stand, in the order in which they were made."""
         with self.database.transaction("DEFERRED") as db:
             items = db.execute("SELECT * FROM items").fetchall()
-            found = _words(db, "withdrawn_at IS NULL ORDER BY number")
-        known = {row["number"]: _item(row) for row in items}  # from here on nobody waits for us
-        return [_judgement(row, known[row["item"]]) for row in found]
+            found = words(db, "withdrawn_at IS NULL ORDER BY number")
+        path = self.database.path  # from here on nobody waits for us
+        known = {row["number"]: as_item(row, path) for row in items}
+        return [as_judgement(row, known[row["item"]], path) for row in found]
 
     def num_judgements(self) -> int:
         """How many stand."""
@@ -134,14 +147,14 @@ class Store:
         with self.database.transaction("IMMEDIATE") as db:
             found = db.execute("SELECT * FROM deals WHERE rater = ? AND open = 1", (rater,)).fetchone()
             if found is None:
-                wanted = {"rater": rater, "overlap": self.overlap, "since": time() - HELD_SECONDS}
-                chosen = db.execute(NEXT_ITEM, wanted).fetchone()
+                held = dict(db.execute(HELD, (time() - HELD_SECONDS,)).fetchall())
+                chosen = self._workload(db).next_item(rater, held)
                 if chosen is None:
                     return None
-                item = _item_of(db, chosen["number"])
+                item = self._item_of(db, chosen)
                 order = shuffled(len(item.responses), self.seed, item.number, rater)
-                found = _begin(db, rater, item.number, _json(order))
-            return _deal(db, found)
+                found = _begin(db, rater, item.number, as_json(order))
+            return self._deal(db, found)
 
     def judge(
         self,
@@ -162,12 +175,13 @@ class Store:
             if found is None:
                 raise NotDealt("No such item was dealt to you.")
             answer = as_ranks(ranks, json.loads(found["shown"]))
-            said = (None if answer is None else _json(answer), comment, _json(list(dict.fromkeys(tags))))
+            said = (None if answer is None else as_json(answer), comment, as_json(list(dict.fromkeys(tags))))
             before = db.execute("SELECT * FROM judgements WHERE deal = ?", (deal,)).fetchone()
             if before is not None and before["withdrawn_at"] is None and (*before[4:7],) == said:
                 return
             if not found["open"]:
                 raise Conflict("This item is ranked already, or was put aside: load the page again.")
+            workload = self._workload(db)  # as it is before
             looked = max(0.0, min(seconds, time() - found["dealt_at"]))
             db.execute("UPDATE deals SET open = 0 WHERE id = ?", (deal,))
             db.execute(
@@ -175,41 +189,50 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (deal, found["item"], rater, *said, looked, _now()),
             )
+            workload.judged(rater, found["item"], looked)
 
     def undo(self, rater: str) -> Deal:
         """Withdraw this rater's last word and deal its item again. Raises Conflict when there is none."""
         with self.database.transaction("IMMEDIATE") as db:
-            last = _words(db, "rater = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1", rater)
+            last = words(db, "rater = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1", rater)
             if not last:
                 raise Conflict("There is nothing to undo.")
+            workload = self._workload(db)  # as it is before
             db.execute("UPDATE judgements SET withdrawn_at = ? WHERE number = ?", (_now(), last[0]["number"]))
             db.execute("UPDATE deals SET open = 0 WHERE rater = ? AND open = 1", (rater,))
-            return _deal(db, _begin(db, rater, last[0]["item"], last[0]["shown"]))
+            workload.withdrawn(rater, last[0]["item"], last[0]["seconds"])
+            return self._deal(db, _begin(db, rater, last[0]["item"], last[0]["shown"]))
 
     def progress(self, rater: str) -> Progress:
         with self.database.transaction("DEFERRED") as db:
-            standing = "SELECT seconds FROM judgements WHERE withdrawn_at IS NULL"
-            own = [seconds for (seconds,) in db.execute(f"{standing} AND rater = ?", (rater,))]
-            times = own or [seconds for (seconds,) in db.execute(standing)]
-            (left,) = db.execute(NUM_LEFT, {"rater": rater, "overlap": self.overlap}).fetchone()
-            return Progress(len(own), left, left * median(times) if times else None)
+            found = db.execute("SELECT item FROM deals WHERE rater = ? AND open = 1", (rater,)).fetchone()
+            return self._workload(db).progress(rater, found and found["item"])
+
+    def _workload(self, db: sqlite3.Connection) -> Workload:
+        """As it is in the transaction that is open: read again when another program has written to the file."""
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        if self.workload is None or self.workload[0] != version or self.workload[1].overlap != self.overlap:
+            self.workload = (version, Workload(db, self.overlap))
+        return self.workload[1]
+
+    def _deal(self, db: sqlite3.Connection, row: sqlite3.Row) -> Deal:
+        item, path = self._item_of(db, row["item"]), self.database.path
+        taken_back = words(db, "item = ? AND rater = ? ORDER BY number DESC LIMIT 1", row["item"], row["rater"])
+        previous = as_judgement(taken_back[0], item, path) if taken_back else None
+        return Deal(row["id"], item, as_order(row, item, path), previous)
+
+    def _item_of(self, db: sqlite3.Connection, number: int) -> Item:
+        return as_item(db.execute("SELECT * FROM items WHERE number = ?", (number,)).fetchone(), self.database.path)
 
 
 def _remembered(database: Database, name: str, given: Any, default: Any) -> Any:
     """What counts from now on: what is given, else what was given before, else the default."""
     if given is not None:
         with database.transaction("IMMEDIATE") as db:
-            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, _json(given)))
+            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, as_json(given)))
     with database.transaction("DEFERRED") as db:
         known = db.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
         return json.loads(known["value"]) if known else default
-
-
-def _words(db: sqlite3.Connection, which: str, *values: Any) -> list[sqlite3.Row]:
-    """Judgements, with the order in which the answers were shown."""
-    return db.execute(
-        f"SELECT judgements.*, (SELECT shown FROM deals WHERE id = deal) AS shown FROM judgements WHERE {which}", values
-    ).fetchall()
 
 
 def _begin(db: sqlite3.Connection, rater: str, item: int, shown: str) -> sqlite3.Row:
@@ -217,31 +240,6 @@ def _begin(db: sqlite3.Connection, rater: str, item: int, shown: str) -> sqlite3
     db.execute("INSERT INTO deals (id, item, rater, shown, dealt_at) VALUES (?, ?, ?, ?, ?)", new)
     row: sqlite3.Row = db.execute("SELECT * FROM deals WHERE id = ?", new[:1]).fetchone()
     return row
-
-
-def _deal(db: sqlite3.Connection, row: sqlite3.Row) -> Deal:
-    item = _item_of(db, row["item"])
-    taken_back = _words(db, "item = ? AND rater = ? ORDER BY number DESC LIMIT 1", row["item"], row["rater"])
-    previous = _judgement(taken_back[0], item) if taken_back else None
-    return Deal(row["id"], item, tuple(json.loads(row["shown"])), previous)
-
-
-def _item_of(db: sqlite3.Connection, number: int) -> Item:
-    return _item(db.execute("SELECT * FROM items WHERE number = ?", (number,)).fetchone())
-
-
-def _item(row: sqlite3.Row) -> Item:
-    return Item(row["number"], json.loads(row["prompt"]), tuple(json.loads(row["responses"])), row["source"])
-
-
-def _judgement(row: sqlite3.Row, item: Item) -> Judgement:
-    ranks = None if row["ranks"] is None else tuple(json.loads(row["ranks"]))
-    shown, tags = tuple(json.loads(row["shown"])), tuple(json.loads(row["tags"]))
-    return Judgement(item, row["rater"], ranks, shown, row["seconds"], row["comment"], tags, row["made_at"])
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _now() -> str:

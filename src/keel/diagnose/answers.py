@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from keel.diagnose.answer_index import Index, index_of, joined
 from keel.diagnose.growing import GrowingFile
 from keel.errors import DataError
+from keel.files import open_regular
 
 Numbers = NDArray[np.int64]
 Range = tuple[float | None, float | None]
@@ -85,7 +86,7 @@ class Answers:
     def rows(self, numbers: Sequence[int] | Numbers) -> list[dict[str, Any]]:
         """Everything that the run kept of these answers; None for a number that is not finite. Raises DataError."""
         index, found = self.index, []
-        with self.file.path.open("rb") as file:
+        with open_regular(self.file.path) as file:
             for number in numbers:
                 file.seek(int(index.start[number]))
                 try:
@@ -99,7 +100,7 @@ class Answers:
         begins, ends = self.index.text[numbers], self.index.text_end[numbers]
         if not len(begins):
             return
-        with self.file.path.open("rb") as file:
+        with open_regular(self.file.path) as file:
             for first, last in _windows(begins, ends):
                 file.seek(int(begins[first]))
                 window = file.read(int(ends[last - 1] - begins[first]))
@@ -168,7 +169,7 @@ def as_text(prompt: Any) -> str:
 
 def _line_after(path: Path, start: int) -> int:
     """The first byte of the first line that begins at or after `start`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start - 1)
         file.readline()
         return file.tell()

@@ -78,5 +78,12 @@ class Diagnosis:
         worst = {finding.severity for finding in self.findings if finding.is_open}
         return next((severity for severity in SEVERITIES if severity in worst), "healthy")
 
+    @property
+    def gravest(self) -> Finding | None:
+        """The gravest finding that is open, of these the first; where all are over, the first. None = no finding."""
+        live = [finding for finding in self.findings if finding.is_open]
+        first = next(iter(self.findings), None)
+        return min(live, key=lambda finding: SEVERITIES.index(finding.severity), default=first)
+
     def as_json(self) -> Mapping[str, Any]:
         return {**asdict(self), "verdict": self.verdict}

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from keel.files import open_regular
+
 BLOCK = 4_000_000  # bytes read at once
 TAIL = 1_000  # bytes by which the end of what was read is known again
 
@@ -25,7 +27,7 @@ class GrowingFile:
     def was_cut(self) -> bool:
         """Whether what was read is no longer there: the run was resumed from an earlier step, or begun anew."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.end - len(self._tail))
                 return file.read(len(self._tail)) != self._tail
         except FileNotFoundError:
@@ -37,7 +39,7 @@ class GrowingFile:
         Raises OSError when the file is there and cannot be read.
         """
         try:
-            file = self.path.open("rb")
+            file = open_regular(self.path)
         except FileNotFoundError:
             return
         with file:

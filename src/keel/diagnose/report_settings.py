@@ -12,6 +12,7 @@ from keel.diagnose.compare import NO_MATTER, flat
 from keel.diagnose.run import NO_JSON, Run
 from keel.diagnose.run_settings import STAGES
 from keel.errors import ConfigError
+from keel.files import read_regular
 from keel.run.folder import RunFolder
 
 UNFINISHED = ("stopped", "died", "failed")
@@ -48,7 +49,7 @@ def reproduction(run: Run) -> dict[str, Any]:
     return {
         "command": f"keel {run.stage} {config_file} --output {again}" if known else None,
         "resume": f"keel {run.stage} {config_file} --resume" if known and run.state.standing in UNFINISHED else None,
-        "config": folder.config.read_text(encoding="utf-8"),
+        "config": read_regular(folder.config).decode(),
         "inputs": inputs,
         "machine": machine,
         "surroundings": {f"machine: {name}": value for name, value in machine.items()}
@@ -58,7 +59,7 @@ def reproduction(run: Run) -> dict[str, Any]:
 
 def _began(folder: RunFolder) -> dict[str, Any]:
     try:
-        found = json.loads(folder.began.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(folder.began))
     except (OSError, *NO_JSON):
         return {}
     return _mapping(found)

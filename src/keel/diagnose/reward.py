@@ -13,6 +13,7 @@ from keel.data.agreement import as_text
 from keel.data.judging import Numbers, Pairs
 from keel.data.preferences import Ranking
 from keel.errors import DataError
+from keel.files import read_regular
 
 MATCHED = 0.1  # lengths that differ by less than this share count as equal
 MISTAKES = 20
@@ -32,7 +33,7 @@ class HeldOut:
         """Raises DataError when the run has none."""
         path = run / "held_out.jsonl"
         try:
-            rows = [json.loads(line) for line in path.read_bytes().splitlines()]  # texts know other line ends
+            rows = [json.loads(line) for line in read_regular(path).splitlines()]  # texts know other line ends
         except (OSError, ValueError) as error:
             raise DataError("the held-out scores cannot be read", where=str(path)) from error
         names = ("margin", "weight", "rater", "source")

@@ -9,13 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from keel.data import judging
 from keel.diagnose.reward import HeldOut, groups, length_correlation, matched, mistakes
+from keel.files import read_regular
 from keel.run.folder import RunFolder, write_atomic
 
 
 def write_reward_report(run: str) -> Path | None:
     """`report.html` in the run folder of `keel reward`; None without held-out prompts. Raises DataError."""
     folder = RunFolder(run)
-    figures = json.loads((folder.path / "figures.json").read_text(encoding="utf-8"))
+    figures = json.loads(read_regular(folder.path / "figures.json"))
     held_out = HeldOut.read(folder.path)
     if not held_out.rankings:
         return None
@@ -24,7 +25,7 @@ def write_reward_report(run: str) -> Path | None:
     text = page.render(
         name=folder.path.name,
         figures=figures,
-        gate=json.loads(verdict.read_text(encoding="utf-8")) if verdict.is_file() else None,
+        gate=json.loads(read_regular(verdict)) if verdict.is_file() else None,
         settings=folder.settings(),
         before=figures.get("uncalibrated_error", figures["calibration_error"]),
         calibrated="uncalibrated_error" in figures,

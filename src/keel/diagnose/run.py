@@ -136,9 +136,11 @@ def run_folders(root: Path) -> Iterator[Path]:
         folder = left.pop()
         with suppress(OSError), os.scandir(folder) as entries:
             names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-            if "config.yaml" in names and ("metrics.jsonl" in names or names.get("checkpoints")):
+            is_run = "config.yaml" in names and ("metrics.jsonl" in names or bool(names.get("checkpoints")))
+            if is_run:
                 yield folder
-            left += [folder / name for name, inner in names.items() if inner and name not in PARTS and name[0] != "."]
+            parts = PARTS if is_run else set()
+            left += [folder / name for name, inner in names.items() if inner and name not in parts and name[0] != "."]
 
 
 def read_metrics(path: Path) -> list[Mapping[str, Any]]:

@@ -15,6 +15,7 @@ from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.lock import take_lock
+from keel.run.saved_settings import load_settings
 from keel.terminal import tell
 
 # Settings that a resumed run may change: none of them alters the steps already taken.
@@ -166,7 +167,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The settings the run was started with. Raises CheckpointError when they cannot be read."""
         try:
-            saved = yaml.safe_load(read_regular(self.config).decode())
+            saved = load_settings(read_regular(self.config))
         except (OSError, yaml.YAMLError, *NO_YAML) as error:
             raise CheckpointError("the run's settings cannot be read", where=str(self.config)) from error
         if not isinstance(saved, dict):

@@ -23,12 +23,14 @@ from keel.data.store import Store
 from keel.errors import DataError
 from keel.server.limits import Refused, as_url_host, parsed, read_body
 from keel.terminal import tell
+from keel.web.figures import figures, figures_elsewhere
 from keel.web.pages import of_deal, page, refusal, static
 from keel.web.people import People, Person
 from keel.web.shield import Shield, Turns, names_of
 
 MAX_BODY = 64_000
 FRESH_SECONDS = 2.0  # that the owner's figures serve before they are computed again
+AT_ONCE = 500  # items, or rankings, of which the figures are worked out in this process
 PATIENCE = {"Retry-After": "5"}
 
 
@@ -139,10 +141,10 @@ class RankPages:
         return self.figures
 
     def _summary(self) -> dict[str, Any]:
-        from keel.data.agreement import summary  # with numpy, for which no rater should wait
-
-        store = self.store
-        return summary(store.judgements(), store.items(), store.raters(), store.overlap)
+        """Of a large study by a process of its own: while one here works out figures, no rater is served."""
+        if self.store.num_judgements() > AT_ONCE or self.store.num_items() > AT_ONCE:
+            return figures_elsewhere(self.store.database.path)
+        return figures(self.store)
 
 
 def as_ranking(body: Any) -> Ranking:

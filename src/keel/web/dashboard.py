@@ -1,5 +1,6 @@
 """The application of `keel serve`: pages about the runs below a folder. It reads only: nothing can be sent to it."""
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -64,7 +65,7 @@ class Dashboard:
         async def answer(request: Request) -> Response:
             asked = Asked({**request.query_params, **request.path_params})
             async with self.turns.of(self._visit(request)):
-                return sent(await run_in_threadpool(view, self.runs, asked))
+                return sent(await run_in_threadpool(view, self.runs, asked), request.headers.get("if-none-match", ""))
 
         return answer
 
@@ -76,13 +77,17 @@ class Dashboard:
         return visit
 
 
-def sent(found: Any) -> Response:
-    """A file to be kept, or JSON."""
+def sent(found: Any, known: str = "") -> Response:
+    """A file to be kept, or JSON; nothing where the reader has it already (`known`: tags of what they have)."""
     if isinstance(found, bytes):
         headers = {"Content-Disposition": 'attachment; filename="disputed.jsonl"'}
         return Response(found, headers=headers, media_type="application/x-ndjson")
     # ASCII: half of a surrogate pair, which a run may have logged, can travel no other way
-    return Response(json.dumps(found, allow_nan=False, default=str), media_type="application/json")
+    body = json.dumps(found, allow_nan=False, default=str)
+    tag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
+    if tag in (each.strip().removeprefix("W/") for each in known.split(",")):
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(body, headers={"ETag": tag}, media_type="application/json")
 
 
 def refusal(scope: Scope, refused: Refused) -> Response:

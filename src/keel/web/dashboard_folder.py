@@ -4,11 +4,12 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from keel.diagnose.run import run_folders
-from keel.server.limits import Refused
+from keel.server.limits import Refused, new_token
 from keel.web.dashboard_doctor import Doctor
 from keel.web.dashboard_run import WatchedRun
 
@@ -26,6 +27,7 @@ class RunsBelow:
         self.lock = threading.Lock()
         self.runs: dict[str, WatchedRun] = {}
         self._look_again = 0.0
+        self.listed = Listed()
 
     def run(self, name: str) -> WatchedRun:
         """The run of this name. Raises Refused."""
@@ -57,6 +59,39 @@ class RunsBelow:
             if time.monotonic() >= end:
                 break
         return [run.summary() for run in runs]
+
+
+class Listed:
+    """What readers of the list know by a version of it, so that only what has changed since is sent."""
+
+    def __init__(self) -> None:
+        self.start, self.lock = new_token()[:8], threading.Lock()
+        self.names: list[str] = []
+        self.entries: dict[str, tuple[int, dict[str, Any]]] = {}  # name: when it changed, and what it is
+        self.number = self.ordered = 0  # the last change, and the last one of which runs there are
+
+    def since(self, version: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The version of these summaries, those that changed since another, and all names if they did."""
+        with self.lock:
+            self._update(summaries)
+            start, _, number = version.partition("-")
+            known = int(number) if start == self.start and number.isdecimal() else -1
+            changed = [entry for name in self.names for at, entry in [self.entries[name]] if at > known]
+            names = self.names if self.ordered > known else None
+            return {"version": f"{self.start}-{self.number}", "names": names, "runs": changed}
+
+    def _update(self, summaries: Sequence[dict[str, Any]]) -> None:
+        after, names = self.number + 1, [summary["name"] for summary in summaries]
+        entries = {}
+        for summary in summaries:
+            known = self.entries.get(summary["name"])
+            is_same = known is not None and (known[1] is summary or known[1] == summary)
+            entries[summary["name"]] = (known[0], summary) if known is not None and is_same else (after, summary)
+        if names != self.names:
+            self.ordered = self.number = after
+        if any(at == after for at, _ in entries.values()):
+            self.number = after
+        self.names, self.entries = names, entries
 
 
 def run_name(path: Path, root: Path) -> str:

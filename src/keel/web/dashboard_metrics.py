@@ -13,6 +13,7 @@ from keel.diagnose.growing import GrowingFile
 from keel.diagnose.run import NO_JSON, Run, Series, State, step_of
 
 NAN = float("nan")
+MOST_FIGURES = 2_000  # a run of keel has about a hundred, and some for each scorer
 
 
 class Metrics:
@@ -23,6 +24,7 @@ class Metrics:
         self.steps = array("q")  # [S]
         self.columns: dict[str, array[float]] = {}  # figure -> [S], nan where it was not measured
         self.broken = 0  # whole lines that hold no figures
+        self.is_full = False  # whether it holds more figures than are kept
         self.cuts = 0  # how often the file was cut back, by a resume
         self.is_whole = False  # whether all that was there at the last look has been read
 
@@ -65,13 +67,16 @@ class Metrics:
         figures = {name: value for name, value in row.items() if name != "step"}
         for name, value in figures.items():
             column = self.columns.get(name)
+            if column is None and len(self.columns) >= MOST_FIGURES:
+                self.is_full = True
+                continue
             if column is None:
                 column = self.columns[name] = array("d", [NAN]) * (count - 1)
             try:
                 column.append(value)
             except (TypeError, OverflowError):
                 column.append(NAN)
-        if len(figures) < len(self.columns):
+        if self.is_full or len(figures) < len(self.columns):
             for column in self.columns.values():
                 column.extend([NAN] * (count - len(column)))
 

@@ -12,13 +12,15 @@ import numpy as np
 
 from keel.diagnose.answers import Range
 from keel.diagnose.curves import groups, is_sparse, rounded, thinned, trend
+from keel.diagnose.findings import Diagnosis
 from keel.diagnose.run import Run, State, state_of
 from keel.diagnose.run_settings import check_settings
 from keel.errors import CheckpointError
 from keel.run.folder import RunFolder
 from keel.web.dashboard_answers import RunAnswers
+from keel.web.dashboard_appearance import appearance
 from keel.web.dashboard_doctor import Case, Doctor
-from keel.web.dashboard_metrics import Metrics
+from keel.web.dashboard_metrics import MOST_FIGURES, Metrics
 
 PATIENCE = 0.6  # seconds that a request reads for; the next one goes on
 AT_ONCE = 1_000  # new points of a curve that travel; of more, the whole curve does, thinned
@@ -47,7 +49,9 @@ class WatchedRun:
         self.trouble = ""  # why it cannot be read
         self.run = Run(path, {}, np.array([], dtype=np.int64), {}, State("unknown"))
         self.case = Case()  # what the doctor says
-        self._settings: tuple[int, dict[str, Any]] = (0, {})
+        self._settings: tuple[tuple[int, int], dict[str, Any] | CheckpointError] = ((0, 0), {})
+        self._seen: list[Any] = []  # how the files were when they were read to their ends
+        self._summary: tuple[list[Any], dict[str, Any]] = ([], {})
 
     def look(self, doctor: Doctor, seconds: float = PATIENCE, wait: bool = True) -> None:
         """Read what is new for about so long, and send the run to the doctor when it is all there.
@@ -65,17 +69,24 @@ class WatchedRun:
 
     def _read(self, seconds: float) -> None:
         before = (self.metrics.cuts, self.metrics.file.end, self._settings[0], self.run.state)
+        seen = self._files()
+        if (
+            seen == self._seen and self.run.state.standing != "running"
+        ):  # a process can go and leave its files as they are
+            return
+        self._seen = []
         try:
             self.check_links()
             self.metrics.refresh(seconds)
             self._read_settings()
             state = state_of(self.folder)
+            self._seen = seen if self.metrics.is_whole else []
         except (CheckpointError, OSError) as error:
             self.trouble = str(error)
             return
         self.trouble = ""
         if before != (self.metrics.cuts, self.metrics.file.end, self._settings[0], state):
-            run = self.metrics.run(self.folder.path, self._settings[1], state)
+            run = self.metrics.run(self.folder.path, self._known_settings(), state)
             try:
                 check_settings(run.settings, run.stage, self.folder.config.name)
             except CheckpointError as error:
@@ -89,10 +100,16 @@ class WatchedRun:
         return bool(self.trouble) or (self.metrics.is_whole and self.case.is_seen)
 
     def summary(self) -> dict[str, Any]:
-        """What the list of runs shows, and the head of the run's page."""
+        """What the list of runs shows, and the head of the run's page; the same object until something has changed."""
         known = self.is_known  # before the diagnosis is taken: the doctor is at work
+        says = [known, self.run, self.case.diagnosis, self.trouble, self.case.trouble, self._heard(), self.incomplete()]
+        if [*map(_identity, says)] != [*map(_identity, self._summary[0])]:
+            self._summary = (says, self._summarised(known))
+        return self._summary[1]
+
+    def _summarised(self, known: bool) -> dict[str, Any]:
         run, diagnosis = self.run, self.case.diagnosis
-        finding = next(iter(diagnosis.findings), None) if diagnosis else None
+        finding = diagnosis.gravest if diagnosis else None
         return {
             "name": self.name,
             "title": self.title,
@@ -145,6 +162,8 @@ class WatchedRun:
                 found.append(f"the last line of {file} was cut short")
             if broken:
                 found.append(f"{broken} broken line{'s' if broken > 1 else ''} in {file} passed over")
+        if self.metrics.is_full:
+            found.append(f"metrics.jsonl holds more than {MOST_FIGURES} figures; the others are passed over")
         return found
 
     def _points(self, chosen: Any) -> list[dict[str, Any]]:
@@ -176,16 +195,40 @@ class WatchedRun:
         return max(times)
 
     def _read_settings(self) -> None:
-        changed = self.folder.config.stat().st_mtime_ns
+        """Once, also where they cannot be read, until the file changes. Raises CheckpointError."""
+        status = self.folder.config.stat()
+        changed = (status.st_mtime_ns, status.st_size)
         if changed != self._settings[0]:
-            self._settings = (changed, self.folder.settings())
+            try:
+                self._settings = (changed, self.folder.settings())
+            except CheckpointError as error:
+                self._settings = (changed, error)
+        self._known_settings()
+
+    def _known_settings(self) -> dict[str, Any]:
+        if isinstance(self._settings[1], CheckpointError):
+            raise self._settings[1]
+        return self._settings[1]
+
+    def _files(self) -> list[Any]:
+        """How each file of the run is now, and each link in its place."""
+        return [appearance(path) for path in self._paths]
+
+    @property
+    def _paths(self) -> list[Path]:
+        folder = self.folder
+        return [folder.config, folder.metrics, folder.rollouts, folder.ended, folder.path / ".lock"]
 
     def check_links(self) -> None:
         """Raises CheckpointError when a file of the run is a link that leads out of the folder that is served."""
-        folder = self.folder
-        for path in (folder.config, folder.metrics, folder.rollouts, folder.ended, folder.path / ".lock"):
+        for path in self._paths:
             if not Path(os.path.realpath(path)).is_relative_to(self.root):
                 raise CheckpointError("a link that leads out of the folder is not followed", where=path.name)
+
+
+def _identity(value: Any) -> Any:
+    """What tells whether a value is still the same: runs and diagnoses are made anew and not changed."""
+    return id(value) if isinstance(value, Run | Diagnosis) else value
 
 
 def _last(run: Run, figure: str) -> float | None:

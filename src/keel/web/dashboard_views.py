@@ -21,8 +21,8 @@ View = Callable[[RunsBelow, Asked], Any]
 
 
 def list_of_runs(runs: RunsBelow, asked: Asked) -> Any:
-    runs_below = runs.summaries()
-    return {"folder": str(runs.root), "runs": runs_below}
+    """All runs or, for who names the version that they have, what has changed since."""
+    return {"folder": str(runs.root), **runs.listed.since(asked.text("version"), runs.summaries())}
 
 
 def run_state(runs: RunsBelow, asked: Asked) -> Any:

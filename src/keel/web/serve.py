@@ -5,17 +5,19 @@ import threading
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
 from keel.config import RankConfig
+from keel.data.database import StoreError
 from keel.data.store import Store
 from keel.errors import ConfigError, Interrupted
+from keel.files import read_regular
 from keel.server.limits import check_reach, listening, prompt_server
 from keel.web.app import links, rank_app
 
 MAX_CONNECTIONS = 512
+IDLE_SECONDS = 2.0  # without a ranking, after which the store is left in its one file
 
 
 def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None = None) -> None:
@@ -28,13 +30,13 @@ def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None =
     instructions = store.remembered("instructions", read_instructions(settings.instructions))
     settings = settings.model_copy(update={"tags": store.remembered("tags", settings.tags or None, [])})
     server = prompt_server(rank_app(store, settings, instructions), MAX_CONNECTIONS)
-    if until is not None:
-        server.config.timeout_notify = 1
 
-        async def look() -> None:
-            server.should_exit = server.should_exit or await run_in_threadpool(until)
+    async def look() -> None:
+        with suppress(StoreError):  # whoever ranks next will be told
+            await run_in_threadpool(store.rest, IDLE_SECONDS)
+        server.should_exit = server.should_exit or (until is not None and await run_in_threadpool(until))
 
-        server.config.callback_notify = look
+    server.config.timeout_notify, server.config.callback_notify = 1, look
     with listening(settings.host, settings.port) as place:
         private = links(store, settings)
         for name, link in private.items():
@@ -64,7 +66,7 @@ def read_instructions(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "instructions", "give a text file") from error
     except UnicodeDecodeError as error:

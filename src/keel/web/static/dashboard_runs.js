@@ -10,7 +10,9 @@ const compare = document.getElementById("compare");
 const rows = new Map(); // by name: the row and what it shows
 const chosen = new Set(); // names of the runs to compare
 const sort = { by: remembered("sort") ?? "title", down: remembered("order") === "down" };
+const known = new Map(); // by name: what the server said last
 let runs = [];
+let version = "";
 
 const WORST = ["critical", "warning", "notice", "healthy", "unknown"];
 const KEYS = {
@@ -139,8 +141,10 @@ filter.addEventListener("input", () => {
 });
 
 repeat(async () => {
-  const found = await fetched("/runs.json");
-  runs = found.runs;
+  const found = await fetched("/runs.json", { version }); // only what has changed since
+  version = found.version;
+  for (const run of found.runs) known.set(run.name, run);
+  runs = (found.names ?? runs.map((run) => run.name)).map((name) => known.get(name));
   document.getElementById("folder").textContent = found.folder;
   draw();
   return runs.every((run) => run.known) ? 3 : 0.2;
