@@ -10,7 +10,7 @@ import yaml
 
 from keel.cli import main as cli
 from keel.cli.settings import read_command
-from keel.config import QuickstartConfig, RankConfig
+from keel.config import QuickstartConfig, RankConfig, SampleConfig
 from keel.errors import CheckpointError, ConfigError, DataError, Diverged, RewardError
 
 REWARDS = "def longer(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
@@ -344,3 +344,11 @@ def test_what_follows_a_lone_yes_is_not_its_value():
         "answers.jsonl",
         True,
     )
+
+
+def test_a_list_of_texts_may_be_json():
+    given = ["--model", "m", "--prompts.path", "p", "--prompts.chat", "--sampling.stop", '["\\n", "a, b"]']
+    settings = read_command("sample", SampleConfig, given, "").settings
+    assert settings.sampling.stop == ["\n", "a, b"]
+    assert settings.prompts.chat is True
+    assert read_command("sample", SampleConfig, [*given[:-1], "x,y"], "").settings.sampling.stop == ["x", "y"]

@@ -6,7 +6,7 @@ import pytest
 
 from keel.data.messages import as_chat, as_messages, with_response, without_oldest_turn
 
-from .chat_tokenizer import assistant, system, user
+from ..chat_tokenizer import assistant, system, user
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
 

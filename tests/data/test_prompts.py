@@ -8,7 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from keel.data.prompts import encode_prompt, encode_text, load_prompts
+from keel.data.prompts import Asking, encode_prompt, encode_text, load_prompts
 from keel.data.rows import read_rows, require
 from keel.errors import DataError
 
@@ -109,7 +109,7 @@ def test_prompts_keep_their_other_columns(tmp_path: Path, tokenizer: PreTrainedT
     first, second = load_prompts(path, tokenizer)
     assert (first.content, first.text, first.tokens, first.columns) == ("w0 w1", "w0 w1", (4, 5), {"answer": 3})
     assert second.tokens == (6,)
-    [named] = load_prompts(write(tmp_path / "q.jsonl", {"question": "w0"}), tokenizer, column="question")
+    [named] = load_prompts(write(tmp_path / "q.jsonl", {"question": "w0"}), tokenizer, asking=Asking(column="question"))
     assert named.tokens == (4,)
 
 

@@ -68,11 +68,11 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     ends += [turn_end] if turn_end is not None and turn_end not in ends else []
     ends = ends or [int(tokenizer.pad_token_id)]
     config = AutoConfig.from_pretrained(name) if (Path(name) / "config.json").is_file() else None
-    asking = Asking(settings.chat, settings.system)
+    asking = Asking(settings.column, settings.chat, settings.system)
     imitation = Imitation(tokenizer, ends, settings.max_tokens, settings.turns, asking)
     scores = any("SequenceClassification" in each for each in getattr(config, "architectures", None) or [])
     template = getattr(config, "keel_template", "{prompt}{response}")
-    return Trial(settings.path, purpose, settings.column, imitation, _reader(tokenizer, template) if scores else None)
+    return Trial(settings.path, purpose, imitation, _reader(tokenizer, template) if scores else None)
 
 
 def _reader(tokenizer: Any, template: str) -> Any:

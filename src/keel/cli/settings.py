@@ -1,11 +1,12 @@
 """From a YAML file and the command line to checked settings, and from a settings class to its help text."""
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
@@ -112,9 +113,28 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
             cli_avoid_json=True,
             cli_hide_none_type=True,
         )
-        return source()
+        return merged(source(), _json_lists(arguments, settings))
     except SettingsError as error:
         raise ConfigError(_misread(str(error), settings), where="command line") from error
+
+
+def _json_lists(arguments: Sequence[str], settings: type[BaseModel]) -> dict[str, Any]:
+    """Lists of texts that were given as JSON: the library splits them, and leaves `\\n` and its like as they stand."""
+    known = set(setting_names(settings, kind=list[str]))
+    found: dict[str, Any] = {}
+    pairs = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
+    for name, value in [*pairs, *pairwise(arguments)]:
+        name = name.removeprefix("--").replace("-", "_")
+        if name not in known or not value.startswith("["):
+            continue
+        try:
+            texts = json.loads(value)
+        except ValueError:
+            continue
+        for part in reversed(name.split(".")):
+            texts = {part: texts}
+        found = merged(found, texts)
+    return found
 
 
 def _misread(complaint: str, settings: type[BaseModel]) -> str:
@@ -127,7 +147,8 @@ def _misread(complaint: str, settings: type[BaseModel]) -> str:
 
 def _spelled_out(arguments: Sequence[str], settings: type[BaseModel]) -> list[str]:
     """A yes-or-no setting that stands alone means yes."""
-    switches = {f"--{name.replace('_', '-')}" for name in setting_names(settings, kind=bool)}
+    names = [*setting_names(settings, kind=bool), *setting_names(settings, kind=bool | None)]
+    switches = {f"--{name.replace('_', '-')}" for name in names}
     return [
         f"{argument}=true" if argument in switches and following.lower() not in YES_OR_NO else argument
         for argument, following in zip_longest(arguments, arguments[1:], fillvalue="")

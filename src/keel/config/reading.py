@@ -19,7 +19,7 @@ def parse(settings: type[SettingsT], data: Mapping[str, Any], where: str = "sett
         raise ConfigError(_explain(error, settings), where=where) from None
 
 
-def setting_names(settings: type[BaseModel], prefix: str = "", kind: type = object) -> Iterator[str]:
+def setting_names(settings: type[BaseModel], prefix: str = "", kind: Any = object) -> Iterator[str]:
     """Dotted names of all settings, e.g. `algorithm.kl_coef`; with `kind` only of those of that type."""
     for name, field in settings.model_fields.items():
         inner = next((part for part in _parts(field.annotation) if issubclass(part, BaseModel)), None)

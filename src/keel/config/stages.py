@@ -11,7 +11,6 @@ from keel.config.parts import (
     Count,
     CountOrNone,
     NonNegative,
-    Positive,
     PromptSettings,
     Rewards,
     RewardSource,
@@ -26,8 +25,8 @@ class DecodingSettings(Settings):
     """responses sampled at once"""
     max_response_tokens: Count = 64
     """longest response"""
-    temperature: Positive = 1.0
-    """sampling temperature"""
+    temperature: NonNegative = 1.0
+    """sampling temperature; 0 takes the most likely token (greedy decoding)"""
     top_k: CountOrNone = 0
     """sample among the k most likely tokens; 0 = all"""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

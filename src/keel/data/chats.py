@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from keel.data.messages import Messages
-from keel.data.templates import template_of
+from keel.data.templates import Template, template_of
 from keel.errors import DataError
 
 if TYPE_CHECKING:
@@ -93,6 +93,29 @@ def spelled_tokens(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> 
     ]
 
 
+def unwritten(messages: Messages, tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Any] | None) -> Iterator[str]:
+    """What the chat template writes nothing of: the tool calls of a message, or the tools themselves."""
+    calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
+    if not calling and not tools:
+        return
+    text = render_chat(messages, tokenizer, tools=tools).text
+    for i in calling:
+        without = {key: value for key, value in messages[i].items() if key != "tool_calls"}
+        if _same_text([*messages[:i], without, *messages[i + 1 :]], tokenizer, tools, text):
+            yield f"the tool calls of message {i + 1}"
+    if tools and _same_text(messages, tokenizer, None, text):
+        yield 'the column "tools"'
+
+
+def _same_text(
+    messages: Messages, tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Any] | None, text: str
+) -> bool:
+    try:
+        return render_chat(messages, tokenizer, tools=tools).text == text
+    except DataError:  # it does read what is missing here
+        return False
+
+
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return the special token that the chat template writes behind an answer first; None without one."""
     template = template_of(tokenizer, str(tokenizer.chat_template))
@@ -159,7 +182,8 @@ def _control_tokens(
     control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     if by_assistant:
         try:
-            turn = template_of(tokenizer, template).render([{"role": "user", "content": "x"}], False)
+            # of its own, so that the first real conversation is still the one that is tried
+            turn = Template(tokenizer).render([{"role": "user", "content": "x"}], False)
         except DataError:
             turn = " ".join(control)
         named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}

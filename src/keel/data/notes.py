@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from keel.data.chats import render_chat, spelled_tokens
+from keel.data.chats import render_chat, spelled_tokens, unwritten
 from keel.data.messages import Content, Messages, with_response
 
 NAMED = 5
 """Lines that a remark names; all are counted."""
 BARE = "a text is given to the model as it is, though it has a chat template; set chat to true, or to false if so meant"
 LOST = "the chat template leaves out a part of an answer"
+UNWRITTEN = "the chat template writes nothing of "
 
 
 @dataclass
@@ -86,3 +87,5 @@ def note_comparison(
             notes.add_at(place, remark)
         if is_lost(messages, tokenizer, tools):
             notes.add_at(place, LOST)
+        for what in unwritten(messages, tokenizer, tools):
+            notes.add_at(place, UNWRITTEN + what)

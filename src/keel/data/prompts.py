@@ -1,14 +1,14 @@
 """Prompts as the policy reads them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import render_chat, tools_of
+from keel.data.chats import render_chat, tools_of, unwritten
 from keel.data.messages import as_chat, ends_with_assistant, without_oldest_turn
-from keel.data.notes import BARE, Notes, named_lines, note_kinds, remarks
+from keel.data.notes import BARE, UNWRITTEN, Notes, named_lines, note_kinds, remarks
 from keel.data.rows import Content, Row, naming, read_rows, reject, require_content
 from keel.errors import DataError
 
@@ -25,8 +25,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Asking:
-    """How the prompts of a file are put to a model."""
+    """Where a row has its prompt, and how that is put to a model."""
 
+    column: str = "prompt"
     chat: bool | None = None  # True makes a user's message of a text; None leaves it as it is, and says so
     system: str | None = None  # the system message of a conversation that has none
 
@@ -39,6 +40,8 @@ class Asking:
         put = self.content(content)
         if notes is not None:
             if isinstance(put, str):
+                if self.system is not None:
+                    notes.add(path, row.number, "a text has no system message; set chat to true")
                 if self.chat is None and tokenizer.chat_template:
                     notes.add(path, row.number, BARE)
             else:
@@ -56,7 +59,6 @@ def load_prompts(
     *,
     rows: list[Row] | None = None,
     split: str = "train",
-    column: str = "prompt",
     max_tokens: int = 512,
     too_long: str = "error",
     asking: Asking = AS_IT_IS,
@@ -69,13 +71,12 @@ def load_prompts(
     Raises DataError for a bad row, a prompt that is too long and not to be shortened, or when none is left.
     """
     prompts: list[Prompt] = []
-    long: list[int] = []
-    fixed: list[int] = []  # chats whose last turn alone is too long
+    long, fixed = list[int](), list[int]()  # lines; of the second the last turn alone is too long
     notes = notes if notes is not None else Notes()
     rows = read_rows(path, split) if rows is None else rows
     for row in rows:
         with naming(row, path):
-            prompt = read_prompt(row, path, column, tokenizer, asking, notes)
+            prompt = read_prompt(row, path, tokenizer, asking, notes)
             if len(prompt.tokens) > max_tokens:
                 long.append(row.number)
                 if too_long != "truncate":
@@ -89,33 +90,31 @@ def load_prompts(
     _check_long(path, max_tokens, too_long, long, fixed)
     if not prompts:
         raise DataError(f"all prompts have more than {max_tokens} tokens", where=path, fix="raise prompts.max_tokens")
-    done = "left out" if too_long == "drop" else "shortened"
     for number in long:
+        done = "left out" if too_long == "drop" else "shortened"
         notes.add(path, number, f"more than {max_tokens} tokens (prompts.max_tokens); {done}")
-    note_kinds(path, {row.number: row.values[column] for row in rows}, notes)
+    note_kinds(path, {row.number: row.values[asking.column] for row in rows}, notes)
     return prompts
 
 
 def read_prompt(
     row: Row,
     path: str,
-    column: str,
     tokenizer: PreTrainedTokenizerBase,
     asking: Asking = AS_IT_IS,
     notes: Notes | None = None,
 ) -> Prompt:
     """The prompt of a row, at its full length. Raises DataError."""
-    content = asking.noted(require_content(row, path, column), row, path, tokenizer, notes)
-    others = {name: value for name, value in row.values.items() if name != column}
+    content = asking.noted(require_content(row, path, asking.column), row, path, tokenizer, notes)
+    others = {name: value for name, value in row.values.items() if name != asking.column}
     try:
         tools_of(others)
     except ValueError as error:
         reject(row, path, str(error))
     prompt = encode_prompt(content, tokenizer, others)
     if notes is not None and not isinstance(content, str):
-        unread = [name for name in tool_names(others) if name not in prompt.text]
-        if unread:
-            notes.add(path, row.number, "the chat template writes nothing of the column tools")
+        for what in unwritten(content, tokenizer, tools_of(others)):
+            notes.add(path, row.number, UNWRITTEN + what)
     return prompt
 
 
@@ -154,14 +153,6 @@ def shortened(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: in
             return None
         prompt = encode_prompt(content, tokenizer, prompt.columns)
     return prompt
-
-
-def tool_names(columns: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the functions that the column `tools` describes."""
-    for tool in tools_of(columns) or []:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            yield function["name"]
 
 
 def _check_long(path: str, max_tokens: int, too_long: str, long: list[int], fixed: list[int]) -> None:

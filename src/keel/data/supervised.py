@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import tools_of
+from keel.data.chats import tools_of, unwritten
 from keel.data.messages import Messages, without_oldest_turn
-from keel.data.notes import LOST, Notes, is_lost, note_kinds, remarks
+from keel.data.notes import LOST, UNWRITTEN, Notes, is_lost, note_kinds, remarks
 from keel.data.prompts import AS_IT_IS, Asking, encode_text
 from keel.data.rows import Row, naming, read_rows, reject, require_content, row_kind
 from keel.data.turns import Example, encode_answer, encode_turns, end_token, keep_end
@@ -111,6 +111,8 @@ def _chat_examples(
         tools = tools_of(row.values)
     except ValueError as error:
         reject(row, path, str(error))
+    for what in unwritten([*prompt, *completion], tokenizer, tools):
+        notes.add(path, row.number, UNWRITTEN + what)
     if is_lost([*prompt, *completion], tokenizer, tools):
         notes.add(path, row.number, LOST)
     examples = encode_turns(prompt, completion, tokenizer, imitation.end_ids, imitation.turns, tools)

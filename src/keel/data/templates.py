@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ class Template:
     def render(self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None = None) -> str:
         """Return the conversation as text. `tools` are the functions that the model may call, as JSON schemas.
 
-        Raises DataError when the template refuses the messages or leaves out a tool call, ConfigError when it exceeds
-        the limits.
+        Raises DataError when the template refuses the messages, ConfigError when it exceeds the limits.
         """
         if not self.tried and not ends_in_time(lambda: [self._text(messages, both, tools) for both in (True, False)]):
             raise ConfigError(
@@ -48,25 +47,11 @@ class Template:
             raise DataError(f"the chat template refuses these messages: {error}", where=self.where) from error
         if len(text) > CHARACTERS:
             raise ConfigError(f"the chat template makes {len(text):,} characters of one conversation", self.where)
-        for number, message in enumerate(messages, start=1):
-            lost = next((name for name in _called(message) if name not in text), None)
-            if lost is not None:
-                what = f"the chat template writes nothing of message {number}'s call of the tool {lost!r}"
-                raise DataError(what, where=self.where, fix="use a template that writes tool calls (chat_template)")
         return text
 
     def _text(self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None) -> str:
         given = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "tools": tools}
         return str(self.tokenizer.apply_chat_template(messages, **given))
-
-
-def _called(message: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the tools that a message calls."""
-    calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            yield function["name"]
 
 
 @cache

@@ -52,7 +52,6 @@ class Trial:
 
     path: str
     purpose: str  # as in `keel.data.contents`
-    column: str  # of the prompts
     imitation: Imitation
     encode: Encode | None = None  # of a reward model; None reads comparisons as a policy does
 
@@ -79,7 +78,7 @@ def _texts(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
 
 def _prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     imitation = trial.imitation
-    prompt = read_prompt(row, trial.path, trial.column, imitation.tokenizer, imitation.asking, notes)
+    prompt = read_prompt(row, trial.path, imitation.tokenizer, imitation.asking, notes)
     if len(prompt.tokens) > imitation.max_tokens:
         notes.add(trial.path, row.number, TOO_LONG.format(imitation.max_tokens))
     yield TokenRow(row.number, prompt.tokens, [False] * len(prompt.tokens), "")

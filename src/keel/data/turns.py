@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import ChatText, render_chat
+from keel.data.chats import ChatText, render_chat, unwritten
 from keel.data.messages import (
     Content,
     Messages,
@@ -83,11 +83,15 @@ def encode_turns(
     conversation = with_response(prompt, completion) if prompt else completion
     first = len(conversation) - len(completion)
     examples = []
-    for i in learned_turns(prompt, completion):
+    for i in learned_turns(prompt, completion)[-1 if turns == "last" else 0 :]:
+        calls = f"the tool calls of message {first + i + 1}"
+        if calls in unwritten(conversation[: first + i + 1], tokenizer, tools):
+            raise DataError(
+                f"the chat template writes nothing of {calls}, so they cannot be learned",
+                fix="use a template that writes them (chat_template)",
+            )
         before = prompt if prompt and i == 0 else conversation[: first + i]
         examples.append(encode_answer(before, [completion[i]], tokenizer, end_ids, tools))
-    if turns == "last":
-        return examples[-1:]
     whole = examples[-1]
     if any(whole.tokens[: len(part.tokens)] != part.tokens for part in examples[:-1]):
         key = examples[0].prompt

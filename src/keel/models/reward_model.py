@@ -137,8 +137,8 @@ class RewardModel:
         A `truncated` response is read as a text that has not ended. `tools` are those of each prompt.
         """
         count = len(prompts)
-        readings = map(Reading, prompts, responses, truncated or [False] * count, tools or [None] * count, strict=True)
-        encoded = [self.encode_within(reading, self.limit) for reading in readings]
+        read = zip(prompts, responses, truncated or [False] * count, tools or [None] * count, strict=True)
+        encoded = [self.encode_within(Reading(*each), self.limit) for each in read]
         self.cut = [cut for _, cut in encoded]
         return self.score_rows([row for row, _ in encoded])
 

@@ -113,8 +113,14 @@ def without(ended: Tensor) -> Tensor:
 def choose(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens by inverting the cumulative distribution at `uniforms`, and their log-probabilities. [B, V], [B] -> [B]"""
+    """Tokens by inverting the cumulative distribution at `uniforms`, and their log-probabilities. [B, V], [B] -> [B]
+
+    Temperature 0 takes the most likely token, with its log-probability at temperature 1.
+    """
     logits = logits.float()
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, token_logprobs(logits, tokens, 1.0)
     if top_k or top_p < 1.0:
         logits, temperature = keep_likely(logits / temperature, top_k, top_p), 1.0
     if kernels.available(logits):

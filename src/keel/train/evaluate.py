@@ -167,7 +167,7 @@ def judge(
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for rollouts in player.answers(decoding, seed, "evaluate", stream):
         texts += rollouts.texts
-        for name, values in measure(rollouts, player, reference, scoring, decoding.temperature).items():
+        for name, values in measure(rollouts, player, reference, scoring, decoding.temperature or 1.0).items():
             parts[name].append(values.cpu())
         show(len(texts), {"score": float(torch.cat(parts["score"]).nanmean())} if "score" in parts else {})
     k = decoding.num_responses

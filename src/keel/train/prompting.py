@@ -30,7 +30,7 @@ def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Cha
 
 def asking_of(settings: ChatSettings) -> Asking:
     """How the settings put a prompt to a model."""
-    return Asking(settings.chat, settings.system)
+    return Asking(getattr(settings, "column", "prompt"), settings.chat, settings.system)
 
 
 def read_prompts(
@@ -47,7 +47,6 @@ def read_prompts(
         path or settings.path,
         tokenizer,
         split=settings.split,
-        column=settings.column,
         max_tokens=settings.max_tokens,
         too_long=settings.too_long,
         asking=asking_of(settings),

@@ -118,15 +118,12 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
     """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
     loaded = load_given(config.prompts, tokenizer, prompts)
-    evaluated = config.evaluate.prompts
-    held_out = read_prompts(config.prompts, tokenizer, evaluated) if evaluated else []
+    held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
     scorers = _scorers(config, functions)
     columns = [name for prompt in [*loaded, *held_out] for name in prompt.columns]
     check_signatures(scorers, columns, config.reward.segments != "none")
     _check_sizes(config, world)
-    torch.manual_seed(config.seed)  # the adapter's start
-    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
-    speak_in_turns(policy, tokenizer, config.prompts)
+    policy = _policy(config, tokenizer, world)
     _check_lengths(config, policy, [*loaded, *held_out])
     name_unembedded(policy, tokenizer, config.policy.model)
     require_embedded(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
@@ -158,6 +155,14 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
         targets=_take(TargetSettings, config.rollout, config.algorithm),
         updater=_updater(config, actor_critic, algorithm, world),
     )
+
+
+def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
+    torch.manual_seed(config.seed)  # the adapter's start
+    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
+    check_logits(policy)
+    speak_in_turns(policy, tokenizer, config.prompts)
+    return policy
 
 
 def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> list[Scorer]:
