@@ -160,7 +160,6 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
 def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
-    check_logits(policy)
     speak_in_turns(policy, tokenizer, config.prompts)
     return policy
 
