@@ -10,9 +10,10 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from keel.config import RewardConfig, TrainConfig, parse
+from keel.errors import ConfigError
 from keel.models.loading import as_classifier, load_causal_lm, load_classifier
 from keel.models.reward_model import RewardModel
-from keel.models.trunk_classifier import SequenceClassifier, TrunkClassifier
+from keel.models.trunk_classifier import SequenceClassifier, TrunkClassifier, has_score_head
 from keel.train.policy import train_policy
 from keel.train.reward import reward
 
@@ -125,3 +126,15 @@ def test_a_head_reads_the_last_token_that_is_no_pad_token(tmp_path: Path) -> Non
         states = model.base_model(torch.tensor([[5, 6]])).last_hidden_state
         torch.testing.assert_close(short, head(states[:, -1]))
         torch.testing.assert_close(short, long)
+
+
+def test_a_critic_that_could_not_be_saved_is_refused_before_the_run(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has_score_head(transformers.LlamaConfig())
+    assert not has_score_head(transformers.CTRLConfig())  # its classifier has a layer of another name
+    monkeypatch.setattr("keel.train.critic.has_score_head", lambda config: False)
+    changes = {"critic.sharing": "shared"}
+    with pytest.raises(ConfigError, match="only a decoder can be a critic"):
+        train_policy(parse(TrainConfig, settings(tiny_policy, tmp_path / "run", changes)), [share_of_w3], PROMPTS)
+    assert not (tmp_path / "run").exists()

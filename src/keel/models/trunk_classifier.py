@@ -27,6 +27,7 @@ class SequenceClassifier:
     @staticmethod
     def from_config(config: PreTrainedConfig, **options: Any) -> Any:
         """A model with random weights. Raises ValueError for a family without a language model."""
+        config = _read_config(config)
         if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return AutoModelForSequenceClassification.from_config(config, **options)
         return classifier_class(config)._from_config(config, **options)
@@ -34,11 +35,25 @@ class SequenceClassifier:
     @staticmethod
     def from_pretrained(name: str, num_labels: int = 1, **options: Any) -> Any:
         """A saved model; a head that its file does not hold is random."""
-        config = AutoConfig.from_pretrained(name, num_labels=num_labels, trust_remote_code=False)
+        config = _read_config(AutoConfig.from_pretrained(name, num_labels=num_labels, trust_remote_code=False))
         if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
         options.pop("trust_remote_code", None)
         return classifier_class(config).from_pretrained(name, config=config, **options)
+
+
+def _read_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The text config inside, where the family's classifier, or else its language model, is made of that alone."""
+    known = [
+        each[type(config)]
+        for each in (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+        if type(config) in each
+    ]
+    text = config.get_text_config()
+    if known and known[0].config_class is type(text) and text is not config:
+        text.num_labels = config.num_labels
+        return text
+    return config
 
 
 class TrunkClassifier(PreTrainedModel):
