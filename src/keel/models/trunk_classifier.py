@@ -41,6 +41,12 @@ class SequenceClassifier:
         return classifier_class(config).from_pretrained(name, config=config, **options)
 
 
+def scores_last_token(config: PreTrainedConfig) -> bool:
+    """Whether a family's classifier is a head `score` on the state of the last token, as a critic's is."""
+    with torch.device("meta"):
+        return hasattr(SequenceClassifier.from_config(config), "score")
+
+
 class TrunkClassifier(PreTrainedModel):
     """A score head without bias on a trunk; the classes below say which trunk."""
 

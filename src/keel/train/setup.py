@@ -25,6 +25,7 @@ from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, 
 from keel.models.pad_token import grow_embeddings, set_pad_id
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
+from keel.models.trunk_classifier import scores_last_token
 from keel.rollout.collect import score
 from keel.rollout.sampler import sample
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
@@ -33,6 +34,8 @@ from keel.run.score_range import read_range
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
+NO_CRITIC = "only a decoder can be a critic, and the classifier of this family reads its first token"
+WITHOUT_CRITIC = "use an algorithm without a critic: set algorithm.name to rloo, grpo or reinforce"
 DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
 
 
@@ -189,6 +192,8 @@ def _actor_critic(config: TrainConfig, policy: Any, algorithm: Algorithm) -> Act
     if not algorithm.needs_critic:
         return ActorCritic(policy)
     if config.critic.sharing == "shared":
+        if not scores_last_token(policy.config):
+            raise ConfigError(NO_CRITIC, where=config.policy.model, fix=WITHOUT_CRITIC)
         return ActorCritic(policy, value_head=new_value_head(policy))
     return ActorCritic(policy, critic=_critic(config, policy))
 
@@ -205,7 +210,8 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
     source = members_of(source)[0]
     critic = load_classifier(source, config.policy.dtype, config.seed, to_train=True)
     if not hasattr(critic, "score"):
-        raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")
+        fix = WITHOUT_CRITIC if config.critic.init == "policy" else "set critic.init to policy"
+        raise ConfigError(NO_CRITIC, where=source, fix=fix)
     tokenizer, own = load_tokenizer(config.policy.model), load_tokenizer(source).get_vocab()
     if not tokenizer.get_vocab().items() <= own.items():  # a reward model may have a pad token besides
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
