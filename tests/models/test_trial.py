@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    FalconConfig,
+    FalconForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -179,3 +183,15 @@ def test_adapters_leave_out_what_returns_something_else() -> None:
     adapted = [name for name, _ in model.named_modules() if name.endswith("lora_A")]
     assert adapted
     assert not any("router" in name for name in adapted)
+
+
+def test_adapters_take_layers_of_their_own_class_that_return_what_a_linear_layer_returns() -> None:
+    shape = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = with_lora(ready(FalconForCausalLM(FalconConfig(**shape))), Rank(), "CAUSAL_LM")
+    assert any(name.endswith("query_key_value.lora_A") for name, _ in model.named_modules())
+
+
+def test_adapters_of_state_space_models_leave_out_what_peft_refuses() -> None:
+    shape = {"vocab_size": 16, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
+    model = with_lora(ready(MambaForCausalLM(MambaConfig(**shape))), Rank(), "CAUSAL_LM")
+    assert any(name.endswith("in_proj.lora_A") for name, _ in model.named_modules())
