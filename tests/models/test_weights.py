@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from keel.config import LoraSettings
 from keel.errors import ConfigError
@@ -77,6 +83,37 @@ def test_an_encoder_that_only_speaks_is_no_scorer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bert\.pooler\.dense\.bias.* and 1 more"):
         load_classifier(str(tmp_path))
     load_classifier(str(tmp_path), to_train=True)
+
+
+def test_what_is_new_below_an_encoders_head_is_saved_with_the_adapter(tmp_path: Path) -> None:
+    """A pooler that no file holds is random: an adapter that is saved without it would score at random."""
+    pytest.importorskip("peft")
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    BertForMaskedLM(BertConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path / "base")
+    word_tokenizer("<pad>").save_pretrained(tmp_path / "base")
+    model = RewardModel.load(str(tmp_path / "base"), template="{prompt} {response}", lora=LoraSettings(r=2))
+    for weight in model.model.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save(tmp_path / "reward")
+    assert any("pooler" in key for key in load_file(tmp_path / "reward" / "adapter" / FILE))
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        again = RewardModel.load(str(tmp_path / "reward" / "adapter"))
+    torch.testing.assert_close(again.score(["w1"], ["w2"]), model.score(["w1"], ["w2"]), atol=1e-5, rtol=0)
+
+
+def test_experts_of_another_size_are_refused_with_their_name(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 8, "vocab_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 12}))
+    with pytest.raises(ConfigError, match=r"experts"):
+        load_causal_lm(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_local_experts": 3}))
+    with pytest.raises(ConfigError, match=r"experts|gate"):
+        load_causal_lm(str(tmp_path))
 
 
 def test_a_classifier_of_two_labels_is_refused_with_both_shapes(scorer: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from keel.config import PlanConfig, TrainConfig, parse
 from keel.errors import ConfigError
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer
+from keel.models.reward_model import RewardModel
 from keel.train import plan as plans
 from keel.train import probe as probes
 from keel.train.plan import changes_to_fit, plan, possible_changes, resident
@@ -43,8 +44,9 @@ def run(tiny_policy: Path, tmp_path: Path) -> dict[str, Any]:
     """A run with a reward model, its prompts in a file."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("w1 w2", "w5", "w6 w7 w8", "w9")))
+    RewardModel.load(str(tiny_policy), template="{prompt}{response}").save(tmp_path / "scorer")
     return settings(
-        tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), "rewards": [{"model": str(tiny_policy)}]}
+        tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), "rewards": [{"model": str(tmp_path / "scorer")}]}
     )
 
 
@@ -57,7 +59,7 @@ def test_the_sizes_are_those_of_the_loaded_models(run: dict[str, Any], tiny_poli
     assert sizes["policy"] == pytest.approx({"weights": policy, "gradients": policy, "optimizer": 2 * policy})
     assert sizes["critic"] == pytest.approx({"weights": critic, "gradients": critic, "optimizer": 2 * critic})
     assert sizes["reference"] == pytest.approx({"weights": policy, "gradients": 0, "optimizer": 0})
-    assert list(sizes) == ["policy", "critic", "reference", f"reward {tiny_policy.name}"]
+    assert list(sizes) == ["policy", "critic", "reference", "reward scorer"]
 
 
 def test_every_reward_model_has_its_column(run: dict[str, Any], tiny_policy: Path, tmp_path: Path) -> None:

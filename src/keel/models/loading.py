@@ -1,8 +1,8 @@
 """Models and tokenizers from a folder or the hub, and back to a plain folder."""
 
 import copy
-from dataclasses import dataclass
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from keel.models.adapters import (
 from keel.models.files import is_adapter, read_part, refusing
 from keel.models.heads import new_value_head, plain, trunk
 from keel.models.packed import pack_if_possible
-from keel.models.pad_token import grow_embeddings, set_pad_id
+from keel.models.pad_token import set_pad_id
 from keel.models.sameness import logprobs, probe_tokens, require_same
 from keel.models.trunk_classifier import SequenceClassifier
+from keel.models.vocabulary import FIX, num_embeddings
 from keel.models.weights import (
     LANGUAGE_HEADS,
     listed,
@@ -95,7 +96,8 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: 
             fix="give a sequence classifier with one label, or make one of it with `keel reward`",
         )
     name_unread(loaded.unread, name)
-    plain(loaded.model).keel_new = loaded.new
+    model: Any = plain(loaded.model)
+    model.keel_new = loaded.new  # an adapter learns these in full
     return loaded.model
 
 
@@ -147,7 +149,7 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
 
 
 def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model and the report of its loading. Raises ConfigError for weights of another shape, or that are no numbers."""
+    """A model and the report of its loading. Raises ConfigError for weights of another shape, or not numbers."""
     model, report = read_part(
         auto_class,
         name,
@@ -183,13 +185,18 @@ def end_token_ids(
 ) -> list[int]:
     """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop tokens.
 
-    Raises ConfigError of the setting `where` for a stop text that is no token.
+    Raises ConfigError of the setting `where` for a stop text that is no token, and where none can be sampled.
     """
     configured = model.generation_config.eos_token_id if model.generation_config else None
     if configured is None:
         configured = tokenizer.eos_token_id
     ends = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    return sorted({*ends, *(stop_token_id(tokenizer, text, where) for text in stop)})
+    found = sorted({*ends, *(stop_token_id(tokenizer, text, where) for text in stop)})
+    if found and found[0] >= num_embeddings(model):
+        raise ConfigError(
+            f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
+        )
+    return found
 
 
 def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> int:
@@ -237,6 +244,5 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrained
     trunk(classifier).load_state_dict(trunk(own).state_dict())
     classifier.score.load_state_dict(head.state_dict())
     if pad_id is not None:  # that of the tokenizer: transformers finds the last token of a text by it
-        grow_embeddings(classifier, pad_id + 1)
         set_pad_id(classifier, pad_id)
     return classifier.eval()

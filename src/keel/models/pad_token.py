@@ -33,12 +33,12 @@ def separate_pad(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) 
         spare = [text for text, number in special.items() if SPARE.search(text) and number not in ends]
         spare.sort(key=lambda text: "pad" not in text.lower())
         tokenizer.add_special_tokens({"pad_token": spare[0] if spare else NEW})
-    grow_embeddings(model, int(tokenizer.pad_token_id) + 1)
     set_pad_id(model, int(tokenizer.pad_token_id))
 
 
 def set_pad_id(model: Any, pad_id: int) -> None:
-    """Tell transformers which token is padding."""
+    """Tell transformers which token is padding, and let the model read it."""
+    grow_embeddings(plain(model), pad_id + 1)
     plain(model).config.pad_token_id = plain(model).config.get_text_config().pad_token_id = pad_id
 
 

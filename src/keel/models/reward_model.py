@@ -19,6 +19,7 @@ from keel.models.loading import dtype_name, load_classifier, load_tokenizer, sav
 from keel.models.packed import moved_left, reads_packed, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
 from keel.models.sameness import probe_tokens, require_same
+from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.world import World
 
 TEMPLATE = "{prompt}{response}"
@@ -82,6 +83,7 @@ class RewardModel:
         if lora:
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
         reward_model.model.to(device or World.from_environment().device)
+        name_unembedded(reward_model.model, reward_model.tokenizer, name)
         reward_model._check_scores()
         return reward_model
 
@@ -116,7 +118,9 @@ class RewardModel:
         cut = len(ids) > limit
         if cut:  # the tokenizer keeps the special tokens that start a text
             ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens, truncation=True, max_length=limit)
-        return self._without_trailing_pads(ids), cut
+        ids = self._without_trailing_pads(ids)
+        require_embedded(self.model, [ids], self.tokenizer, "reward model")
+        return ids, cut
 
     def num_tokens(self, prompt: Content, response: str) -> int:
         """Tokens of prompt and response in the template, also where the model cannot read so many."""

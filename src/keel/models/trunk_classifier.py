@@ -27,6 +27,7 @@ class SequenceClassifier:
     @staticmethod
     def from_config(config: PreTrainedConfig, **options: Any) -> Any:
         """A model with random weights. Raises ValueError for a family without a language model."""
+        config = _read_config(config)
         if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return AutoModelForSequenceClassification.from_config(config, **options)
         return classifier_class(config)._from_config(config, **options)
@@ -34,17 +35,25 @@ class SequenceClassifier:
     @staticmethod
     def from_pretrained(name: str, num_labels: int = 1, **options: Any) -> Any:
         """A saved model; a head that its file does not hold is random."""
-        config = AutoConfig.from_pretrained(name, num_labels=num_labels, trust_remote_code=False)
+        config = _read_config(AutoConfig.from_pretrained(name, num_labels=num_labels, trust_remote_code=False))
         if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
         options.pop("trust_remote_code", None)
         return classifier_class(config).from_pretrained(name, config=config, **options)
 
 
-def scores_last_token(config: PreTrainedConfig) -> bool:
-    """Whether a family's classifier is a head `score` on the state of the last token, as a critic's is."""
-    with torch.device("meta"):
-        return hasattr(SequenceClassifier.from_config(config), "score")
+def _read_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The text config inside, where the family's classifier, or else its language model, is made of that alone."""
+    known = [
+        each[type(config)]
+        for each in (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+        if type(config) in each
+    ]
+    text = config.get_text_config()
+    if known and known[0].config_class is type(text) and text is not config:
+        text.num_labels = config.num_labels
+        return text
+    return config
 
 
 class TrunkClassifier(PreTrainedModel):
@@ -61,30 +70,42 @@ class TrunkClassifier(PreTrainedModel):
         self.score = nn.Linear(text.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.get_input_embeddings()
+    @property
+    def trunk(self) -> Any:
+        """The part that turns tokens into hidden states."""
+        return getattr(self, self.base_model_prefix)
+
+    def get_input_embeddings(self) -> Any:
+        return self.trunk.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base_model.set_input_embeddings(value)
+        self.trunk.set_input_embeddings(value)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
         """Score of the last token of each row that is no pad token. [N, L] -> logits [N, 1]"""
-        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (places * (input_ids != self.config.get_text_config().pad_token_id)).argmax(1)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         return SequenceClassifierOutput(logits=self.score(hidden[rows, last]))
 
 
-def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def has_score_head(config: PreTrainedConfig) -> bool:
+    """Whether the family's classifier is read at the last token, by a layer called `score`."""
+    with torch.device("meta"):
+        return hasattr(SequenceClassifier.from_config(config), "score")
+
+
+def classifier_class(config: PreTrainedConfig) -> Any:
     """The class of a score head on the trunk of the language model with such a config. Raises ValueError."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers has no language model of type {config.model_type}")
+    language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        model = language_model(config)
     name = trunk_name(model)
-    trunk = getattr(model, name)
-    return _classifier_class(type(model), name, type(trunk), type(trunk.config) is not type(config))
+    trunk: Any = getattr(model, name)
+    return _classifier_class(language_model, name, trunk.__class__, type(trunk.config) is not type(config))
 
 
 def trunk_name(model: PreTrainedModel) -> str:
@@ -95,7 +116,7 @@ def trunk_name(model: PreTrainedModel) -> str:
 
 
 @cache
-def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_config: bool) -> type[PreTrainedModel]:
+def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_config: bool) -> Any:
     family = next(base for base in language_model.__mro__ if PreTrainedModel in base.__bases__)
     parent = family if family is not language_model else PreTrainedModel
     title = f"{language_model.__name__.split('For')[0].removesuffix('LMHeadModel')}ForSequenceClassification"
@@ -104,6 +125,6 @@ def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_con
         "trunk_class": trunk,
         "reads_text_config": reads_text_config,
         "config_class": language_model.config_class,
-        "__module__": __name__,
+        "__module__": language_model.__module__,  # transformers reads there what the family can do
     }
     return type(title, (TrunkClassifier, parent) if parent is not PreTrainedModel else (TrunkClassifier,), attributes)

@@ -26,7 +26,7 @@ def refuse_other_shapes(report: Mapping[str, Any], name: str) -> None:
         raise ConfigError(
             f"{key} is {list(in_file)} in the file and {list(in_model)} by config.json{more}",
             where=name,
-            fix="use the config.json that was saved with these weights",
+            fix="use the config.json that was saved with these weights; a reward model has one label",
         )
 
 

@@ -17,6 +17,7 @@ from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
 from keel.models.heads import next_token_logits, plain
+from keel.models.vocabulary import fill_id
 from keel.rollout.decoder import decoder_for
 
 
@@ -39,7 +40,7 @@ def sample(
     Finished rows leave the batch at once, and a prompt that stands in adjacent rows is read once.
     """
     device = plain(model).device
-    pad_id = int(tokenizer.pad_token_id)
+    pad_id = fill_id(model, tokenizer)
     prompt_tokens, prompt_mask = (
         part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left")
     )

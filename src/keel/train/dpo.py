@@ -22,6 +22,7 @@ from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
 from keel.models.loading import save_policy
+from keel.models.vocabulary import require_embedded
 from keel.run.folder import RunFolder
 from keel.run.held_out import write_held_out
 from keel.train.learner import Task
@@ -61,6 +62,8 @@ def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
         name: encode_side(rankings, tokenizer, ends, limit, config.data.path)
         for name, rankings in (("train", split.train), ("watched", split.watched), ("held_out", split.held_out))
     }
+    for side in sides.values():
+        require_embedded(model, [answer.tokens for answer in side.all_answers], tokenizer, config.data.path)
     return fit(config, dpo_task(config, model, tokenizer, split, sides), resume)
 
 

@@ -19,6 +19,7 @@ from keel.data.two_samples import Numbers
 from keel.errors import ConfigError, DataError
 from keel.learn.targets import reference_logprobs
 from keel.models.policy import ActorCritic
+from keel.models.vocabulary import fill_id, require_embedded
 from keel.rollout.collect import score
 from keel.rollout.scorers import Scorer, build_scorers
 from keel.run.folder import RunFolder
@@ -191,7 +192,9 @@ def as_rollouts(
     desk: Desk, prompts: list[Prompt], before: list[list[int]], after: list[list[int]], cut: Tensor, texts: list[str]
 ) -> Rollouts:
     """Ids that are read and ids that are looked at, as a batch."""
-    pad_id, device = int(desk.player.tokenizer.pad_token_id), desk.player.model.policy.device
+    policy, tokenizer = desk.player.model.policy, desk.player.tokenizer
+    require_embedded(policy, [*before, *after], tokenizer, desk.player.name)
+    pad_id, device = fill_id(policy, tokenizer), policy.device
     prompt_tokens, prompt_mask = (part.to(device) for part in pad_rows(before, pad_id, side="left"))
     tokens, mask = (part.to(device) for part in pad_rows(after, pad_id))
     blank = torch.zeros(tokens.shape, device=device)

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from keel.config import PlanConfig, parse
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS
-from keel.models.adapters import with_lora
+from keel.models.adapters import base_of, with_lora
 from keel.models.ensemble import members_of
+from keel.models.files import is_adapter
 from keel.models.loading import DTYPES, load_tokenizer
 from keel.models.trunk_classifier import SequenceClassifier
 from keel.train.probe import Cost, probe_apart
@@ -99,7 +100,7 @@ def forecast(config: PlanConfig) -> Cost:
 
         one = measure(None)
         two = {name: measure(name) for name in models}
-    layers = {name: AutoConfig.from_pretrained(name).get_text_config().num_hidden_layers for name in models}
+    layers = {name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in models.items()}
 
     def at_full_depth(part: str) -> dict[str, float]:
         first = getattr(one, part)
@@ -149,7 +150,9 @@ def shallow(source: str, kind: Any, layers: int, folder: Path) -> str:
 
 
 def model_config(source: str, kind: Any) -> Any:
-    """Raises ConfigError when there is none."""
+    """That of its base for an adapter. Raises ConfigError when there is none."""
+    if is_adapter(Path(source)):
+        return model_config(base_of(Path(source)), kind)
     labels = {"num_labels": 1} if kind is SequenceClassifier else {}
     try:
         return AutoConfig.from_pretrained(source, **labels)

@@ -15,6 +15,7 @@ from keel.data.prompts import Prompt, load_prompts
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
+from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
@@ -99,6 +100,8 @@ def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) 
         too_long=prompts.too_long,
     )
     model = load_frozen(name)
+    name_unembedded(model.policy, tokenizer, name)
+    require_embedded(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
     longest = max(len(prompt.tokens) for prompt in loaded)
     require_positions(model.policy, longest, decoding.max_response_tokens, name, "sampling")
     end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")

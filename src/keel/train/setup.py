@@ -17,25 +17,22 @@ from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
-from keel.models.adapters import share_frozen, with_lora
-from keel.models.ensemble import members_of
-from keel.models.heads import new_value_head, trunk
+from keel.models.adapters import share_frozen
+from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
-from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
-from keel.models.pad_token import grow_embeddings, set_pad_id
+from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
-from keel.models.trunk_classifier import scores_last_token
+from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.rollout.collect import score
 from keel.rollout.sampler import sample
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.run.gate import require_passed
 from keel.run.score_range import read_range
+from keel.train.critic import build_actor_critic
 from keel.world import World, generator
 
 SettingsT = TypeVar("SettingsT")
-NO_CRITIC = "only a decoder can be a critic, and the classifier of this family reads its first token"
-WITHOUT_CRITIC = "use an algorithm without a critic: set algorithm.name to rloo, grpo or reinforce"
 DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
 
 
@@ -113,11 +110,13 @@ def build_parts(
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
     _check_lengths(config, policy, [*loaded, *held_out])
+    name_unembedded(policy, tokenizer, config.policy.model)
+    require_embedded(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
     end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
     if not end_ids:
         raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
     algorithm = ALGORITHMS[config.algorithm.name]
-    actor_critic = _actor_critic(config, policy, algorithm).to(world.device)
+    actor_critic = build_actor_critic(config, policy, algorithm).to(world.device)
     if config.policy.gradient_checkpointing:
         for model in filter(None, (actor_critic.policy, actor_critic.critic)):
             recompute_layers(trunk(model))
@@ -186,41 +185,6 @@ def _check_sizes(config: TrainConfig, world: World) -> None:
 def _check_lengths(config: TrainConfig, policy: Any, prompts: Sequence[Prompt]) -> None:
     longest = max(len(prompt.tokens) for prompt in prompts)
     require_positions(policy, longest, config.rollout.max_response_tokens, config.policy.model, "rollout")
-
-
-def _actor_critic(config: TrainConfig, policy: Any, algorithm: Algorithm) -> ActorCritic:
-    if not algorithm.needs_critic:
-        return ActorCritic(policy)
-    if config.critic.sharing == "shared":
-        if not scores_last_token(policy.config):
-            raise ConfigError(NO_CRITIC, where=config.policy.model, fix=WITHOUT_CRITIC)
-        return ActorCritic(policy, value_head=new_value_head(policy))
-    return ActorCritic(policy, critic=_critic(config, policy))
-
-
-def _critic(config: TrainConfig, policy: Any) -> Any:
-    source = config.critic.init
-    if source == "policy":
-        source = config.policy.model
-    elif source == "reward":
-        models = [reward.model for reward in config.rewards if reward.model]
-        if not models:
-            raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
-        source = str(models[0])
-    source = members_of(source)[0]
-    critic = load_classifier(source, config.policy.dtype, config.seed, to_train=True)
-    if not hasattr(critic, "score"):
-        fix = WITHOUT_CRITIC if config.critic.init == "policy" else "set critic.init to policy"
-        raise ConfigError(NO_CRITIC, where=source, fix=fix)
-    tokenizer, own = load_tokenizer(config.policy.model), load_tokenizer(source).get_vocab()
-    if not tokenizer.get_vocab().items() <= own.items():  # a reward model may have a pad token besides
-        raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
-    grow_embeddings(critic, int(tokenizer.pad_token_id) + 1)
-    set_pad_id(critic, int(tokenizer.pad_token_id))  # it is saved with the policy's tokenizer
-    if config.policy.lora:
-        critic = with_lora(critic, config.policy.lora, "SEQ_CLS")
-        share_frozen(critic, policy)
-    return critic
 
 
 def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:

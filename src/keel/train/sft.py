@@ -16,6 +16,7 @@ from keel.models.heads import plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer, save_policy
 from keel.models.packed import token_states
+from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.train.learner import Task
 from keel.train.split import Split, split_rows
 from keel.train.supervised import fit
@@ -48,6 +49,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     torch.manual_seed(config.seed)  # the adapter's start
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
+    name_unembedded(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))
     ends = end_token_ids(model, tokenizer)
@@ -67,7 +69,9 @@ def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int
     limit, data = longest_row(config, model), config.data
 
     def load(path: str) -> list[Example]:
-        return load_examples(path, tokenizer, ends, split=data.split, max_tokens=limit)
+        found = load_examples(path, tokenizer, ends, split=data.split, max_tokens=limit)
+        require_embedded(model, [example.tokens for example in found], tokenizer, path)
+        return found
 
     examples = load(data.path)
     learnable = [example for example in examples if example.num_targets > 0]

@@ -111,8 +111,8 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
 def _save_critic(parts: Parts, path: Path) -> None:
     """A sequence classifier whose score, plus `keel_value_offset` of its config.json, is the value of a state.
 
-    The heads of transformers' classifiers have no bias that the offset could become. Raises CheckpointError if the saved
-    values are not the trained ones.
+    The heads of transformers' classifiers have no bias that the offset could become. Raises CheckpointError if what
+    was saved has other values.
     """
     models, units = parts.actor_critic, parts.actor_critic.value_units
     critic, model, head = models.critic, models.policy, models.value_head
