@@ -50,7 +50,7 @@ PACKED: dict[str, Any] = {
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
 PADDED: dict[str, Any] = {
     "window in the mask alone": lambda sizes: Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(**sizes, **EXPERTS, use_sliding_window=True, sliding_window=6, max_window_layers=0)
+        Qwen2MoeConfig(**sizes, **EXPERTS, use_sliding_window=True, sliding_window=6, max_window_layers=2)
     ),
     "another one": lambda sizes: PhimoeForCausalLM(PhimoeConfig(**sizes, num_local_experts=2, sliding_window=6)),
     "sinks": lambda sizes: GptOssForCausalLM(GptOssConfig(**sizes, num_local_experts=2, num_experts_per_tok=1)),

@@ -149,11 +149,11 @@ def pack_if_possible(model: Any) -> None:
         if plain(model).get_output_embeddings() is not None:
             _require_causal(model, tokens, mask, alone)
             check_logits(model)
-        single = not _agrees(model, tokens, mask, alone)
-        plain(model).keel_reads_single_rows = single
-        if single:
+        whole: Any = plain(model)
+        whole.keel_reads_single_rows = not _agrees(model, tokens, mask, alone)
+        if whole.keel_reads_single_rows:
             return
-        config = plain(model).config.get_text_config()
+        config = whole.config.get_text_config()
         usual = config._attn_implementation
         config._attn_implementation = ATTENTION
         if not _agrees(model, tokens, mask, alone):

@@ -22,7 +22,7 @@ class ModuleDecoder:
         self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
 
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
-        self.cache = DynamicCache(config=plain(self.model).config)
+        self.cache: Any = DynamicCache(config=plain(self.model).config)
         self.mask = mask.long()
         states = self._forward(tokens, positions_for(self.model, self.mask))
         if copies > 1:
