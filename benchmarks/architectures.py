@@ -26,6 +26,7 @@ from architectures_verbs import compare, saved_gap, verbs
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from keel.errors import KeelError
+from keel.models.heads import UNFIT
 
 RESULTS = {"sft": "model", "dpo": "policy", "ppo": "policy", "ppo shared": "policy", "grpo lora": "policy"}
 
@@ -84,7 +85,9 @@ def tried(family: str) -> dict[str, Any]:
                 found[name] = outcome(run)
                 if found[name] == "works" and name in RESULTS:
                     result = Path(work) / name.replace(" ", "-") / RESULTS[name]
-                    found[f"{name} saved"] = outcome(lambda name=name, at=result: found.update({f"{name} gap": saved_gap(at)}))
+                    found[f"{name} saved"] = outcome(
+                        lambda name=name, at=result: found.update({f"{name} gap": saved_gap(at)})
+                    )
         return found
 
 
@@ -96,7 +99,7 @@ def outcome(run: Callable[[], Any]) -> str:
         raise
     except KeelError as error:
         return f"refused: {error}"
-    except Exception as error:  # whatever code of a family raises: it is the result
+    except (*UNFIT, OSError, ImportError, LookupError, ArithmeticError) as error:  # what code of a family raises
         return f"crashes: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return "works"
 

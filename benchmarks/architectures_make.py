@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-VOCABULARY = 64
+VOCABULARY = 320
 LARGEST = 4_000_000  # parameters: a model beyond it was not shrunk
-LAYERS = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_decoder_layers"]
+LAYERS = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "encoder_layers",
+    "num_decoder_layers",
+]
 SIZES = {
     VOCABULARY: "vocab_size vocab_size_per_layer_input n_words entity_vocab_size",
     32: "hidden_size d_model n_embd dim hidden_dim embed_dim decoder_hidden_size embedding_size emb_dim n_embed "
@@ -47,9 +55,17 @@ LATENT = {"num_key_value_heads": 4, "qk_head_dim": 16}
 DECODER = {"is_decoder": True}
 MAMBA_HEADS = {"attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4}
 INDEXER = {
-    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
-    "indexer_compress_ratio": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 64, "split_ngram_parts": 1,
-    "make_ngram_vocab_size_divisible_by": 8, "heads_per_ngram": 2, "ple_embed_dim": 16,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+    "hc_lowrank": 8,
+    "ngram_vocab_size_base": 64,
+    "split_ngram_parts": 1,
+    "make_ngram_vocab_size_divisible_by": 8,
+    "heads_per_ngram": 2,
+    "ple_embed_dim": 16,
 }
 SHARED = {"num_kv_shared_layers": 0, "global_head_dim": 8, "num_global_key_value_heads": 2}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -61,10 +77,11 @@ DECODERS = (
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(LATENTS.split(), LATENT),
     **dict.fromkeys(DECODERS.split(), DECODER),
-    **dict.fromkeys(["gemma4", "gemma4_unified"], {"text_config": SHARED}),
+    **{family: {"text_config": SHARED} for family in ["gemma4", "gemma4_unified"]},
     **dict.fromkeys(["gemma4_text", "gemma4_unified_text"], SHARED),
-    **dict.fromkeys(["codegen", "gptj"], {"rotary_dim": 4}),
-    **dict.fromkeys(["hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"], {"head_dim": 8}),
+    **{family: {"rotary_dim": 4} for family in ["codegen", "gptj"]},
+    **{family: {"head_dim": 8} for family in ["hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"]},
+    "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
         "rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE},
@@ -80,9 +97,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
-        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": 48, "laurel_rank": 4,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": 48,
+        "laurel_rank": 4,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"qk_head_dim": 16, "head_dim": 8, "num_key_value_heads": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8},
@@ -93,14 +115,21 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 32},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "roc_bert": {
-        "shape_vocab_size": 64, "pronunciation_vocab_size": 64, "shape_embed_dim": 16,
-        "pronunciation_embed_dim": 16, "is_decoder": True,
+        "shape_vocab_size": 64,
+        "pronunciation_vocab_size": 64,
+        "shape_embed_dim": 16,
+        "pronunciation_embed_dim": 16,
+        "is_decoder": True,
     },
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX", "is_decoder": True},
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"],
-        "hybrid_layer_ids": [1], "mamba_headdim": 8, "n_mamba_heads": 8, "adapter_rank": 4, "num_query_groups": 4,
+        "hybrid_layer_ids": [1],
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "adapter_rank": 4,
+        "num_query_groups": 4,
         **MAMBA_HEADS,
     },
     "zaya": {"num_experts_per_tok": 1},
@@ -128,11 +157,13 @@ def tiny_model(family: str, folder: Path) -> None:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One word, one token."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 4))]
-    model = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    model.pre_tokenizer = WhitespaceSplit()
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    """One byte, one token or less: the kind that the tokenizer classes of all families read."""
+    model = Tokenizer(BPE())
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(names.values()), initial_alphabet=alphabet)
+    model.train_from_iterator([f"w{number} w{number + 1}" for number in range(40)] * 9, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=model, **names, model_max_length=256)
 
 

@@ -24,7 +24,8 @@ def table(results: Path) -> str:
     verdicts = {family: verdict(result) for family, result in found.items()}
     kinds = [kind for kind, _ in verdicts.values()]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds)))
-    lines = [f"{len(found)} families: {counts}.\n\n| family | verdict | rows are read | decoding | why |\n|---|---|---|---|---|\n"]
+    head = "| family | verdict | rows are read | decoding | why |\n|---|---|---|---|---|\n"
+    lines = [f"{len(found)} families: {counts}.\n\n{head}"]
     for family, (kind, why) in verdicts.items():
         result = found[family]
         lines.append(f"| {family} | {kind} | {result.get('reading', '')} | {result.get('decoding', '')} | {why} |\n")

@@ -64,13 +64,13 @@ def plain_logprobs(model: Any, rollouts: Any) -> Tensor:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """Largest difference of log-probs in float32 and of gradients (in units of the largest), and in bfloat16 the mean
-    difference of the sampler from float32, beside that of transformers."""
+    """Largest difference of log-probs in float32 and of gradients, in units of the largest each; and in bfloat16 the
+    mean difference of the sampler from float32, beside that of transformers."""
     model, rollouts = answers(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain.get_input_embeddings().padding_idx = None  # a pad token that was sampled is text, and learns
     exact = plain_logprobs(plain, rollouts)
-    found: dict[str, Any] = {**ways(model), "float32": _gap(rollouts.logprobs[rollouts.response_mask], exact).max()}
+    found: dict[str, Any] = {**ways(model), "float32": _largest_gap(rollouts, exact)}
     found["gradient"] = gradient_gap(model, plain, rollouts, exact)
     with torch.no_grad():
         _, halves = answers(folder, "bfloat16")
@@ -98,6 +98,11 @@ def gradient_gap(model: Any, plain: Any, rollouts: Any, exact: Tensor) -> Tensor
     names = ours.keys() | theirs.keys()
     zero = torch.zeros(())
     return max(_gap(ours.get(name, zero), theirs.get(name, zero)).max() for name in names) / max(largest, 1e-9)
+
+
+def _largest_gap(rollouts: Any, exact: Tensor) -> Tensor:
+    """In units of the largest log-prob, as rounding is; at least 1."""
+    return _gap(rollouts.logprobs[rollouts.response_mask], exact).max() / max(1.0, float(exact.detach().abs().max()))
 
 
 def _gap(one: Tensor, other: Tensor) -> Tensor:
@@ -155,4 +160,4 @@ def saved_gap(result: Path) -> float:
     """Largest difference of log-probs between a result as keel loads it and as plain transformers does."""
     _, rollouts = answers(result)
     plain = AutoModelForCausalLM.from_pretrained(result, dtype=torch.float32).eval()
-    return float(_gap(rollouts.logprobs[rollouts.response_mask], plain_logprobs(plain, rollouts)).max())
+    return float(_largest_gap(rollouts, plain_logprobs(plain, rollouts)))

@@ -17,10 +17,16 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -41,7 +47,13 @@ PACKED: dict[str, Any] = {
     "gpt-neox": lambda sizes: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX, hidden_size=4 * sizes["head_dim"])),
     "sliding window": lambda sizes: MistralForCausalLM(MistralConfig(**sizes, sliding_window=6)),
 }
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
 PADDED: dict[str, Any] = {
+    "window in the mask alone": lambda sizes: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**sizes, **EXPERTS, use_sliding_window=True, sliding_window=6, max_window_layers=2)
+    ),
+    "another one": lambda sizes: PhimoeForCausalLM(PhimoeConfig(**sizes, num_local_experts=2, sliding_window=6)),
+    "sinks": lambda sizes: GptOssForCausalLM(GptOssConfig(**sizes, num_local_experts=2, num_experts_per_tok=1)),
     "position bias": lambda _: BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=16, n_layer=2, n_head=2)),
     "soft cap": lambda _: Gemma2ForCausalLM(
         Gemma2Config(**SIZES, attn_logit_softcapping=0.05, attn_implementation="eager")
@@ -59,7 +71,9 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def model_of(kind: str, head_dim: int = 4) -> Any:
     torch.manual_seed(0)
-    model = {**PACKED, **PADDED}[kind]({**SIZES, "head_dim": head_dim}).double().eval()
+    model = {**PACKED, **PADDED}[kind]({**SIZES, "head_dim": head_dim}).eval()
+    if not hasattr(model.config, "num_experts_per_tok"):  # experts are multiplied in float32 or less
+        model.double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -8,7 +8,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from keel import kernels
 from keel.data.prompts import Prompt
@@ -16,7 +29,7 @@ from keel.rollout import layer_decoder
 from keel.rollout.decoder import Decoder, decoder_for, fits_kernels
 from keel.rollout.kernel_decoder import KernelDecoder
 from keel.rollout.layer_decoder import GraphDecoder, LayerDecoder
-from keel.rollout.module_decoder import ModuleDecoder
+from keel.rollout.module_decoder import FullDecoder, ModuleDecoder
 from keel.rollout.sampler import repeats, without
 
 from ..shapes import SIZES
@@ -153,6 +166,39 @@ def test_which_decoder(kind: str, decoder: type) -> None:
 @pytest.mark.usefixtures("without_kernels")
 def test_which_decoder_without_a_compiler() -> None:
     assert isinstance(decoder_for(MODELS["llama"](), 4), LayerDecoder)
+
+
+HYBRID = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4}
+STATES = {"vocab_size": 16, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
+OTHERS: dict[str, Any] = {
+    "hybrid": lambda: Qwen3NextForCausalLM(
+        Qwen3NextConfig(
+            **SIZES, **HYBRID, layer_types=["linear_attention", "full_attention"], num_experts=2, num_experts_per_tok=1
+        )
+    ),
+    "state space": lambda: MambaForCausalLM(MambaConfig(**STATES)),
+    "no cache of that kind": lambda: RwkvForCausalLM(RwkvConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "decoder"),
+    [("hybrid", ModuleDecoder), ("state space", ModuleDecoder), ("no cache of that kind", FullDecoder)],
+)
+def test_rows_of_other_caches_are_repeated_and_end(kind: str, decoder: type) -> None:
+    torch.manual_seed(0)
+    model = OTHERS[kind]().eval()
+    made = decoder_for(model, 6)
+    assert isinstance(made, decoder)
+    rows = [[3], [3], [4, 5, 6], [4, 5, 6], [7, 8], [7, 8]]
+    made.start(PROMPTS, MASK, copies=2)
+    for chosen, kept in (([1, 2, 3, 4, 5, 6], [0, 5, 2, 3]), ([7, 8, 9, 10], [2, 1])):
+        rows = [[*row, token] for row, token in zip(rows, chosen, strict=True)]
+        states = made.advance(torch.tensor(chosen))
+        torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=1e-4, atol=1e-4)
+        rows = [rows[row] for row in kept]
+        made.keep(torch.tensor(kept))
 
 
 @torch.no_grad()

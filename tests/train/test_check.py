@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from keel import kernels
-from keel.config import TrainConfig, parse
+from keel.config import DecodingSettings, PromptSettings, TrainConfig, parse
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
 from keel.learn.update import Updater
 from keel.rollout.sampler import sample
 from keel.train.check import self_check
 from keel.train.policy import train_policy
+from keel.train.sample import load_player
 from keel.train.setup import Parts, build_parts
 from keel.world import World
 
@@ -233,3 +234,54 @@ def test_scorers_that_never_answer(tiny_policy: Path) -> None:
         self_check(parts_of(tiny_policy, scorers=(broken,)))
     with pytest.raises(RewardError, match="rewards: not one answer could be scored"):
         self_check(parts_of(tiny_policy, {"reward.on_failure": "drop"}, (broken,)))
+
+
+@pytest.mark.parametrize(("typical", "passes"), [(0.04, True), (0.3, False)])
+def test_bfloat16_is_judged_by_the_mean(
+    tiny_policy: Path, monkeypatch: pytest.MonkeyPatch, typical: float, passes: bool
+) -> None:
+    """One token of 0.38 is what the cached decoding of transformers gives (SmolLM2-135M)."""
+
+    def off(rollouts: Rollouts) -> Rollouts:
+        gaps = torch.full_like(rollouts.logprobs, typical)
+        gaps[0, 0] = 0.38
+        return replace(rollouts, logprobs=rollouts.logprobs + gaps)
+
+    monkeypatch.setattr("keel.train.setup.sample", sampling(off))
+    parts = parts_of(tiny_policy, {"policy.dtype": "bfloat16"})
+    if passes:
+        measured = self_check(parts)
+        assert measured["check/logprob_gap"] > 0.3
+        assert measured["check/logprob_gap_mean"] < 0.2
+    else:
+        with pytest.raises(ConfigError, match=r"sampler and trainer disagree by 0.* -> use dtype float32"):
+            self_check(parts)
+
+
+def test_it_runs_on_few_rows_of_unlike_lengths(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def sampled(*given: Any, **named: Any) -> Rollouts:
+        asked.append([len(prompt.tokens) for prompt in given[1]])
+        return sample(*given, **named)
+
+    monkeypatch.setattr("keel.train.setup.sample", sampled)
+    self_check(parts)
+    assert asked == [[1, 3]]
+
+
+def test_a_verb_that_samples_makes_the_comparison(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`keel sample`, `keel evaluate` and `keel drift` load their models in one place."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w1 w2"}\n{"prompt": "w3"}\n')
+    given = str(tiny_policy), PromptSettings(path=str(prompts)), DecodingSettings(max_response_tokens=6)
+    load_player(*given)
+
+    def off(rollouts: Rollouts) -> Rollouts:
+        return replace(rollouts, logprobs=rollouts.logprobs + 0.01)
+
+    monkeypatch.setattr("keel.train.sample.sample", sampling(off))
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM: sampler and trainer disagree by 0\.01"):
+        load_player(*given)

@@ -18,6 +18,7 @@ from keel.models.files import ADAPTER, is_adapter, refusing
 from keel.models.heads import plain, trunk
 from keel.models.pad_token import grow_embeddings
 from keel.models.sameness import outputs, same
+from keel.models.trial import trial
 from keel.models.weights import refuse_missing
 from keel.terminal import tell
 from keel.world import World
@@ -25,6 +26,9 @@ from keel.world import World
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Of every weight's name in an adapter's file."""
+
+STATE_SPACES = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
+"""Families of which peft adapts no `out_proj`."""
 
 
 class Lora(Protocol):
@@ -64,13 +68,25 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
 def _unfit_layers(model: PreTrainedModel) -> list[str]:
     """Linear layers that an adapter cannot stand for: those that return something else (Llama 4's router), and those
     of state-space models whose weights are read past their forward pass, which peft refuses."""
-    past = {"out_proj"} if "mamba" in model.config.model_type else set()
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and (type(module).forward is not nn.Linear.forward or name.rpartition(".")[2] in past)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    past = {"out_proj"} if model.config.model_type in STATE_SPACES else set()
+    unfit = {name for name in layers if name.rpartition(".")[2] in past}
+    others = {name: layer for name, layer in layers.items() if type(layer).forward is not nn.Linear.forward}
+
+    def note(name: str, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            unfit.add(name)
+
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name, layer in others.items()
     ]
+    if others:
+        with trial(model) as (tokens, _):
+            trunk(model)(input_ids=tokens[:1], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return sorted(unfit)
 
 
 @contextmanager

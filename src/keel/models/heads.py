@@ -19,7 +19,7 @@ LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
 ROWS_AT_ONCE = 32
 """Fewest tokens of a chunk: each chunk also goes once through the gradient of the whole output matrix."""
 
-UNFIT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError)
+UNFIT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError, StopIteration)
 """What the code of a model raises that is used in a way it does not know."""
 
 

@@ -40,7 +40,7 @@ def attention(
 
     Raises TypeError for an argument that would change the result if it were known here.
     """
-    unknown = [name for name, value in others.items() if name not in HARMLESS and value not in (None, False, 0.0)]
+    unknown = [name for name, value in others.items() if name not in HARMLESS and not _says_nothing(value)]
     if unknown or not getattr(module, "is_causal", True) or others.get("is_causal") is False:
         raise TypeError(f"attention with {', '.join(unknown) or 'sight of later tokens'}")
     if layout is None:
@@ -50,6 +50,11 @@ def attention(
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return layout.attend(query, key, value, scaling, sliding_window).unsqueeze(0), None
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether an argument has the value that leaves everything as it is."""
+    return value is None or (isinstance(value, int | float) and not value)
 
 
 AttentionInterface.register(ATTENTION, attention)
@@ -140,15 +145,15 @@ def pack_if_possible(model: Any) -> None:
     Raises ConfigError for one that gives no row the same states twice, or whose tokens see later ones.
     """
     with trial(model) as (tokens, mask):
-        alone = _read_alone(model, tokens, mask)
+        alone = _require_readable(model, tokens, mask)
         if plain(model).get_output_embeddings() is not None:
             _require_causal(model, tokens, mask, alone)
             check_logits(model)
-        single = not _agrees(model, tokens, mask, alone)
-        plain(model).keel_reads_single_rows = single
-        if single:
+        whole: Any = plain(model)
+        whole.keel_reads_single_rows = not _agrees(model, tokens, mask, alone)
+        if whole.keel_reads_single_rows:
             return
-        config = plain(model).config.get_text_config()
+        config = whole.config.get_text_config()
         usual = config._attn_implementation
         config._attn_implementation = ATTENTION
         if not _agrees(model, tokens, mask, alone):
@@ -160,6 +165,16 @@ def _read_alone(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     read = trunk(model)
     rows = [row[real].unsqueeze(0) for row, real in zip(tokens, mask, strict=True)]
     return torch.cat([read(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
+
+
+def _require_readable(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """`_read_alone`; raises ConfigError where tokens alone are not enough."""
+    try:
+        return _read_alone(model, tokens, mask)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        what = f"{type(plain(model)).__name__} cannot read rows of tokens alone: {reason}"
+        raise ConfigError(what, where="model", fix="use another architecture") from error
 
 
 def _agrees(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> bool:

@@ -22,7 +22,7 @@ class ModuleDecoder:
         self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
 
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
-        self.cache = DynamicCache(config=plain(self.model).config)
+        self.cache: Any = DynamicCache(config=plain(self.model).config)
         self.mask = mask.long()
         states = self._forward(tokens, positions_for(self.model, self.mask))
         if copies > 1:
@@ -41,9 +41,11 @@ class ModuleDecoder:
         self.mask = self.mask[rows]
 
     def _forward(self, tokens: Tensor, positions: dict[str, Tensor]) -> Tensor:
+        # State-space models mask the tokens that they are given, the others all that they look at.
+        mask = self.mask[:, -tokens.shape[1] :] if self.cache_name == "cache_params" else self.mask
         output = trunk(self.model)(
             input_ids=tokens,
-            attention_mask=self.mask,
+            attention_mask=mask,
             use_cache=True,
             **{self.cache_name: self.cache},
             **positions,

@@ -37,7 +37,8 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
     source = members_of(source)[0]
     critic = load_classifier(source, config.policy.dtype, config.seed, to_train=True)
     if not hasattr(critic, "score"):
-        raise ConfigError("only a decoder can be a critic", where=source, fix="set critic.init to policy")
+        fix = "use reinforce, rloo or grpo" if config.critic.init == "policy" else "set critic.init to policy"
+        raise ConfigError("only a decoder can be a critic", where=source, fix=fix)
     tokenizer, own = load_tokenizer(config.policy.model), load_tokenizer(source).get_vocab()
     if not tokenizer.get_vocab().items() <= own.items():  # a reward model may have a pad token besides
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
