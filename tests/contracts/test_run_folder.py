@@ -75,8 +75,10 @@ def test_checkpoints(name: str, runs: Runs) -> None:
 
 
 def figures_of(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what only the end of a run is measured at."""
-    return [{key: value for key, value in line.items() if "/eval_" not in key} for line in without_clock(metrics)]
+    """Without the clock, and without what is measured at the end of a run."""
+    lines = without_clock(metrics)
+    left_out = ("/eval_", "/tokens_per_second")
+    return [{key: value for key, value in line.items() if not any(part in key for part in left_out)} for line in lines]
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -105,7 +105,7 @@ def test_training_and_evaluation_report_the_share(
 
 
 def test_training_refuses_a_prompt_that_cannot_be_read(tiny_policy: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="scorer model"):
+    with pytest.raises(ConfigError, match="scorer reader"):
         train_policy(run(tiny_policy, model, tmp_path / "run"), [], ["w1", "w1 w2 w3 w4 w5"])
 
 

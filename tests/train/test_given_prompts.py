@@ -14,7 +14,7 @@ from ..runs import lines, settings
 ROWS = [{"prompt": f"w{number}", "answer": f"w{number + 1}", "facts": {"n": [number]}} for number in range(1, 5)]
 
 
-def run(model: Path, output: Path, prompts: Any, **changes: Any) -> list[dict[str, Any]]:
+def run(model: Path, output: Path, given: Any, **changes: Any) -> list[dict[str, Any]]:
     """The calls of the reward function in a run of one step without `prompts.path`."""
     calls: list[dict[str, Any]] = []
 
@@ -25,7 +25,7 @@ def run(model: Path, output: Path, prompts: Any, **changes: Any) -> list[dict[st
     values = settings(model, output, {"steps": 1, "rollout.batch_size": 4, **changes})
     if "prompts" not in changes:
         values.pop("prompts")
-    keel.train(values, scorers=[score], prompts=prompts)
+    keel.train(values, scorers=[score], prompts=given)
     return calls
 
 
