@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def test_the_peak_comes_true(run: dict[str, Any], tiny_policy: Path, tmp_path: P
 def test_a_layer_counts_as_often_as_there_are_layers(
     run: dict[str, Any], tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    costs = iter([Cost({"update": 100.0}, {"update": 2.0}), Cost({"update": 130.0}, {"update": 2.5})])
+    errors = {"update": 0.1}
+    costs = iter([Cost({"update": 100.0}, {"update": 2.0}, errors), Cost({"update": 130.0}, {"update": 2.5}, errors)])
 
     monkeypatch.setattr(plans, "probe_apart", lambda *_: next(costs))
     run["rewards"] = []
@@ -111,6 +113,47 @@ def test_a_layer_counts_as_often_as_there_are_layers(
     found = plans.forecast(parse(PlanConfig, run))
     assert found.peaks["update"] == 100 + 30 * (depth - 1)
     assert found.seconds["update"] == 2 + 0.5 * (depth - 1)
+    assert found.step_error == pytest.approx(0.1 * depth)
+
+
+def test_models_of_one_depth_are_made_deeper_together(
+    run: dict[str, Any], tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five layers and of nine: each kind counts as often as its models have layers."""
+    sizes = {"policy": 5, "reward": 9, "other": 9}
+    for name, layers in sizes.items():
+        folder = Path(shutil.copytree(tiny_policy, tmp_path / name))
+        config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": layers, "layer_types": None}
+        (folder / "config.json").write_text(json.dumps(config))
+    run["policy"]["model"] = str(tmp_path / "policy")
+    run["rewards"] = [{"model": str(tmp_path / name)} for name in ("reward", "other")]
+    asked = []
+
+    def probe(values: dict[str, Any], _: int | None) -> Cost:
+        folders = [values["policy"]["model"], *(reward["model"] for reward in values["rewards"])]
+        depths = [AutoConfig.from_pretrained(folder).num_hidden_layers for folder in folders]
+        asked.append(depths)
+        memory = 100.0 + sum(factor * depth for factor, depth in zip((1, 10, 100), depths, strict=True))
+        return Cost({"update": memory}, {"update": memory / 1000})
+
+    monkeypatch.setattr(plans, "probe_apart", probe)
+    found = plans.forecast(parse(PlanConfig, run))
+    assert asked == [[1, 1, 1], [3, 1, 1], [1, 3, 3]]
+    assert found.peaks["update"] == pytest.approx(100 + 5 + 90 + 900)
+    assert found.seconds["update"] == pytest.approx((100 + 5 + 90 + 900) / 1000)
+
+
+def test_what_else_the_machine_does_is_not_counted() -> None:
+    """Waiting is no work, on whatever clock."""
+    state = probes.Watched(step=0, kl_coef=0.0)
+    with state.timed("wait"):
+        time.sleep(0.5)
+    with state.timed("work"):
+        began = time.thread_time()
+        while time.thread_time() - began < 0.3:
+            pass
+    assert state.seconds["wait"] < 0.2
+    assert 0.3 <= state.seconds["work"] < 0.5
 
 
 def test_changes_come_one_on_top_of_the_other_until_the_run_fits(

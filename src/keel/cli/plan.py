@@ -1,7 +1,8 @@
 """Forecast what a run of `keel train` takes on this machine, memory and seconds a step, without loading its weights.
 
-Steps of the same run are taken with random models of one layer, and of two; what a layer adds is multiplied. Scorers
-that are no models are left out. Where the run does not fit, changes are tried in turn until it does.
+Steps of the same run are taken with random models of one layer, and of three; what a layer adds is multiplied. Seconds
+are of work: what else the machine does is not counted. Scorers that are no models are left out.
+Where the run does not fit, changes are tried in turn until it does.
 
 example:
   keel plan run.yaml
@@ -28,7 +29,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     fits = "fits" if found["fits"] else "does not fit"
     print(
         f"peak {found['peak_mb']:,.0f} MB of {found['available_mb']:,.0f} MB: {fits}; "
-        f"{found['step_seconds']:.2f} s a step, {found['run_hours']:.2g} hours in all"
+        f"{found['step_seconds']:.2f} s a step (± {found['step_seconds_error']:.2f}), "
+        f"{found['run_hours']:.2g} hours in all"
     )
     if found["changes"]:
         show("with these changes, one on top of the other", found["changes"])

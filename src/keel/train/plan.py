@@ -1,10 +1,10 @@
-"""What a run will take, foretold by the same run with one layer and with two: `keel plan`.
+"""What a run will take, foretold by the same run with one layer and with three: `keel plan`.
 
 Every layer adds the same memory and the same time. So steps of the real code, with the real prompts, widths, vocabulary
-and batch sizes, but random models of one layer, and then of two, foretell those of the full depth.
+and batch sizes, but random models of one layer, and then of three, foretell those of the full depth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from keel.models.trunk_classifier import SequenceClassifier
 from keel.train.probe import Cost, probe_apart
 
 MB = 1e6
+DEEPER = 3  # layers of the second probe: the further apart the two, the less an error of either counts
 SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
 
@@ -43,6 +44,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "available_mb": available / MB,
         "fits": cost.peak <= available,
         "step_seconds": cost.step_seconds,
+        "step_seconds_error": cost.step_error,
         "run_hours": cost.step_seconds * config.steps / 3600,
         "changes": changes_to_fit(config, available) if cost.peak > available else {},
     }
@@ -95,24 +97,39 @@ def forecast(config: PlanConfig) -> Cost:
     with TemporaryDirectory() as folder:
         values["output"] = str(Path(folder) / "run")
 
-        def measure(deeper: str | None) -> Cost:
-            """All models with one layer, but one of them with two."""
-            small = {name: shallow(name, kind, 1 + (name == deeper), Path(folder)) for name, kind in models.items()}
+        def measure(deeper: Collection[str] = (), depth: int = 1) -> Cost:
+            """All models with one layer, but some of them with more."""
+            small = {
+                name: shallow(name, kind, depth if name in deeper else 1, Path(folder)) for name, kind in models.items()
+            }
             return probe_apart(_renamed(values, small), config.response_tokens)
 
-        one = measure(None)
-        two = {name: measure(name) for name in models}
-    layers = {name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in models.items()}
-
-    def at_full_depth(part: str) -> dict[str, float]:
-        first = getattr(one, part)
-        more = {name: getattr(cost, part) for name, cost in two.items()}
-        return {
-            key: value + sum((layers[name] - 1) * max(0.0, more[name][key] - value) for name in models)
-            for key, value in first.items()
+        layers = {name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in models.items()}
+        one = measure()
+        more = {
+            count: (min(DEEPER, count), measure([name for name in models if layers[name] == count], min(DEEPER, count)))
+            for count in sorted(set(layers.values()) - {1})
         }
+    return at_full_depth(one, more)
 
-    return Cost(at_full_depth("peaks"), at_full_depth("seconds"))
+
+def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
+    """From what a run costs with models of one layer each, and with all of `count` layers made deeper: count ->
+    (depth, cost)."""
+
+    def straight(part: str) -> dict[str, float]:
+        """On the line through both depths."""
+        first = getattr(one, part)
+        factors = [((count - 1) / (depth - 1), getattr(cost, part)) for count, (depth, cost) in more.items()]
+        return {key: value + sum(f * max(0.0, at[key] - value) for f, at in factors) for key, value in first.items()}
+
+    def doubt(phase: str) -> float:
+        """An error at either depth counts as often as the difference does."""
+        first = one.errors.get(phase, 0.0)
+        pairs = [((count - 1) / (depth - 1), cost.errors.get(phase, 0.0)) for count, (depth, cost) in more.items()]
+        return first + sum(factor * max(first, error) for factor, error in pairs)
+
+    return Cost(straight("peaks"), straight("seconds"), {phase: doubt(phase) for phase in one.seconds})
 
 
 def sources(values: Mapping[str, Any]) -> dict[str, type]:

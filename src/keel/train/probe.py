@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
@@ -25,16 +26,17 @@ from keel.train.step import train_step
 from keel.world import World
 
 START = "start"  # loading and self-check
-STEPS = 3  # the first is slower than those that follow
+STEPS = 4  # the first is slower than those that follow
 INTERVAL = 0.002  # seconds between two looks at the memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Peak bytes and seconds of the start and of each phase of a step."""
+    """Peak bytes and seconds of the start and of each phase of a step, and how far the seconds may be off."""
 
     peaks: dict[str, float]
     seconds: dict[str, float]
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def peak(self) -> float:
@@ -43,6 +45,10 @@ class Cost:
     @property
     def step_seconds(self) -> float:
         return sum(seconds for phase, seconds in self.seconds.items() if phase != START)
+
+    @property
+    def step_error(self) -> float:
+        return sum(seconds for phase, seconds in self.errors.items() if phase != START)
 
 
 def probe_apart(values: Mapping[str, Any], response_tokens: int | None) -> Cost:
@@ -83,7 +89,9 @@ def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) 
     for _ in range(STEPS):
         train_step(parts, state)
         seconds.append(dict(state.seconds))
-    return Cost(state.peaks, {phase: statistics.median(each[phase] for each in seconds[1:]) for phase in state.seconds})
+    taken = {phase: [each[phase] for each in seconds[1:]] for phase in state.seconds}
+    fastest = {phase: min(each) for phase, each in taken.items()}  # what disturbs a step makes it longer
+    return Cost(state.peaks, fastest, {phase: statistics.median(taken[phase]) - fastest[phase] for phase in taken})
 
 
 def _ends(parts: Parts, response_tokens: int | None) -> list[int]:
@@ -101,16 +109,29 @@ def _no_opinion(completions: list[str], **_: Any) -> list[float]:
 
 @dataclass
 class Watched(RunState):
-    """A run's state that also notes the largest memory of each phase."""
+    """A run's state that also notes the largest memory of each phase, and counts the seconds of its own work."""
 
     peaks: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         watch = _watch_gpu() if torch.cuda.is_available() else _watch_process()
-        with watch as peak, super().timed(phase):
+        with watch as peak:
+            began = _work()
             yield
+            self.seconds[phase] = max(now - then for now, then in zip(_work(), began, strict=True))
         self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak[0])
+
+
+def _work() -> tuple[float, ...]:
+    """Seconds of work so far: of all threads together, shared out, and of the main one, which a phase takes at least.
+
+    Unlike those of a clock they do not grow where other programs want the processor. A GPU works by itself.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return (time.perf_counter(),)
+    return time.process_time() / torch.get_num_threads(), time.thread_time()
 
 
 @contextmanager
