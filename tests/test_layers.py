@@ -58,11 +58,11 @@ LAYERS = {
         "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal files errors"
     ),
     "server": Layer.of("rollout data config terminal errors"),
-    "web": Layer.of("data server.limits run.folder run.lock diagnose files config terminal errors"),
+    "web": Layer.of("data server.limits server.places run.folder run.lock diagnose files config terminal errors"),
     "quickstart": Layer.of("train diagnose data run config web interrupts errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(
-        "errors config interrupts terminal",
+        "errors config interrupts terminal files",
         SETTINGS | {"rich"},
         inside_functions="core world data models rollout learn run train diagnose web server quickstart",
     ),
