@@ -53,13 +53,13 @@ LAYERS = {
     "learn": Layer.of("models data core world failpoints errors"),
     "run": Layer.of("kernels data.judging data.preferences world failpoints terminal files errors config"),
     "diagnose": Layer.of(
-        "data.agreement data.judging data.preferences data.rows run.folder run.lock files config errors"
+        "data.agreement data.judging data.preferences data.rows data.turns run.folder run.lock files config errors"
     ),
     "train": Layer.of(
         "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal files errors"
     ),
     "server": Layer.of("rollout data config terminal errors"),
-    "web": Layer.of("data server.limits run.folder run.lock diagnose files config terminal errors"),
+    "web": Layer.of("data server.limits server.places run.folder run.lock diagnose files config terminal errors"),
     "quickstart": Layer.of("train diagnose data run config web interrupts errors"),
     "__init__": Layer.of("errors", frozenset(), inside_functions="config core data train"),
     "cli": Layer.of(

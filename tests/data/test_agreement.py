@@ -161,7 +161,7 @@ def test_of_very_many_items_groups_are_drawn_and_the_intervals_stay(monkeypatch:
     orders = [[1, 2, 3], [2, 1, 3], [3, 2, 1]]
     said = [judged(each, rater, draw.choice(orders)) for each in items for rater in ("anna", "ben")]
     alone = summary(said, items, ["anna", "ben"], 2)
-    monkeypatch.setattr("keel.data.agreement.MOST_UNITS", 500)
+    monkeypatch.setattr("keel.data.resamples.MOST_UNITS", 500)
     grouped = summary(said, items, ["anna", "ben"], 2)
     for name in ("alpha", "agreement", "position"):
         assert grouped[name]["value"] == pytest.approx(alone[name]["value"])

@@ -2,6 +2,7 @@
 
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -124,6 +125,34 @@ def test_f37_slow_clients_are_cut_off_and_nobody_notices(server: Process) -> Non
     with another_user(server, times):
         assert are_cut_off(port_of(server), [heads[number % 3] for number in range(140)] + [second] * 10)
     assert p95(times) < 1.0
+
+
+def test_f37_idle_connections_of_one_client_shut_nobody_out(tmp_path: Path) -> None:
+    with serving(tmp_path) as there, httpx.Client(timeout=10) as client:
+        port = there.settings.port
+        anna = Visitor(client, links(there.store, there.settings)["anna"])
+        idle = []
+        for _ in range(600):  # more than the server keeps
+            idle.append(socket.create_connection(("127.0.0.1", port), 10))
+        began = time.monotonic()
+        assert anna.enter().status_code == 200
+        page = anna.load()
+        assert page is not None
+        assert anna.say(page, [1, 2, 3]).status_code == 200
+        assert time.monotonic() - began < 5  # before the idle ones are cut for their idleness
+        for connection in idle:
+            connection.close()
+
+
+@pytest.mark.parametrize("path", ["/judgements", "/nothing"])
+def test_f37_a_request_with_two_ends_is_refused(tmp_path: Path, path: str) -> None:
+    head = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with serving(tmp_path) as there:
+        port = there.settings.port
+        request = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{head}GET /rank HTTP/1.1\r\n\r\n"
+        answer = raw(port, request.encode())
+    assert answer[9:12] == b"400"
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_f37_a_body_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

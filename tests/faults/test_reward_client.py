@@ -13,6 +13,7 @@ import pytest
 from keel.config import RewardSource
 from keel.errors import ConfigError, RewardError
 from keel.rollout.collect import score
+from keel.rollout.http import refuse_link_local
 from keel.rollout.scorers import build_scorers
 
 from ..rollout.answers import words
@@ -225,6 +226,14 @@ def test_f15_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
         "[::ffff:169.254.169.254]",
         "[::ffff:a9fe:a9fe]",
         "[fe80::1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::169.254.169.254]",
+        "[2002:a9fe:a9fe::1]",
+        "[2001:0:a9fe:a9fe::]",
+        "[2001:0:1::5601:5601]",
+        "[::169.254.169.254]",
+        "[::ffff:0:169.254.169.254]",
+        "[2001:db8::5efe:169.254.169.254]",
     ],
 )
 def test_f35_link_local_addresses_are_refused_in_every_spelling(host: str) -> None:
@@ -232,6 +241,27 @@ def test_f35_link_local_addresses_are_refused_in_every_spelling(host: str) -> No
     with pytest.raises((RewardError, ConfigError), match=r"link-local|no http\(s\) address"):
         scores(f"http://{host}/latest/meta-data", timeout_seconds=5.0)
     assert time.monotonic() - began < 4.0
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "[fd00:ec2::254]",
+        "[fd20:ce::254]",
+        "[64:ff9b::100.100.100.200]",
+    ],
+)
+def test_f35_metadata_of_other_clouds_is_refused(host: str) -> None:
+    with pytest.raises(RewardError, match="a cloud keeps"):
+        scores(f"http://{host}/latest/meta-data", timeout_seconds=5.0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.5", "::1", "2001:db8::1", "fd00::5", "64:ff9b::8.8.8.8"])
+def test_f35_other_addresses_are_not(address: str) -> None:
+    refuse_link_local([address], "http://x")
 
 
 def test_f35_what_a_name_leads_to_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """F-30, F-33, F-34, F-37, F-38: the reward server that keel ships, against everything but a good request."""
 
+import asyncio
 import json
 import random
 import socket
@@ -12,17 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from keel.config import RewardSource, ServeRewardConfig, parse
 from keel.errors import ConfigError
 from keel.rollout.collect import score
 from keel.rollout.scorers import build_scorers
-from keel.server.limits import PromptProtocol
+from keel.server.limits import prompt_server
 from keel.server.reward import PATH, reward_app
 
 from ..rollout.answers import words
+from .flooding import is_over
 
 TOKEN = "0123456789abcdef"
 FUNCTION = '''
@@ -183,7 +184,7 @@ def serving(folder: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as place:
         port: int = place.getsockname()[1]
         app = reward_app(ServeRewardConfig(function=f"{folder / 'mine.py'}:counted", port=port), TOKEN)
-        server = uvicorn.Server(uvicorn.Config(app, http=PromptProtocol, log_level="error", limit_concurrency=20))
+        server = prompt_server(app, 20)
         thread = threading.Thread(target=server.run, args=([place],), daemon=True)
         thread.start()
         yield port
@@ -202,8 +203,7 @@ def test_f37_silent_connections_are_closed(tmp_path: Path, monkeypatch: pytest.M
         assert answer.json() == {"rewards": [2.0, 1.0]}
         for connection in silent:
             connection.settimeout(5)
-            assert connection.recv(1) == b""
-            connection.close()
+            assert is_over(connection)
 
 
 def test_f37_more_than_may_wait_are_sent_away(tmp_path: Path) -> None:
@@ -274,3 +274,24 @@ def test_the_client_of_keel_train_speaks_to_it(tmp_path: Path, monkeypatch: pyte
     with serving(tmp_path) as port:
         scorer = build_scorers([RewardSource(url=f"http://127.0.0.1:{port}{PATH}", timeout_seconds=20)])
         assert score(rollouts, scorer, tokenizer).scores.tolist() == [1.0, 3.0, 2.0]
+
+
+def test_f37_who_came_first_is_served_first(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import time\nseen = []\n\ndef f(completions, **_):\n    seen.append(completions[0])\n    time.sleep(0.02)\n"
+        "    return [float(len(seen))] * len(completions)\n"
+    )
+    app = reward_app(ServeRewardConfig(function=f"{tmp_path / 'mine.py'}:f", max_waiting=64), TOKEN)
+
+    async def together() -> list[float]:
+        transport = httpx.ASGITransport(app)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5000", headers=headers) as client:
+            asked = []
+            for number in range(24):
+                body = {"query": [f"Say: {number}"], "prompts": ["Say:"]}
+                asked.append(asyncio.create_task(client.post(PATH, json=body)))
+                await asyncio.sleep(0.005)
+            return [(await each).json()["rewards"][0] for each in asked]
+
+    assert asyncio.run(together()) == [float(place) for place in range(1, 25)]

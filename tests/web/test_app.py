@@ -14,10 +14,12 @@ import pytest
 
 from keel.cli.main import main
 from keel.config import RankConfig, parse
+from keel.data.answers import Answers
 from keel.data.store import Store
 from keel.errors import ConfigError
 from keel.web import app as web
 from keel.web.figures import figures
+from keel.web.pages import as_messages, code_parts
 from keel.web.serve import serve
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study
@@ -80,10 +82,68 @@ def test_an_item_is_judged_and_the_next_one_comes(tmp_path: Path):
 @pytest.mark.parametrize("role", ["user", "assistant", "system", "tool", "x"])
 def test_a_conversation_shows_who_speaks(role: str):
     messages: Any = [{"role": role, "content": "hi"}]
-    from keel.web.pages import as_messages
+    known = role if role in ("user", "assistant", "system") else "other"
+    assert as_messages(messages) == [{"role": role, "kind": known, "text": "hi"}]
+    assert as_messages("hi") == [{"role": "", "kind": "", "text": "hi"}]
 
-    assert as_messages(messages) == [{"role": role, "text": "hi"}]
-    assert as_messages("hi") == [{"role": "", "text": "hi"}]
+
+def test_a_turn_without_text_shows_what_it_holds():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look", "arguments": {"at": "<b>"}}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image"}]}
+    messages: Any = [call, parts, {"role": "tool", "content": ""}]
+    first, second, third = (turn["text"] for turn in as_messages(messages))
+    assert json.loads(first) == {"tool_calls": call["tool_calls"]}
+    assert second.split("\n") == ["see", '{"type": "image"}']
+    assert third == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("no code", []),
+        ("a\n```python\nx = 1\n\ny\n```\nb", ["```python\nx = 1\n\ny\n```"]),
+        ("a\n```\nnever ends", ["```\nnever ends"]),
+        ("~~~\n```\n~~~\nb", ["~~~\n```\n~~~"]),
+        ("call `f(x)` now", ["`f(x)`"]),
+        ("def f():\n    return 1\n\nend", ["    return 1\n"]),
+        ("one ` alone", []),
+        ("```\n<script>\n```", ["```\n<script>\n```"]),
+    ],
+)
+def test_code_is_marked_and_the_text_stays(text: str, code: list[str]):
+    parts = code_parts(text)
+    assert [part for is_code, part in parts if is_code] == code
+    assert "".join(part for _, part in parts) == text
+
+
+def test_code_is_set_in_its_own_font_and_escaped(tmp_path: Path):
+    there = study(tmp_path, [Answers("question", ("```\n<script>\n```\n", " plain <b>\n"))])
+    shown = there.visitor("anna").client.get(f"{ADDRESS}/rank").text
+    assert "<code>```\n&lt;script&gt;\n```</code>\n</div>" in shown
+    assert '<div class="text" dir="auto"> plain &lt;b&gt;\n</div>' in shown
+
+
+def test_code_is_found_in_time_however_odd_the_text():
+    for text in ("`" * 200_000, "```\n" * 50_000, "    \n" * 50_000, "`a" * 100_000):
+        began = time.monotonic()
+        code_parts(text)
+        assert time.monotonic() - began < 5
+
+
+def test_equal_answers_are_said_to_be(tmp_path: Path):
+    there = study(tmp_path, [Answers("question", ("same", "other", "same"))])
+    page = there.visitor("anna").client.get(f"{ADDRESS}/rank").text
+    assert page.count("The same text as answer") == 1
+
+
+def test_items_that_nobody_could_judge_are_not_ranked(tmp_path: Path):
+    there = study(tmp_path)
+    anna = there.visitor("anna")
+    while (page := anna.load()) is not None:
+        assert anna.say(page, None).status_code == 200
+    found = there.visitor("").client.get(f"{ADDRESS}/owner/stats.json").json()
+    assert (found["complete"], found["ranked"], found["cannot_judge"]) == (4, 0, 4)
+    assert "0 of 4 items ranked" in there.visitor("").client.get(f"{ADDRESS}/owner").text
 
 
 def test_raters_do_not_see_each_other(tmp_path: Path):

@@ -50,7 +50,11 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
                 f"the store holds {known}; both in one study say the same twice", "mode", "begin another store"
             )
         mode = store.remembered("mode", known or settings.mode)
-        new = store.add_items(in_pairs(rows, settings.seed) if mode == "pairs" else rows)
+        given = list(in_pairs(rows, settings.seed)) if mode == "pairs" else rows
+        new = store.add_items(given)
+        alike = sum(len(set(row.responses)) < len(row.responses) for row in given)
+        if alike:
+            print(f"{alike} of {len(given)} items hold the same response more than once; raters are told", flush=True)
         if "raters" in settings.model_fields_set or not store.raters():
             store.add_raters(settings.raters)
         items, before = store.num_items(), store.num_judgements()

@@ -66,7 +66,7 @@ def _progress(stats: Mapping[str, Any]) -> Table:
     if seconds["median"] is not None:
         time = f"{seconds['median']:.1f} s a ranking (median), {seconds['total'] / 3600:.1f} h in all"
     rows = {
-        "items": f"{stats['items']}, {stats['complete']} of them ranked by {stats['overlap']} or more",
+        "items": f"{stats['items']}, {stats['ranked']} of them ranked by {stats['overlap']} or more",
         "rankings": f'{stats["judgements"]}, {stats["cannot_judge"]} of them "cannot judge"',
         "time": time,
         "Krippendorff's alpha": _interval(alpha, "{:.2f}") + "  1 = agree, 0 = chance",

@@ -1,5 +1,6 @@
 """How far several raters agree, and what else their rankings show: time, favoured places and lengths, each rater."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,15 +12,13 @@ from numpy.typing import NDArray
 from keel.data import consensus
 from keel.data.alpha import alpha, coincidences, ordinal_scale
 from keel.data.judgements import Item, Judgement
+from keel.data.resamples import Resamples
 from keel.data.rows import Content
+from keel.data.turn_text import turn_text
 
 Array = NDArray[Any]
 ByItem = Mapping[int, Sequence[Judgement]]
 
-DRAWS = 1000
-"""Bootstrap samples of the items."""
-MOST_UNITS = 5_000
-"""Of more items, the bootstrap draws groups of so many in all: its time and memory no longer grow with the items."""
 MOST = 20
 """Items of most disagreement that are told."""
 
@@ -35,25 +34,6 @@ class Counts:
     unequal: Array  # [I, R], of `told`: of texts that differ in length
     longer: Array  # [I, R], of them: won by the longer text
     ranked: Array  # [I, R], pairs this rater ranked, tied or not
-
-
-@dataclass(frozen=True)
-class Resamples:
-    """Bootstrap samples of I items in U units: each item is a unit or, of very many, belongs to one."""
-
-    units: Array  # [I]
-    drawn: Array  # [DRAWS, U], how often each unit is in each sample
-
-    @classmethod
-    def of(cls, items: int) -> "Resamples":
-        draw, count = np.random.default_rng(0), min(items, MOST_UNITS)
-        drawn = draw.multinomial(count, np.full(count, 1 / count), DRAWS) if count else np.empty((DRAWS, 0))
-        return cls(np.arange(items) % max(count, 1), drawn.astype(float))
-
-    def sums(self, values: Array) -> Array:
-        """Of values of the items, in each sample. [I, F] -> [DRAWS, F]"""
-        columns = [np.bincount(self.units, column, self.drawn.shape[1]) for column in values.T]
-        return self.drawn @ np.stack(columns, 1)
 
 
 def summary(
@@ -78,6 +58,7 @@ def summary(
         "overlap": overlap,
         "judgements": len(judgements),
         "complete": sum(len(by_item[item.number]) >= overlap for item in items),
+        "ranked": sum(sum(word.ranks is not None for word in by_item[item.number]) >= overlap for item in items),
         "cannot_judge": sum(judgement.ranks is None for judgement in judgements),
         "seconds": {"median": _median(seconds), "total": float(sum(seconds))},
         "alpha": _alpha_of(items, by_item, samples),
@@ -172,10 +153,9 @@ def _raters(
     judgements: Sequence[Judgement], counts: Counts, columns: Mapping[str, int], samples: Resamples
 ) -> list[dict[str, Any]]:
     weights = consensus.fit(judgements).weights
-    by_rater: dict[str, list[Judgement]] = {name: [] for name in columns}
+    rows, by_rater = [], defaultdict(list)
     for judgement in judgements:
         by_rater[judgement.rater].append(judgement)
-    rows = []
     for name, column in columns.items():
         own = by_rater[name]
         sums = {field: float(values[:, column].sum()) for field, values in vars(counts).items()}
@@ -247,4 +227,4 @@ def as_text(prompt: Content) -> str:
     """A chat as `role: text` lines."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n".join(f"{message['role']}: {turn_text(message)}" for message in prompt)

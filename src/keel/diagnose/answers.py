@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keel.data.turn_text import turn_text
 from keel.diagnose.answer_index import Index, index_of, joined
 from keel.diagnose.growing import GrowingFile
 from keel.errors import DataError
@@ -163,7 +164,7 @@ def as_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt):
-        return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in prompt)
+        return "\n".join(f"{message.get('role', '')}: {turn_text(message)}" for message in prompt)
     return json.dumps(prompt, ensure_ascii=False)
 
 

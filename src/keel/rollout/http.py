@@ -24,6 +24,16 @@ MAX_REASON_BYTES = 4096
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
 TOKEN = "KEEL_REWARD_TOKEN"
 """Environment variable with the server's token, sent as a bearer token; it is never written to a file."""
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        # Alibaba, Azure, Oracle, Amazon, Google; the other clouds use link-local ones
+        ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"),
+    )
+)
+ENDS_IN_IPV4 = [ipaddress.ip_network(text) for text in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")]
+"""IPv4-compatible and translated addresses, and NAT64 with its well-known and its local prefix."""
 
 
 class HttpScorer:
@@ -126,8 +136,22 @@ def refuse_link_local(addresses: Iterable[str], url: str) -> None:
     """Raises RewardError for an address at which clouds tell a machine its secrets, however it was written."""
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
-        if (getattr(address, "ipv4_mapped", None) or address).is_link_local:
-            raise RewardError(f"{address} is a link-local address, where no reward server lives", where=url)
+        for meant in (address, *embedded(address)):
+            if meant.is_link_local:
+                raise RewardError(f"{address} is a link-local address, where no reward server lives", where=url)
+            if meant in METADATA:
+                raise RewardError(f"{address} is where a cloud keeps its machines' secrets", where=url)
+
+
+def embedded(address: Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that an IPv6 address stands for, by any of the ways from one to the other."""
+    if not isinstance(address, ipaddress.IPv6Address):
+        return []
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    tunnel = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    is_isatap = (int(address) >> 32) & 0xFCFFFFFF == 0x5EFE
+    ends = is_isatap or any(address in network for network in ENDS_IN_IPV4)
+    return [each for each in (*tunnel, last if ends else None) if each is not None]
 
 
 async def _found(url: httpx.URL) -> set[str]:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from keel.errors import ConfigError
+from keel.server.places import WELCOME, Places, welcome
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADER_SECONDS = 10.0
@@ -47,6 +48,12 @@ def own_names(hosts: Iterable[str], port: int) -> frozenset[str]:
     """What the Host header may say when a server answers to `hosts` at `port`."""
     names = frozenset(as_url_host(host).lower() for host in hosts)
     return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset())
+
+
+def check_framing(headers: Headers) -> None:
+    """Raises Refused for a request whose end two servers could see at two places (request smuggling)."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise Refused(400, "Content-Length and Transfer-Encoding together", {"Connection": "close"})
 
 
 def check_host(headers: Headers, names: frozenset[str]) -> None:
@@ -82,6 +89,7 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        check_framing(headers)
         check_host(headers, self.names)
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         given = (
@@ -91,6 +99,7 @@ class Gate:
         )
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             raise Refused(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+        welcome(scope)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -132,11 +141,30 @@ def _no_number(name: str) -> Any:
 
 class PromptProtocol(H11Protocol):
     """HTTP for clients that get to the point: a connection is cut when its first request, or the next one after an
-    answer, has not begun in time, or the answer has not been taken by then."""
+    answer, has not begun in time, or the answer has not been taken by then; or for another one (places.py)."""
+
+    places: Places
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, WELCOME: lambda: self.places.knows(self)}
+        self.places.came(self)
         self._wait_for_more()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.places.left(self)
+        super().connection_lost(exc)
+
+    @property
+    def address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    @property
+    def is_idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def drop(self) -> None:
+        self.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -154,7 +182,7 @@ def prompt_server(app: ASGIApp, max_connections: int) -> uvicorn.Server:
     """A server that keeps no log of addresses, in which there may be tokens."""
     config = uvicorn.Config(
         app,
-        http=PromptProtocol,
+        http=type("PromptProtocol", (PromptProtocol,), {"places": Places(max_connections)}),
         ws="none",
         lifespan="off",
         log_level="warning",

@@ -1,9 +1,9 @@
 """A scorer behind HTTP, with the contract that `rewards: [{url: ...}]` speaks (OpenRLHF's)."""
 
 import asyncio
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
@@ -38,9 +38,9 @@ class RewardServer:
 
     def __init__(self, scorer: Scorer, settings: ServeRewardConfig) -> None:
         self.scorer, self.settings = scorer, settings
-        self.turn, self.waiting = threading.Lock(), 0
+        self.turns, self.waiting = ThreadPoolExecutor(1), 0  # who came first is served first
         self.cut = 0  # texts that were too long to be read in full
-        self.answers: OrderedDict[bytes, asyncio.Task[list[Score]]] = OrderedDict()
+        self.answers: OrderedDict[bytes, asyncio.Future[list[Score]]] = OrderedDict()
 
     async def get_reward(self, request: Request) -> Response:
         try:
@@ -64,7 +64,7 @@ class RewardServer:
         if self.waiting > self.settings.max_waiting:
             raise Refused(503, "too many requests are waiting", {"Retry-After": "1"})
         self.waiting += 1
-        task = asyncio.create_task(asyncio.to_thread(self._in_turn, rollouts, segments))
+        task = asyncio.get_running_loop().run_in_executor(self.turns, self._in_turn, rollouts, segments)
         task.add_done_callback(lambda done: self._done(done, known))
         if known is not None:
             self.answers[known] = task
@@ -72,14 +72,14 @@ class RewardServer:
                 self.answers.popitem(last=False)
         return await asyncio.shield(task)
 
-    def _done(self, task: asyncio.Task[list[Score]], known: bytes | None) -> None:
+    def _done(self, task: asyncio.Future[list[Score]], known: bytes | None) -> None:
         """A failure is not remembered: the next attempt may fare better."""
         self.waiting -= 1
         if known is not None and (task.cancelled() or task.exception() is not None):
             self.answers.pop(known, None)
 
     def _in_turn(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        with self.turn, torch.no_grad():
+        with torch.no_grad():
             scores = self.scorer(rollouts, segments)
             self._count_cut()
             return scores

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Scope
 from keel.config import ServeConfig
 from keel.errors import CheckpointError, DataError
 from keel.server.limits import Refused, new_token
+from keel.server.places import welcome
 from keel.web.dashboard_ask import Asked
 from keel.web.dashboard_folder import RunsBelow
 from keel.web.dashboard_views import VIEWS, View, both_runs
@@ -74,6 +75,7 @@ class Dashboard:
         token, _, visit = request.cookies.get(self.people.cookie(owner=True), "").partition(".")
         if self.people.holder(token) is None:
             raise Refused(401, "Open the private link that keel serve printed.")
+        welcome(request.scope)
         return visit
 
 

@@ -14,6 +14,7 @@ from keel.web.dashboard_compare import alike, pair, shared_page
 from keel.web.dashboard_disputes import as_rows, between_scorers
 from keel.web.dashboard_folder import RunsBelow
 from keel.web.dashboard_run import WatchedRun
+from keel.web.pages import as_messages
 
 ROWS = 200  # most rows of a list that travel at once
 PROMPTS = 1000  # most prompts of a file of disputed answers
@@ -45,7 +46,13 @@ def answer_list(runs: RunsBelow, asked: Asked) -> Any:
 def one_answer(runs: RunsBelow, asked: Asked) -> Any:
     with answers_of(runs.run(asked.text("run"))) as (answers,):
         row = answers.shown.rows([answers.at(asked.count("at", 0))])[0]
-    return {"row": row, "prompt": as_text(row.get("prompt", ""))}
+    return {"row": row, "prompt": as_text(row.get("prompt", "")), "turns": turns_of(row.get("prompt"))}
+
+
+def turns_of(prompt: Any) -> list[dict[str, str]]:
+    """The turns of a prompt that is a conversation; none where it is not."""
+    is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+    return as_messages(prompt) if is_chat else []
 
 
 def disputed(runs: RunsBelow, asked: Asked) -> bytes:

@@ -1,7 +1,6 @@
 """What the pages show. Text is text: the templates escape all of it."""
 
-import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from starlette.types import Scope
 
 from keel.data.deals import Deal
 from keel.data.rows import Content
+from keel.data.turn_text import turn_text
 from keel.server.limits import Refused
 
 HERE = Path(__file__).parent
@@ -19,8 +19,25 @@ KINDS = {".css": "text/css", ".js": "text/javascript"}
 FOLDERS = (HERE / "static", HERE.parent / "diagnose" / "static")
 STATIC = {path.name: (path, KINDS[path.suffix]) for at in FOLDERS for path in at.iterdir() if path.suffix in KINDS}
 """The files that can be asked for, by name: a request's path never becomes a path of the disk."""
+ROLES = ("user", "assistant", "system")
+CODE = re.compile(
+    r"^(?P<fence>```|~~~).*?(?:^(?P=fence)[^\S\n]*$|\Z)|(?:^(?: {4}|\t)[^\n]*\n?)+|`[^`\n]+`", re.MULTILINE | re.DOTALL
+)
+"""What is set in a monospaced font: blocks between fences (the last may lack its end), indented lines, `words`."""
 
 _templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
+
+
+def code_parts(text: str) -> list[tuple[bool, str]]:
+    """The same text, character for character, in parts: (whether it is code, characters)."""
+    parts, end = [], 0
+    for found in CODE.finditer(text):
+        parts += [(False, text[end : found.start()]), (True, found[0])]
+        end = found.end()
+    return [part for part in (*parts, (False, text[end:])) if part[1]]
+
+
+_templates.filters["code_parts"] = code_parts
 
 
 def page(name: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
@@ -51,7 +68,8 @@ def of_deal(deal: Deal) -> dict[str, Any]:
     return {
         "deal": deal.id,
         "messages": as_messages(deal.item.prompt),
-        "answers": [deal.item.responses[i] for i in deal.shown],
+        "answers": (answers := [deal.item.responses[i] for i in deal.shown]),
+        "same": [answers.index(answer) for answer in answers],
         "previous": said
         and {
             "ranks": None if said.ranks is None else [said.ranks[i] for i in deal.shown],
@@ -62,12 +80,11 @@ def of_deal(deal: Deal) -> dict[str, Any]:
 
 
 def as_messages(prompt: Content) -> list[dict[str, str]]:
-    """A conversation; plain text is one message without a role."""
+    """A conversation, each turn under its role, whatever that is called; plain text is one message without a role."""
     if isinstance(prompt, str):
-        return [{"role": "", "text": prompt}]
-    return [{"role": message["role"], "text": message["content"] or _calls(message)} for message in prompt]
+        return [{"role": "", "kind": "", "text": prompt}]
+    return [_turn(str(message.get("role", "")) or "?", turn_text(message)) for message in prompt]
 
 
-def _calls(message: Mapping[str, Any]) -> str:
-    """The tools that a message without a text calls."""
-    return json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""
+def _turn(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "kind": role if role in ROLES else "other", "text": text}

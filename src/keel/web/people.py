@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from keel.server.limits import Refused
+from keel.server.places import welcome
 
 TOKEN_HEADER = "x-keel-token"
 
@@ -63,7 +64,10 @@ class People:
 
     def _from_cookie(self, request: Request, owner: bool) -> Person | None:
         person = self.holder(request.cookies.get(self.cookie(owner), ""))
-        return person if person is not None and person.is_owner == owner else None
+        if person is None or person.is_owner != owner:
+            return None
+        welcome(request.scope)
+        return person
 
 
 def from_own_page(headers: Headers) -> bool:

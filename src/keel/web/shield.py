@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from keel.server.limits import LOCAL, Refused, check_host, own_names
+from keel.server.limits import LOCAL, Refused, check_framing, check_host, own_names
 
 MOST_WAITING = 16  # requests of one person
 HEADERS = {
@@ -44,7 +44,9 @@ class Shield:
         answer = self.app
         if scope["type"] == "http":
             try:
-                check_host(Headers(scope=scope), self.names)
+                headers = Headers(scope=scope)
+                check_framing(headers)
+                check_host(headers, self.names)
             except Refused as refused:
                 answer = self.refuse(scope, refused)
         await answer(scope, receive, send_with_headers)

@@ -43,14 +43,21 @@ export function text(content, name = "") {
   return element;
 }
 
-export function drawAnswer(drawer, { row, prompt }, close) {
+// A conversation turn by turn, under its roles; any other prompt as it is.
+export function promptOf(prompt, turns) {
+  if (!turns?.length) return text(prompt, "prompt-text");
+  const turn = ({ role, kind, text: words }) => make("div", `turn ${kind}`, make("h4", "", role), words ? text(words) : make("p", "muted small", "This turn is empty."));
+  return make("div", "prompt-text turns", ...turns.map(turn));
+}
+
+export function drawAnswer(drawer, { row, prompt, turns }, close) {
   const button = make("button", "quiet", "Close");
   button.addEventListener("click", close);
   drawer.replaceChildren(
     make("header", "title", make("h2", "", `An answer of step ${row.step}`), button),
     scoresOf(row),
     make("h3", "", "Prompt"),
-    text(prompt, "prompt-text"),
+    promptOf(prompt, turns),
     make("h3", "", "Answer"),
     text(String(row.response)),
     make("h3", "", "Token by token"),

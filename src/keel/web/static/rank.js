@@ -2,6 +2,7 @@
 
 import * as cards from "./cards.js";
 import { draggable } from "./drag.js";
+import { fold } from "./fold.js";
 import { listen } from "./keys.js";
 import * as order from "./order.js";
 import { isBusy, send, undo } from "./send.js";
@@ -14,6 +15,7 @@ const comment = document.getElementById("comment");
 const remarks = document.querySelector(".remarks");
 const tagBoxes = [...document.querySelectorAll(".tag input")];
 const texts = [...document.querySelectorAll(".prompt .text, .card .text")].map((text) => text.textContent);
+fold(document.querySelectorAll(".prompt .text, .card .text"));
 const draftName = JSON.stringify([csrf, texts]); // of this rater and item, also when it is dealt again after an undo
 
 // `history`: what `places` and `cannot` were before each step.
