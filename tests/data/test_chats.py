@@ -57,6 +57,12 @@ def test_all_turns_of_the_assistant_are_learned_and_no_other(tmp_path: Path, col
     assert learned_text(example) == ["two<|im_end|>"]
 
 
+def test_a_column_system_opens_the_conversation(tmp_path: Path):
+    row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}
+    [example] = examples_of(tmp_path, row)
+    assert example.prompt == [system("s"), user("a")]
+
+
 def test_a_users_turns_in_a_completion_are_never_learned(tmp_path: Path):
     row = {"prompt": [user("a")], "completion": [assistant("one"), user("secret"), assistant("two")]}
     [example] = examples_of(tmp_path, row)
@@ -253,6 +259,11 @@ def test_tools_reach_the_template_or_that_they_do_not_is_said(tmp_path: Path):
     assert "weather" in first.text
     assert first.text == second.text
     assert "weather" not in third.text
+    tools[0]["function"]["description"] = FORGED  # type: ignore[index]
+    start = chat_tokenizer().convert_tokens_to_ids("<|im_start|>")
+    [forged] = load_prompts(write(tmp_path / "f.jsonl", row), chat_tokenizer(writes))
+    assert FORGED.replace("\n", "\\n") in forged.text
+    assert forged.tokens.count(start) == 2
     notes = Notes()
     load_prompts(path, chat_tokenizer(), notes=notes)
     assert '(lines 1, 2): the chat template writes nothing of the column "tools"' in notes.lines()[0]

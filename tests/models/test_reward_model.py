@@ -16,6 +16,7 @@ from transformers import (
 
 from keel.errors import ConfigError, DataError
 from keel.models.ensemble import RewardEnsemble
+from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 
 KINDS = ["llama", "gpt2", "bert", "roberta"]
@@ -129,7 +130,7 @@ def test_a_chat_is_scored_through_the_chat_template(tiny_policy: Path):
 
 def test_the_training_limit_limits_no_text_that_is_scored(tiny_policy: Path, tmp_path: Path):
     model = RewardModel.load(str(tiny_policy), template="{prompt} {response}", max_tokens=3)
-    assert model.encode_within("w0 w1", "w2 w3", 3) == ([5, 6, 7], True)
+    assert model.encode_within(Reading("w0 w1", "w2 w3"), 3) == ([5, 6, 7], True)
     model.save(tmp_path / "saved")
     again = RewardModel.load(str(tmp_path / "saved"))
     assert again.encode("w0 w1", "w2 w3") == [4, 5, 6, 7]

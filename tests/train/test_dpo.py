@@ -300,7 +300,7 @@ def test_no_answers_have_no_log_probabilities(tiny_policy: Path, tmp_path: Path)
 def test_without_held_out_rows_the_policy_is_made_all_the_same(tiny_policy: Path, tmp_path: Path):
     data = {"path": str(tmp_path / "rows.jsonl"), "eval_fraction": 0}
     figures = dpo(config(tmp_path, tiny_policy, many_rankings(), data=data))
-    assert figures == {"rankings_left_out": 0, "prompts_on_both_sides": 0}
+    assert figures == {"rankings_left_out": 0, "prompts_on_both_sides": 0, "rows_cut": 0}
     assert not (tmp_path / "run" / "held_out.jsonl").exists()
 
 

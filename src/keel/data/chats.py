@@ -76,7 +76,8 @@ def render_chat(
     guarded = [_guarded(message, tokenizer) for message in messages]
     if not ended:
         guarded[-1] = guarded[-1] | {"content": guarded[-1]["content"] + HERE}
-    text = template.render(guarded, add_generation_prompt, tools)
+    given = None if tools is None else _marked(tools, _pattern(tokenizer, "tool"))
+    text = template.render(guarded, add_generation_prompt, given)
     if not ended and HERE not in text:
         what = "the chat template leaves out the end of the last message, which is to be continued"
         raise DataError(what, where=tokenizer.name_or_path, fix="use another template (chat_template)")
@@ -141,17 +142,18 @@ def tools_of(columns: Mapping[str, Any]) -> list[Any] | None:
 def _guarded(message: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """The message with marks around every control token that its texts spell."""
     pattern = _pattern(tokenizer, message["role"])
+    return {key: value if key == "role" else _marked(value, pattern) for key, value in message.items()}
 
-    def guard(value: Any) -> Any:
-        if isinstance(value, str):
-            if MARKS.search(value):
-                raise DataError(f"a message of the {message['role']} holds U+FDD0 to U+FDD2, which are no characters")
-            return pattern.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", value)
-        if isinstance(value, dict):
-            return {key: guard(entry) for key, entry in value.items()}
-        return [guard(entry) for entry in value] if isinstance(value, list) else value
 
-    return {key: value if key == "role" else guard(value) for key, value in message.items()}
+def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
+    """A text, or what holds texts, with marks around what the pattern finds. Raises DataError for a mark in it."""
+    if isinstance(value, str):
+        if MARKS.search(value):
+            raise DataError("a message holds one of U+FDD0 to U+FDD2, which are no characters", fix="leave them out")
+        return pattern.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", value)
+    if isinstance(value, dict):
+        return {_marked(key, pattern): _marked(entry, pattern) for key, entry in value.items()}
+    return [_marked(entry, pattern) for entry in value] if isinstance(value, list) else value
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -98,7 +98,9 @@ def _chat_examples(
     """What the assistant says in a completion (messages, or the column that holds them) after a prompt."""
     tokenizer = imitation.tokenizer
     if isinstance(completion, str):
-        read = imitation.asking.noted(require_content(row, path, completion), row, path, tokenizer, notes)
+        system = row.values.get("system")  # of ShareGPT's rows
+        asking = replace(imitation.asking, system=system) if isinstance(system, str) and system else imitation.asking
+        read = asking.noted(require_content(row, path, completion), row, path, tokenizer, notes)
         assert not isinstance(read, str)
         last = max((i for i, message in enumerate(read) if message["role"] == "assistant"), default=len(read))
         completion = read[: last + 1]
