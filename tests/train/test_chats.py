@@ -13,7 +13,8 @@ from keel.data.batches import Rollouts
 from keel.data.prompts import encode_prompt
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.reward_model import RewardModel
-from keel.rollout.scorers import RewardModelScorer, function_arguments
+from keel.rollout.functions import function_arguments
+from keel.rollout.scorers import RewardModelScorer
 from keel.train.score_once import ScoredOnce
 
 from ..chat_tokenizer import CHATML, OPENS_THINKING, assistant, chat_tokenizer, system, user
