@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from keel.config import DataCheckConfig
@@ -54,7 +53,7 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     from keel.data.prompts import Asking
     from keel.data.supervised import Imitation
     from keel.data.tried import Trial
-    from keel.models.loading import end_token_ids, load_tokenizer
+    from keel.models.loading import configured_ends, load_tokenizer
 
     name = str(settings.model)
     tokenizer = load_tokenizer(name)
@@ -63,7 +62,7 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
         generation = GenerationConfig.from_pretrained(name)
     except OSError:  # few reward models have one
         generation = None
-    ends = end_token_ids(SimpleNamespace(generation_config=generation), tokenizer)  # type: ignore[arg-type]
+    ends = configured_ends(generation, tokenizer)
     turn_end = turn_end_id(tokenizer) if settings.chat_template else None
     ends += [turn_end] if turn_end is not None and turn_end not in ends else []
     ends = ends or [int(tokenizer.pad_token_id)]

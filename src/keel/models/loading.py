@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keel.data.chats import turn_end_id
 from keel.errors import ConfigError
@@ -188,16 +188,20 @@ def end_token_ids(
 
     Raises ConfigError of the setting `where` for a stop text that is no token, and where none can be sampled.
     """
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    ends = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    found = sorted({*ends, *(stop_token_id(tokenizer, text, where) for text in stop)})
+    stops = {stop_token_id(tokenizer, text, where) for text in stop}
+    found = sorted(stops.union(configured_ends(model.generation_config, tokenizer)))
     if found and found[0] >= num_embeddings(model):
         raise ConfigError(
             f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
         )
     return found
+
+
+def configured_ends(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end tokens of a generation config, else the tokenizer's."""
+    ends = generation.eos_token_id if generation else None
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def stop_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -155,7 +155,7 @@ def logged(desk: Desk, path: str) -> Judged:
     texts: list[str] = []
     with ProgressDisplay("drift answers", len(desk.player.prompts)) as display:
         for rollouts in logged_rollouts(desk, path):
-            parts.append(measure(rollouts, desk.player, desk.reference, desk.scoring, desk.decoding.temperature))
+            parts.append(measure(rollouts, desk.player, desk.reference, desk.scoring, desk.decoding.temperature or 1.0))
             texts += rollouts.texts
             display.show(len(texts), {})
     measured = {name: torch.cat([part[name].cpu() for part in parts]).view(-1, 1) for name in parts[0]}

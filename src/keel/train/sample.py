@@ -110,7 +110,7 @@ def check_player(player: Player, decoding: DecodingSettings) -> None:
     prompts = [player.prompts[row] for row in unlike_rows(player.prompts, 2)]
     size = len(prompts), min(decoding.max_response_tokens, CHECKED_TOKENS)
     uniforms = torch.rand(*size, generator=generator("check"), dtype=torch.float64)
-    temperature = decoding.temperature
+    temperature = decoding.temperature or 1.0  # of the most likely tokens there are no log-probs to compare
     found = sample(player.model.policy, prompts, player.tokenizer, uniforms, player.end_ids, temperature)
     compare_passes(player.model, found, temperature, PASS_TOKENS, where=player.name)
 
