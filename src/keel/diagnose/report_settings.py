@@ -15,7 +15,7 @@ from keel.errors import ConfigError
 from keel.run.folder import RunFolder
 
 UNFINISHED = ("stopped", "died", "failed")
-SCORER = ("model", "function", "url", "name")
+SCORER = ("model", "function", "url")
 
 
 def own_settings(run: Run) -> list[dict[str, Any]]:
