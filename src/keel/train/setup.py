@@ -107,8 +107,7 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
     loaded = load_given(config.prompts, tokenizer, prompts)
     held_out = load_from(config.prompts, config.evaluate.prompts, tokenizer) if config.evaluate.prompts else []
     scorers = _scorers(config, functions)
-    columns = [name for prompt in [*loaded, *held_out] for name in prompt.columns]
-    check_signatures(scorers, columns, config.reward.segments != "none")
+    check_signatures(scorers, (n for p in [*loaded, *held_out] for n in p.columns), config.reward.segments != "none")
     _check_sizes(config, world)
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
