@@ -111,8 +111,8 @@ def test_scorers_have_the_names_of_their_figures(tmp_path: Path):
         {"url": "http://127.0.0.1:5000/get_reward?x=1", "weight": 0.5},
     ]
     run = read_run(folder_of(tmp_path / "run", [], rewards=rewards))
-    assert run.scorer_weights() == {"model": 1.0, "model_2": 0.0, "polite": 1.0, "get_reward": 0.5}
-    assert run.held_out_scorers() == ["model_2"]
+    assert run.scorer_weights() == {"a": 1.0, "b": 0.0, "polite": 1.0, "get_reward": 0.5}
+    assert run.held_out_scorers() == ["b"]
 
 
 NO_LINES = [

@@ -16,7 +16,7 @@ from keel.files import read_regular
 from keel.run.folder import RunFolder
 
 UNFINISHED = ("stopped", "died", "failed")
-SCORER = ("model", "function", "url", "name")
+SCORER = ("model", "function", "url")
 
 
 def own_settings(run: Run) -> list[dict[str, Any]]:

@@ -36,9 +36,7 @@ def score(
     judged = torch.zeros(len(rollouts.texts), dtype=torch.bool, device=device)
     failed = torch.zeros_like(judged)
     by_scorer: dict[str, Tensor] = {}
-    disagreement: dict[str, Tensor] = {}
-    cut: dict[str, Tensor] = {}
-    failures: dict[str, str] = {}
+    disagreement, cut, failures = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
     segmented = parts is not None
     for scorer in scorers:
         answers, lost, cause = _ask(scorer, rollouts, parts, on_failure)
@@ -57,9 +55,8 @@ def score(
     if not bool((judged | failed).all()):
         row = int((~judged & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")
-    scored = ScoredRollouts(
-        rollouts, total.sum(1), total if segmented else None, by_scorer, ~failed, disagreement, cut, failures
-    )
+    placed_sums, kept = total if segmented else None, ~failed
+    scored = ScoredRollouts(rollouts, total.sum(1), placed_sums, by_scorer, kept, disagreement, cut, failures)
     return _with_logged(scored, scorers)
 
 

@@ -120,8 +120,7 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
     loaded = load_given(config.prompts, tokenizer, prompts)
     held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
     scorers = _scorers(config, functions)
-    columns = [name for prompt in [*loaded, *held_out] for name in prompt.columns]
-    check_signatures(scorers, columns, config.reward.segments != "none")
+    check_signatures(scorers, (n for p in [*loaded, *held_out] for n in p.columns), config.reward.segments != "none")
     _check_sizes(config, world)
     policy = _policy(config, tokenizer, world)
     _check_lengths(config, policy, [*loaded, *held_out])
