@@ -100,7 +100,7 @@ def forecast(config: PlanConfig) -> Cost:
             }
             return probe_apart(_renamed(values, small), config.response_tokens)
 
-        layers = {name: AutoConfig.from_pretrained(name).get_text_config().num_hidden_layers for name in models}
+        layers = {name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in models.items()}
         one = measure()
         more = {
             count: (min(DEEPER, count), measure([name for name in models if layers[name] == count], min(DEEPER, count)))
