@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from keel import files
 from keel.cli.settings import read_yaml
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.data import rows
@@ -187,10 +188,10 @@ def test_f17_a_file_that_unpacks_to_far_more_is_refused_in_time(
         read_rows(str(path))
 
 
-def test_f17_a_file_that_the_memory_does_not_hold_is_refused(tmp_path: Path) -> None:
+def test_f17_a_file_that_the_memory_does_not_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data.jsonl"
-    with path.open("wb") as file:
-        file.truncate(2**50)  # takes no place on the disk
+    path.write_text('{"prompt": "w1"}\n' * 1000)
+    monkeypatch.setattr(files, "machine_memory", lambda: 10_000.0)
     with pytest.raises(DataError, match="do not fit into memory"):
         read_rows(str(path))
 

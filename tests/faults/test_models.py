@@ -3,6 +3,7 @@ ever runs."""
 
 import json
 import pickle  # noqa: TID251 - to write what must be refused
+import resource
 import shutil
 import struct
 import sys
@@ -211,27 +212,27 @@ def test_f29_hostile_chat_templates(name: str) -> None:
     template, expected = TEMPLATES[name]
     tokenizer = word_tokenizer("<pad>")
     tokenizer.chat_template = template
-    began = time.monotonic()
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     with pytest.raises((ConfigError, DataError), match=expected):
         render_chat([{"role": "user", "content": "w1"}], tokenizer)
-    assert time.monotonic() - began < 60
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 8
 
 
 @pytest.mark.parametrize(
-    ("job", "in_time"),
+    ("job", "pauses", "in_time"),
     [
-        (lambda: time.sleep(1.5), True),  # as on a machine that is paused: it takes time, but no work
-        (lambda: [None for _ in iter(int, 1)], False),
-        (lambda: time.sleep(9), False),  # it hangs
+        (lambda: time.sleep(1.5), 10**6, True),  # as on a machine that is paused: it takes time, but no work
+        (lambda: [None for _ in iter(int, 1)], 10**6, False),
+        (lambda: time.sleep(300), 100, False),  # it hangs
     ],
     ids=["paused", "endless", "hanging"],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="templates are tried on Linux")
 def test_f29_a_trial_is_judged_by_its_work(
-    job: Callable[[], object], in_time: bool, monkeypatch: pytest.MonkeyPatch
+    job: Callable[[], object], pauses: int, in_time: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(templates, "SECONDS", 1)
-    monkeypatch.setattr(templates, "PAUSES", 2000)
+    monkeypatch.setattr(templates, "PAUSES", pauses)
     assert templates.ends_in_time(job) is in_time
 
 

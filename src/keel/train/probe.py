@@ -26,7 +26,8 @@ from keel.train.step import train_step
 from keel.world import World
 
 START = "start"  # loading and self-check
-STEPS = 4  # the first is slower than those that follow
+STEPS = 4  # at most; the first is slower than those that follow
+ENOUGH = 12.0  # seconds of work in a probe, after which two steps have to do
 INTERVAL = 0.002  # seconds between two looks at the memory
 
 
@@ -78,6 +79,7 @@ def main() -> None:
 def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) -> Cost:
     """Build the run, check it as every run is checked, and take a few steps with answers of the length asked for."""
     torch.set_num_threads(threads)
+    began = _work()[0]
     config = parse(TrainConfig, values)
     scorers = [] if config.rewards else [_no_opinion]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
@@ -89,8 +91,10 @@ def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) 
     for _ in range(STEPS):
         train_step(parts, state)
         seconds.append(dict(state.seconds))
-    taken = {phase: [each[phase] for each in seconds[1:]] for phase in state.seconds}
-    fastest = {phase: min(each) for phase, each in taken.items()}  # what disturbs a step makes it longer
+        if len(seconds) > 1 and _work()[0] - began > ENOUGH:
+            break
+    taken = {phase: [each[phase] for each in seconds] for phase in state.seconds}
+    fastest = {phase: min(each[1:]) for phase, each in taken.items()}  # what disturbs a step makes it longer
     return Cost(state.peaks, fastest, {phase: statistics.median(taken[phase]) - fastest[phase] for phase in taken})
 
 
