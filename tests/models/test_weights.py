@@ -13,8 +13,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
 )
 
 from keel.config import LoraSettings
@@ -101,6 +104,27 @@ def test_what_is_new_below_an_encoders_head_is_saved_with_the_adapter(tmp_path: 
         torch.manual_seed(99)
         again = RewardModel.load(str(tmp_path / "reward" / "adapter"))
     torch.testing.assert_close(again.score(["w1"], ["w2"]), model.score(["w1"], ["w2"]), atol=1e-5, rtol=0)
+
+
+def test_a_new_head_leaves_the_trunk_as_it_was(tmp_path: Path) -> None:
+    """Qwen2-MoE gates its shared expert by a layer of one output, which is no head."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 8, "vocab_size": 32, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 2, "num_experts_per_tok": 1}
+    config = Qwen2MoeConfig(**sizes, moe_intermediate_size=8, shared_expert_intermediate_size=8)
+    Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
+    trunks = [load_causal_lm(str(tmp_path)).model, load_classifier(str(tmp_path), to_train=True).model]
+    one, other = (trunk.state_dict() for trunk in trunks)
+    assert any("shared_expert_gate" in name for name in one)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_a_head_over_a_part_that_no_file_holds_is_refused(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    config = BertConfig(**sizes, intermediate_size=16, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    change(tmp_path, lambda weights: weights.pop("bert.pooler.dense.weight"))
+    with pytest.raises(ConfigError, match=r"bert\.pooler\.dense\.weight"):
+        load_classifier(str(tmp_path))
 
 
 def test_experts_of_another_size_are_refused_with_their_name(tmp_path: Path) -> None:

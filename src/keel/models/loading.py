@@ -47,7 +47,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; one without a pad token gets its end token as pad. Raises ConfigError."""
     folder = Path(name)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        name = base_of(folder)
+        return load_tokenizer(base_of(folder))
     tokenizer = read_part(AutoTokenizer, name, "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -88,7 +88,7 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: 
     Raises ConfigError naming what is missing, of another shape, or not a number.
     """
     loaded = _classifier(name, dtype, seed, merge=to_train)
-    claims_head = any("Classification" in each for each in plain(loaded.model).config.architectures or [])
+    claims_head = any("SequenceClassification" in each for each in plain(loaded.model).config.architectures or [])
     if loaded.new and (claims_head or not to_train):
         held = f", and holds {listed(loaded.unread)}, which was not read" if loaded.unread else ""
         raise ConfigError(
@@ -143,8 +143,8 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
     if below:  # a tied embedding may be in the file under the language model's head only
         trunk(model).load_state_dict(trunk(load_causal_lm(name, dtype)).state_dict())
     new = sorted(report["missing_keys"] - below)
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.out_features == 1 and new:
+    for key, module in model.named_modules():  # some trunks have layers of one output too, which are no head
+        if isinstance(module, nn.Linear) and module.out_features == 1 and f"{key}.weight" in new:
             nn.init.zeros_(module.weight)
     return _Classifier(_ready(model), new, [key for key in unread if not key.startswith(LANGUAGE_HEADS)])
 

@@ -42,18 +42,15 @@ class SequenceClassifier:
         return classifier_class(config).from_pretrained(name, config=config, **options)
 
 
-def _read_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def _read_config(config: Any) -> Any:
     """The text config inside, where the family's classifier, or else its language model, is made of that alone."""
-    known = [
-        each[type(config)]
-        for each in (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
-        if type(config) in each
-    ]
+    mappings: list[Any] = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING]
+    known = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     text = config.get_text_config()
-    if known and known[0].config_class is type(text) and text is not config:
-        text.num_labels = config.num_labels
-        return text
-    return config
+    if text is config or not known or known[0].config_class is not type(text):
+        return config
+    text.num_labels = config.num_labels
+    return text
 
 
 class TrunkClassifier(PreTrainedModel):
