@@ -53,7 +53,7 @@ LAYERS = {
     "learn": Layer.of("models data core world failpoints errors"),
     "run": Layer.of("kernels data.judging data.preferences world failpoints terminal files errors config"),
     "diagnose": Layer.of(
-        "data.agreement data.judging data.preferences data.rows data.turn_text data.turns run.folder run.lock files config errors"
+        "data.agreement data.judging data.preferences data.rows data.turn_text run.folder run.lock files config errors"
     ),
     "train": Layer.of(
         "kernels rollout learn models data core world run diagnose config failpoints interrupts terminal files errors"
