@@ -480,6 +480,28 @@ def test_a_server_that_is_gone_is_said_to_be(run: WrittenRun, visits: Callable[[
     opened.complaints = [text for text in opened.complaints if "INTERNET_DISCONNECTED" not in text]
 
 
+def test_on_paper_every_curve_is_drawn(run: WrittenRun, visits: Callable[[], Visits]) -> None:
+    page = visits().run(run)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    paths = page.locator(".chart .plot").evaluate_all(
+        "plots => plots.map(plot => plot.querySelectorAll('path').length)"
+    )
+    assert len(paths) >= 3
+    assert all(paths)
+
+
+def test_a_chat_is_shown_turn_by_turn(run: WrittenRun, visits: Callable[[], Visits]) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
+    chat = [{"role": "user", "content": "hello"}, call, {"role": "tool", "content": "42"}]
+    RolloutLog(run.path / "rollouts.jsonl").log(run.done, [answer(run.done, 1, prompt=chat)])
+    page = visits().run(run)
+    page.locator(".item").first.click()
+    turns = page.locator(".prompt-text .turn")
+    expect(turns).to_have_count(3)
+    assert turns.locator("h4").all_inner_texts() == ["user", "assistant", "tool"]
+    assert "look" in turns.nth(1).inner_text()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_nothing_runs_off_the_screen(run: WrittenRun, visits: Callable[[], Visits], scheme: Any) -> None:
     opened = visits()

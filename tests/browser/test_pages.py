@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from .study import Study, enter, go, place, press, prompt, ranking, shown
+from .study import PHONE, Study, enter, go, place, press, prompt, ranking, shown
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,26 @@ def test_a_chat_is_shown_as_a_conversation(start: Callable[..., Study]) -> None:
     page = start([{"prompt": CHAT, "responses": ["this", "that", "neither"]}]).rank("me")
     turns = page.locator(".turn").evaluate_all("turns => turns.map(turn => [...turn.children].map(e => e.textContent))")
     assert turns == [["System", "Be kind."], ["User", "Hello"], ["Assistant", "Hello to you"], ["User", "Which is it?"]]
+
+
+def test_long_texts_are_folded(start: Callable[..., Study]) -> None:
+    long = ["many words " * 5000 + letter for letter in "abc"]
+    page = start([{"prompt": "p", "responses": long}]).rank("me", viewport=PHONE)
+    assert page.evaluate("document.documentElement.scrollHeight") < 5 * PHONE["height"]
+    text, button = page.locator(".card .text").first, page.locator(".unfold").first
+    folded = text.bounding_box()
+    button.click()
+    assert button.get_attribute("aria-expanded") == "true"
+    unfolded = text.bounding_box()
+    assert folded is not None
+    assert unfolded is not None
+    assert unfolded["height"] > 20 * folded["height"]
+
+
+def test_code_is_set_in_a_monospaced_font(start: Callable[..., Study]) -> None:
+    page = start([{"prompt": "p", "responses": ["```\niiii\nmmmm\n```", "plain"]}]).rank("me")
+    font = page.locator(".card code").first.evaluate("element => getComputedStyle(element).fontFamily")
+    assert "monospace" in font
 
 
 def test_two_answers(start: Callable[..., Study]) -> None:

@@ -43,11 +43,19 @@ export function text(content, name = "") {
   return element;
 }
 
+// What may be long scrolls, so it can be reached by keyboard.
+function scrolling(element, name) {
+  element.tabIndex = 0;
+  element.setAttribute("role", "region");
+  element.setAttribute("aria-label", name);
+  return element;
+}
+
 // A conversation turn by turn, under its roles; any other prompt as it is.
 export function promptOf(prompt, turns) {
-  if (!turns?.length) return text(prompt, "prompt-text");
+  if (!turns?.length) return scrolling(text(prompt, "prompt-text"), "Prompt");
   const turn = ({ role, kind, text: words }) => make("div", `turn ${kind}`, make("h4", "", role), words ? text(words) : make("p", "muted small", "This turn is empty."));
-  return make("div", "prompt-text turns", ...turns.map(turn));
+  return scrolling(make("div", "prompt-text turns", ...turns.map(turn)), "Conversation");
 }
 
 export function drawAnswer(drawer, { row, prompt, turns }, close) {

@@ -64,6 +64,12 @@ export class Chart {
     if (isSeen(this)) requestDraw(this);
   }
 
+  // Whether two curves are one on the other.
+  get isSame() {
+    const [one, other] = this.series.map(({ steps, values }) => JSON.stringify([steps, values]));
+    return one === other;
+  }
+
   // ---- scales
 
   get range() {
@@ -172,6 +178,7 @@ export class Chart {
       if (pointed !== null && value !== null) marks.push(svg("circle", { class: `dot line-${place}`, cx: this.x(own.steps[at]), cy: this.y(value), r: 3.5 }));
       return make("span", `value-${place}`, number(value));
     });
+    if (this.isSame) texts.push(make("span", "muted small", "the same in both"));
     if (pointed !== null) {
       const x = this.x(Math.min(Math.max(pointed, this.range[0]), this.range[1]));
       marks.unshift(svg("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }));
@@ -230,6 +237,15 @@ function scale(values) {
   for (let tick = Math.ceil(low / unit) * unit; tick <= high; tick += unit) ticks.push(Math.abs(tick) < unit / 1e6 ? 0 : tick);
   return [low, high, ticks];
 }
+
+// On paper everything is seen at once.
+addEventListener("beforeprint", () => {
+  for (const group of document.querySelectorAll("details.group")) group.open = true;
+  for (const chart of charts) {
+    chart.width ||= chart.plot.clientWidth;
+    chart.draw();
+  }
+});
 
 export function forget(chart) {
   charts.delete(chart);

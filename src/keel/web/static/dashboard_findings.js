@@ -32,7 +32,7 @@ function card(finding, open) {
   details.open = open;
   const follows = finding.follows_from ? [make("p", "small muted", `It follows from ${finding.follows_from}.`)] : [];
   details.append(...follows, make("ul", "evidence", ...finding.evidence.map(evidence)));
-  if (finding.causes.length) details.append(make("h4", "", "Likely causes, the likeliest first"), make("ol", "causes", ...finding.causes.map(cause)));
+  if (finding.causes.length) details.append(make("h3", "", "Likely causes, the likeliest first"), make("ol", "causes", ...finding.causes.map(cause)));
   return details;
 }
 
