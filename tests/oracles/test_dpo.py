@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keel.cli.main import main
 from keel.config import DpoConfig, parse
+from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.train.dpo import Side, answer_logprobs, encode_side, ranking_losses
 from keel.train.sft import load_speaker
@@ -86,7 +87,7 @@ class Prepared:
         self.config = parse(DpoConfig, {**given, **settings})
         self.model, self.tokenizer, self.ends = load_speaker(self.config)
         self.model.double()
-        self.side: Side = encode_side(RANKINGS, self.tokenizer, self.ends, 64, "given")
+        self.side: Side = encode_side(RANKINGS, self.tokenizer, self.ends, 64, Notes())
         with torch.no_grad():
             self.reference = self.logprobs().clone()
 

@@ -230,7 +230,7 @@ class SquareOfWords:
 
     cut: list[bool]
 
-    def score(self, contents: list[Any], texts: list[str]) -> torch.Tensor:
+    def score(self, contents: list[Any], texts: list[str], *_: Any) -> torch.Tensor:
         self.cut = [False] * len(texts)
         return torch.tensor([float(len(text.split()) ** 2) for text in texts])
 

@@ -10,11 +10,14 @@ import torch
 
 from keel.cli.main import main
 from keel.data.batches import Rollouts
+from keel.data.notes import Notes
+from keel.data.preferences import Ranking
 from keel.data.prompts import encode_prompt
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.reward_model import RewardModel
 from keel.rollout.functions import function_arguments
 from keel.rollout.scorers import RewardModelScorer
+from keel.train.reward_task import encode_rankings
 from keel.train.score_once import ScoredOnce
 
 from ..chat_tokenizer import CHATML, OPENS_THINKING, assistant, chat_tokenizer, system, user
@@ -128,6 +131,16 @@ def test_a_check_says_what_a_message_spells(tmp_path: Path, chat_model: Path, ca
     data = write(tmp_path / "chats.jsonl", [*CHATS, forged])
     assert keel("data check", data, "--model", chat_model) == 0
     assert "(line 7): a message spells the control token '<|im_start|>'" in capsys.readouterr().out
+
+
+def test_all_answers_to_a_long_chat_are_scored_after_the_same_turns(chat_model: Path):
+    model = RewardModel.load(str(chat_model), template="{prompt}{response}")
+    prompt = [user("a" * 20), assistant("b"), user("c")]
+    ranking = Ranking(prompt, ("d", "e" * 12), (1, 2))
+    whole = [model.num_tokens(prompt, response) for response in ranking.responses]
+    [encoded], share = encode_rankings(model, [ranking], whole[0], Notes())
+    assert encoded.rows == [model.encode([user("c")], response) for response in ranking.responses]
+    assert share == 0.5
 
 
 def test_a_reward_model_reads_a_truncated_response_as_one_that_has_not_ended(chat_model: Path):

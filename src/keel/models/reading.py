@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.data.chats import render_chat
-from keel.data.messages import Content, with_response, without_oldest_turn
+from keel.data.messages import Content, Messages, with_response, without_oldest_turn
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,17 @@ class Reading:
         ids = self._ids(tokenizer, template)
         if len(ids) <= limit:
             return stripped(ids), False
-        shorter = None if isinstance(self.prompt, str) else without_oldest_turn(self.prompt)
+        shorter = self.without_oldest_turn()
         if shorter is not None:
             return replace(self, prompt=shorter).encoded(tokenizer, template, limit, stripped)[0], True
         if not isinstance(self.prompt, str):
             return stripped(ids[-limit:]), True
         # the tokenizer keeps the special tokens that start a text
         return stripped(tokenizer.encode(self._text(template), truncation=True, max_length=limit)), True
+
+    def without_oldest_turn(self) -> Messages | None:
+        """Return the prompt without its oldest turn; None for a text, or where there is one turn only."""
+        return None if isinstance(self.prompt, str) else without_oldest_turn(self.prompt)
 
     def num_tokens(self, tokenizer: PreTrainedTokenizerBase, template: str) -> int:
         """Tokens in all, also where a model cannot read so many."""

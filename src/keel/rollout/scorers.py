@@ -131,7 +131,7 @@ class RewardModelScorer:
             for content, parts, was_cut, given in zip(contents, segments, truncated, tools, strict=True)
             for k in range(len(parts))
         ]
-        flat = iter(self.judge.score(*map(list, zip(*rows, strict=True))).tolist())
+        flat = iter(self.judge.score(*map(list, zip(*rows, strict=True))).tolist() if rows else [])
         last = accumulate(len(parts) for parts in segments)
         self.cut = [self.judge.cut[end - 1] for end in last]  # the last row of each response is its full text
         result: list[Score] = []

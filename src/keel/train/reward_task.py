@@ -1,7 +1,7 @@
 """What a reward model learns from a ranking, and what is said of it on held-out prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -88,16 +88,23 @@ def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig
 def encode_rankings(
     model: RewardModel, rankings: Sequence[Ranking], limit: int, notes: Notes
 ) -> tuple[list[EncodedRanking], float]:
-    """Rankings whose texts have at most `limit` tokens, and the share of texts that lost their beginning."""
+    """Rankings whose texts have at most `limit` tokens, and the share of texts that lost their beginning.
+
+    The answers to a chat are read after the same turns of it.
+    """
     encoded, cut = [], []
     for ranking in rankings:
         with naming_place(ranking.place):
             readings = [Reading(ranking.prompt, response, tools=ranking.tools) for response in ranking.responses]
             texts = [model.encode_within(reading, limit) for reading in readings]
+            was_cut = [each for _, each in texts]
+            while any(each for _, each in texts) and (shorter := readings[0].without_oldest_turn()) is not None:
+                readings = [replace(reading, prompt=shorter) for reading in readings]
+                texts = [model.encode_within(reading, limit) for reading in readings]
             note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, model.tokenizer, notes)
         encoded.append(EncodedRanking([ids for ids, _ in texts], ranking))
-        cut += [was_cut for _, was_cut in texts]
-        if any(was_cut for _, was_cut in texts):
+        cut += was_cut
+        if any(was_cut):
             notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the texts lost their beginning")
     return encoded, sum(cut) / max(1, len(cut))
 
