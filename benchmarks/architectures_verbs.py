@@ -64,8 +64,8 @@ def plain_logprobs(model: Any, rollouts: Any) -> Tensor:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """Largest difference of log-probs in float32 and of gradients (in units of the largest each), and in bfloat16 the mean
-    difference of the sampler from float32, beside that of transformers."""
+    """Largest difference of log-probs in float32 and of gradients, in units of the largest each; and in bfloat16 the
+    mean difference of the sampler from float32, beside that of transformers."""
     model, rollouts = answers(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain.get_input_embeddings().padding_idx = None  # a pad token that was sampled is text, and learns
