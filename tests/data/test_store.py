@@ -137,7 +137,7 @@ BAD_ROWS = {
     '{"prompt": "p", "responses": ["a"]}': '1 in "responses"; people can rank 2 to 9',
     '{"prompt": "p", "responses": ["a","b","c","d","e","f","g","h","i","j"]}': '10 in "responses"; people can rank',
     '{"prompt": "p", "responses": ["a", null]}': '"responses" holds something that is no text',
-    '{"prompt": [{"role": "user"}], "responses": ["a", "b"]}': '"prompt" is no list of messages',
+    '{"prompt": [{"role": "user"}], "responses": ["a", "b"]}': '"prompt": message 1 (user) has no "content"',
 }
 
 

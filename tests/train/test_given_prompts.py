@@ -82,7 +82,7 @@ def test_anything_else_is_refused(tiny_policy: Path, tmp_path: Path, prompts: An
         (None, "NoneType"),
         (7, "int"),
         ({"role": "user", "content": "w1"}, "no column"),
-        ([{"role": "user"}], "no list of messages"),
+        ([{"role": "user"}], "message 1"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tiny_policy: Path, tmp_path: Path, row: Any, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def written(metrics: list[dict[str, Any]]) -> set[str]:
     return {re.sub("share_of_w3|words", "NAME", name) for name in names}
 
 
-def words(completions: list[str], **_: Any) -> list[float]:
-    """A second scorer."""
+def words(completions: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
+    """A second scorer, which logs something."""
+    log_metric("words", 1.0)
     return [float(len(text.split())) for text in completions]
 
 

@@ -19,7 +19,7 @@ from keel.train.reward import reward
 from keel.train.sft import sft
 
 from ..conftest import save_tiny_model
-from ..runs import PROMPTS, settings, share_of_w3
+from ..runs import PROMPTS, settings
 
 TOKENS = torch.tensor([[3, 4, 5, 6, 20, 31, 8]])
 ROWS = [{"prompt": f"w{i}", "completion": " w1 w2", "chosen": " w1 w2", "rejected": " w3"} for i in range(4)]
@@ -115,6 +115,11 @@ def test_an_adapter_with_tokens_of_its_own_is_loaded_as_it_was(tiny_policy: Path
         torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, atol=1e-4, rtol=0)
 
 
+def of_tokens(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """Scores that differ, whatever is sampled."""
+    return [float(sum(ids) % 7) for ids in completion_ids]
+
+
 def stages(model: Path, folder: Path, lora: Any = None) -> dict[str, Callable[[], Any]]:
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -123,7 +128,7 @@ def stages(model: Path, folder: Path, lora: Any = None) -> dict[str, Callable[[]
 
     def policy(**changes: Any) -> Callable[[], Any]:
         given = settings(model, folder / "run", {"steps": 1, "policy.lora": lora, "optim": optim} | changes)
-        return lambda: train_policy(parse(TrainConfig, given), [share_of_w3], PROMPTS)
+        return lambda: train_policy(parse(TrainConfig, given), [of_tokens], PROMPTS)
 
     return {
         "sft": lambda: sft(parse(SftConfig, data | {"optim": optim})),
@@ -176,6 +181,9 @@ def test_an_adapter_is_the_start_of_every_stage(stage: str, lora: Any, tied: Pat
     else:
         moved = (logits(load_causal_lm(str(tmp_path / "run" / name))) - start).abs().max()
         assert 0 < moved < 0.3  # it began at the base with its adapter
+    if stage != "reward" and lora:
+        merged, alone = (logits(load_causal_lm(str(tmp_path / "run" / name / part))) for part in ("", "adapter"))
+        torch.testing.assert_close(alone, merged, atol=1e-4, rtol=0)
     if stage in ("separate", "shared"):
         assert load_classifier(str(tmp_path / "run" / "critic")).score.weight.any()
 
@@ -197,5 +205,5 @@ def test_a_reward_models_adapter_is_the_start_of_another_and_of_a_critic(
     stages(adapter, tmp_path, lora)["reward"]()
     changes = {"steps": 1, "critic.init": str(adapter), "policy.lora": lora}
     given = settings(tiny_policy, tmp_path / "ppo", changes)
-    train_policy(parse(TrainConfig, given), [share_of_w3], PROMPTS)
+    train_policy(parse(TrainConfig, given), [of_tokens], PROMPTS)
     assert load_classifier(str(tmp_path / "ppo" / "critic")).score.weight.any()

@@ -19,6 +19,7 @@ from keel.models.adapters import (
     merged,
     merged_in,
     put_on,
+    save_adapter,
     shapes_of,
     with_lora,
 )
@@ -234,11 +235,20 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
 
 
 def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """As `save_model`, for a result: raises CheckpointError if what was saved does not speak as the model does."""
+    """As `save_model`, for a result: a LoRA adapter is merged in, and is in the folder `adapter` by itself too.
+
+    Raises CheckpointError if what was saved does not give the log-probs that the model gives.
+    """
     save_model(model, tokenizer, folder)
-    saved = load_causal_lm(str(folder), dtype_name(model)).to(plain(model).device)
+    places = [folder]
+    if hasattr(model, "peft_config"):
+        save_adapter(model, tokenizer, folder / "adapter")
+        places.append(folder / "adapter")
     tokens = probe_tokens(model)
-    require_same(logprobs(model, tokens), logprobs(saved, tokens), model, folder)
+    trained = logprobs(model, tokens)
+    for place in places:
+        saved = load_causal_lm(str(place), dtype_name(model)).to(plain(model).device)
+        require_same(trained, logprobs(saved, tokens), model, place)
 
 
 def dtype_name(model: Any) -> str:
