@@ -166,7 +166,9 @@ def test_a_result_that_is_not_what_was_trained_is_refused(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("lora", [None, {"r": 2}, {"r": 2, "target_modules": ["q_proj", "lm_head", "embed_tokens"]}])
+@pytest.mark.parametrize(
+    "lora", [None, {"r": 2, "alpha": 2}, {"r": 2, "alpha": 2, "target_modules": ["q_proj", "lm_head", "embed_tokens"]}]
+)
 def test_an_adapter_is_the_start_of_every_stage(stage: str, lora: Any, tied: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     if stage == "reward" and lora:
