@@ -361,7 +361,7 @@ def test_a_search_goes_on_from_the_newest(run: WrittenRun, board: Board, monkeyp
 def test_one_answer_is_shown_with_all_that_was_kept_of_it(run: WrittenRun, board: Board) -> None:
     at = board.answers(run)["rows"][1]["at"]
     found = board.get(f"/run/{run.name}/answer.json", at=at)
-    assert found == {"row": {"step": 5, **answer(5, 22)}, "prompt": "question 1"}
+    assert found == {"row": {"step": 5, **answer(5, 22)}, "prompt": "question 1", "turns": []}
     for wrong in (at + 1, 0.5, -1, 10**9):
         assert board.client.get(f"/run/{run.name}/answer.json", params={"at": wrong}).status_code in (400, 404)
 
