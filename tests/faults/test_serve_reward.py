@@ -13,10 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from keel.config import RewardSource, ServeRewardConfig, parse
 from keel.errors import ConfigError
+from keel.models.reward_model import RewardModel
 from keel.rollout.collect import score
 from keel.rollout.scorers import build_scorers
 from keel.server.limits import prompt_server
@@ -69,8 +71,11 @@ def test_the_contract(client: TestClient) -> None:
     assert answer.json() == {"rewards": [3.0, 1.0]}
 
 
-def test_a_reward_model_is_served_with_its_own_scores(tiny_policy: Path) -> None:
-    settings = ServeRewardConfig(model=str(tiny_policy))
+def test_a_reward_model_is_served_with_its_own_scores(tiny_policy: Path, tmp_path: Path) -> None:
+    trained = RewardModel.load(str(tiny_policy), template="{prompt}{response}")
+    torch.nn.init.normal_(trained.head.weight)
+    trained.save(tmp_path / "model")
+    settings = ServeRewardConfig(model=str(tmp_path / "model"))
     expected = build_scorers([settings.source])[0]
     tokenizer, rollouts = words("fine", "not so fine", "fine fine")
     with TestClient(reward_app(settings, TOKEN), "http://localhost:5000") as client:
