@@ -40,9 +40,9 @@ class Runs:
         for name in "ab":
             (folder / name).mkdir()
             (folder / name / "rewards.py").write_text(SCORE)
-        self._write("prompts", [{"prompt": f"w{n} w{n + 1}", "topic": f"t{n % 2}"} for n in range(1, 21)])
+        self._write("prompts", [{"prompt": f"w{n} w{n + 1}", "topic": f"t{n % 2}"} for n in range(1, 17)])
         self._write("heldout", [{"prompt": f"w{n} w{n + 2}", "topic": "t"} for n in range(1, 5)])
-        self._write("texts", [{"prompt": f"w{n}", "completion": " w2 w3"} for n in range(1, 21)])
+        self._write("texts", [{"prompt": f"w{n}", "completion": " w2 w3"} for n in range(1, 17)])
         pairs = [{"prompt": f"w{n} w{n + 3}", "chosen": " w2 w3", "rejected": f" w4 w{n}"} for n in range(1, 25)]
         self._write("pairs", pairs)
 

@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "missing-ends": (change(response__truncated=lambda c: late(c)), {}),
     "length-exploitation": (longer, {}),
     "reward-hacking": (judge_falls, {}),
-    "reward-out-of-range": (change(outside_range__model=lambda c: 0.9 * late(c)), {}),
+    "reward-out-of-range": (change(outside_range__reward=lambda c: 0.9 * late(c)), {}),
     "instability": (change(objective__scores=lambda c: c["objective/scores"] - 2.5 * late(c, 20)), {}),
     "not-learning": (change(objective__scores=lambda c: c["objective/scores"] * 0 + 0.1 * np.sin(np.arange(40))), {}),
 }
