@@ -61,6 +61,17 @@ def test_a_signal_acts_at_once_where_nothing_is_lost(number: signal.Signals) -> 
     assert interrupted_by(number, interruptible) == "nothing"
 
 
+def test_nothing_comes_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in which a run was interrupted while it was held lives on."""
+    monkeypatch.setattr("keel.interrupts.GRACE_SECONDS", 0.2)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("again"))
+    assert interrupted_by(signal.SIGTERM, held) == "all"
+    time.sleep(0.5)
+    signal.signal(signal.SIGTERM, before)
+    assert heard == []
+
+
 @pytest.mark.parametrize("number", sorted({*ALWAYS, *BY_DEFAULT} - {*KEYS}))
 def test_a_signal_that_comes_again_and_again_changes_nothing(number: signal.Signals) -> None:
     """As SIGXCPU does each second."""

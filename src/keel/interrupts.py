@@ -35,6 +35,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.before: dict[signal.Signals, Any] = {}  # the handlers outside; empty while nothing is watched
+        self.timers: list[threading.Timer] = []  # that come back when patience has ended
         self.forget()
 
     def forget(self) -> None:
@@ -62,8 +63,13 @@ class _Watch:
             again = threading.Timer(left, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
             again.daemon = True
             again.start()
+            self.timers.append(again)
 
     def restore(self) -> None:
+        """Put the handlers outside back. A timer that came after that would end the process."""
+        for timer in self.timers:
+            timer.cancel()
+        self.timers = []
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}

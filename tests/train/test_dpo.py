@@ -135,6 +135,7 @@ def test_rankings_are_learned_and_the_result_is_a_plain_policy(tiny_gpt2: Path, 
     assert (figures["length_sign"], figures["rankings_left_out"], figures["prompts_on_both_sides"]) == (1.0, 0, 0)
     assert json.loads((tmp_path / "run" / "figures.json").read_text()) == figures
     assert sorted(path.name for path in (tmp_path / "run" / "policy").iterdir()) == [
+        *(["adapter"] if lora else []),
         "config.json",
         "generation_config.json",
         "model.safetensors",
