@@ -116,7 +116,11 @@ class Gone:
 
     encoding = "utf-8"
 
+    def __init__(self) -> None:
+        self.refused = 0
+
     def write(self, _: str) -> int:
+        self.refused += 1
         raise OSError(5, "Input/output error")
 
     def flush(self) -> None:
@@ -130,9 +134,12 @@ class Gone:
 
 
 def test_nobody_has_to_read_what_a_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Gone())
+    terminal = Gone()
+    monkeypatch.setattr(sys, "stderr", terminal)
     tell("a word")
+    assert terminal.refused == 1
     with ProgressDisplay("sft", 2) as display:
         display.show(1, {"loss": 1.0})
         time.sleep(0.2)  # it draws itself again
         display.show(2, {"loss": 1.0})
+    assert terminal.refused > 1

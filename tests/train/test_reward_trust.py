@@ -313,6 +313,8 @@ def test_the_members_of_a_model_below_its_gate_are_refused_as_well(tiny_policy: 
 def test_a_gate_can_be_set_anew_on_a_finished_model(tiny_policy: Path, tmp_path: Path):
     given = settings(tmp_path, tiny_policy, gate={"accuracy_low": 1.0})
     reward(given)
+    with pytest.raises(ConfigError, match="failed its gate"):
+        require_passed(str(tmp_path / "run" / "model"))
     reward(given.model_copy(update={"gate": {"accuracy": 0.0}}), resume=True)
     require_passed(str(tmp_path / "run" / "model"))
 
