@@ -17,6 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from keel.data.prompts import Prompt
 from keel.errors import RewardError
+from keel.models.reading import Reading
 from keel.rollout.collect import score, token_ends
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.rollout.segments import split
@@ -230,9 +231,9 @@ class SquareOfWords:
 
     cut: list[bool]
 
-    def score(self, contents: list[Any], texts: list[str], *_: Any) -> torch.Tensor:
-        self.cut = [False] * len(texts)
-        return torch.tensor([float(len(text.split()) ** 2) for text in texts])
+    def score_readings(self, readings: list[Reading]) -> torch.Tensor:
+        self.cut = [False] * len(readings)
+        return torch.tensor([float(len(reading.response.split()) ** 2) for reading in readings])
 
 
 def reward_model_scorer() -> Scorer:

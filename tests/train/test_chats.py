@@ -14,6 +14,7 @@ from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.data.prompts import encode_prompt
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
+from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.rollout.functions import function_arguments
 from keel.rollout.scorers import RewardModelScorer
@@ -152,7 +153,7 @@ def test_a_reward_model_reads_a_truncated_response_as_one_that_has_not_ended(cha
          "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\nr<|im_end|>\n"),
     ):  # fmt: skip
         rows = [model.tokenizer.encode(text, add_special_tokens=False) for text in (open_text, full)]
-        scores = model.score([prompt] * 2, ["r"] * 2, [True, False])
+        scores = model.score_readings([Reading(prompt, "r", truncated) for truncated in (True, False)])
         torch.testing.assert_close(scores, model.score_rows(rows))
         assert scores[0] != scores[1]
 
@@ -168,7 +169,7 @@ def test_scorers_know_which_responses_were_truncated(chat_model: Path):
     model = RewardModel.load(str(chat_model), template="{prompt}{response}")
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     batch = rollouts_of(model.tokenizer, [user("p")], ["r", "r"], [True, False])
-    expected = model.score([[user("p")]] * 2, ["r"] * 2, [True, False]).tolist()
+    expected = model.score_readings([Reading([user("p")], "r", truncated) for truncated in (True, False)]).tolist()
     for scorer in (RewardModelScorer(model, "m"), ScoredOnce(RewardModelScorer(model, "m"))):
         assert scorer(batch, None) == expected
 

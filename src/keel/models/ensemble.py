@@ -15,6 +15,7 @@ from keel.data.chat_templates import set_chat_template
 from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.loading import load_tokenizer
+from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 
 FILE = "ensemble.json"
@@ -37,26 +38,17 @@ class RewardEnsemble:
         members = [load_member(member, chat_template) for member in members_of(folder)]
         return cls(members, combine, std_coef, read(folder)["temperature"])
 
-    def score(
-        self,
-        prompts: Sequence[Content],
-        responses: Sequence[str],
-        truncated: Sequence[bool] | None = None,
-        tools: Sequence[list[Any] | None] | None = None,
-    ) -> Tensor:
-        """Scores of the responses, on the CPU and without gradient. -> [N] float32"""
-        return self.combined(self.member_scores(prompts, responses, truncated, tools))
+    def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+        """Scores of responses that have ended, on the CPU and without gradient. -> [N] float32"""
+        return self.score_readings([Reading(*each) for each in zip(prompts, responses, strict=True)])
 
-    def member_scores(
-        self,
-        prompts: Sequence[Content],
-        responses: Sequence[str],
-        truncated: Sequence[bool] | None = None,
-        tools: Sequence[list[Any] | None] | None = None,
-    ) -> Tensor:
-        """What each member says. -> [members, N] float32"""
-        scores = [member.score(prompts, responses, truncated, tools) for member in self.members]
-        return torch.stack(scores) / self.temperature
+    def score_readings(self, readings: Sequence[Reading]) -> Tensor:
+        """As `score`, of responses that may be truncated and prompts that may have tools. -> [N] float32"""
+        return self.combined(self.member_scores(readings))
+
+    def member_scores(self, readings: Sequence[Reading]) -> Tensor:
+        """What each member gives. -> [members, N] float32"""
+        return torch.stack([member.score_readings(readings) for member in self.members]) / self.temperature
 
     @property
     def cut(self) -> list[bool]:

@@ -125,20 +125,13 @@ class RewardModel:
         """Tokens of prompt and response in the template, also where the model cannot read so many."""
         return Reading(prompt, response).num_tokens(self.tokenizer, self.template)
 
-    def score(
-        self,
-        prompts: Sequence[Content],
-        responses: Sequence[str],
-        truncated: Sequence[bool] | None = None,
-        tools: Sequence[list[Any] | None] | None = None,
-    ) -> Tensor:
-        """Scores of the responses, on the CPU and without gradient; sets `cut`. -> [N] float32
+    def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
+        """Scores of responses that have ended, on the CPU and without gradient; sets `cut`. -> [N] float32"""
+        return self.score_readings([Reading(*each) for each in zip(prompts, responses, strict=True)])
 
-        A `truncated` response is read as a text that has not ended. `tools` are those of each prompt.
-        """
-        count = len(prompts)
-        read = zip(prompts, responses, truncated or [False] * count, tools or [None] * count, strict=True)
-        encoded = [self.encode_within(Reading(*each), self.limit) for each in read]
+    def score_readings(self, readings: Sequence[Reading]) -> Tensor:
+        """As `score`, of responses that may be truncated and prompts that may have tools. -> [N] float32"""
+        encoded = [self.encode_within(reading, self.limit) for reading in readings]
         self.cut = [cut for _, cut in encoded]
         return self.score_rows([row for row, _ in encoded])
 

@@ -2,6 +2,7 @@
 a scorer did not say."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from keel.data.batches import Rollouts
 from keel.data.chats import tools_of
 from keel.errors import ConfigError
 from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
+from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.naming import clean_name, free_name
 from keel.rollout.functions import FunctionScorer
@@ -104,34 +106,30 @@ class RewardModelScorer:
         return models_of(self.judge)
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        contents = [prompt.content for prompt in rollouts.prompts]
-        tools = [tools_of(prompt.columns) for prompt in rollouts.prompts]
-        truncated = rollouts.truncated.tolist()
-        if segments is None:
-            return self._scores(contents, rollouts.texts, truncated, tools)
-        return self._differences(contents, segments, truncated, tools)
+        readings = [
+            Reading(prompt.content, text, was_cut, tools_of(prompt.columns))
+            for prompt, text, was_cut in zip(rollouts.prompts, rollouts.texts, rollouts.truncated.tolist(), strict=True)
+        ]
+        return self._scores(readings) if segments is None else self._differences(readings, segments)
 
-    def _scores(self, *read: list[Any]) -> list[Score]:
-        """Scores of prompts, responses, whether those were truncated, and the prompts' tools."""
+    def _scores(self, readings: list[Reading]) -> list[Score]:
         if not isinstance(self.judge, RewardEnsemble):
-            scores = list(self.judge.score(*read).tolist())
+            scores = list(self.judge.score_readings(readings).tolist())
             self.cut = list(self.judge.cut)
             return scores
-        said = self.judge.member_scores(*read)
+        said = self.judge.member_scores(readings)
         self.cut = self.judge.cut
         self.disagreement = said.std(0, correction=0).tolist()
         return list(self.judge.combined(said).tolist())
 
-    def _differences(
-        self, contents: list[Any], segments: list[list[str]], truncated: list[bool], tools: list[Any]
-    ) -> list[Score]:
+    def _differences(self, readings: list[Reading], segments: list[list[str]]) -> list[Score]:
         """A segment's score is what it adds: r(answer so far) - r(answer before), so the sum is the answer's score."""
         rows = [
-            (content, "".join(parts[: k + 1]), was_cut and k + 1 == len(parts), given)
-            for content, parts, was_cut, given in zip(contents, segments, truncated, tools, strict=True)
-            for k in range(len(parts))
+            replace(whole, response="".join(parts[:k]), truncated=whole.truncated and k == len(parts))
+            for whole, parts in zip(readings, segments, strict=True)
+            for k in range(1, len(parts) + 1)
         ]
-        flat = iter(self.judge.score(*map(list, zip(*rows, strict=True))).tolist() if rows else [])
+        flat = iter(self.judge.score_readings(rows).tolist() if rows else [])
         last = accumulate(len(parts) for parts in segments)
         self.cut = [self.judge.cut[end - 1] for end in last]  # the last row of each response is its full text
         result: list[Score] = []

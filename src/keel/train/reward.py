@@ -11,6 +11,7 @@ from keel.data.preferences import Ranking
 from keel.models.ensemble import RewardEnsemble, save_ensemble
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
+from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder, remove, replace_folder, write_figures
 from keel.run.gate import check_held_out
@@ -88,8 +89,12 @@ def draw_head(model: RewardModel, seed: int) -> None:
 def join(members: list[Path], config: RewardConfig, split: Split[Ranking], folder: RunFolder) -> dict[str, float]:
     """The members as one model, judged as one. With `calibrate` their mean gets a temperature of its own."""
     ensemble = RewardEnsemble([RewardModel.load(str(member)) for member in members])
-    texts = [(ranking.prompt, response) for ranking in split.held_out for response in ranking.responses]
-    flat = ensemble.member_scores([prompt for prompt, _ in texts], [response for _, response in texts])
+    readings = [
+        Reading(ranking.prompt, response, tools=ranking.tools)
+        for ranking in split.held_out
+        for response in ranking.responses
+    ]
+    flat = ensemble.member_scores(readings)
     counts = [len(ranking.responses) for ranking in split.held_out]
     scores = [part.tolist() for part in flat.mean(0).split(counts)]
     figures = final_figures(scores, split.held_out, facts_of(split))
