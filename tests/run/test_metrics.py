@@ -72,15 +72,15 @@ EDITS: dict[str, tuple[Callable[[list[str]], str], str]] = {
     "steps gone": (lambda log: "".join(log[:2] + log[4:6] + log[10:]), "lines of steps 2, 4 to 5 are missing"),
     "an older copy": (lambda log: "".join(log[:4]), "lines of steps 3 to 6 are missing"),
     "empty": (lambda log: "", "lines of steps 1 to 6 are missing"),
-    "a row doubled": (lambda log: "".join(log[:3] + log[2:]), "step 2 stood there more than once"),
-    "doubled": (lambda log: "".join(log * 2), "steps 1 to 6 stood there more than once"),
+    "a row doubled": (lambda log: "".join(log[:3] + log[2:]), "step 2 occur more than once"),
+    "doubled": (lambda log: "".join(log * 2), "steps 1 to 6 occur more than once"),
     "in another order": (lambda log: "".join(reversed(log)), ""),
     "doubled for lost": (lambda log: "".join(log[:4] + log[2:4] + log[6:]), "lines of step 3 are missing"),
 }
 
 
 @pytest.mark.parametrize("edit", list(EDITS))
-def test_what_a_log_lost_or_has_twice_is_told(edit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_a_log_lost_or_has_twice_is_reported(edit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Whatever happened to the file, each line that is left stands in it once and in order."""
     path = tmp_path / "rollouts.jsonl"
     change, said = EDITS[edit]
@@ -96,7 +96,7 @@ def test_what_a_log_lost_or_has_twice_is_told(edit: str, tmp_path: Path, capsys:
     assert set(steps(path)) <= {1, 2, 3}
 
 
-def test_a_log_that_is_gone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_log_that_is_gone_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     truncate_after(tmp_path / "metrics.jsonl", 4, first=0)
     assert "lines of steps 0 to 4 are missing" in capsys.readouterr().err
     truncate_after(tmp_path / "metrics.jsonl", -1, first=0)

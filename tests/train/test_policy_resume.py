@@ -71,7 +71,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tiny_policy: 
     assert contents(tmp_path) == before
 
 
-def test_what_the_logs_lost_is_told_on_resume(
+def test_what_the_logs_lost_is_reported_on_resume(
     tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each step that is still there stands in the logs once, and the run goes on."""
@@ -84,10 +84,10 @@ def test_what_the_logs_lost_is_told_on_resume(
     rollouts.write_text("".join(rows[:1] + rows[4:]))
     capsys.readouterr()
     train(tiny_policy, tmp_path, {"steps": 4}, resume=True)
-    told = capsys.readouterr().err
-    assert "metrics.jsonl: lines of step 2 are missing" in told
-    assert "metrics.jsonl: lines of step 3 stood there more than once" in told
-    assert "rollouts.jsonl: lines of step 1 are missing" in told
+    printed = capsys.readouterr().err
+    assert "metrics.jsonl: lines of step 2 are missing" in printed
+    assert "metrics.jsonl: lines of step 3 occur more than once" in printed
+    assert "rollouts.jsonl: lines of step 1 are missing" in printed
     assert [line["step"] for line in lines(metrics)] == [1, 3, 4]
     assert [line["step"] for line in lines(rollouts)] == [1] + [2] * 4 + [3] * 4 + [4] * 4
 

@@ -24,7 +24,7 @@ from keel.config import DataCheckConfig
 from keel.errors import ConfigError, DataError
 from keel.terminal import literal
 
-TOLD = 5
+NAMED_ERRORS = 5
 """Broken rows and lines that are printed for each finding; --json has more."""
 
 
@@ -83,16 +83,16 @@ def _print(figures: Mapping[str, Any]) -> None:
     print(literal(figures["file"]))
     for name, text in _lines(figures):
         print(f"  {name:<17}{literal(text)}")
-    for broken in figures["broken"]["why"][:TOLD]:
+    for broken in figures["broken"]["why"][:NAMED_ERRORS]:
         print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
     for remark in figures["remarks"] + figures.get("model", {}).get("remarks", []):
         print(f"  {'note':<17}{literal(remark)}")
-    for refused in figures.get("model", {}).get("refused", {"why": []})["why"][:TOLD]:
+    for refused in figures.get("model", {}).get("refused", {"why": []})["why"][:NAMED_ERRORS]:
         print(f"  {'line ' + str(refused['line']):<17}{literal(refused['what'])}")
     for row in figures.get("model", {}).get("shown", []):
         print("\n".join(map(literal, shown_lines(row))))
-    if len(figures["broken"]["why"]) > TOLD:
-        print(f"  {'':<17}and {len(figures['broken']['why']) - TOLD:,} more; --json names them all")
+    if len(figures["broken"]["why"]) > NAMED_ERRORS:
+        print(f"  {'':<17}and {len(figures['broken']['why']) - NAMED_ERRORS:,} more; --json names them all")
 
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -152,9 +152,9 @@ def _told(found: Mapping[str, Any]) -> str:
 
     if not found["rows"]:
         return "none"
-    more = ", ..." if found["rows"] > TOLD else ""
+    more = ", ..." if found["rows"] > NAMED_ERRORS else ""
     line = "line" if found["rows"] == 1 else "lines"
-    return f"{num_rows(found['rows'])}: {line} {', '.join(map(str, found['lines'][:TOLD]))}{more}"
+    return f"{num_rows(found['rows'])}: {line} {', '.join(map(str, found['lines'][:NAMED_ERRORS]))}{more}"
 
 
 def _sizes(per_row: Mapping[int, int]) -> str:

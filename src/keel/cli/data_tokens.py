@@ -10,7 +10,7 @@ from keel.config import DataCheckConfig
 
 def model_figures(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
     """What the model's tokenizer and chat template make of the rows. Raises ConfigError for one that has none."""
-    from keel.data.check import TOLD, lengths, why
+    from keel.data.check import NAMED_ERRORS, lengths, why
     from keel.data.tried import try_rows
 
     assert settings.model is not None
@@ -31,7 +31,7 @@ def model_figures(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
         "tokens": lengths([len(row.tokens) for row in tried.rows]),
         "marked": sum(sum(row.marked) for row in tried.rows),
         "mark": next((row.mark for row in tried.rows if row.mark), ""),
-        "refused": {"rows": len(tried.refused), "why": [why(error) for error in tried.refused[:TOLD]]},
+        "refused": {"rows": len(tried.refused), "why": [why(error) for error in tried.refused[:NAMED_ERRORS]]},
         "remarks": tried.notes.lines(),
         "shown": shown,
     }

@@ -54,7 +54,7 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
         new = store.add_items(given)
         alike = sum(len(set(row.responses)) < len(row.responses) for row in given)
         if alike:
-            print(f"{alike} of {len(given)} items hold the same response more than once; raters are told", flush=True)
+            print(f"{alike} of {len(given)} items hold a response twice; the rating page says so", flush=True)
         if "raters" in settings.model_fields_set or not store.raters():
             store.add_raters(settings.raters)
         items, before = store.num_items(), store.num_judgements()

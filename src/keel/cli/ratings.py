@@ -16,7 +16,7 @@ from keel.terminal import literal
 if TYPE_CHECKING:
     from keel.data.judgements import Judgement
 
-TOLD = 5
+NAMED_ERRORS = 5
 """Items of most disagreement that are printed; --json has more."""
 
 
@@ -53,7 +53,7 @@ def print_stats(stats: Mapping[str, Any]) -> None:
         console.print(table)
     if stats["disagreements"]:
         console.print("Most disagreement", style="bold")
-    for item in stats["disagreements"][:TOLD]:
+    for item in stats["disagreements"][:NAMED_ERRORS]:
         console.print(f"item {item['item']}, {_percent(item['agreement'])} the same: {_start(item['prompt'], 400)}")
         console.print(_answers(item))
     console.print("[] = 95% intervals over items. Shares are of answer pairs that were told apart.")

@@ -1,4 +1,4 @@
-"""A store and its write-ahead log, told apart from a copy that lacks its log and from a log that was left over.
+"""A store and its write-ahead log, distinguished from a copy that lacks its log and from a log that was left over.
 
 What SQLite writes goes to a log beside the file first. The row of table `log` says in the file itself whether one is
 open: it is marked open, with a new id, before the first change is acknowledged, and closed when everything has been

@@ -10,7 +10,7 @@ from keel.data.notes import Notes, note_kinds, remarks
 from keel.data.preferences import Ranking, prompt_key
 from keel.errors import DataError
 
-TOLD = 20
+NAMED_ERRORS = 20
 """Lines that are named for each finding; all are counted."""
 
 
@@ -25,7 +25,7 @@ def report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, An
         "forms": dict(Counter(entry.form for entry in entries)),
         "rows": len(entries) + len(contents.broken),
         "usable": len(entries),
-        "broken": {"rows": len(contents.broken), "why": [why(error) for error in contents.broken[:TOLD]]},
+        "broken": {"rows": len(contents.broken), "why": [why(error) for error in contents.broken[:NAMED_ERRORS]]},
         "prompts": {
             "distinct": len({prompt_key(prompt) for prompt in prompts}),
             "kinds": dict(Counter("text" if isinstance(prompt, str) else "chat" for prompt in prompts)),
@@ -167,7 +167,7 @@ def _words(entry: Entry) -> str:
 
 def _told(numbers: Iterable[int]) -> dict[str, Any]:
     lines = list(numbers)
-    return {"rows": len(lines), "lines": lines[:TOLD]}
+    return {"rows": len(lines), "lines": lines[:NAMED_ERRORS]}
 
 
 def why(error: DataError) -> dict[str, Any]:

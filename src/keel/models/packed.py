@@ -101,8 +101,8 @@ def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """`token_states` of rows that do not depend on one another."""
     if not reads_packed(model):
         tokens, mask = moved_left(tokens, mask)
-        told = {} if reads_single_rows(model) else {"attention_mask": mask.long()}
-        return trunk(model)(input_ids=tokens, use_cache=False, **told).last_hidden_state[mask]
+        masked = {} if reads_single_rows(model) else {"attention_mask": mask.long()}
+        return trunk(model)(input_ids=tokens, use_cache=False, **masked).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)
     layout = Layout(lengths.tolist(), tokens.device)
     tokens, mask = tokens[order], mask[order]

@@ -76,7 +76,7 @@ def truncate_after(path: Path, step: int, first: int | None = None) -> None:
     """Cut a log back to what a run that goes on after `step` has written: each line once, in the order of the steps.
 
     Drops the lines of later steps and a last line that a crash cut short. Lines that stand twice are kept once, as
-    they were written last; that is told, and which of the steps from `first` on have lost lines (None: any may).
+    they were written last; a line reports that, and which of the steps from `first` on have lost lines (None: any may).
     Raises CheckpointError when another line is broken.
     """
     lines: dict[tuple[int, int], bytes] = {}
@@ -92,9 +92,9 @@ def truncate_after(path: Path, step: int, first: int | None = None) -> None:
     found = Counter(number for number, _ in lines)
     lost = [] if first is None else [n for n in range(first, step + 1) if found[n] < wanted.get(n, 1)]
     if lost:
-        tell(f"{path}: lines of step{_ranges(lost)} are missing: the run goes on, its record stays without them")
+        tell(f"{path}: lines of step{_ranges(lost)} are missing: the run continues, and the log stays without them")
     if twice:
-        tell(f"{path}: lines of step{_ranges(sorted(twice))} stood there more than once: the last of each is kept")
+        tell(f"{path}: lines of step{_ranges(sorted(twice))} occur more than once: the last of each is kept")
 
 
 def _logged_lines(path: Path) -> Iterator[tuple[tuple[int, int], bytes, int]]:

@@ -10,7 +10,7 @@ from keel.diagnose.rule import CRITICAL, WARNING, Levels, Rule, ended_with, leve
 from keel.diagnose.run import Run, Series
 from keel.diagnose.series import at_least, at_most, carried, first, last
 
-FEWEST_LOSSES = 10  # with which a trend can be told from noise
+FEWEST_LOSSES = 10  # with which a trend can be separated from noise
 BFLOAT16_RATE = 1e-4  # AdamW's steps are about as large as the rate, and half of bfloat16's steps at 0.02 to 0.05
 
 
@@ -22,10 +22,10 @@ def _still(run: Run) -> NDArray[np.bool_]:
     """Whether nothing has been learned so far: no held-out figure and no trend of the loss beyond 1 and 2%. [S]"""
     held_out, accuracy = _figure(run, "eval_loss"), _figure(run, "eval_accuracy")
     moved = np.fmax.accumulate(np.abs(held_out - first(held_out))) / abs(first(held_out))
-    told = np.fmax.accumulate(np.abs(accuracy - first(accuracy)))
+    changed = np.fmax.accumulate(np.abs(accuracy - first(accuracy)))
     trend, count = _trend(_figure(run, "loss"))
     with np.errstate(invalid="ignore"):
-        return (count >= FEWEST_LOSSES) & ~(moved > 0.01) & ~(told > 0.02) & ~(trend > 0.02)
+        return (count >= FEWEST_LOSSES) & ~(moved > 0.01) & ~(changed > 0.02) & ~(trend > 0.02)
 
 
 def _trend(x: Series) -> tuple[Series, Series]:
