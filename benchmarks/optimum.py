@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 from worlds import Exact, World, answer_logprobs, answers, exact, load, measure, objective, random_world, t3_world
 
 # One setting for all worlds. What is not named here is keel's default.
-COMMON: dict[str, dict[str, Any]] = {
+COMMON: dict[str, Any] = {
     "rollout": {"batch_size": 256, "temperature": 1.0},
     "optim": {"schedule": "linear"},
     "log": {"rollouts_per_step": 0},
@@ -114,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def plan(world: World, algorithm: str, seed: int, folder: Path, options: argparse.Namespace) -> Run:
     """The settings of one training, as `keel train` takes them."""
-    config: dict[str, Any] = {name: dict(section) for name, section in COMMON.items()}
+    config = deepcopy(COMMON)
     marks = tuple(sorted({math.ceil(options.steps * share) for share in (0.25, 0.5, 1.0)}))
     given = {
         "output": str(folder / "runs" / f"{world.name}-{algorithm}-{seed}"),

@@ -61,8 +61,12 @@ def too_wide(page: Page) -> int:
 @pytest.mark.slow
 def test_every_open_plot_is_drawn(show: Open, tmp_path: Path):
     page = show(write_run(tmp_path / "small", answers=ANSWERS * 4))
-    open_plots = page.locator(".plot:visible").count()
-    page.wait_for_function("count => document.querySelectorAll('.plot:has(.js-line)').length === count", arg=open_plots)
+    page.wait_for_function(
+        """() => {
+            const open = [...document.querySelectorAll('.plot')].filter(plot => plot.offsetParent);
+            return open.length === 14 && open.every(plot => plot.querySelector('.js-line'));
+        }"""
+    )
     assert drawn(page, "curve") == 1
     assert drawn(page, "frontier") == 1
     assert drawn(page, "spread") == 5  # two bands of two borders, and the median

@@ -131,7 +131,7 @@
   const isOpen = (place) => place.offsetParent !== null;
 
   // One plot at a time, so that the page scrolls meanwhile: those in sight at once, then the nearest when there is time.
-  const whenIdle = window.requestIdleCallback ?? ((job) => setTimeout(job, 50));
+  const whenIdle = (job) => (window.requestIdleCallback ? requestIdleCallback(job, { timeout: 200 }) : setTimeout(job, 50));
   let drawing = false;
 
   function away(place) {
