@@ -36,6 +36,9 @@ VERBS = {
 RESUMABLE = ("sft", "reward", "dpo", "train")
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 BROKEN_PIPE = 141  # as a shell has it: 128 + SIGPIPE
+# How long a thread of torch waits awake for the others, read when torch loads. The library's own 300,000 rounds make sampling
+# five times slower where another process has one of two cores; 10,000 cost nothing where none has (docs/performance.md).
+SPINS = "10000"
 OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 
 
@@ -43,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 settings or data, 3 diverged, 4 scorer, 5 storage, 75 interrupted and can go on, 130
     interrupted, 1 else."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     debug = "--debug" in arguments
     with watched():
         try:
