@@ -15,6 +15,7 @@ from keel.diagnose.run import read_run
 from keel.run.metrics import RolloutLog, truncate_after
 
 from ..web.board import Process, WrittenRun, answer
+from .accessibility import violations
 from .test_pages import PAYLOADS
 
 pytestmark = pytest.mark.slow
@@ -522,6 +523,23 @@ def test_on_a_phone_nothing_runs_off_the_screen(run: WrittenRun, visits: Callabl
     assert box is not None
     assert box["width"] <= PHONE["width"]
     assert json.dumps(page.evaluate("() => document.documentElement.scrollWidth")) == str(PHONE["width"])
+
+
+def test_axe_finds_nothing(run: WrittenRun, visits: Callable[[], Visits]) -> None:
+    opened = visits()
+    page = opened.page()
+    expect(page.locator(".run-link")).to_be_visible()
+    found = {"list": violations(page)}
+    page.goto(f"{opened.server.address}/run/{run.name}")
+    expect(page.locator(".item").first).to_be_attached()
+    found["run"] = violations(page)
+    first_row(page).click()
+    expect(page.locator("#answer .keel-piece").first).to_be_visible()
+    found["answer"] = violations(page)
+    page.goto(f"{opened.server.address}/compare?of={run.name}&with={run.name}")
+    page.locator(".item").first.click()
+    found["compare"] = violations(page)
+    assert found == {name: [] for name in found}
 
 
 def test_some_steps_are_seen_closely(run: WrittenRun, visits: Callable[[], Visits]) -> None:

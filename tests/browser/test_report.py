@@ -10,9 +10,12 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from keel.diagnose.report import write_report
+from keel.diagnose.reward_report import write_reward_report
 
 from ..diagnose.pages import hostile_run
+from ..diagnose.test_reward_report import pair, run_with
 from ..diagnose.written import ANSWERS, settings, write_run
+from .accessibility import violations
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 Open = Callable[..., Page]
@@ -20,22 +23,22 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def show(browser: Browser) -> Iterator[Open]:
-    """show(folders, option=value...) opens their report. In the end no page may have asked for anything or failed."""
+    """show(folders, option=value...) opens their report, or `page`. In the end none may have asked or failed."""
     complaints: list[str] = []
     with ExitStack() as contexts:
 
-        def opened(*folders: Path, **options: Any) -> Page:
-            target, _ = write_report([str(folder) for folder in folders])
+        def opened(*folders: Path, page: Path | None = None, **options: Any) -> Page:
+            target = page or write_report([str(folder) for folder in folders])[0]
             context = browser.new_context(**{"viewport": WIDE, "offline": True, "reduced_motion": "reduce", **options})
             contexts.callback(context.close)
             context.set_default_timeout(60_000)
-            page = context.new_page()
-            page.on("request", lambda asked: complaints.append(asked.url) if asked.url != target.as_uri() else None)
-            page.on("console", lambda said: complaints.append(said.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("dialog", lambda dialog: complaints.append(dialog.message))
-            page.goto(target.as_uri())
-            return page
+            tab = context.new_page()
+            tab.on("request", lambda asked: complaints.append(asked.url) if asked.url != target.as_uri() else None)
+            tab.on("console", lambda said: complaints.append(said.text))
+            tab.on("pageerror", lambda error: complaints.append(str(error)))
+            tab.on("dialog", lambda dialog: complaints.append(dialog.message))
+            tab.goto(target.as_uri())
+            return tab
 
         yield opened
     assert complaints == []
@@ -155,3 +158,17 @@ def test_hostile_texts_do_nothing(show: Open, tmp_path: Path):
     for button in page.locator("[data-answer]").all():
         button.click()
     assert too_wide(page) == 0
+
+
+def test_axe_finds_nothing(show: Open, tmp_path: Path):
+    one = show(write_run(tmp_path / "one", answers=ANSWERS * 4))
+    one.get_by_role("button", name="Open all groups").click()
+    several = show(write_run(tmp_path / "a"), hostile_run(tmp_path / "b"))
+    assert [violations(one), violations(several)] == [[], []]
+
+
+def test_axe_finds_nothing_in_the_report_of_a_reward_model(show: Open, tmp_path: Path):
+    rankings = [pair("good" * (1 + i % 3), "bad", prompt=f"Question {i}?", rater=f"r{i % 2}") for i in range(50)]
+    target = write_reward_report(str(run_with(tmp_path, rankings, [[i % 3, 1.0] for i in range(50)])))
+    assert target is not None
+    assert violations(show(page=target)) == []

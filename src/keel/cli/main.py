@@ -36,8 +36,8 @@ VERBS = {
 RESUMABLE = ("sft", "reward", "dpo", "train")
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 BROKEN_PIPE = 141  # as a shell has it: 128 + SIGPIPE
-# How long a thread of torch waits awake for the others, read when torch loads. The library's own 300,000 rounds make sampling
-# five times slower where another process has one of two cores; 10,000 cost nothing where none has (docs/performance.md).
+# Rounds that a thread of torch waits awake for the others; read when torch loads. The library's own 300,000 make
+# sampling five times slower where another process has one of two cores (docs/performance.md).
 SPINS = "10000"
 OUT_OF_MEMORY = "lower microbatch_tokens, or batch_size"
 

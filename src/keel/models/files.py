@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from keel.errors import ConfigError
@@ -32,8 +32,8 @@ def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
     refuse_pickles(folder)
     refuse_other_files(folder)
     with refusing(name, what):
-        if auto_class is AutoTokenizer:
-            return auto_class.from_pretrained(name, trust_remote_code=False)
+        if auto_class in (AutoConfig, AutoTokenizer):
+            return auto_class.from_pretrained(name, trust_remote_code=False, **options)
         return auto_class.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
 
 

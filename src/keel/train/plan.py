@@ -15,12 +15,11 @@ from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from keel.config import PlanConfig, parse
-from keel.errors import ConfigError
 from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
 from keel.models.adapters import base_of, with_lora
 from keel.models.ensemble import members_of
-from keel.models.files import is_adapter
+from keel.models.files import is_adapter, read_part
 from keel.models.loading import DTYPES, load_tokenizer
 from keel.models.trunk_classifier import SequenceClassifier
 from keel.train.probe import Cost, probe_apart
@@ -173,10 +172,7 @@ def model_config(source: str, kind: Any) -> Any:
     if is_adapter(Path(source)):
         return model_config(base_of(Path(source)), kind)
     labels = {"num_labels": 1} if kind is SequenceClassifier else {}
-    try:
-        return AutoConfig.from_pretrained(source, **labels)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the model's config: {str(error).splitlines()[0]}", where=source) from error
+    return read_part(AutoConfig, source, "config", **labels)
 
 
 def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
