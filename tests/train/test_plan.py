@@ -116,6 +116,23 @@ def test_a_layer_counts_as_often_as_there_are_layers(
     assert found.step_error == pytest.approx(0.1 * depth)
 
 
+def test_one_epoch_is_taken_and_counts_as_often_as_there_are_epochs(
+    run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def probe(values: dict[str, Any], _: int | None) -> Cost:
+        taken.append(values["algorithm"]["update_epochs"])
+        return Cost({"update": 100.0}, {"sample": 1.0, "update": 2.0}, {"sample": 0.1, "update": 0.2})
+
+    monkeypatch.setattr(plans, "probe_apart", probe)
+    found = plans.forecast(parse(PlanConfig, run | {"algorithm": {"name": "ppo", "update_epochs": 5}}))
+    assert taken == [1, 1]
+    assert found.peaks == {"update": 100.0}
+    assert found.seconds == {"sample": 1.0, "update": 10.0}
+    assert found.errors["update"] >= 1.0
+
+
 def test_models_of_one_depth_are_made_deeper_together(
     run: dict[str, Any], tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

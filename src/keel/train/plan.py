@@ -92,6 +92,8 @@ def forecast(config: PlanConfig) -> Cost:
     """Peak bytes and seconds at full depth."""
     values = config.model_dump(exclude={"response_tokens", "memory_gb"})
     values["rewards"] = [reward for reward in values["rewards"] if reward["model"]]
+    epochs = values["algorithm"]["update_epochs"]
+    values["algorithm"] |= {"update_epochs": 1}  # all take alike, and most of a probe's time
     models = sources(values)
     with TemporaryDirectory() as folder:
         values["output"] = str(Path(folder) / "run")
@@ -109,7 +111,13 @@ def forecast(config: PlanConfig) -> Cost:
             count: (min(DEEPER, count), measure([name for name in models if layers[name] == count], min(DEEPER, count)))
             for count in sorted(set(layers.values()) - {1})
         }
-    return at_full_depth(one, more)
+    return with_epochs(at_full_depth(one, more), epochs)
+
+
+def with_epochs(cost: Cost, epochs: int) -> Cost:
+    """With the update of one epoch taken so often."""
+    seconds, errors = (part | {"update": epochs * part["update"]} for part in (cost.seconds, cost.errors))
+    return Cost(cost.peaks, seconds, errors)
 
 
 def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
