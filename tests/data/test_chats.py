@@ -76,6 +76,14 @@ def test_a_greeting_that_answers_nobody_is_read_and_not_learned(tmp_path: Path):
     assert learned_text(example) == ["b<|im_end|>"]
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_a_turn_marked_to_be_left_out_is_read_and_not_learned(tmp_path: Path, mark: dict[str, Any]):
+    chat = [user("a"), assistant("one") | mark, user("b"), assistant("two") | {"weight": 1, "train": True}]
+    [example] = examples_of(tmp_path, {"messages": chat})
+    assert learned_text(example) == ["two<|im_end|>"]
+    assert "one" in chat_tokenizer().decode(example.tokens)
+
+
 def test_a_turn_is_learned_as_it_was_read_at_its_time(tmp_path: Path):
     """A template that forgets earlier thoughts writes another text later on."""
     chat = [user("a"), assistant("<think>x</think>one"), user("b"), assistant("<think>y</think>two")]
@@ -114,6 +122,9 @@ def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
         ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "followed by a text or by one assistant"),
         ({"prompt": "w", "completion": [user("a")]}, "followed by a text or by one assistant"),
         ({"messages": [user("a")]}, "no message of the assistant"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "nothing to learn"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, 'message 2 has "weight": 0.5'),
+        ({"messages": json.dumps([user("a"), assistant("b")])}, 'expected a list in "messages", got text'),
         ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
         ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is no JSON'),
