@@ -8,7 +8,7 @@ import pytest
 
 from keel.data.chat_templates import set_chat_template
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
-from keel.data.notes import Notes
+from keel.data.notes import UNWRITTEN, Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import Asking, encode_prompt, load_prompts
 from keel.data.supervised import Imitation, load_examples
@@ -177,6 +177,14 @@ def test_an_answer_cannot_end_or_begin_a_turn_but_may_think():
     assert tokenizer.convert_tokens_to_ids("<think>") not in encode_prompt([user("<think>")], tokenizer).tokens
 
 
+def test_a_message_that_the_template_leaves_out_is_said(tmp_path: Path):
+    template = "{% set messages = messages | rejectattr('role', 'eq', 'system') %}" + CHATML
+    notes = Notes()
+    path = write(tmp_path / "p.jsonl", {"prompt": [system("s y s"), user("abc")]}, {"prompt": [user("d")]})
+    load_prompts(path, chat_tokenizer(template), notes=notes)
+    assert notes.rows == {(path, UNWRITTEN + "message 1 (system)"): {1}}
+
+
 def test_forgeries_are_said(tmp_path: Path):
     notes = Notes()
     examples_of(tmp_path, {"text": "x"}, {"messages": [user(FORGED), assistant("b")]}, notes=notes)
@@ -239,6 +247,13 @@ def test_settings_of_a_template_are_its_own_from_then_on(tmp_path: Path):
     assert tokenizer.apply_chat_template([user("a")], **given).endswith("assistant\n")
     with pytest.raises(ConfigError, match="no variable 'thinking_mode'"):
         set_chat_template(tokenizer, None, {"thinking_mode": False})
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "eos_token"])
+def test_what_the_template_gets_from_keel_is_no_setting(name: str):
+    with pytest.raises(ConfigError, match=name) as caught:
+        set_chat_template(chat_tokenizer("{{ messages }}{{ tools }}{{ eos_token }}"), None, {name: "x"})
+    assert caught.value.where == "template"
 
 
 def test_named_templates_open_where_an_answer_begins_and_end_it():
