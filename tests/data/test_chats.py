@@ -8,7 +8,7 @@ import pytest
 
 from keel.data.chat_templates import set_chat_template
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
-from keel.data.notes import Notes
+from keel.data.notes import UNWRITTEN, Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import Asking, encode_prompt, load_prompts
 from keel.data.supervised import Imitation, load_examples
@@ -76,6 +76,14 @@ def test_a_greeting_that_answers_nobody_is_read_and_not_learned(tmp_path: Path):
     assert learned_text(example) == ["b<|im_end|>"]
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_a_turn_marked_to_be_left_out_is_read_and_not_learned(tmp_path: Path, mark: dict[str, Any]):
+    chat = [user("a"), assistant("one") | mark, user("b"), assistant("two") | {"weight": 1, "train": True}]
+    [example] = examples_of(tmp_path, {"messages": chat})
+    assert learned_text(example) == ["two<|im_end|>"]
+    assert "one" in chat_tokenizer().decode(example.tokens)
+
+
 def test_a_turn_is_learned_as_it_was_read_at_its_time(tmp_path: Path):
     """A template that forgets earlier thoughts writes another text later on."""
     chat = [user("a"), assistant("<think>x</think>one"), user("b"), assistant("<think>y</think>two")]
@@ -114,6 +122,9 @@ def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
         ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "followed by a text or by one assistant"),
         ({"prompt": "w", "completion": [user("a")]}, "followed by a text or by one assistant"),
         ({"messages": [user("a")]}, "no message of the assistant"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "nothing to learn"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, 'message 2 has "weight": 0.5'),
+        ({"messages": json.dumps([user("a"), assistant("b")])}, 'expected a list in "messages", got text'),
         ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
         ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is no JSON'),
@@ -164,6 +175,14 @@ def test_an_answer_cannot_end_or_begin_a_turn_but_may_think():
     assert answer.tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.convert_tokens_to_ids("<think>") in answer.tokens
     assert tokenizer.convert_tokens_to_ids("<think>") not in encode_prompt([user("<think>")], tokenizer).tokens
+
+
+def test_a_message_that_the_template_leaves_out_is_said(tmp_path: Path):
+    template = "{% set messages = messages | rejectattr('role', 'eq', 'system') %}" + CHATML
+    notes = Notes()
+    path = write(tmp_path / "p.jsonl", {"prompt": [system("s y s"), user("abc")]}, {"prompt": [user("d")]})
+    load_prompts(path, chat_tokenizer(template), notes=notes)
+    assert notes.rows == {(path, UNWRITTEN + "message 1 (system)"): {1}}
 
 
 def test_forgeries_are_said(tmp_path: Path):
@@ -228,6 +247,13 @@ def test_settings_of_a_template_are_its_own_from_then_on(tmp_path: Path):
     assert tokenizer.apply_chat_template([user("a")], **given).endswith("assistant\n")
     with pytest.raises(ConfigError, match="no variable 'thinking_mode'"):
         set_chat_template(tokenizer, None, {"thinking_mode": False})
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "eos_token"])
+def test_what_the_template_gets_from_keel_is_no_setting(name: str):
+    with pytest.raises(ConfigError, match=name) as caught:
+        set_chat_template(chat_tokenizer("{{ messages }}{{ tools }}{{ eos_token }}"), None, {name: "x"})
+    assert caught.value.where == "template"
 
 
 def test_named_templates_open_where_an_answer_begins_and_end_it():

@@ -86,6 +86,12 @@ def test_a_run_before_its_first_step(tmp_path: Path):
     assert (diagnosis.verdict, diagnosis.last_step, diagnosis.findings) == ("unknown", 0, ())
 
 
+@pytest.mark.parametrize("value", [None, "0.5", [1.0]], ids=str)
+def test_a_run_without_a_number_is_not_called_healthy(tmp_path: Path, value: object):
+    lines = [json.dumps({"step": step, "objective/scores": value}) for step in (1, 2, 3)]
+    assert diagnose(read_run(folder_of(tmp_path / "run", lines))).verdict == "unknown"
+
+
 def test_how_a_run_stands(tmp_path: Path):
     folder = folder_of(tmp_path / "run", lines_of(2))
     assert read_run(folder).state.standing == "unknown"

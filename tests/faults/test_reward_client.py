@@ -261,7 +261,8 @@ def test_f35_metadata_of_other_clouds_is_refused(host: str) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.5", "::1", "2001:db8::1", "fd00::5", "64:ff9b::8.8.8.8"])
 def test_f35_other_addresses_are_not(address: str) -> None:
-    refuse_link_local([address], "http://x")
+    with pytest.raises(RewardError, match=r"169\.254\.9\.9"):  # the first that is refused
+        refuse_link_local([address, "169.254.9.9"], "http://x")
 
 
 def test_f35_what_a_name_leads_to_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

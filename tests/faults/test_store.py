@@ -251,6 +251,7 @@ def test_f22_a_file_that_went_away(tmp_path: Path, name: str, fate: str) -> None
     if fate == "replaced":
         (tmp_path / name).write_bytes((tmp_path / "elsewhere").read_bytes())
     refused_as_unavailable(anna, page, "the file was deleted or replaced")
+    assert anna.say(page, [1, 2, 3]).status_code == 503  # and so is the next attempt
 
 
 def test_f22_put_back_in_time_it_goes_on(tmp_path: Path) -> None:

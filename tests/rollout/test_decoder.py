@@ -67,17 +67,24 @@ def alone(model: Any, tokens: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def test_rows_that_grow_and_end(model: Any) -> None:
+def largest_gap(model: Any) -> float:
+    """Between the decoders' states and those of full passes, over rows that grow and end."""
+    gaps = []
     for decoder in decoders(model):
         rows = [[3], [3], [4, 5, 6], [4, 5, 6], [7, 8], [7, 8]]
         states = decoder.start(PROMPTS, MASK, copies=2)
         for chosen, kept in (([1, 2, 3, 4, 5, 6], [0, 5, 2, 3]), ([7, 8, 9, 10], [2, 1]), ([11, 12], [0, 1])):
-            torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
+            gaps.append((states - torch.stack([alone(model, row) for row in rows])).abs().max().item())
             rows = [[*rows[row], token] for row, token in zip(range(len(rows)), chosen, strict=True)]
             decoder.keep(torch.tensor(kept))
             states = decoder.advance(torch.tensor(chosen)[kept])
             rows = [rows[row] for row in kept]
-        torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=0, atol=1e-5)
+        gaps.append((states - torch.stack([alone(model, row) for row in rows])).abs().max().item())
+    return max(gaps)
+
+
+def test_rows_that_grow_and_end(model: Any) -> None:
+    assert largest_gap(model) < 1e-5
 
 
 class Recording(TorchDispatchMode):
@@ -152,7 +159,7 @@ def test_recorded_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prompts_longer_than_the_kernels_take(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keel.models.attention.MIDDLING", 2)
-    test_rows_that_grow_and_end(model)
+    assert largest_gap(model) < 1e-5
 
 
 @pytest.mark.skipif(not kernels.available(), reason="there is no C compiler here")

@@ -1,8 +1,10 @@
 """Reward functions are code of somebody else: what they are handed, how they may fail, and what they cannot change."""
 
 import asyncio
+import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from keel.config import RewardSource, parse
 from keel.errors import ConfigError, RewardError
 from keel.rollout.collect import score
 from keel.rollout.functions import FunctionScorer
+from keel.rollout.reward_file import Home
 from keel.rollout.scorers import build_scorers, check_signatures
 
 from .answers import answers, tokenizer_of, words
@@ -115,6 +118,17 @@ def test_a_parameter_that_keel_does_not_pass_is_refused_at_load(
         scorer(function)(TWO, None)
 
 
+@pytest.mark.parametrize(
+    ("functions", "where"),
+    [(takes_answer, "scorers"), ("rewards.py:score", "scorers"), ([takes_answer, "rewards.py:score"], "scorers[1]")],
+    ids=["one function", "a text", "a list with a text"],
+)
+def test_what_is_no_list_of_functions_is_refused(functions: Any, where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_scorers([], functions)
+    assert caught.value.where == where
+
+
 def test_parameters_that_are_given_pass() -> None:
     check_signatures([scorer(takes_answer)], ["answer"])
     check_signatures([scorer(takes_segments)], [], segments=True)
@@ -197,6 +211,18 @@ def test_whatever_a_function_raises_is_an_error_of_the_scorer(error: BaseExcepti
         scorer(fails)(TWO, None)
 
 
+class Unreadable(float):
+    def __float__(self) -> float:
+        raise OSError("not loaded")
+
+
+@pytest.mark.parametrize("scores", [[Unreadable(1.0)] * 2, torch.ones(2).to_sparse()], ids=["number", "tensor"])
+def test_scores_that_cannot_be_read_are_an_error_of_the_scorer(scores: Any) -> None:
+    with pytest.raises(RewardError) as caught:
+        scorer(lambda completions: scores)(TWO, None)
+    assert caught.value.where.startswith("reward function lambda")
+
+
 def test_the_first_cause_is_known_where_responses_are_dropped() -> None:
     def fails(completions: Any) -> list[float]:
         raise KeyError("ground_truth")
@@ -260,9 +286,15 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "torch's default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
     "torch's default device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
     "torch's number of threads": (lambda: torch.set_num_threads(3), torch.get_num_threads),
+    "torch's precision of products": (
+        lambda: torch.set_float32_matmul_precision("medium"),
+        torch.get_float32_matmul_precision,
+    ),
+    "the alarm": (lambda: signal.setitimer(signal.ITIMER_REAL, 60), lambda: signal.getitimer(signal.ITIMER_REAL)),
+    "the standard streams": (lambda: setattr(sys, "stdout", io.StringIO()), lambda: sys.stdout),
     "the handlers of signals": (
-        lambda: signal.signal(signal.SIGTERM, ignore),
-        lambda: signal.getsignal(signal.SIGTERM),
+        lambda: [signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGXCPU)],
+        lambda: [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGXCPU)],
     ),
 }
 
@@ -297,3 +329,17 @@ def test_an_async_function_in_a_deadline_keeps_the_gradient_mode(tmp_path: Path)
     built = scorer(asks)
     with torch.no_grad():
         assert built(TWO, None) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("timeout_seconds", [None, 30.0])
+def test_what_an_async_function_keeps_works_in_the_next_call(tmp_path: Path, timeout_seconds: float | None) -> None:
+    """Such as a client whose connections belong to the event loop of the first call."""
+    loops = []
+
+    async def asks(completions: Any) -> list[float]:
+        loops.append(asyncio.get_running_loop())
+        return [float(loops[0].is_closed()) for _ in completions]
+
+    built = scorer(asks).within(Home(tmp_path), timeout_seconds)
+    assert [built(TWO, None) for _ in range(2)] == [[0.0, 0.0]] * 2
+    assert loops[0] is loops[1]

@@ -114,6 +114,21 @@ def test_a_file_with_the_name_of_a_library_leaves_it_alone(tmp_path: Path) -> No
     assert sys.modules["json"] is json
 
 
+def test_a_library_imported_later_is_not_a_file_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("colorsys", "named_beside"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    text = "import named_beside\ndef f(completions): return [named_beside.VALUE for _ in completions]\n"
+    folder = write(tmp_path, colorsys=text, named_beside="VALUE = 5.0\n")
+    (built,) = scorers(f"{folder}/colorsys.py:f")
+    for _ in range(2):
+        import colorsys
+
+        assert hasattr(colorsys, "rgb_to_hsv")
+        assert built(TWO, None) == [5.0, 5.0]
+        assert sys.modules["colorsys"] is colorsys
+        assert "named_beside" not in sys.modules
+
+
 def test_a_file_that_was_changed_is_read_anew_with_its_siblings(tmp_path: Path) -> None:
     text = "from sibling_changed import VALUE\ndef f(completions): return [VALUE for _ in completions]\n"
     folder = write(tmp_path, changing=text, sibling_changed="VALUE = 1.0\n")

@@ -3,6 +3,8 @@
 import asyncio
 import math
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,11 @@ def test_none_adds_nothing() -> None:
 def test_none_from_everyone_is_an_error() -> None:
     with pytest.raises(RewardError, match=r"no scorer had a score for sample 3 \(' yes yes yes yes'\)"):
         scores_of(returns([1.0, 1.0, 1.0, None, 1.0, 1.0, 1.0, None]))
+
+
+@pytest.mark.parametrize("half", [Decimal("0.5"), Fraction(1, 2), np.float16(0.5), torch.tensor(0.5)], ids=type)
+def test_a_number_of_any_type_is_a_score(half: Any) -> None:
+    assert scores_of(returns([half] * 8)) == [0.5] * 8
 
 
 @pytest.mark.parametrize("on_failure", ["stop", "drop"])

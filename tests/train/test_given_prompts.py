@@ -83,12 +83,23 @@ def test_anything_else_is_refused(tiny_policy: Path, tmp_path: Path, prompts: An
         (7, "int"),
         ({"role": "user", "content": "w1"}, "no column"),
         ([{"role": "user"}], "message 1"),
+        ("w1 \ud800", "Unicode"),
+        ({"prompt": "w1", 3: "w2"}, "3"),
+        ({"prompt": "w1", "answers": (x for x in "ab")}, "answers"),
+        ({"prompt": "w1", "table": {(1, 2): "w2"}}, "table"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tiny_policy: Path, tmp_path: Path, row: Any, what: str) -> None:
     with pytest.raises(DataError, match=what) as caught:
         run(tiny_policy, tmp_path / "run", ["w1", row])
     assert caught.value.where == f"{GIVEN}:2"
+
+
+def test_rows_are_copies() -> None:
+    facts = {"n": [1]}
+    [row] = rows_of([{"prompt": "w1", "facts": facts}], "prompt")
+    facts["n"].append(2)
+    assert row.values["facts"] == {"n": [1]}
 
 
 def test_the_rules_for_length_hold(tiny_policy: Path, tmp_path: Path) -> None:

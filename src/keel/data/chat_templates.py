@@ -43,6 +43,10 @@ NEEDED = {
 """Tokens that a named template writes; a vocabulary without them would spell them in pieces."""
 
 
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+"""Variables that a template gets with each conversation."""
+
+
 def set_chat_template(tokenizer: Any, source: str | None, settings: Mapping[str, Any] | None = None) -> None:
     """Give the tokenizer a chat template and the settings with which it is rendered from now on.
 
@@ -55,6 +59,9 @@ def set_chat_template(tokenizer: Any, source: str | None, settings: Mapping[str,
     if source is not None:
         tokenizer.chat_template = _template(source, tokenizer)
     if settings:
+        taken = [name for name in settings if name in GIVEN or name in tokenizer.special_tokens_map]
+        if taken:
+            raise ConfigError(f"keel itself gives {taken[0]!r} to the chat template", "template", "leave it out")
         template = tokenizer.chat_template
         if not template:
             raise ConfigError(

@@ -13,7 +13,7 @@ from keel.data.answers import as_answers
 from keel.data.formats import form_of
 from keel.data.messages import as_chat, learned_turns, plain_text
 from keel.data.preferences import Ranking, as_ranking
-from keel.data.rows import Content, Row, naming, require_content, row_kind, scan_rows
+from keel.data.rows import Content, Row, naming, require_content, require_messages, row_kind, scan_rows
 from keel.errors import DataError
 
 
@@ -97,8 +97,7 @@ def _text(row: Row, path: str, column: str) -> Entry:
             with naming(row, path):
                 learned_turns(as_chat(prompt), completion)
         return Entry(row.number, "prompt and completion", prompt, (plain_text(completion),))
-    messages = require_content(row, path, kind)
-    assert not isinstance(messages, str)
+    messages = require_messages(row, path, kind)
     with naming(row, path):
         turns = learned_turns([], messages)
     answers = tuple(messages[i]["content"] for i in turns)

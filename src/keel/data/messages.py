@@ -75,7 +75,7 @@ def without_oldest_turn(messages: Messages) -> Messages | None:
 
 
 def learned_turns(prompt: Messages, completion: Messages) -> list[int]:
-    """Places in the completion of the assistant's turns that answer somebody.
+    """Places in the completion of the assistant's turns that answer somebody and are not marked to be left out.
 
     Raises DataError when there is none, or one that follows the assistant's own.
     """
@@ -87,12 +87,23 @@ def learned_turns(prompt: Messages, completion: Messages) -> list[int]:
                 raise DataError(
                     f"message {len(prompt) + i + 1} follows another one of the assistant", fix="join the two"
                 )
-            if asked:
+            if _is_learned(message, f"message {len(prompt) + i + 1}") and asked:
                 found.append(i)
         asked = asked or message["role"] == "user"
     if not found:
-        raise DataError("no message of the assistant answers a user's, so there is nothing to learn")
+        raise DataError(
+            "no message of the assistant answers a user's and is to be learned, so there is nothing to learn"
+        )
     return found
+
+
+def _is_learned(message: dict[str, Any], place: str) -> bool:
+    """Whether a turn may be learned: not with OpenAI's `weight: 0` or Axolotl's `train: false`. Raises DataError."""
+    for mark in ("weight", "train"):
+        if message.get(mark, 1) not in (0, 1):
+            what = f'{place} has "{mark}": {message[mark]!r}; a turn is learned (1) or not (0)'
+            raise DataError(what, fix=f"give 0 or 1, or leave {mark} out")
+    return bool(message.get("weight", 1)) and bool(message.get("train", 1))
 
 
 def _message(value: Any, place: str) -> dict[str, Any]:

@@ -64,6 +64,14 @@ def note_kinds(path: str, prompts: Mapping[int, Any], notes: Notes) -> None:
             notes.add(path, line, f"{kind}, where most rows are the other kind")
 
 
+def note_unwritten(messages: Messages, text: str, path: str, line: int, notes: Notes) -> None:
+    """A remark on each message, but for the assistant's, that a chat template wrote nothing of into this text."""
+    written = "".join(text.split())
+    for number, message in enumerate(messages, start=1):
+        if message["role"] != "assistant" and "".join(message["content"].split()) not in written:
+            notes.add(path, line, f"{UNWRITTEN}message {number} ({message['role']})")
+
+
 def is_lost(messages: Messages, tokenizer: Any, tools: Sequence[Any] | None) -> bool:
     """Whether the template does not write the last answer as it is, such as one that leaves thoughts out."""
     last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "assistant"), None)

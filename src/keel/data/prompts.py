@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.data.chats import render_chat, tools_of, unwritten
 from keel.data.messages import as_chat, ends_with_assistant, without_oldest_turn
-from keel.data.notes import BARE, UNWRITTEN, Notes, named_lines, note_kinds, remarks
+from keel.data.notes import BARE, UNWRITTEN, Notes, named_lines, note_kinds, note_unwritten, remarks
 from keel.data.rows import Content, Row, naming, read_rows, reject, require_content
 from keel.errors import DataError
 
@@ -113,6 +113,7 @@ def read_prompt(
         reject(row, path, str(error))
     prompt = encode_prompt(content, tokenizer, others)
     if notes is not None and not isinstance(content, str):
+        note_unwritten(content, prompt.text, path, row.number, notes)
         for what in unwritten(content, tokenizer, tools_of(others)):
             notes.add(path, row.number, UNWRITTEN + what)
     return prompt

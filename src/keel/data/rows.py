@@ -92,6 +92,14 @@ def require_content(row: Row, path: str, column: str, may_be_empty: bool = False
     return messages
 
 
+def require_messages(row: Row, path: str, column: str) -> Messages:
+    """Chat messages, of which at least one has content. Raises DataError."""
+    require(row, path, column, (list,))
+    messages = require_content(row, path, column)
+    assert not isinstance(messages, str)
+    return messages
+
+
 def row_kind(row: Row) -> str:
     """Return `text`, `completion`, or the column that holds a conversation. A column of nulls is none."""
     if row.values.get("completion") is not None:

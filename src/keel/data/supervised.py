@@ -9,7 +9,7 @@ from keel.data.chats import tools_of, unwritten
 from keel.data.messages import Messages, without_oldest_turn
 from keel.data.notes import LOST, UNWRITTEN, Notes, is_lost, note_kinds, remarks
 from keel.data.prompts import AS_IT_IS, Asking, encode_text
-from keel.data.rows import Row, naming, read_rows, reject, require_content, row_kind
+from keel.data.rows import Row, naming, read_rows, reject, require_content, require_messages, row_kind
 from keel.data.turns import Example, encode_answer, encode_turns, end_token, keep_end
 from keel.errors import DataError
 
@@ -100,7 +100,7 @@ def _chat_examples(
     if isinstance(completion, str):
         system = row.values.get("system")  # of ShareGPT's rows
         asking = replace(imitation.asking, system=system) if isinstance(system, str) and system else imitation.asking
-        read = asking.noted(require_content(row, path, completion), row, path, tokenizer, notes)
+        read = asking.noted(require_messages(row, path, completion), row, path, tokenizer, notes)
         assert not isinstance(read, str)
         last = max((i for i, message in enumerate(read) if message["role"] == "assistant"), default=len(read))
         completion = read[: last + 1]

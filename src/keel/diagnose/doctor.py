@@ -18,9 +18,8 @@ def diagnose(run: Run) -> Diagnosis:
     last = int(run.steps[-1]) if len(run.steps) else 0
     rules = POLICY_LEARNING if run.stage == "train" else SUPERVISED
     found = [finding for rule in rules for finding in findings_of(rule, run)] if last else before_first_step(run)
-    return Diagnosis(
-        str(run.path), run.name, run.stage, run.state, last, run.planned, tuple(ordered(found, rules, run))
-    )
+    findings, measured = tuple(ordered(found, rules, run)), any(run.has(metric) for metric in run.columns)
+    return Diagnosis(str(run.path), run.name, run.stage, run.state, last, run.planned, findings, measured)
 
 
 def ordered(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> list[Finding]:

@@ -69,11 +69,12 @@ class Diagnosis:
     last_step: int
     planned: int
     findings: tuple[Finding, ...]
+    measured: bool = True  # whether any metric is a number; without one no rule can see anything
 
     @property
     def verdict(self) -> str:
-        """healthy, notice, warning or critical: the worst that is open; "unknown" before the first step."""
-        if not self.last_step and not self.findings:
+        """healthy, notice, warning or critical: the worst that is open; "unknown" where nothing was measured."""
+        if not self.findings and not (self.last_step and self.measured):
             return "unknown"
         worst = {finding.severity for finding in self.findings if finding.is_open}
         return next((severity for severity in SEVERITIES if severity in worst), "healthy")

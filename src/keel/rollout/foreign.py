@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -19,7 +20,11 @@ from keel.terminal import tell
 ResultT = TypeVar("ResultT")
 SLOW_SECONDS = 30.0
 """A batch that takes longer is reported."""
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGXCPU", "SIGALRM")
+    if hasattr(signal, name)
+]
 
 
 def _handlers() -> list[Any] | None:
@@ -32,6 +37,24 @@ def _set_handlers(handlers: list[Any] | None) -> None:
     for number, handler in zip(SIGNALS, handlers or (), strict=False):
         if handler is not None:  # not one of Python's
             signal.signal(number, handler)
+
+
+def _alarm_pending() -> bool:
+    """Whether a SIGALRM is to come: a function that failed before `signal.alarm(0)` would be interrupted later on."""
+    return hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _set_alarm_pending(pending: bool) -> None:
+    if not pending:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _streams() -> tuple[Any, Any]:
+    return sys.stdout, sys.stderr
+
+
+def _set_streams(streams: tuple[Any, Any]) -> None:
+    sys.stdout, sys.stderr = streams
 
 
 def _folder() -> str | None:
@@ -48,12 +71,15 @@ def _set_folder(folder: str | None) -> None:
 
 
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the standard streams": (_streams, _set_streams),  # first, so that a line on the others is seen
     "the working directory": (_folder, _set_folder),
     "the handlers of signals": (_handlers, _set_handlers),
+    "the alarm": (_alarm_pending, _set_alarm_pending),
     "torch's gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, torch.set_default_device),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "torch's deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,

@@ -15,7 +15,7 @@ from keel.errors import ConfigError, RewardError
 from keel.rollout.foreign import Deadline, line_of, process_kept, reported_when_slow
 from keel.rollout.reward_file import Home
 from keel.rollout.scores import Score, checked
-from keel.rollout.waiting import outcome
+from keel.rollout.waiting import EventLoop
 
 ALWAYS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What a function is called with whatever the data are."""
@@ -44,6 +44,7 @@ class FunctionScorer:
         self.columns: list[str] | None = None  # of all prompts, once they are known
         self.progress = (1, 1)  # steps done, of how many; outside of training as at its end
         self.logged = Logged()
+        self._loop = EventLoop()
         self._home: Home | None = None
         self._deadline: Deadline | None = None
 
@@ -87,19 +88,19 @@ class FunctionScorer:
 
         def call() -> Any:
             scores = self.function(**arguments)
-            return outcome(scores) if inspect.isawaitable(scores) else scores
+            return self._loop.outcome(scores) if inspect.isawaitable(scores) else scores
 
         home: AbstractContextManager[None] = self._home.importable() if self._home else nullcontext()
         try:
             with process_kept(self.place), home, reported_when_slow(self.place, "timeout_seconds sets a deadline"):
                 scores = self._deadline.run(call) if self._deadline else call()
+                return checked(scores, rollouts, self.place)  # reading them runs the function's types
         except (KeyboardInterrupt, RewardError):
             raise
         except BaseException as error:  # whatever it raises, sys.exit and panics of Rust libraries included
             file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
             place = f"{self.place}{line_of(error, file)}"
             raise RewardError(f"{type(error).__name__}: {error}", place, "fix the function") from error
-        return checked(scores, rollouts, self.place)
 
     def _from_trl(self, count: int) -> dict[str, Any]:
         """What TRL's trainers hand over besides the data."""
@@ -132,7 +133,8 @@ def _parameters(function: Callable[..., Any], where: str) -> tuple[set[str], boo
         return set(), True, []
     by_place = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
     if by_place:
-        raise ConfigError(f"takes `{by_place[0]}` by position only; reward functions are called by keyword", where)
+        what = f"takes `{by_place[0]}` by position only; reward functions are called by keyword"
+        raise ConfigError(what, where, "remove the `/` from its parameters")
     takes = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return set(takes), takes_all, [name for name, required in takes.items() if required]

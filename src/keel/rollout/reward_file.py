@@ -27,10 +27,11 @@ class Home:
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """Within it the folder comes first where Python looks for modules; processes begun within it inherit that."""
-        for other in _homes.values():
-            if other is not self:
-                other.hide()
+        """Within it the folder comes first where Python looks for modules; processes begun within it inherit that.
+
+        Afterwards its modules are out of the way: one may have the name of a library that keel imports later.
+        """
+        libraries = {name: sys.modules[name] for name in self.modules if name in sys.modules}
         sys.modules.update(self.modules)
         before = set(sys.modules)
         sys.path.insert(0, str(self.folder))
@@ -41,12 +42,10 @@ class Home:
                 sys.path.remove(str(self.folder))
             new = {name: module for name, module in [*sys.modules.items()] if name not in before}
             self.modules |= {name: module for name, module in new.items() if self._holds(name, module)}
-
-    def hide(self) -> None:
-        """Take the folder's modules out of those that an import finds loaded."""
-        for name, module in self.modules.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
+            for name, module in self.modules.items():
+                if sys.modules.get(name) is module:
+                    del sys.modules[name]
+            sys.modules.update(libraries)
 
     def load(self, file: Path) -> ModuleType:
         """The file's module. Raises whatever its code raises, and ImportError for what is no Python file."""
@@ -63,7 +62,7 @@ class Home:
                 except BaseException:
                     del sys.modules[name]
                     raise
-            self.modules[name] = self.files[file] = module
+                self.modules[name] = self.files[file] = module
         return self.files[file]
 
     def _holds(self, name: str, module: ModuleType) -> bool:
@@ -73,8 +72,6 @@ class Home:
 
 def forget_files() -> None:
     """Let files be read anew, with what they import from their folders: they may have changed."""
-    for home in _homes.values():
-        home.hide()
     _homes.clear()
 
 

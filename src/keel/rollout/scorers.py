@@ -54,13 +54,28 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
     """
     forget_files()
     scorers = [_build(source, f"rewards[{place}]") for place, source in enumerate(sources)]
-    for place, function in enumerate(functions):
+    for place, function in enumerate(_checked_functions(functions)):
         name = free_name(name_of(function), [scorer.name for scorer in scorers])
         noisy = bool(getattr(function, "noisy", False))
         scorers.append(FunctionScorer(function, name, noisy=noisy, where=f"scorers[{place}]"))
     if not scorers:
         raise ConfigError("no scorer", where="rewards", fix="name a reward model, a function or a url under `rewards`")
     return scorers
+
+
+def _checked_functions(functions: Any) -> Sequence[Callable[..., Any]]:
+    """The functions handed over in Python. Raises ConfigError for anything but a list or tuple of them."""
+    if not isinstance(functions, list | tuple):
+        kind = type(functions).__name__
+        raise ConfigError(f"expected a list of functions, got {kind}", where="scorers", fix="give scorers=[function]")
+    for place, function in enumerate(functions):
+        if not callable(function):
+            raise ConfigError(
+                f"expected a function, got {type(function).__name__}",
+                where=f"scorers[{place}]",
+                fix="give the function itself; name FILE.py:NAME in `rewards`",
+            )
+    return functions
 
 
 def _build(source: Source, where: str) -> Scorer:

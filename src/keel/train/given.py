@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import PurePath
 from typing import Any
 
@@ -34,11 +35,14 @@ def load_given(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, pro
 
 
 def rows_of(prompts: Any, column: str) -> list[Row]:
-    """The rows of a list, or of a data set of the package datasets: texts, chats, or mappings with columns.
+    """Copies of the rows of a list, or of a data set of the package datasets: texts, chats, or mappings with columns.
 
     Raises ConfigError for anything else, DataError for an item that is none of them.
     """
-    rows = [Row(number, _values(prompt, column, number)) for number, prompt in enumerate(_items(prompts), start=1)]
+    rows = [
+        Row(number, _copied(_values(prompt, column, number), number))
+        for number, prompt in enumerate(_items(prompts), start=1)
+    ]
     if not rows:
         raise ConfigError("no prompts", where="prompts", fix="give at least one")
     return rows
@@ -65,6 +69,25 @@ def _values(prompt: Any, column: str, number: int) -> dict[str, Any]:
         return {column: prompt}
     kind = type(prompt).__name__
     raise DataError(f"expected text, a list of messages or a row of columns, got {kind}", where=f"{GIVEN}:{number}")
+
+
+def _copied(values: dict[str, Any], number: int) -> dict[str, Any]:
+    """A copy of a row. Raises DataError for one that no file could hold, or that reward functions cannot get."""
+    where = f"{GIVEN}:{number}"
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise DataError(f"a column is called {name!r}, which is no text", where=where, fix="rename it")
+        try:
+            json.dumps(value, ensure_ascii=False, default=repr).encode()  # half of a surrogate pair is no text
+            values[name] = deepcopy(value)
+        except UnicodeEncodeError as error:
+            raise DataError(f'"{name}" holds something that is no Unicode text', where=where) from error
+        except Exception as error:  # somebody else's object may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f'"{name}" cannot be copied and written down ({reason})', where, "give plain values"
+            ) from error
+    return values
 
 
 def fingerprint_of(prompts: Sequence[Prompt]) -> str:
