@@ -145,6 +145,10 @@ def test_a_number_of_any_type_is_a_score(half: Any) -> None:
     assert scores_of(returns([half] * 8)) == [0.5] * 8
 
 
+def test_a_yes_counts_one() -> None:
+    assert scores_of(returns([True, False, np.True_, np.False_, True, False, True, False])) == [1.0, 0.0] * 4
+
+
 @pytest.mark.parametrize("on_failure", ["stop", "drop"])
 def test_one_reward_too_few(on_failure: str) -> None:
     scorers = build_scorers([], [returns([0.0] * 7)])
