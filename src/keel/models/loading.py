@@ -261,6 +261,7 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrained
     """The trunk of a language model under a value head, in the form in which critics are saved."""
     own = merged(model)
     config = copy.deepcopy(own.config)
+    config.dtype = own.dtype  # saving a model leaves a name there, which some layers (Apertus) do not take
     config.num_labels = 1
     classifier = SequenceClassifier.from_config(config)
     trunk(classifier).load_state_dict(trunk(own).state_dict())
