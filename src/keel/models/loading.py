@@ -191,6 +191,7 @@ def end_token_ids(
     """
     stops = {stop_token_id(tokenizer, text, where) for text in stop}
     found = sorted(stops.union(configured_ends(model.generation_config, tokenizer)))
+    found = [number for number in found if number >= 0]  # some configs write -1 for none
     if found and found[0] >= num_embeddings(model):
         raise ConfigError(
             f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
