@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -116,6 +117,15 @@ def test_prompts_keep_their_other_columns(tmp_path: Path, tokenizer: PreTrainedT
 @pytest.mark.parametrize("prompt", ["", "  \n ", [], [{"role": "user"}], [1], None, 7])
 def test_a_prompt_must_say_something(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, prompt: Any):
     path = write(tmp_path / "p.jsonl", {"prompt": "w0"}, {"prompt": prompt})
+    with pytest.raises(DataError) as caught:
+        load_prompts(path, tokenizer)
+    assert caught.value.where == f"{path}:2"
+
+
+def test_a_prompt_must_have_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    """Some tokenizers leave out characters that they do not know."""
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    path = write(tmp_path / "p.jsonl", {"prompt": "w0\u200b"}, {"prompt": "\u200b"})
     with pytest.raises(DataError) as caught:
         load_prompts(path, tokenizer)
     assert caught.value.where == f"{path}:2"

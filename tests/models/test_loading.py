@@ -1,5 +1,7 @@
 """Loading models: what lies in a file under another name is found, what is missing is said."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from keel.errors import ConfigError
-from keel.models.loading import end_token_ids, load_classifier, load_tokenizer
+from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer
 
 
 @pytest.fixture
@@ -77,3 +79,41 @@ def test_a_stop_text_is_found_by_its_spelling(tied: Path) -> None:
     known = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
     with pytest.raises(ConfigError, match=r"sampling.stop: stop 'END' is no token of this model"):
         end_token_ids(model, known, ["END"], where="sampling.stop")
+
+
+def test_a_pad_token_beyond_the_embeddings_is_refused(tied: Path) -> None:
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"pad_token_id": 16}))
+    for load in (load_causal_lm, load_classifier):
+        with pytest.raises(ConfigError, match="pad_token_id"):
+            load(str(tied))
+
+
+def test_weights_that_are_cut_off_are_refused(tied: Path) -> None:
+    file = tied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError) as error:
+        load_causal_lm(str(tied))
+    assert (error.value.where, bool(error.value.fix)) == (str(tied), True)
+
+
+def test_a_torn_generation_config_is_not_left_out(tied: Path) -> None:
+    (tied / "generation_config.json").write_text('{"eos_token_id": [1, ')
+    with pytest.raises(ConfigError) as error:
+        load_causal_lm(str(tied))
+    assert error.value.where == str(tied / "generation_config.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_a_pipe_in_place_of_the_settings_is_named(tied: Path, name: str) -> None:
+    (tied / "config.json").unlink()
+    os.mkfifo(tied / name)
+    with pytest.raises(ConfigError) as error:
+        load_causal_lm(str(tied))
+    assert error.value.where == str(tied / name)
+
+
+def test_an_end_token_below_zero_is_none(tied: Path, tiny_policy: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(tied)
+    model.generation_config.eos_token_id = [-1, 2]
+    assert end_token_ids(model, load_tokenizer(str(tiny_policy))) == [2]

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from keel.config import RewardConfig, TrainConfig, parse
 from keel.errors import ConfigError
-from keel.models.loading import as_classifier, load_causal_lm, load_classifier
+from keel.models.heads import new_value_head
+from keel.models.loading import as_classifier, load_causal_lm, load_classifier, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.models.trunk_classifier import SequenceClassifier, TrunkClassifier, has_score_head
 from keel.train.policy import train_policy
@@ -138,3 +139,27 @@ def test_a_critic_that_could_not_be_saved_is_refused_before_the_run(
     with pytest.raises(ConfigError, match="only a decoder can be a critic"):
         train_policy(parse(TrainConfig, settings(tiny_policy, tmp_path / "run", changes)), [share_of_w3], PROMPTS)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_on_a_decoder_in_a_wrapper(tmp_path: Path) -> None:
+    """Marian's decoder is in a module that does not say where its embeddings are."""
+    parts = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in PARTS.items()}
+    config = transformers.MarianConfig(**parts, vocab_size=32, d_model=16, pad_token_id=0, eos_token_id=2, init_std=0.2)
+    folder = saved(config, tmp_path / "marian")
+    word_tokenizer("</s>").save_pretrained(folder)  # so that a pad token is added, and the embeddings grow
+    scorer = RewardModel.load(str(folder), template="{prompt} {response}")
+    expected = load_causal_lm(str(folder)).get_input_embeddings().weight
+    assert torch.equal(scorer.model.get_input_embeddings().weight[: len(expected)], expected)
+    torch.nn.init.normal_(scorer.head.weight)
+    assert scorer.score(["w1", "w1"], ["w2", "w3 w4"]).unique().numel() == 2
+
+
+PARTS = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
+
+
+def test_a_shared_critic_of_a_model_that_was_saved(tmp_path: Path) -> None:
+    """Saving leaves the name of the type in the config, which Apertus's activation does not take."""
+    model = load_causal_lm(str(saved(transformers.ApertusConfig(**SIZES), tmp_path / "apertus")))
+    save_model(model, load_tokenizer(str(tmp_path / "apertus")), tmp_path / "policy")
+    critic = as_classifier(model, new_value_head(model), 0)
+    assert critic.dtype == torch.float32

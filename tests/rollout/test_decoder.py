@@ -232,3 +232,8 @@ def test_how_often_a_prompt_is_repeated() -> None:
     assert repeats([one, two, one, two]) == 1
     assert repeats([one, one, two]) == 1
     assert repeats([one] * 5) == 5
+
+
+def test_a_model_without_layers() -> None:
+    decoder = decoder_for(LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 0})).eval(), 2)
+    assert decoder.start(PROMPTS, MASK, copies=2).shape == (6, SIZES["hidden_size"])

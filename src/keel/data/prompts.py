@@ -112,6 +112,8 @@ def read_prompt(
     except ValueError as error:
         reject(row, path, str(error))
     prompt = encode_prompt(content, tokenizer, others)
+    if not prompt.tokens:
+        reject(row, path, f'the tokenizer makes no tokens of "{asking.column}", so nothing can be sampled after it')
     if notes is not None and not isinstance(content, str):
         note_unwritten(content, prompt.text, path, row.number, notes)
         for what in unwritten(content, tokenizer, tools_of(others)):

@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
     """What `auto_class.from_pretrained` makes of a folder or a hub id. Raises ConfigError."""
     folder = Path(name)
+    refuse_other_files(folder)
     if folder.exists() and not ((folder / "config.json").is_file() or is_adapter(folder)):
         inner = next((part for part in ("policy", "model") if (folder / part / "config.json").is_file()), None)
         fix = f"name its {inner}: {folder / inner}" if inner else "give a transformers model folder"
@@ -30,7 +31,7 @@ def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
     if not folder.exists() and _looks_like_path(name):
         raise ConfigError("no such model folder", where=name)
     refuse_pickles(folder)
-    refuse_other_files(folder)
+    refuse_torn_settings(folder / "generation_config.json")
     with refusing(name, what):
         if auto_class in (AutoConfig, AutoTokenizer):
             return auto_class.from_pretrained(name, trust_remote_code=False, **options)
@@ -49,7 +50,16 @@ def refusing(name: str, what: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise ConfigError(
+            f"cannot load the {what}: its weights are damaged ({error})", name, "copy or download the folder again"
+        ) from error
+    except KeyError as error:
+        raise ConfigError(f"cannot load the {what}: {error} is missing or unknown", where=name) from error
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+        if "padding_idx" in str(error).lower():
+            fix = "set it to a token of the vocabulary, or to null"
+            raise ConfigError("pad_token_id in config.json is beyond the embeddings", where=name, fix=fix) from error
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"the {what} is Python code of its own, which keel does not run",
@@ -93,6 +103,15 @@ def refuse_other_files(folder: Path) -> None:
             raise ConfigError(f"names {name!r}, which is no safetensors file of this folder", where=str(index))
         if not (folder / name).is_file():
             raise ConfigError(f"names {name}, which is missing", str(index), "copy or download the folder again")
+
+
+def refuse_torn_settings(path: Path) -> None:
+    """Raise ConfigError for a JSON file that cannot be read: transformers goes on without a generation config."""
+    if path.is_file():
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"this is no JSON: {error}", str(path), "copy or download the folder again") from error
 
 
 def _looks_like_path(name: str) -> bool:

@@ -32,7 +32,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 def is_known(trunk: Any) -> bool:
     rope = (getattr(trunk.config, "rope_parameters", None) or {}).get("rope_type", "default")
     near_only = getattr(trunk.config, "sliding_window", None) is not None
-    return type(trunk).__name__ in TRUNKS and rope in ("default", "linear", "llama3", "yarn") and not near_only
+    known = type(trunk).__name__ in TRUNKS and len(trunk.layers) > 0
+    return known and rope in ("default", "linear", "llama3", "yarn") and not near_only
 
 
 def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -191,6 +191,7 @@ def end_token_ids(
     """
     stops = {stop_token_id(tokenizer, text, where) for text in stop}
     found = sorted(stops.union(configured_ends(model.generation_config, tokenizer)))
+    found = [number for number in found if number >= 0]  # some configs write -1 for none
     if found and found[0] >= num_embeddings(model):
         raise ConfigError(
             f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
@@ -261,6 +262,7 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrained
     """The trunk of a language model under a value head, in the form in which critics are saved."""
     own = merged(model)
     config = copy.deepcopy(own.config)
+    config.dtype = own.dtype  # saving a model leaves a name there, which some layers (Apertus) do not take
     config.num_labels = 1
     classifier = SequenceClassifier.from_config(config)
     trunk(classifier).load_state_dict(trunk(own).state_dict())

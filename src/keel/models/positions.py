@@ -3,7 +3,18 @@
 from typing import Any
 
 from keel.errors import ConfigError
-from keel.models.heads import plain
+from keel.models.heads import plain, trunk
+
+
+def num_positions(model: Any) -> int | None:
+    """Most tokens that a model has positions for; None for one that needs none (XLNet's config says -1).
+
+    RoBERTa and its kin number the tokens from `padding_idx` + 1 on.
+    """
+    total = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None) or 0
+    table = getattr(getattr(trunk(model), "embeddings", None), "position_embeddings", None)
+    offset = getattr(table, "padding_idx", None)
+    return None if total <= 0 else total if offset is None else total - offset - 1
 
 
 def rotation_threshold(model: Any) -> int | None:
@@ -26,8 +37,7 @@ def require_positions(model: Any, prompt_tokens: int, response_tokens: int, wher
         section: of the setting `max_response_tokens`.
     """
     needed = prompt_tokens + response_tokens
-    limit = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
-    threshold = rotation_threshold(model)
+    limit, threshold = num_positions(model), rotation_threshold(model)
     fix = f"lower prompts.max_tokens or {section}.max_response_tokens"
     if limit is not None and needed > limit:
         what = f"the model only {limit} positions"

@@ -12,10 +12,11 @@ from keel.data.padding import microbatches, pad_rows
 from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, save_adapter, with_lora
-from keel.models.heads import plain, trunk
+from keel.models.heads import plain
 from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
 from keel.models.packed import moved_left, reads_packed, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
+from keel.models.positions import num_positions
 from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
 from keel.models.vocabulary import name_unembedded, require_embedded
@@ -49,7 +50,10 @@ class RewardModel:
         """Most tokens of a text that it was trained on. It limits training rows, and no text that is scored."""
         self.cut: list[bool] = []
         """For each text of the last call of `score` whether its beginning did not fit."""
-        limits = {"tokenizer.model_max_length": tokenizer.model_max_length, "max_position_embeddings": positions(model)}
+        limits = {
+            "tokenizer.model_max_length": tokenizer.model_max_length,
+            "max_position_embeddings": num_positions(model),
+        }
         self.limit, self.limited_by = min((limit, source) for source, limit in limits.items() if limit)
         tokenizer.model_max_length = self.limit  # saved with the tokenizer
         tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
@@ -216,14 +220,3 @@ class RewardModel:
                 f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not know",
                 fix="use another architecture",
             )
-
-
-def positions(model: Any) -> int | None:
-    """Most tokens that a model has positions for; None for one that needs none.
-
-    RoBERTa and its kin number the tokens from `padding_idx` + 1 on.
-    """
-    total: int | None = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
-    table = getattr(getattr(trunk(model), "embeddings", None), "position_embeddings", None)
-    offset = getattr(table, "padding_idx", None)
-    return total if total is None or offset is None else total - offset - 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from keel.errors import CheckpointError
 from keel.models.heads import plain, token_statistics, values_of
 from keel.models.packed import token_states
+from keel.models.positions import num_positions
 from keel.models.vocabulary import num_embeddings
 
 ROWS, LENGTH = 2, 24
@@ -19,7 +20,7 @@ LIMITS = {2: 0.05, 4: 1e-4, 8: 1e-4}
 def probe_tokens(model: Any) -> Tensor:
     """Tokens that any two copies of a model are compared on. -> [ROWS, L]"""
     config = plain(model).config.get_text_config()
-    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+    length = min(LENGTH, num_positions(model) or LENGTH)
     count = min(config.vocab_size, num_embeddings(model))
     tokens = torch.randint(count, (ROWS, length), generator=torch.Generator().manual_seed(0))
     return tokens.to(plain(model).device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.models.heads import plain
+from keel.models.positions import num_positions
 
 LENGTHS = (12, 7)
 """Tokens of the rows of a trial: other lengths, and more than a short window has."""
@@ -41,7 +42,7 @@ def _rows(model: Any) -> tuple[Tensor, Tensor]:
     named = {value for name, value in _settings(model.config) if name.endswith(("_id", "_index"))}
     middle = range(config.vocab_size // 3, config.vocab_size)
     ordinary = [token for token in chain(middle, range(config.vocab_size)) if token not in named][: sum(LENGTHS)]
-    width = min(max(LENGTHS), getattr(config, "max_position_embeddings", None) or max(LENGTHS))
+    width = min(max(LENGTHS), num_positions(model) or max(LENGTHS))
     tokens = torch.tensor(ordinary, device=model.device).repeat(len(LENGTHS) * width)[: len(LENGTHS) * width]
     lengths = torch.tensor([width, min(min(LENGTHS), max(1, width - 1))], device=model.device)
     mask = torch.arange(width, device=model.device) >= width - lengths.unsqueeze(1)

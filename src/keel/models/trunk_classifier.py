@@ -58,6 +58,7 @@ class TrunkClassifier(PreTrainedModel):
 
     trunk_class: type[PreTrainedModel]
     reads_text_config: bool  # of a config that wraps a text config, the trunk takes that
+    embeddings: str  # where the trunk has them: wrappers of decoders (Marian, TrOCR) do not say
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -73,10 +74,10 @@ class TrunkClassifier(PreTrainedModel):
         return getattr(self, self.base_model_prefix)
 
     def get_input_embeddings(self) -> Any:
-        return self.trunk.get_input_embeddings()
+        return self.trunk.get_submodule(self.embeddings)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.trunk.set_input_embeddings(value)
+        self.trunk.set_submodule(self.embeddings, value)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
         """Score of the last token of each row that is no pad token. [N, L] -> logits [N, 1]"""
@@ -102,7 +103,9 @@ def classifier_class(config: PreTrainedConfig) -> Any:
         model = language_model(config)
     name = trunk_name(model)
     trunk: Any = getattr(model, name)
-    return _classifier_class(language_model, name, trunk.__class__, type(trunk.config) is not type(config))
+    embeddings = next(key for key, part in trunk.named_modules() if part is model.get_input_embeddings())
+    reads_text_config = type(trunk.config) is not type(config)
+    return _classifier_class(language_model, name, trunk.__class__, reads_text_config, embeddings)
 
 
 def trunk_name(model: PreTrainedModel) -> str:
@@ -113,7 +116,7 @@ def trunk_name(model: PreTrainedModel) -> str:
 
 
 @cache
-def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_config: bool) -> Any:
+def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_config: bool, embeddings: str) -> Any:
     family = next(base for base in language_model.__mro__ if PreTrainedModel in base.__bases__)
     parent = family if family is not language_model else PreTrainedModel
     title = f"{language_model.__name__.split('For')[0].removesuffix('LMHeadModel')}ForSequenceClassification"
@@ -121,6 +124,7 @@ def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_con
         "base_model_prefix": name,
         "trunk_class": trunk,
         "reads_text_config": reads_text_config,
+        "embeddings": embeddings,
         "config_class": language_model.config_class,
         "__module__": language_model.__module__,  # transformers reads there what the family can do
     }

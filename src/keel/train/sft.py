@@ -18,6 +18,7 @@ from keel.models.heads import plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, save_policy
 from keel.models.packed import token_states
+from keel.models.positions import num_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.train.learner import Task
 from keel.train.prompting import asking_of, chat_tokenizer, report, speak_in_turns
@@ -64,8 +65,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
 
 def longest_row(config: SupervisedSettings, model: Any) -> int:
     """Most tokens of a row: as many as are asked for, if the model has so many positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(config.max_tokens, positions or config.max_tokens)
+    return min(config.max_tokens, num_positions(model) or config.max_tokens)
 
 
 def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Split[Example], int]:
