@@ -22,6 +22,7 @@ from transformers import (
 
 from keel.config import LoraSettings
 from keel.errors import ConfigError
+from keel.models.ensemble import load_reward_model
 from keel.models.files import ADAPTER
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from keel.models.reward_model import RewardModel
@@ -125,6 +126,21 @@ def test_a_head_over_a_part_that_no_file_holds_is_refused(tmp_path: Path) -> Non
     change(tmp_path, lambda weights: weights.pop("bert.pooler.dense.weight"))
     with pytest.raises(ConfigError, match=r"bert\.pooler\.dense\.weight"):
         load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_a_reward_model_whose_head_is_zero_is_refused(tmp_path: Path, tiny_policy: Path, kind: str) -> None:
+    """It has every weight, and scores all texts alike."""
+    source = tiny_policy
+    if kind == "encoder":
+        sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+        source = tmp_path / "base"
+        BertForMaskedLM(BertConfig(**sizes, intermediate_size=16)).save_pretrained(source)
+        word_tokenizer("<pad>").save_pretrained(source)
+    RewardModel.load(str(source), template="{prompt} {response}").save(tmp_path / "untrained")
+    with pytest.raises(ConfigError) as refused:
+        load_reward_model(str(tmp_path / "untrained"))
+    assert refused.value.where == str(tmp_path / "untrained")
 
 
 def test_experts_of_another_size_are_refused_with_their_name(tmp_path: Path) -> None:

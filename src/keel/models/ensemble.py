@@ -17,6 +17,7 @@ from keel.errors import ConfigError
 from keel.models.loading import load_tokenizer
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
+from keel.models.sameness import probe_tokens
 
 FILE = "ensemble.json"
 
@@ -65,12 +66,18 @@ class RewardEnsemble:
 
 
 def load_member(name: str, chat_template: str | None) -> RewardModel:
-    """A saved reward model; with `chat_template` it reads chats by that one instead of its tokenizer's."""
-    if chat_template is None:
-        return RewardModel.load(name)
-    tokenizer = load_tokenizer(name)
+    """A saved reward model; with `chat_template` it reads chats by that one instead of its tokenizer's.
+
+    Raises ConfigError for one that cannot be loaded, or that scores every text alike, as a new head does.
+    """
+    tokenizer = load_tokenizer(name) if chat_template else None
     set_chat_template(tokenizer, chat_template)
-    return RewardModel.load(name, tokenizer=tokenizer)
+    member = RewardModel.load(name, tokenizer=tokenizer)
+    scores = member.score_rows(probe_tokens(member.model).tolist())
+    if (scores == scores[0]).all():
+        what = f"this model scores every text alike ({scores[0]:g}): its head was never trained"
+        raise ConfigError(what, where=name, fix="train it with `keel reward`")
+    return member
 
 
 def load_reward_model(
