@@ -76,6 +76,25 @@ def test_a_greeting_that_answers_nobody_is_read_and_not_learned(tmp_path: Path):
     assert learned_text(example) == ["b<|im_end|>"]
 
 
+@pytest.mark.parametrize("flag", ["weight", "train", "training", "trainable", "loss", "loss_mask"])
+def test_a_message_marked_as_not_to_be_learned_is_read_only(tmp_path: Path, flag: str):
+    first, second, third = (assistant(text) for text in ("one", "two", "three"))
+    chat = [user("a"), first | {flag: 0}, user("b"), second | {flag: True}, user("c"), third | {flag: False}]
+    [example] = examples_of(tmp_path, {"messages": chat})
+    assert learned_text(example) == ["two<|im_end|>"]
+    assert len(example.prompt) == 3
+    [example] = examples_of(tmp_path, {"messages": chat}, turns="last")
+    assert learned_text(example) == ["two<|im_end|>"]
+    [example] = examples_of(tmp_path, {"prompt": [user("a")], "completion": [first, user("b"), second | {flag: 0}]})
+    assert learned_text(example) == ["one<|im_end|>"]
+
+
+def test_a_long_conversation_keeps_the_turn_that_is_learned(tmp_path: Path):
+    chat = [user("a"), assistant("x" * 99), user("b"), assistant("two") | {"weight": 0}]
+    [example] = examples_of(tmp_path, {"messages": chat}, max_tokens=50)
+    assert set(learned_text(example)[0]) == {"x"}
+
+
 def test_a_turn_is_learned_as_it_was_read_at_its_time(tmp_path: Path):
     """A template that forgets earlier thoughts writes another text later on."""
     chat = [user("a"), assistant("<think>x</think>one"), user("b"), assistant("<think>y</think>two")]
@@ -117,6 +136,10 @@ def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
         ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
         ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is no JSON'),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "every message of the assistant is marked"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, '"weight" of message 2 is 0.5'),
+        ({"messages": [user("a"), assistant("b") | {"train": "no"}]}, '"train" of message 2'),
+        ({"prompt": "a", "completion": "b", "label": False}, '"label" is false'),
         (
             {"messages": [user("a"), {"role": "assistant", "content": None,
                                       "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}]},

@@ -8,6 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from keel.data.notes import Notes
 from keel.data.supervised import Imitation, load_examples
 from keel.data.turns import Example
 from keel.errors import DataError
@@ -100,3 +101,12 @@ def test_a_bad_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, 
     with pytest.raises(DataError) as caught:
         load(tmp_path, tokenizer, {"text": "w0"}, row)
     assert caught.value.where == f"{tmp_path / 'rows.jsonl'}:2"
+
+
+def test_a_weight_that_is_not_read_is_said(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "w0", "weight": 1.0}, {"text": "w1", "weight": 0.5}, {"text": "w2", "weight": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes = Notes()
+    load_examples(str(path), Imitation(tokenizer, ENDS), notes=notes)
+    assert list(notes.rows.values()) == [{2}]
