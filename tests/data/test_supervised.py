@@ -43,6 +43,14 @@ def test_all_of_a_plain_text_is_learned(tmp_path: Path, tokenizer: PreTrainedTok
     assert (example.tokens, example.num_targets) == ((1, 4, 5, 2), 3)
 
 
+def test_a_start_that_the_rows_spell_is_not_doubled(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    examples = load(tmp_path, tokenizer, {"text": "<s> w0"}, {"prompt": "<s> w0 w1 w2", "completion": " w3"})
+    assert [example.tokens for example in examples] == [(1, 4, 2), (1, 4, 5, 6, 7, 2)]
+    [example] = load(tmp_path, tokenizer, {"prompt": "<s> w0 w1 w2", "completion": " w3"}, max_tokens=4)
+    assert (example.tokens, example.num_prompt_tokens) == ((1, 6, 7, 2), 2)
+
+
 def test_an_empty_completion_teaches_to_end(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
     [example] = load(tmp_path, tokenizer, {"prompt": "w0", "completion": ""})
     assert (example.tokens, example.num_targets) == ((4, 2), 1)
