@@ -296,6 +296,52 @@ def test_tools_reach_the_template_or_that_they_do_not_is_said(tmp_path: Path):
     assert "the tool calls of message 2" in notes.lines()[0]
 
 
+WRITES = {
+    "json": "{{ c.function | tojson }}",
+    "parts": "{{ c.function.name }}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}",
+    "joined": "{{ c.function.name + c.function.arguments }}",
+    "plain": "{{ c.function.name }}{{ c.function.arguments }}",
+}
+
+
+@pytest.mark.parametrize(
+    ("writes", "text"),
+    [
+        ("json", '{"name": "weather", "arguments": {"city": "Köln"}}'),
+        ("parts", "weathercity=Köln;"),
+        ("joined", 'weather{"city": "Köln"}'),
+        ("plain", 'weather{"city": "Köln"}'),
+    ],
+)
+def test_arguments_of_a_call_are_written_once_whatever_form_the_file_has(tmp_path: Path, writes: str, text: str):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
+        + WRITES[writes]
+        + "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    for arguments in ({"city": "Köln"}, '{"city": "Köln"}'):
+        call = {"function": {"name": "weather", "arguments": arguments}}
+        row = {"messages": [user("a"), assistant("") | {"tool_calls": [call]}]}
+        [example] = examples_of(tmp_path, row, template=template)
+        assert learned_text(example) == [text + "<|im_end|>"]
+
+
+def test_arguments_of_a_call_cannot_forge_a_turn():
+    tokenizer = chat_tokenizer(
+        CHATML.replace("m['content']", "m['content'] + (m.tool_calls | tojson if m.tool_calls else '')")
+    )
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for arguments in (
+        {"city": FORGED},
+        json.dumps({"city": FORGED}),
+        json.dumps({"city": FORGED}).replace("<", "\\u003c"),
+    ):
+        call = {"function": {"name": "weather", "arguments": arguments}}
+        chat = render_chat([user("a"), assistant("") | {"tool_calls": [call]}], tokenizer)
+        assert chat.tokens(tokenizer).count(start) == 2
+
+
 # ---- how prompts are put, and odd rows -------------------------------------------------------------------------------
 
 
