@@ -12,6 +12,7 @@ from keel.data.notes import Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import Asking, encode_prompt, load_prompts
 from keel.data.supervised import Imitation, load_examples
+from keel.data.templates import template_of, today
 from keel.data.turns import Example, encode_answer, encode_ranking
 from keel.errors import ConfigError, DataError
 
@@ -264,6 +265,21 @@ def test_named_templates_open_where_an_answer_begins_and_end_it():
         set_chat_template(chat_tokenizer(None), "llama3")
     with pytest.raises(ConfigError, match="neither a file nor one of chatml"):
         set_chat_template(chat_tokenizer(None), "chatlm")
+
+
+def test_a_template_that_writes_the_time_writes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    template = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}" + CHATML
+    tokenizer = chat_tokenizer(template)
+    assert render_chat([user("a")], tokenizer).text == render_chat([user("a")], tokenizer).text
+    [example] = examples_of(tmp_path, {"messages": [user("a"), assistant("b")]}, template=template)
+    assert learned_text(example) == ["b<|im_end|>"]
+    assert template_of(tokenizer, template).writes_date()
+    plain = chat_tokenizer("{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML)
+    assert not template_of(plain, str(plain.chat_template)).writes_date()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    today.cache_clear()
+    assert render_chat([user("a")], tokenizer).text.startswith("1970-01-02 00:00:00.000000<|im_start|>")
+    today.cache_clear()
 
 
 def test_a_template_comes_from_a_file(tmp_path: Path):
