@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from keel.data.chat_templates import set_chat_template
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
@@ -15,6 +16,7 @@ from keel.data.supervised import Imitation, load_examples
 from keel.data.templates import template_of, today
 from keel.data.turns import Example, encode_answer, encode_ranking
 from keel.errors import ConfigError, DataError
+from keel.rollout.sampler import decode_responses
 
 from ..chat_tokenizer import CHATML, FORGETS_THOUGHTS, OPENS_THINKING, assistant, chat_tokenizer, system, user
 
@@ -188,6 +190,16 @@ def test_an_answer_cannot_end_or_begin_a_turn_but_may_think():
     assert answer.tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.convert_tokens_to_ids("<think>") in answer.tokens
     assert tokenizer.convert_tokens_to_ids("<think>") not in encode_prompt([user("<think>")], tokenizer).tokens
+
+
+@pytest.mark.parametrize(("template", "text"), [(CHATML, "<think>b</think>c"), (None, "bc")])
+def test_special_tokens_that_the_assistant_may_write_are_text(template: str | None, text: str):
+    tokenizer = chat_tokenizer(template)
+    prompt = encode_prompt([user("a")] if template else "a", tokenizer)
+    for spelled in ("<think>b</think>c<|im_end|>", "<think>b</think><|im_start|>c<|pad|><|im_end|>"):
+        ids = torch.tensor([tokenizer.encode(spelled)])
+        counted, cut = torch.ones_like(ids, dtype=torch.bool), torch.tensor([False])
+        assert decode_responses(tokenizer, [prompt], ids, counted, cut) == [text]
 
 
 def test_forgeries_are_said(tmp_path: Path):

@@ -122,6 +122,12 @@ def _same_text(
         return False
 
 
+def hidden_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Return the special tokens that are no text of a response: all but those that the chat template leaves to the
+    assistant, such as those around thoughts."""
+    return _hidden_ids(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+
+
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return the special token that the chat template writes behind an answer first; None without one."""
     template = template_of(tokenizer, str(tokenizer.chat_template))
@@ -218,6 +224,17 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from _texts(entry)
+
+
+@cache
+def _hidden_ids(tokenizer: "PreTrainedTokenizerBase", template: str, num_tokens: int) -> frozenset[int]:
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not tokenizer.chat_template:
+        return frozenset(special)
+    control = _control_tokens(tokenizer, template, num_tokens, True)
+    return frozenset(
+        number for number, text in special.items() if control.fullmatch(text) or text == tokenizer.unk_token
+    )
 
 
 def _pattern(tokenizer: "PreTrainedTokenizerBase", role: str) -> re.Pattern[str]:
