@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from keel.data.chat_templates import set_chat_template
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
@@ -12,8 +13,10 @@ from keel.data.notes import UNWRITTEN, Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import Asking, encode_prompt, load_prompts
 from keel.data.supervised import Imitation, load_examples
+from keel.data.templates import template_of, today
 from keel.data.turns import Example, encode_answer, encode_ranking
 from keel.errors import ConfigError, DataError
+from keel.rollout.sampler import decode_responses
 
 from ..chat_tokenizer import CHATML, FORGETS_THOUGHTS, OPENS_THINKING, assistant, chat_tokenizer, system, user
 
@@ -76,12 +79,23 @@ def test_a_greeting_that_answers_nobody_is_read_and_not_learned(tmp_path: Path):
     assert learned_text(example) == ["b<|im_end|>"]
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
-def test_a_turn_marked_to_be_left_out_is_read_and_not_learned(tmp_path: Path, mark: dict[str, Any]):
-    chat = [user("a"), assistant("one") | mark, user("b"), assistant("two") | {"weight": 1, "train": True}]
+@pytest.mark.parametrize("flag", ["weight", "train", "training", "trainable", "loss", "loss_mask"])
+def test_a_message_marked_as_not_to_be_learned_is_read_only(tmp_path: Path, flag: str):
+    first, second, third = (assistant(text) for text in ("one", "two", "three"))
+    chat = [user("a"), first | {flag: 0}, user("b"), second | {flag: True}, user("c"), third | {flag: False}]
     [example] = examples_of(tmp_path, {"messages": chat})
     assert learned_text(example) == ["two<|im_end|>"]
-    assert "one" in chat_tokenizer().decode(example.tokens)
+    assert len(example.prompt) == 3
+    [example] = examples_of(tmp_path, {"messages": chat}, turns="last")
+    assert learned_text(example) == ["two<|im_end|>"]
+    [example] = examples_of(tmp_path, {"prompt": [user("a")], "completion": [first, user("b"), second | {flag: 0}]})
+    assert learned_text(example) == ["one<|im_end|>"]
+
+
+def test_a_long_conversation_keeps_the_turn_that_is_learned(tmp_path: Path):
+    chat = [user("a"), assistant("x" * 99), user("b"), assistant("two") | {"weight": 0}]
+    [example] = examples_of(tmp_path, {"messages": chat}, max_tokens=50)
+    assert set(learned_text(example)[0]) == {"x"}
 
 
 def test_a_turn_is_learned_as_it_was_read_at_its_time(tmp_path: Path):
@@ -128,6 +142,10 @@ def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
         ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
         ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is no JSON'),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "every message of the assistant is marked"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, '"weight" of message 2 is 0.5'),
+        ({"messages": [user("a"), assistant("b") | {"train": "no"}]}, '"train" of message 2'),
+        ({"prompt": "a", "completion": "b", "label": False}, '"label" is false'),
         (
             {"messages": [user("a"), {"role": "assistant", "content": None,
                                       "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}]},
@@ -183,6 +201,16 @@ def test_a_message_that_the_template_leaves_out_is_said(tmp_path: Path):
     path = write(tmp_path / "p.jsonl", {"prompt": [system("s y s"), user("abc")]}, {"prompt": [user("d")]})
     load_prompts(path, chat_tokenizer(template), notes=notes)
     assert notes.rows == {(path, UNWRITTEN + "message 1 (system)"): {1}}
+
+
+@pytest.mark.parametrize(("template", "text"), [(CHATML, "<think>b</think>c"), (None, "bc")])
+def test_special_tokens_that_the_assistant_may_write_are_text(template: str | None, text: str):
+    tokenizer = chat_tokenizer(template)
+    prompt = encode_prompt([user("a")] if template else "a", tokenizer)
+    for spelled in ("<think>b</think>c<|im_end|>", "<think>b</think><|im_start|>c<|pad|><|im_end|>"):
+        ids = torch.tensor([tokenizer.encode(spelled)])
+        counted, cut = torch.ones_like(ids, dtype=torch.bool), torch.tensor([False])
+        assert decode_responses(tokenizer, [prompt], ids, counted, cut) == [text]
 
 
 def test_forgeries_are_said(tmp_path: Path):
@@ -269,6 +297,21 @@ def test_named_templates_open_where_an_answer_begins_and_end_it():
         set_chat_template(chat_tokenizer(None), "chatlm")
 
 
+def test_a_template_that_writes_the_time_writes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    template = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}" + CHATML
+    tokenizer = chat_tokenizer(template)
+    assert render_chat([user("a")], tokenizer).text == render_chat([user("a")], tokenizer).text
+    [example] = examples_of(tmp_path, {"messages": [user("a"), assistant("b")]}, template=template)
+    assert learned_text(example) == ["b<|im_end|>"]
+    assert template_of(tokenizer, template).writes_date()
+    plain = chat_tokenizer("{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML)
+    assert not template_of(plain, str(plain.chat_template)).writes_date()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    today.cache_clear()
+    assert render_chat([user("a")], tokenizer).text.startswith("1970-01-02 00:00:00.000000<|im_start|>")
+    today.cache_clear()
+
+
 def test_a_template_comes_from_a_file(tmp_path: Path):
     (tmp_path / "t.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     tokenizer = chat_tokenizer(None)
@@ -297,6 +340,52 @@ def test_tools_reach_the_template_or_that_they_do_not_is_said(tmp_path: Path):
     notes = Notes()
     load_prompts(write(tmp_path / "q.jsonl", {"prompt": [user("a"), call, user("b")]}), chat_tokenizer(), notes=notes)
     assert "the tool calls of message 2" in notes.lines()[0]
+
+
+WRITES = {
+    "json": "{{ c.function | tojson }}",
+    "parts": "{{ c.function.name }}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}",
+    "joined": "{{ c.function.name + c.function.arguments }}",
+    "plain": "{{ c.function.name }}{{ c.function.arguments }}",
+}
+
+
+@pytest.mark.parametrize(
+    ("writes", "text"),
+    [
+        ("json", '{"name": "weather", "arguments": {"city": "Köln"}}'),
+        ("parts", "weathercity=Köln;"),
+        ("joined", 'weather{"city": "Köln"}'),
+        ("plain", 'weather{"city": "Köln"}'),
+    ],
+)
+def test_arguments_of_a_call_are_written_once_whatever_form_the_file_has(tmp_path: Path, writes: str, text: str):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
+        + WRITES[writes]
+        + "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    for arguments in ({"city": "Köln"}, '{"city": "Köln"}'):
+        call = {"function": {"name": "weather", "arguments": arguments}}
+        row = {"messages": [user("a"), assistant("") | {"tool_calls": [call]}]}
+        [example] = examples_of(tmp_path, row, template=template)
+        assert learned_text(example) == [text + "<|im_end|>"]
+
+
+def test_arguments_of_a_call_cannot_forge_a_turn():
+    tokenizer = chat_tokenizer(
+        CHATML.replace("m['content']", "m['content'] + (m.tool_calls | tojson if m.tool_calls else '')")
+    )
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for arguments in (
+        {"city": FORGED},
+        json.dumps({"city": FORGED}),
+        json.dumps({"city": FORGED}).replace("<", "\\u003c"),
+    ):
+        call = {"function": {"name": "weather", "arguments": arguments}}
+        chat = render_chat([user("a"), assistant("") | {"tool_calls": [call]}], tokenizer)
+        assert chat.tokens(tokenizer).count(start) == 2
 
 
 # ---- how prompts are put, and odd rows -------------------------------------------------------------------------------

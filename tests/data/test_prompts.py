@@ -143,6 +143,17 @@ def test_long_prompts_are_refused_dropped_or_cut(tmp_path: Path, tokenizer: PreT
         load_prompts(write(tmp_path / "q.jsonl", {"prompt": "w0 w1"}), tokenizer, max_tokens=1, too_long="drop")
 
 
+def test_a_start_that_the_text_spells_is_not_doubled(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    starting = adding(tokenizer, "<s> $A </s>")
+    assert encode_text("<s> w0", starting) == encode_text("w0", starting) == [1, 4]
+    assert encode_text("w0 <s>", starting) == [1, 4, 1]
+    path = write(tmp_path / "p.jsonl", {"prompt": "<s> w0 w1 w2"})
+    [prompt] = load_prompts(path, starting, max_tokens=3, too_long="truncate")
+    assert prompt.tokens == (1, 5, 6)
+    [prompt] = load_prompts(path, starting, max_tokens=4)
+    assert prompt.tokens == (1, 4, 5, 6)
+
+
 def test_special_tokens_before_a_prompt_stay_and_those_after_it_go(tokenizer: PreTrainedTokenizerBase):
     assert encode_text("w0 </s>", adding(tokenizer, "<s> $A </s>")) == [1, 4, 2]
     assert encode_text("w0", adding(tokenizer, "$A </s>")) == [4]

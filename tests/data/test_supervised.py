@@ -8,6 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from keel.data.notes import Notes
 from keel.data.supervised import Imitation, load_examples
 from keel.data.turns import Example
 from keel.errors import DataError
@@ -40,6 +41,14 @@ def test_all_of_a_plain_text_is_learned(tmp_path: Path, tokenizer: PreTrainedTok
     )
     [example] = load(tmp_path, tokenizer, {"text": "w0 w1"})
     assert (example.tokens, example.num_targets) == ((1, 4, 5, 2), 3)
+
+
+def test_a_start_that_the_rows_spell_is_not_doubled(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    examples = load(tmp_path, tokenizer, {"text": "<s> w0"}, {"prompt": "<s> w0 w1 w2", "completion": " w3"})
+    assert [example.tokens for example in examples] == [(1, 4, 2), (1, 4, 5, 6, 7, 2)]
+    [example] = load(tmp_path, tokenizer, {"prompt": "<s> w0 w1 w2", "completion": " w3"}, max_tokens=4)
+    assert (example.tokens, example.num_prompt_tokens) == ((1, 6, 7, 2), 2)
 
 
 def test_an_empty_completion_teaches_to_end(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
@@ -100,3 +109,12 @@ def test_a_bad_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, 
     with pytest.raises(DataError) as caught:
         load(tmp_path, tokenizer, {"text": "w0"}, row)
     assert caught.value.where == f"{tmp_path / 'rows.jsonl'}:2"
+
+
+def test_a_weight_that_is_not_read_is_said(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "w0", "weight": 1.0}, {"text": "w1", "weight": 0.5}, {"text": "w2", "weight": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes = Notes()
+    load_examples(str(path), Imitation(tokenizer, ENDS), notes=notes)
+    assert list(notes.rows.values()) == [{2}]

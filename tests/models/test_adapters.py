@@ -134,3 +134,13 @@ def test_an_adapter_of_nothing(adapter: Path) -> None:
     place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(ConfigError, match="does not say which model"):
         RewardModel.load(str(adapter))
+
+
+def test_a_layer_that_is_not_there_is_refused_beside_one_that_is(tiny_policy: Path) -> None:
+    for targets in (["q_proj", "linear_fc1x"], ["self_attn.q_proj", "proj"], ["nothing"]):
+        with pytest.raises(ConfigError) as caught:
+            load_causal_lm(str(tiny_policy), lora=LoraSettings(r=2, target_modules=targets))
+        assert caught.value.where == "lora.target_modules"
+    model = load_causal_lm(str(tiny_policy), lora=LoraSettings(r=2, target_modules=["self_attn.q_proj", "v_proj"]))
+    adapted = {name.rpartition(".")[0].rpartition(".")[2] for name, _ in model.named_modules() if "lora_A" in name}
+    assert {"q_proj", "v_proj"} <= adapted

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -126,6 +127,14 @@ def test_a_chat_is_scored_through_the_chat_template(tiny_policy: Path):
         model.encode(chat, "w1")
     model.tokenizer.chat_template = "{% for m in messages %}<s> {{ m.content }} {% endfor %}"
     assert model.encode(chat, "w1") == [1, 4, 1, 5]
+
+
+def test_a_start_that_the_prompt_spells_is_not_doubled(tiny_policy: Path):
+    model = RewardModel.load(str(tiny_policy), template="{prompt} {response}")
+    assert model.encode("<s> w0", "w1") == [1, 4, 5]
+    assert model.encode("<s> <s> w0", "w1") == [1, 1, 4, 5]
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert model.encode("<s> w0", "w1") == model.encode("w0", "w1") == [1, 4, 5]
 
 
 def test_the_training_limit_limits_no_text_that_is_scored(tiny_policy: Path, tmp_path: Path):

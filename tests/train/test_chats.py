@@ -96,6 +96,21 @@ def test_the_row_that_the_template_refuses_is_named(tmp_path: Path, verb: str, c
     assert "line 4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_date_in_the_prompts_is_said_unless_it_was_given(
+    tmp_path: Path, given: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model(tmp_path / "model", chat_tokenizer("{{ strftime_now('%d %b %Y') }}" + CHATML))
+    if given:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    else:
+        monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": [user("a")]}])
+    short = ("--sampling.max-response-tokens", 1, "--output", tmp_path / "answers.jsonl")
+    assert keel("sample", "--model", model, "--prompts.path", prompts, *short) == 0
+    assert ("SOURCE_DATE_EPOCH" in capsys.readouterr().err) is not given
+
+
 def test_rows_that_are_cut_are_counted_and_named(tmp_path: Path, chat_model: Path, capsys: pytest.CaptureFixture[str]):
     long = [user("a" * 90), assistant("b"), user("c"), assistant("d")]
     data = write(tmp_path / "chats.jsonl", [*CHATS, {"messages": long}])

@@ -4,9 +4,10 @@ A chat template writes control tokens, and the texts of the messages stand betwe
 token ("<|im_start|>system") stays text: it is encoded in the pieces that any other text has.
 """
 
+import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -73,11 +74,15 @@ def render_chat(
     template = template_of(tokenizer, str(tokenizer.chat_template))
     if not ended and not messages[-1]["content"]:
         return render_chat(messages[:-1], tokenizer, True, tools=tools)
-    guarded = [_guarded(message, tokenizer) for message in messages]
-    if not ended:
-        guarded[-1] = guarded[-1] | {"content": guarded[-1]["content"] + HERE}
     given = None if tools is None else _marked(tools, _pattern(tokenizer, "tool"))
-    text = template.render(guarded, add_generation_prompt, given)
+
+    def write(messages: Messages) -> str:
+        guarded = [_guarded(message, tokenizer) for message in messages]
+        if not ended:
+            guarded[-1] = guarded[-1] | {"content": guarded[-1]["content"] + HERE}
+        return template.render(guarded, add_generation_prompt, given)
+
+    text = _with_arguments(messages, write)
     if not ended and HERE not in text:
         what = "the chat template leaves out the end of the last message, which is to be continued"
         raise DataError(what, where=tokenizer.name_or_path, fix="use another template (chat_template)")
@@ -117,6 +122,12 @@ def _same_text(
         return False
 
 
+def hidden_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Return the special tokens that are no text of a response: all but those that the chat template leaves to the
+    assistant, such as those around thoughts."""
+    return _hidden_ids(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+
+
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return the special token that the chat template writes behind an answer first; None without one."""
     template = template_of(tokenizer, str(tokenizer.chat_template))
@@ -137,6 +148,53 @@ def tools_of(columns: Mapping[str, Any]) -> list[Any] | None:
     if tools is not None and not isinstance(tools, list):
         raise ValueError('"tools" is no list')
     return tools or None
+
+
+def _with_arguments(messages: Messages, write: Callable[[Messages], str]) -> str:
+    """Write messages with the arguments of their tool calls in the form that the template reads.
+
+    Files have them as an object or as JSON text (OpenAI), and so do templates, whatever the file has: most write an
+    object as JSON, so that a text would be quoted twice; some only join texts. The object is taken unless the template
+    refuses it, or writes it as Python does.
+    """
+    objects, texts = (_arguments_as(messages, kind) for kind in (dict, str))
+    if objects == texts:
+        return write(messages)
+    try:
+        text = write(objects)
+    except DataError as error:
+        try:
+            return write(texts)
+        except DataError:
+            raise error from None
+    shown = (str(function["arguments"]) for function in _functions(objects) if function.get("arguments"))
+    return write(texts) if any(python in text for python in shown) else text
+
+
+def _functions(messages: Messages) -> Iterator[dict[str, Any]]:
+    """The called functions of all messages: each call, or what it holds under `function`."""
+    for message in messages:
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else []:
+            if isinstance(call, dict):
+                yield call["function"] if isinstance(call.get("function"), dict) else call
+
+
+def _arguments_as(messages: Messages, kind: type) -> Messages:
+    """A copy of the messages whose arguments of tool calls are objects or JSON texts; what is neither stays."""
+    copies = copy.deepcopy(messages)
+    for function in _functions(copies):
+        arguments = function.get("arguments")
+        if isinstance(arguments, str) and kind is dict:
+            try:
+                arguments = json.loads(arguments)
+            except ValueError:
+                continue
+        elif isinstance(arguments, dict) and kind is str:
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        if isinstance(arguments, kind):
+            function["arguments"] = arguments
+    return copies
 
 
 def _guarded(message: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -166,6 +224,17 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from _texts(entry)
+
+
+@cache
+def _hidden_ids(tokenizer: "PreTrainedTokenizerBase", template: str, num_tokens: int) -> frozenset[int]:
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not tokenizer.chat_template:
+        return frozenset(special)
+    control = _control_tokens(tokenizer, template, num_tokens, True)
+    return frozenset(
+        number for number, text in special.items() if control.fullmatch(text) or text == tokenizer.unk_token
+    )
 
 
 def _pattern(tokenizer: "PreTrainedTokenizerBase", role: str) -> re.Pattern[str]:

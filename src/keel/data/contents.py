@@ -13,7 +13,16 @@ from keel.data.answers import as_answers
 from keel.data.formats import form_of
 from keel.data.messages import as_chat, learned_turns, plain_text
 from keel.data.preferences import Ranking, as_ranking
-from keel.data.rows import Content, Row, naming, require_content, require_messages, row_kind, scan_rows
+from keel.data.rows import (
+    Content,
+    Row,
+    naming,
+    refuse_undesirable,
+    require_content,
+    require_messages,
+    row_kind,
+    scan_rows,
+)
 from keel.errors import DataError
 
 
@@ -87,6 +96,7 @@ def _answers(row: Row, path: str, column: str) -> Entry:
 
 
 def _text(row: Row, path: str, column: str) -> Entry:
+    refuse_undesirable(row, path)
     kind = row_kind(row)
     if kind == "text":
         return Entry(row.number, "text", None, (str(require_content(row, path, "text")),))

@@ -4,7 +4,7 @@ A message is `{"role": ..., "content": text}`; what else it has (`tool_calls`, `
 for the chat template. ShareGPT's `{"from": ..., "value": ...}`, lists of text parts and null contents are converted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,6 +17,8 @@ Content = str | Messages
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 INSTRUCTING = ("system", "developer")
 """Roles whose messages open a conversation and stay when its oldest turns are dropped."""
+LOSS_FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+"""Keys of a message by which other tools say whether it is learned: OpenAI, axolotl, verl, slime, ms-swift."""
 SHARE_GPT = {
     "human": "user",
     "gpt": "assistant",
@@ -75,35 +77,39 @@ def without_oldest_turn(messages: Messages) -> Messages | None:
 
 
 def learned_turns(prompt: Messages, completion: Messages) -> list[int]:
-    """Places in the completion of the assistant's turns that answer somebody and are not marked to be left out.
+    """Places in the completion of the assistant's turns that answer somebody and are not marked as not to be learned.
 
-    Raises DataError when there is none, or one that follows the assistant's own.
+    Raises DataError when there is none, one that follows the assistant's own, or a mark that is neither yes nor no.
     """
     found = []
     asked = bool(prompt)
+    marked = False
     for i, message in enumerate(completion):
         if message["role"] == "assistant":
             if i and completion[i - 1]["role"] == "assistant":
                 raise DataError(
                     f"message {len(prompt) + i + 1} follows another one of the assistant", fix="join the two"
                 )
-            if _is_learned(message, f"message {len(prompt) + i + 1}") and asked:
+            excluded = _is_excluded(message, len(prompt) + i + 1)
+            marked = marked or excluded
+            if asked and not excluded:
                 found.append(i)
         asked = asked or message["role"] == "user"
+    if not found and marked:
+        raise DataError("every message of the assistant is marked as not to be learned", fix="leave the row out")
     if not found:
-        raise DataError(
-            "no message of the assistant answers a user's and is to be learned, so there is nothing to learn"
-        )
+        raise DataError("no message of the assistant answers a user's, so there is nothing to learn")
     return found
 
 
-def _is_learned(message: dict[str, Any], place: str) -> bool:
-    """Whether a turn may be learned: not with OpenAI's `weight: 0` or Axolotl's `train: false`. Raises DataError."""
-    for mark in ("weight", "train"):
-        if message.get(mark, 1) not in (0, 1):
-            what = f'{place} has "{mark}": {message[mark]!r}; a turn is learned (1) or not (0)'
-            raise DataError(what, fix=f"give 0 or 1, or leave {mark} out")
-    return bool(message.get("weight", 1)) and bool(message.get("train", 1))
+def _is_excluded(message: Mapping[str, Any], number: int) -> bool:
+    """Whether a flag of the message excludes it from the loss. Raises DataError for one that is neither yes nor no."""
+    flags = {key: message[key] for key in LOSS_FLAGS if key in message}
+    for key, flag in flags.items():
+        if flag not in (0, 1):
+            what = f'"{key}" of message {number} is {flag!r}; a message is learned (1, true) or not (0, false)'
+            raise DataError(what, fix="give one of these, or rename the key")
+    return not all(flags.values())
 
 
 def _message(value: Any, place: str) -> dict[str, Any]:

@@ -139,10 +139,20 @@ def encode_prompt(
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a text that goes on: with the special tokens the tokenizer puts before it, not those it puts after."""
+    """Ids of a text that continues: with the special tokens the tokenizer puts before it, not those it puts after."""
+    start, rest = split_start(text, tokenizer)
+    return start + rest
+
+
+def split_start(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids that start every text of the tokenizer, and those of the text itself.
+
+    A text that was rendered elsewhere may spell the start ("<s>"); it is not doubled.
+    """
     full, bare = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
     starts = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
-    return full[: next(starts, 0) + len(bare)]
+    start = full[: next(starts, 0)]
+    return start, bare[len(start) :] if bare[: len(start)] == start else bare
 
 
 def shortened(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt | None:
@@ -177,8 +187,7 @@ def _check_long(path: str, max_tokens: int, too_long: str, long: list[int], fixe
 
 def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:
     """Drop tokens from the front, but not the special ones that start a text."""
-    bare = tokenizer.encode(prompt.text, add_special_tokens=False)
-    start = prompt.tokens[: max(0, len(prompt.tokens) - len(bare))]
+    start = tuple(split_start(prompt.text, tokenizer)[0])
     end = prompt.tokens[len(prompt.tokens) - (max_tokens - len(start)) :]
     text = str(tokenizer.decode(list(end)))
     return Prompt(text, text, start + end, prompt.columns)

@@ -108,6 +108,12 @@ def row_kind(row: Row) -> str:
     return column or ("text" if "text" in row.values and "prompt" not in row.values else "completion")
 
 
+def refuse_undesirable(row: Row, path: str) -> None:
+    """Raise DataError for a completion that the row labels undesirable, as TRL's data for KTO do."""
+    if row.values.get("label") is False:
+        reject(row, path, '"label" is false: an undesirable completion, and keel sft imitates every row; leave it out')
+
+
 def reject(row: Row, path: str, what: str) -> NoReturn:
     raise DataError(what, where=f"{path}:{row.number}")
 

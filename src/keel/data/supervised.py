@@ -6,10 +6,19 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from keel.data.chats import tools_of, unwritten
-from keel.data.messages import Messages, without_oldest_turn
+from keel.data.messages import Messages, learned_turns, without_oldest_turn
 from keel.data.notes import LOST, UNWRITTEN, Notes, is_lost, note_kinds, remarks
 from keel.data.prompts import AS_IT_IS, Asking, encode_text
-from keel.data.rows import Row, naming, read_rows, reject, require_content, require_messages, row_kind
+from keel.data.rows import (
+    Row,
+    naming,
+    read_rows,
+    refuse_undesirable,
+    reject,
+    require_content,
+    require_messages,
+    row_kind,
+)
 from keel.data.turns import Example, encode_answer, encode_turns, end_token, keep_end
 from keel.errors import DataError
 
@@ -53,6 +62,9 @@ def read_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tu
     A prompt that is too long loses its beginning, a conversation its oldest turns, and what is still too long its end.
     """
     limit = imitation.max_tokens
+    refuse_undesirable(row, path)
+    if row.values.get("weight") not in (None, 1):
+        notes.add(path, row.number, 'the column "weight" is not read: every row counts the same')
     with naming(row, path):
         kind = row_kind(row)
         if kind == "text":
@@ -102,13 +114,13 @@ def _chat_examples(
         asking = replace(imitation.asking, system=system) if isinstance(system, str) and system else imitation.asking
         read = asking.noted(require_messages(row, path, completion), row, path, tokenizer, notes)
         assert not isinstance(read, str)
-        last = max((i for i, message in enumerate(read) if message["role"] == "assistant"), default=len(read))
-        completion = read[: last + 1]
-        if len(completion) < len(read):
+        completion = read
+        if any(message["role"] == "assistant" for message in read) and read[-1]["role"] != "assistant":
             notes.add(path, row.number, "nothing is learned of what follows the last message of the assistant")
     else:
         for remark in remarks(completion, tokenizer, len(prompt) + 1):
             notes.add(path, row.number, remark)
+    completion = completion[: learned_turns(prompt, completion)[-1] + 1]
     try:
         tools = tools_of(row.values)
     except ValueError as error:

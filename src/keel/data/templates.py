@@ -1,12 +1,15 @@
 """Chat templates are programs that come with a model. Jinja's sandbox keeps them from the machine; the limits here
 keep one that never ends, or fills the memory, from the run."""
 
+import json
 import os
+import re
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ SECONDS = 5  # of processor time: a machine that is busy, or was paused, makes n
 PAUSES, PAUSE = 60_000, 0.002  # how often and how long the child is waited for, should it hang without working
 MEGABYTES = 512
 CHARACTERS = 2_000_000
+NOW = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how a template asks for the date
 
 
 class Template:
@@ -49,9 +53,37 @@ class Template:
             raise ConfigError(f"the chat template makes {len(text):,} characters of one conversation", self.where)
         return text
 
-    def _text(self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None) -> str:
+    def writes_date(self) -> bool:
+        """Whether the same conversation reads otherwise on another day."""
+        chat: Messages = [{"role": "user", "content": "x"}]
+        try:
+            self.render(chat, True)
+            return self._text(chat, True, None) != self._text(chat, True, None, today() + timedelta(days=40))
+        except Exception:  # noqa: BLE001 - it wants other messages, and refuses in its own time what it cannot write
+            return False
+
+    def _text(
+        self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None, when: datetime | None = None
+    ) -> str:
         given = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        source = self.tokenizer.chat_template
+        if isinstance(source, str) and NOW.search(source):  # transformers takes no function among its arguments
+            date = when or today()
+            given["chat_template"] = NOW.sub(lambda call: json.dumps(date.strftime(call[2])), source)
         return str(self.tokenizer.apply_chat_template(messages, **given))
+
+
+@cache
+def today() -> datetime:
+    """Return the time that templates write: one for the whole process, since a text that was rendered before midnight
+    is compared with one from after it; that of SOURCE_DATE_EPOCH, where it is set. Raises ConfigError."""
+    source = os.environ.get("SOURCE_DATE_EPOCH")
+    if source is None:
+        return datetime.now().astimezone()
+    try:
+        return datetime.fromtimestamp(int(source), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"{source!r} is no time in seconds since 1970", "SOURCE_DATE_EPOCH", "correct it") from error
 
 
 @cache

@@ -17,7 +17,7 @@ from keel.data.messages import (
     without_oldest_turn,
 )
 from keel.data.preferences import Ranking
-from keel.data.prompts import encode_text
+from keel.data.prompts import encode_text, split_start
 from keel.errors import DataError
 
 SHOWN = 40
@@ -124,8 +124,7 @@ def keep_end(example: Example, num_prompt_tokens: int, tokenizer: PreTrainedToke
     assert isinstance(example.prompt, str)
     if example.num_prompt_tokens <= num_prompt_tokens:
         return example
-    bare = tokenizer.encode(example.prompt, add_special_tokens=False)
-    first = min(num_prompt_tokens, max(0, example.num_prompt_tokens - len(bare)))
+    first = min(num_prompt_tokens, len(split_start(example.prompt, tokenizer)[0]))
     rest = example.tokens[example.num_prompt_tokens - (num_prompt_tokens - first) :]
     return Example(example.prompt, example.tokens[:first] + rest, num_prompt_tokens)
 

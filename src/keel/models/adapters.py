@@ -61,6 +61,14 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
             wrapped = peft.get_peft_model(model, settings).eval()
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split()), where="lora.target_modules") from error
+    adapted = [f".{name}" for name in wrapped.base_model.targeted_module_names]
+    absent = [name for name in targets if not any(other.endswith(f".{name}") for other in adapted)]
+    if absent and not isinstance(targets, str):  # peft refuses them only where no name fits
+        layers = sorted(
+            {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        )
+        what = f"the model has no layer {absent[0]!r}; its linear layers: {', '.join(layers)}"
+        raise ConfigError(what, where="lora.target_modules", fix="correct the name, or leave it out")
     untie_adapted(wrapped)
     return wrapped
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.data.chats import render_chat
 from keel.data.messages import Content, Messages, with_response, without_oldest_turn
+from keel.data.prompts import split_start
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Reading:
 
     def _ids(self, tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
         if isinstance(self.prompt, str):
-            return tokenizer.encode(self._text(template))
+            text = self._text(template)
+            ids, bos = tokenizer.encode(text), [tokenizer.bos_token_id]
+            spelled = ids[:2] == bos * 2 and split_start(text, tokenizer)[0] == bos  # rendered elsewhere
+            return ids[1:] if spelled else ids
         messages = with_response(self.prompt, self.response)
         return render_chat(messages, tokenizer, tools=self.tools, ended=not self.truncated).tokens(tokenizer)
 

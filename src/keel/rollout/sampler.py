@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from keel import kernels
 from keel.core.logprobs import token_logprobs
 from keel.data.batches import Rollouts
+from keel.data.chats import hidden_ids
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
 from keel.models.heads import next_token_logits, plain
@@ -167,10 +168,12 @@ def decode_responses(
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text that `tokens` add after `before`."""
-    start, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (list(before), [*before, *tokens]))
-    return (
-        whole[len(start) :]
-        if whole.startswith(start)
-        else str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+    """The text that `tokens` add after `before`. Special tokens that the assistant may write are part of it: a chat
+    that is learned or scored holds them too."""
+    hidden = hidden_ids(tokenizer)
+    start, whole = (
+        str(tokenizer.decode([token for token in ids if token not in hidden])) for ids in (before, [*before, *tokens])
     )
+    if whole.startswith(start):
+        return whole[len(start) :]
+    return str(tokenizer.decode([token for token in tokens if token not in hidden]))

@@ -1,5 +1,6 @@
 """From settings to prompts as a model reads them: its chat template, its tokens, and what is worth a word."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from keel.data.chat_templates import set_chat_template
 from keel.data.notes import Notes
 from keel.data.prompts import Asking, Prompt, load_prompts
 from keel.data.rows import Row
+from keel.data.templates import NOW, template_of, today
 from keel.models.loading import load_tokenizer, stop_at_turns
 from keel.terminal import tell
 from keel.world import World
@@ -19,7 +21,16 @@ def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase
     """The tokenizer of a model with the chat template of the settings. Raises ConfigError."""
     tokenizer = load_tokenizer(name)
     set_chat_template(tokenizer, settings.chat_template, settings.template)
+    _report_date(tokenizer)
     return tokenizer
+
+
+def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Print that the chat template writes the date, unless it was given: the same prompt reads otherwise tomorrow."""
+    source = str(tokenizer.chat_template)
+    if NOW.search(source) and "SOURCE_DATE_EPOCH" not in os.environ and template_of(tokenizer, source).writes_date():
+        line = f"the chat template of {tokenizer.name_or_path} writes the date, {today():%Y-%m-%d}"
+        report([f"{line}; to write the same on another day, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
 
 
 def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
