@@ -136,8 +136,6 @@ def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
         ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "followed by a text or by one assistant"),
         ({"prompt": "w", "completion": [user("a")]}, "followed by a text or by one assistant"),
         ({"messages": [user("a")]}, "no message of the assistant"),
-        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "nothing to learn"),
-        ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, 'message 2 has "weight": 0.5'),
         ({"messages": json.dumps([user("a"), assistant("b")])}, 'expected a list in "messages", got text'),
         ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
