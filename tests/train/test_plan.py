@@ -45,7 +45,9 @@ def run(tiny_policy: Path, tmp_path: Path) -> dict[str, Any]:
     """A run with a reward model, its prompts in a file."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("w1 w2", "w5", "w6 w7 w8", "w9")))
-    RewardModel.load(str(tiny_policy), template="{prompt}{response}").save(tmp_path / "scorer")
+    scorer = RewardModel.load(str(tiny_policy), template="{prompt}{response}")
+    torch.nn.init.normal_(scorer.model.score.weight)
+    scorer.save(tmp_path / "scorer")
     return settings(
         tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), "rewards": [{"model": str(tmp_path / "scorer")}]}
     )

@@ -61,16 +61,21 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
             wrapped = peft.get_peft_model(model, settings).eval()
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split()), where="lora.target_modules") from error
-    adapted = [f".{name}" for name in wrapped.base_model.targeted_module_names]
-    absent = [name for name in targets if not any(other.endswith(f".{name}") for other in adapted)]
-    if absent and not isinstance(targets, str):  # peft refuses them only where no name fits
-        layers = sorted(
-            {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-        )
-        what = f"the model has no layer {absent[0]!r}; its linear layers: {', '.join(layers)}"
-        raise ConfigError(what, where="lora.target_modules", fix="correct the name, or leave it out")
     untie_adapted(wrapped)
     return wrapped
+
+
+def require_targets(model: PreTrainedModel, lora: Lora) -> None:
+    """Raise ConfigError for a name in `target_modules` that no layer has: peft refuses them only where no name fits."""
+    if isinstance(lora.target_modules, str):
+        return
+    names = [f".{name}" for name, _ in model.named_modules()]
+    absent = [target for target in lora.target_modules if not any(name.endswith(f".{target}") for name in names)]
+    if absent:
+        linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        layers = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        what = f"the model has no layer {absent[0]!r}; its linear layers: {layers}"
+        raise ConfigError(what, where="lora.target_modules", fix="correct the name, or leave it out")
 
 
 def _unfit_layers(model: PreTrainedModel) -> list[str]:

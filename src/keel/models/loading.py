@@ -19,6 +19,7 @@ from keel.models.adapters import (
     merged,
     merged_in,
     put_on,
+    require_targets,
     save_adapter,
     shapes_of,
     with_lora,
@@ -75,7 +76,10 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
         refuse_missing(report["missing_keys"], unread, name)
         name_unread(unread, name)
         _ready(model)
-    return with_lora(model, lora, "CAUSAL_LM") if lora else model
+    if lora:
+        require_targets(model, lora)
+        model = with_lora(model, lora, "CAUSAL_LM")
+    return model
 
 
 def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: bool = False) -> Any:

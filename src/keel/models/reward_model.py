@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from keel.data.padding import microbatches, pad_rows
 from keel.data.rows import Content
 from keel.errors import ConfigError
-from keel.models.adapters import Lora, save_adapter, with_lora
+from keel.models.adapters import Lora, require_targets, save_adapter, with_lora
 from keel.models.heads import plain
 from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
 from keel.models.packed import moved_left, reads_packed, token_states
@@ -86,6 +86,7 @@ class RewardModel:
         reward_model = cls(model, tokenizer or load_tokenizer(name), template, max_tokens)
         reward_model._set_pad(to_train)
         if lora:
+            require_targets(model, lora)
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
         reward_model.model.to(device or World.from_environment().device)
         name_unembedded(reward_model.model, reward_model.tokenizer, name)
