@@ -30,7 +30,7 @@ def build(model: Path, changes: dict[str, Any], world: World = ONE) -> Parts:
             {"rollout.max_response_tokens": 254},
             "longest prompt and answer have 257 tokens, the model only 256 positions",
         ),
-        ({"rollout.stop": ["w1 w2"]}, "rollout.stop: stop 'w1 w2' is 2 tokens -> give single tokens"),
+        ({"rollout.stop": ["w1 nowhere"]}, "rollout.stop: this model cannot write the stop text 'w1 nowhere'"),
         ({"critic.init": "reward"}, "critic.init: there is no reward model to start from"),
         ({"policy.model": "./nowhere"}, "./nowhere: no such model folder"),
         ({"reference": "./nowhere"}, "./nowhere: no such model folder"),

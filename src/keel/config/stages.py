@@ -32,9 +32,9 @@ class DecodingSettings(Settings):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """sample among the most likely tokens that together hold this probability"""
     stop: list[str] = []
-    """further tokens that end a response"""
+    """texts that end a response, besides the model's own end tokens"""
     stop_in_text: bool = True
-    """include an end token that is ordinary text, such as a full stop, in the response's text"""
+    """include an end that is ordinary text, such as a full stop, in the response's text"""
 
 
 class SampleConfig(Settings):

@@ -40,9 +40,9 @@ class RolloutSettings(Settings):
     temperature: Positive = 1.0
     """of sampling and of every log-probability"""
     stop: list[str] = []
-    """further tokens that end a response, besides the model's own end tokens"""
+    """texts that end a response, besides the model's own end tokens"""
     stop_in_text: bool = True
-    """include an end token that is ordinary text, such as a full stop, in the text that scorers and logs see"""
+    """include an end that is ordinary text, such as a full stop, in the text that scorers and logs see"""
 
 
 class RewardShaping(Settings):

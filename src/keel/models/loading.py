@@ -189,13 +189,14 @@ def read_every_token(model: Any) -> None:
 def end_token_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Iterable[str] = (), where: str = "rollout.stop"
 ) -> list[int]:
-    """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop tokens.
+    """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop texts of one
+    token.
 
-    Raises ConfigError of the setting `where` for a stop text that is no token, and where none can be sampled.
+    Raises ConfigError of the setting `where` for one that is beyond the embeddings.
     """
-    stops = {stop_token_id(tokenizer, text, where) for text in stop}
-    found = sorted(stops.union(configured_ends(model.generation_config, tokenizer)))
-    found = [number for number in found if number >= 0]  # some configs write -1 for none
+    stops = [stop_token_id(tokenizer, text) for text in stop]
+    ids = {*configured_ends(model.generation_config, tokenizer), *(token for token in stops if token is not None)}
+    found = sorted(token for token in ids if token >= 0)  # some configs write -1 for none
     if found and found[0] >= num_embeddings(model):
         raise ConfigError(
             f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
@@ -217,19 +218,28 @@ def stop_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         model.generation_config.eos_token_id = sorted({*ends, turn_end})
 
 
-def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> int:
-    """The one token that is this text, as it is encoded or as the vocabulary spells it.
+def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The one token that is this text, as it is encoded or as the vocabulary spells it; None where it is several.
 
-    Tokenizers that put a space before a text encode "." as two tokens, though "." is one. Raises ConfigError.
+    Tokenizers that put a space before a text encode "." as two tokens, though "." is one.
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return ids[0]
-    spelled = tokenizer.get_vocab().get(text)
-    if spelled is None:
-        what = f"{len(ids)} tokens" if len(ids) > 1 else "no token of this model"
-        raise ConfigError(f"stop {text!r} is {what}", where=where, fix="give single tokens")
-    return spelled
+    return tokenizer.get_vocab().get(text)
+
+
+def stop_texts(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str], where: str = "rollout.stop") -> list[str]:
+    """Those of the stop texts that are several tokens.
+
+    Raises ConfigError of the setting `where` for one that this tokenizer cannot write.
+    """
+    texts = [text for text in stop if stop_token_id(tokenizer, text) is None]
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if not ids or tokenizer.unk_token_id in ids:
+            raise ConfigError(f"this model cannot write the stop text {text!r}", where=where, fix="leave it out")
+    return texts
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

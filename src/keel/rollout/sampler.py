@@ -20,6 +20,7 @@ from keel.data.prompts import Prompt
 from keel.models.heads import next_token_logits, plain
 from keel.models.vocabulary import fill_id
 from keel.rollout.decoder import decoder_for
+from keel.rollout.ends import Ends
 
 
 @torch.no_grad()
@@ -33,11 +34,13 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     stop_in_text: bool = True,
+    stop_texts: Sequence[str] = (),
 ) -> Rollouts:
     """One answer to each prompt; `uniforms` [B, T] in [0, 1) sets their number of tokens and decides each of them.
 
-    A row ends with the first token of `end_ids`, which is part of the response; rows without one are truncated. With
-    `stop_in_text` the text of an end token that is ordinary text (such as ".") is part of the response's text.
+    A row ends with the first token of `end_ids`, or the one that completes one of `stop_texts`, which is part of the
+    response; rows without one are truncated. With `stop_in_text` the text of an end that is ordinary text (such as ".")
+    is part of the response's text.
     Finished rows leave the batch at once, and a prompt that stands in adjacent rows is read once.
     """
     device = plain(model).device
@@ -45,15 +48,14 @@ def sample(
     prompt_tokens, prompt_mask = (
         part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left")
     )
-    ends = torch.tensor(list(end_ids), device=device)
-    responses, logprobs, lengths = grow(
+    ends = Ends(tokenizer, end_ids, stop_texts, device)
+    responses, logprobs, lengths, truncated = grow(
         model, prompts, prompt_tokens, prompt_mask, uniforms.to(device), ends, pad_id, temperature, top_k, top_p
     )
     width = int(lengths.max())
     responses, logprobs = responses[:, :width], logprobs[:, :width]
     response_mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
-    truncated = ~torch.isin(responses.gather(1, lengths.unsqueeze(1) - 1).squeeze(1), ends)
-    texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated, stop_in_text)
+    texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated, stop_in_text, ends)
     return Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
 
 
@@ -63,17 +65,18 @@ def grow(
     prompt_tokens: Tensor,
     prompt_mask: Tensor,
     uniforms: Tensor,
-    ends: Tensor,
+    ends: Ends,
     pad_id: int,
     temperature: float,
     top_k: int,
     top_p: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The answers token by token -> tokens [B, T], their log-probs [B, T], lengths [B]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The answers token by token -> tokens [B, T], their log-probs [B, T], lengths [B], truncated [B]."""
     count, limit = uniforms.shape
     responses = torch.full((count, limit), pad_id, device=uniforms.device)
     logprobs = torch.zeros((count, limit), device=uniforms.device)
     lengths = torch.full((count,), limit, device=uniforms.device)
+    truncated = torch.ones(count, dtype=torch.bool, device=uniforms.device)
     copies = repeats(prompts)
     decoder = decoder_for(model, limit)
     states = decoder.start(prompt_tokens[::copies], prompt_mask[::copies], copies)
@@ -82,16 +85,16 @@ def grow(
         logits = next_token_logits(model, states)
         chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
         responses[active, t], logprobs[active, t] = chosen, logprob
-        ended = torch.isin(chosen, ends)
+        ended = ends.reached(responses[active, max(0, t + 1 - ends.window) : t + 1])
         if bool(ended.any()):
-            lengths[active[ended]] = t + 1
+            lengths[active[ended]], truncated[active[ended]] = t + 1, False
             rows = without(ended)
             active, chosen = active[rows], chosen[rows]
             decoder.keep(rows)
         if t + 1 == limit or not len(active):
             break
         states = decoder.advance(chosen)
-    return responses, logprobs, lengths
+    return responses, logprobs, lengths, truncated
 
 
 def repeats(prompts: Sequence[Prompt]) -> int:
@@ -152,19 +155,23 @@ def decode_responses(
     mask: Tensor,
     truncated: Tensor,
     stop_in_text: bool = True,
+    ends: Ends | None = None,
 ) -> list[str]:
     """Return the responses as text: what each adds to its decoded prompt, so that a leading space is kept.
 
-    End tokens that are special or added to the vocabulary are never text.
+    End tokens that are special or added to the vocabulary are never text; other ends are with `stop_in_text`.
     """
     markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
-    def text_tokens(row: list[int], is_cut: bool) -> list[int]:
-        return row if is_cut or (stop_in_text and row[-1] not in markers) else row[:-1]
+    def text(prompt: Prompt, row: list[int], is_cut: bool) -> str:
+        by_text = ends is not None and row[-1] not in ends.ids
+        if is_cut or (stop_in_text and (by_text or row[-1] not in markers)):
+            return continuation(tokenizer, prompt.tokens, row)
+        before = continuation(tokenizer, prompt.tokens, row[:-1])
+        return ends.without(continuation(tokenizer, prompt.tokens, row), len(before)) if ends and by_text else before
 
     rows = [row[counted].tolist() for row, counted in zip(responses.cpu(), mask.cpu(), strict=True)]
-    rows = [text_tokens(row, is_cut) for row, is_cut in zip(rows, truncated.tolist(), strict=True)]
-    return [continuation(tokenizer, prompt.tokens, row) for prompt, row in zip(prompts, rows, strict=True)]
+    return [text(*each) for each in zip(prompts, rows, truncated.tolist(), strict=True)]
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:

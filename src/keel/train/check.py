@@ -73,10 +73,12 @@ def _check_dropout(parts: Parts) -> None:
 
 
 def _check_ends(parts: Parts, probe: Rollouts) -> None:
-    """An end token is counted where one was sampled, it is the last counted one, and truncated rows have none."""
+    """An end token is counted where one was sampled, and truncated rows have none; others have one, or a text ended
+    them."""
     is_end = torch.isin(probe.response_tokens, torch.tensor(parts.end_ids, device=probe.response_tokens.device))
     ends = (is_end & probe.response_mask).sum(1)
-    if not bool((ends == (~probe.truncated).long()).all()):
+    ended = (~probe.truncated).long()
+    if not bool(((ends == ended) if not parts.stop_texts else (ends <= ended)).all()):
         raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug")
 
 

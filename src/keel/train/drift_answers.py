@@ -185,9 +185,13 @@ def logged_rollouts(desk: Desk, path: str) -> Iterator[Rollouts]:
             for p, a in zip(prompts, answers, strict=True)
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
-        ends = [  # a response that was cut has no end token, and the text of one may end with it
-            len(row.tokens) - int(was_cut or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
-            for row, was_cut in zip(rows, cut, strict=True)
+        endless = [
+            was_cut or any(text in answer for text in player.stop_texts)
+            for answer, was_cut in zip(answers, cut, strict=True)
+        ]
+        ends = [  # what was cut, or ended by a stop text, has no end token, and a text may end with one
+            len(row.tokens) - int(without_end or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
+            for row, without_end in zip(rows, endless, strict=True)
         ]
         tokens = [list(row.tokens[row.num_prompt_tokens : end]) for row, end in zip(rows, ends, strict=True)]
         yield as_rollouts(desk, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, answers)

@@ -201,7 +201,7 @@ def evaluate_now(parts: Parts, state: RunState) -> dict[str, float]:
 def evaluate_held_out(parts: Parts) -> dict[str, float]:
     failpoint("step.evaluate")
     config = parts.config
-    player = Player("policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out)
+    player = Player("policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out, parts.stop_texts)
     decoding = DecodingSettings(
         batch_size=config.rollout.batch_size,
         max_response_tokens=config.rollout.max_response_tokens,

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt
-from keel.models.loading import end_token_ids, load_causal_lm
+from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
@@ -42,6 +42,7 @@ class Player:
     tokenizer: PreTrainedTokenizerBase
     end_ids: list[int]
     prompts: list[Prompt]
+    stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
 
     def answers(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
         """Batches of answers, those to one prompt adjacent; batch size and order of work never change them."""
@@ -60,6 +61,7 @@ class Player:
                 decoding.top_k,
                 decoding.top_p,
                 decoding.stop_in_text,
+                self.stop_texts,
             )
 
 
@@ -100,7 +102,8 @@ def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) 
     longest = max(len(prompt.tokens) for prompt in loaded)
     require_positions(model.policy, longest, decoding.max_response_tokens, name, "sampling")
     end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")
-    player = Player(name, model, tokenizer, end_ids, loaded)
+    texts = tuple(stop_texts(tokenizer, decoding.stop, where="sampling.stop"))
+    player = Player(name, model, tokenizer, end_ids, loaded, texts)
     check_player(player, decoding)
     return player
 

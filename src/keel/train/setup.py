@@ -20,7 +20,7 @@ from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.adapters import share_frozen
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
-from keel.models.loading import end_token_ids, load_causal_lm
+from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.policy import ActorCritic
 from keel.models.positions import require_positions
 from keel.models.vocabulary import name_unembedded, require_embedded
@@ -58,6 +58,7 @@ class Parts:
     shaping: Shaping
     targets: TargetSettings
     updater: Updater
+    stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
     def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
@@ -75,8 +76,16 @@ class Parts:
         if at_most is not None:
             chosen = unlike_rows(prompts, at_most)
             prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
-        policy, in_text = self.actor_critic.policy, rollout.stop_in_text
-        return sample(policy, prompts, self.tokenizer, numbers, self.end_ids, rollout.temperature, stop_in_text=in_text)
+        return sample(
+            self.actor_critic.policy,
+            prompts,
+            self.tokenizer,
+            numbers,
+            self.end_ids,
+            rollout.temperature,
+            stop_in_text=rollout.stop_in_text,
+            stop_texts=self.stop_texts,
+        )
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None) -> ScoredRollouts:
         """What the scorers say of the answers; a scorer's first failure is reported. Raises RewardError.
@@ -143,6 +152,7 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
         world=world,
         tokenizer=tokenizer,
         end_ids=end_ids,
+        stop_texts=tuple(stop_texts(tokenizer, config.rollout.stop)),
         prompts=loaded,
         held_out=held_out,
         actor_critic=actor_critic,
