@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from keel.config import EvaluateConfig, ServeRewardConfig, TrainConfig, parse
@@ -31,6 +32,7 @@ def model(tiny_policy: Path, tmp_path: Path) -> Path:
     """A reward model that reads 5 tokens."""
     made = RewardModel.load(str(tiny_policy), template="{prompt} {response}")
     made.tokenizer.model_max_length = 5
+    torch.nn.init.normal_(made.head.weight)
     made.save(tmp_path / "reader" / "model")
     return tmp_path / "reader" / "model"
 

@@ -46,7 +46,7 @@ def run(tiny_policy: Path, tmp_path: Path) -> dict[str, Any]:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("w1 w2", "w5", "w6 w7 w8", "w9")))
     scorer = RewardModel.load(str(tiny_policy), template="{prompt}{response}")
-    torch.nn.init.normal_(scorer.model.score.weight)
+    torch.nn.init.normal_(scorer.head.weight)
     scorer.save(tmp_path / "scorer")
     return settings(
         tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), "rewards": [{"model": str(tmp_path / "scorer")}]}
