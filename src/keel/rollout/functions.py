@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Self
 
+import numpy as np
+
 from keel.data.batches import Rollouts
 from keel.data.messages import Content, ends_with_assistant
 from keel.errors import ConfigError, RewardError
@@ -94,7 +96,9 @@ class FunctionScorer:
         try:
             with process_kept(self.place), home, reported_when_slow(self.place, "timeout_seconds sets a deadline"):
                 scores = self._deadline.run(call) if self._deadline else call()
-                return checked(scores, rollouts, self.place)  # reading them runs the function's types
+                return checked(
+                    _without_booleans(scores), rollouts, self.place
+                )  # reading them runs the function's types
         except (KeyboardInterrupt, RewardError):
             raise
         except BaseException as error:  # whatever it raises, sys.exit and panics of Rust libraries included
@@ -123,6 +127,15 @@ class FunctionScorer:
             logged.metrics.setdefault(str(name), []).extend([number] if isfinite(number) else [])
 
         return found | {"log_extra": log_extra, "log_metric": log_metric}
+
+
+def _without_booleans(scores: Any) -> Any:
+    """The scores with 1 for True and 0 for False, as TRL's trainers take them."""
+    if hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    if not isinstance(scores, list | tuple):
+        return scores
+    return [float(score) if isinstance(score, bool | np.bool_) else score for score in scores]
 
 
 def _parameters(function: Callable[..., Any], where: str) -> tuple[set[str], bool, list[str]]:

@@ -53,7 +53,7 @@ def _checked_score(score: Any) -> Score:
 def _number(value: Any) -> float:
     if hasattr(value, "item"):
         value = value.item()
-    if not isinstance(value, Real | Decimal):
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         raise ValueError(f"reward {value!r} is no finite number")
     try:
         number = float(value)
