@@ -157,7 +157,7 @@ def test_models_of_one_depth_are_made_deeper_together(
 
     monkeypatch.setattr(plans, "probe_apart", probe)
     found = plans.forecast(parse(PlanConfig, run))
-    assert asked == [[1, 1, 1], [3, 1, 1], [1, 3, 3]]
+    assert asked == [[1, 1, 1], [5, 1, 1], [1, 7, 7]]
     assert found.peaks["update"] == pytest.approx(100 + 5 + 90 + 900)
     assert found.seconds["update"] == pytest.approx((100 + 5 + 90 + 900) / 1000)
 

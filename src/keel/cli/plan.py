@@ -1,6 +1,6 @@
 """Forecast what a run of `keel train` takes on this machine, memory and seconds a step, without loading its weights.
 
-Steps of the same run are taken with random models of one layer, and of three; what a layer adds is multiplied. Seconds
+Steps of the same run are taken with random models of one layer, and of seven; what a layer adds is multiplied. Seconds
 are of work: what else the machine does is not counted. Scorers that are no models are left out.
 Where the run does not fit, changes are tried in turn until it does.
 

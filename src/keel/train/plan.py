@@ -1,7 +1,7 @@
-"""What a run will take, foretold by the same run with one layer and with three: `keel plan`.
+"""What a run will take, foretold by the same run with one layer and with seven: `keel plan`.
 
 Every layer adds the same memory and the same time. So steps of the real code, with the real prompts, widths, vocabulary
-and batch sizes, but random models of one layer, and then of three, foretell those of the full depth.
+and batch sizes, but random models of one layer, and then of seven, foretell those of the full depth.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,7 +25,7 @@ from keel.models.trunk_classifier import SequenceClassifier
 from keel.train.probe import Cost, probe_apart
 
 MB = 1e6
-DEEPER = 3  # layers of the second probe: the further apart the two, the less an error of either counts
+DEEPER = 7  # layers of the second probe: the further apart the two, the less an error of either counts
 SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
 
