@@ -56,7 +56,7 @@ def print_figures(figures: Mapping[str, float]) -> None:
         after = f"calibration error {figures['calibrated_error']:.3f}, loss {figures['calibrated_loss']:.3f}"
         print(f"a temperature of {figures['temperature']:.3g} fits; one fitted on other held-out prompts gives {after}")
     if figures["rankings_left_out"]:
-        print(f"{figures['rankings_left_out']:.0f} rankings left out: they prefer nothing, or weigh nothing")
+        print(f"rankings left out, since they prefer nothing or weigh nothing: {figures['rankings_left_out']:.0f}")
     if figures["prompts_on_both_sides"]:
         shared = f"{figures['prompts_on_both_sides']:.0f} held-out prompts"
         print(f"{shared} are among those learned from: a flattering figure")
