@@ -2,11 +2,12 @@
 
 import json
 import random
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,28 @@ def test_f37_slow_clients_are_cut_off_and_nobody_notices(server: Process) -> Non
 
 
 def test_f37_idle_connections_of_one_client_shut_nobody_out(tmp_path: Path) -> None:
-    with serving(tmp_path) as there, httpx.Client(timeout=10) as client:
+    with many_files(2000), serving(tmp_path) as there, httpx.Client(timeout=10) as client, ExitStack() as idle:
         port = there.settings.port
         anna = Visitor(client, links(there.store, there.settings)["anna"])
-        idle = []
         for _ in range(600):  # more than the server keeps
-            idle.append(socket.create_connection(("127.0.0.1", port), 10))
+            idle.enter_context(socket.create_connection(("127.0.0.1", port), 10))
         began = time.monotonic()
         assert anna.enter().status_code == 200
         page = anna.load()
         assert page is not None
         assert anna.say(page, [1, 2, 3]).status_code == 200
         assert time.monotonic() - began < 5  # before the idle ones are cut for their idleness
-        for connection in idle:
-            connection.close()
+
+
+@contextmanager
+def many_files(count: int) -> Iterator[None]:
+    """This process holds both ends of each connection, and most systems let a user open 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(count, hard)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("path", ["/judgements", "/nothing"])

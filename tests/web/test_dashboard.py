@@ -15,6 +15,7 @@ from keel.diagnose.run import State, read_run
 from keel.errors import ConfigError
 from keel.run.metrics import RolloutLog, truncate_after
 from keel.web import dashboard_answers, dashboard_run, shield
+from keel.web.dashboard_folder import Listed
 
 from .board import TOKEN, Board, WrittenRun, answer
 from .visits import PORT
@@ -549,6 +550,13 @@ def test_the_verb_needs_a_folder(tmp_path: Path) -> None:
 
 
 # ---- what does not change costs nothing ------------------------------------------------------------------------------
+
+
+def test_a_version_may_hold_a_hyphen() -> None:
+    listed = Listed()
+    listed.start = "Fc-mVvC2"
+    first = listed.since("", [{"name": "a"}])
+    assert listed.since(first["version"], [{"name": "a"}]) == {"version": first["version"], "names": None, "runs": []}
 
 
 def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:

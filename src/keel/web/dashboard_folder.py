@@ -74,7 +74,7 @@ class Listed:
         """The version of these summaries, those that changed since another, and all names if they did."""
         with self.lock:
             self._update(summaries)
-            start, _, number = version.partition("-")
+            start, _, number = version.rpartition("-")  # a start may hold one
             known = int(number) if start == self.start and number.isdecimal() else -1
             changed = [entry for name in self.names for at, entry in [self.entries[name]] if at > known]
             names = self.names if self.ordered > known else None
