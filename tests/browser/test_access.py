@@ -57,7 +57,7 @@ def pages(study: Study) -> Iterator[tuple[str, Page]]:
 
 @pytest.fixture(scope="module")
 def survey(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Of every page: what axe finds wrong, how wide it is on a phone, and what a screen reader is told."""
+    """Of every page: what axe finds wrong, how wide it is on a phone, and what a screen reader reads."""
     settings = {"tags": ["unsafe", LONG[:60]], "instructions": __file__}
     found: dict[str, dict[str, Any]] = {}
     with studying(browser, tmp_path_factory.mktemp("survey"), [MANY, PAIR], **settings) as study:

@@ -1,6 +1,7 @@
 """What a person sees: help at once, one clean line for each mistake, the right exit code."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -352,3 +353,15 @@ def test_a_list_of_texts_may_be_json():
     assert settings.sampling.stop == ["\n", "a, b"]
     assert settings.prompts.chat is True
     assert read_command("sample", SampleConfig, [*given[:-1], "x,y"], "").settings.sampling.stop == ["x", "y"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "10000"), ("7", "7")])
+def test_waiting_threads_sleep_soon_unless_the_environment_says_how_long(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", before)
+    assert cli.main(["--help"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == after
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

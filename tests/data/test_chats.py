@@ -157,6 +157,11 @@ def test_a_row_that_cannot_be_learned_is_named(tmp_path: Path, row: Any, reason:
     assert caught.value.where.endswith("rows.jsonl:2")
 
 
+def test_a_label_of_a_text_says_nothing_of_its_worth(tmp_path: Path):
+    [example] = examples_of(tmp_path, {"text": "a", "label": False})
+    assert example.num_targets > 0
+
+
 def test_a_text_that_was_rendered_elsewhere_ends_once(tmp_path: Path):
     [example] = examples_of(tmp_path, {"text": "a<|im_end|>"})
     assert str(chat_tokenizer().decode(example.tokens)) == "a<|im_end|>"
@@ -191,6 +196,15 @@ def test_an_answer_cannot_end_or_begin_a_turn_but_may_think():
     assert answer.tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.convert_tokens_to_ids("<think>") in answer.tokens
     assert tokenizer.convert_tokens_to_ids("<think>") not in encode_prompt([user("<think>")], tokenizer).tokens
+
+
+def test_a_tools_answer_that_is_written_as_json_is_not_left_out(tmp_path: Path):
+    """As Llama 3.1's template writes it."""
+    template = CHATML.replace("message['content']", "(message['content'] | tojson)")
+    notes = Notes()
+    chat = [user("a"), assistant("b"), {"role": "tool", "content": 'he said "no"\nand left'}]
+    load_prompts(write(tmp_path / "p.jsonl", {"prompt": chat}), chat_tokenizer(template), notes=notes)
+    assert notes.rows == {}
 
 
 def test_a_message_that_the_template_leaves_out_is_said(tmp_path: Path):

@@ -1,5 +1,6 @@
 """What is worth a word about rows that can be used: each remark once, with the rows it is true of."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,9 @@ def note_unwritten(messages: Messages, text: str, path: str, line: int, notes: N
     """A remark on each message, but for the assistant's, that a chat template wrote nothing of into this text."""
     written = "".join(text.split())
     for number, message in enumerate(messages, start=1):
-        if message["role"] != "assistant" and "".join(message["content"].split()) not in written:
+        content = message["content"]
+        forms = (content, json.dumps(content, ensure_ascii=False)[1:-1])  # Llama 3.1 writes a tool's answer as JSON
+        if message["role"] != "assistant" and not any("".join(form.split()) in written for form in forms):
             notes.add(path, line, f"{UNWRITTEN}message {number} ({message['role']})")
 
 

@@ -110,7 +110,7 @@ def row_kind(row: Row) -> str:
 
 def refuse_undesirable(row: Row, path: str) -> None:
     """Raise DataError for a completion that the row labels undesirable, as TRL's data for KTO do."""
-    if row.values.get("label") is False:
+    if row.values.get("completion") is not None and row.values.get("label") is False:
         reject(row, path, '"label" is false: an undesirable completion, and keel sft imitates every row; leave it out')
 
 

@@ -106,7 +106,7 @@ def refuse_other_files(folder: Path) -> None:
 
 
 def refuse_torn_settings(path: Path) -> None:
-    """Raise ConfigError for a JSON file that cannot be read: transformers goes on without a generation config."""
+    """Raise ConfigError for JSON that cannot be read: transformers would continue without a generation config."""
     if path.is_file():
         try:
             json.loads(path.read_text(encoding="utf-8"))

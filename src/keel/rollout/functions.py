@@ -96,9 +96,8 @@ class FunctionScorer:
         try:
             with process_kept(self.place), home, reported_when_slow(self.place, "timeout_seconds sets a deadline"):
                 scores = self._deadline.run(call) if self._deadline else call()
-                return checked(
-                    _without_booleans(scores), rollouts, self.place
-                )  # reading them runs the function's types
+                # Reading the scores runs code of the function's types.
+                return checked(_without_booleans(scores), rollouts, self.place)
         except (KeyboardInterrupt, RewardError):
             raise
         except BaseException as error:  # whatever it raises, sys.exit and panics of Rust libraries included

@@ -159,6 +159,10 @@ def logged(desk: Desk, path: str) -> Judged:
             texts += rollouts.texts
             display.show(len(texts), {})
     measured = {name: torch.cat([part[name].cpu() for part in parts]).view(-1, 1) for name in parts[0]}
+    if desk.player.stop_texts and not desk.decoding.stop_in_text:
+        desk.notes.append(
+            "stop texts are left out of the logged rows, which are read as if an end token had ended them"
+        )
     if not any("truncated" in prompt.columns for prompt in desk.player.prompts):
         del measured["truncated"]
         desk.notes.append("truncated: the logged rows do not say")
@@ -185,13 +189,10 @@ def logged_rollouts(desk: Desk, path: str) -> Iterator[Rollouts]:
             for p, a in zip(prompts, answers, strict=True)
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
-        endless = [
-            was_cut or any(text in answer for text in player.stop_texts)
-            for answer, was_cut in zip(answers, cut, strict=True)
-        ]
+        by_text = [any(text in answer for text in player.stop_texts) for answer in answers]
         ends = [  # what was cut, or ended by a stop text, has no end token, and a text may end with one
-            len(row.tokens) - int(without_end or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
-            for row, without_end in zip(rows, endless, strict=True)
+            len(row.tokens) - int(was_cut or stopped or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
+            for row, was_cut, stopped in zip(rows, cut, by_text, strict=True)
         ]
         tokens = [list(row.tokens[row.num_prompt_tokens : end]) for row, end in zip(rows, ends, strict=True)]
         yield as_rollouts(desk, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, answers)
