@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from keel.config.parts import CountOrNone, PromptSettings, Settings
+from keel.config.parts import CountOrNone, Dtype, PromptSettings, Settings
 
 
 def _as_list(value: Any) -> Any:
@@ -63,6 +63,8 @@ class DriftConfig(Settings):
     """instead: logged rows of `prompt, response`, which are judged as they are"""
     slices: list[str] = []
     """columns by whose values the figures are told apart"""
+    dtype: Dtype = "float32"
+    """number format of the weights of policy and reference"""
     output: str | None = None
     """write figures and answers (JSON) to this file, and beside it what people should rank if the figures moved"""
     max_prompts: CountOrNone = 0

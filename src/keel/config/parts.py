@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Settings(BaseModel):
@@ -35,7 +36,7 @@ class LoraSettings(Settings):
 class ModelSettings(Settings):
     model: str
     """a folder or hub id of any transformers causal language model"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """number format of the weights"""
     lora: LoraSettings | None = None
     """train a low-rank adapter instead of all weights (needs `pip install peft`); a separate critic learns one as well,
@@ -126,6 +127,8 @@ class RewardSource(Settings):
     """use a reward model although it failed its gate"""
     chat_template: str | None = None
     """of a reward model that was made elsewhere: chatml, llama3, dialogue or a file, to read chats with"""
+    dtype: Dtype = "float32"
+    """number format of a reward model's weights; bfloat16 takes half the memory"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RewardSource":
@@ -135,6 +138,8 @@ class RewardSource(Settings):
             raise ValueError("timeout_seconds: a reward model has no deadline; remove it")
         if self.chat_template is not None and not self.model:
             raise ValueError("chat_template is for a reward model")
+        if self.dtype != "float32" and not self.model:
+            raise ValueError("dtype is for a reward model")
         return self
 
     @property

@@ -10,6 +10,7 @@ from keel.config.parts import (
     ChatSettings,
     Count,
     CountOrNone,
+    Dtype,
     NonNegative,
     PromptSettings,
     Rewards,
@@ -42,6 +43,8 @@ class SampleConfig(Settings):
 
     model: str
     """a folder or hub id"""
+    dtype: Dtype = "float32"
+    """number format of the weights"""
     prompts: PromptSettings
     output: str = "samples.jsonl"
     """the file to write"""
@@ -66,6 +69,8 @@ class EvaluateConfig(Settings):
     """folder of another policy: adds its figures and the win rate against it"""
     reference: str | None = None
     """folder that the KL is measured to (default: `against`)"""
+    dtype: Dtype = "float32"
+    """number format of the weights of policies and reference"""
     prompts: PromptSettings
     rewards: Rewards = []
     """the scorers; their weighted sum is the score"""
@@ -221,6 +226,8 @@ class ServeRewardConfig(Settings):
     """score of an ensemble of reward models: mean or minimum over its members, or mean - std_coef * their deviation"""
     std_coef: NonNegative = 1.0
     """with combine: lower"""
+    dtype: Dtype = "float32"
+    """number format of a reward model's weights; bfloat16 takes half the memory"""
     host: str = "127.0.0.1"
     """address to listen on; one that other machines can reach needs `public`"""
     public: bool = False
@@ -240,9 +247,12 @@ class ServeRewardConfig(Settings):
     def _exactly_one(self) -> "ServeRewardConfig":
         if (self.model is None) == (self.function is None):
             raise ValueError("give exactly one of model, function")
+        if self.dtype != "float32" and self.model is None:
+            raise ValueError("dtype is for a reward model")
         check_names(self.host, self.names)
         return self
 
     @property
     def source(self) -> RewardSource:
-        return RewardSource(model=self.model, function=self.function, combine=self.combine, std_coef=self.std_coef)
+        shared = ("model", "function", "combine", "std_coef", "dtype")
+        return RewardSource(**{name: getattr(self, name) for name in shared})

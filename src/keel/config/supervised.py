@@ -12,6 +12,7 @@ from keel.config.parts import (
     CheckpointSettings,
     Count,
     CountOrNone,
+    Dtype,
     Fraction,
     LogSettings,
     LoraSettings,
@@ -61,7 +62,7 @@ class SupervisedSettings(Settings):
     """of every random stream"""
     model: str
     """a folder or hub id: the weights to start from"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """number format of the weights"""
     lora: LoraSettings | None = None
     """train a low-rank adapter, merged into the weights at the end (of `keel reward` also in output/model/adapter)"""

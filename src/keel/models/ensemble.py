@@ -34,9 +34,16 @@ class RewardEnsemble:
         self.members, self.combine, self.std_coef, self.temperature = list(members), combine, std_coef, temperature
 
     @classmethod
-    def load(cls, folder: str, combine: str = "mean", std_coef: float = 1.0, chat_template: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: str,
+        combine: str = "mean",
+        std_coef: float = 1.0,
+        chat_template: str | None = None,
+        dtype: str = "float32",
+    ) -> Self:
         """Raises ConfigError when it or a member cannot be loaded."""
-        members = [load_member(member, chat_template) for member in members_of(folder)]
+        members = [load_member(member, chat_template, dtype) for member in members_of(folder)]
         return cls(members, combine, std_coef, read(folder)["temperature"])
 
     def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
@@ -65,14 +72,14 @@ class RewardEnsemble:
         return scores.mean(0)
 
 
-def load_member(name: str, chat_template: str | None) -> RewardModel:
+def load_member(name: str, chat_template: str | None, dtype: str) -> RewardModel:
     """A saved reward model; with `chat_template` it reads chats by that one instead of its tokenizer's.
 
     Raises ConfigError for one that cannot be loaded, or that scores every text alike, as a new head does.
     """
     tokenizer = load_tokenizer(name) if chat_template else None
     set_chat_template(tokenizer, chat_template)
-    member = RewardModel.load(name, tokenizer=tokenizer)
+    member = RewardModel.load(name, dtype, tokenizer=tokenizer)
     scores = member.score_rows(probe_tokens(member.model).tolist())
     if (scores == scores[0]).all():
         what = f"this model scores every text alike ({scores[0]:g}): its head was never trained"
@@ -81,14 +88,18 @@ def load_member(name: str, chat_template: str | None) -> RewardModel:
 
 
 def load_reward_model(
-    folder: str, combine: str = "mean", std_coef: float = 1.0, chat_template: str | None = None
+    folder: str,
+    combine: str = "mean",
+    std_coef: float = 1.0,
+    chat_template: str | None = None,
+    dtype: str = "float32",
 ) -> RewardModel | RewardEnsemble:
     """A reward model or an ensemble, whatever lies there. Raises ConfigError."""
     if is_ensemble(folder):
-        return RewardEnsemble.load(folder, combine, std_coef, chat_template)
+        return RewardEnsemble.load(folder, combine, std_coef, chat_template, dtype)
     if combine != "mean":
         raise ConfigError(f"combine: {combine} is for an ensemble, and this is one model", where=folder)
-    return load_member(folder, chat_template)
+    return load_member(folder, chat_template, dtype)
 
 
 def is_ensemble(folder: str) -> bool:

@@ -11,6 +11,7 @@ from keel.data.batches import Rollouts
 from keel.data.chats import tools_of
 from keel.errors import ConfigError
 from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
+from keel.models.heads import plain
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.naming import clean_name, free_name
@@ -43,6 +44,8 @@ class Source(Protocol):
 
     @property
     def combine(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
     @property
     def label(self) -> str: ...
 
@@ -80,7 +83,7 @@ def _checked_functions(functions: Any) -> Sequence[Callable[..., Any]]:
 
 def _build(source: Source, where: str) -> Scorer:
     if source.model is not None:
-        judge = load_reward_model(source.model, source.combine, source.std_coef, source.chat_template)
+        judge = load_reward_model(source.model, source.combine, source.std_coef, source.chat_template, source.dtype)
         return RewardModelScorer(judge, source.label, source.weight)
     if source.function is not None:
         function, home = load_function(source.function)
@@ -119,6 +122,11 @@ class RewardModelScorer:
     @property
     def members(self) -> list[RewardModel]:
         return models_of(self.judge)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        return min(plain(member.model).dtype.itemsize for member in self.members)
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         readings = [

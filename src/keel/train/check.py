@@ -14,6 +14,7 @@ from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.heads import plain
 from keel.models.policy import ActorCritic, Analysis
 from keel.rollout.lengths import length_warnings
+from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.terminal import tell
 from keel.train.setup import Parts
 
@@ -24,6 +25,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 MEAN_TOLERANCE = 0.1
 """Mean such difference in bfloat16. Single tokens differ by 0.4: the cached decoding of transformers differs from its
 full pass by 0.04 on average and 0.3 at most (SmolLM2-135M, docs/numerics-log.md)."""
+
+SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
+"""Largest difference between two scores of one response in other batches, in units of the largest score."""
 
 
 def self_check(parts: Parts) -> dict[str, float]:
@@ -168,13 +172,20 @@ def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
         second = torch.cat([half[scorer.name] for half in apart])[order.to(parts.world.device)]
         gap = _score_gap(first.by_scorer[scorer.name], second)
         worst = max(worst, gap)
-        if gap > 1e-3:
+        if gap > score_tolerance(scorer):
             raise RewardError(
                 f"gives the same answers other scores the second time, in another batch (by {gap:.2g} of their size)",
                 where=f"scorer {scorer.name}",
                 fix="let it depend on prompt and answer alone, or declare it noisy: true",
             )
     return {"check/score_gap": worst}
+
+
+def score_tolerance(scorer: Scorer) -> float:
+    """Largest difference of two scores of one response, in units of the largest score."""
+    if isinstance(scorer, RewardModelScorer) and scorer.itemsize < 4:
+        return SCORE_TOLERANCE_16_BIT
+    return SCORE_TOLERANCE
 
 
 def _score_gap(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -70,14 +70,14 @@ def open_desk(config: DriftConfig) -> Desk:
     run = settings_of_run(config.run)
     step, policy = list(checkpoints_of(config.run).items())[-1]
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
-    player = load_player(policy, config.prompts or logged, decoding_of(run))
+    player = load_player(policy, config.prompts or logged, decoding_of(run), config.dtype)
     chosen = some(player.prompts, config.max_prompts or len(player.prompts), config.seed, "today")
     slices_of(chosen, config.slices)  # a mistake is told before anything is answered
     if config.answers:
         responses_of(chosen, config.answers)
     start, notes = run.reference or run.policy.model, unfinished(config.run, step, run.steps)
     try:
-        reference = load_frozen(start)
+        reference = load_frozen(start, config.dtype)
     except ConfigError as error:
         reference = None
         notes.append(f"no KL and no log-probabilities of the reference: {error}")

@@ -83,12 +83,13 @@ def judge_sides(
     config: EvaluateConfig, sides: Mapping[str, str], readable: Mapping[str, bool], scorers: Sequence[Scorer]
 ) -> dict[str, Judged]:
     """Answers and measures of each side. Of the policies only one at a time is in memory."""
-    opponents = {"against": load_player(config.against, config.prompts, config.sampling)} if config.against else {}
+    given = config.prompts, config.sampling, config.dtype
+    opponents = {"against": load_player(config.against, *given)} if config.against else {}
     reference = load_reference(config, opponents)
     once = scored_once(scorers)
 
     def judged_side(side: str, folder: str) -> Judged:
-        player = opponents.get(side) or load_player(folder, config.prompts, config.sampling)
+        player = opponents.get(side) or load_player(folder, *given)
         if side == next(iter(sides)):  # all sides answer the same prompts
             check_signatures(scorers, [name for prompt in player.prompts for name in prompt.columns])
             for line in length_warnings(scorers, player.prompts, config.sampling.max_response_tokens):
@@ -149,7 +150,7 @@ def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict
 def load_reference(config: EvaluateConfig, opponents: Mapping[str, Player]) -> ActorCritic | None:
     """The model that the KL is measured to, by default the one of `against`; None without either."""
     if config.reference and config.reference != config.against:
-        return load_frozen(config.reference)
+        return load_frozen(config.reference, config.dtype)
     return opponents["against"].model if opponents else None
 
 

@@ -69,7 +69,7 @@ def sample_answers(config: SampleConfig) -> dict[str, Any]:
     """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
     World.single()
     require_writable(config.output)
-    player, decoding = load_player(config.model, config.prompts, config.sampling), config.sampling
+    player, decoding = load_player(config.model, config.prompts, config.sampling, config.dtype), config.sampling
     texts: list[str] = []
     truncated = 0
     with ProgressDisplay("sample", len(player.prompts) * decoding.num_responses) as display:
@@ -91,11 +91,11 @@ def sample_answers(config: SampleConfig) -> dict[str, Any]:
     }
 
 
-def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings) -> Player:
+def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings, dtype: str = "float32") -> Player:
     """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
     tokenizer = chat_tokenizer(name, prompts)
     loaded = read_prompts(prompts, tokenizer)
-    model = load_frozen(name)
+    model = load_frozen(name, dtype)
     speak_in_turns(model.policy, tokenizer, prompts)
     name_unembedded(model.policy, tokenizer, name)
     require_embedded(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
@@ -118,9 +118,9 @@ def check_player(player: Player, decoding: DecodingSettings) -> None:
     compare_passes(player.model, found, temperature, PASS_TOKENS, where=player.name)
 
 
-def load_frozen(name: str) -> ActorCritic:
+def load_frozen(name: str, dtype: str = "float32") -> ActorCritic:
     """A causal language model on this machine's device, not to be trained. Raises ConfigError."""
-    model: Any = load_causal_lm(name)
+    model: Any = load_causal_lm(name, dtype)
     return ActorCritic(model.to(World.from_environment().device).requires_grad_(False))
 
 
