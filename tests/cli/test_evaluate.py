@@ -153,7 +153,8 @@ def test_a_narrow_cell_has_the_digits_that_its_interval_bears(ends: tuple[float,
 def test_an_empty_gate_asks_for_nothing_and_is_refused(run: Run):
     code, _, err = run("--gate", "")
     assert code == 2
-    assert err == "keel: error: gate: asks for nothing\n"
+    assert err.startswith("keel: error: gate: ")
+    assert err.count("\n") == 1
 
 
 def test_a_rate_that_is_not_identified_is_named_with_the_reason(capsys: pytest.CaptureFixture[str]):

@@ -134,7 +134,7 @@ def test_a_value_where_a_section_should_be(
 def test_no_such_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     code, line = fails(capsys, "train", tmp_path / "none.yaml")
     assert code == 2
-    assert line == f"keel: error: {tmp_path}/none.yaml: cannot read the settings: No such file or directory"
+    assert line.startswith(f"keel: error: {tmp_path}/none.yaml: ")
 
 
 @pytest.mark.parametrize(

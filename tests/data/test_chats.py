@@ -321,6 +321,11 @@ def test_a_template_that_writes_the_time_writes_one(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     today.cache_clear()
     assert render_chat([user("a")], tokenizer).text.startswith("1970-01-02 00:00:00.000000<|im_start|>")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    today.cache_clear()
+    with pytest.raises(ConfigError) as refused:
+        render_chat([user("a")], tokenizer)
+    assert refused.value.where == "SOURCE_DATE_EPOCH"
     today.cache_clear()
 
 

@@ -12,6 +12,7 @@ import torch
 
 from keel.cli.main import main
 from keel.config import DriftConfig, parse
+from keel.data.answers import read_answers
 from keel.errors import ConfigError, DataError
 from keel.train.drift import drift
 from keel.train.drift_verdict import alarms, comparable, compared, corrected, reasons, standing, too_few, unlikely
@@ -233,6 +234,10 @@ def test_a_new_kind_of_prompts_is_found_and_its_answers_are_laid_out_to_rank(wor
     assert figures["to_rank"]["rows"] == len(rows) > 60
     assert {row["kind"] for row in rows} == {"c"}
     assert all(2 <= len(set(row["responses"])) == len(row["responses"]) <= 4 for row in rows)
+    items = read_answers(str(tmp_path / "drift.rank.jsonl"))  # as keel rank reads them
+    assert [(item.prompt, list(item.responses)) for item in items] == [
+        (row["prompt"], row["responses"]) for row in rows
+    ]
 
 
 def test_scores_beyond_the_range_of_the_reward_model_are_seen(world: Path, tmp_path: Path):

@@ -79,15 +79,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_regular(path).decode("utf-8-sig"), Loader=_StrictLoader)
     except OSError as error:
-        raise ConfigError(f"cannot read the settings: {error.strerror}", where=str(path)) from error
+        raise ConfigError(
+            f"cannot read the settings: {error.strerror}", where=str(path), fix="check the path and its permissions"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError("the settings are not UTF-8 text", where=str(path)) from error
+        raise ConfigError("the settings are not UTF-8 text", where=str(path), fix="save the file as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"broken YAML: {getattr(error, 'problem', None) or error}", where=place) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"expected `name: value` lines, got {type(content).__name__}", where=str(path))
+        raise ConfigError(
+            f"expected `name: value` lines, got {type(content).__name__}",
+            where=str(path),
+            fix="write one setting a line",
+        )
     return content
 
 

@@ -110,4 +110,6 @@ def _template(source: str, tokenizer: Any) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the chat template: {error}", where=source) from error
+        raise ConfigError(
+            f"cannot read the chat template: {error}", where=source, fix="name chatml, llama3, dialogue or a file"
+        ) from error

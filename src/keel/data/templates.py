@@ -47,6 +47,8 @@ class Template:
         self.tried = True
         try:
             text = self._text(messages, add_generation_prompt, tools)
+        except ConfigError:  # of the environment, not of the rows
+            raise
         except Exception as error:  # a program of somebody else's may raise anything
             raise DataError(f"the chat template refuses these messages: {error}", where=self.where) from error
         if len(text) > CHARACTERS:

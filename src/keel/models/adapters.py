@@ -196,11 +196,19 @@ def base_of(folder: Path) -> str:
     """Folder or hub id of the model that an adapter was trained on. Raises ConfigError when it does not say."""
     base, seen = str(settings_of(folder).get("base_model_name_or_path") or ""), {folder.resolve()}
     if not base:
-        raise ConfigError("the adapter does not say which model it adapts", where=str(folder / ADAPTER))
+        raise ConfigError(
+            "the adapter does not say which model it adapts",
+            where=str(folder / ADAPTER),
+            fix="set base_model_name_or_path",
+        )
     place = Path(base)
     while is_adapter(place):
         if place.resolve() in seen:
-            raise ConfigError("the adapter's base is, in the end, the adapter itself", where=str(folder / ADAPTER))
+            raise ConfigError(
+                "the adapter's base is, in the end, the adapter itself",
+                where=str(folder / ADAPTER),
+                fix="set base_model_name_or_path to the model that it adapts",
+            )
         seen.add(place.resolve())
         place = Path(str(settings_of(place).get("base_model_name_or_path")))
     return base
@@ -211,9 +219,15 @@ def settings_of(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the adapter's settings cannot be read: {error}", where=str(folder / ADAPTER)) from error
+        raise ConfigError(
+            f"the adapter's settings cannot be read: {error}",
+            where=str(folder / ADAPTER),
+            fix="copy the adapter's folder again",
+        ) from error
     if not isinstance(settings, dict):
-        raise ConfigError("this is not the settings of an adapter", where=str(folder / ADAPTER))
+        raise ConfigError(
+            "this is not the settings of an adapter", where=str(folder / ADAPTER), fix="copy the adapter's folder again"
+        )
     return settings
 
 

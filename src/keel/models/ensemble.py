@@ -98,7 +98,11 @@ def load_reward_model(
     if is_ensemble(folder):
         return RewardEnsemble.load(folder, combine, std_coef, chat_template, dtype)
     if combine != "mean":
-        raise ConfigError(f"combine: {combine} is for an ensemble, and this is one model", where=folder)
+        raise ConfigError(
+            f"combine: {combine} is for an ensemble, and this is one model",
+            where=folder,
+            fix="leave combine out, or name an ensemble",
+        )
     return load_member(folder, chat_template, dtype)
 
 
@@ -131,12 +135,18 @@ def read(folder: str) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         members, temperature = saved["members"], float(saved["temperature"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("the list of the ensemble's members cannot be read", where=str(path)) from error
+        raise ConfigError(
+            "the list of the ensemble's members cannot be read",
+            where=str(path),
+            fix="copy the complete folder of the ensemble again",
+        ) from error
     own = isinstance(members, list) and all(isinstance(name, str) and (path.parent / name).is_dir() for name in members)
     if not members or not own or any(Path(name).name != name or name == ".." for name in members):
-        raise ConfigError("members must be folders beside this file", where=str(path))
+        raise ConfigError(
+            "members must be folders beside this file", where=str(path), fix="copy the complete folder of the ensemble"
+        )
     if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature is {temperature}", where=str(path))
+        raise ConfigError(f"temperature is {temperature}", where=str(path), fix="set it to a number above 0")
     return {"members": members, "temperature": temperature}
 
 

@@ -29,7 +29,9 @@ def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
         fix = f"name its {inner}: {folder / inner}" if inner else "give a transformers model folder"
         raise ConfigError("this folder holds no config.json", where=name, fix=fix)
     if not folder.exists() and _looks_like_path(name):
-        raise ConfigError("no such model folder", where=name)
+        raise ConfigError(
+            "no such model folder", where=name, fix="correct the path, or give a hub id such as ORGANISATION/NAME"
+        )
     refuse_pickles(folder)
     refuse_torn_settings(folder / "generation_config.json")
     with refusing(name, what):
@@ -90,17 +92,23 @@ def refuse_other_files(folder: Path) -> None:
     """Raise ConfigError for a pipe or device in place of a file, and for an index of weights that leaves the folder."""
     for path in folder.glob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ConfigError("this is no regular file", where=str(path))
+            raise ConfigError("this is no regular file", where=str(path), fix="replace it by the file itself")
     index = folder / INDEX
     if not index.is_file():
         return
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError("the index of the weights cannot be read", where=str(index)) from error
+        raise ConfigError(
+            "the index of the weights cannot be read", where=str(index), fix="copy or download the folder again"
+        ) from error
     for name in sorted(map(str, names)):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ConfigError(f"names {name!r}, which is no safetensors file of this folder", where=str(index))
+            raise ConfigError(
+                f"names {name!r}, which is no safetensors file of this folder",
+                where=str(index),
+                fix="copy or download the folder again",
+            )
         if not (folder / name).is_file():
             raise ConfigError(f"names {name}, which is missing", str(index), "copy or download the folder again")
 

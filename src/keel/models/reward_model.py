@@ -45,7 +45,11 @@ class RewardModel:
         self.model, self.tokenizer = model, tokenizer
         self.template = str(template or getattr(config, "keel_template", TEMPLATE))
         if "{response}" not in self.template:
-            raise ConfigError(f"template {self.template!r} does not hold {{response}}")
+            raise ConfigError(
+                f"template {self.template!r} does not hold {{response}}",
+                where="template",
+                fix="write {response} where the response belongs",
+            )
         self.max_tokens: int | None = max_tokens or getattr(config, "keel_max_tokens", None)
         """Most tokens of a text that it was trained on. It limits training rows, and no text that is scored."""
         self.cut: list[bool] = []

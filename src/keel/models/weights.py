@@ -34,7 +34,11 @@ def refuse_missing(missing: Collection[str], unread: Collection[str], name: str)
     """Raise ConfigError naming weights that the model needs and its file does not hold, and those that it holds."""
     if missing:
         others = f"; the file holds {listed(unread)} instead" if unread else ""
-        raise ConfigError(f"weights are missing, such as {listed(missing)}{others}", where=name)
+        raise ConfigError(
+            f"weights are missing, such as {listed(missing)}{others}",
+            where=name,
+            fix="copy or download the folder again, or name a model with all its weights",
+        )
 
 
 def name_unread(unread: Collection[str], name: str) -> None:

@@ -51,7 +51,9 @@ class HttpScorer:
         if known and (httpx.URL(url).userinfo or "token" in httpx.URL(url).params):
             raise ConfigError("a secret in an address ends up in files", where="rewards.url", fix=f"put it in {TOKEN}")
         if not known:
-            raise ConfigError(f"{url!r} is no http(s) address", where="rewards.url")
+            raise ConfigError(
+                f"{url!r} is no http(s) address", where="rewards.url", fix="write it as http://HOST:PORT/PATH"
+            )
         self.url, self.name, self.weight, self.noisy, self.timeout_seconds = url, name, weight, noisy, timeout_seconds
         self.verify = httpx.create_ssl_context()  # takes a tenth of a second, so it is made once
 

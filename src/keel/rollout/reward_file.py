@@ -93,5 +93,5 @@ def load_function(place: str) -> tuple[Callable[..., Any], Home]:
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(f"no function {name!r}", where=file)
+        raise ConfigError(f"no function {name!r}", where=file, fix="name a function of this file, as in FILE.py:NAME")
     return function, home

@@ -56,7 +56,11 @@ def require_passed(model: str, ungated: bool = False) -> None:
         verdict = json.loads(path.read_text(encoding="utf-8"))
         passed, failed = verdict["passed"], "; ".join(verdict["failed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("the verdict of the gate cannot be read", where=str(path)) from error
+        raise ConfigError(
+            "the verdict of the gate cannot be read",
+            where=str(path),
+            fix="train the reward model again, or restore the file",
+        ) from error
     if not passed and ungated:
         tell(f"{model} failed its gate ({failed}) and is used all the same")
     elif not passed:

@@ -66,7 +66,7 @@ def read_gate(gate: str) -> list[Demand]:
     parts = [part.strip() for part in re.split(r"[,\n](?![^\[\n]*\])", text)]
     demands = [_demand(part) for part in parts if part]
     if not demands:
-        raise ConfigError("asks for nothing", where=f"gate {gate}".strip())
+        raise ConfigError("asks for nothing", where=f"gate {gate}".strip(), fix="write a demand such as win_rate>=0.6")
     return demands
 
 
@@ -81,7 +81,9 @@ def _demand(text: str) -> Demand:
     except ValueError:
         bound = float("nan")
     if not abs(bound) < float("inf"):
-        raise ConfigError(f"{found['bound']!r} in {text!r} is no number", "gate")
+        raise ConfigError(
+            f"{found['bound']!r} in {text!r} is no number", "gate", fix="write a number after the comparison"
+        )
     end = found["end"] or ""
     if end and found["sign"] not in SAFE[end]:
         other = "high" if end == "low" else "low"
@@ -97,7 +99,11 @@ def check_demands(demands: Sequence[Demand], figures: Sequence[str], slices: Seq
         if demand.figure not in figures:
             raise ConfigError(f"no figure is called {demand.figure!r}; {nearest(demand.figure, list(figures))}", "gate")
         if demand.end and demand.figure in ALONE:
-            raise ConfigError(f"{demand.figure} has no interval", f"gate {demand.text}")
+            raise ConfigError(
+                f"{demand.figure} has no interval",
+                f"gate {demand.text}",
+                fix="demand the metric itself, without low() or high()",
+            )
         if demand.slice is not None:
             slice_named(demand.slice, slices)
 

@@ -44,7 +44,7 @@ def check_pairs(config: EvaluateConfig) -> None:
     if config.pairs is None:
         return
     if not config.pairs.endswith(".jsonl"):
-        raise ConfigError("must end in .jsonl", where=f"pairs {config.pairs}")
+        raise ConfigError("must end in .jsonl", where=f"pairs {config.pairs}", fix="rename it")
     if config.judgements is not None:
         read_key(config)
     elif found := next((path for path in (Path(config.pairs), key_of(config.pairs)) if path.exists()), None):
@@ -75,7 +75,11 @@ def read_key(config: EvaluateConfig) -> list[Pair]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         origin, pairs = {name: saved[name] for name in _origin(config)}, [Pair(**row) for row in saved["pairs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("the key of the pairs cannot be read", where=str(path)) from error
+        raise ConfigError(
+            "the key of the pairs cannot be read",
+            where=str(path),
+            fix="restore the file that keel evaluate wrote beside the pairs",
+        ) from error
     if origin != _origin(config):
         raise ConfigError(
             "these pairs are of other policies or weights", str(path), "write pairs of today's with --pairs"

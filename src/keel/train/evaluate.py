@@ -143,7 +143,11 @@ def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict
     known = load_tokenizer(name).get_vocab() if name else None
     same = {side: vocabulary == known for side, vocabulary in vocabularies.items()}
     if config.reference and not all(same.values()):
-        raise ConfigError("its vocabulary is not that of the policies, so there is no KL", where=f"reference {name}")
+        raise ConfigError(
+            "its vocabulary is not that of the policies, so there is no KL",
+            where=f"reference {name}",
+            fix="name a reference with the policies' tokenizer, or leave it out",
+        )
     return same
 
 

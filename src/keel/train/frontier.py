@@ -24,10 +24,12 @@ def settings_of_run(path: str) -> TrainConfig:
     """Raises ConfigError for a folder that holds no run of `keel train`."""
     folder = RunFolder(path)
     if not folder.config.is_file():
-        raise ConfigError("this folder holds no run (no config.yaml)", where=path)
+        raise ConfigError(
+            "this folder holds no run (no config.yaml)", where=path, fix="name the folder that keel train wrote"
+        )
     saved = folder.settings()
     if "rollout" not in saved:
-        raise ConfigError("this is no run of keel train", where=path)
+        raise ConfigError("this is no run of keel train", where=path, fix="name the folder that keel train wrote")
     return parse(TrainConfig, saved, where=str(folder.config))
 
 
@@ -59,7 +61,9 @@ def checkpoints_of(path: str) -> dict[int, str]:
         lines = read_metrics(folder.metrics)
         found[int(lines[-1]["step"]) if lines else run.steps] = str(folder.policy)
     if len(found) < 2:
-        raise ConfigError("there is no checkpoint to judge", where=path)
+        raise ConfigError(
+            "there is no checkpoint to judge", where=path, fix="let the run reach a checkpoint (checkpoint.every)"
+        )
     return dict(sorted(found.items()))
 
 

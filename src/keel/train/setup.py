@@ -209,7 +209,11 @@ def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> 
         return ActorCritic(actor_critic.policy)
     model = load_causal_lm(config.reference or config.policy.model, config.policy.dtype).to(world.device)
     if model.config.get_text_config().vocab_size != actor_critic.policy.config.get_text_config().vocab_size:
-        raise ConfigError("the reference has another vocabulary than the policy", where=str(config.reference))
+        raise ConfigError(
+            "the reference has another vocabulary than the policy",
+            where=str(config.reference),
+            fix="name a reference with the policy's tokenizer",
+        )
     return ActorCritic(model.requires_grad_(False))
 
 
