@@ -191,7 +191,8 @@ def test_nothing_given(capsys: pytest.CaptureFixture[str]):
 
 def test_no_such_model(capsys: pytest.CaptureFixture[str], recipe: Path):
     code, line = fails(capsys, "train", recipe, "--policy.model", "./no-such-model")
-    assert (code, line) == (2, "keel: error: ./no-such-model: no such model folder")
+    assert code == 2
+    assert line.startswith("keel: error: ./no-such-model: ")
 
 
 def test_model_folder_without_config(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path):
