@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -55,7 +56,11 @@ def refusing(name: str, what: str) -> Iterator[None]:
         raise ConfigError(
             f"cannot load the {what}: its weights are damaged ({error})", name, "copy or download the folder again"
         ) from error
-    except KeyError as error:
+    except StrictDataclassError as error:  # a ValueError only by name
+        file, reason = Path(name) / "config.json", " ".join(str(error).split())[:300]
+        where = str(file) if file.is_file() else name
+        raise ConfigError(f"cannot load the {what}: {reason}", where, "correct this setting") from error
+    except LookupError as error:
         raise ConfigError(f"cannot load the {what}: {error} is missing or unknown", where=name) from error
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         if "padding_idx" in str(error).lower():
