@@ -1,13 +1,14 @@
 """Jobs side by side: the same results as in turn, and the threads they found."""
 
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
 
-from keel.world import at_once
+from keel.world import at_once, seconds_of_work
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +69,15 @@ def test_gradients_of_two_models_are_those_of_each_alone() -> None:
     for model in models:
         [expected] = torch.autograd.grad(model(x).square().sum(), [model.weight])
         torch.testing.assert_close(model.weight.grad, expected, rtol=0, atol=0)
+
+
+def test_of_jobs_side_by_side_the_longest_counts_as_work() -> None:
+    def work(seconds: float) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < seconds:
+            pass
+
+    began = seconds_of_work()
+    at_once(partial(work, 0.1), partial(work, 0.3))
+    work(0.1)
+    assert 0.4 <= seconds_of_work() - began < 0.5

@@ -4,6 +4,7 @@ import atexit
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -122,15 +123,31 @@ def at_once(*jobs: Callable[[], Any]) -> list[Any]:
         futures = [_workers().submit(run, job) for job in jobs]
         for future in futures:
             future.exception()  # waits
-        return [future.result() for future in futures]
+        done = [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)  # the matrix library counts threads for the whole process
+    _waited[0] += max(seconds for _, seconds in done)
+    return [result for result, _ in done]
 
 
-def _with_threads(threads: int, gradients: bool, job: Callable[[], Any]) -> Any:
+def seconds_of_work() -> float:
+    """Processor seconds of the calling thread, and each time of the longest of the jobs that `at_once` ran elsewhere.
+
+    On a machine that does nothing else they grow as the clock does.
+    """
+    return time.thread_time() + _waited[0]
+
+
+_waited = [0.0]
+"""Processor seconds of the longest job, summed over the calls of `at_once`."""
+
+
+def _with_threads(threads: int, gradients: bool, job: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of a job and its processor seconds."""
+    began = time.thread_time()
     torch.set_num_threads(threads)
     with torch.set_grad_enabled(gradients):
-        return job()
+        return job(), time.thread_time() - began
 
 
 @cache

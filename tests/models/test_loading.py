@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +105,39 @@ def test_a_torn_generation_config_is_not_left_out(tied: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_causal_lm(str(tied))
     assert error.value.where == str(tied / "generation_config.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("eos_token_id", "1"),
+        ("eos_token_id", ["1", "2"]),
+        ("eos_token_id", 1.0),
+        ("eos_token_id", True),
+        ("eos_token_id", [[1]]),
+        ("eos_token_id", {}),
+        ("eos_token_id", -2),
+        ("eos_token_id", 10_000_000),
+        ("bos_token_id", "1"),
+        ("pad_token_id", ["0"]),
+    ],
+)
+def test_an_id_that_is_none_is_refused_by_file_and_key(tied: Path, name: str, key: str, value: Any) -> None:
+    file = tied / name
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(settings | {key: value}))
+    for load in (load_tokenizer, load_causal_lm, load_classifier):
+        with pytest.raises(ConfigError, match=key) as refused:
+            load(str(tied))
+        assert (refused.value.where, bool(refused.value.fix)) == (str(file), True)
+
+
+@pytest.mark.parametrize("value", [2, [2], [2, 10_000_000], [-1, 2], None])
+def test_ids_that_are_some_are_read(tiny_policy: Path, tmp_path: Path, value: Any) -> None:
+    folder = Path(shutil.copytree(tiny_policy, tmp_path / "model"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert 2 in end_token_ids(load_causal_lm(str(folder)), load_tokenizer(str(folder)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])

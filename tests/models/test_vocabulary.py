@@ -99,8 +99,9 @@ def test_an_end_token_that_cannot_be_sampled_is_refused(tiny_policy: Path, tmp_p
     model = with_tokens(tiny_policy, tmp_path / "model", end)
     file = model / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 32}))
-    with pytest.raises(ConfigError, match="end token 32 is beyond the 32 embeddings"):
+    with pytest.raises(ConfigError, match="eos_token_id is 32") as refused:
         verbs(model, tmp_path)["train"]()
+    assert refused.value.where == str(file)
 
 
 def test_a_scorer_refuses_a_text_that_it_has_no_embedding_for(larger: Path, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keel.config import PlanConfig, TrainConfig, parse
 from keel.errors import ConfigError
+from keel.learn.update import Updater
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from keel.models.reward_model import RewardModel
 from keel.train import plan as plans
 from keel.train import probe as probes
-from keel.train.plan import changes_to_fit, plan, possible_changes, resident
+from keel.train.plan import changes_to_fit, possible_changes, resident
+from keel.train.plan_apart import plan_apart
 from keel.train.probe import Cost
 from keel.train.setup import build_parts
 from keel.world import World
@@ -93,7 +95,7 @@ def test_the_peak_comes_true(run: dict[str, Any], tiny_policy: Path, tmp_path: P
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "large")
     load_tokenizer(str(tiny_policy)).save_pretrained(tmp_path / "large")
     run["policy"]["model"] = str(tmp_path / "large")
-    forecast = plan(parse(PlanConfig, run))
+    forecast = plan_apart(parse(PlanConfig, run))
     lived = subprocess.run([sys.executable, "-c", PEAK, json.dumps(run)], capture_output=True, text=True, check=True)
     idle, peak = (float(line) / 1e6 for line in lived.stdout.split()[-2:])
     assert peak > 2 * idle
@@ -109,7 +111,7 @@ def test_a_layer_counts_as_often_as_there_are_layers(
     errors = {"update": 0.1}
     costs = iter([Cost({"update": 100.0}, {"update": 2.0}, errors), Cost({"update": 130.0}, {"update": 2.5}, errors)])
 
-    monkeypatch.setattr(plans, "probe_apart", lambda *_: next(costs))
+    monkeypatch.setattr(plans, "probe", lambda *_: next(costs))
     run["rewards"] = []
     depth = load_causal_lm(str(tiny_policy)).config.num_hidden_layers
     found = plans.forecast(parse(PlanConfig, run))
@@ -123,11 +125,11 @@ def test_one_epoch_is_taken_and_counts_as_often_as_there_are_epochs(
 ) -> None:
     taken = []
 
-    def probe(values: dict[str, Any], _: int | None) -> Cost:
+    def probe(values: dict[str, Any], *_: Any) -> Cost:
         taken.append(values["algorithm"]["update_epochs"])
         return Cost({"update": 100.0}, {"sample": 1.0, "update": 2.0}, {"sample": 0.1, "update": 0.2})
 
-    monkeypatch.setattr(plans, "probe_apart", probe)
+    monkeypatch.setattr(plans, "probe", probe)
     found = plans.forecast(parse(PlanConfig, run | {"algorithm": {"name": "ppo", "update_epochs": 5}}))
     assert taken == [1, 1]
     assert found.peaks == {"update": 100.0}
@@ -148,14 +150,14 @@ def test_models_of_one_depth_are_made_deeper_together(
     run["rewards"] = [{"model": str(tmp_path / name)} for name in ("reward", "other")]
     asked = []
 
-    def probe(values: dict[str, Any], _: int | None) -> Cost:
+    def probe(values: dict[str, Any], given: dict[str, int], *_: Any) -> Cost:
         folders = [values["policy"]["model"], *(reward["model"] for reward in values["rewards"])]
-        depths = [AutoConfig.from_pretrained(folder).num_hidden_layers for folder in folders]
+        depths = [given[folder] for folder in folders]
         asked.append(depths)
         memory = 100.0 + sum(factor * depth for factor, depth in zip((1, 10, 100), depths, strict=True))
         return Cost({"update": memory}, {"update": memory / 1000})
 
-    monkeypatch.setattr(plans, "probe_apart", probe)
+    monkeypatch.setattr(plans, "probe", probe)
     found = plans.forecast(parse(PlanConfig, run))
     assert asked == [[1, 1, 1], [5, 1, 1], [1, 7, 7]]
     assert found.peaks["update"] == pytest.approx(100 + 5 + 90 + 900)
@@ -212,5 +214,56 @@ def test_answers_have_the_length_that_was_asked_for(run: dict[str, Any], wanted:
 
 def test_a_model_that_is_not_there(run: dict[str, Any]) -> None:
     run["policy"]["model"] = "/nowhere/at/all"
-    with pytest.raises(ConfigError, match="/nowhere/at/all"):
-        plan(parse(PlanConfig, run))
+    with pytest.raises(ConfigError) as refused:
+        plan_apart(parse(PlanConfig, run))
+    assert refused.value.where == "/nowhere/at/all"
+
+
+def test_the_caller_of_a_forecast_does_not_load_torch() -> None:
+    code = "import sys, keel.train.plan_apart; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_nothing_is_loaded_nor_written(run: dict[str, Any], tiny_policy: Path, tmp_path: Path) -> None:
+    """Folders with settings and tokenizer alone are enough, and the run folder is not made."""
+    for folder in (tmp_path / "policy", tmp_path / "scorer"):
+        if not folder.exists():
+            shutil.copytree(tiny_policy, folder)
+        (folder / "model.safetensors").unlink()
+    run["policy"]["model"] = str(tmp_path / "policy")
+    before = sorted(tmp_path.rglob("*"))
+    found = plans.forecast(parse(PlanConfig, run))
+    assert set(found.seconds) == {"start", "sample", "score", "targets", "update"}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_minibatch_is_taken_and_counts_as_often_as_there_are(
+    run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    """Each clock reading is a second, so a phase takes one, and the update as many as there are minibatches."""
+    readings, taken = iter(range(10_000)), []
+    step = Updater._optimizer_step
+
+    def spy(self: Updater, batch: Any, rows: list[int], *rest: Any) -> None:
+        taken.append(len(rows))
+        step(self, batch, rows, *rest)
+
+    monkeypatch.setattr(probes, "_work", lambda: (float(next(readings)),))
+    monkeypatch.setattr(Updater, "_optimizer_step", spy)
+    run["algorithm"] = {"name": algorithm, "minibatch_size": 8, "update_epochs": 1}
+    values = parse(TrainConfig, run).model_dump()
+    depths = dict.fromkeys((run["policy"]["model"], run["rewards"][0]["model"]), 1)
+    cost = probes.probe(values, depths)
+    assert set(taken) == {8}
+    assert (cost.seconds["sample"], cost.seconds["update"]) == (1.0, 2.0)
+
+
+def test_the_updater_takes_a_policy_for_what_it_is_at_full_depth(run: dict[str, Any]) -> None:
+    """Graphs of small models are in memory together; a few layers are always small."""
+    config = parse(TrainConfig, run)
+    updater = build_parts(config, [], None, World.single()).updater
+    assert updater._small
+    assert [probes.OneMinibatch.like(updater, small)._small for small in (True, False)] == [True, False]
+    assert plans.policy_is_small(parse(PlanConfig, run))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -17,6 +18,7 @@ transformers_logging.disable_progress_bar()
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ADAPTER = "adapter_config.json"
+ID_KEYS = ("eos_token_id", "bos_token_id", "pad_token_id")
 INDEX = "model.safetensors.index.json"
 
 
@@ -33,7 +35,7 @@ def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
             "no such model folder", where=name, fix="correct the path, or give a hub id such as ORGANISATION/NAME"
         )
     refuse_pickles(folder)
-    refuse_torn_settings(folder / "generation_config.json")
+    refuse_unfit_ids(folder)
     with refusing(name, what):
         if auto_class in (AutoConfig, AutoTokenizer):
             return auto_class.from_pretrained(name, trust_remote_code=False, **options)
@@ -56,7 +58,11 @@ def refusing(name: str, what: str) -> Iterator[None]:
         raise ConfigError(
             f"cannot load the {what}: its weights are damaged ({error})", name, "copy or download the folder again"
         ) from error
-    except KeyError as error:
+    except StrictDataclassError as error:  # a ValueError only by name
+        file, reason = Path(name) / "config.json", " ".join(str(error).split())[:300]
+        where = str(file) if file.is_file() else name
+        raise ConfigError(f"cannot load the {what}: {reason}", where, "correct this setting") from error
+    except LookupError as error:
         raise ConfigError(f"cannot load the {what}: {error} is missing or unknown", where=name) from error
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         if "padding_idx" in str(error).lower():
@@ -113,13 +119,54 @@ def refuse_other_files(folder: Path) -> None:
             raise ConfigError(f"names {name}, which is missing", str(index), "copy or download the folder again")
 
 
-def refuse_torn_settings(path: Path) -> None:
-    """Raise ConfigError for JSON that cannot be read: transformers would continue without a generation config."""
-    if path.is_file():
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"this is no JSON: {error}", str(path), "copy or download the folder again") from error
+def refuse_unfit_ids(folder: Path) -> None:
+    """Raise ConfigError for ids of special tokens in config.json and generation_config.json that are none.
+
+    transformers passes on whatever is written there, and continues without a generation config that it cannot read.
+    """
+    config = read_settings(folder / "config.json")
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    sizes = [part["vocab_size"] for part in parts if type(part.get("vocab_size")) is int]
+    vocabulary = max(sizes, default=None)
+    for file, settings in (
+        *((folder / "config.json", part) for part in parts),
+        (folder / "generation_config.json", read_settings(folder / "generation_config.json")),
+    ):
+        for key in ID_KEYS:
+            # Text without padding needs no pad token, and a tokenizer may have one that the model cannot read.
+            token_ids(settings.get(key), key, str(file), vocabulary if key == "eos_token_id" else None)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty when there is none. Raises ConfigError."""
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"this is no JSON: {error}", str(path), "copy or download the folder again") from error
+    if not isinstance(settings, dict):
+        raise ConfigError("this is no JSON object", str(path), "copy or download the folder again")
+    return settings
+
+
+def token_ids(value: Any, key: str, where: str, vocabulary: int | None = None) -> list[int]:
+    """Return the ids that a setting names: none, one, or a list of them; -1 stands for none in some files.
+
+    Raises ConfigError for anything else, and where all of them are beyond the vocabulary.
+    """
+    ids = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    for number in ids:
+        if type(number) is not int or number < -1:
+            raise ConfigError(
+                f"{key} is {json.dumps(value, default=str)}, which is no token id",
+                where=where,
+                fix=f"write the number of a token, a list of numbers, or null for {key}",
+            )
+    if ids and vocabulary is not None and min(ids) >= vocabulary:
+        fix = f"set {key} to a token of the vocabulary, or to null"
+        raise ConfigError(f"{key} is {min(ids)}, beyond the {vocabulary} tokens of the vocabulary", where, fix)
+    return list(ids)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -24,11 +24,12 @@ from keel.models.adapters import (
     shapes_of,
     with_lora,
 )
-from keel.models.files import is_adapter, read_part, refusing
+from keel.models.files import is_adapter, read_part, refusing, token_ids
 from keel.models.heads import new_value_head, plain, trunk
 from keel.models.packed import pack_if_possible
 from keel.models.pad_token import set_pad_id
 from keel.models.sameness import logprobs, probe_tokens, require_same
+from keel.models.shallow import is_shallow, shallow_model
 from keel.models.trunk_classifier import SequenceClassifier
 from keel.models.vocabulary import FIX, num_embeddings
 from keel.models.weights import (
@@ -64,7 +65,7 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
     Of an adapter's folder, its base with the adapter merged in, all of which may learn. Raises ConfigError when it
     cannot be loaded, or its weights are missing, of another shape, or not numbers.
     """
-    if is_adapter(Path(name)):
+    if is_adapter(Path(name)) and not is_shallow(name):
         base = load_causal_lm(base_of(Path(name)), dtype)
         with refusing(name, "adapter"):
             adapted = put_on(base, Path(name))
@@ -119,7 +120,7 @@ class _Classifier:
 def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
     """Any model as a classifier; an adapter is on its base, or merged into it."""
     folder = Path(name)
-    if not is_adapter(folder):
+    if not is_adapter(folder) or is_shallow(name):
         return _plain_classifier(name, dtype, seed)
     unread = unread_weights({"unexpected_keys": []}, name)
     if is_language_adapter(folder):
@@ -156,6 +157,9 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
 
 def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model and the report of its loading. Raises ConfigError for weights of another shape, or not numbers."""
+    if is_shallow(name):
+        nothing: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
+        return shallow_model(auto_class, name, DTYPES[dtype]), nothing
     model, report = read_part(
         auto_class,
         name,
@@ -208,7 +212,7 @@ def configured_ends(generation: GenerationConfig | None, tokenizer: PreTrainedTo
     """The end tokens of a generation config, else the tokenizer's."""
     ends = generation.eos_token_id if generation else None
     ends = tokenizer.eos_token_id if ends is None else ends
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return token_ids(ends, "eos_token_id", tokenizer.name_or_path)
 
 
 def stop_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from keel.models.files import token_ids
 from keel.models.heads import plain
 
 NEW = "<|pad|>"
@@ -52,5 +53,4 @@ def grow_embeddings(model: Any, count: int) -> None:
 
 
 def _configured_ends(config: Any) -> list[int]:
-    ends = config.get_text_config().eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return token_ids(config.get_text_config().eos_token_id, "eos_token_id", config.name_or_path)

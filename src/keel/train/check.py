@@ -38,7 +38,8 @@ def self_check(parts: Parts) -> dict[str, float]:
     _check_trainable(parts)
     _check_dropout(parts)
     _check_ends(parts, probe)
-    measured = {**_check_logprobs(parts, probe), **_check_reference(parts, probe)}
+    trained, measured = _check_logprobs(parts, probe)
+    measured |= _check_reference(parts, probe, trained)
     compiled = kernels.available(next(parts.actor_critic.policy.parameters()))
     return {**measured, **_check_scores(parts, probe), "check/kernels": float(compiled)}
 
@@ -103,7 +104,7 @@ def compare_passes(
         found = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
         raise ConfigError(f"{kind}: {found} on a token's log-probability", where=where, fix=fix)
     first = select_rows(probe, [0])
-    alone = analyze_all(actor_critic, first, temperature, 1)
+    alone = analyze_all(actor_critic, first, temperature, 1, with_values=False)
     width = first.response_mask.shape[1]
     apart = (alone.logprobs - trained.logprobs[:1, :width])[first.response_mask].abs()
     if not _agree(apart, actor_critic):
@@ -130,8 +131,11 @@ def _dtype(actor_critic: ActorCritic) -> torch.dtype:
     return next(actor_critic.policy.parameters()).dtype
 
 
-def _check_logprobs(parts: Parts, probe: Rollouts) -> dict[str, float]:
-    """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update."""
+def _check_logprobs(parts: Parts, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
+    """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update.
+
+    Returns the trainer's full pass, and what was measured.
+    """
     mask, algorithm = probe.response_mask, parts.config.algorithm
     given = parts.actor_critic, probe, parts.config.rollout.temperature, algorithm.microbatch_tokens
     trained, measured = compare_passes(*given, where="policy")
@@ -140,16 +144,13 @@ def _check_logprobs(parts: Parts, probe: Rollouts) -> dict[str, float]:
     clipped = clipfrac(
         trained.logprobs[mask], probe.logprobs[mask], ones, algorithm.clip_range_low, algorithm.clip_range_high
     )
-    return {**measured, "check/ratio": float(ratio.mean()), "check/clipfrac": float(clipped.mean())}
+    return trained, {**measured, "check/ratio": float(ratio.mean()), "check/clipfrac": float(clipped.mean())}
 
 
-def _check_reference(parts: Parts, probe: Rollouts) -> dict[str, float]:
+def _check_reference(parts: Parts, probe: Rollouts, ours: Analysis) -> dict[str, float]:
     """KL = 0 at the start, unless another reference was asked for."""
     if parts.reference is None:
         return {}
-    ours = analyze_all(
-        parts.actor_critic, probe, parts.targets.temperature, parts.targets.microbatch_tokens, with_values=False
-    )
     theirs = reference_logprobs(parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens)
     gaps = (ours.logprobs - theirs)[probe.response_mask].abs()
     gap = float(gaps.max())

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from keel.config import TrainConfig
 from keel.errors import ConfigError
 from keel.learn.algorithms import Algorithm
@@ -14,7 +16,9 @@ from keel.models.policy import ActorCritic
 from keel.models.trunk_classifier import has_score_head
 
 
-def build_actor_critic(config: TrainConfig, policy: Any, algorithm: Algorithm) -> ActorCritic:
+def build_actor_critic(
+    config: TrainConfig, policy: Any, algorithm: Algorithm, tokenizer: PreTrainedTokenizerBase
+) -> ActorCritic:
     """The policy and the critic that the algorithm needs. Raises ConfigError for one that could not be saved."""
     if not algorithm.needs_critic:
         return ActorCritic(policy)
@@ -22,10 +26,10 @@ def build_actor_critic(config: TrainConfig, policy: Any, algorithm: Algorithm) -
         if not has_score_head(policy.config):
             raise ConfigError("only a decoder can be a critic", config.policy.model, "use reinforce, rloo or grpo")
         return ActorCritic(policy, value_head=new_value_head(policy))
-    return ActorCritic(policy, critic=_critic(config, policy))
+    return ActorCritic(policy, critic=_critic(config, policy, tokenizer))
 
 
-def _critic(config: TrainConfig, policy: Any) -> Any:
+def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     source = config.critic.init
     if source == "policy":
         source = config.policy.model
@@ -39,11 +43,15 @@ def _critic(config: TrainConfig, policy: Any) -> Any:
     if not hasattr(critic, "score"):
         fix = "use reinforce, rloo or grpo" if config.critic.init == "policy" else "set critic.init to policy"
         raise ConfigError("only a decoder can be a critic", where=source, fix=fix)
-    tokenizer, own = load_tokenizer(config.policy.model), load_tokenizer(source).get_vocab()
-    if not tokenizer.get_vocab().items() <= own.items():  # a reward model may have a pad token besides
+    if source != config.policy.model and not vocabulary_within(tokenizer, load_tokenizer(source)):
         raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
     set_pad_id(critic, int(tokenizer.pad_token_id))  # it is saved with the policy's tokenizer
     if config.policy.lora:
         critic = with_lora(critic, config.policy.lora, "SEQ_CLS")
         share_frozen(critic, policy)
     return critic
+
+
+def vocabulary_within(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether the other tokenizer has every token under the same id; a reward model may have a pad token besides."""
+    return tokenizer.get_vocab().items() <= other.get_vocab().items()

@@ -4,7 +4,10 @@ Every layer adds the same memory and the same time. So steps of the real code, w
 and batch sizes, but random models of one layer, and then of seven, foretell those of the full depth.
 """
 
-from collections.abc import Collection, Mapping
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,17 +15,19 @@ from typing import Any
 
 import torch
 from torch.nn import Module
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from keel.config import PlanConfig, parse
+from keel.errors import KeelError
 from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
-from keel.models.adapters import base_of, with_lora
+from keel.learn.update import SMALL
+from keel.models.adapters import with_lora
 from keel.models.ensemble import members_of
-from keel.models.files import is_adapter, read_part
-from keel.models.loading import DTYPES, load_tokenizer
+from keel.models.loading import DTYPES
+from keel.models.shallow import model_config
 from keel.models.trunk_classifier import SequenceClassifier
-from keel.train.probe import Cost, probe_apart
+from keel.train.probe import Cost, probe, return_memory
 
 MB = 1e6
 DEEPER = 7  # layers of the second probe: the further apart the two, the less an error of either counts
@@ -30,7 +35,10 @@ SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """The forecast: memory of each model, peak and seconds of each phase, and the changes that make the run fit."""
+    """Forecast memory of each model, peak and seconds of each phase, and the changes that make the run fit.
+
+    What else the process has in its memory is part of the peaks: see `keel.train.plan_apart`.
+    """
     config = with_members(config)
     available = config.memory_gb * 1e9 if config.memory_gb else device_memory()
     cost = forecast(config)
@@ -47,6 +55,17 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "run_hours": cost.step_seconds * config.steps / 3600,
         "changes": changes_to_fit(config, available) if cost.peak > available else {},
     }
+
+
+def main() -> None:
+    """Read the settings as JSON; write their forecast, or what is wrong with them, as JSON."""
+    config = PlanConfig.model_validate_json(sys.stdin.read())
+    with redirect_stdout(sys.stderr):
+        try:
+            found = {"forecast": plan(config)}
+        except KeelError as error:
+            found = {"error": {"what": error.what, "where": error.where, "fix": error.fix}}
+    print(json.dumps(found))
 
 
 def with_members(config: PlanConfig) -> PlanConfig:
@@ -91,27 +110,28 @@ def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
 def forecast(config: PlanConfig) -> Cost:
     """Peak bytes and seconds at full depth."""
     values = config.model_dump(exclude={"response_tokens", "memory_gb"})
-    values["rewards"] = [reward for reward in values["rewards"] if reward["model"]]
+    values["rewards"] = [reward | {"ungated": True} for reward in values["rewards"] if reward["model"]]
     epochs = values["algorithm"]["update_epochs"]
-    values["algorithm"] |= {"update_epochs": 1}  # all take alike, and most of a probe's time
-    models = sources(values)
+    values["algorithm"] |= {"update_epochs": 1}  # all take alike
+    layers = {
+        name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in sources(values).items()
+    }
+    counts = sorted(set(layers.values()) - {1})
+    depths = [{name: min(DEEPER, count) if layers[name] == count else 1 for name in layers} for count in counts]
+    small, costs = policy_is_small(config), []
     with TemporaryDirectory() as folder:
         values["output"] = str(Path(folder) / "run")
+        for each in (dict.fromkeys(layers, 1), *depths):
+            costs.append(probe(values, each, small, config.response_tokens))
+            return_memory()
+    deeper = {count: (min(DEEPER, count), cost) for count, cost in zip(counts, costs[1:], strict=True)}
+    return with_epochs(at_full_depth(costs[0], deeper), epochs)
 
-        def measure(deeper: Collection[str] = (), depth: int = 1) -> Cost:
-            """All models with one layer, but some of them with more."""
-            small = {
-                name: shallow(name, kind, depth if name in deeper else 1, Path(folder)) for name, kind in models.items()
-            }
-            return probe_apart(_renamed(values, small), config.response_tokens)
 
-        layers = {name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in models.items()}
-        one = measure()
-        more = {
-            count: (min(DEEPER, count), measure([name for name in models if layers[name] == count], min(DEEPER, count)))
-            for count in sorted(set(layers.values()) - {1})
-        }
-    return with_epochs(at_full_depth(one, more), epochs)
+def policy_is_small(config: PlanConfig) -> bool:
+    """Whether the policy of full depth is one whose graph and the critic's are in memory together."""
+    model = _empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM")
+    return sum(parameter.numel() for parameter in model.parameters()) <= SMALL
 
 
 def with_epochs(cost: Cost, epochs: int) -> Cost:
@@ -149,38 +169,6 @@ def sources(values: Mapping[str, Any]) -> dict[str, type]:
     if values["critic"]["init"] not in own:
         others.append(values["critic"]["init"])
     return found | {name: SequenceClassifier for name in others if name not in found}
-
-
-def _renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The same settings with other models."""
-    return values | {
-        "policy": values["policy"] | {"model": names[values["policy"]["model"]]},
-        "reference": names.get(values["reference"]),
-        "critic": values["critic"] | {"init": names.get(values["critic"]["init"], values["critic"]["init"])},
-        "rewards": [reward | {"model": names[reward["model"]]} for reward in values["rewards"]],
-    }
-
-
-def shallow(source: str, kind: Any, layers: int, folder: Path) -> str:
-    """A folder with a random model like `source`, but of so few layers."""
-    place = folder / f"{abs(hash(source))}-{layers}"
-    if not place.exists():
-        config = model_config(source, kind)
-        text = config.get_text_config()
-        text.num_hidden_layers = layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
-        kind.from_config(config).save_pretrained(place)
-        load_tokenizer(source).save_pretrained(place)
-    return str(place)
-
-
-def model_config(source: str, kind: Any) -> Any:
-    """That of its base for an adapter. Raises ConfigError when there is none."""
-    if is_adapter(Path(source)):
-        return model_config(base_of(Path(source)), kind)
-    labels = {"num_labels": 1} if kind is SequenceClassifier else {}
-    return read_part(AutoConfig, source, "config", **labels)
 
 
 def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
@@ -224,3 +212,7 @@ def device_memory() -> float:
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
     return machine_memory()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,19 @@
-"""Some steps of a run, taken to see what they cost, in a process of its own, whose peak memory is theirs."""
+"""Some steps of a run, taken to measure what they cost.
 
-import json
+The process should do nothing else: its memory is taken to be theirs.
+"""
+
+import ctypes
+import gc
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,18 @@ import torch
 
 from keel.config import TrainConfig, parse
 from keel.core.kl import RESOLUTION
-from keel.errors import ConfigError, KeelError
+from keel.data.batches import TrainingBatch, select_rows
+from keel.learn.update import Updater
+from keel.models.shallow import shallow_models
 from keel.train.check import self_check
 from keel.train.setup import Parts, build_parts
 from keel.train.state import RunState
 from keel.train.step import train_step
-from keel.world import World
+from keel.world import World, seconds_of_work
 
 START = "start"  # loading and self-check
-STEPS = 4  # at most; the first is slower than those that follow
-ENOUGH = 12.0  # seconds of work in a probe, after which two steps have to do
+STEPS = 3, 5  # at least, and at most; the first is slower than those that follow
+ENOUGH = 3.0  # seconds of work after which the fewest steps have to do
 INTERVAL = 0.002  # seconds between two looks at the memory
 
 
@@ -52,50 +57,69 @@ class Cost:
         return sum(seconds for phase, seconds in self.errors.items() if phase != START)
 
 
-def probe_apart(values: Mapping[str, Any], response_tokens: int | None) -> Cost:
-    """`probe` in a process of its own. Raises what it raised."""
-    given = json.dumps([dict(values), response_tokens, torch.get_num_threads()])
-    command = [sys.executable, "-P", "-W", "ignore", "-m", __name__]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"the probe failed: {' '.join(done.stderr.split())[-500:]}")
-    found = json.loads(done.stdout)
-    if "what" in found:
-        raise ConfigError(**found)
-    return Cost(**found)
+def return_memory() -> None:
+    """Give the system back what the last probe used, so that the peak of the next one does not include it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # musl has none
+        trim(0)
 
 
-def main() -> None:
-    """Reads the arguments of `probe` as JSON and writes its result, or what is wrong with them, as JSON."""
-    values, response_tokens, threads = json.load(sys.stdin)
-    with redirect_stdout(sys.stderr):
-        try:
-            found = asdict(probe(values, response_tokens, threads))
-        except KeelError as error:
-            found = {"what": error.what, "where": error.where, "fix": error.fix}
-    print(json.dumps(found))
+def probe(
+    values: Mapping[str, Any], depths: Mapping[str, int], small: bool = False, response_tokens: int | None = None
+) -> Cost:
+    """Build the run, check it as every run is checked, and take a few steps.
 
-
-def probe(values: Mapping[str, Any], response_tokens: int | None, threads: int) -> Cost:
-    """Build the run, check it as every run is checked, and take a few steps with answers of the length asked for."""
-    torch.set_num_threads(threads)
-    began = _work()[0]
+    Args:
+        values: the run's settings.
+        depths: number of layers of each model, by folder or hub id.
+        small: whether the updater counts the policy of full depth as small.
+        response_tokens: mean length of a response.
+    """
     config = parse(TrainConfig, values)
     scorers = [] if config.rewards else [_no_opinion]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
-    with state.timed(START):
+    with shallow_models(depths), state.timed(START):
         parts = build_parts(config, scorers, None, World.single())
-        parts = replace(parts, end_ids=_ends(parts, response_tokens))
+        updater = OneMinibatch.like(parts.updater, small)
+        parts = replace(parts, end_ids=_ends(parts, response_tokens), updater=updater)
         state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION
-    seconds = []
-    for _ in range(STEPS):
+    began, steps = _work(), []
+    while len(steps) < STEPS[0] or (len(steps) < STEPS[1] and _since(began) < ENOUGH):
         train_step(parts, state)
-        seconds.append(dict(state.seconds))
-        if len(seconds) > 1 and _work()[0] - began > ENOUGH:
-            break
-    taken = {phase: [each[phase] for each in seconds] for phase in state.seconds}
-    fastest = {phase: min(each[1:]) for phase, each in taken.items()}  # what disturbs a step makes it longer
-    return Cost(state.peaks, fastest, {phase: statistics.median(taken[phase]) - fastest[phase] for phase in taken})
+        steps.append({**state.seconds, "update": state.seconds["update"] * minibatches_of(config)})
+    warm = {phase: [each[phase] for each in steps[1:]] for phase in state.seconds}
+    warm[START] = [state.seconds[START]]
+    fastest = {phase: min(each) for phase, each in warm.items()}  # what disturbs a step makes it longer
+    return Cost(state.peaks, fastest, {phase: statistics.median(warm[phase]) - fastest[phase] for phase in warm})
+
+
+def minibatches_of(config: TrainConfig) -> int:
+    """Number of minibatches in a batch."""
+    return max(1, config.rollout.batch_size // (config.algorithm.minibatch_size or config.rollout.batch_size))
+
+
+@dataclass(frozen=True)
+class OneMinibatch(Updater):
+    """An updater that takes one minibatch of each batch: all minibatches take alike, and most of a probe's time."""
+
+    small: bool = False
+
+    @classmethod
+    def like(cls, updater: Updater, small: bool) -> "OneMinibatch":
+        """The same updater otherwise; `small` is what a policy of full depth is to it."""
+        return cls(**{part.name: getattr(updater, part.name) for part in fields(updater)}, small=small)
+
+    @property
+    def _small(self) -> bool:  # type: ignore[override]
+        return self.small
+
+    def update(self, batch: TrainingBatch, *arguments: Any, **named: Any) -> dict[str, float]:
+        """One optimizer step, on rows of all lengths."""
+        lengths = batch.prompt_mask.sum(1) + batch.response_mask.sum(1)
+        every = max(1, batch.size // self.schedule.minibatch_size)
+        rows = lengths.argsort(stable=True)[every // 2 :: every]
+        return super().update(select_rows(batch, rows.tolist()), *arguments, **named)
 
 
 def _ends(parts: Parts, response_tokens: int | None) -> list[int]:
@@ -123,19 +147,25 @@ class Watched(RunState):
         with watch as peak:
             began = _work()
             yield
-            self.seconds[phase] = max(now - then for now, then in zip(_work(), began, strict=True))
+            self.seconds[phase] = _since(began)
         self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak[0])
 
 
 def _work() -> tuple[float, ...]:
-    """Seconds of work so far: of all threads together, shared out, and of the main one, which a phase takes at least.
+    """Seconds of work so far: of the threads that take longest, and of all together, shared out among processors.
 
     Unlike those of a clock they do not grow where other programs want the processor. A GPU works by itself.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         return (time.perf_counter(),)
-    return time.process_time() / torch.get_num_threads(), time.thread_time()
+    processors = min(torch.get_num_threads(), os.cpu_count() or 1)
+    return seconds_of_work(), time.process_time() / processors
+
+
+def _since(began: tuple[float, ...]) -> float:
+    """Seconds of work since then: a phase takes either at least."""
+    return max(now - then for now, then in zip(_work(), began, strict=True))
 
 
 @contextmanager
@@ -175,7 +205,3 @@ def _resident() -> float:
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak * (1.0 if sys.platform == "darwin" else 1024.0)
-
-
-if __name__ == "__main__":
-    main()

@@ -139,7 +139,7 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
     if not end_ids:
         raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
     algorithm = ALGORITHMS[config.algorithm.name]
-    actor_critic = build_actor_critic(config, policy, algorithm).to(world.device)
+    actor_critic = build_actor_critic(config, policy, algorithm, tokenizer).to(world.device)
     if config.policy.gradient_checkpointing:
         for model in filter(None, (actor_critic.policy, actor_critic.critic)):
             recompute_layers(trunk(model))
