@@ -84,7 +84,7 @@ def probe(
         updater = OneMinibatch.like(parts.updater, small)
         parts = replace(parts, end_ids=_ends(parts, response_tokens), updater=updater)
         state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION
-    began, steps = _work(), []
+    began, steps = _work(), list[dict[str, float]]()
     while len(steps) < STEPS[0] or (len(steps) < STEPS[1] and _since(began) < ENOUGH):
         train_step(parts, state)
         steps.append({**state.seconds, "update": state.seconds["update"] * minibatches_of(config)})
@@ -111,7 +111,7 @@ class OneMinibatch(Updater):
         return cls(**{part.name: getattr(updater, part.name) for part in fields(updater)}, small=small)
 
     @property
-    def _small(self) -> bool:  # type: ignore[override]
+    def _small(self) -> bool:
         return self.small
 
     def update(self, batch: TrainingBatch, *arguments: Any, **named: Any) -> dict[str, float]:
