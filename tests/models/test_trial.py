@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    DogeConfig,
+    DogeForCausalLM,
     FalconConfig,
     FalconForCausalLM,
     Llama4ForCausalLM,
@@ -18,6 +20,8 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    ReformerConfig,
+    ReformerModelWithLMHead,
 )
 
 from keel.errors import ConfigError
@@ -140,6 +144,30 @@ def test_what_is_never_twice_the_same_is_refused_by_name(llama: Any) -> None:
     llama.model.layers[0].mlp.register_forward_hook(lambda _, __, out: out + torch.randn_like(out))
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM is no causal .* the second time"):
         pack_if_possible(llama)
+
+
+def test_a_window_of_keys_is_left_within_a_trial_unless_it_has_all_positions() -> None:
+    """Doge chooses that many keys once a row has more; which of equal ones depends on later tokens."""
+
+    def with_equal_keys(window: int) -> Any:
+        torch.manual_seed(0)
+        model = ready(DogeForCausalLM(DogeConfig(**SIZES, keep_window_size=window)))
+        for layer in model.model.layers:
+            nn.init.zeros_(layer.self_attn.A)
+        return model
+
+    pack_if_possible(with_equal_keys(SIZES["max_position_embeddings"]))
+    with pytest.raises(ConfigError, match="tokens see later ones"):
+        pack_if_possible(with_equal_keys(SIZES["max_position_embeddings"] - 1))
+
+
+def test_random_hashes_show_within_a_trial() -> None:
+    """Reformer draws them for rows that have more tokens than a chunk."""
+    sizes = {"vocab_size": 48, "hidden_size": 16, "num_attention_heads": 2, "attention_head_size": 8}
+    layers = {"attn_layers": ["lsh", "lsh"], "num_hidden_layers": 2, "axial_pos_embds": False}
+    config = ReformerConfig(**sizes, **layers, is_decoder=True, lsh_attn_chunk_length=64)
+    with pytest.raises(ConfigError, match="the second time"):
+        pack_if_possible(ready(ReformerModelWithLMHead(config)))
 
 
 @torch.no_grad()
