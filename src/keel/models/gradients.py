@@ -1,0 +1,32 @@
+"""Whether a model that is to learn has gradients. keel trains in evaluation mode, so that dropout is off."""
+
+from typing import Any
+
+import torch
+
+from keel.errors import ConfigError
+from keel.models.heads import UNFIT, plain, trunk
+from keel.models.sameness import probe_tokens
+
+TOKENS = 4
+
+
+def require_gradients(model: Any, where: str) -> None:
+    """Raise ConfigError if no gradient of the hidden states reaches a parameter that is to learn.
+
+    Reformer's layers, for one, raise in evaluation mode, and have no gradients for adapters.
+    """
+    first = next((weight for weight in plain(model).parameters() if weight.requires_grad), None)
+    if first is None:
+        return
+    try:
+        with torch.enable_grad():
+            states = trunk(model)(input_ids=probe_tokens(model)[:1, :TOKENS], use_cache=False).last_hidden_state
+            torch.autograd.grad(states.sum(), [first], allow_unused=True)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"{type(plain(model)).__name__} has no gradients in evaluation mode, in which keel trains: {reason}",
+            where=where,
+            fix="use another architecture",
+        ) from error
