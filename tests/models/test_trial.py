@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from keel.errors import ConfigError
-from keel.models.adapters import with_lora
+from keel.models.adapters import require_targets, with_lora
 from keel.models.heads import next_token_logits, trunk
 from keel.models.packed import attention, pack_if_possible, reads_packed, reads_single_rows, token_states
 from keel.models.positions import require_positions
@@ -217,6 +217,27 @@ def test_adapters_take_layers_of_their_own_class_that_return_what_a_linear_layer
     shape = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = with_lora(ready(FalconForCausalLM(FalconConfig(**shape))), Rank(), "CAUSAL_LM")
     assert any(name.endswith("query_key_value.lora_A") for name, _ in model.named_modules())
+
+
+def test_adapters_leave_out_layers_that_share_their_weights() -> None:
+    """Each would have the adapters of all, once they are merged."""
+    torch.manual_seed(0)
+    model = ready(LlamaForCausalLM(LlamaConfig(**SIZES)))
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    shared = with_lora(model, Rank(), "CAUSAL_LM")
+    adapted = [name for name, _ in shared.named_modules() if name.endswith("lora_A")]
+    assert any("gate_proj" in name for name in adapted)
+    assert not any("up_proj" in name for name in adapted)
+
+
+def test_named_layers_that_share_their_weights_are_refused() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    named = Rank()
+    named.target_modules = ["up_proj"]  # type: ignore[assignment]
+    with pytest.raises(ConfigError) as error:
+        require_targets(model, named)
+    assert error.value.where == "lora.target_modules"
 
 
 def test_adapters_of_state_space_models_leave_out_what_peft_refuses() -> None:

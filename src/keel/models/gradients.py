@@ -25,8 +25,6 @@ def require_gradients(model: Any, where: str) -> None:
             torch.autograd.grad(states.sum(), [first], allow_unused=True)
     except UNFIT as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"{type(plain(model)).__name__} has no gradients in evaluation mode, in which keel trains: {reason}",
-            where=where,
-            fix="use another architecture",
-        ) from error
+        kind, dtype = type(plain(model)).__name__, str(first.dtype).removeprefix("torch.")
+        what = f"{kind} has no gradients in {dtype} and evaluation mode, in which keel trains: {reason}"
+        raise ConfigError(what, where=where, fix="use another dtype or architecture") from error
