@@ -1,11 +1,12 @@
 """A model that has no gradients the way keel trains is refused before anything starts, and may still be evaluated."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import ReformerConfig
+from transformers import ReformerConfig, xLSTMConfig
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, TrainConfig, parse
 from keel.errors import ConfigError
@@ -70,6 +71,15 @@ def test_policy_learning_refuses_it(lora: Any, reformer: Path, tmp_path: Path) -
         train_policy(parse(TrainConfig, given), [share_of_w3], PROMPTS)
     assert error.value.where == str(reformer)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_type_that_fails_in_long_rows_is_refused(dtype: str, tmp_path: Path) -> None:
+    """transformers multiplies xLSTM's float32 states by bfloat16 values in rows of several chunks."""
+    config = xLSTMConfig(vocab_size=32, embedding_dim=16, hidden_size=16, num_blocks=1, num_heads=2, chunk_size=64)
+    model = load_causal_lm(str(save_tiny_model(config, "<pad>", tmp_path)), dtype)
+    with nullcontext() if dtype == "float32" else pytest.raises(ConfigError):
+        require_gradients(model, "m")
 
 
 def test_it_may_be_evaluated(reformer: Path, data: str) -> None:

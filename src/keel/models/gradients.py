@@ -6,9 +6,11 @@ import torch
 
 from keel.errors import ConfigError
 from keel.models.heads import UNFIT, plain, trunk
+from keel.models.positions import num_positions
 from keel.models.sameness import probe_tokens
 
-TOKENS = 4
+TOKENS = 130
+"""Of the row that is tried: more than a chunk of linear attention has (xLSTM's fail in bfloat16 after 64)."""
 
 
 def require_gradients(model: Any, where: str) -> None:
@@ -19,9 +21,10 @@ def require_gradients(model: Any, where: str) -> None:
     first = next((weight for weight in plain(model).parameters() if weight.requires_grad), None)
     if first is None:
         return
+    row = probe_tokens(model)[0].repeat(TOKENS)[: min(TOKENS, num_positions(model) or TOKENS)]
     try:
         with torch.enable_grad():
-            states = trunk(model)(input_ids=probe_tokens(model)[:1, :TOKENS], use_cache=False).last_hidden_state
+            states = trunk(model)(input_ids=row.unsqueeze(0), use_cache=False).last_hidden_state
             torch.autograd.grad(states.sum(), [first], allow_unused=True)
     except UNFIT as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
