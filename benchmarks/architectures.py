@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from architectures_make import tiny_model
 from architectures_table import write_table
-from architectures_verbs import compare, saved_gap, verbs
+from architectures_verbs import compare, compare_bfloat16, saved_gap, verbs
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from keel.errors import KeelError
@@ -75,12 +75,16 @@ def tried(family: str) -> dict[str, Any]:
     """Outcome of each verb, and what was compared."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "tiny"
-        made = outcome(lambda: tiny_model(family, folder))
-        if made != "works":
-            return {"not made": made}
+        try:
+            tiny_model(family, folder)
+        except TimeoutError:
+            raise
+        except Exception as error:  # noqa: BLE001  # checks of configs have classes of their own
+            return {"not made": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         found: dict[str, Any] = {}
         found["compare"] = outcome(lambda: found.update(compare(folder)))
         if not found["compare"].startswith("refused"):
+            found["in bfloat16"] = outcome(lambda: found.update(compare_bfloat16(folder)))
             for name, run in verbs(folder, Path(work)).items():
                 found[name] = outcome(run)
                 if found[name] == "works" and name in RESULTS:
@@ -88,7 +92,12 @@ def tried(family: str) -> dict[str, Any]:
                     found[f"{name} saved"] = outcome(
                         lambda name=name, at=result: found.update({f"{name} gap": saved_gap(at)})
                     )
-        return found
+        return {name: without(work, value) for name, value in found.items()}
+
+
+def without(work: str, value: Any) -> Any:
+    """Return the value without the temporary folder in its text."""
+    return value.replace(f"{work}/", "") if isinstance(value, str) else value
 
 
 def outcome(run: Callable[[], Any]) -> str:

@@ -23,26 +23,33 @@ LAYERS = [
     "encoder_layers",
     "num_decoder_layers",
 ]
+# of 16 tokens: more than rows of keel's own trial have, fewer than rows of the benchmark
+WINDOWS = (
+    "sliding_window attention_window window_size attention_chunk_size sliding_window_size window attention_window_size "
+    "index_topk block_size keep_window_size local_attention local_attn_chunk_length lsh_attn_chunk_length"
+)
 SIZES = {
     VOCABULARY: "vocab_size vocab_size_per_layer_input n_words entity_vocab_size",
     32: "hidden_size d_model n_embd dim hidden_dim embed_dim decoder_hidden_size embedding_size emb_dim n_embed "
-    "word_embed_proj_dim embedding_dim width output_hidden_size projection_dim attention_hidden_size",
+    "word_embed_proj_dim hidden_size_global embedding_dim width output_hidden_size projection_dim "
+    "attention_hidden_size",
     48: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_ff n_inner dff dim_ff d_inner intermediate_dim "
     "ffn_hidden_size feed_forward_size",
     24: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
     "expert_ffn_hidden_size shared_intermediate_size intermediate_size_mlp moe_ffn_hidden_size",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
     "num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads num_experts n_routed_experts "
-    "num_local_experts moe_num_experts n_experts linear_num_value_heads",
-    2: " ".join(LAYERS) + " num_encoder_layers num_key_value_heads n_head_kv num_kv_heads kv_n_heads "
+    "num_local_experts moe_num_experts n_experts linear_num_value_heads linear_num_heads "
+    "index_block_size index_topk_blocks",
+    2: " ".join(LAYERS) + " num_encoder_layers num_blocks num_key_value_heads n_head_kv num_kv_heads kv_n_heads "
     "multi_query_group_num swa_num_key_value_heads num_global_key_value_heads num_experts_per_tok "
     "num_experts_per_token moe_topk top_k_experts moe_top_k moe_k num_selected_experts top_k linear_num_key_heads",
     8: "head_dim kv_channels attention_head_dim d_kv swa_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim "
-    "qk_head_dim global_head_dim swa_v_head_dim linear_key_head_dim linear_value_head_dim ssm_state_size state_size "
-    "mamba_d_state mamba_head_dim mamba_d_head d_state mamba_headdim mamba_state_dim mamba_num_heads mamba_n_heads "
-    "n_mamba_heads sliding_window attention_window window_size attention_chunk_size sliding_window_size window "
-    "mamba_chunk_size chunk_size index_topk index_head_dim index_n_heads hidden_size_per_layer_input",
-    16: "q_lora_rank kv_lora_rank o_lora_rank",
+    "qk_head_dim global_head_dim swa_v_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim "
+    "ssm_state_size state_size mamba_d_state mamba_head_dim mamba_d_head d_state mamba_headdim mamba_state_dim "
+    "mamba_num_heads mamba_n_heads n_mamba_heads mamba_chunk_size chunk_size index_head_dim index_n_heads "
+    "hidden_size_per_layer_input",
+    16: f"q_lora_rank kv_lora_rank o_lora_rank {WINDOWS}",
     1: "n_group topk_group n_groups mamba_n_groups n_shared_experts num_shared_experts num_expert_group",
     256: "max_position_embeddings n_positions n_ctx max_seq_len context_length max_sequence_length "
     "max_target_positions seq_length max_seq_length max_source_positions",
@@ -108,6 +115,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"qk_head_dim": 16, "head_dim": 8, "num_key_value_heads": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 2},
     "mllama": {"text_config": {"bos_token_id": 1}},
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp": {"text_config": INDEXER},
@@ -123,6 +131,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX", "is_decoder": True},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "n_mamba_heads": 2,
+        "mamba_dt_rank": 4,
+        **MAMBA_HEADS,
+    },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"],
         "hybrid_layer_ids": [1],
@@ -180,8 +195,9 @@ def tiny_config(family: str) -> dict[str, Any]:
 def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     """Small sizes, and of each kind of layer one."""
     layers = next((settings[name] for name in LAYERS if isinstance(settings.get(name), int)), 0)
-    chosen = _one_of_each(settings.get("layer_types") or [])
+    chosen = _one_of_each(settings.get("layer_types") or settings.get("layers_block_type") or [])
     small: dict[str, Any] = {}
+    positions = settings.get("max_position_embeddings")
     for name, value in settings.items():
         if name == "per_layer_config":
             continue
@@ -192,7 +208,8 @@ def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
         elif name in LAYERS and chosen:
             small[name] = len(chosen)
         elif name in SMALL and type(value) is int:
-            small[name] = SMALL[name]
+            is_left = name not in WINDOWS.split() or value != positions  # a window of all positions stays one
+            small[name] = SMALL[name if is_left else "max_position_embeddings"]
         elif name.endswith(("token_id", "token_index")) and isinstance(value, int) and value >= VOCABULARY:
             small[name] = VOCABULARY - 1 if any(part in name for part in ("image", "audio", "video")) else None
         else:

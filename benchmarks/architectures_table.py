@@ -5,37 +5,52 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- begin of the table -->", "<!-- end of the table -->"
-VERBS = ("sft", "reward", "dpo", "ppo", "ppo shared", "grpo lora", "evaluate")
+VERBS = ("sft", "reward", "dpo", "ppo", "ppo shared", "grpo lora", "evaluate", "in bfloat16")
 FLOAT32, GRADIENT = 1e-5, 1e-4
 
 
 def write_table(results: Path, document: Path) -> None:
-    """Put the table between the marks of the document. Raises ValueError if it has none."""
+    """Put the table between the marks of the document. Raises ValueError if it has none.
+
+    Rows that the document has of families without a result are kept.
+    """
     text = document.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{document} has no {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    document.write_text(f"{before}{BEGIN}\n{table(results)}{END}{after}", encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    previous, after = rest.split(END)
+    document.write_text(f"{before}{BEGIN}\n{table(rows_of(previous) | rows(results))}{END}{after}", encoding="utf-8")
 
 
-def table(results: Path) -> str:
+def rows_of(previous: str) -> dict[str, list[str]]:
+    """Return the cells of each family's row in a table."""
+    lines = [line.strip("|").split("|") for line in previous.splitlines() if line.startswith("| ")]
+    return {cells[0].strip(): [cell.strip() for cell in cells] for cells in lines[1:]}
+
+
+def rows(results: Path) -> dict[str, list[str]]:
+    """Return the cells of each family that has a result."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    made = {}
+    for family, result in found.items():
+        kind, why = verdict(result)
+        made[family] = [family, kind, result.get("reading", ""), result.get("decoding", ""), why]
+    return made
+
+
+def table(cells: dict[str, list[str]]) -> str:
     """Counts, and a row for each family."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
-    verdicts = {family: verdict(result) for family, result in found.items()}
-    kinds = [kind for kind, _ in verdicts.values()]
+    kinds = [kind for _, kind, *_ in cells.values()]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds)))
     head = "| family | verdict | rows are read | decoding | why |\n|---|---|---|---|---|\n"
-    lines = [f"{len(found)} families: {counts}.\n\n{head}"]
-    for family, (kind, why) in verdicts.items():
-        result = found[family]
-        lines.append(f"| {family} | {kind} | {result.get('reading', '')} | {result.get('decoding', '')} | {why} |\n")
-    return "".join(lines)
+    lines = [f"| {' | '.join(cells[family])} |\n" for family in sorted(cells)]
+    return f"{len(cells)} families: {counts}.\n\n{head}{''.join(lines)}"
 
 
 def verdict(result: dict[str, Any]) -> tuple[str, str]:
     """works, works slowly, refused, partly, differs, crashes, or not tried; and why."""
     if "not made" in result or "late" in result:
-        return "not tried", short(result.get("not made") or result["late"])
+        return "not tried", short(result["not made"]) if "not made" in result else result["late"]
     outcomes = {name: result[name] for name in ("compare", *VERBS) if name in result}
     if crashed := [name for name, what in outcomes.items() if what.startswith("crashes")]:
         return "crashes", f"{', '.join(crashed)}: {short(outcomes[crashed[0]])}"
@@ -52,7 +67,9 @@ def verdict(result: dict[str, Any]) -> tuple[str, str]:
 
 def differences(result: dict[str, Any]) -> list[str]:
     """What differs from plain transformers by more than rounding."""
-    limits = {"float32": FLOAT32, "gradient": GRADIENT, "bfloat16": 2 * result["bfloat16_plain"] + 1e-3}
+    limits = {"float32": FLOAT32, "gradient": GRADIENT}
+    if "bfloat16" in result:
+        limits["bfloat16"] = 2 * result["bfloat16_plain"] + 1e-3
     limits |= {name: FLOAT32 for name in result if name.endswith(" gap")}
     return [f"{name} {result[name]:.1g}" for name, limit in limits.items() if not result[name] <= limit]
 

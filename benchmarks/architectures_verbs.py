@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, parse
 from keel.data.prompts import Prompt
+from keel.models.gradients import require_gradients
 from keel.models.heads import token_statistics, trunk
 from keel.models.layers import is_known
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.packed import reads_packed, reads_single_rows, token_states
+from keel.models.pad_token import read_every_token
 from keel.rollout.module_decoder import FullDecoder, module_decoder
 from keel.rollout.sampler import sample
 from keel.train.dpo import dpo
@@ -64,25 +66,32 @@ def plain_logprobs(model: Any, rollouts: Any) -> Tensor:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """Largest difference of log-probs in float32 and of gradients, in units of the largest each; and in bfloat16 the
-    mean difference of the sampler from float32, beside that of transformers."""
+    """Return the largest difference of log-probs in float32 and of gradients, in units of the largest each."""
     model, rollouts = answers(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    plain.get_input_embeddings().padding_idx = None  # a pad token that was sampled is text, and learns
+    read_every_token(plain)  # a pad token that was sampled is text, and learns
     exact = plain_logprobs(plain, rollouts)
     found: dict[str, Any] = {**ways(model), "float32": _largest_gap(rollouts, exact)}
     found["gradient"] = gradient_gap(model, plain, rollouts, exact)
-    with torch.no_grad():
-        _, halves = answers(folder, "bfloat16")
-        half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-        exact = plain_logprobs(plain, halves)
-        found["bfloat16"] = _gap(halves.logprobs[halves.response_mask], exact).mean()
-        found["bfloat16_plain"] = _gap(plain_logprobs(half, halves), exact).mean()
     return {name: value if isinstance(value, str) else float(value) for name, value in found.items()}
+
+
+@torch.no_grad()
+def compare_bfloat16(folder: Path) -> dict[str, float]:
+    """Return the mean difference of log-probs in bfloat16 from float32, of the sampler and of plain transformers."""
+    require_gradients(load_causal_lm(str(folder), "bfloat16"), "bfloat16")
+    _, rollouts = answers(folder, "bfloat16")
+    plain, half = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)
+    )
+    exact = plain_logprobs(plain, rollouts)
+    gaps = {"bfloat16": rollouts.logprobs[rollouts.response_mask], "bfloat16_plain": plain_logprobs(half, rollouts)}
+    return {name: float(_gap(logprobs, exact).mean()) for name, logprobs in gaps.items()}
 
 
 def gradient_gap(model: Any, plain: Any, rollouts: Any, exact: Tensor) -> Tensor:
     """Gradients of the sum of log-probs: keel's way over the batch, and plain transformers row by row."""
+    require_gradients(model, "model")
     exact.sum().backward()
     tokens = torch.cat([rollouts.prompt_tokens, rollouts.response_tokens], 1)
     mask = torch.cat([rollouts.prompt_mask, rollouts.response_mask], 1)

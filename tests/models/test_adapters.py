@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import RecurrentGemmaConfig
 
 from keel.config import LoraSettings, TrainConfig, parse
 from keel.errors import ConfigError
@@ -17,7 +18,9 @@ from keel.rollout.scorers import RewardModelScorer
 from keel.train.setup import Parts, build_parts
 from keel.world import World
 
+from ..conftest import save_tiny_model
 from ..runs import PROMPTS, settings
+from ..shapes import SIZES
 
 peft = pytest.importorskip("peft")
 
@@ -134,6 +137,17 @@ def test_an_adapter_of_nothing(adapter: Path) -> None:
     place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(ConfigError, match="does not say which model"):
         RewardModel.load(str(adapter))
+
+
+def test_one_is_merged_into_a_model_that_cannot_make_its_own_cache(tmp_path: Path) -> None:
+    """RecurrentGemma raises there."""
+    sizes = SIZES | {"vocab_size": 32, "lru_width": 16, "max_position_embeddings": 256}
+    config = RecurrentGemmaConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    folder = save_tiny_model(config, "<pad>", tmp_path / "base")
+    learned = load_causal_lm(str(folder), lora=LoraSettings(r=2))
+    learned.save_pretrained(tmp_path / "adapter")
+    weights = load_causal_lm(str(tmp_path / "adapter")).state_dict()
+    assert weights.keys() == load_causal_lm(str(folder)).state_dict().keys()
 
 
 def test_a_layer_that_is_not_there_is_refused_beside_one_that_is(tiny_policy: Path) -> None:

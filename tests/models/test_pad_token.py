@@ -13,10 +13,11 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
+    YoutuConfig,
 )
 
 from keel.config import LoraSettings, TrainConfig, parse
-from keel.models.loading import as_classifier, load_causal_lm, load_classifier, load_tokenizer
+from keel.models.loading import as_classifier, load_causal_lm, load_classifier, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.train.policy import train_policy
 from keel.train.setup import build_parts
@@ -178,3 +179,21 @@ def test_a_vocabulary_with_a_pad_token_besides_is_the_policys(tiny_gpt2: Path, t
     changes = {"rewards": [{"model": str(tmp_path / "reward")}], "critic.init": str(tmp_path / "reward")}
     parts = build_parts(parse(TrainConfig, settings(tiny_gpt2, tmp_path / "run", changes)), [], PROMPTS, World.single())
     assert parts.actor_critic.critic.config.pad_token_id == END
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_row_that_loading_sets_to_zero_does_not_learn(tied: bool, tmp_path: Path) -> None:
+    """transformers does so with Youtu's pad token, whatever the file holds."""
+    heads = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_key_value_heads": 2}
+    tokens = {"vocab_size": len(SPECIALS + WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
+    config = YoutuConfig(**heads, **sizes, **tokens, kv_lora_rank=8, q_lora_rank=8, tie_word_embeddings=tied)
+    folder = save_tiny_model(config, "<pad>", tmp_path / "base")
+    model, text = load_causal_lm(str(folder)), torch.tensor([[1, 0, 4, 5]])
+    model(text).logits.square().sum().backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.sub_(weight.grad.clamp(-0.1, 0.1))
+    save_model(model, load_tokenizer(str(folder)), tmp_path / "trained")
+    saved = load_causal_lm(str(tmp_path / "trained"))
+    assert torch.equal(saved(text).logits, model(text).logits)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    DogeConfig,
+    DogeForCausalLM,
     FalconConfig,
     FalconForCausalLM,
     Llama4ForCausalLM,
@@ -18,10 +20,12 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    ReformerConfig,
+    ReformerModelWithLMHead,
 )
 
 from keel.errors import ConfigError
-from keel.models.adapters import with_lora
+from keel.models.adapters import require_targets, with_lora
 from keel.models.heads import next_token_logits, trunk
 from keel.models.packed import attention, pack_if_possible, reads_packed, reads_single_rows, token_states
 from keel.models.positions import require_positions
@@ -142,6 +146,30 @@ def test_what_is_never_twice_the_same_is_refused_by_name(llama: Any) -> None:
         pack_if_possible(llama)
 
 
+def test_a_window_of_keys_is_left_within_a_trial_unless_it_has_all_positions() -> None:
+    """Doge chooses that many keys once a row has more; which of equal ones depends on later tokens."""
+
+    def with_equal_keys(window: int) -> Any:
+        torch.manual_seed(0)
+        model = ready(DogeForCausalLM(DogeConfig(**SIZES, keep_window_size=window)))
+        for layer in model.model.layers:
+            nn.init.zeros_(layer.self_attn.A)
+        return model
+
+    pack_if_possible(with_equal_keys(SIZES["max_position_embeddings"]))
+    with pytest.raises(ConfigError, match="tokens see later ones"):
+        pack_if_possible(with_equal_keys(SIZES["max_position_embeddings"] - 1))
+
+
+def test_random_hashes_show_within_a_trial() -> None:
+    """Reformer draws them for rows that have more tokens than a chunk."""
+    sizes = {"vocab_size": 48, "hidden_size": 16, "num_attention_heads": 2, "attention_head_size": 8}
+    layers = {"attn_layers": ["lsh", "lsh"], "num_hidden_layers": 2, "axial_pos_embds": False}
+    config = ReformerConfig(**sizes, **layers, is_decoder=True, lsh_attn_chunk_length=64)
+    with pytest.raises(ConfigError, match="the second time"):
+        pack_if_possible(ready(ReformerModelWithLMHead(config)))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "made",
@@ -189,6 +217,27 @@ def test_adapters_take_layers_of_their_own_class_that_return_what_a_linear_layer
     shape = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = with_lora(ready(FalconForCausalLM(FalconConfig(**shape))), Rank(), "CAUSAL_LM")
     assert any(name.endswith("query_key_value.lora_A") for name, _ in model.named_modules())
+
+
+def test_adapters_leave_out_layers_that_share_their_weights() -> None:
+    """Each would have the adapters of all, once they are merged."""
+    torch.manual_seed(0)
+    model = ready(LlamaForCausalLM(LlamaConfig(**SIZES)))
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    shared = with_lora(model, Rank(), "CAUSAL_LM")
+    adapted = [name for name, _ in shared.named_modules() if name.endswith("lora_A")]
+    assert any("gate_proj" in name for name in adapted)
+    assert not any("up_proj" in name for name in adapted)
+
+
+def test_named_layers_that_share_their_weights_are_refused() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    named = Rank()
+    named.target_modules = ["up_proj"]  # type: ignore[assignment]
+    with pytest.raises(ConfigError) as error:
+        require_targets(model, named)
+    assert error.value.where == "lora.target_modules"
 
 
 def test_adapters_of_state_space_models_leave_out_what_peft_refuses() -> None:

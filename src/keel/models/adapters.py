@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,14 +77,19 @@ def require_targets(model: PreTrainedModel, lora: Lora) -> None:
         layers = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         what = f"the model has no layer {absent[0]!r}; its linear layers: {layers}"
         raise ConfigError(what, where="lora.target_modules", fix="correct the name, or leave it out")
+    for name in sorted(_layers_of_one_memory(model)):
+        if named := [target for target in lora.target_modules if f".{name}".endswith(f".{target}")]:
+            what = f"{named[0]!r} names layers that share their weights, such as {name}"
+            raise ConfigError(what, where="lora.target_modules", fix="leave it out, or set all-linear")
 
 
 def _unfit_layers(model: PreTrainedModel) -> list[str]:
-    """Linear layers that an adapter cannot stand for: those that return something else (Llama 4's router), and those
-    of state-space models whose weights are read past their forward pass, which peft refuses."""
+    """Linear layers that an adapter cannot stand for: those that return something else (Llama 4's router), those of
+    state-space models whose weights are read past their forward pass, which peft refuses, and those that share their
+    weights."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     past = {"out_proj"} if model.config.model_type in STATE_SPACES else set()
-    unfit = {name for name in layers if name.rpartition(".")[2] in past}
+    unfit = {name for name in layers if name.rpartition(".")[2] in past} | _layers_of_one_memory(model)
     others = {name: layer for name, layer in layers.items() if type(layer).forward is not nn.Linear.forward}
 
     def note(name: str, output: Any) -> None:
@@ -100,6 +106,13 @@ def _unfit_layers(model: PreTrainedModel) -> list[str]:
     for hook in hooks:
         hook.remove()
     return sorted(unfit)
+
+
+def _layers_of_one_memory(model: PreTrainedModel) -> set[str]:
+    """Linear layers whose weights are those of another too (Zamba): merged, each would have the adapters of all."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    uses = Counter(layer.weight.data_ptr() for layer in layers.values() if not layer.weight.is_meta)
+    return {name for name, layer in layers.items() if uses[layer.weight.data_ptr()] > 1}
 
 
 @contextmanager

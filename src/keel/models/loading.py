@@ -27,7 +27,7 @@ from keel.models.adapters import (
 from keel.models.files import is_adapter, read_part, refusing, token_ids
 from keel.models.heads import new_value_head, plain, trunk
 from keel.models.packed import pack_if_possible
-from keel.models.pad_token import set_pad_id
+from keel.models.pad_token import read_every_token, set_pad_id
 from keel.models.sameness import logprobs, probe_tokens, require_same
 from keel.models.shallow import is_shallow, shallow_model
 from keel.models.trunk_classifier import SequenceClassifier
@@ -180,14 +180,6 @@ def _ready(model: Any) -> Any:
     if hasattr(model.eval(), "score") or model.get_output_embeddings() is not None:
         pack_if_possible(model)
     return model
-
-
-def read_every_token(model: Any) -> None:
-    """Let the embedding of the pad token learn where it is text: torch gives a row of `padding_idx` no gradient.
-
-    Tokens under the mask need no such rule: nothing that is counted depends on them.
-    """
-    model.get_input_embeddings().padding_idx = None
 
 
 def end_token_ids(

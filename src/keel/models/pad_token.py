@@ -5,13 +5,15 @@ Where the pad token is also an end token (GPT-2, Llama 3, SmolLM), it skips the 
 """
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from keel.models.files import token_ids
-from keel.models.heads import plain
+from keel.models.heads import UNFIT, plain
 
 NEW = "<|pad|>"
 RARE = "\U0002a6d6"
@@ -50,6 +52,29 @@ def grow_embeddings(model: Any, count: int) -> None:
         model.resize_token_embeddings(count, mean_resizing=False)
         with torch.no_grad():
             model.get_input_embeddings().weight[rows:] = 0.0
+
+
+def read_every_token(model: Any) -> None:
+    """Let the embedding of the pad token learn where it is text: torch gives a row of `padding_idx` no gradient.
+
+    Tokens under the mask need no such rule: nothing that is counted depends on them. Where transformers sets that row
+    to zero whenever it loads the model (Youtu), it stays zero here too, or the saved model would be read as another.
+    """
+    embedding = model.get_input_embeddings()
+    row, embedding.padding_idx = embedding.padding_idx, None
+    if row is not None and _clears_pad_row(model):
+        pad = torch.tensor([row])
+        embedding.weight.register_hook(lambda gradient: gradient.index_fill(0, pad.to(gradient.device), 0.0))
+
+
+def _clears_pad_row(model: Any) -> bool:
+    """Whether the family's initialization sets the pad token's row to zero though the weight is marked as loaded."""
+    example = nn.Embedding(2, 1, padding_idx=0)
+    nn.init.ones_(example.weight)
+    example.weight._is_hf_initialized = True  # type: ignore[attr-defined]
+    with suppress(*UNFIT):  # some families look for the module in the model
+        model._init_weights(example)
+    return not example.weight[0].any()
 
 
 def _configured_ends(config: Any) -> list[int]:

@@ -29,7 +29,10 @@ def probe_tokens(model: Any) -> Tensor:
 @torch.no_grad()
 def outputs(model: Any) -> Tensor:
     """Logits of a language model or scores of a classifier, as transformers computes them, adapters included."""
-    rows = [plain(model)(input_ids=row.unsqueeze(0)).logits for row in probe_tokens(model)]
+    model = plain(model)
+    # RecurrentGemma raises where it makes its own cache
+    no_cache = {} if model.get_output_embeddings() is None else {"use_cache": False}
+    rows = [model(input_ids=row.unsqueeze(0), **no_cache).logits for row in probe_tokens(model)]
     return torch.cat(rows)
 
 

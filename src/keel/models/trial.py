@@ -4,6 +4,7 @@ A difference that matters and a difference of rounding look alike in bfloat16, a
 a row of twelve. Within a trial the weights are float32 and the windows are short, so that a few tokens show everything.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -19,7 +20,19 @@ LENGTHS = (12, 7)
 """Tokens of the rows of a trial: other lengths, and more than a short window has."""
 WINDOW = 3
 """Tokens of a window within a trial."""
-WINDOWS = ("sliding_window", "attention_chunk_size", "sliding_window_size", "attention_window", "attention_window_size")
+WINDOWS = (
+    "sliding_window",
+    "sliding_window_size",
+    "attention_window",
+    "attention_window_size",
+    "attention_chunk_size",
+    "chunk_length",  # Reformer, with the two below
+    "local_attn_chunk_length",
+    "lsh_attn_chunk_length",
+    "keep_window_size",  # Doge: number of keys that a token attends to, as below
+    "index_topk",  # DeepSeek V3.2
+)
+"""Settings, and attributes of layers, that limit which tokens a token attends to once a row is longer."""
 
 
 @contextmanager
@@ -73,13 +86,17 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _short_windows(model: nn.Module) -> Iterator[None]:
-    """Windows of WINDOW tokens, in the configs, which masks and caches are made by, and in the layers."""
+    """Windows of WINDOW tokens, in the configs, which masks and caches are made by, and in the layers.
+
+    A window of all positions stays: no row leaves it, and in a shorter one Doge may not be causal.
+    """
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    longest = num_positions(model) or sys.maxsize
     places = [
         (owner, name, getattr(owner, name))
         for owner in (*configs.values(), *model.modules())
         for name in WINDOWS
-        if isinstance(getattr(owner, name, None), int) and getattr(owner, name) > WINDOW
+        if isinstance(getattr(owner, name, None), int) and WINDOW < getattr(owner, name) < longest
     ]
     try:
         for owner, name, _ in places:

@@ -9,6 +9,7 @@ from keel.config import RewardConfig
 from keel.data.judging import calibrate, final_figures, score_range
 from keel.data.preferences import Ranking
 from keel.models.ensemble import RewardEnsemble, save_ensemble
+from keel.models.gradients import require_gradients
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.reading import Reading
@@ -55,6 +56,7 @@ def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_hea
         max_tokens=config.max_tokens,
         tokenizer=chat_tokenizer(config.model, config.data),
     )
+    require_gradients(model.model, config.model)
     if own_head:
         draw_head(model, config.seed)
     if config.gradient_checkpointing:

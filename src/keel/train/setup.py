@@ -18,6 +18,7 @@ from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.adapters import share_frozen
+from keel.models.gradients import require_gradients
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
@@ -169,6 +170,7 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
 def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
     torch.manual_seed(config.seed)  # the adapter's start
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
+    require_gradients(policy, config.policy.model)
     speak_in_turns(policy, tokenizer, config.prompts)
     return policy
 

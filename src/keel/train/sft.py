@@ -14,6 +14,7 @@ from keel.data.padding import microbatches, pad_rows
 from keel.data.supervised import Imitation, load_examples
 from keel.data.turns import Example
 from keel.errors import ConfigError
+from keel.models.gradients import require_gradients
 from keel.models.heads import plain, token_statistics, trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, save_policy
@@ -53,6 +54,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     torch.manual_seed(config.seed)  # the adapter's start
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
+    require_gradients(model, config.model)
     name_unembedded(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))

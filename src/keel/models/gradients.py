@@ -1,0 +1,33 @@
+"""Whether a model that is to learn has gradients. keel trains in evaluation mode, so that dropout is off."""
+
+from typing import Any
+
+import torch
+
+from keel.errors import ConfigError
+from keel.models.heads import UNFIT, plain, trunk
+from keel.models.positions import num_positions
+from keel.models.sameness import probe_tokens
+
+TOKENS = 130
+"""Of the row that is tried: more than a chunk of linear attention has (xLSTM's fail in bfloat16 after 64)."""
+
+
+def require_gradients(model: Any, where: str) -> None:
+    """Raise ConfigError if no gradient of the hidden states reaches a parameter that is to learn.
+
+    Reformer's layers, for one, raise in evaluation mode, and have no gradients for adapters.
+    """
+    first = next((weight for weight in plain(model).parameters() if weight.requires_grad), None)
+    if first is None:
+        return
+    row = probe_tokens(model)[0].repeat(TOKENS)[: min(TOKENS, num_positions(model) or TOKENS)]
+    try:
+        with torch.enable_grad():
+            states = trunk(model)(input_ids=row.unsqueeze(0), use_cache=False).last_hidden_state
+            torch.autograd.grad(states.sum(), [first], allow_unused=True)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        kind, dtype = type(plain(model)).__name__, str(first.dtype).removeprefix("torch.")
+        what = f"{kind} has no gradients in {dtype} and evaluation mode, in which keel trains: {reason}"
+        raise ConfigError(what, where=where, fix="use another dtype or architecture") from error
