@@ -17,13 +17,13 @@ from keel.models.layers import is_known
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.packed import reads_packed, reads_single_rows, token_states
 from keel.models.pad_token import read_every_token
-from keel.rollout.module_decoder import FullDecoder, module_decoder
+from keel.rollout.decoding.module_decoder import FullDecoder, module_decoder
 from keel.rollout.sampler import sample
-from keel.train.dpo import dpo
-from keel.train.evaluate import evaluate
-from keel.train.policy import train_policy
-from keel.train.reward import reward
-from keel.train.sft import sft
+from keel.supervised.dpo import dpo
+from keel.evaluation.evaluate import evaluate
+from keel.training.policy import train_policy
+from keel.supervised.reward import reward
+from keel.supervised.sft import sft
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13"]
 TOKENS = 12  # of a response: more than a small window has

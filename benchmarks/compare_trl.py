@@ -169,7 +169,7 @@ def sizes(task: Task) -> dict[str, float]:
 def quality(task: Task, folder: Path) -> dict[str, Any]:
     """Score of what each side learned at the real learning rate, on the same prompts with the same random numbers."""
     from keel.config import EvaluateConfig, parse
-    from keel.train.evaluate import evaluate
+    from keel.evaluation.evaluate import evaluate
 
     common = {"prompts": {"path": task.prompts}, "rewards": [{"model": task.reward}], "seed": 1}
     sampling = {"num_responses": 1, "batch_size": 256, "max_response_tokens": task.max_response_tokens}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from keel.web.dashboard_folder import run_name
+from keel.web.dashboard.folder import run_name
 
 CHROMIUM = "/usr/bin/chromium"
 # The page is watched from inside: what a person would see, not what a request took.

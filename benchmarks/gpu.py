@@ -27,7 +27,7 @@ from keel.data.batches import Rollouts, select_rows
 from keel.data.prompts import Prompt
 from keel.learn.optim import build_optimizer, microbatches
 from keel.models.loading import load_causal_lm
-from keel.models.policy import ActorCritic
+from keel.models.actor_critic import ActorCritic
 from keel.rollout.sampler import sample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

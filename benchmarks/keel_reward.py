@@ -15,8 +15,8 @@ def main(task_file: str, result_file: str) -> None:
     import transformers  # noqa: F401  (counted as idle memory, as on the other side)
 
     from keel.config import RewardConfig, parse
-    from keel.train import supervised
-    from keel.train.reward import reward
+    from keel.supervised import loop as supervised
+    from keel.supervised.reward import reward
 
     job = json.loads(Path(task_file).read_text())
     torch.set_num_threads(job["threads"])

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from keel.config import DpoConfig, parse
 from keel.quickstart.run import Quickstart
-from keel.train.dpo import dpo
+from keel.supervised.dpo import dpo
 
 A2C = {"rollout": {"batch_size": 128}, "optim": {"learning_rate": 1e-3, "warmup_steps": 0}, "steps": 32}
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from keel.config import RewardConfig, parse
 from keel.quickstart.run import Quickstart, reward_settings
-from keel.train.reward import reward
+from keel.supervised.reward import reward
 
 SCORERS = {"one reward model": "mean", "mean of 4": "mean", "minimum of 4": "min", "mean - deviation of 4": "lower"}
 WINDOW = 5  # steps over which a curve is averaged

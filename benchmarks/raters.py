@@ -18,8 +18,8 @@ from pathlib import Path
 
 import httpx
 
-from keel.data.answers import Answers
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.store import Store
 
 PORT = 8731
 

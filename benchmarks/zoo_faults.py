@@ -12,9 +12,9 @@ from zoo_functions import PHRASE
 from keel.data.batches import Rollouts
 from keel.learn.shaping import ScoreStatistics
 from keel.rollout.scorers import Scorer
-from keel.rollout.scores import NoScore, Score
-from keel.train import policy
-from keel.train.setup import Parts
+from keel.rollout.score_check import NoScore, Score
+from keel.training import policy
+from keel.training.setup import Parts
 
 Change = Callable[[float, str, bool, int], Score]
 """(score, answer, ended, step) -> what the scorer says instead."""

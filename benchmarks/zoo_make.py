@@ -19,7 +19,7 @@ from keel.errors import Diverged
 from keel.quickstart.report import gold_by_step, read_lines, series
 from keel.quickstart.run import Quickstart, policy_settings
 from keel.run.folder import write_atomic
-from keel.train.policy import train_policy
+from keel.training.policy import train_policy
 
 LOGGED = 16  # answers a step
 ENDS = 5  # steps at either end of a run whose means are compared

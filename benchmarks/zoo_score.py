@@ -7,9 +7,9 @@ from pathlib import Path
 
 from zoo_cases import CASES
 
-from keel.diagnose.doctor import diagnose
-from keel.diagnose.findings import Diagnosis
-from keel.diagnose.run import Run, State, read_run
+from keel.diagnosis.doctor import diagnose
+from keel.diagnosis.findings import Diagnosis
+from keel.run.read.run import Run, State, read_run
 
 LOUD = ("critical", "warning")
 

@@ -17,9 +17,9 @@ from keel.quickstart.run import (
     write_rows,
     write_world,
 )
-from keel.train.reward import reward
-from keel.train.sample import sample_answers
-from keel.train.sft import sft
+from keel.supervised.reward import reward
+from keel.evaluation.sample import sample_answers
+from keel.supervised.sft import sft
 
 FEW = 80  # rankings, of which a reward model learns what it can
 HOT = 1.6  # temperature of more varied answers

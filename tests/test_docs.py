@@ -173,7 +173,7 @@ def test_every_fault_has_its_row() -> None:
 
 
 def test_every_finding_is_in_the_catalogue():
-    from keel.diagnose.rules import POLICY_LEARNING, SUPERVISED
+    from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
 
     text = (DOCS / "diagnosis.md").read_text()
     documented_titles = dict(re.findall(r"^#### ([\w-]+)\n\*(.+)\*$", text, re.MULTILINE))

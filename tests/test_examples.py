@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from keel import config
-from keel.run.release_gate import check_demands, read_gate
-from keel.train.comparing_figures import known_figures
+from keel.evaluation.gate import check_demands, read_gate
+from keel.evaluation.summary import known_figures
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SUPPORT = EXAMPLES / "support"

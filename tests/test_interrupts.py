@@ -13,7 +13,7 @@ import pytest
 from keel.errors import Interrupted
 from keel.interrupts import ALWAYS, BY_DEFAULT, KEYS, held, interruptible, sealed, waiting, watched
 from keel.terminal import tell
-from keel.train.progress import ProgressDisplay
+from keel.progress import ProgressDisplay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 

@@ -11,8 +11,8 @@ import random
 import sys
 from contextlib import closing
 
-from keel.data.answers import read_answers
-from keel.data.store import Store
+from keel.data.items import read_answers
+from keel.ranking.store import Store
 from keel.quickstart.raters import rank_everything
 
 

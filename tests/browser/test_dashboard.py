@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from keel.data.answers import read_answers
-from keel.diagnose.doctor import diagnose
-from keel.diagnose.run import read_run
+from keel.data.items import read_answers
+from keel.diagnosis.doctor import diagnose
+from keel.run.read.run import read_run
 from keel.run.metrics import RolloutLog, truncate_after
 
 from ..web.board import Process, WrittenRun, answer

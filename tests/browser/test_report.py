@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from keel.diagnose.report import write_report
-from keel.diagnose.reward_report import write_reward_report
+from keel.report.run_report import write_report
+from keel.report.reward_report import write_reward_report
 
 from ..diagnose.pages import hostile_run
 from ..diagnose.test_reward_report import pair, run_with

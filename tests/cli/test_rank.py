@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from keel.cli.main import main
-from keel.data.answers import read_answers
-from keel.data.store import Store
+from keel.data.items import read_answers
+from keel.ranking.store import Store
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from keel.cli.main import main
-from keel.diagnose.run import Run, read_run
+from keel.run.read.run import Run, read_run
 
 FUNCTIONS = """
 def quality_keyword(completions, log_metric, log_extra, **columns):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from keel.cli.main import main
-from keel.data.answers import read_answers
+from keel.data.items import read_answers
 from keel.data.preferences import load_rankings
-from keel.data.store import Store
+from keel.ranking.store import Store
 
 from .conftest import Runs
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from keel.diagnose.curves import OTHER, groups
-from keel.diagnose.rules import POLICY_LEARNING, SUPERVISED
-from keel.diagnose.run import Run
+from keel.run.read.curves import OTHER, groups
+from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
+from keel.run.read.run import Run
 
 from .conftest import LEARNING, Runs
 

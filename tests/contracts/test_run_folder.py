@@ -10,16 +10,16 @@ import pytest
 
 from keel.cli.main import main
 from keel.config import RewardConfig, TrainConfig, parse
-from keel.diagnose.answers import Answers
-from keel.diagnose.report import write_report
-from keel.diagnose.report_answers import BY_TOKEN, token_rows
-from keel.diagnose.run import state_of
+from keel.run.read.responses import Answers
+from keel.report.run_report import write_report
+from keel.report.responses import BY_TOKEN, token_rows
+from keel.run.read.run import state_of
 from keel.errors import ConfigError
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
 from keel.run.gate import require_passed
 from keel.run.score_range import NAMES, read_range
-from keel.train.frontier import checkpoints_of, settings_of_run
+from keel.evaluation.frontier import checkpoints_of, settings_of_run
 
 from ..runs import lines, without_clock
 from .conftest import LEARNING, STEPS, Runs

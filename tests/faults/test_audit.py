@@ -13,8 +13,8 @@ import pytest
 
 import keel
 from keel.cli.main import VERBS
-from keel.data.answers import read_answers
-from keel.data.store import Store
+from keel.data.items import read_answers
+from keel.ranking.store import Store
 
 from ..runs import PROMPTS, settings
 from .children import RANKINGS, REWARDS

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from keel.cli.main import main
-from keel.data.answers import Answers
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.store import Store
 from keel.errors import DataError, KeelError
 
 ROWS = [Answers(f"question {i}", (f"{i}a", f"{i}b")) for i in range(60)]

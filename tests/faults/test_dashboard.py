@@ -18,8 +18,8 @@ import yaml
 
 from keel.run.metrics import JsonlMetrics, RolloutLog
 from keel.web import pages
-from keel.web.dashboard_views import VIEWS
-from keel.web.shield import HEADERS
+from keel.web.dashboard.views import VIEWS
+from keel.server.request_checks import HEADERS
 
 from ..web.board import TOKEN, Board, Process, WrittenRun, answer, serving
 from ..web.visits import PORT, raw

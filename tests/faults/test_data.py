@@ -19,10 +19,10 @@ from keel.data import rows
 from keel.data.preferences import load_rankings
 from keel.data.prompts import load_prompts
 from keel.data.rows import read_rows
-from keel.data.supervised import Imitation, load_examples
+from keel.data.examples import Imitation, load_examples
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer
-from keel.run.release_gate import read_gate
+from keel.evaluation.gate import read_gate
 
 from ..runs import settings
 

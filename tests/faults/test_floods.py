@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from keel.web.app import links
+from keel.web.rank.app import links
 
 from ..web.visits import ADDRESS, Loaded, Process, Study, Visitor, free_port, raw, serving, study
 from .flooding import all_at_once, are_cut_off, p95

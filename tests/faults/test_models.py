@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import keel
 from keel.config import LoraSettings
-from keel.data import templates
+from keel.data import chat_template as templates
 from keel.data.chats import render_chat
 from keel.errors import ConfigError, DataError, KeelError
 from keel.models.adapters import save_adapter, with_lora

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from keel.data.answers import Answers
+from keel.data.items import Answers
 from keel.web import pages
-from keel.web.app import links
-from keel.web.shield import HEADERS
+from keel.web.rank.app import links
+from keel.server.request_checks import HEADERS
 
 from ..web.visits import ADDRESS, PORT, Loaded, Process, Study, Visitor, free_port, raw, serving, study
 from .payloads import FORGED, HOSTS, NAMES, PAYLOADS, TRAVERSALS
@@ -124,7 +124,7 @@ def shown_with(folder: Path, text: str, name: str) -> dict[str, httpx.Response]:
 
 @pytest.mark.slow
 def test_f31_text_never_becomes_a_part_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.data.store.shuffled", lambda number, *_: list(range(number)))  # whatever the names
+    monkeypatch.setattr("keel.ranking.store.shuffled", lambda number, *_: list(range(number)))  # whatever the names
     plain = {name: Structure(page.text).tags for name, page in shown_with(tmp_path / "plain", "text", "anna").items()}
     hits, looked = [], 0
     for number, payload in enumerate(PAYLOADS):
@@ -304,7 +304,7 @@ def test_f34_secrets_are_compared_in_constant_time(tmp_path: Path, monkeypatch: 
         compared.append(one)
         return real(one, other)
 
-    monkeypatch.setattr("keel.web.people.hmac.compare_digest", noted)
+    monkeypatch.setattr("keel.server.sign_in.hmac.compare_digest", noted)
     there = study(tmp_path)
     there.browser().get("/enter", params={"token": "x"})
     everybody = {*there.store.tokens().values(), there.store.owner_token()}

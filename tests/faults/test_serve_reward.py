@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from keel.config import RewardSource, ServeRewardConfig, parse
 from keel.errors import ConfigError
 from keel.models.reward_model import RewardModel
-from keel.rollout.collect import score
+from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 from keel.server.limits import prompt_server
 from keel.server.reward import PATH, reward_app

@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from keel.cli.main import main
-from keel.data.answers import Answers
-from keel.data.database import StoreError
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.database import StoreError
+from keel.ranking.store import Store
 from keel.errors import DataError
-from keel.web.app import links
+from keel.web.rank.app import links
 
 from ..web.visits import Loaded, Process, Study, Visitor, free_port, serving, study
 
@@ -152,7 +152,7 @@ def begun(folder: Path) -> tuple[Study, Visitor, Loaded]:
 
 
 def test_f22_locked_by_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.data.database.BUSY_SECONDS", 0.3)
+    monkeypatch.setattr("keel.ranking.database.BUSY_SECONDS", 0.3)
     there, anna, page = begun(tmp_path)
     with closing(sqlite3.connect(there.settings.store, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -189,9 +189,9 @@ def test_f22_the_disk_is_full(tmp_path: Path) -> None:
 
 FILL = """
 import os, resource, signal, sys
-from keel.data.answers import Answers
-from keel.data.database import StoreError
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.database import StoreError
+from keel.ranking.store import Store
 store = Store.open(sys.argv[1])
 store.add_items(Answers(f"question {i}", ("a", "b")) for i in range(2000))
 store.add_raters(["anna"])
@@ -330,7 +330,7 @@ def test_f22_a_kill_while_it_is_made_leaves_what_can_be_begun_again(tmp_path: Pa
 
 def test_f22_many_begin_and_fill_one_store_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from keel.data.store import Store; from keel.data.answers import Answers\n"
+        "import sys, time; from keel.ranking.store import Store; from keel.data.items import Answers\n"
         "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "store = Store.open(sys.argv[1]); store.add_raters(['anna'])\n"
         "store.add_items(Answers(f'question {i}', ('a', 'b')) for i in range(50)); print(store.tokens()['anna'])"

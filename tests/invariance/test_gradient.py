@@ -13,8 +13,8 @@ from keel.config import TrainConfig, parse
 from keel.data.batches import Rollouts, TrainingBatch, select_rows
 from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
-from keel.models.policy import ValueUnits
-from keel.train.setup import Parts, build_parts
+from keel.models.actor_critic import ValueUnits
+from keel.training.setup import Parts, build_parts
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3

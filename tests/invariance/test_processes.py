@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import keel
 from keel.data.prompts import Prompt
 from keel.run.folder import RunFolder
-from keel.train.setup import prompts_of_step
+from keel.training.setup import prompts_of_step
 
 from ..runs import PROMPTS, lines, settings, without_clock
 

@@ -13,7 +13,7 @@ from keel.learn.algorithms import ALGORITHMS
 from keel.learn.optim import build_optimizer
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
-from keel.models.policy import Analysis, ValueUnits
+from keel.models.actor_critic import Analysis, ValueUnits
 from keel.world import World
 
 ONE = World(0, 1, torch.device("cpu"))

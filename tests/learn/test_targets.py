@@ -10,7 +10,7 @@ from keel.core.rewards import place_scores
 from keel.data.batches import TrainingBatch
 from keel.learn.algorithms import ALGORITHMS
 from keel.learn.targets import Targets, build_targets
-from keel.models.policy import ValueUnits
+from keel.models.actor_critic import ValueUnits
 
 from .tables import ONE, Table, rollouts, scored, target_settings
 

@@ -15,7 +15,7 @@ from keel.models.heads import trunk
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.reward_model import RewardModel
 from keel.rollout.scorers import RewardModelScorer
-from keel.train.setup import Parts, build_parts
+from keel.training.setup import Parts, build_parts
 from keel.world import World
 
 from ..conftest import save_tiny_model

@@ -12,11 +12,11 @@ from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, Trai
 from keel.errors import ConfigError
 from keel.models.gradients import require_gradients
 from keel.models.loading import load_causal_lm
-from keel.train.dpo import dpo
-from keel.train.evaluate import evaluate
-from keel.train.policy import train_policy
-from keel.train.reward import reward
-from keel.train.sft import sft
+from keel.supervised.dpo import dpo
+from keel.evaluation.evaluate import evaluate
+from keel.training.policy import train_policy
+from keel.supervised.reward import reward
+from keel.supervised.sft import sft
 
 from ..conftest import save_tiny_model
 from ..runs import PROMPTS, settings, share_of_w3

@@ -19,8 +19,8 @@ from transformers import (
 from keel.config import LoraSettings, TrainConfig, parse
 from keel.models.loading import as_classifier, load_causal_lm, load_classifier, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
-from keel.train.policy import train_policy
-from keel.train.setup import build_parts
+from keel.training.policy import train_policy
+from keel.training.setup import build_parts
 from keel.world import World
 
 from ..conftest import SPECIALS, WORDS, save_tiny_model, word_tokenizer

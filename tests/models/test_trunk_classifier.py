@@ -15,8 +15,8 @@ from keel.models.heads import new_value_head
 from keel.models.loading import as_classifier, load_causal_lm, load_classifier, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.models.trunk_classifier import SequenceClassifier, TrunkClassifier, has_score_head
-from keel.train.policy import train_policy
-from keel.train.reward import reward
+from keel.training.policy import train_policy
+from keel.supervised.reward import reward
 
 from ..conftest import word_tokenizer
 from ..runs import PROMPTS, settings, share_of_w3
@@ -134,7 +134,7 @@ def test_a_critic_that_could_not_be_saved_is_refused_before_the_run(
 ) -> None:
     assert has_score_head(transformers.LlamaConfig())
     assert not has_score_head(transformers.CTRLConfig())  # its classifier has a layer of another name
-    monkeypatch.setattr("keel.train.critic.has_score_head", lambda config: False)
+    monkeypatch.setattr("keel.training.critic.has_score_head", lambda config: False)
     changes = {"critic.sharing": "shared"}
     with pytest.raises(ConfigError, match="only a decoder can be a critic"):
         train_policy(parse(TrainConfig, settings(tiny_policy, tmp_path / "run", changes)), [share_of_w3], PROMPTS)

@@ -14,12 +14,12 @@ from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, S
 from keel.errors import ConfigError, DataError, KeelError
 from keel.models.loading import load_classifier
 from keel.models.reward_model import RewardModel
-from keel.train.dpo import dpo
-from keel.train.evaluate import evaluate
-from keel.train.policy import train_policy
-from keel.train.reward import reward
-from keel.train.sample import sample_answers
-from keel.train.sft import sft
+from keel.supervised.dpo import dpo
+from keel.evaluation.evaluate import evaluate
+from keel.training.policy import train_policy
+from keel.supervised.reward import reward
+from keel.evaluation.sample import sample_answers
+from keel.supervised.sft import sft
 
 from ..runs import settings, share_of_w3
 

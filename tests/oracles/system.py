@@ -15,8 +15,8 @@ from keel.data.prompts import Prompt
 from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
 from keel.learn.update import Updater
-from keel.rollout.collect import score
-from keel.train.setup import Parts, build_parts
+from keel.rollout.score import score
+from keel.training.setup import Parts, build_parts
 from keel.world import World
 
 PROMPTS = ["w5", "w1 w2 w3", "w9 w9 w4 w4 w0", "w7 w8"]

@@ -15,8 +15,8 @@ from keel.cli.main import main
 from keel.config import DpoConfig, parse
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking
-from keel.train.dpo import Side, answer_logprobs, encode_side, ranking_losses
-from keel.train.sft import load_speaker
+from keel.supervised.dpo import Side, answer_logprobs, encode_side, ranking_losses
+from keel.supervised.sft import load_speaker
 
 from . import t3, t3_model
 from .tabular import KL_COEF, SCORES, optimal_answer_logprobs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from keel.data.preferences import Ranking
-from keel.train.reward_task import EncodedRanking, ranking_losses
+from keel.supervised.ranking_task import EncodedRanking, ranking_losses
 
 from ..core.expect import close, gradient
 

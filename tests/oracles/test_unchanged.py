@@ -11,9 +11,9 @@ from torch import Tensor
 from keel.data.batches import TrainingBatch, select_rows
 from keel.learn.targets import analyze_all
 from keel.models.loading import load_causal_lm, load_tokenizer, save_model
-from keel.models.policy import ActorCritic, without_adapter
+from keel.models.actor_critic import ActorCritic, without_adapter
 from keel.models.reward_model import RewardModel
-from keel.train.setup import Parts
+from keel.training.setup import Parts
 
 from .system import experience, gradients_of, in_double, parts_of, rollouts_of, uneven
 

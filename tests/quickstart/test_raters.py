@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from keel.config import QuickstartConfig, RankConfig, parse
-from keel.data.answers import Answers
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.store import Store
 from keel.quickstart import ranking
 from keel.quickstart.gold import gold_score
 from keel.quickstart.grammar import NUMBERS

@@ -25,11 +25,11 @@ from transformers import (
 
 from keel import kernels
 from keel.data.prompts import Prompt
-from keel.rollout import layer_decoder
-from keel.rollout.decoder import Decoder, decoder_for, fits_kernels
-from keel.rollout.kernel_decoder import KernelDecoder
-from keel.rollout.layer_decoder import GraphDecoder, LayerDecoder
-from keel.rollout.module_decoder import FullDecoder, ModuleDecoder
+from keel.rollout.decoding import layer_decoder
+from keel.rollout.decoding.decoder import Decoder, decoder_for, fits_kernels
+from keel.rollout.decoding.kernel_decoder import KernelDecoder
+from keel.rollout.decoding.layer_decoder import GraphDecoder, LayerDecoder
+from keel.rollout.decoding.module_decoder import FullDecoder, ModuleDecoder
 from keel.rollout.sampler import repeats, without
 
 from ..shapes import SIZES

@@ -13,7 +13,7 @@ import pytest
 from keel.config import RewardSource
 from keel.data.batches import ScoredRollouts
 from keel.errors import ConfigError, RewardError
-from keel.rollout.collect import score
+from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 
 from .answers import words

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from keel.config import EvaluateConfig, TrainConfig, parse
-from keel.diagnose.run_settings import check_settings
+from keel.run.read.settings import check_settings
 from keel.errors import CheckpointError, ConfigError
 
 NEEDED = {"output": "o", "policy": {"model": "m"}, "prompts": {"path": "p"}}

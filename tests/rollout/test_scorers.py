@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from keel.config import RewardSource
-from keel.config.parts import named
+from keel.config.sections import named
 from keel.errors import ConfigError, RewardError
-from keel.rollout.collect import score
+from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 
 from .answers import answers, tokenizer_of, words

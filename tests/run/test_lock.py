@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keel.diagnose.run import state_of
+from keel.run.read.run import state_of
 from keel.errors import ConfigError
 from keel.run import lock
 from keel.run.folder import RunFolder

@@ -22,8 +22,8 @@ from starlette.testclient import TestClient
 from keel.config import ServeConfig
 from keel.run.metrics import JsonlMetrics, RolloutLog
 from keel.server.limits import prompt_server
-from keel.web.dashboard import dashboard_app
-from keel.web.dashboard_folder import run_name
+from keel.web.dashboard.app import dashboard_app
+from keel.web.dashboard.folder import run_name
 
 from .visits import PORT, free_port
 

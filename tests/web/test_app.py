@@ -14,13 +14,13 @@ import pytest
 
 from keel.cli.main import main
 from keel.config import RankConfig, parse
-from keel.data.answers import Answers
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.store import Store
 from keel.errors import ConfigError
-from keel.web import app as web
-from keel.web.figures import figures
+from keel.web.rank import app as web
+from keel.web.rank.metrics import figures
 from keel.web.pages import as_messages, code_parts
-from keel.web.serve import serve
+from keel.web.rank.serve import serve
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study
 
@@ -186,7 +186,7 @@ def test_figures_are_not_computed_for_every_poll(tmp_path: Path, monkeypatch: py
         time.sleep(0.05)
         return {}
 
-    monkeypatch.setattr("keel.data.agreement.summary", slow)
+    monkeypatch.setattr("keel.ranking.agreement.summary", slow)
     monkeypatch.setattr(web, "FRESH_SECONDS", 0.0)
     owner = study(tmp_path).visitor("")
     deadline = time.monotonic() + 1.3
@@ -348,7 +348,7 @@ def test_the_store_is_not_exported_over_itself(tmp_path: Path, capsys: pytest.Ca
 def test_a_store_keeps_its_raters_unless_new_ones_are_named(
     tmp_path: Path, answers: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("keel.web.serve.serve", lambda *_: None)
+    monkeypatch.setattr("keel.web.rank.serve.serve", lambda *_: None)
     path = str(tmp_path / "ratings.db")
     assert main(["rank", str(answers), "--store", path]) == 0
     assert Store.open(path).raters() == ["me"]
@@ -358,7 +358,7 @@ def test_a_store_keeps_its_raters_unless_new_ones_are_named(
 
 
 def test_pairs_are_cut_from_longer_rows(tmp_path: Path, answers: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("keel.web.serve.serve", lambda *_: None)
+    monkeypatch.setattr("keel.web.rank.serve.serve", lambda *_: None)
     path = str(tmp_path / "ratings.db")
     for _ in range(2):
         assert main(["rank", str(answers), "--store", path, "--mode", "pairs"]) == 0
@@ -381,7 +381,7 @@ def test_it_starts_without_what_it_does_not_need():
     import subprocess
 
     script = (
-        "import sys; import keel.web.serve, keel.data.store\n"
+        "import sys; import keel.web.rank.serve, keel.ranking.store\n"
         "sys.exit(str({'torch', 'transformers', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

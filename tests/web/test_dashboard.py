@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from keel.data.answers import read_answers
-from keel.diagnose.doctor import diagnose
-from keel.diagnose.findings import Diagnosis, Finding
-from keel.diagnose.run import State, read_run
+from keel.data.items import read_answers
+from keel.diagnosis.doctor import diagnose
+from keel.diagnosis.findings import Diagnosis, Finding
+from keel.run.read.run import State, read_run
 from keel.errors import ConfigError
 from keel.run.metrics import RolloutLog, truncate_after
-from keel.web import dashboard_answers, dashboard_run, shield
-from keel.web.dashboard_folder import Listed
+from keel.web.dashboard.app import responses as dashboard_answers
+from keel.web.dashboard.app import run as dashboard_run
+from keel.server import request_checks as shield
+from keel.web.dashboard.folder import Listed
 
 from .board import TOKEN, Board, WrittenRun, answer
 from .visits import PORT
@@ -79,8 +81,8 @@ def test_runs_are_found_at_any_depth_and_not_inside_each_other(tmp_path: Path) -
 
 
 def test_a_run_that_begins_appears_and_one_that_is_gone_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.web.dashboard_folder.SECONDS", 0.0)
-    monkeypatch.setattr("keel.web.dashboard_folder.SHARE", 1e9)
+    monkeypatch.setattr("keel.web.dashboard.folder.SECONDS", 0.0)
+    monkeypatch.setattr("keel.web.dashboard.folder.SHARE", 1e9)
     board = Board.of(tmp_path)
     assert board.runs() == {}
     run = WrittenRun(tmp_path / "a").go_on()
@@ -324,7 +326,7 @@ def test_answers_that_come_later_do_not_move_the_pages(run: WrittenRun, board: B
 
 
 def test_a_page_is_a_part_of_the_list(run: WrittenRun, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.web.dashboard_views.ROWS", 6)
+    monkeypatch.setattr("keel.web.dashboard.views.ROWS", 6)
     whole = [row["at"] for offset in (0, 6, 12, 18) for row in board.answers(run, offset=offset)["rows"]]
     assert len(set(whole)) == 20
     assert whole == sorted(whole, reverse=True)
@@ -334,7 +336,7 @@ def test_a_page_is_a_part_of_the_list(run: WrittenRun, board: Board, monkeypatch
 def test_of_a_long_file_the_newest_are_there_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard_answers, "NEWEST", 3000)
     monkeypatch.setattr(dashboard_answers, "PATIENCE", 0.0)
-    monkeypatch.setattr("keel.diagnose.growing.BLOCK", 4000)
+    monkeypatch.setattr("keel.run.read.tail.BLOCK", 4000)
     run = WrittenRun(tmp_path / "a").go_on(20)
     board = Board.of(tmp_path)
     first = board.answers(run)
@@ -578,8 +580,8 @@ def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
 
 
 def test_a_run_that_came_brings_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.web.dashboard_folder.SECONDS", 0.0)
-    monkeypatch.setattr("keel.web.dashboard_folder.SHARE", 1e9)
+    monkeypatch.setattr("keel.web.dashboard.folder.SECONDS", 0.0)
+    monkeypatch.setattr("keel.web.dashboard.folder.SHARE", 1e9)
     WrittenRun(tmp_path / "b").go_on().end()
     board = Board.of(tmp_path)
     board.runs()
@@ -607,7 +609,7 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypa
     board = Board.of(tmp_path)
     board.runs()
     with monkeypatch.context() as patched:
-        patched.setattr("keel.diagnose.growing.open_regular", lambda _: pytest.fail("it is read"))
+        patched.setattr("keel.run.read.tail.open_regular", lambda _: pytest.fail("it is read"))
         patched.setattr("keel.run.folder.load_settings", lambda _: pytest.fail("they are read"))
         assert board.runs()["run"]["step"] == 3
     run.go_on()

@@ -19,10 +19,10 @@ import httpx
 from starlette.testclient import TestClient
 
 from keel.config import RankConfig
-from keel.data.answers import Answers
-from keel.data.store import Store
+from keel.data.items import Answers
+from keel.ranking.store import Store
 from keel.server.limits import prompt_server
-from keel.web.app import links, rank_app
+from keel.web.rank.app import links, rank_app
 
 PORT = 8642
 ADDRESS = f"http://127.0.0.1:{PORT}"

@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
     """Write rankings in keel's form; returns how many."""
-    from keel.data.export import json_lines, ranking_row
+    from keel.ranking.export import json_lines, ranking_row
     from keel.run.folder import write_atomic
 
     if not rankings:

@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """
     command = read_command("doctor", DoctorConfig, arguments, str(__doc__), plain="runs")
     from keel.cli.findings import print_diagnosis
-    from keel.diagnose.doctor import diagnose
-    from keel.diagnose.run import read_run
+    from keel.diagnosis.doctor import diagnose
+    from keel.run.read.run import read_run
 
     paths = [run for path in command.settings.runs for run in stages(path)]
     diagnoses, errors = [], []
@@ -56,7 +56,7 @@ def told(errors: Sequence[KeelError], figures: Mapping[str, Any] | None) -> Keel
 
 def stages(path: str) -> list[Path]:
     """The run that lies there, or those below it, the oldest first."""
-    from keel.diagnose.run import run_folders
+    from keel.run.read.run import run_folders
 
     folder = Path(path)
     found = [] if (folder / "config.yaml").is_file() else list(run_folders(folder))

@@ -18,7 +18,7 @@ ROWS = ("accuracy", "loss", "margin", "chosen_reward", "rejected_reward", "chose
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns the figures on the held-out prompts."""
     command = read_command("dpo", DpoConfig, arguments, str(__doc__), flags=("resume",))
-    from keel.train.dpo import dpo
+    from keel.supervised.dpo import dpo
 
     figures = dpo(command.settings, resume=command.resume)
     if "accuracy" in figures:

@@ -31,7 +31,7 @@ MEANS = {
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns figures, tests and verdict."""
     command = read_command("drift", DriftConfig, arguments, str(__doc__), plain="run")
-    from keel.train.drift import drift
+    from keel.evaluation.drift.drift import drift
 
     figures = drift(command.settings)
     rows = figures["rows"]
@@ -58,7 +58,7 @@ def of_training(name: str, count: int | None) -> str:
 
 def print_figures(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
     """One row for each figure."""
-    from keel.train.drift_verdict import small
+    from keel.evaluation.drift.verdict import small
 
     cells = {
         "training": lambda found: f"{found['training']:.3g}",

@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """Returns all figures. Raises GateFailed."""
     command = read_command("evaluate", EvaluateConfig, arguments, str(__doc__))
     from keel.cli.evaluation import print_evaluation
-    from keel.train.evaluate import evaluate
+    from keel.evaluation.evaluate import evaluate
 
     settings = command.settings
     figures = evaluate(settings)

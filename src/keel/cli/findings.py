@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from keel.terminal import literal
 
 if TYPE_CHECKING:
-    from keel.diagnose.findings import Diagnosis, Finding
+    from keel.diagnosis.findings import Diagnosis, Finding
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

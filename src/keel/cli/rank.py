@@ -19,7 +19,7 @@ from keel.config import RankConfig
 from keel.errors import ConfigError
 
 if TYPE_CHECKING:
-    from keel.data.store import Store
+    from keel.ranking.store import Store
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 def _rank(settings: RankConfig) -> dict[str, Any]:
-    from keel.data.answers import in_pairs, read_answers
-    from keel.web.serve import check_settings, serve
+    from keel.data.items import in_pairs, read_answers
+    from keel.web.rank.serve import check_settings, serve
 
     if settings.answers is None:
         _must_exist(settings.store, "give answers to begin it: keel rank answers.jsonl")
@@ -69,7 +69,7 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
 
 def _stats(settings: RankConfig) -> dict[str, Any]:
     from keel.cli.ratings import print_stats
-    from keel.data.agreement import summary
+    from keel.ranking.agreement import summary
 
     _must_exist(settings.store, "begin it: keel rank answers.jsonl")
     with closing(_opened(settings.store)) as store:
@@ -95,7 +95,7 @@ def _export(settings: RankConfig, path: str) -> dict[str, Any]:
 
 
 def _backup(settings: RankConfig, path: str) -> dict[str, Any]:
-    from keel.data.database import StoreError
+    from keel.ranking.database import StoreError
 
     _must_exist(settings.store, "begin it: keel rank answers.jsonl")
     if os.path.lexists(path):
@@ -113,7 +113,7 @@ def _backup(settings: RankConfig, path: str) -> dict[str, Any]:
 
 
 def _opened(path: str, overlap: int | None = None, seed: int = 0) -> "Store":
-    from keel.data.store import Store
+    from keel.ranking.store import Store
     from keel.terminal import tell
 
     store = Store.open(path, overlap, seed)

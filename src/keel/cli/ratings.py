@@ -14,7 +14,7 @@ from keel.files import open_regular
 from keel.terminal import literal
 
 if TYPE_CHECKING:
-    from keel.data.judgements import Judgement
+    from keel.ranking.judgements import Judgement
 
 NAMED_ERRORS = 5
 """Items of most disagreement that are printed; --json has more."""
@@ -25,7 +25,7 @@ def write_export(judgements: Sequence["Judgement"], path: str, form: str, aggreg
 
     Raises ConfigError for another kind of file, CheckpointError when it cannot be written.
     """
-    from keel.data.export import csv_table, export, json_lines
+    from keel.ranking.export import csv_table, export, json_lines
     from keel.run.folder import write_atomic
 
     if not path.endswith((".jsonl", ".csv")):

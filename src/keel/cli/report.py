@@ -21,7 +21,7 @@ from keel.terminal import literal
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns where the page is, and the doctor's verdict on each run."""
     settings = read_command("report", ReportConfig, arguments, str(__doc__), plain="runs").settings
-    from keel.diagnose.report import write_report
+    from keel.report.run_report import write_report
 
     paths = [str(run) for path in settings.runs for run in stages(path)]
     target, verdicts = write_report(paths, settings.output, home=settings.runs[0])

@@ -21,9 +21,9 @@ from keel.errors import GateFailed
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns the figures on the held-out prompts. Raises GateFailed."""
     command = read_command("reward", RewardConfig, arguments, str(__doc__), flags=("resume",))
-    from keel.diagnose.reward_report import write_reward_report
+    from keel.report.reward_report import write_reward_report
     from keel.run.gate import shortfalls
-    from keel.train.reward import reward
+    from keel.supervised.reward import reward
 
     settings = command.settings
     figures = reward(settings, resume=command.resume)

@@ -14,7 +14,7 @@ from keel.config import SftConfig
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns the figures on the held-out rows."""
     command = read_command("sft", SftConfig, arguments, str(__doc__), flags=("resume",))
-    from keel.train.sft import sft
+    from keel.supervised.sft import sft
 
     figures = sft(command.settings, resume=command.resume)
     show("held-out rows", {"model": figures}, f"the model: {command.settings.output}/model")

@@ -25,7 +25,7 @@ HEADLINE = (
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns the figures of the last step, or with --check what the self-check measured."""
     command = read_command("train", TrainConfig, arguments, str(__doc__), flags=("resume", "check"))
-    from keel.train.policy import train_policy
+    from keel.training.policy import train_policy
 
     figures = train_policy(command.settings, resume=command.resume, check_only=command.check)
     if command.check:

@@ -1,7 +1,7 @@
 """All settings, as frozen data. Nothing here imports torch, so that help and errors come at once."""
 
 from keel.config.looking import DoctorConfig, DriftConfig, ReportConfig, ServeConfig
-from keel.config.parts import (
+from keel.config.sections import (
     ChatSettings,
     CheckpointSettings,
     LogSettings,
@@ -13,7 +13,7 @@ from keel.config.parts import (
     Settings,
     scorer_names,
 )
-from keel.config.reading import nearest, not_a_section, parse, setting_names
+from keel.config.parsing import nearest, not_a_section, parse, setting_names
 from keel.config.stages import (
     DataCheckConfig,
     DecodingSettings,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from keel.config.parts import CountOrNone, Dtype, PromptSettings, Settings
+from keel.config.sections import CountOrNone, Dtype, PromptSettings, Settings
 
 
 def _as_list(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from keel.config.parts import (
+from keel.config.sections import (
     ChatSettings,
     Count,
     CountOrNone,

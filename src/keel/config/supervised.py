@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.parts import (
+from keel.config.sections import (
     ChatSettings,
     CheckpointSettings,
     Count,

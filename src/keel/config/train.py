@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from keel.config.parts import (
+from keel.config.sections import (
     CheckpointSettings,
     Count,
     CountOrNone,

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from keel.data.messages import Messages
-from keel.data.templates import Template, template_of
+from keel.data.chat_template import Template, template_of
 from keel.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from keel.data.answers import as_answers
+from keel.data.items import as_answers
 from keel.data.formats import form_of
 from keel.data.messages import as_chat, learned_turns, plain_text
 from keel.data.preferences import Ranking, as_ranking

@@ -12,7 +12,7 @@ from keel.core.masked import apply_whitening, masked_sum, zero_outside
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
-from keel.models.policy import ActorCritic, Analysis, ValueUnits, without_adapter
+from keel.models.actor_critic import ActorCritic, Analysis, ValueUnits, without_adapter
 from keel.world import World, at_once
 
 

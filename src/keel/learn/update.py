@@ -21,7 +21,7 @@ from keel.learn.algorithms import Algorithm, Loss
 from keel.learn.guard import Guard, fault_of
 from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
-from keel.models.policy import ActorCritic, Analysis
+from keel.models.actor_critic import ActorCritic, Analysis
 from keel.world import World, at_once, generator
 
 SMALL = 2**21

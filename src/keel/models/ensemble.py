@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from keel.data.chat_templates import set_chat_template
+from keel.data.named_templates import set_chat_template
 from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.loading import load_tokenizer

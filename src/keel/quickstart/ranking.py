@@ -4,15 +4,15 @@ import random
 from pathlib import Path
 
 from keel.config import QuickstartConfig, RankConfig, parse
-from keel.data.answers import read_answers
-from keel.data.export import export, json_lines
-from keel.data.judgements import Judgement
-from keel.data.store import Store
+from keel.data.items import read_answers
+from keel.ranking.export import export, json_lines
+from keel.ranking.judgements import Judgement
+from keel.ranking.store import Store
 from keel.errors import DataError
 from keel.interrupts import forgiven
 from keel.quickstart.raters import rank_everything
 from keel.run.folder import write_atomic
-from keel.web.serve import serve
+from keel.web.rank.serve import serve
 
 INSTRUCTIONS = """\
 You are the customer. Rank the replies by how much each would help you, best first.

@@ -3,8 +3,8 @@
 import math
 import random
 
-from keel.data.agreement import as_text
-from keel.data.store import Store
+from keel.ranking.agreement import as_text
+from keel.ranking.store import Store
 from keel.quickstart.gold import gold_score
 
 TIE_WIDTH = 0.5  # replies that seem this close to the best of their group share its rank

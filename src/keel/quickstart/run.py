@@ -23,9 +23,9 @@ from keel.config import (
     TrainConfig,
     parse,
 )
-from keel.diagnose.doctor import diagnose
-from keel.diagnose.findings import Diagnosis
-from keel.diagnose.run import read_run
+from keel.diagnosis.doctor import diagnose
+from keel.diagnosis.findings import Diagnosis
+from keel.run.read.run import read_run
 from keel.errors import ConfigError
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
@@ -33,12 +33,12 @@ from keel.quickstart.ranking import rank_answers
 from keel.quickstart.report import draw_curves, print_answers, print_table
 from keel.quickstart.tokenizer import build_tokenizer, tiny_llama
 from keel.run.folder import write_atomic
-from keel.train.evaluate import evaluate
-from keel.train.policy import train_policy
-from keel.train.reward import reward
-from keel.train.sample import sample_answers
-from keel.train.sft import sft
-from keel.web.serve import check_settings
+from keel.evaluation.evaluate import evaluate
+from keel.training.policy import train_policy
+from keel.supervised.reward import reward
+from keel.evaluation.sample import sample_answers
+from keel.supervised.sft import sft
+from keel.web.rank.serve import check_settings
 
 MAX_RESPONSE_TOKENS = 40
 ANSWERS_PER_PROMPT = 4

@@ -19,7 +19,7 @@ from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
 from keel.models.heads import next_token_logits, plain
 from keel.models.vocabulary import fill_id
-from keel.rollout.decoder import decoder_for
+from keel.rollout.decoding.decoder import decoder_for
 from keel.rollout.ends import Ends
 
 

@@ -18,7 +18,7 @@ from keel.naming import clean_name, free_name
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.http import DEADLINE_SECONDS, HttpScorer
 from keel.rollout.reward_file import forget_files, load_function
-from keel.rollout.scores import Score
+from keel.rollout.score_check import Score
 
 
 class Scorer(Protocol):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from keel.data.judging import Scores
+from keel.stats.preference_metrics import Scores
 from keel.data.preferences import Ranking
 from keel.run.folder import RunFolder, write_atomic
 

@@ -13,8 +13,8 @@ from keel.errors import ConfigError
 
 
 def plan_apart(config: PlanConfig) -> dict[str, Any]:
-    """Return `keel.train.plan.plan` of these settings. Raises what it raised, as a ConfigError."""
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "keel.train.plan"]
+    """Return `keel.training.plan.plan` of these settings. Raises what it raised, as a ConfigError."""
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "keel.training.plan"]
     done = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"the probe failed: {' '.join(done.stderr.split())[-500:]}")

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.types import Scope
 
-from keel.data.deals import Deal
+from keel.ranking.deals import Deal
 from keel.data.rows import Content
 from keel.data.turn_text import turn_text
 from keel.server.limits import Refused

@@ -1,0 +1,1 @@
+"""Sample from models, score and compare their responses: `keel sample`, `keel evaluate` and `keel drift`."""

@@ -1,0 +1,35 @@
+"""The KL of a policy as trained, beside that of the distribution that it was sampled from."""
+
+from dataclasses import replace
+
+import torch
+
+from keel.config import DecodingSettings
+from keel.learn.targets import analyze_all, reference_logprobs
+from keel.models.actor_critic import ActorCritic
+from keel.evaluation.judged import Judged
+from keel.evaluation.sample import PASS_TOKENS, Player
+
+
+def is_tempered(decoding: DecodingSettings) -> bool:
+    """Whether responses come from another distribution than the model's softmax."""
+    return decoding.temperature != 1.0 or decoding.top_k > 0 or decoding.top_p < 1.0
+
+
+def add_untempered_kl(
+    judged: Judged, player: Player, reference: ActorCritic, decoding: DecodingSettings, seed: int, stream: str
+) -> Judged:
+    """Add `kl_untempered`: KL(pi || pi_ref) at temperature 1 over the full vocabulary, where `kl` is another quantity.
+
+    It is the mean log-ratio of responses sampled for this purpose from the model's softmax. The responses that are
+    evaluated come from a sharper distribution; importance weights of full sequences would have no usable variance.
+    """
+    if not is_tempered(decoding):
+        return judged
+    plain = decoding.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0})
+    parts = []
+    for rollouts in player.answers(plain, seed, "evaluate", "untempered", stream):
+        own = analyze_all(player.model, rollouts, 1.0, PASS_TOKENS).logprobs
+        parts.append((own - reference_logprobs(reference, rollouts, 1.0, PASS_TOKENS)).sum(1).double().cpu())
+    values = torch.cat(parts).view(-1, decoding.num_responses)
+    return replace(judged, measured={**judged.measured, "kl_untempered": values})

@@ -1,0 +1,76 @@
+"""From settings to prompts as a model reads them: its chat template, its tokens, and what is worth a word."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from keel.config import ChatSettings, PromptSettings
+from keel.data.named_templates import set_chat_template
+from keel.data.notes import Notes
+from keel.data.prompts import Asking, Prompt, load_prompts
+from keel.data.rows import Row
+from keel.data.chat_template import NOW, template_of, today
+from keel.models.loading import load_tokenizer, stop_at_turns
+from keel.terminal import tell
+from keel.world import World
+
+
+def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model with the chat template of the settings. Raises ConfigError."""
+    tokenizer = load_tokenizer(name)
+    set_chat_template(tokenizer, settings.chat_template, settings.template)
+    _report_date(tokenizer)
+    return tokenizer
+
+
+def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Print that the chat template writes the date, unless it was given: the same prompt reads otherwise tomorrow."""
+    source = str(tokenizer.chat_template)
+    if NOW.search(source) and "SOURCE_DATE_EPOCH" not in os.environ and template_of(tokenizer, source).writes_date():
+        line = f"the chat template of {tokenizer.name_or_path} writes the date, {today():%Y-%m-%d}"
+        report([f"{line}; to write the same on another day, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
+
+
+def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
+    """Let a model that was given a chat template end its responses as the template ends a turn."""
+    if settings.chat_template is not None:
+        stop_at_turns(model, tokenizer)
+
+
+def asking_of(settings: ChatSettings) -> Asking:
+    """How the settings put a prompt to a model."""
+    return Asking(getattr(settings, "column", "prompt"), settings.chat, settings.system)
+
+
+def read_prompts(
+    settings: PromptSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | None = None,
+    quiet: bool = False,
+    rows: list[Row] | None = None,
+) -> list[Prompt]:
+    """The prompts of a file (default: the settings' own), or of `rows`, which errors then call `path`; with a line for
+    each remark on them. Raises DataError."""
+    notes = Notes()
+    prompts = load_prompts(
+        path or settings.path,
+        tokenizer,
+        split=settings.split,
+        max_tokens=settings.max_tokens,
+        too_long=settings.too_long,
+        asking=asking_of(settings),
+        notes=notes,
+        rows=rows,
+    )
+    if not quiet:
+        report(notes.lines())
+    return prompts
+
+
+def report(lines: Iterable[str]) -> None:
+    """Print remarks, once whatever the number of processes."""
+    if World.from_environment().is_main:
+        for line in lines:
+            tell(line)

@@ -1,0 +1,1 @@
+"""One more token for every row: forward passes of models while responses are sampled."""

@@ -1,0 +1,1 @@
+"""Statistics, each defined once: intervals, bootstrap, calibration, agreement, two-sample tests."""

@@ -1,0 +1,133 @@
+"""What a reward model learns from a ranking, and what is said of it on held-out prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from keel.config import RewardConfig
+from keel.core.preferences import bradley_terry_loss
+from keel.stats.preference_metrics import baselines, calibrate, final_figures, judge, score_range
+from keel.data.notes import Notes, note_comparison
+from keel.data.preferences import Ranking
+from keel.data.rows import naming_place
+from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
+from keel.models.ensemble import members_of
+from keel.models.reading import Reading
+from keel.models.reward_model import RewardModel
+from keel.run.folder import RunFolder
+from keel.run.gate import shortfalls, write_gate
+from keel.run.held_out import write_held_out
+from keel.run.score_range import write_range
+from keel.supervised.learner import Task
+from keel.models.prompt_reading import report
+from keel.supervised.split import Split, prompts_on_both_sides
+
+
+@dataclass(frozen=True)
+class EncodedRanking:
+    """A ranking, and its answers as the reward model reads them."""
+
+    rows: list[list[int]]
+    ranking: Ranking
+
+
+def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> Task:
+    """What `fit` needs to know of a reward model and its data."""
+    notes = Notes(bare=False)  # `template` says how a text is read
+    train, cut = encode_rankings(model, split.train, min(config.max_tokens, model.limit), notes)
+    watched, held_out = (
+        encode_rankings(model, side, model.limit, notes)[0] for side in (split.watched, split.held_out)
+    )
+    report(notes.lines())
+    facts = facts_of(split) | {"texts_cut": cut}
+
+    def conclude(folder: RunFolder) -> dict[str, float]:
+        scores = scores_of(model, held_out, config.microbatch_tokens)
+        figures = final_figures(scores, split.held_out, facts)
+        if config.calibrate:
+            scores, figures = calibrate(scores, figures)
+            model.rescale(1 / figures["temperature"])
+        write_held_out(folder, split.held_out, scores)
+        return figures | score_range(scores, split.held_out)
+
+    return Task(
+        name="reward",
+        model=model.model,
+        lengths=[sum(map(len, encoded.rows)) for encoded in train],
+        weights=[1] * len(train),
+        row=lambda i: {name: getattr(split.train[i], name) for name in ("prompt", "responses", "ranks")},
+        loss=lambda rows: ranking_losses(model, [train[i] for i in rows], config).sum(),
+        evaluate=lambda: judge(scores_of(model, held_out, config.microbatch_tokens), split.held_out),
+        facts=facts,
+        save=lambda folder, figures: save_judged(model.save, folder, config, figures),
+        watch=(lambda: judge(scores_of(model, watched, config.microbatch_tokens), split.watched)["loss"])
+        if split.watched
+        else None,
+        conclude=conclude,
+    )
+
+
+def facts_of(split: Split[Ranking]) -> dict[str, float]:
+    """Figures of the data."""
+    counts = {"rankings_left_out": split.left_out, "prompts_on_both_sides": prompts_on_both_sides(split)}
+    return baselines(split.held_out, split.train) | counts
+
+
+def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig, figures: Mapping[str, float]) -> None:
+    """The model, with the range of its scores and the gate's verdict. A gate does not keep it from being saved."""
+    save(folder)
+    write_range(folder, figures)
+    if config.gate:
+        failed = shortfalls(config.gate, figures)
+        for model in {folder, *map(Path, members_of(str(folder)))}:  # a member could be used alone
+            write_gate(model, config.gate, failed)
+
+
+def encode_rankings(
+    model: RewardModel, rankings: Sequence[Ranking], limit: int, notes: Notes
+) -> tuple[list[EncodedRanking], float]:
+    """Rankings whose texts have at most `limit` tokens, and the share of texts that lost their beginning.
+
+    The answers to a chat are read after the same turns of it.
+    """
+    encoded, cut = [], []
+    for ranking in rankings:
+        with naming_place(ranking.place):
+            readings = [Reading(ranking.prompt, response, tools=ranking.tools) for response in ranking.responses]
+            texts = [model.encode_within(reading, limit) for reading in readings]
+            was_cut = [each for _, each in texts]
+            while any(each for _, each in texts) and (shorter := readings[0].without_oldest_turn()) is not None:
+                readings = [replace(reading, prompt=shorter) for reading in readings]
+                texts = [model.encode_within(reading, limit) for reading in readings]
+            note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, model.tokenizer, notes)
+        encoded.append(EncodedRanking([ids for ids, _ in texts], ranking))
+        cut += was_cut
+        if any(was_cut):
+            notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the texts lost their beginning")
+    return encoded, sum(cut) / max(1, len(cut))
+
+
+def scores_of(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:
+    """One score for each response of each ranking."""
+    flat = model.score_rows([row for encoded in held_out for row in encoded.rows], microbatch_tokens)
+    return [part.tolist() for part in flat.split([len(encoded.rows) for encoded in held_out])]
+
+
+def ranking_losses(model: RewardModel, encoded: Sequence[EncodedRanking], config: RewardConfig) -> Tensor:
+    """Loss of each ranking, per comparison in it, and center_coef * (2 * mean score)^2, times its weight. -> [N]
+
+    All answers of a ranking are scored once. Each ranking counts once, however many answers it has: its comparisons
+    share the same few answers, and a mean over all pairs would be ruled by the longest rankings (Ouyang et al. 2022,
+    section 3.5). For a pair the second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
+    """
+    # Answers to one prompt differ in length and belong together in the loss, not in the forward pass.
+    flat = model.scores_of_rows([row for one in encoded for row in one.rows], config.microbatch_tokens)
+    comparisons = Comparisons.of(flat, [one.ranking for one in encoded])
+    if config.loss == "listwise":
+        losses = listwise_losses(comparisons)
+    else:
+        losses = pairwise_losses(comparisons, bradley_terry_loss, config.ties)
+    weights = flat.new_tensor([one.ranking.weight for one in encoded])
+    return weights * (losses + config.center_coef * (2 * comparisons.means) ** 2)

@@ -1,0 +1,114 @@
+"""Supervised fine-tuning: the loop of `keel sft`. The model learns to write the completions of its data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keel.config import SftConfig, SupervisedSettings
+from keel.data.notes import Notes
+from keel.data.padding import microbatches, pad_rows
+from keel.data.examples import Imitation, load_examples
+from keel.data.turns import Example
+from keel.errors import ConfigError
+from keel.models.gradients import require_gradients
+from keel.models.heads import plain, token_statistics, trunk
+from keel.models.layers import recompute_layers
+from keel.models.loading import end_token_ids, load_causal_lm, save_policy
+from keel.models.packed import token_states
+from keel.models.positions import num_positions
+from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.supervised.learner import Task
+from keel.models.prompt_reading import asking_of, chat_tokenizer, report, speak_in_turns
+from keel.supervised.split import Split, split_rows
+from keel.supervised.loop import fit
+from keel.world import World
+
+
+def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
+    """Imitate completions or texts; the result is in `output/model`. Returns the figures on held-out rows."""
+    model, tokenizer, ends = load_speaker(config)
+    split, num_cut = load_split(config, model, tokenizer, ends)
+    train, budget = split.train, config.microbatch_tokens
+    task = Task(
+        name="sft",
+        model=model,
+        lengths=[len(example.tokens) for example in train],
+        weights=[example.num_targets for example in train],
+        row=lambda i: {"prompt": train[i].prompt, "text": tokenizer.decode(list(train[i].tokens))},
+        loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
+        evaluate=lambda: evaluate(model, split.held_out, budget),
+        facts={"rows_left_out": split.left_out, "rows_cut": num_cut},
+        save=lambda folder, figures: save_policy(model, tokenizer, folder),
+        watch=(lambda: evaluate(model, split.watched, budget)["loss"]) if split.watched else None,
+    )
+    return fit(config, task, resume)
+
+
+def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
+    """The causal language model that is to learn, its tokenizer, and the tokens that end an answer."""
+    tokenizer = chat_tokenizer(config.model, config.data)
+    torch.manual_seed(config.seed)  # the adapter's start
+    model: Any = load_causal_lm(config.model, config.dtype, config.lora)
+    model.to(World.from_environment().device)
+    require_gradients(model, config.model)
+    name_unembedded(model, tokenizer, config.model)
+    if config.gradient_checkpointing:
+        recompute_layers(trunk(model))
+    speak_in_turns(model, tokenizer, config.data)
+    ends = end_token_ids(model, tokenizer)
+    if not ends:
+        raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
+    return model, tokenizer, ends
+
+
+def longest_row(config: SupervisedSettings, model: Any) -> int:
+    """Most tokens of a row: as many as are asked for, if the model has so many positions."""
+    return min(config.max_tokens, num_positions(model) or config.max_tokens)
+
+
+def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Split[Example], int]:
+    """Examples by what they are for, without those in which nothing is learned; and how many rows were cut."""
+    data, notes, num_cut = config.data, Notes(), 0
+    imitation = Imitation(tokenizer, ends, longest_row(config, model), config.turns, asking_of(data))
+
+    def load(path: str) -> list[Example]:
+        nonlocal num_cut
+        examples, cut = load_examples(path, imitation, data.split, notes)
+        require_embedded(model, [example.tokens for example in examples], tokenizer, path)
+        num_cut += cut
+        return examples
+
+    examples = load(data.path)
+    learnable = [example for example in examples if example.num_targets > 0]
+    others = [example for example in load(data.eval_path) if example.num_targets > 0] if data.eval_path else None
+    report(notes.lines())
+    split = split_rows(learnable, others, lambda example: example.prompt, config)
+    return replace(split, left_out=len(examples) - len(learnable)), num_cut
+
+
+def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
+    """-log p of every token that is to be learned, of all examples. -> [number of targets]
+
+    Only those positions meet the output matrix.
+    """
+    device = plain(model).device
+    tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
+    learned = pad_rows([example.learned for example in examples], 0)[0].to(device).bool()
+    before = learned[mask].nonzero().squeeze(1) - 1
+    logprobs, _ = token_statistics(model, token_states(model, tokens, mask)[before], tokens[learned])
+    return -logprobs
+
+
+@torch.no_grad()
+def evaluate(model: Any, examples: Sequence[Example], microbatch_tokens: int) -> dict[str, float]:
+    """Mean loss per learned token, and its exponential; nothing without held-out examples."""
+    if not examples:
+        return {}
+    groups = microbatches([len(example.tokens) for example in examples], microbatch_tokens)
+    total = sum(float(target_losses(model, [examples[i] for i in group]).sum()) for group in groups)
+    loss = total / sum(example.num_targets for example in examples)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

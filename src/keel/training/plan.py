@@ -1,0 +1,218 @@
+"""What a run will take, foretold by the same run with one layer and with seven: `keel plan`.
+
+Every layer adds the same memory and the same time. So steps of the real code, with the real prompts, widths, vocabulary
+and batch sizes, but random models of one layer, and then of seven, foretell those of the full depth.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.nn import Module
+from transformers import AutoModelForCausalLM
+
+from keel.config import PlanConfig, parse
+from keel.errors import KeelError
+from keel.files import machine_memory
+from keel.learn.algorithms import ALGORITHMS
+from keel.learn.update import SMALL
+from keel.models.adapters import with_lora
+from keel.models.ensemble import members_of
+from keel.models.loading import DTYPES
+from keel.models.shallow import model_config
+from keel.models.trunk_classifier import SequenceClassifier
+from keel.training.probe import Cost, probe, return_memory
+
+MB = 1e6
+DEEPER = 7  # layers of the second probe: the further apart the two, the less an error of either counts
+SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """Forecast memory of each model, peak and seconds of each phase, and the changes that make the run fit.
+
+    What else the process has in its memory is part of the peaks: see `keel.train.plan_apart`.
+    """
+    config = with_members(config)
+    available = config.memory_gb * 1e9 if config.memory_gb else device_memory()
+    cost = forecast(config)
+    return {
+        "models": resident(config),
+        "phases": {
+            phase: {"peak_mb": cost.peaks[phase] / MB, "seconds": cost.seconds[phase]} for phase in cost.seconds
+        },
+        "peak_mb": cost.peak / MB,
+        "available_mb": available / MB,
+        "fits": cost.peak <= available,
+        "step_seconds": cost.step_seconds,
+        "step_seconds_error": cost.step_error,
+        "run_hours": cost.step_seconds * config.steps / 3600,
+        "changes": changes_to_fit(config, available) if cost.peak > available else {},
+    }
+
+
+def main() -> None:
+    """Read the settings as JSON; write their forecast, or what is wrong with them, as JSON."""
+    config = PlanConfig.model_validate_json(sys.stdin.read())
+    with redirect_stdout(sys.stderr):
+        try:
+            found = {"forecast": plan(config)}
+        except KeelError as error:
+            found = {"error": {"what": error.what, "where": error.where, "fix": error.fix}}
+    print(json.dumps(found))
+
+
+def with_members(config: PlanConfig) -> PlanConfig:
+    """The same run with each ensemble of reward models as so many single ones, NAME.0, NAME.1, ..."""
+    rewards = []
+    for reward in config.rewards:
+        members = members_of(reward.model) if reward.model else [None]
+        names = [reward.name] if len(members) == 1 else [f"{reward.name}.{number}" for number in range(len(members))]
+        rewards += [
+            reward.model_copy(update={"model": model, "name": name}) for model, name in zip(members, names, strict=True)
+        ]
+    return config.model_copy(update={"rewards": rewards})
+
+
+def changes_to_fit(config: PlanConfig, available: float) -> dict[str, dict[str, float]]:
+    """Forecasts under one change after the other, each on top of those before, until the run fits."""
+    found: dict[str, dict[str, float]] = {}
+    values = config.model_dump()
+    for section, settings in possible_changes(config):
+        values = values | {section: values[section] | settings}
+        cost = forecast(parse(PlanConfig, values))
+        name = ", ".join(f"{section}.{key}: {str(value).lower()}" for key, value in settings.items())
+        found[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
+        if cost.peak <= available:
+            break
+    return found
+
+
+def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
+    """What would save memory and is not done yet: section and settings, those that change the result least first."""
+    has_critic = ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate"
+    changes: list[tuple[str, dict[str, Any], bool]] = [
+        ("algorithm", {"microbatch_tokens": SMALL_PASS}, config.algorithm.microbatch_tokens > SMALL_PASS),
+        ("policy", {"gradient_checkpointing": True}, not config.policy.gradient_checkpointing),
+        ("critic", {"sharing": "shared", "init": "policy"}, has_critic),
+        ("policy", {"dtype": "bfloat16"}, config.policy.dtype != "bfloat16"),
+        ("policy", {"lora": {}}, config.policy.lora is None and find_spec("peft") is not None),
+    ]
+    return [(section, settings) for section, settings, helps in changes if helps]
+
+
+def forecast(config: PlanConfig) -> Cost:
+    """Peak bytes and seconds at full depth."""
+    values = config.model_dump(exclude={"response_tokens", "memory_gb"})
+    values["rewards"] = [reward | {"ungated": True} for reward in values["rewards"] if reward["model"]]
+    epochs = values["algorithm"]["update_epochs"]
+    values["algorithm"] |= {"update_epochs": 1}  # all take alike
+    layers = {
+        name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in sources(values).items()
+    }
+    counts = sorted(set(layers.values()) - {1})
+    depths = [{name: min(DEEPER, count) if layers[name] == count else 1 for name in layers} for count in counts]
+    small, costs = policy_is_small(config), []
+    with TemporaryDirectory() as folder:
+        values["output"] = str(Path(folder) / "run")
+        for each in (dict.fromkeys(layers, 1), *depths):
+            costs.append(probe(values, each, small, config.response_tokens))
+            return_memory()
+    deeper = {count: (min(DEEPER, count), cost) for count, cost in zip(counts, costs[1:], strict=True)}
+    return with_epochs(at_full_depth(costs[0], deeper), epochs)
+
+
+def policy_is_small(config: PlanConfig) -> bool:
+    """Whether the policy of full depth is one whose graph and the critic's are in memory together."""
+    model = _empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM")
+    return sum(parameter.numel() for parameter in model.parameters()) <= SMALL
+
+
+def with_epochs(cost: Cost, epochs: int) -> Cost:
+    """With the update of one epoch taken so often."""
+    seconds, errors = (part | {"update": epochs * part["update"]} for part in (cost.seconds, cost.errors))
+    return Cost(cost.peaks, seconds, errors)
+
+
+def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
+    """From what a run costs with models of one layer each, and with all of `count` layers made deeper: count ->
+    (depth, cost)."""
+
+    def straight(part: str) -> dict[str, float]:
+        """On the line through both depths."""
+        first = getattr(one, part)
+        factors = [((count - 1) / (depth - 1), getattr(cost, part)) for count, (depth, cost) in more.items()]
+        return {key: value + sum(f * max(0.0, at[key] - value) for f, at in factors) for key, value in first.items()}
+
+    def doubt(phase: str) -> float:
+        """An error at either depth counts as often as the difference does."""
+        first = one.errors.get(phase, 0.0)
+        pairs = [((count - 1) / (depth - 1), cost.errors.get(phase, 0.0)) for count, (depth, cost) in more.items()]
+        return first + sum(factor * max(first, error) for factor, error in pairs)
+
+    return Cost(straight("peaks"), straight("seconds"), {phase: doubt(phase) for phase in one.seconds})
+
+
+def sources(values: Mapping[str, Any]) -> dict[str, type]:
+    """Folder or hub id of every model that a run loads, and as what."""
+    own = {"policy", "reward"}
+    found: dict[str, type] = {values["policy"]["model"]: AutoModelForCausalLM}
+    if values["reference"]:
+        found.setdefault(values["reference"], AutoModelForCausalLM)
+    others = [reward["model"] for reward in values["rewards"]]
+    if values["critic"]["init"] not in own:
+        others.append(values["critic"]["init"])
+    return found | {name: SequenceClassifier for name in others if name not in found}
+
+
+def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
+    """MB of weights, gradients and optimizer state of each model, from its config alone."""
+    critic_source = {"policy": config.policy.model, "reward": next((r.model for r in config.rewards if r.model), None)}
+    found = {"policy": _megabytes(_empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM"), learns=True)}
+    if ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate":
+        source = str(critic_source.get(config.critic.init, config.critic.init))
+        found["critic"] = _megabytes(
+            _empty(source, SequenceClassifier, config, "SEQ_CLS"),
+            learns=True,
+            own_base=config.policy.lora is None or source != config.policy.model,
+        )
+    own_base = config.policy.lora is not None and config.reference is None
+    if not own_base and config.measures_kl:
+        source = config.reference or config.policy.model
+        found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
+    for reward in config.rewards:
+        if reward.model:
+            model = _empty(reward.model, SequenceClassifier)
+            found[f"reward {reward.name}"] = _megabytes(model, learns=False)
+    return found
+
+
+def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str | None = None) -> Any:
+    """The model without its weights; with the run's settings in the run's dtype, for a task with the run's adapter."""
+    dtype = DTYPES[config.policy.dtype] if config else torch.float32
+    with torch.device("meta"):
+        model = kind.from_config(model_config(source, kind), dtype=dtype)
+        return with_lora(model, config.policy.lora, task) if config and config.policy.lora and task else model
+
+
+def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:
+    size = {p: p.numel() * p.dtype.itemsize / MB for p in model.parameters()}
+    trained = sum(size[p] for p in size if p.requires_grad) if learns else 0.0
+    return {"weights": sum(size.values()) if own_base else trained, "gradients": trained, "optimizer": 2 * trained}
+
+
+def device_memory() -> float:
+    """Bytes of the GPU, or of the machine as far as this process may use them."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return machine_memory()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The start-up self-check: what must hold before the first update, tried on real prompts. It takes seconds, and
+what it finds would otherwise be a run that fails quietly (negative KL, ratios that are not 1, an end never learned).
+"""
+
+import math
+
+import torch
+
+from keel import kernels
+from keel.core.diagnostics import clipfrac
+from keel.data.batches import Rollouts, select_rows
+from keel.errors import ConfigError, RewardError
+from keel.learn.targets import analyze_all, reference_logprobs
+from keel.models.heads import plain
+from keel.models.actor_critic import ActorCritic, Analysis
+from keel.rollout.lengths import length_warnings
+from keel.rollout.scorers import RewardModelScorer, Scorer
+from keel.terminal import tell
+from keel.training.setup import Parts
+
+PROBE_ROWS = 2, 8
+"""Fewest and most responses of the check; in between, one in twenty of a step's."""
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Largest difference of one token's log-probability between two correct ways to compute it."""
+MEAN_TOLERANCE = 0.1
+"""Mean such difference in bfloat16. Single tokens differ by 0.4: the cached decoding of transformers differs from its
+full pass by 0.04 on average and 0.3 at most (SmolLM2-135M, docs/numerics-log.md)."""
+
+SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
+"""Largest difference between two scores of one response in other batches, in units of the largest score."""
+
+
+def self_check(parts: Parts) -> dict[str, float]:
+    """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError."""
+    _check_lengths(parts)
+    count = min(max(PROBE_ROWS[0], parts.config.rollout.batch_size // 20), PROBE_ROWS[1])
+    probe = parts.respond(step=1, at_most=count)
+    _check_trainable(parts)
+    _check_dropout(parts)
+    _check_ends(parts, probe)
+    trained, measured = _check_logprobs(parts, probe)
+    measured |= _check_reference(parts, probe, trained)
+    compiled = kernels.available(next(parts.actor_critic.policy.parameters()))
+    return {**measured, **_check_scores(parts, probe), "check/kernels": float(compiled)}
+
+
+def check_moved(before: torch.Tensor, after: torch.Tensor) -> None:
+    """After the first update some trained weight must be another."""
+    if torch.equal(before, after):
+        raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate, or check policy.dtype")
+
+
+def fingerprint(parts: Parts) -> torch.Tensor:
+    """A few numbers that change when the trained weights do."""
+    parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
+    return torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+
+
+def _check_lengths(parts: Parts) -> None:
+    """The reward models can read every prompt; where a response may not fit beside it, warn."""
+    prompts, longest = [*parts.prompts, *parts.held_out], parts.config.rollout.max_response_tokens
+    for line in length_warnings(parts.scorers, prompts, longest):
+        if parts.world.is_main:
+            tell(line)
+
+
+def _check_trainable(parts: Parts) -> None:
+    if not parts.actor_critic.policy_parameters():
+        raise ConfigError("the policy has no trainable parameter", where="policy", fix="check lora.target_modules")
+
+
+def _check_dropout(parts: Parts) -> None:
+    """Dropout acts in training mode alone, as a module or inside an attention function."""
+    for name in ("policy", "critic"):
+        model = getattr(parts.actor_critic, name)
+        if model is not None and any(module.training for module in model.modules()):
+            raise ConfigError(f"dropout is on: the {name} is in training mode", where=name, fix="call its eval()")
+
+
+def _check_ends(parts: Parts, probe: Rollouts) -> None:
+    """An end token is counted where one was sampled, and truncated rows have none; others have one, or a text ended
+    them."""
+    is_end = torch.isin(probe.response_tokens, torch.tensor(parts.end_ids, device=probe.response_tokens.device))
+    ends = (is_end & probe.response_mask).sum(1)
+    ended = (~probe.truncated).long()
+    if not bool(((ends == ended) if not parts.stop_texts else (ends <= ended)).all()):
+        raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug")
+
+
+def compare_passes(
+    actor_critic: ActorCritic, probe: Rollouts, temperature: float, microbatch_tokens: int, where: str
+) -> tuple[Analysis, dict[str, float]]:
+    """Sampler and full pass give the same log-probs, and a row alone gives those it has in a batch.
+
+    Returns the full pass, and what was measured. Raises ConfigError where they differ by more than rounding.
+    """
+    kind, mask = type(plain(actor_critic.policy)).__name__, probe.response_mask
+    trained = analyze_all(actor_critic, probe, temperature, microbatch_tokens)
+    gaps = (trained.logprobs - probe.logprobs)[mask].abs()
+    fix = "use another architecture"
+    if _dtype(actor_critic).itemsize < 4:
+        fix = "use dtype float32, or another architecture"
+    if not _agree(gaps, actor_critic):
+        found = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
+        raise ConfigError(f"{kind}: {found} on a token's log-probability", where=where, fix=fix)
+    first = select_rows(probe, [0])
+    alone = analyze_all(actor_critic, first, temperature, 1, with_values=False)
+    width = first.response_mask.shape[1]
+    apart = (alone.logprobs - trained.logprobs[:1, :width])[first.response_mask].abs()
+    if not _agree(apart, actor_critic):
+        found = f"padding changes a token's log-probability by {float(apart.max()):.2g}"
+        raise ConfigError(f"{kind}: {found}", where=where, fix=fix)
+    measured = {
+        "check/logprob_gap": float(gaps.max()),
+        "check/logprob_gap_mean": float(gaps.mean()),
+        "check/padding_gap": float(apart.max()),
+    }
+    return trained, measured
+
+
+def _agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
+    """Whether differences of log-probs are those of rounding; NaN is none. In bfloat16 the mean is judged, which may be
+    larger over few tokens."""
+    dtype = _dtype(actor_critic)
+    if dtype in TOLERANCE:
+        return bool((gaps <= TOLERANCE[dtype]).all())
+    return bool(gaps.mean() <= MEAN_TOLERANCE * (1 + 4 / math.sqrt(max(len(gaps), 1))))
+
+
+def _dtype(actor_critic: ActorCritic) -> torch.dtype:
+    return next(actor_critic.policy.parameters()).dtype
+
+
+def _check_logprobs(parts: Parts, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
+    """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update.
+
+    Returns the trainer's full pass, and what was measured.
+    """
+    mask, algorithm = probe.response_mask, parts.config.algorithm
+    given = parts.actor_critic, probe, parts.config.rollout.temperature, algorithm.microbatch_tokens
+    trained, measured = compare_passes(*given, where="policy")
+    ones = torch.ones_like(trained.logprobs[mask])
+    ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]
+    clipped = clipfrac(
+        trained.logprobs[mask], probe.logprobs[mask], ones, algorithm.clip_range_low, algorithm.clip_range_high
+    )
+    return trained, {**measured, "check/ratio": float(ratio.mean()), "check/clipfrac": float(clipped.mean())}
+
+
+def _check_reference(parts: Parts, probe: Rollouts, ours: Analysis) -> dict[str, float]:
+    """KL = 0 at the start, unless another reference was asked for."""
+    if parts.reference is None:
+        return {}
+    theirs = reference_logprobs(parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens)
+    gaps = (ours.logprobs - theirs)[probe.response_mask].abs()
+    gap = float(gaps.max())
+    if parts.config.reference is None and not _agree(gaps, parts.actor_critic):
+        raise ConfigError(f"the reference is not the policy's start: log-probs differ by {gap:.2g}", where="reference")
+    return {"check/reference_gap": gap}
+
+
+def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
+    """Scores (and which answers a scorer has none for) do not depend on the batch around an answer, nor on when it
+    is asked."""
+    rows = list(range(len(probe.texts)))
+    halves = [half for half in (rows[::2], rows[1::2]) if half]
+    order = torch.tensor([row for half in halves for row in half]).argsort()
+    first, apart = parts.score(probe), [parts.score(select_rows(probe, half)).by_scorer for half in halves]
+    if not bool(parts.world.sum(first.kept.sum())):
+        raise RewardError("not one answer could be scored", where="rewards")
+    worst = 0.0
+    for scorer in (scorer for scorer in parts.scorers if not scorer.noisy):
+        second = torch.cat([half[scorer.name] for half in apart])[order.to(parts.world.device)]
+        gap = _score_gap(first.by_scorer[scorer.name], second)
+        worst = max(worst, gap)
+        if gap > score_tolerance(scorer):
+            raise RewardError(
+                f"gives the same answers other scores the second time, in another batch (by {gap:.2g} of their size)",
+                where=f"scorer {scorer.name}",
+                fix="let it depend on prompt and answer alone, or declare it noisy: true",
+            )
+    return {"check/score_gap": worst}
+
+
+def score_tolerance(scorer: Scorer) -> float:
+    """Largest difference of two scores of one response, in units of the largest score."""
+    if isinstance(scorer, RewardModelScorer) and scorer.itemsize < 4:
+        return SCORE_TOLERANCE_16_BIT
+    return SCORE_TOLERANCE
+
+
+def _score_gap(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Largest difference in units of the largest score (at least 1); infinite if an answer had a score only once."""
+    if not torch.equal(first.isfinite(), second.isfinite()):
+        return math.inf
+    first, second = first.nan_to_num(), second.nan_to_num()
+    return float((first - second).abs().max()) / max(1.0, float(first.abs().max()))

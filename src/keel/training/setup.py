@@ -1,0 +1,244 @@
+"""Everything a run of policy learning needs, built before its loop and handed to it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from keel.config import TrainConfig
+from keel.data.batches import Rollouts, ScoredRollouts
+from keel.data.prompts import Prompt
+from keel.errors import ConfigError
+from keel.learn.algorithms import ALGORITHMS, Algorithm
+from keel.learn.guard import Guard
+from keel.learn.optim import build_optimizer
+from keel.learn.shaping import Shaping
+from keel.learn.targets import TargetSettings
+from keel.learn.update import Objective, Updater, UpdateSchedule
+from keel.models.adapters import share_frozen
+from keel.models.gradients import require_gradients
+from keel.models.heads import trunk
+from keel.models.layers import recompute_layers
+from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
+from keel.models.actor_critic import ActorCritic
+from keel.models.positions import require_positions
+from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.rollout.score import score
+from keel.rollout.functions import FunctionScorer
+from keel.rollout.sampler import sample
+from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
+from keel.run.gate import require_passed
+from keel.run.score_range import read_range
+from keel.terminal import tell
+from keel.training.critic import build_actor_critic
+from keel.training.python_prompts import load_given
+from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
+from keel.world import World, generator
+
+SettingsT = TypeVar("SettingsT")
+DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What stays the same through a run."""
+
+    config: TrainConfig
+    world: World
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: list[int]
+    prompts: list[Prompt]
+    held_out: list[Prompt]  # for evaluations during the run; may be empty
+    actor_critic: ActorCritic
+    reference: ActorCritic | None
+    scorers: list[Scorer]
+    ranges: dict[str, dict[str, float]]  # of the reward models that came with one, by the scorer's name
+    algorithm: Algorithm
+    shaping: Shaping
+    targets: TargetSettings
+    updater: Updater
+    stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
+    failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
+
+    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
+        """This rank's responses to the prompts of a step, or to a few of unlike lengths. They depend on seed and step
+        alone."""
+        rollout = self.config.rollout
+        numbers = torch.rand(
+            (rollout.batch_size, rollout.max_response_tokens),
+            generator=generator(self.config.seed, purpose, step),
+            dtype=torch.float64,
+        )
+        share = self.world.share(rollout.batch_size)
+        prompts = prompts_of_step(self.prompts, self.config.seed, step, rollout.batch_size, rollout.group_size or 1)
+        prompts, numbers = prompts[share], numbers[share]
+        if at_most is not None:
+            chosen = unlike_rows(prompts, at_most)
+            prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
+        return sample(
+            self.actor_critic.policy,
+            prompts,
+            self.tokenizer,
+            numbers,
+            self.end_ids,
+            rollout.temperature,
+            stop_in_text=rollout.stop_in_text,
+            stop_texts=self.stop_texts,
+        )
+
+    def score(self, rollouts: Rollouts, steps_done: int | None = None) -> ScoredRollouts:
+        """What the scorers say of the answers; a scorer's first failure is reported. Raises RewardError.
+
+        Reward functions that look at it are told how many steps are done (by default as when they were asked last).
+        """
+        reward = self.config.reward
+        for scorer in self.scorers:
+            if isinstance(scorer, FunctionScorer) and steps_done is not None:
+                scorer.progress = (steps_done, self.config.steps)
+        scored = score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure)
+        for name, cause in scored.failures.items():
+            if name not in self.failed:
+                self.failed.add(name)
+                tell(f"warning: scorer {name} failed, and the responses are dropped (reward.on_failure): {cause}")
+        return scored
+
+
+def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """Indices of so many prompts, or all: the shortest, the longest, and some in between."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
+    count = min(count, len(order))
+    return [order[place * (len(order) - 1) // max(count - 1, 1)] for place in range(count)]
+
+
+def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
+    """The step's prompts, each `group_size` times: every pass over the data is a fresh shuffle, none is left out."""
+    count = batch_size // group_size
+    chosen: list[Prompt] = []
+    for position in range((step - 1) * count, step * count):
+        epoch, place = divmod(position, len(prompts))
+        if place == 0 or not chosen:
+            order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch)).tolist()
+        chosen += [prompts[order[place]]] * group_size
+    return chosen
+
+
+def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Any, world: World) -> Parts:
+    """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
+    tokenizer = chat_tokenizer(config.policy.model, config.prompts)
+    loaded = load_given(config.prompts, tokenizer, prompts)
+    held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
+    scorers = _scorers(config, functions)
+    check_signatures(scorers, (n for p in [*loaded, *held_out] for n in p.columns), config.reward.segments != "none")
+    _check_sizes(config, world)
+    policy = _policy(config, tokenizer, world)
+    _check_lengths(config, policy, [*loaded, *held_out])
+    name_unembedded(policy, tokenizer, config.policy.model)
+    require_embedded(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
+    end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
+    if not end_ids:
+        raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
+    algorithm = ALGORITHMS[config.algorithm.name]
+    actor_critic = build_actor_critic(config, policy, algorithm, tokenizer).to(world.device)
+    if config.policy.gradient_checkpointing:
+        for model in filter(None, (actor_critic.policy, actor_critic.critic)):
+            recompute_layers(trunk(model))
+    reference = _reference(config, actor_critic, world)
+    for scorer in scorers:
+        for member in scorer.members if isinstance(scorer, RewardModelScorer) else []:
+            share_frozen(member.model, reference.policy if reference else policy)
+    return Parts(
+        config=config,
+        world=world,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        stop_texts=tuple(stop_texts(tokenizer, config.rollout.stop)),
+        prompts=loaded,
+        held_out=held_out,
+        actor_critic=actor_critic,
+        reference=reference,
+        scorers=scorers,
+        ranges=_ranges(config, scorers),
+        algorithm=algorithm,
+        shaping=_take(Shaping, config.reward),
+        targets=_take(TargetSettings, config.rollout, config.algorithm),
+        updater=_updater(config, actor_critic, algorithm, world),
+    )
+
+
+def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
+    torch.manual_seed(config.seed)  # the adapter's start
+    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
+    require_gradients(policy, config.policy.model)
+    speak_in_turns(policy, tokenizer, config.prompts)
+    return policy
+
+
+def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> list[Scorer]:
+    """Raises ConfigError for a reward model that failed its gate."""
+    for reward in config.rewards:
+        if reward.model:
+            require_passed(reward.model, reward.ungated)
+    return build_scorers(config.rewards, functions)
+
+
+def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[str, float]]:
+    pairs = zip(scorers, config.rewards, strict=False)  # functions handed over in Python come last
+    found = {scorer.name: read_range(source.model) for scorer, source in pairs if source.model}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def _check_sizes(config: TrainConfig, world: World) -> None:
+    group_size, minibatch_size = config.rollout.group_size or 1, config.algorithm.minibatch_size or 1
+    if config.rollout.batch_size % (world.size * group_size) or minibatch_size % world.size:
+        raise ConfigError(
+            f"rollout.batch_size {config.rollout.batch_size} (in groups of {group_size}) and algorithm.minibatch_size "
+            f"{minibatch_size} do not divide among {world.size} processes"
+        )
+
+
+def _check_lengths(config: TrainConfig, policy: Any, prompts: Sequence[Prompt]) -> None:
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    require_positions(policy, longest, config.rollout.max_response_tokens, config.policy.model, "rollout")
+
+
+def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:
+    """The frozen model of the KL, where one is measured. With LoRA the policy's own base serves, at no cost."""
+    if not config.measures_kl:
+        return None
+    if config.policy.lora and config.reference is None:
+        return ActorCritic(actor_critic.policy)
+    model = load_causal_lm(config.reference or config.policy.model, config.policy.dtype).to(world.device)
+    if model.config.get_text_config().vocab_size != actor_critic.policy.config.get_text_config().vocab_size:
+        raise ConfigError(
+            "the reference has another vocabulary than the policy",
+            where=str(config.reference),
+            fix="name a reference with the policy's tokenizer",
+        )
+    return ActorCritic(model.requires_grad_(False))
+
+
+def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorithm, world: World) -> Updater:
+    optim = config.optim
+    critic_rate = optim.critic_learning_rate or DEFAULT_CRITIC_RATE * optim.learning_rate
+    groups = [(actor_critic.policy_parameters(), optim.learning_rate), (actor_critic.critic_parameters(), critic_rate)]
+    return Updater(
+        actor_critic=actor_critic,
+        optimizer=build_optimizer(groups, optim.weight_decay, optim.eps),
+        algorithm=algorithm,
+        objective=_take(Objective, config.rollout, config.algorithm),
+        schedule=_take(UpdateSchedule, config.algorithm, optim, total_steps=config.steps),
+        world=world,
+        guard=Guard(optim.on_fault, optim.max_skips, optim.spike),
+    )
+
+
+def _take(kind: type[SettingsT], *sources: Any, **given: Any) -> SettingsT:
+    """Fill a part's own settings by name from sections of the config: a part never sees more than it needs."""
+    found = {}
+    for part in fields(kind):  # type: ignore[arg-type]
+        owner = next((source for source in sources if hasattr(source, part.name)), None)
+        if part.name not in given:
+            found[part.name] = getattr(owner, part.name)
+    return kind(**found, **given)

@@ -1,0 +1,1 @@
+"""The pages of `keel serve`, which show the runs below a folder."""

@@ -1,0 +1,1 @@
+"""The pages of `keel rank`, in which people rank responses."""

@@ -1,0 +1,84 @@
+"""docs/metrics.md has a row for every key that a run writes, and no other."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keel.config import RewardConfig, SftConfig, parse
+from keel.training.policy import train_policy
+from keel.supervised.reward import reward
+from keel.supervised.sft import sft
+
+from ..runs import PROMPTS, lines, settings, share_of_w3, train
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def documented() -> set[str]:
+    """The keys in the first column of the tables."""
+    rows = [line.split("|")[1] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    return {key for row in rows for key in re.findall(r"`([^`]+/[^`]+)`", row)}
+
+
+def written(metrics: list[dict[str, Any]]) -> set[str]:
+    names = {name for line in metrics for name in line if name != "step"}
+    return {re.sub("share_of_w3|words", "NAME", name) for name in names}
+
+
+def words(completions: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
+    """A second scorer, which logs something."""
+    log_metric("words", 1.0)
+    return [float(len(text.split())) for text in completions]
+
+
+def keys_of(*prefixes: str) -> set[str]:
+    return {key for key in documented() if key.startswith(prefixes)}
+
+
+def test_policy_learning(tiny_policy: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "w11"}\n')
+    with_all = {
+        "algorithm.kl_in": "loss",
+        "rollout.group_size": 2,
+        "evaluate.every": 1,
+        "evaluate.prompts": str(held_out),
+        "steps": 1,
+    }
+    keys = written(train(tiny_policy, tmp_path / "run", with_all, scorers=(share_of_w3, words)))
+    models = ("outside_range/", "disagreement/", "evaluate/disagreement/", "cut/", "evaluate/cut/")
+    assert keys == documented() - keys_of("sft/", "dpo/", "check/", *models) - {
+        key for key in keys_of("reward/") if key != "reward/dropped"
+    }
+
+
+def test_the_check(tiny_policy: Path, tmp_path: Path) -> None:
+    measured = train_policy(settings(tiny_policy, tmp_path), [share_of_w3], PROMPTS, check_only=True)
+    assert set(measured) == keys_of("check/")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_supervised_stages(stage: str, tiny_policy: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"w{i}", "completion": " w1 w2"} for i in range(8)]
+    if stage == "reward":
+        rows = [{"prompt": f"w{i}", "chosen": " w1 w2", "rejected": f" w{i}"} for i in range(8)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(data), "eval_fraction": 0.5}
+    values = {"output": str(tmp_path / "run"), "model": str(tiny_policy), "data": source, "patience": 1}
+    if stage == "sft":
+        sft(parse(SftConfig, values))
+    else:
+        reward(parse(RewardConfig, values))
+    assert written(lines(tmp_path / "run" / "metrics.jsonl")) == keys_of(f"{stage}/") - {"reward/dropped"}
+
+
+def test_the_answers_log(tiny_policy: Path, tmp_path: Path) -> None:
+    train(tiny_policy, tmp_path / "run", {"steps": 1})
+    text = DOCUMENT.read_text().partition("## rollouts.jsonl")[2]
+    (answer, *_) = lines(tmp_path / "run" / "rollouts.jsonl")
+    assert set(answer) == set(re.findall(r"`(\w+)`", text))

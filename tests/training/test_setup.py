@@ -1,0 +1,110 @@
+"""What is built before the loop, and what is refused before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from keel.config import TrainConfig, parse
+from keel.data.prompts import Prompt
+from keel.errors import ConfigError
+from keel.training.setup import Parts, build_parts, prompts_of_step
+from keel.world import World
+
+from ..runs import PROMPTS, settings, share_of_w3
+
+ONE = World(0, 1, torch.device("cpu"))
+SIX = [Prompt(text, text, (), {}) for text in "abcdef"]
+
+
+def build(model: Path, changes: dict[str, Any], world: World = ONE) -> Parts:
+    return build_parts(parse(TrainConfig, settings(model, Path("unused"), changes)), [share_of_w3], PROMPTS, world)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rollout.max_response_tokens": 254},
+            "longest prompt and answer have 257 tokens, the model only 256 positions",
+        ),
+        ({"rollout.stop": ["w1 nowhere"]}, "rollout.stop: this model cannot write the stop text 'w1 nowhere'"),
+        ({"critic.init": "reward"}, "critic.init: there is no reward model to start from"),
+        ({"policy.model": "./nowhere"}, "./nowhere: no such model folder"),
+        ({"reference": "./nowhere"}, "./nowhere: no such model folder"),
+    ],
+)
+def test_refused_before_the_start(tiny_policy: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_policy, changes)
+
+
+def test_answers_that_do_not_divide_among_processes(tiny_policy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout.batch_size 16 .* do not divide among 3 processes"):
+        build(tiny_policy, {}, World(0, 3, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(("step", "batch_size", "group_size"), [(1, 6, 1), (2, 6, 1), (1, 12, 2)])
+def test_a_pass_takes_every_prompt_once(step: int, batch_size: int, group_size: int) -> None:
+    texts = [prompt.text for prompt in prompts_of_step(SIX, 0, step, batch_size, group_size)]
+    firsts = texts[::group_size]
+    assert sorted(firsts) == list("abcdef")
+    assert texts == [text for text in firsts for _ in range(group_size)]
+
+
+def test_passes_are_shuffled_anew() -> None:
+    passes = [tuple(p.text for p in prompts_of_step(SIX, 0, step, 6, 1)) for step in range(1, 6)]
+    assert len(set(passes)) > 3
+    assert passes[0] != tuple(p.text for p in prompts_of_step(SIX, 1, 1, 6, 1))
+
+
+def test_a_batch_may_reach_over_several_passes() -> None:
+    small = [prompt.text for step in (1, 2, 3) for prompt in prompts_of_step(SIX, 0, step, 6, 1)]
+    assert [prompt.text for prompt in prompts_of_step(SIX, 0, 1, 18, 1)] == small
+
+
+def test_each_process_has_its_share_of_the_same_answers(tiny_policy: Path) -> None:
+    parts = build(tiny_policy, {})
+    whole = parts.respond(3).texts
+    shares = [replace(parts, world=World(rank, 2, torch.device("cpu"))).respond(3).texts for rank in (0, 1)]
+    assert shares[0] + shares[1] == whole
+    few = parts.respond(3, at_most=5)
+    assert set(few.texts) <= set(whole)
+    lengths = [len(prompt.tokens) for prompt in few.prompts]
+    assert lengths == sorted(lengths)
+    assert len(lengths) == 5
+    assert parts.respond(4).texts != whole
+    assert parts.respond(3, purpose="reference").texts != whole
+
+
+def test_the_critic_learns_three_times_as_fast_unless_told_otherwise(tiny_policy: Path) -> None:
+    for changes, expected in (({}, [2e-3, 6e-3]), ({"optim.critic_learning_rate": 5e-3}, [2e-3, 5e-3])):
+        groups = build(tiny_policy, changes).updater.optimizer.param_groups
+        assert sorted({group["lr"] for group in groups}) == pytest.approx(expected)
+
+
+def test_nobody_learns_in_the_reference(tiny_policy: Path) -> None:
+    parts = build(tiny_policy, {})
+    assert parts.reference is not None
+    trained = {id(p) for group in parts.updater.optimizer.param_groups for p in group["params"]}
+    frozen = list(parts.reference.policy.parameters())
+    assert not any(p.requires_grad for p in frozen)
+    assert not trained & set(map(id, frozen))
+    assert build(tiny_policy, {"algorithm.kl_coef": 0.0}).reference is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "measured"),
+    [
+        ([{"function": "a.py:f"}], False),
+        ([{"model": "runs/reward/model"}], True),
+        ([{"function": "a.py:f"}, {"model": "runs/reward/model", "weight": 0.0}], False),
+    ],
+)
+def test_without_a_penalty_the_kl_is_measured_only_for_a_reward_model(
+    tiny_policy: Path, rewards: list[dict[str, Any]], measured: bool
+) -> None:
+    changes = {"algorithm.kl_coef": 0.0, "rewards": rewards}
+    assert parse(TrainConfig, settings(tiny_policy, Path("unused"), changes)).measures_kl == measured
