@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, parse
 from keel.data.prompts import Prompt
+from keel.evaluation.evaluate import evaluate
 from keel.models.gradients import require_gradients
 from keel.models.heads import token_statistics, trunk
 from keel.models.layers import is_known
@@ -20,10 +21,9 @@ from keel.models.pad_token import read_every_token
 from keel.rollout.decoding.module_decoder import FullDecoder, module_decoder
 from keel.rollout.sampler import sample
 from keel.supervised.dpo import dpo
-from keel.evaluation.evaluate import evaluate
-from keel.training.policy import train_policy
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
+from keel.training.policy import train_policy
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13"]
 TOKENS = 12  # of a response: more than a small window has

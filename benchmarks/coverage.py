@@ -13,10 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from keel.stats.intervals import Interval, Numbers, mean_interval
-from keel.stats.preference_metrics import NUM_BINS, Pairs, calibration_error, interval, reliability
 from keel.data.preferences import Ranking
 from keel.evaluation.judged import comparison, length_controlled_rate
+from keel.stats.intervals import Interval, Numbers, mean_interval
+from keel.stats.preference_metrics import NUM_BINS, Pairs, calibration_error, interval, reliability
 
 COUNTS = (3, 5, 10, 20, 50, 100, 200)
 PAIRS = (20, 50, 100, 200, 300, 500, 1000)

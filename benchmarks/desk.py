@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from keel.config import EvaluateConfig, QuickstartConfig, TrainConfig, parse
+from keel.evaluation.evaluate import evaluate
 from keel.quickstart.report import gold_by_step, read_lines, series
 from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, up_to_the_reward_model
 from keel.run.folder import write_atomic
-from keel.evaluation.evaluate import evaluate
 from keel.training.policy import train_policy
 
 COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#b38a00")

@@ -26,8 +26,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from keel.data.batches import Rollouts, select_rows
 from keel.data.prompts import Prompt
 from keel.learn.optim import build_optimizer, microbatches
-from keel.models.loading import load_causal_lm
 from keel.models.actor_critic import ActorCritic
+from keel.models.loading import load_causal_lm
 from keel.rollout.sampler import sample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,8 +21,8 @@ from tasks import SHAPES, Task, random_task, story_task
 
 from keel.data.prompts import load_prompts
 from keel.learn.targets import analyze_all
-from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.actor_critic import ActorCritic
+from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.rollout.sampler import sample
 
 

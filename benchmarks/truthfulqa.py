@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from keel.config import RewardConfig, parse
-from keel.stats.preference_metrics import Scores, baselines, final_figures, lengths, pairs_of
 from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.models.ensemble import load_reward_model
+from keel.stats.preference_metrics import Scores, baselines, final_figures, lengths, pairs_of
 from keel.supervised.reward import reward
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ from zoo_functions import PHRASE
 
 from keel.data.batches import Rollouts
 from keel.learn.shaping import ScoreStatistics
-from keel.rollout.scorers import Scorer
 from keel.rollout.score_check import NoScore, Score
+from keel.rollout.scorers import Scorer
 from keel.training import policy
 from keel.training.setup import Parts
 
@@ -109,9 +109,9 @@ class HotParts(Parts):
 
     sampling_temperature: float = 1.0
 
-    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
+    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None, prompts: Any = None) -> Rollouts:
         if at_most is not None:
-            return super().respond(step, purpose, at_most)
+            return super().respond(step, purpose, at_most, prompts)
         rollout = self.config.rollout.model_copy(update={"temperature": self.sampling_temperature})
         hot = replace(self, config=self.config.model_copy(update={"rollout": rollout}))
         return Parts.respond(hot, step, purpose)
@@ -126,17 +126,19 @@ def hot_sampler(temperature: float) -> Fault:
 @contextmanager
 def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) -> Iterator[None]:
     """Inside, `train_policy` builds its parts with the fault in them, and takes these statistics for the start's."""
-    sound = {name: getattr(policy, name) for name in ("build_parts", "reference_statistics")}
+    build, measure = policy.build_parts, policy.PolicyTrainer.measure_reference
 
     def build_parts(*given: Any) -> Parts:
-        parts: Parts = sound["build_parts"](*given)
+        parts: Parts = build(*given)
         return parts if fault is None else fault(parts)
+
+    def measure_reference(trainer: policy.PolicyTrainer) -> None:
+        trainer.state.statistics = statistics_of_start
 
     policy.build_parts = build_parts
     if statistics_of_start is not None:
-        policy.reference_statistics = lambda parts: statistics_of_start
+        policy.PolicyTrainer.measure_reference = measure_reference
     try:
         yield
     finally:
-        for name, function in sound.items():
-            setattr(policy, name, function)
+        policy.build_parts, policy.PolicyTrainer.measure_reference = build, measure

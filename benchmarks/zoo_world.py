@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keel.config import QuickstartConfig, RewardConfig, SampleConfig, parse
+from keel.evaluation.sample import sample_answers
 from keel.quickstart.ranking import rank_answers
 from keel.quickstart.report import read_lines
 from keel.quickstart.run import (
@@ -18,7 +19,6 @@ from keel.quickstart.run import (
     write_world,
 )
 from keel.supervised.reward import reward
-from keel.evaluation.sample import sample_answers
 from keel.supervised.sft import sft
 
 FEW = 80  # rankings, of which a reward model learns what it can

@@ -11,9 +11,18 @@ from contextlib import AbstractContextManager
 import pytest
 
 from keel.errors import Interrupted
-from keel.interrupts import ALWAYS, BY_DEFAULT, KEYS, held, interruptible, sealed, waiting, watched
-from keel.terminal import tell
+from keel.interrupts import (
+    ALWAYS,
+    BY_DEFAULT,
+    KEYS,
+    interrupts_allowed,
+    interrupts_blocked,
+    interrupts_deferred,
+    interrupts_handled,
+    pending_interrupt,
+)
 from keel.progress import ProgressDisplay
+from keel.terminal import tell
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -35,14 +44,14 @@ def test_these_are_the_signals() -> None:
 
 
 def interrupted_by(number: signal.Signals, patience: Callable[[], AbstractContextManager[None]], times: int = 1) -> str:
-    """What was done when the signal ended a watched block, in which it came so many times."""
+    """What was done when the signal ended such a block, in which it came so many times."""
     done = "nothing"
     try:
-        with watched(), held():
+        with interrupts_handled(), interrupts_deferred():
             with patience():
                 for _ in range(times):
                     os.kill(os.getpid(), number)
-                done = f"the block, {waiting()} waiting"
+                done = f"the block, {pending_interrupt()} waiting"
             done = "all"
     except Interrupted as error:
         assert str(error) == number.name  # noqa: PT017 - what it is beside what was done
@@ -52,21 +61,21 @@ def interrupted_by(number: signal.Signals, patience: Callable[[], AbstractContex
 
 @EVERY
 def test_a_signal_waits_for_what_may_not_be_cut_short(number: signal.Signals) -> None:
-    assert interrupted_by(number, held) == "all"
-    assert interrupted_by(number, sealed) == "all"
+    assert interrupted_by(number, interrupts_deferred) == "all"
+    assert interrupted_by(number, interrupts_blocked) == "all"
 
 
 @EVERY
 def test_a_signal_acts_at_once_where_nothing_is_lost(number: signal.Signals) -> None:
-    assert interrupted_by(number, interruptible) == "nothing"
+    assert interrupted_by(number, interrupts_allowed) == "nothing"
 
 
 def test_nothing_comes_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which a run was interrupted while it was held lives on."""
+    """A process in which a run was interrupted in a block that defers it lives on."""
     monkeypatch.setattr("keel.interrupts.GRACE_SECONDS", 0.2)
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("again"))
-    assert interrupted_by(signal.SIGTERM, held) == "all"
+    assert interrupted_by(signal.SIGTERM, interrupts_deferred) == "all"
     time.sleep(0.5)
     signal.signal(signal.SIGTERM, before)
     assert heard == []
@@ -75,7 +84,7 @@ def test_nothing_comes_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("number", sorted({*ALWAYS, *BY_DEFAULT} - {*KEYS}))
 def test_a_signal_that_comes_again_and_again_changes_nothing(number: signal.Signals) -> None:
     """As SIGXCPU does each second."""
-    assert interrupted_by(number, held, times=3) == "all"
+    assert interrupted_by(number, interrupts_deferred, times=3) == "all"
 
 
 @pytest.mark.parametrize("number", BY_DEFAULT)
@@ -83,11 +92,11 @@ def test_a_handler_of_the_callers_comes_first(number: signal.Signals) -> None:
     """Also none at all: what `nohup` ignores stays ignored."""
     heard = []
     signal.signal(number, lambda *_: heard.append(number))
-    with watched():
+    with interrupts_handled():
         os.kill(os.getpid(), number)
     assert heard == [number]
     signal.signal(number, signal.SIG_IGN)
-    with watched():
+    with interrupts_handled():
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == signal.SIG_IGN
 
@@ -95,7 +104,7 @@ def test_a_handler_of_the_callers_comes_first(number: signal.Signals) -> None:
 @EVERY
 def test_afterwards_all_is_as_it_was(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with watched(), watched():
+    with interrupts_handled(), interrupts_handled():
         assert signal.getsignal(number) != before
     assert signal.getsignal(number) == before
 
@@ -103,8 +112,8 @@ def test_afterwards_all_is_as_it_was(number: signal.Signals) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_who_presses_the_key_again_does_not_wait(number: signal.Signals) -> None:
     code = f"""import signal, time
-from keel.interrupts import sealed, watched
-with watched(), sealed():
+from keel.interrupts import interrupts_blocked, interrupts_handled
+with interrupts_handled(), interrupts_blocked():
     signal.raise_signal({number:d})
     time.sleep(0.6)
     signal.raise_signal({number:d})"""

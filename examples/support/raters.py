@@ -12,8 +12,8 @@ import sys
 from contextlib import closing
 
 from keel.data.items import read_answers
-from keel.ranking.store import Store
 from keel.quickstart.raters import rank_everything
+from keel.ranking.store import Store
 
 
 def main(answers: str, path: str, raters: list[str]) -> None:

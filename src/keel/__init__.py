@@ -1,22 +1,50 @@
-"""keel: teach a language model from human judgement.
+"""keel trains language models from human feedback (RLHF).
 
-`keel.train(config)` learns a policy; `keel.core` is the mathematics alone. Both load on first use.
+Each command is a function here: `keel.sft`, `reward`, `dpo`, `train`, `sample`, `evaluate`, `doctor`. `PolicyTrainer`
+is for training loops of your own; `keel.core` has the formulas as functions of tensors.
 """
 
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a type checker takes `keel.train` for a plain module, which cannot be called
+from keel.api import (
+    EvaluationResult,
+    SamplingResult,
+    TrainingResult,
+    doctor,
+    dpo,
+    evaluate,
+    reward,
+    sample,
+    sft,
+    train,
+)
+
+if TYPE_CHECKING:
     from keel import core as core
-    from keel.train import CallablePackage
+    from keel.training.trainer import PolicyTrainer as PolicyTrainer
 
-    train: CallablePackage
-
+__all__ = [
+    "EvaluationResult",
+    "PolicyTrainer",
+    "SamplingResult",
+    "TrainingResult",
+    "core",
+    "doctor",
+    "dpo",
+    "evaluate",
+    "reward",
+    "sample",
+    "sft",
+    "train",
+]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in ("core", "train"):
-        return import_module(f"keel.{name}")
+def __getattr__(name: str) -> Any:
+    """Load what imports torch when it is first asked for."""
+    if name == "core":
+        return import_module("keel.core")
+    if name == "PolicyTrainer":
+        return import_module("keel.training.trainer").PolicyTrainer
     raise AttributeError(f"module 'keel' has no attribute {name!r}")

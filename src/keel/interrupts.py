@@ -1,9 +1,8 @@
-"""A signal that asks the process to end (SIGTERM, Ctrl-C, a closed terminal's SIGHUP, what schedulers send) ends a run
-at a place from which it goes on exactly.
+"""Signals that ask the process to end: SIGTERM, Ctrl-C, a closed terminal's SIGHUP, and what schedulers send.
 
-What changes weights or files is `held`: a signal waits for its end, though not for long; or `sealed`: it waits for the
-end however long that takes. Everywhere else a signal acts at once. A second Ctrl-C (or SIGQUIT) ends the process there
-and then.
+They end a run where it can be resumed exactly. A block that changes weights or files runs with interrupts deferred (a
+signal waits for its end, at most `GRACE_SECONDS`) or blocked (a signal waits for its end). Everywhere else a signal
+acts at once. A second Ctrl-C or SIGQUIT ends the process immediately.
 """
 
 import math
@@ -31,10 +30,10 @@ KEYS = (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT))  # which a per
 
 
 class _Watch:
-    """The signal that came, when it came, and how long what goes on may make it wait."""
+    """The signal that came, when it came, and how long the current block may make it wait."""
 
     def __init__(self) -> None:
-        self.before: dict[signal.Signals, Any] = {}  # the handlers outside; empty while nothing is watched
+        self.before: dict[signal.Signals, Any] = {}  # the handlers outside; empty while no signal is handled
         self.timers: list[threading.Timer] = []  # that come back when patience has ended
         self.forget()
 
@@ -81,8 +80,8 @@ if hasattr(os, "register_at_fork"):  # a child of a reward function is no run
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Within it signals are taken care of; nothing happens in a thread, or inside another such block."""
+def interrupts_handled() -> Iterator[None]:
+    """Handle signals inside the block. Does nothing in a thread, or inside another such block."""
     if _watch.before or not _in_main_thread() or sys.platform == "win32":
         yield
         return
@@ -97,28 +96,28 @@ def watched() -> Iterator[None]:
         _watch.restore()
 
 
-def held() -> AbstractContextManager[None]:
-    """A signal waits for the end, at most GRACE_SECONDS."""
+def interrupts_deferred() -> AbstractContextManager[None]:
+    """Inside, a signal waits for the end of the block, at most GRACE_SECONDS."""
     return _patient(GRACE_SECONDS)
 
 
-def sealed() -> AbstractContextManager[None]:
-    """A signal waits for the end."""
+def interrupts_blocked() -> AbstractContextManager[None]:
+    """Inside, a signal waits for the end of the block."""
     return _patient(math.inf)
 
 
-def interruptible() -> AbstractContextManager[None]:
-    """A signal acts at once, also one that has been waiting."""
+def interrupts_allowed() -> AbstractContextManager[None]:
+    """Inside, a signal acts at once; a pending one acts at the start."""
     return _patient(0.0)
 
 
-def forgiven() -> None:
-    """The signal that came, if any, has been answered in another way; nothing more is to end because of it."""
+def clear_interrupt() -> None:
+    """Forget the signal that came: it has been dealt with, and must end nothing else."""
     _watch.caught = None
 
 
-def waiting() -> str | None:
-    """The signal that has come, or None."""
+def pending_interrupt() -> str | None:
+    """Return the name of the signal that has come, or None."""
     return _watch.caught.name if _watch.before and _watch.caught is not None else None
 
 

@@ -69,6 +69,10 @@ class World:
             dist.all_reduce(total)
         return total
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so on some rank."""
+        return float(self.sum(torch.tensor(float(here), device=self.device))) > 0
+
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' tensors of equal shape, joined along the first dimension in rank order."""
         if self.size == 1:

@@ -11,8 +11,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from keel.data.items import read_answers
 from keel.diagnosis.doctor import diagnose
+from keel.run.metrics import truncate_after
 from keel.run.read.run import read_run
-from keel.run.metrics import RolloutLog, truncate_after
+from keel.run.rollout_log import RolloutLog
 
 from ..web.board import Process, WrittenRun, answer
 from .accessibility import violations

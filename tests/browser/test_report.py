@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from keel.report.run_report import write_report
 from keel.report.reward_report import write_reward_report
+from keel.report.run_report import write_report
 
-from ..diagnose.pages import hostile_run
-from ..diagnose.test_reward_report import pair, run_with
-from ..diagnose.written import ANSWERS, settings, write_run
+from ..diagnosis.pages import hostile_run
+from ..diagnosis.written import ANSWERS, settings, write_run
+from ..report.test_reward_report import pair, run_with
 from .accessibility import violations
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}

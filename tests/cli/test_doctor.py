@@ -8,7 +8,7 @@ import pytest
 
 from keel.cli.main import main
 
-from ..diagnose.runs import healthy, settings
+from ..diagnosis.runs import healthy, settings
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from keel.run.read.curves import OTHER, groups
 from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
+from keel.run.read.curves import OTHER, groups
 from keel.run.read.run import Run
 
 from .conftest import LEARNING, Runs

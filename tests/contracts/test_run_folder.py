@@ -10,16 +10,15 @@ import pytest
 
 from keel.cli.main import main
 from keel.config import RewardConfig, TrainConfig, parse
-from keel.run.read.responses import Answers
-from keel.report.run_report import write_report
-from keel.report.responses import BY_TOKEN, token_rows
-from keel.run.read.run import state_of
 from keel.errors import ConfigError
+from keel.evaluation.frontier import checkpoints_of, settings_of_run
+from keel.report.responses import BY_TOKEN, token_rows
+from keel.report.run_report import write_report
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
-from keel.run.gate import require_passed
-from keel.run.score_range import NAMES, read_range
-from keel.evaluation.frontier import checkpoints_of, settings_of_run
+from keel.run.read.responses import Answers
+from keel.run.read.run import state_of
+from keel.run.reward_files import RANGE, read_range, require_passed
 
 from ..runs import lines, without_clock
 from .conftest import LEARNING, STEPS, Runs
@@ -103,7 +102,7 @@ def test_the_verdict_and_the_range_travel_with_a_reward_model(name: str, runs: R
     require_passed(str(model))
     known = read_range(str(model))
     assert known is not None
-    assert known.keys() == set(NAMES)
+    assert known.keys() == set(RANGE)
     assert known["score_lowest"] <= known["score_median"] <= known["score_highest"]
 
 

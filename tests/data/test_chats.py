@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from keel.data.named_templates import set_chat_template
+from keel.data.chat_template import template_of, today
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
+from keel.data.examples import Imitation, load_examples
+from keel.data.named_templates import set_chat_template
 from keel.data.notes import UNWRITTEN, Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import Asking, encode_prompt, load_prompts
-from keel.data.examples import Imitation, load_examples
-from keel.data.chat_template import template_of, today
 from keel.data.turns import Example, encode_answer, encode_ranking
 from keel.errors import ConfigError, DataError
 from keel.rollout.sampler import decode_responses

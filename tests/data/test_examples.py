@@ -8,8 +8,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from keel.data.notes import Notes
 from keel.data.examples import Imitation, load_examples
+from keel.data.notes import Notes
 from keel.data.turns import Example
 from keel.errors import DataError
 

@@ -12,12 +12,12 @@ from keel.cli.main import main
 from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig, parse
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError, DataError
-from keel.rollout.score import score
-from keel.rollout.scorers import build_scorers
-from keel.evaluation.judged import comparison
 from keel.evaluation.evaluate import evaluate, judge, short_names
 from keel.evaluation.frontier import completed
+from keel.evaluation.judged import comparison
 from keel.evaluation.sample import Player, load_player, sample_answers
+from keel.rollout.score import score
+from keel.rollout.scorers import build_scorers
 
 from ..runs import train
 

@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 import keel
 from keel.config import DriftConfig, EvaluateConfig, RewardSource, SampleConfig, ServeRewardConfig, parse
 from keel.errors import ConfigError
-from keel.models.reward_model import RewardModel
-from keel.server.reward import PATH, reward_app
 from keel.evaluation.drift.drift import drift
 from keel.evaluation.evaluate import evaluate
 from keel.evaluation.sample import load_frozen, sample_answers
+from keel.models.reward_model import RewardModel
+from keel.server.reward import PATH, reward_app
 
 from ..runs import lines, settings
 

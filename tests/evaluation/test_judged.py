@@ -10,10 +10,10 @@ from torch import Tensor
 
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.evaluation.judged import Judged, comparison, length_controlled_comparison, resamples, row_mean
 from keel.evaluation.best_of import best_of_curve, worth_best_of
-from keel.evaluation.slices import slices_of
 from keel.evaluation.frontier import fitted, frontier
+from keel.evaluation.judged import Judged, comparison, length_controlled_comparison, resamples, row_mean
+from keel.evaluation.slices import slices_of
 
 
 def judged(score: Any, **more: Any) -> Judged:

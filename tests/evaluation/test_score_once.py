@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 from keel.config import EvaluateConfig, parse
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt
+from keel.evaluation.evaluate import evaluate
+from keel.evaluation.score_once import ScoredOnce, scored_once
 from keel.models.ensemble import RewardEnsemble
 from keel.models.loading import load_tokenizer
 from keel.models.reward_model import RewardModel
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.scorers import RewardModelScorer
-from keel.evaluation.evaluate import evaluate
-from keel.evaluation.score_once import ScoredOnce, scored_once
 
 
 def rollouts(*samples: tuple[str, str], ids: int = 3, **columns: Any) -> Rollouts:

@@ -12,8 +12,8 @@ import pytest
 
 from keel.cli.main import main
 from keel.data.items import Answers
-from keel.ranking.store import Store
 from keel.errors import DataError, KeelError
+from keel.ranking.store import Store
 
 ROWS = [Answers(f"question {i}", (f"{i}a", f"{i}b")) for i in range(60)]
 

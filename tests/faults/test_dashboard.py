@@ -16,10 +16,11 @@ import httpx
 import pytest
 import yaml
 
-from keel.run.metrics import JsonlMetrics, RolloutLog
+from keel.run.metrics import JsonlMetrics
+from keel.run.rollout_log import RolloutLog
+from keel.server.request_checks import HEADERS
 from keel.web import pages
 from keel.web.dashboard.views import VIEWS
-from keel.server.request_checks import HEADERS
 
 from ..web.board import TOKEN, Board, Process, WrittenRun, answer, serving
 from ..web.visits import PORT, raw

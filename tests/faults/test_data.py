@@ -16,13 +16,13 @@ from keel import files
 from keel.cli.settings import read_yaml
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.data import rows
+from keel.data.examples import Imitation, load_examples
 from keel.data.preferences import load_rankings
 from keel.data.prompts import load_prompts
 from keel.data.rows import read_rows
-from keel.data.examples import Imitation, load_examples
 from keel.errors import ConfigError, DataError
-from keel.models.loading import load_tokenizer
 from keel.evaluation.gate import read_gate
+from keel.models.loading import load_tokenizer
 
 from ..runs import settings
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from keel.data.items import Answers
+from keel.server.request_checks import HEADERS
 from keel.web import pages
 from keel.web.rank.app import links
-from keel.server.request_checks import HEADERS
 
 from ..web.visits import ADDRESS, PORT, Loaded, Process, Study, Visitor, free_port, raw, serving, study
 from .payloads import FORGED, HOSTS, NAMES, PAYLOADS, TRAVERSALS

@@ -12,8 +12,8 @@ import pytest
 
 from keel.config import RewardSource
 from keel.errors import ConfigError, RewardError
-from keel.rollout.score import score
 from keel.rollout.http import refuse_link_local
+from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 
 from ..rollout.answers import words

@@ -18,9 +18,9 @@ import pytest
 
 from keel.cli.main import main
 from keel.data.items import Answers
+from keel.errors import DataError
 from keel.ranking.database import StoreError
 from keel.ranking.store import Store
-from keel.errors import DataError
 from keel.web.rank.app import links
 
 from ..web.visits import Loaded, Process, Study, Visitor, free_port, serving, study

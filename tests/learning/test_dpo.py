@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from keel.config import DpoConfig, EvaluateConfig, SampleConfig, parse
-from keel.supervised.dpo import dpo
 from keel.evaluation.evaluate import evaluate
 from keel.evaluation.sample import sample_answers
+from keel.supervised.dpo import dpo
 
 from ..runs import PROMPTS, lines, share_of_w3
 

@@ -13,13 +13,13 @@ from keel.data.batches import Rollouts
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.data.prompts import encode_prompt
+from keel.evaluation.score_once import ScoredOnce
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.rollout.functions import function_arguments
 from keel.rollout.scorers import RewardModelScorer
 from keel.supervised.ranking_task import encode_rankings
-from keel.evaluation.score_once import ScoredOnce
 
 from ..chat_tokenizer import CHATML, OPENS_THINKING, assistant, chat_tokenizer, system, user
 from ..runs import lines
@@ -200,8 +200,8 @@ def test_an_encoder_judges_chats_by_the_template_dialogue():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from keel.data.named_templates import set_chat_template
     from keel.data.chats import render_chat
+    from keel.data.named_templates import set_chat_template
 
     words = {name: i for i, name in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "User", "Assistant", ":"])}
     made = Tokenizer(models.WordLevel(words, "[UNK]"))

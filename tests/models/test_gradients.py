@@ -10,13 +10,13 @@ from transformers import ReformerConfig, xLSTMConfig
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, TrainConfig, parse
 from keel.errors import ConfigError
+from keel.evaluation.evaluate import evaluate
 from keel.models.gradients import require_gradients
 from keel.models.loading import load_causal_lm
 from keel.supervised.dpo import dpo
-from keel.evaluation.evaluate import evaluate
-from keel.training.policy import train_policy
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
+from keel.training.policy import train_policy
 
 from ..conftest import save_tiny_model
 from ..runs import PROMPTS, settings, share_of_w3

@@ -15,8 +15,8 @@ from keel.models.heads import new_value_head
 from keel.models.loading import as_classifier, load_causal_lm, load_classifier, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.models.trunk_classifier import SequenceClassifier, TrunkClassifier, has_score_head
-from keel.training.policy import train_policy
 from keel.supervised.reward import reward
+from keel.training.policy import train_policy
 
 from ..conftest import word_tokenizer
 from ..runs import PROMPTS, settings, share_of_w3

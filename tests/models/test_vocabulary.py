@@ -12,14 +12,14 @@ from transformers import AutoTokenizer
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.errors import ConfigError, DataError, KeelError
+from keel.evaluation.evaluate import evaluate
+from keel.evaluation.sample import sample_answers
 from keel.models.loading import load_classifier
 from keel.models.reward_model import RewardModel
 from keel.supervised.dpo import dpo
-from keel.evaluation.evaluate import evaluate
-from keel.training.policy import train_policy
 from keel.supervised.reward import reward
-from keel.evaluation.sample import sample_answers
 from keel.supervised.sft import sft
+from keel.training.policy import train_policy
 
 from ..runs import settings, share_of_w3
 

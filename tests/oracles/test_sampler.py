@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from keel.core.rewards import place_scores
 from keel.data.prompts import Prompt
-from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.actor_critic import ActorCritic
+from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.rollout.sampler import keep_likely, sample
 
 from . import t3

@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from keel.core.losses import clipped_policy_loss
 from keel.data.batches import ScoredRollouts
 from keel.learn.shaping import ScoreStatistics, Shaping
-from keel.rollout.score import score
 from keel.rollout.sampler import sample
+from keel.rollout.score import score
 from keel.training.setup import Parts
 
 from .system import experience, parts_of, plain_logits, targets_of, uniforms_for

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from keel.data.batches import TrainingBatch, select_rows
 from keel.learn.targets import analyze_all
-from keel.models.loading import load_causal_lm, load_tokenizer, save_model
 from keel.models.actor_critic import ActorCritic, without_adapter
+from keel.models.loading import load_causal_lm, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.training.setup import Parts
 

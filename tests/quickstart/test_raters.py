@@ -11,11 +11,11 @@ import pytest
 
 from keel.config import QuickstartConfig, RankConfig, parse
 from keel.data.items import Answers
-from keel.ranking.store import Store
 from keel.quickstart import ranking
 from keel.quickstart.gold import gold_score
 from keel.quickstart.grammar import NUMBERS
 from keel.quickstart.raters import rank_everything, simulated_ranks
+from keel.ranking.store import Store
 
 PROMPT = f"customer: my lamp is late. order {NUMBERS[0]}. agent:"
 BEST = f"dear customer. this is order {NUMBERS[0]}. i will trace the late lamp. have a nice day."

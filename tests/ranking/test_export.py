@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from keel.cli.ratings import print_stats, write_export
-from keel.ranking.agreement import summary
-from keel.ranking.export import csv_table, export, json_lines, ranking_row
 from keel.data.preferences import Ranking, load_rankings
 from keel.errors import ConfigError
+from keel.ranking.agreement import summary
+from keel.ranking.export import csv_table, export, json_lines, ranking_row
 from keel.terminal import literal
 
 from .judged import item, judged

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from keel.data.items import Answers, in_pairs, read_answers
+from keel.errors import DataError
 from keel.ranking.deals import Conflict, Deal, NotDealt
 from keel.ranking.judgements import Item
 from keel.ranking.store import HELD_SECONDS, Store
-from keel.errors import DataError
 
 ROWS = [Answers(f"question {i}", tuple(f"{i}{letter}" for letter in "abcd"), "a model") for i in range(1, 4)]
 

@@ -16,8 +16,8 @@ from keel.diagnosis.findings import Diagnosis, Evidence, Finding
 from keel.report.run_report import page, write_report
 from keel.run.read.run import read_run
 
-from .pages import FINDING, HOSTILE, Reader, hostile_run
-from .written import answer, settings, write_run
+from ..diagnosis.pages import FINDING, HOSTILE, Reader, hostile_run
+from ..diagnosis.written import answer, settings, write_run
 
 
 def diagnosis_of(folder: Path, *findings: Finding) -> Diagnosis:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keel.run.read.responses import Answers
 from keel.report.responses import bands, before_and_after, distributions, side_by_side, token_rows
+from keel.run.read.responses import Answers
 
-from .written import ANSWERS, answer, write_run
+from ..diagnosis.written import ANSWERS, answer, write_run
 
 
 def answers_of(folder: Path, rows: list[dict[str, object]]) -> Answers:

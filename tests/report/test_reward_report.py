@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keel.stats import preference_metrics as judging
 from keel.data.preferences import Ranking
+from keel.errors import DataError
 from keel.report.reward_checks import HeldOut, groups, length_correlation, lengths, matched, mistakes
 from keel.report.reward_report import write_reward_report
-from keel.errors import DataError
+from keel.stats import preference_metrics as judging
 
 
 def pair(better: str, worse: str, prompt: str = "p", **fields: Any) -> Ranking:

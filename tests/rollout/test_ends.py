@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from keel.config import SampleConfig, TrainConfig, parse
 from keel.data.prompts import encode_prompt
+from keel.evaluation.drift.responses import Desk, logged_rollouts
+from keel.evaluation.sample import Player, load_frozen, sample_answers
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.rollout.ends import Ends
 from keel.rollout.sampler import sample
-from keel.evaluation.drift.responses import Desk, logged_rollouts
-from keel.evaluation.sample import Player, load_frozen, sample_answers
 
 from ..runs import settings, train
 

@@ -15,9 +15,9 @@ import torch
 
 from keel.config import RewardSource, parse
 from keel.errors import ConfigError, RewardError
-from keel.rollout.score import score
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.reward_file import Home
+from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers, check_signatures
 
 from .answers import answers, tokenizer_of, words

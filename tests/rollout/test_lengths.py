@@ -13,15 +13,15 @@ from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
+from keel.evaluation.evaluate import evaluate
 from keel.models.ensemble import RewardEnsemble
 from keel.models.reward_model import RewardModel
-from keel.rollout.score import score
 from keel.rollout.lengths import length_warnings
+from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer
 from keel.server.reward import PATH, reward_app
-from keel.evaluation.evaluate import evaluate
-from keel.training.policy import train_policy
 from keel.supervised.ranking_task import encode_rankings
+from keel.training.policy import train_policy
 
 from ..runs import PROMPTS, lines, settings
 from .answers import words

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from keel.config import EvaluateConfig, TrainConfig, parse
-from keel.run.read.settings import check_settings
 from keel.errors import CheckpointError, ConfigError
+from keel.run.read.settings import check_settings
 
 NEEDED = {"output": "o", "policy": {"model": "m"}, "prompts": {"path": "p"}}
 

@@ -9,11 +9,11 @@ import torch
 
 from keel.config import DecodingSettings, EvaluateConfig, SampleConfig, TrainConfig, parse
 from keel.data.prompts import encode_prompt
-from keel.models.loading import load_tokenizer
 from keel.evaluation.drift.responses import Desk, decoding_of, logged_rollouts
 from keel.evaluation.evaluate import evaluate
 from keel.evaluation.frontier import completed
 from keel.evaluation.sample import Player, load_frozen, sample_answers
+from keel.models.loading import load_tokenizer
 
 from ..runs import PROMPTS, settings, train
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keel.run.read.compare import frontier, settings_differences, word_differences
-from keel.run.read.curves import catalogue, groups, labels, thinned, trend
 from keel.report.frontier import panels
 from keel.report.settings import own_settings, reproduction
 from keel.report.summary import ends, shown, small_plot, tiles
+from keel.run.read.compare import frontier, settings_differences, word_differences
+from keel.run.read.curves import catalogue, groups, labels, thinned, trend
 from keel.run.read.run import read_run
 
-from .written import COLUMNS, settings, write_run
+from ..diagnosis.written import COLUMNS, settings, write_run
 
 METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from keel.run.read.run import state_of
 from keel.errors import ConfigError
 from keel.run import lock
 from keel.run.folder import RunFolder
 from keel.run.lock import LOCK, Owner, boot_id, is_running, lock_owner, take_lock
+from keel.run.read.run import state_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks")
 

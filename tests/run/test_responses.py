@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keel.errors import DataError
+from keel.run.metrics import truncate_after
 from keel.run.read import tail as growing
 from keel.run.read.responses import Answers, as_text
-from keel.errors import DataError
-from keel.run.metrics import RolloutLog, truncate_after
+from keel.run.rollout_log import RolloutLog
 
 SHORT = ("score", "kl", "length", "truncated", "scores")
 
@@ -100,7 +101,9 @@ def test_only_what_is_new_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -
     write(path, [row(12)], 4)
     parsed: list[int] = []
     real = json.loads
-    monkeypatch.setattr("keel.run.read.response_index.json.loads", lambda text: (parsed.append(len(text)), real(text))[1])
+    monkeypatch.setattr(
+        "keel.run.read.response_index.json.loads", lambda text: (parsed.append(len(text)), real(text))[1]
+    )
     assert answers.refresh() is False
     assert (len(answers), answers.step[-1]) == (10, 4)
     assert sum(parsed) < path.stat().st_size - before

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from keel.diagnosis.doctor import diagnose
-from keel.run.read.run import read_run
 from keel.errors import CheckpointError, ConfigError
+from keel.run.read.run import read_run
 
-from .runs import healthy, settings
+from ..diagnosis.runs import healthy, settings
 
 
 def folder_of(path: Path, lines: list[str], ended: dict[str, str] | None = None, **changes: object) -> Path:
@@ -255,7 +255,7 @@ def test_no_torch_is_needed(tmp_path: Path):
 def test_five_thousand_steps_take_no_time(tmp_path: Path):
     """Work grows with the steps, not with their square: a rule that looked back at all would take minutes."""
     columns = healthy(0, 5000)
-    from .runs import run_of
+    from ..diagnosis.runs import run_of
 
     diagnosis = diagnose(run_of(columns, settings(5000)))
     assert [finding.name for finding in diagnosis.findings] == []

@@ -20,10 +20,10 @@ from keel.models.loading import load_tokenizer
 from keel.run.folder import RunFolder
 from keel.supervised import loop as supervised
 from keel.supervised.dpo import answer_logprobs, dpo, dpo_task, encode_side
+from keel.supervised.loop import accumulate
 from keel.supervised.reference_logprobs import kept_reference
 from keel.supervised.sft import load_speaker
 from keel.supervised.split import split_rankings
-from keel.supervised.loop import accumulate
 
 from ..runs import lines
 
@@ -216,7 +216,7 @@ def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, mo
     update = supervised.update
 
     def stops_at_step_5(*arguments: Any) -> dict[str, float]:
-        if arguments[2] == 4:
+        if arguments[1].step == 4:
             raise KeyboardInterrupt
         return update(*arguments)
 

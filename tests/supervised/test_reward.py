@@ -13,17 +13,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from keel.config import RewardConfig, parse
 from keel.core.preferences import bradley_terry_loss
-from keel.stats.preference_metrics import Pairs, baselines, calibration_error, judge
 from keel.data.preferences import Ranking
 from keel.errors import ConfigError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.reward_model import RewardModel
+from keel.stats.preference_metrics import Pairs, baselines, calibration_error, judge
 from keel.supervised import loop as supervised
 from keel.supervised.learner import Task
-from keel.supervised.reward import reward
-from keel.supervised.ranking_task import EncodedRanking, ranking_losses
-from keel.supervised.split import split_rankings
 from keel.supervised.loop import accumulate
+from keel.supervised.ranking_task import EncodedRanking, ranking_losses
+from keel.supervised.reward import reward
+from keel.supervised.split import split_rankings
 
 A_WINS = {"prompt": "w0", "chosen": " w1 w2", "rejected": " w3"}
 B_WINS = {"prompt": "w0", "chosen": " w3", "rejected": " w1 w2"}
@@ -220,7 +220,7 @@ def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, mo
     update = supervised.update
 
     def stops_at_step_9(*arguments: Any) -> dict[str, float]:
-        if arguments[2] == 8:
+        if arguments[1].step == 8:
             raise KeyboardInterrupt
         return update(*arguments)
 

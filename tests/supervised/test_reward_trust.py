@@ -15,12 +15,12 @@ from keel.errors import ConfigError, DataError
 from keel.learn.comparisons import Comparisons, pairwise_losses
 from keel.models.ensemble import RewardEnsemble, load_reward_model
 from keel.models.reward_model import RewardModel
-from keel.run.gate import require_passed
-from keel.supervised import reward as rewards
+from keel.run.reward_files import require_passed
 from keel.supervised import loop as supervised
+from keel.supervised import reward as rewards
 from keel.supervised.reward import reward
-from keel.training.setup import build_parts
 from keel.supervised.split import split_rankings
+from keel.training.setup import build_parts
 from keel.world import World
 
 from .. import runs
@@ -157,7 +157,7 @@ def test_patience_resumes_to_the_byte(tiny_policy: Path, tmp_path: Path, monkeyp
     update = supervised.update
 
     def stops(*arguments: Any) -> dict[str, float]:
-        if arguments[2] == 7:
+        if arguments[1].step == 7:
             raise KeyboardInterrupt
         return update(*arguments)
 

@@ -14,9 +14,9 @@ from keel.errors import CheckpointError
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.supervised.dpo import dpo
-from keel.training.policy import train_policy
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
+from keel.training.policy import train_policy
 
 from ..conftest import save_tiny_model
 from ..runs import PROMPTS, settings

@@ -14,8 +14,8 @@ from keel.data.examples import Example
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_causal_lm
 from keel.supervised import loop as supervised
-from keel.supervised.sft import evaluate, sft, target_losses
 from keel.supervised.loop import Task, accumulate, rows_of_step
+from keel.supervised.sft import evaluate, sft, target_losses
 
 EXAMPLES = [
     Example("a", (4, 5, 6, 7, 2), 2),
@@ -171,7 +171,7 @@ def test_a_resumed_run_is_the_straight_run(
     update = supervised.update
 
     def stops(*arguments: Any) -> dict[str, float]:
-        if arguments[2] == stop:
+        if arguments[1].step == stop:
             raise KeyboardInterrupt
         return update(*arguments)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from keel.config import RewardConfig, SftConfig, parse
-from keel.training.policy import train_policy
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
+from keel.training.policy import train_policy
 
 from ..runs import PROMPTS, lines, settings, share_of_w3, train
 

@@ -21,7 +21,7 @@ from keel.models.reward_model import RewardModel
 from keel.training import plan as plans
 from keel.training import probe as probes
 from keel.training.plan import changes_to_fit, possible_changes, resident
-from keel.train.plan_apart import plan_apart
+from keel.training.plan_process import plan_in_subprocess
 from keel.training.probe import Cost
 from keel.training.setup import build_parts
 from keel.world import World
@@ -95,7 +95,7 @@ def test_the_peak_comes_true(run: dict[str, Any], tiny_policy: Path, tmp_path: P
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "large")
     load_tokenizer(str(tiny_policy)).save_pretrained(tmp_path / "large")
     run["policy"]["model"] = str(tmp_path / "large")
-    forecast = plan_apart(parse(PlanConfig, run))
+    forecast = plan_in_subprocess(parse(PlanConfig, run))
     lived = subprocess.run([sys.executable, "-c", PEAK, json.dumps(run)], capture_output=True, text=True, check=True)
     idle, peak = (float(line) / 1e6 for line in lived.stdout.split()[-2:])
     assert peak > 2 * idle
@@ -215,12 +215,12 @@ def test_answers_have_the_length_that_was_asked_for(run: dict[str, Any], wanted:
 def test_a_model_that_is_not_there(run: dict[str, Any]) -> None:
     run["policy"]["model"] = "/nowhere/at/all"
     with pytest.raises(ConfigError) as refused:
-        plan_apart(parse(PlanConfig, run))
+        plan_in_subprocess(parse(PlanConfig, run))
     assert refused.value.where == "/nowhere/at/all"
 
 
 def test_the_caller_of_a_forecast_does_not_load_torch() -> None:
-    code = "import sys, keel.train.plan_apart; print('torch' in sys.modules)"
+    code = "import sys, keel.training.plan_process; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

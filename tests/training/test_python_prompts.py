@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 import keel
+from keel.data.python_rows import rows_from_python
 from keel.errors import ConfigError, DataError
-from keel.training.python_prompts import GIVEN, rows_of
+from keel.training.python_prompts import GIVEN
 
 from ..runs import lines, settings
 
@@ -97,7 +98,7 @@ def test_a_row_that_cannot_be_used_is_named(tiny_policy: Path, tmp_path: Path, r
 
 def test_rows_are_copies() -> None:
     facts = {"n": [1]}
-    [row] = rows_of([{"prompt": "w1", "facts": facts}], "prompt")
+    [row] = rows_from_python([{"prompt": "w1", "facts": facts}], "prompts", "prompt", "prompt")
     facts["n"].append(2)
     assert row.values["facts"] == {"n": [1]}
 
@@ -119,7 +120,7 @@ def test_the_rules_for_length_hold(tiny_policy: Path, tmp_path: Path) -> None:
 
 
 def test_another_column(tiny_policy: Path, tmp_path: Path) -> None:
-    rows = rows_of([{"question": "w1", "prompt": "not this"}, "w2"], "question")
+    rows = rows_from_python([{"question": "w1", "prompt": "not this"}, "w2"], "prompts", "question", "question")
     assert [row.values["question"] for row in rows] == ["w1", "w2"]
 
 

@@ -64,7 +64,7 @@ def test_a_second_run_in_the_same_process_may_follow(tiny_policy: Path, tmp_path
         raise OSError("no connection")
 
     for _ in range(2):
-        with pytest.raises(RewardError, match=r"broken \(test_policy_records\.py:\d+\): OSError: no connection"):
+        with pytest.raises(RewardError, match=r"broken \(test_record\.py:\d+\): OSError: no connection"):
             train(tiny_policy, output, scorers=[broken])
     train(tiny_policy, output)
     with pytest.raises(ConfigError, match="already holds a run"):
@@ -188,5 +188,5 @@ def test_a_policy_without_a_pad_token_has_a_critic_with_one(tiny_policy: Path, t
 
 def test_the_returned_figures_are_the_last_steps(tiny_policy: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    metrics = keel.train(settings(tiny_policy, output), [share_of_w3], PROMPTS)
+    metrics = keel.train(settings(tiny_policy, output), [share_of_w3], PROMPTS).metrics
     assert lines(output / "metrics.jsonl")[-1] == {"step": 2, **metrics}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from keel.errors import ConfigError
-from keel.training import policy
+from keel.training.trainer import PolicyTrainer
 
 from ..runs import contents, lines, train, without_clock
 
@@ -25,14 +25,14 @@ class Killed(BaseException):
 
 
 def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step: int) -> None:
-    def dying_step(parts: Any, state: Any) -> Any:
-        if state.step + 1 == step:
+    def dying_sample(trainer: PolicyTrainer) -> Any:
+        if trainer.state.step + 1 == step:
             raise Killed
-        return whole_step(parts, state)
+        return sample(trainer)
 
-    whole_step = policy.collect
+    sample = PolicyTrainer.sample
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy, "collect", dying_step)
+        patch.setattr(PolicyTrainer, "sample", dying_sample)
         with pytest.raises(Killed):
             train(model, output, changes)
 

@@ -13,11 +13,11 @@ from keel import kernels
 from keel.config import DecodingSettings, PromptSettings, TrainConfig, parse
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
+from keel.evaluation.sample import load_player
 from keel.learn.update import Updater
 from keel.rollout.sampler import sample
-from keel.training.self_check import self_check
 from keel.training.policy import train_policy
-from keel.evaluation.sample import load_player
+from keel.training.self_check import self_check
 from keel.training.setup import Parts, build_parts
 from keel.world import World
 
@@ -142,7 +142,7 @@ def test_positions_that_count_the_padding(tiny_gpt2: Path, monkeypatch: pytest.M
 
 def test_padding_that_leaks(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampler and trainer agree; a row alone gives another number."""
-    from keel.training import self_check as check
+    from keel.learn import pass_check as check
 
     def leaky(actor_critic: Any, rollouts: Rollouts, *arguments: Any, **settings: Any) -> Any:
         found = analyze_all(actor_critic, rollouts, *arguments, **settings)

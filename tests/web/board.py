@@ -20,7 +20,8 @@ import yaml
 from starlette.testclient import TestClient
 
 from keel.config import ServeConfig
-from keel.run.metrics import JsonlMetrics, RolloutLog
+from keel.run.metrics import JsonlMetrics
+from keel.run.rollout_log import RolloutLog
 from keel.server.limits import prompt_server
 from keel.web.dashboard.app import dashboard_app
 from keel.web.dashboard.folder import run_name

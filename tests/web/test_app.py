@@ -15,11 +15,11 @@ import pytest
 from keel.cli.main import main
 from keel.config import RankConfig, parse
 from keel.data.items import Answers
-from keel.ranking.store import Store
 from keel.errors import ConfigError
+from keel.ranking.store import Store
+from keel.web.pages import as_messages, code_parts
 from keel.web.rank import app as web
 from keel.web.rank.metrics import figures
-from keel.web.pages import as_messages, code_parts
 from keel.web.rank.serve import serve
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study

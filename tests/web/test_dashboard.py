@@ -11,12 +11,13 @@ import pytest
 from keel.data.items import read_answers
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis, Finding
-from keel.run.read.run import State, read_run
 from keel.errors import ConfigError
-from keel.run.metrics import RolloutLog, truncate_after
-from keel.web.dashboard.app import responses as dashboard_answers
-from keel.web.dashboard.app import run as dashboard_run
+from keel.run.metrics import truncate_after
+from keel.run.read.run import State, read_run
+from keel.run.rollout_log import RolloutLog
 from keel.server import request_checks as shield
+from keel.web.dashboard import responses as dashboard_answers
+from keel.web.dashboard import run as dashboard_run
 from keel.web.dashboard.folder import Listed
 
 from .board import TOKEN, Board, WrittenRun, answer

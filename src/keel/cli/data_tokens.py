@@ -48,10 +48,10 @@ def shown_lines(row: Mapping[str, Any]) -> Iterator[str]:
 def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     from transformers import AutoConfig, GenerationConfig
 
-    from keel.data.named_templates import set_chat_template
     from keel.data.chats import turn_end_id
-    from keel.data.prompts import Asking
     from keel.data.examples import Imitation
+    from keel.data.named_templates import set_chat_template
+    from keel.data.prompts import Asking
     from keel.data.tried import Trial
     from keel.models.loading import configured_ends, load_tokenizer
 

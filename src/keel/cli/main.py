@@ -12,7 +12,7 @@ from importlib import import_module
 
 from keel import __version__
 from keel.errors import ConfigError, Interrupted, KeelError
-from keel.interrupts import waiting, watched
+from keel.interrupts import interrupts_handled, pending_interrupt
 from keel.terminal import tell
 
 # In the order in which a person needs them; each is a module of this package with a function `run`.
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     debug = "--debug" in arguments
-    with watched():
+    with interrupts_handled():
         try:
             with contextlib.nullcontext() if debug else _quiet():
                 return _dispatch([argument for argument in arguments if argument != "--debug"])
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         except BaseException as error:  # noqa: BLE001 - where everything ends up, panics of Rust libraries included
             if debug:
                 traceback.print_exc()
-            asked = waiting()
+            asked = pending_interrupt()
             if asked and not isinstance(error, KeelError):  # whatever the signal became on its way up, in an import say
                 error = Interrupted(asked)
             verb = next((argument for argument in arguments if argument != "--debug"), "")
@@ -99,7 +99,7 @@ def _run(verb: str, arguments: list[str]) -> None:
             if error.figures is None:
                 raise
             figures, failure = error.figures, error
-    from keel.run.metrics import finite
+    from keel.run.json_values import finite
 
     print(json.dumps(finite(figures)))
     if failure is not None:

@@ -19,9 +19,9 @@ from keel.config import PlanConfig
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns the forecast."""
     command = read_command("plan", PlanConfig, arguments, str(__doc__))
-    from keel.train.plan_apart import plan_apart
+    from keel.training.plan_process import plan_in_subprocess
 
-    found = plan_apart(command.settings)
+    found = plan_in_subprocess(command.settings)
     show("memory that stays, MB", found["models"])
     phases = {name: {"peak MB": part["peak_mb"], "seconds": part["seconds"]} for name, part in found["phases"].items()}
     rows = {column: {name: part[column] for name, part in phases.items()} for column in ("peak MB", "seconds")}

@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """Returns the figures on the held-out prompts. Raises GateFailed."""
     command = read_command("reward", RewardConfig, arguments, str(__doc__), flags=("resume",))
     from keel.report.reward_report import write_reward_report
-    from keel.run.gate import shortfalls
+    from keel.run.reward_files import shortfalls
     from keel.supervised.reward import reward
 
     settings = command.settings

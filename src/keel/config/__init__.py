@@ -1,9 +1,21 @@
 """All settings, as frozen data. Nothing here imports torch, so that help and errors come at once."""
 
-from keel.config.looking import DoctorConfig, DriftConfig, ReportConfig, ServeConfig
+from keel.config.data_check import DataCheckConfig
+from keel.config.doctor import DoctorConfig
+from keel.config.dpo import DpoConfig
+from keel.config.drift import DriftConfig
+from keel.config.evaluate import EvaluateConfig
+from keel.config.parsing import nearest, not_a_section, parse, setting_names
+from keel.config.plan import PlanConfig
+from keel.config.quickstart import QuickstartConfig
+from keel.config.rank import RankConfig
+from keel.config.report import ReportConfig
+from keel.config.reward import GATES, RewardConfig
+from keel.config.sample import SampleConfig
 from keel.config.sections import (
     ChatSettings,
     CheckpointSettings,
+    DecodingSettings,
     LogSettings,
     LoraSettings,
     ModelSettings,
@@ -13,26 +25,11 @@ from keel.config.sections import (
     Settings,
     scorer_names,
 )
-from keel.config.parsing import nearest, not_a_section, parse, setting_names
-from keel.config.stages import (
-    DataCheckConfig,
-    DecodingSettings,
-    EvaluateConfig,
-    QuickstartConfig,
-    RankConfig,
-    SampleConfig,
-    ServeRewardConfig,
-)
-from keel.config.supervised import (
-    GATES,
-    ComparisonSettings,
-    DataSettings,
-    DpoConfig,
-    RewardConfig,
-    SftConfig,
-    SupervisedSettings,
-)
-from keel.config.train import AlgorithmSettings, PlanConfig, TrainConfig
+from keel.config.serve import ServeConfig
+from keel.config.serve_reward import ServeRewardConfig
+from keel.config.sft import SftConfig
+from keel.config.supervised import ComparisonSettings, DataSettings, SupervisedSettings
+from keel.config.train import AlgorithmSettings, TrainConfig
 
 __all__ = [
     "GATES",

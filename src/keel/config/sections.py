@@ -216,3 +216,35 @@ class CheckpointSettings(Settings):
 class LogSettings(Settings):
     trackers: list[Literal["tensorboard"]] = []
     """also write metrics to these"""
+
+
+def as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Runs = Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
+
+
+class DecodingSettings(Settings):
+    num_responses: Count = 1
+    """answers per prompt"""
+    batch_size: Count = 64
+    """responses sampled at once"""
+    max_response_tokens: Count = 64
+    """longest response"""
+    temperature: NonNegative = 1.0
+    """sampling temperature; 0 takes the most likely token (greedy decoding)"""
+    top_k: CountOrNone = 0
+    """sample among the k most likely tokens; 0 = all"""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """sample among the most likely tokens that together hold this probability"""
+    stop: list[str] = []
+    """texts that end a response, besides the model's own end tokens"""
+    stop_in_text: bool = True
+    """include an end that is ordinary text, such as a full stop, in the response's text"""
+
+
+def check_names(host: str, names: Sequence[str]) -> None:
+    """Raises ValueError for an address that is nobody's name, by which no client can call."""
+    if host in ("0.0.0.0", "::") and not names:
+        raise ValueError(f"host {host} needs names, those that clients call it by")

@@ -1,11 +1,9 @@
-"""Settings of the verbs that learn from rows whose right answer is known: `keel sft`, `keel reward`, `keel dpo`.
+"""Settings that `keel sft`, `keel reward` and `keel dpo` share.
 
 A section whose defaults differ from those of `keel train` is a class of its own: one setting given leaves the others.
 """
 
-from typing import Annotated, Literal
-
-from pydantic import Field, model_validator
+from typing import Literal
 
 from keel.config.sections import (
     ChatSettings,
@@ -16,7 +14,6 @@ from keel.config.sections import (
     Fraction,
     LogSettings,
     LoraSettings,
-    NonNegative,
     OptimSettings,
     Positive,
     Settings,
@@ -41,11 +38,6 @@ class SupervisedOptim(OptimSettings):
     """peak learning rate of AdamW"""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """shape after the warm-up; linear and cosine end at zero"""
-
-
-class DpoOptim(SupervisedOptim):
-    learning_rate: Positive = 5e-6
-    """peak learning rate of AdamW"""
 
 
 class AtTheEnd(CheckpointSettings):
@@ -88,88 +80,8 @@ class SupervisedSettings(Settings):
     log: LogSettings = LogSettings()
 
 
-class SftConfig(SupervisedSettings):
-    """Settings of `keel sft`: imitate the assistant of conversations, completions, or plain text."""
-
-    turns: Literal["all", "last"] = "all"
-    """turns of the assistant that are learned in a conversation; those of others never are"""
-
-
 class ComparisonSettings(SupervisedSettings):
     """What `keel reward` and `keel dpo` have in common: they learn from comparisons."""
 
     ties: Literal["ignore", "half"] = "ignore"
     """two answers with the same rank: say nothing, or are half a win for each (pairs only)"""
-
-
-# Name in a gate -> figure, and whether it has to be at least or at most what the gate says.
-GATES = {
-    "accuracy": ("accuracy", ">="),
-    "accuracy_low": ("accuracy_low", ">="),
-    "ahead_of_length": ("ahead_of_length", ">="),
-    "loss": ("loss", "<="),
-    "ece": ("calibration_error", "<="),
-    "ece_high": ("calibration_error_high", "<="),
-}
-
-
-class RewardConfig(ComparisonSettings):
-    """Settings of `keel reward`: train a reward model on pairs or rankings."""
-
-    loss: Literal["pairwise", "listwise"] = "pairwise"
-    """Bradley-Terry on pairs (rankings are turned into pairs), or Plackett-Luce on whole rankings"""
-    center_coef: NonNegative = 0.01
-    """pulls the scores of each prompt's answers towards a mean of zero"""
-    template: str = "{prompt}{response}"
-    """how prompt and response become one text when the prompt is no chat (chats: data.chat_template)"""
-    members: Count = 1
-    """reward models in the ensemble; each has a head, an order of the data and a run folder of its own"""
-    member_models: list[str] = []
-    """weights that the members start from, in turn (default: all from `model`)"""
-    calibrate: bool = False
-    """divide the scores by the temperature that fits the held-out prompts, so that they are in nats"""
-    gate: dict[str, float] = {}
-    """what the held-out figures must reach, as in accuracy_low=0.6,ece=0.1 (also accuracy;
-    ece_high, the upper end of the interval of ece; ahead_of_length; loss); `keel train` refuses a model that fails"""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "RewardConfig":
-        unknown = [name for name in self.gate if name not in GATES]
-        if unknown:
-            raise ValueError(f"gate: no figure is called {unknown[0]}; known: {', '.join(GATES)}")
-        beyond = [name for name, bound in self.gate.items() if name != "loss" and abs(bound) > 1]
-        if beyond:
-            raise ValueError(f"gate: {beyond[0]} is a share, at most 1")
-        if self.member_models and self.members == 1:
-            raise ValueError("member_models are for an ensemble; set members")
-        if self.loss == "listwise" and self.ties == "half":
-            raise ValueError("ties: half belongs to loss: pairwise; the listwise loss reads ties as unknown order")
-        if (self.calibrate or self.gate) and not (self.data.eval_path or self.data.eval_fraction):
-            asked = "calibrate" if self.calibrate else "a gate"
-            raise ValueError(f"{asked} needs held-out prompts; set data.eval_fraction or data.eval_path")
-        return self
-
-
-class DpoConfig(ComparisonSettings):
-    """Settings of `keel dpo`: learn a policy from pairs or rankings directly, without a reward model."""
-
-    output: str
-    """the run folder; the result is in output/policy"""
-    loss: Literal["sigmoid", "ipo", "listwise"] = "sigmoid"
-    """DPO on pairs (rankings are turned into pairs), IPO on pairs, or Plackett-Luce DPO on whole rankings"""
-    beta: Positive = 0.1
-    """weight of the KL to the start, as kl_coef in `keel train`: larger stays closer"""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """chance that a comparison is the wrong way round (sigmoid only)"""
-    max_tokens: Count = 512
-    """of prompt and answer together; a longer prompt loses its beginning (a chat its oldest turns), an answer that does
-    not fit is refused"""
-    optim: DpoOptim = DpoOptim()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "DpoConfig":
-        if self.loss != "sigmoid" and self.label_smoothing:
-            raise ValueError(f"label_smoothing belongs to loss: sigmoid; {self.loss} has no place for it")
-        if self.loss == "listwise" and self.ties == "half":
-            raise ValueError("ties: half belongs to pairs; the listwise loss reads ties as unknown order")
-        return self

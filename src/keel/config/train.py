@@ -252,12 +252,3 @@ def _share(whole: int, parts: int) -> int:
 def _default(settings: dict[str, Any], key: str, value: Any) -> None:
     if settings.get(key) is None:
         settings[key] = value
-
-
-class PlanConfig(TrainConfig):
-    """Settings of `keel plan`: a run of `keel train`, and what to expect of it."""
-
-    response_tokens: Count | None = None
-    """mean length of a response to reckon with (default: rollout.max_response_tokens)"""
-    memory_gb: Positive | None = None
-    """memory to fit into, in GB of 10^9 bytes (default: this machine's)"""

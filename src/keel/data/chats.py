@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from keel.data.messages import Messages
 from keel.data.chat_template import Template, template_of
+from keel.data.messages import Messages
 from keel.errors import DataError
 
 if TYPE_CHECKING:

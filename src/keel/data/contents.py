@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from keel.data.items import as_answers
 from keel.data.formats import form_of
+from keel.data.items import as_answers
 from keel.data.messages import as_chat, learned_turns, plain_text
 from keel.data.preferences import Ranking, as_ranking
 from keel.data.rows import (

@@ -1,6 +1,6 @@
 """Prompts as the policy reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,3 +191,10 @@ def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: in
     end = prompt.tokens[len(prompt.tokens) - (max_tokens - len(start)) :]
     text = str(tokenizer.decode(list(end)))
     return Prompt(text, text, start + end, prompt.columns)
+
+
+def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """Indices of so many prompts, or all: the shortest, the longest, and some in between."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
+    count = min(count, len(order))
+    return [order[place * (len(order) - 1) // max(count - 1, 1)] for place in range(count)]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from keel.data.examples import Imitation, read_examples
 from keel.data.items import as_answers
 from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking, as_ranking
 from keel.data.prompts import read_prompt
 from keel.data.rows import Row, naming, scan_rows
-from keel.data.examples import Imitation, read_examples
 from keel.data.turns import encode_ranking
 from keel.errors import DataError
 

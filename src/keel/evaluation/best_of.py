@@ -3,8 +3,8 @@
 from typing import Any
 
 from keel.core.best_of import best_of_kl, best_of_weights
-from keel.stats.intervals import mean_interval
 from keel.evaluation.judged import Judged, by_prompt, with_interval
+from keel.stats.intervals import mean_interval
 
 
 def best_of_curve(judged: Judged, most: int) -> list[dict[str, Any]]:

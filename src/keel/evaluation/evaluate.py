@@ -15,26 +15,26 @@ from keel import __version__
 from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError
-from keel.learn.targets import analyze_all, reference_logprobs
-from keel.models.loading import load_tokenizer
-from keel.models.actor_critic import ActorCritic
-from keel.rollout.score import score
-from keel.rollout.lengths import length_warnings
-from keel.rollout.scorers import Scorer, build_scorers, check_signatures
-from keel.run.folder import write_atomic
-from keel.run.metrics import finite
-from keel.run.origin import fingerprints
-from keel.run.output import require_writable
-from keel.evaluation.gate import read_gate, verdict_on
-from keel.terminal import tell
-from keel.evaluation.judged import Judged
-from keel.evaluation.summary import check_names, decider, figures_of, side_of
-from keel.evaluation.people import check_pairs, key_of, people_figures, write_pairs
 from keel.evaluation.frontier import checkpoints_of, completed
-from keel.progress import ProgressDisplay
+from keel.evaluation.gate import read_gate, verdict_on
+from keel.evaluation.judged import Judged
+from keel.evaluation.people import check_pairs, key_of, people_figures, write_pairs
 from keel.evaluation.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
 from keel.evaluation.score_once import scored_once
+from keel.evaluation.summary import check_names, decider, figures_of, side_of
 from keel.evaluation.untempered_kl import add_untempered_kl
+from keel.learn.targets import analyze_all, reference_logprobs
+from keel.models.actor_critic import ActorCritic
+from keel.models.loading import load_tokenizer
+from keel.progress import ProgressDisplay
+from keel.rollout.lengths import length_warnings
+from keel.rollout.score import score
+from keel.rollout.scorers import Scorer, build_scorers, check_signatures
+from keel.run.folder import write_atomic
+from keel.run.json_values import finite
+from keel.run.origin import fingerprints
+from keel.run.output import require_writable
+from keel.terminal import tell
 from keel.world import World
 
 Scoring = Callable[[Rollouts], ScoredRollouts]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from keel.config import EvaluateConfig, TrainConfig, parse
-from keel.stats.overoptimisation import Fit, fit
-from keel.run.read.run import read_metrics
 from keel.errors import ConfigError
-from keel.run.folder import RunFolder
 from keel.evaluation.judged import Judged, by_prompt, resamples
+from keel.run.folder import RunFolder
+from keel.run.read.run import read_metrics
+from keel.stats.overoptimisation import Fit, fit
 
 REFITS = 500
 SURE = 0.95

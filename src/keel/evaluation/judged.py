@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from keel.core.win_rate import LEAST_OVERLAP, length_controlled, length_controlled_deviation, length_overlap
-from keel.stats.intervals import Interval, mean_interval, share_interval, t_quantile
 from keel.data.preferences import prompt_key
 from keel.data.prompts import Prompt
+from keel.stats.intervals import Interval, mean_interval, share_interval, t_quantile
 from keel.world import generator
 
 PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; the rest as means over answers

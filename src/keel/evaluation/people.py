@@ -14,9 +14,9 @@ from keel.config import EvaluateConfig
 from keel.data.preferences import Ranking, as_ranking, prompt_key
 from keel.data.rows import Content, read_rows
 from keel.errors import ConfigError, DataError
+from keel.evaluation.judged import Figures, Judged, length_controlled_rate, row_mean
 from keel.run.folder import write_atomic
 from keel.run.origin import fingerprints
-from keel.evaluation.judged import Figures, Judged, length_controlled_rate, row_mean
 
 
 @dataclass(frozen=True)

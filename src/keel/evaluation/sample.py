@@ -11,18 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.batches import Rollouts
-from keel.data.prompts import Prompt
-from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
+from keel.data.prompts import Prompt, unlike_rows
+from keel.learn.pass_check import compare_passes
 from keel.models.actor_critic import ActorCritic
+from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
+from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.progress import ProgressDisplay
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
-from keel.training.self_check import compare_passes
-from keel.progress import ProgressDisplay
-from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
-from keel.training.setup import unlike_rows
 from keel.world import World, generator
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from keel.data.batches import Rollouts, select_rows
 from keel.rollout.functions import FunctionScorer, function_arguments
 from keel.rollout.http import HttpScorer
-from keel.rollout.scorers import Scorer
 from keel.rollout.score_check import Score
+from keel.rollout.scorers import Scorer
 
 ValueT = TypeVar("ValueT")
 

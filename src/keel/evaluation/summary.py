@@ -5,11 +5,11 @@ from typing import Any
 
 from keel.config import EvaluateConfig, nearest
 from keel.errors import ConfigError
+from keel.evaluation.best_of import best_of_curve, worth_best_of
+from keel.evaluation.frontier import checkpoints_of, frontier
 from keel.evaluation.gate import Demand, check_demands
 from keel.evaluation.judged import Judged, comparison, length_controlled_comparison
-from keel.evaluation.best_of import best_of_curve, worth_best_of
 from keel.evaluation.slices import slices_of
-from keel.evaluation.frontier import checkpoints_of, frontier
 from keel.models.prompt_reading import chat_tokenizer, read_prompts
 
 OF_A_POLICY = ("score", "kl", "kl_untempered", "length", "truncated", "entropy", "reference_logprob")

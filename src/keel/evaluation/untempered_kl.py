@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 
 from keel.config import DecodingSettings
-from keel.learn.targets import analyze_all, reference_logprobs
-from keel.models.actor_critic import ActorCritic
 from keel.evaluation.judged import Judged
 from keel.evaluation.sample import PASS_TOKENS, Player
+from keel.learn.targets import analyze_all, reference_logprobs
+from keel.models.actor_critic import ActorCritic
 
 
 def is_tempered(decoding: DecodingSettings) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import ChatSettings, PromptSettings
+from keel.data.chat_template import NOW, template_of, today
 from keel.data.named_templates import set_chat_template
 from keel.data.notes import Notes
 from keel.data.prompts import Asking, Prompt, load_prompts
 from keel.data.rows import Row
-from keel.data.chat_template import NOW, template_of, today
 from keel.models.loading import load_tokenizer, stop_at_turns
 from keel.terminal import tell
 from keel.world import World

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from keel.config import QuickstartConfig, RankConfig, parse
 from keel.data.items import read_answers
+from keel.errors import DataError
+from keel.interrupts import clear_interrupt
+from keel.quickstart.raters import rank_everything
 from keel.ranking.export import export, json_lines
 from keel.ranking.judgements import Judgement
 from keel.ranking.store import Store
-from keel.errors import DataError
-from keel.interrupts import forgiven
-from keel.quickstart.raters import rank_everything
 from keel.run.folder import write_atomic
 from keel.web.rank.serve import serve
 
@@ -51,7 +51,7 @@ def by_hand(store: Store, config: QuickstartConfig) -> None:
         parse(RankConfig, {"raters": ["you"], "instructions": str(instructions)}),
         until=lambda: store.num_judgements() >= config.human_rankings,
     )
-    forgiven()
+    clear_interrupt()
 
 
 def tied(judgements: list[Judgement]) -> float:

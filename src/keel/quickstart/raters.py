@@ -3,9 +3,9 @@
 import math
 import random
 
-from keel.ranking.agreement import as_text
-from keel.ranking.store import Store
+from keel.data.turn_text import content_text
 from keel.quickstart.gold import gold_score
+from keel.ranking.store import Store
 
 TIE_WIDTH = 0.5  # replies that seem this close to the best of their group share its rank
 SKIP_CHANCE = 0.05
@@ -37,7 +37,7 @@ def rank_everything(store: Store, rater: str, rng: random.Random, noise: float =
     """
     with store.together():
         while deal := store.deal(rater):
-            ranks = simulated_ranks(as_text(deal.item.prompt), list(deal.item.responses), rng, noise)
+            ranks = simulated_ranks(content_text(deal.item.prompt), list(deal.item.responses), rng, noise)
             store.judge(rater, deal.id, [ranks[place] for place in deal.shown])
 
 

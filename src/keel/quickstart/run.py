@@ -25,19 +25,19 @@ from keel.config import (
 )
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis
-from keel.run.read.run import read_run
 from keel.errors import ConfigError
+from keel.evaluation.evaluate import evaluate
+from keel.evaluation.sample import sample_answers
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
 from keel.quickstart.ranking import rank_answers
 from keel.quickstart.report import draw_curves, print_answers, print_table
 from keel.quickstart.tokenizer import build_tokenizer, tiny_llama
 from keel.run.folder import write_atomic
-from keel.evaluation.evaluate import evaluate
-from keel.training.policy import train_policy
+from keel.run.read.run import read_run
 from keel.supervised.reward import reward
-from keel.evaluation.sample import sample_answers
 from keel.supervised.sft import sft
+from keel.training.policy import train_policy
 from keel.web.rank.serve import check_settings
 
 MAX_RESPONSE_TOKENS = 40

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keel.data.turn_text import content_text
 from keel.ranking import consensus
-from keel.stats.alpha import alpha, coincidences, ordinal_scale
 from keel.ranking.judgements import Item, Judgement
+from keel.stats.alpha import alpha, coincidences, ordinal_scale
 from keel.stats.bootstrap import Resamples
-from keel.data.rows import Content
-from keel.data.turn_text import turn_text
 
 Array = NDArray[Any]
 ByItem = Mapping[int, Sequence[Judgement]]
@@ -183,7 +182,7 @@ def _disagreements(by_item: ByItem, items: Sequence[Item], counts: Counts) -> li
     return [
         {
             "item": items[place].number,
-            "prompt": as_text(items[place].prompt),
+            "prompt": content_text(items[place].prompt),
             "agreement": float(same[place] / compared[place]),
             "responses": list(items[place].responses),
             "rankings": [
@@ -221,10 +220,3 @@ def _number(value: Any) -> float | None:
 
 def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if values else None
-
-
-def as_text(prompt: Content) -> str:
-    """A chat as `role: text` lines."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {turn_text(message)}" for message in prompt)

@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from keel.ranking.newer import FIRST_MARK, NEW_MARK, bring_in, check_log, close_log, log_of, note_change
-from keel.ranking.schema import APPLICATION, BUSY_SECONDS, SCHEMA, SCRIPT, alone, check_alone, schema_in, schema_of
 from keel.errors import DataError, KeelError
 from keel.files import open_regular
+from keel.ranking.newer import FIRST_MARK, NEW_MARK, bring_in, check_log, close_log, log_of, note_change
+from keel.ranking.schema import APPLICATION, BUSY_SECONDS, SCHEMA, SCRIPT, alone, check_alone, schema_in, schema_of
 
 MAGIC = b"SQLite format 3\0"
 LONGEST_LOG = 16 * 2**20  # bytes, after which a log is brought into the file though it is in use

@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keel.ranking.judgements import Item, Judgement
 from keel.errors import DataError
+from keel.ranking.judgements import Item, Judgement
 
 
 class NotDealt(LookupError):

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keel.ranking import consensus
-from keel.ranking.agreement import as_text
-from keel.ranking.consensus import Consensus
-from keel.ranking.judgements import Item, Judgement
 from keel.data.preferences import Ranking
 from keel.data.rows import Content
+from keel.data.turn_text import content_text
+from keel.ranking import consensus
+from keel.ranking.consensus import Consensus
+from keel.ranking.judgements import Item, Judgement
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A cell that begins so may be run as a formula by the spreadsheet that opens it."""
@@ -121,7 +121,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
         elif name in ("chosen", "rejected") and isinstance(value, list):
             cells[name] = _cell(value[0]["content"])
         else:
-            cells[name] = _cell(as_text(value) if isinstance(value, list) else value)
+            cells[name] = _cell(content_text(value) if isinstance(value, list) else value)
     return cells
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from keel.data.items import FEWEST, MOST
-from keel.ranking.judgements import Item, Judgement
 from keel.errors import DataError
+from keel.ranking.judgements import Item, Judgement
 
 
 def as_item(row: sqlite3.Row, store: Path) -> Item:

@@ -5,9 +5,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from keel.ranking.newer import COMPLETE, log_of
 from keel.errors import DataError
 from keel.files import open_regular
+from keel.ranking.newer import COMPLETE, log_of
 
 APPLICATION = 0x6B65656C  # "keel", where SQLite files say whose they are
 SCHEMA = 2

@@ -11,12 +11,12 @@ from time import time
 from typing import Any
 
 from keel.data.items import Answers
+from keel.errors import DataError
 from keel.ranking.database import Database
 from keel.ranking.deals import Conflict, Deal, NotDealt, Progress, as_ranks, shuffled
 from keel.ranking.judgements import Item, Judgement
 from keel.ranking.records import as_item, as_json, as_judgement, as_order, words
 from keel.ranking.workload import Workload
-from keel.errors import DataError
 
 HELD_SECONDS = 600.0  # after which an item that a rater has not ranked may go to another
 LONGEST_NAME = 64

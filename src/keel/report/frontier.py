@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from keel.report.summary import shown
 from keel.run.read.compare import frontier
 from keel.run.read.curves import rounded
-from keel.stats.overoptimisation import Fit, fit
-from keel.report.summary import shown
 from keel.run.read.run import Run
 from keel.run.read.series import last, step_noise, window
+from keel.stats.overoptimisation import Fit, fit
 
 SCORE = "score learned from"
 SURE = 3.0

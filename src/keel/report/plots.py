@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.curves import OTHER, catalogue, groups
 from keel.diagnosis.findings import Diagnosis
 from keel.report.summary import ends, shown, small_plot
+from keel.run.read.curves import OTHER, catalogue, groups
 from keel.run.read.run import Run
 
 ALWAYS_OPEN = ("Learning", "What the answers are worth", "What the answers look like", "Held-out evaluation")

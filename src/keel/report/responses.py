@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.responses import Answers, as_text
 from keel.run.read.compare import word_differences
 from keel.run.read.curves import rounded
+from keel.run.read.responses import Answers, as_text
 
 BANDS = 40
 FEWEST = 8

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from keel.stats import preference_metrics as judging
-from keel.ranking.agreement import as_text
-from keel.stats.preference_metrics import Numbers, Pairs
 from keel.data.preferences import Ranking
+from keel.data.turn_text import content_text
 from keel.errors import DataError
 from keel.files import read_regular
+from keel.run.reward_files import HELD_OUT_FILE
+from keel.stats import preference_metrics as judging
+from keel.stats.preference_metrics import Numbers, Pairs
 
 MATCHED = 0.1  # lengths that differ by less than this share count as equal
 MISTAKES = 20
@@ -31,7 +32,7 @@ class HeldOut:
     @classmethod
     def read(cls, run: Path) -> Self:
         """Raises DataError when the run has none."""
-        path = run / "held_out.jsonl"
+        path = run / HELD_OUT_FILE
         try:
             rows = [json.loads(line) for line in read_regular(path).splitlines()]  # texts know other line ends
         except (OSError, ValueError) as error:
@@ -125,7 +126,7 @@ def mistakes(held_out: HeldOut) -> list[dict[str, Any]]:
         found.setdefault(
             number,
             {
-                "prompt": as_text(ranking.prompt),
+                "prompt": content_text(ranking.prompt),
                 "better": ranking.responses[better],
                 "worse": ranking.responses[worse],
                 "confidence": float(1 / (1 + np.exp(pairs.differences[place]))),

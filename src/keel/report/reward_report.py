@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from keel.stats import preference_metrics as judging
-from keel.report.reward_checks import HeldOut, groups, length_correlation, matched, mistakes
 from keel.files import read_regular
+from keel.report.reward_checks import HeldOut, groups, length_correlation, matched, mistakes
 from keel.run.folder import RunFolder, write_atomic
+from keel.stats import preference_metrics as judging
 
 
 def write_reward_report(run: str) -> Path | None:
@@ -58,6 +58,6 @@ def sections(held_out: HeldOut, divided_by: float) -> dict[str, Any]:
 def environment() -> Environment:
     """Whatever a model or a rater wrote is shown literally."""
     return Environment(
-        loader=PackageLoader("keel.diagnose"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("keel.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip

@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from keel.run.read.responses import Answers
-from keel.run.read.compare import differences, settings_differences
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis
-from keel.report.responses import SPREAD, before_and_after, distributions, side_by_side, token_rows
+from keel.errors import ConfigError
 from keel.report.frontier import panels
 from keel.report.plots import curve_groups, evidence_plots
+from keel.report.responses import SPREAD, before_and_after, distributions, side_by_side, token_rows
+from keel.report.reward_report import environment
 from keel.report.settings import own_settings, reproduction
 from keel.report.summary import run_rows, shown, tiles
-from keel.report.reward_report import environment
-from keel.run.read.run import Run, read_run
-from keel.errors import ConfigError
 from keel.run.folder import RunFolder, storage, write_atomic
+from keel.run.read.compare import differences, settings_differences
+from keel.run.read.responses import Answers
+from keel.run.read.run import Run, read_run
 
 SCRIPTS = (
-    ("keel.diagnose", "static/tokens.js"),
-    ("keel.diagnose", "static/report.js"),
+    ("keel.report", "static/tokens.js"),
+    ("keel.report", "static/report.js"),
     ("plotly", "package_data/plotly.min.js"),
 )
-STYLES = (("keel.diagnose", "static/report.css"), ("keel.diagnose", "static/tokens.css"))
+STYLES = (("keel.report", "static/report.css"), ("keel.report", "static/tokens.css"))
 
 
 def write_report(

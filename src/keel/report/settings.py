@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from keel import config
-from keel.run.read.compare import NO_MATTER, flat
-from keel.run.read.run import NO_JSON, Run
-from keel.run.read.settings import STAGES
 from keel.errors import ConfigError
 from keel.files import read_regular
 from keel.run.folder import RunFolder
+from keel.run.read.compare import NO_MATTER, flat
+from keel.run.read.run import NO_JSON, Run
+from keel.run.read.settings import STAGES
 
 UNFINISHED = ("stopped", "died", "failed")
 SCORER = ("model", "function", "url")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.curves import is_sparse, labels, thinned, trend
 from keel.diagnosis.findings import Diagnosis, Finding
+from keel.run.read.curves import is_sparse, labels, thinned, trend
 from keel.run.read.run import Run
 from keel.run.read.series import window
 

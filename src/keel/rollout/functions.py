@@ -14,10 +14,10 @@ import numpy as np
 from keel.data.batches import Rollouts
 from keel.data.messages import Content, ends_with_assistant
 from keel.errors import ConfigError, RewardError
+from keel.rollout.event_loop import EventLoop
 from keel.rollout.foreign import Deadline, line_of, process_kept, reported_when_slow
 from keel.rollout.reward_file import Home
 from keel.rollout.score_check import Score, checked
-from keel.rollout.event_loop import EventLoop
 
 ALWAYS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What a function is called with whatever the data are."""

@@ -14,8 +14,8 @@ import httpx
 
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
-from keel.rollout.score_check import Score, checked
 from keel.rollout.event_loop import outcome
+from keel.rollout.score_check import Score, checked
 
 DEADLINE_SECONDS = 60.0
 """Of a batch, where the settings say nothing."""

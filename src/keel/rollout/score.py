@@ -13,8 +13,8 @@ from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import RewardError
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.sampler import continuation
-from keel.rollout.scorers import Scorer
 from keel.rollout.score_check import NoScore, Score
+from keel.rollout.scorers import Scorer
 from keel.rollout.segments import split
 
 

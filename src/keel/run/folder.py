@@ -150,17 +150,17 @@ class RunFolder:
         return any(_has_content(path) for path in (self.policy, self.model, self.members))
 
     @contextmanager
-    def told(self) -> Iterator[Self]:
-        """What ends this block is written down as the run's end, for whoever looks at the folder later."""
+    def end_recorded(self) -> Iterator[Self]:
+        """Record how the block ends as the end of the run."""
         try:
             yield self
         except BaseException as error:
             failed = not isinstance(error, KeyboardInterrupt | Halted)
-            self._tell("failed" if failed else "stopped", f"{type(error).__name__}: {error}")
+            self._record_end("failed" if failed else "stopped", f"{type(error).__name__}: {error}")
             raise
-        self._tell("finished", "")
+        self._record_end("finished", "")
 
-    def _tell(self, standing: str, what: str) -> None:
+    def _record_end(self, standing: str, what: str) -> None:
         with suppress(CheckpointError):  # of a full disk the run itself speaks
             write_atomic(self.ended, json.dumps({"standing": standing, "what": what}) + "\n")
 

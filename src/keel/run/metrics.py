@@ -1,17 +1,18 @@
 """Figures and answers of a run, one JSON object a line, readable while the run goes on."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.files import read_regular
-from keel.run.folder import storage, write_atomic
+from keel.run.folder import RunFolder, storage, write_atomic
+from keel.run.json_values import finite
 from keel.terminal import tell
 
 SHOWN = 8  # places of a log that are named in a line
@@ -33,7 +34,8 @@ class JsonlMetrics:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises CheckpointError when the file cannot be written."""
-        _append(self._path, [{"step": step, **finite(metrics)}])
+        line = json.dumps({"step": step, **finite(metrics)}, ensure_ascii=False, allow_nan=False)
+        append_lines(self._path, [line + "\n"])
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -58,18 +60,21 @@ class TensorBoardMetrics:
         self._writer.close()
 
 
-class RolloutLog:
-    """Answers with their scores, some of every step: `{"step": 3, "row": 0, "rows": 4, "prompt": ..., ...}`."""
+@contextmanager
+def open_sinks(folder: RunFolder, trackers: Sequence[str], done: int, first: int) -> Iterator[list[MetricSink]]:
+    """Open the run's metrics for appending, and close them at the end of the block.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def log(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Raises CheckpointError when the file cannot be written."""
-        _append(self._path, [{"step": step, **finite(row)} for row in rows])
-
-    def close(self) -> None:
-        """Nothing is held open."""
+    The file is cut back to the steps up to `done`; `first` is the step of its first line. Raises CheckpointError for a
+    broken line, ConfigError for a tracker that is not installed.
+    """
+    truncate_after(folder.metrics, done, first)
+    sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
+    if "tensorboard" in trackers:
+        sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
+    with ExitStack() as stack:
+        for sink in sinks:
+            stack.callback(sink.close)
+        yield sinks
 
 
 def truncate_after(path: Path, step: int, first: int | None = None) -> None:
@@ -141,20 +146,12 @@ def sync_to_disk(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append to a log. Raises CheckpointError when it cannot be written."""
     # Opened anew each time: the lines are there for readers at once, and a folder that went away is noticed.
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = "".join(lines)
     with storage(path):
         failpoint("log.append")
         with path.open("ab") as file:
             file.write(text.encode())
     failpoint("log.appended")
-
-
-def finite(value: Any) -> Any:
-    """The same with null for what is not finite: JSON has no NaN and no infinity."""
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

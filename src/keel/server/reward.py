@@ -18,8 +18,8 @@ from keel.config import ServeRewardConfig
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt
 from keel.errors import RewardError
-from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.rollout.score_check import NoScore, Score
+from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.server.limits import LOCAL, Gate, Refused, parsed, read_body
 from keel.terminal import tell
 

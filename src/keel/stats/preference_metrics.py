@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from keel.data.preferences import Ranking, prompt_key
 from keel.stats.calibration import NUM_BINS, SquaredGap, squared_gap
 from keel.stats.intervals import Interval, share_interval
-from keel.data.preferences import Ranking, prompt_key
 
 Scores = Sequence[Sequence[float]]
 """One score for each response of each ranking."""

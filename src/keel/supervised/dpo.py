@@ -14,7 +14,6 @@ from torch import Tensor
 
 from keel.config import DpoConfig
 from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss
-from keel.stats.preference_metrics import accuracy, interval, pairs_of
 from keel.data.notes import Notes, note_comparison
 from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
@@ -24,16 +23,17 @@ from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
 from keel.models.loading import save_policy
+from keel.models.prompt_reading import report
 from keel.models.vocabulary import require_embedded
 from keel.run.folder import RunFolder
-from keel.run.held_out import write_held_out
+from keel.run.reward_files import write_held_out
+from keel.stats.preference_metrics import accuracy, interval, pairs_of
 from keel.supervised.learner import Task
-from keel.models.prompt_reading import report
-from keel.supervised.reference_logprobs import kept_reference
+from keel.supervised.loop import fit
 from keel.supervised.ranking_task import facts_of
+from keel.supervised.reference_logprobs import kept_reference
 from keel.supervised.sft import load_speaker, longest_row, target_losses
 from keel.supervised.split import Split, split_rankings
-from keel.supervised.loop import fit
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What learns from rows whose right answer is known, and what of it a checkpoint holds."""
+"""A supervised task, and the state of its training."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
-from keel.errors import ConfigError, Diverged
+from keel.config import OptimSettings
+from keel.errors import Diverged
 from keel.failpoints import failpoint, poisoned
-from keel.interrupts import sealed
-from keel.learn.guard import Guard, fault_of, require_finite
-from keel.learn.optim import clip_gradients, gradient_norm
-from keel.run.checkpoint import checkpoint_to_resume, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from keel.learn.guard import Guard, fault_of
+from keel.learn.optim import build_optimizer, clip_gradients, gradient_norm
+from keel.loop.checkpoints import TrainedState
+from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder
 from keel.terminal import tell
 
@@ -48,8 +47,8 @@ class Best:
     misses: int = 0  # evaluations since
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def see(self, loss: float, step: int, weights: Mapping[str, Tensor]) -> None:
-        """Raises Diverged for a loss that is no number."""
+    def compare(self, loss: float, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep a copy of the weights if their loss is the lowest. Raises Diverged for a loss that is not finite."""
         if not math.isfinite(loss):
             raise Diverged("the loss on the watched rows is not finite", f"step {step}", "lower optim.learning_rate")
         if loss < self.loss:
@@ -61,77 +60,61 @@ class Best:
 
 @dataclass
 class Learner:
-    """A task, and what changes besides its weights."""
+    """A task with the state of its training."""
 
     task: Task
-    optimizer: AdamW
-    guard: Guard
+    trained: TrainedState
     step: int = 0
-    unlogged: dict[str, float] | None = None  # figures of the last step, until it has been evaluated and written down
+    unlogged: dict[str, float] | None = None  # metrics of the last step, until it has been evaluated and logged
     best: Best = field(default_factory=Best)
 
+    @classmethod
+    def start(cls, task: Task, optim: OptimSettings) -> "Learner":
+        """A learner at step 0."""
+        optimizer = build_optimizer([(task.model.parameters(), optim.learning_rate)], optim.weight_decay, optim.eps)
+        return cls(task, TrainedState(task.model, optimizer, Guard(optim.on_fault, optim.max_skips, optim.spike)))
+
     @property
-    def logged(self) -> int:
-        """The last step that stands in the log."""
+    def num_logged(self) -> int:
+        """Number of steps in the log."""
         return self.step - (self.unlogged is not None)
 
-    def note(self, figures: Mapping[str, float]) -> None:
-        """Keep the weights if they are the best so far. Raises Diverged for a watched loss that is no number."""
+    def compare_with_best(self, metrics: Mapping[str, float]) -> None:
+        """Keep the weights if they are the best so far. Raises Diverged for a watched loss that is not finite."""
         if self.task.watch is not None:
-            self.best.see(figures["watched_loss"], self.step, trained_weights(self.task))
+            self.best.compare(metrics["watched_loss"], self.step, self.trained.weights)
 
-    def move(self, loss_finite: bool, max_grad_norm: float) -> tuple[float, bool]:
-        """Clip and move, if that does no harm; the gradient's norm before, and whether it moved. Raises Diverged."""
+    def optimizer_step(self, loss_finite: bool, max_grad_norm: float) -> tuple[float, bool]:
+        """Clip the gradient and update the weights, unless the guard skips the step.
+
+        Returns the gradient's norm before clipping, and whether the step was taken. Raises Diverged.
+        """
         parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
         norm = poisoned("update.gradient", gradient_norm(parameters))
         norms = {self.task.name: float(norm)}
-        taken = self.guard.admits(norms, fault_of(loss_finite, norms, self.task.model.named_parameters()))
+        guard, optimizer = self.trained.guard, self.trained.optimizer
+        taken = guard.admits(norms, fault_of(loss_finite, norms, self.task.model.named_parameters()))
         if taken:
             clip_gradients(parameters, max_grad_norm, norm)
             failpoint("update.optimizer")
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return float(norm), taken
 
+    def save(self, folder: RunFolder, keep: int) -> None:
+        """Save a checkpoint of all that the next step depends on; random streams depend on the step alone."""
+        best = self.best
+        state = {"unlogged": self.unlogged, "best": {"loss": best.loss, "step": best.step, "misses": best.misses}}
+        watched = {"best": best.weights} if self.task.watch is not None else {}
+        self.trained.save(folder, self.step, state, keep, tensors=watched)
 
-def save(folder: RunFolder, learner: Learner, keep: int) -> None:
-    """A checkpoint of all that the next step depends on; random streams depend on the step alone."""
-    require_finite(learner.task.model.named_parameters(), learner.step)
-    tensors = {"weights": trained_weights(learner.task), "optimizer": optimizer_tensors(learner.optimizer)}
-    best = learner.best
-    if learner.task.watch is not None:
-        tensors["best"] = best.weights
-    state = {
-        "guard": learner.guard.counters(),
-        "unlogged": learner.unlogged,
-        "best": {"loss": best.loss, "step": best.step, "misses": best.misses},
-    }
-    with sealed():
-        save_checkpoint(folder, learner.step, state, tensors, {}, keep)
-
-
-def restore(folder: RunFolder, learner: Learner) -> None:
-    """Put back the newest checkpoint, if there is one."""
-    checkpoint = checkpoint_to_resume(folder, tell)
-    if checkpoint is None:
-        return
-    saved = checkpoint.tensors("weights")
-    if saved.keys() != trained_weights(learner.task).keys():
-        raise ConfigError("the checkpoint holds other weights than this model", where=str(checkpoint.path))
-    put_weights(learner.task, saved)
-    if learner.task.watch is not None:
-        learner.best = Best(**checkpoint.state["best"], weights=checkpoint.tensors("best"))
-    load_optimizer_tensors(learner.optimizer, checkpoint.tensors("optimizer"))
-    learner.guard.restore(checkpoint.state["guard"])
-    learner.step, learner.unlogged = checkpoint.step, checkpoint.state["unlogged"]
-    failpoint("start.resumed")
-
-
-def trained_weights(task: Task) -> dict[str, Tensor]:
-    return {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
-
-
-@torch.no_grad()
-def put_weights(task: Task, weights: Mapping[str, Tensor]) -> None:
-    for name, weight in trained_weights(task).items():
-        weight.copy_(weights[name])
+    def restore(self, folder: RunFolder) -> None:
+        """Load the newest checkpoint, if there is one."""
+        checkpoint = checkpoint_to_resume(folder, tell)
+        if checkpoint is None:
+            return
+        self.trained.restore(checkpoint)
+        if self.task.watch is not None:
+            self.best = Best(**checkpoint.state["best"], weights=checkpoint.tensors("best"))
+        self.step, self.unlogged = checkpoint.step, checkpoint.state["unlogged"]
+        failpoint("start.resumed")

@@ -1,158 +1,139 @@
-"""What `keel sft` and `keel reward` share: the loop over rows whose right answer is known."""
+"""The loop of `keel sft`, `keel reward` and `keel dpo`: learn from labelled rows."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from keel.config import SupervisedSettings
-from keel.errors import Diverged, Interrupted
+from keel.errors import Diverged
 from keel.failpoints import failpoint, poisoned
-from keel.interrupts import held, interruptible, sealed, watched
-from keel.learn.guard import Guard
-from keel.learn.optim import (
-    build_optimizer,
-    learning_rate_factor,
-    microbatches,
-    set_learning_rate,
-    warmup_warning,
-)
-from keel.run.folder import RunFolder, remove, replace_folder, write_figures
-from keel.run.metrics import JsonlMetrics, MetricSink, TensorBoardMetrics, truncate_after
-from keel.run.origin import check_origin
-from keel.terminal import tell
-from keel.training.faulty_batch import keep_rows
-from keel.supervised.learner import Learner, Task, put_weights, restore, save
+from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
+from keel.learn.optim import learning_rate_factor, microbatches, set_learning_rate, warmup_warning
+from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
+from keel.loop.run import open_run
 from keel.progress import ProgressDisplay
+from keel.run.faulty_rows import keep_rows
+from keel.run.folder import RunFolder, remove, replace_folder, write_figures
+from keel.run.metrics import MetricSink, open_sinks
+from keel.supervised.learner import Learner, Task
+from keel.terminal import tell
 from keel.world import World, generator
-
-ResultT = TypeVar("ResultT")
 
 
 def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
-    """Train, evaluate before and after every pass over the data, save the model. Returns the last figures."""
-    World.single()
-    opened = RunFolder.open(config.output, config.model_dump(mode="json"), resume)
-    with watched(), closing(opened), opened.told() as folder:
-        check_origin(
-            folder, [config.model, config.data.path, config.data.eval_path, config.data.chat_template], 1, resume
-        )
+    """Train, evaluate before and after every pass over the data, save the model. Returns the final metrics."""
+    world = World.single()
+    sources = [config.model, config.data.path, config.data.eval_path, config.data.chat_template]
+    with interrupts_handled(), open_run(config.output, config, sources, resume, world) as folder:
         failpoint("start.loaded")
         task.prepare(folder)
-        figures = train(config, task, folder, resume)
-        with sealed():
-            publish(folder, task, figures)
+        metrics = train(config, task, folder, resume)
+        with interrupts_blocked():
+            publish(folder, task, metrics)
             if not config.checkpoint.keep_final:
                 remove(folder.checkpoints)
-    return figures
+    return metrics
 
 
 def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: bool) -> dict[str, float]:
-    """All steps that are still to do. Returns the last figures."""
-    optim = config.optim
-    optimizer = build_optimizer([(task.model.parameters(), optim.learning_rate)], optim.weight_decay, optim.eps)
-    learner = Learner(task, optimizer, Guard(optim.on_fault, optim.max_skips, optim.spike))
+    """Take all remaining steps: update, evaluate, log, checkpoint. Returns the final metrics."""
+    learner, world = Learner.start(task, config.optim), World.single()
     if resume:
-        restore(folder, learner)
-    total = num_steps(config, len(task.lengths))
-    if warning := warmup_warning(optim.warmup_steps, total):
+        learner.restore(folder)
+    total, evaluated = num_steps(config, len(task.lengths)), dict[str, float]()
+    if warning := warmup_warning(config.optim.warmup_steps, total):
         tell(warning)
-    figures: dict[str, float] = {}
+
+    def save() -> None:
+        learner.save(folder, config.checkpoint.keep)
+
     with (
-        open_sinks(folder, config, learner.logged if learner.step else -1) as sinks,
-        ProgressDisplay(task.name, total, learner.logged) as display,
+        open_sinks(folder, config.log.trackers, learner.num_logged if learner.step else -1, first=0) as sinks,
+        ProgressDisplay(task.name, total, learner.num_logged) as display,
     ):
         if learner.step == 0:
-            figures = evaluate(task)
-            learner.note(figures)
-            log(sinks, task, 0, evaluation(figures) | dict(task.facts))
-        with held():
-            while not finished(config, learner, total):
-                if learner.unlogged is None:
-                    or_save(lambda: None, folder, config, learner)
-                    learner.unlogged = update_or_tell(config, learner, learner.step, total, folder)
-                    learner.step += 1
+            evaluated = evaluate(task)
+            learner.compare_with_best(evaluated)
+            log(sinks, task, 0, as_evaluation(evaluated) | dict(task.facts))
+        with interrupts_deferred():
+            while not is_finished(config, learner, total):
+                if learner.unlogged is None:  # else the run was killed between an update and its log line
+                    with checkpoint_on_error(save, learner.step, world):
+                        pass
+                    with rows_kept_on_fault(config, learner, folder):
+                        learner.unlogged = update(config, learner, total)
+                        learner.step += 1
                 step, metrics = learner.step, learner.unlogged
-                if evaluates(config, len(task.lengths), step) or step == total:
-                    figures = or_save(partial(evaluate, task), folder, config, learner)
-                    learner.note(figures)
-                    metrics = metrics | evaluation(figures)
+                if evaluation_due(config, len(task.lengths), step) or step == total:
+                    with checkpoint_on_error(save, step, world):
+                        evaluated = evaluate(task)
+                    learner.compare_with_best(evaluated)
+                    metrics = metrics | as_evaluation(evaluated)
                 failpoint("step.log")
                 log(sinks, task, step, metrics)
-                display.show(step, {"loss": metrics["loss"], **evaluation(figures)})
+                display.show(step, {"loss": metrics["loss"], **as_evaluation(evaluated)})
                 learner.unlogged = None
-                if finished(config, learner, total) or checkpoint_due(config, step):
-                    save(folder, learner, config.checkpoint.keep)
-    return conclusion(learner, figures, folder)
+                if is_finished(config, learner, total) or checkpoint_due(step, config.checkpoint.every):
+                    save()
+    return final_metrics(learner, evaluated, folder)
 
 
 def evaluate(task: Task) -> dict[str, float]:
-    """Figures on the held-out rows and, with patience, the loss on the watched ones."""
+    """Metrics of the held-out rows and, with patience, the loss on the watched ones."""
     return task.evaluate() | ({} if task.watch is None else {"watched_loss": task.watch()})
 
 
-def finished(config: SupervisedSettings, learner: Learner, total: int) -> bool:
+def is_finished(config: SupervisedSettings, learner: Learner, total: int) -> bool:
+    """Whether all steps are taken and logged, or patience has run out."""
     if learner.unlogged is not None:
         return False
     return learner.step >= total or bool(config.patience and learner.best.misses >= config.patience)
 
 
-def conclusion(learner: Learner, figures: dict[str, float], folder: RunFolder) -> dict[str, float]:
-    """Figures of the result: the last weights, of which these are the figures if any, or with patience the best."""
+def final_metrics(learner: Learner, evaluated: dict[str, float], folder: RunFolder) -> dict[str, float]:
+    """Metrics of the result: of the last weights, evaluated already if `evaluated` is not empty, or of the best."""
     task, best = learner.task, learner.best
     if task.watch is not None:
-        put_weights(task, best.weights)
-        figures = evaluate(task) | {"best_step": best.step}
+        learner.trained.load_weights(best.weights)
+        evaluated = evaluate(task) | {"best_step": best.step}
         tell(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept")
-    return (figures or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
+    return (evaluated or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
 
 
-def or_save(job: Callable[[], ResultT], folder: RunFolder, config: SupervisedSettings, learner: Learner) -> ResultT:
-    """The result of a job that changes nothing; a signal ends the run here, with what was done in a checkpoint."""
-    try:
-        with interruptible():
-            return job()
-    except Interrupted:
-        if learner.step > 0:
-            save(folder, learner, config.checkpoint.keep)
-        raise
+def as_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same metrics with the names of an evaluation in the log."""
+    return {f"eval_{name}": value for name, value in metrics.items()}
 
 
-def evaluation(figures: Mapping[str, float]) -> dict[str, float]:
-    return {f"eval_{name}": value for name, value in figures.items()}
+@contextmanager
+def rows_kept_on_fault(config: SupervisedSettings, learner: Learner, folder: RunFolder) -> Iterator[None]:
+    """Keep the rows of the block's update in the run folder if it diverges or is skipped."""
+    task, step = learner.task, learner.step
 
-
-def update_or_tell(
-    config: SupervisedSettings, learner: Learner, step: int, total: int, folder: RunFolder
-) -> dict[str, float]:
-    """The update; the rows of one that went wrong are kept to be looked at."""
-    task = learner.task
-
-    def tell(what: str) -> str:
-        return keep_rows(folder, step + 1, what, map(task.row, rows_of_step(config, len(task.lengths), step)))
+    def keep(reason: str) -> str:
+        rows = rows_of_step(config, len(task.lengths), step)
+        return keep_rows(folder, step + 1, reason, map(task.row, rows))
 
     try:
-        metrics = update(config, learner, step, total)
+        yield
     except Diverged as error:
-        raise Diverged(error.what, f"step {step + 1}{tell(error.what)}", error.fix) from error
-    if metrics["skipped"]:
-        tell("the update was skipped")
-    return metrics
+        raise Diverged(error.what, f"step {step + 1}{keep(error.what)}", error.fix) from error
+    if learner.unlogged and learner.unlogged["skipped"]:
+        keep("the update was skipped")
 
 
-def update(config: SupervisedSettings, learner: Learner, step: int, total: int) -> dict[str, float]:
-    """One optimizer step: the weighted mean of the loss over the step's rows, whatever the micro-batches."""
+def update(config: SupervisedSettings, learner: Learner, total: int) -> dict[str, float]:
+    """Take one optimizer step on the weighted mean loss of the step's rows, whatever the micro-batches."""
     failpoint("step.update")
-    start, task, optimizer = time.perf_counter(), learner.task, learner.optimizer
+    start, task, step = time.perf_counter(), learner.task, learner.step
     rows = rows_of_step(config, len(task.lengths), step)
     loss = accumulate(task, rows, config.microbatch_tokens)
     factor = learning_rate_factor(config.optim.schedule, step, total, config.optim.warmup_steps)
-    set_learning_rate(optimizer, factor)
-    norm, taken = learner.move(math.isfinite(loss), config.optim.max_grad_norm)
+    set_learning_rate(learner.trained.optimizer, factor)
+    norm, taken = learner.optimizer_step(math.isfinite(loss), config.optim.max_grad_norm)
     num_tokens = sum(task.lengths[i] for i in rows)
     return {
         "loss": loss,
@@ -196,29 +177,11 @@ def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[i
     return rows
 
 
-def evaluates(config: SupervisedSettings, num_rows: int, step: int) -> bool:
+def evaluation_due(config: SupervisedSettings, num_rows: int, step: int) -> bool:
     """After this step: every `eval_every` steps, or where a pass over the data ends."""
     if config.eval_every:
         return step % config.eval_every == 0
     return step * config.batch_size // num_rows > (step - 1) * config.batch_size // num_rows
-
-
-def checkpoint_due(config: SupervisedSettings, step: int) -> bool:
-    return bool(config.checkpoint.every and step % config.checkpoint.every == 0)
-
-
-@contextmanager
-def open_sinks(folder: RunFolder, config: SupervisedSettings, done: int) -> Iterator[list[MetricSink]]:
-    """Where metrics go, cut back to the step that the run goes on from."""
-    truncate_after(folder.metrics, done, first=0)
-    sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
-    if "tensorboard" in config.log.trackers:
-        sinks.append(TensorBoardMetrics(folder.tensorboard, done + 1))
-    try:
-        yield sinks
-    finally:
-        for sink in sinks:
-            sink.close()
 
 
 def log(sinks: Sequence[MetricSink], task: Task, step: int, metrics: Mapping[str, float]) -> None:

@@ -8,20 +8,18 @@ from torch import Tensor
 
 from keel.config import RewardConfig
 from keel.core.preferences import bradley_terry_loss
-from keel.stats.preference_metrics import baselines, calibrate, final_figures, judge, score_range
 from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking
 from keel.data.rows import naming_place
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.ensemble import members_of
+from keel.models.prompt_reading import report
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
-from keel.run.gate import shortfalls, write_gate
-from keel.run.held_out import write_held_out
-from keel.run.score_range import write_range
+from keel.run.reward_files import shortfalls, write_gate, write_held_out, write_range
+from keel.stats.preference_metrics import baselines, calibrate, final_figures, judge, score_range
 from keel.supervised.learner import Task
-from keel.models.prompt_reading import report
 from keel.supervised.split import Split, prompts_on_both_sides
 
 

@@ -6,22 +6,21 @@ from pathlib import Path
 import torch
 
 from keel.config import RewardConfig
-from keel.stats.preference_metrics import calibrate, final_figures, score_range
 from keel.data.preferences import Ranking
 from keel.models.ensemble import RewardEnsemble, save_ensemble
 from keel.models.gradients import require_gradients
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
+from keel.models.prompt_reading import chat_tokenizer
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder, remove, replace_folder, write_figures
-from keel.run.gate import check_held_out
-from keel.run.held_out import write_held_out
-from keel.terminal import tell
-from keel.models.prompt_reading import chat_tokenizer
+from keel.run.reward_files import check_held_out, write_held_out
+from keel.stats.preference_metrics import calibrate, final_figures, score_range
+from keel.supervised.loop import fit
 from keel.supervised.ranking_task import facts_of, reward_task, save_judged
 from keel.supervised.split import Split, split_rankings
-from keel.supervised.loop import fit
+from keel.terminal import tell
 from keel.world import generator
 
 

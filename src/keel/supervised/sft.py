@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from keel.config import SftConfig, SupervisedSettings
+from keel.data.examples import Imitation, load_examples
 from keel.data.notes import Notes
 from keel.data.padding import microbatches, pad_rows
-from keel.data.examples import Imitation, load_examples
 from keel.data.turns import Example
 from keel.errors import ConfigError
 from keel.models.gradients import require_gradients
@@ -20,11 +20,11 @@ from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, save_policy
 from keel.models.packed import token_states
 from keel.models.positions import num_positions
+from keel.models.prompt_reading import asking_of, chat_tokenizer, report, speak_in_turns
 from keel.models.vocabulary import name_unembedded, require_embedded
 from keel.supervised.learner import Task
-from keel.models.prompt_reading import asking_of, chat_tokenizer, report, speak_in_turns
-from keel.supervised.split import Split, split_rows
 from keel.supervised.loop import fit
+from keel.supervised.split import Split, split_rows
 from keel.world import World
 
 

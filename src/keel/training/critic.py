@@ -7,12 +7,12 @@ from transformers import PreTrainedTokenizerBase
 from keel.config import TrainConfig
 from keel.errors import ConfigError
 from keel.learn.algorithms import Algorithm
+from keel.models.actor_critic import ActorCritic
 from keel.models.adapters import share_frozen, with_lora
 from keel.models.ensemble import members_of
 from keel.models.heads import new_value_head
 from keel.models.loading import load_classifier, load_tokenizer
 from keel.models.pad_token import set_pad_id
-from keel.models.actor_critic import ActorCritic
 from keel.models.trunk_classifier import has_score_head
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -179,3 +180,15 @@ def _ranks(x: Tensor) -> Tensor:
 def _number(content: Content) -> int:
     """The same for the same text, on every rank."""
     return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:8], "little", signed=True)
+
+
+def speed_metrics(seconds: Mapping[str, float], step: int, num_responses: int, num_tokens: float) -> dict[str, float]:
+    """Time of each phase of a step, and its rates, over all processes."""
+    total = sum(seconds.values())
+    return {
+        **{f"time/{phase}_seconds": value for phase, value in seconds.items()},
+        "time/step_seconds": total,
+        "perf/tokens_per_second": num_tokens / total,
+        "perf/responses_per_second": num_responses / total,
+        "progress/responses": float(step * num_responses),
+    }

@@ -37,7 +37,7 @@ SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 def plan(config: PlanConfig) -> dict[str, Any]:
     """Forecast memory of each model, peak and seconds of each phase, and the changes that make the run fit.
 
-    What else the process has in its memory is part of the peaks: see `keel.train.plan_apart`.
+    What else the process has in its memory is part of the peaks: see `keel.training.plan_process`.
     """
     config = with_members(config)
     available = config.memory_gb * 1e9 if config.memory_gb else device_memory()

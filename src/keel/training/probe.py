@@ -27,7 +27,7 @@ from keel.models.shallow import shallow_models
 from keel.training.self_check import self_check
 from keel.training.setup import Parts, build_parts
 from keel.training.state import RunState
-from keel.training.step import train_step
+from keel.training.trainer import PolicyTrainer
 from keel.world import World, seconds_of_work
 
 START = "start"  # loading and self-check
@@ -76,7 +76,7 @@ def probe(
         small: whether the updater counts the policy of full depth as small.
         response_tokens: mean length of a response.
     """
-    config = parse(TrainConfig, values)
+    config = parse(TrainConfig, {**values, "steps": max(int(values["steps"]), STEPS[1])})  # a run may be shorter
     scorers = [] if config.rewards else [_no_opinion]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
     with shallow_models(depths), state.timed(START):
@@ -84,9 +84,11 @@ def probe(
         updater = OneMinibatch.like(parts.updater, small)
         parts = replace(parts, end_ids=_ends(parts, response_tokens), updater=updater)
         state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION
+    trainer = PolicyTrainer(parts)
+    trainer.state = state
     began, steps = _work(), list[dict[str, float]]()
     while len(steps) < STEPS[0] or (len(steps) < STEPS[1] and _since(began) < ENOUGH):
-        train_step(parts, state)
+        trainer.update_weights(trainer.compute_targets(trainer.score(trainer.sample())))
         steps.append({**state.seconds, "update": state.seconds["update"] * minibatches_of(config)})
     warm = {phase: [each[phase] for each in steps[1:]] for phase in state.seconds}
     warm[START] = [state.seconds[START]]

@@ -10,9 +10,9 @@ from keel import kernels
 from keel.core.diagnostics import clipfrac
 from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError, RewardError
-from keel.learn.targets import analyze_all, reference_logprobs
-from keel.models.heads import plain
-from keel.models.actor_critic import ActorCritic, Analysis
+from keel.learn.pass_check import compare_passes, logprobs_agree
+from keel.learn.targets import reference_logprobs
+from keel.models.actor_critic import Analysis
 from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.terminal import tell
@@ -20,12 +20,6 @@ from keel.training.setup import Parts
 
 PROBE_ROWS = 2, 8
 """Fewest and most responses of the check; in between, one in twenty of a step's."""
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""Largest difference of one token's log-probability between two correct ways to compute it."""
-MEAN_TOLERANCE = 0.1
-"""Mean such difference in bfloat16. Single tokens differ by 0.4: the cached decoding of transformers differs from its
-full pass by 0.04 on average and 0.3 at most (SmolLM2-135M, docs/numerics-log.md)."""
-
 SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
 """Largest difference between two scores of one response in other batches, in units of the largest score."""
 
@@ -87,50 +81,6 @@ def _check_ends(parts: Parts, probe: Rollouts) -> None:
         raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug")
 
 
-def compare_passes(
-    actor_critic: ActorCritic, probe: Rollouts, temperature: float, microbatch_tokens: int, where: str
-) -> tuple[Analysis, dict[str, float]]:
-    """Sampler and full pass give the same log-probs, and a row alone gives those it has in a batch.
-
-    Returns the full pass, and what was measured. Raises ConfigError where they differ by more than rounding.
-    """
-    kind, mask = type(plain(actor_critic.policy)).__name__, probe.response_mask
-    trained = analyze_all(actor_critic, probe, temperature, microbatch_tokens)
-    gaps = (trained.logprobs - probe.logprobs)[mask].abs()
-    fix = "use another architecture"
-    if _dtype(actor_critic).itemsize < 4:
-        fix = "use dtype float32, or another architecture"
-    if not _agree(gaps, actor_critic):
-        found = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
-        raise ConfigError(f"{kind}: {found} on a token's log-probability", where=where, fix=fix)
-    first = select_rows(probe, [0])
-    alone = analyze_all(actor_critic, first, temperature, 1, with_values=False)
-    width = first.response_mask.shape[1]
-    apart = (alone.logprobs - trained.logprobs[:1, :width])[first.response_mask].abs()
-    if not _agree(apart, actor_critic):
-        found = f"padding changes a token's log-probability by {float(apart.max()):.2g}"
-        raise ConfigError(f"{kind}: {found}", where=where, fix=fix)
-    measured = {
-        "check/logprob_gap": float(gaps.max()),
-        "check/logprob_gap_mean": float(gaps.mean()),
-        "check/padding_gap": float(apart.max()),
-    }
-    return trained, measured
-
-
-def _agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
-    """Whether differences of log-probs are those of rounding; NaN is none. In bfloat16 the mean is judged, which may be
-    larger over few tokens."""
-    dtype = _dtype(actor_critic)
-    if dtype in TOLERANCE:
-        return bool((gaps <= TOLERANCE[dtype]).all())
-    return bool(gaps.mean() <= MEAN_TOLERANCE * (1 + 4 / math.sqrt(max(len(gaps), 1))))
-
-
-def _dtype(actor_critic: ActorCritic) -> torch.dtype:
-    return next(actor_critic.policy.parameters()).dtype
-
-
 def _check_logprobs(parts: Parts, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
     """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update.
 
@@ -154,7 +104,7 @@ def _check_reference(parts: Parts, probe: Rollouts, ours: Analysis) -> dict[str,
     theirs = reference_logprobs(parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens)
     gaps = (ours.logprobs - theirs)[probe.response_mask].abs()
     gap = float(gaps.max())
-    if parts.config.reference is None and not _agree(gaps, parts.actor_critic):
+    if parts.config.reference is None and not logprobs_agree(gaps, parts.actor_critic):
         raise ConfigError(f"the reference is not the policy's start: log-probs differ by {gap:.2g}", where="reference")
     return {"check/reference_gap": gap}
 
@@ -162,6 +112,8 @@ def _check_reference(parts: Parts, probe: Rollouts, ours: Analysis) -> dict[str,
 def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
     """Scores (and which answers a scorer has none for) do not depend on the batch around an answer, nor on when it
     is asked."""
+    if not parts.scorers:
+        return {}
     rows = list(range(len(probe.texts)))
     halves = [half for half in (rows[::2], rows[1::2]) if half]
     order = torch.tensor([row for half in halves for row in half]).argsort()

@@ -1,15 +1,15 @@
 """Everything a run of policy learning needs, built before its loop and handed to it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import TrainConfig
 from keel.data.batches import Rollouts, ScoredRollouts
-from keel.data.prompts import Prompt
+from keel.data.prompts import Prompt, unlike_rows
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
 from keel.learn.guard import Guard
@@ -17,27 +17,25 @@ from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
+from keel.models.actor_critic import ActorCritic
 from keel.models.adapters import share_frozen
 from keel.models.gradients import require_gradients
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
-from keel.models.actor_critic import ActorCritic
 from keel.models.positions import require_positions
+from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.models.vocabulary import name_unembedded, require_embedded
-from keel.rollout.score import score
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.sampler import sample
+from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
-from keel.run.gate import require_passed
-from keel.run.score_range import read_range
+from keel.run.reward_files import read_range, require_passed
 from keel.terminal import tell
 from keel.training.critic import build_actor_critic
 from keel.training.python_prompts import load_given
-from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.world import World, generator
 
-SettingsT = TypeVar("SettingsT")
 DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
 
 
@@ -62,24 +60,36 @@ class Parts:
     stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
-    def respond(self, step: int, purpose: str = "sample", at_most: int | None = None) -> Rollouts:
-        """This rank's responses to the prompts of a step, or to a few of unlike lengths. They depend on seed and step
-        alone."""
-        rollout = self.config.rollout
+    def respond(
+        self,
+        step: int,
+        purpose: str = "sample",
+        at_most: int | None = None,
+        prompts: Sequence[Prompt] | None = None,
+    ) -> Rollouts:
+        """Sample this process's share of a step's responses; they depend on seed and step alone.
+
+        Args:
+            purpose: names the stream of random numbers.
+            at_most: so many prompts of unlike lengths are enough.
+            prompts: one for each response, in place of the step's.
+        """
+        config, rollout = self.config, self.config.rollout
+        if prompts is None:
+            prompts = prompts_of_step(self.prompts, config.seed, step, rollout.batch_size, rollout.group_size or 1)
         numbers = torch.rand(
-            (rollout.batch_size, rollout.max_response_tokens),
-            generator=generator(self.config.seed, purpose, step),
+            (len(prompts), rollout.max_response_tokens),
+            generator=generator(config.seed, purpose, step),
             dtype=torch.float64,
         )
-        share = self.world.share(rollout.batch_size)
-        prompts = prompts_of_step(self.prompts, self.config.seed, step, rollout.batch_size, rollout.group_size or 1)
+        share = self.world.share(len(prompts))
         prompts, numbers = prompts[share], numbers[share]
         if at_most is not None:
             chosen = unlike_rows(prompts, at_most)
             prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
         return sample(
             self.actor_critic.policy,
-            prompts,
+            list(prompts),
             self.tokenizer,
             numbers,
             self.end_ids,
@@ -105,13 +115,6 @@ class Parts:
         return scored
 
 
-def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
-    """Indices of so many prompts, or all: the shortest, the longest, and some in between."""
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
-    count = min(count, len(order))
-    return [order[place * (len(order) - 1) // max(count - 1, 1)] for place in range(count)]
-
-
 def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
     """The step's prompts, each `group_size` times: every pass over the data is a fresh shuffle, none is left out."""
     count = batch_size // group_size
@@ -124,12 +127,21 @@ def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int
     return chosen
 
 
-def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], prompts: Any, world: World) -> Parts:
-    """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started."""
+def build_parts(
+    config: TrainConfig,
+    functions: Sequence[Callable[..., Any]],
+    prompts: Any,
+    world: World,
+    scores_required: bool = True,
+) -> Parts:
+    """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started.
+
+    Without `scores_required` a run may have no scorer: the caller has the scores.
+    """
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
     loaded = load_given(config.prompts, tokenizer, prompts)
     held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
-    scorers = _scorers(config, functions)
+    scorers = _scorers(config, functions) if scores_required or config.rewards or functions else []
     check_signatures(scorers, (n for p in [*loaded, *held_out] for n in p.columns), config.reward.segments != "none")
     _check_sizes(config, world)
     policy = _policy(config, tokenizer, world)
@@ -161,8 +173,8 @@ def build_parts(config: TrainConfig, functions: Sequence[Callable[..., Any]], pr
         scorers=scorers,
         ranges=_ranges(config, scorers),
         algorithm=algorithm,
-        shaping=_take(Shaping, config.reward),
-        targets=_take(TargetSettings, config.rollout, config.algorithm),
+        shaping=Shaping(config.reward.missing_eos_penalty, config.reward.clip, config.reward.normalize),
+        targets=_target_settings(config),
         updater=_updater(config, actor_critic, algorithm, world),
     )
 
@@ -227,18 +239,42 @@ def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorith
         actor_critic=actor_critic,
         optimizer=build_optimizer(groups, optim.weight_decay, optim.eps),
         algorithm=algorithm,
-        objective=_take(Objective, config.rollout, config.algorithm),
-        schedule=_take(UpdateSchedule, config.algorithm, optim, total_steps=config.steps),
+        objective=Objective(
+            temperature=config.rollout.temperature,
+            clip_range_low=config.algorithm.clip_range_low,
+            clip_range_high=config.algorithm.clip_range_high,
+            dual_clip=config.algorithm.dual_clip,
+            value_clip_range=config.algorithm.value_clip_range,
+            value_coef=config.algorithm.value_coef,
+            entropy_coef=config.algorithm.entropy_coef,
+            kl_in=config.algorithm.kl_in,
+            kl_estimator=str(config.algorithm.kl_estimator),
+        ),
+        schedule=UpdateSchedule(
+            update_epochs=config.algorithm.update_epochs or 1,
+            minibatch_size=config.algorithm.minibatch_size or config.rollout.batch_size,
+            microbatch_tokens=config.algorithm.microbatch_tokens,
+            max_approx_kl=config.algorithm.max_approx_kl,
+            max_grad_norm=optim.max_grad_norm,
+            schedule=optim.schedule,
+            warmup_steps=optim.warmup_steps,
+            total_steps=config.steps,
+        ),
         world=world,
         guard=Guard(optim.on_fault, optim.max_skips, optim.spike),
     )
 
 
-def _take(kind: type[SettingsT], *sources: Any, **given: Any) -> SettingsT:
-    """Fill a part's own settings by name from sections of the config: a part never sees more than it needs."""
-    found = {}
-    for part in fields(kind):  # type: ignore[arg-type]
-        owner = next((source for source in sources if hasattr(source, part.name)), None)
-        if part.name not in given:
-            found[part.name] = getattr(owner, part.name)
-    return kind(**found, **given)
+def _target_settings(config: TrainConfig) -> TargetSettings:
+    return TargetSettings(
+        temperature=config.rollout.temperature,
+        group_size=config.rollout.group_size or 1,
+        microbatch_tokens=config.algorithm.microbatch_tokens,
+        kl_in=config.algorithm.kl_in,
+        kl_estimator=str(config.algorithm.kl_estimator),
+        gamma=config.algorithm.gamma,
+        gae_lambda=config.algorithm.gae_lambda,
+        whiten_advantages=config.algorithm.whiten_advantages,
+        normalize_std=config.algorithm.normalize_std,
+        truncation=config.algorithm.truncation,
+    )

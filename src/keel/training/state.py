@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from keel.errors import ConfigError
-from keel.interrupts import sealed
-from keel.learn.guard import require_finite
+from keel.interrupts import interrupts_blocked
 from keel.learn.shaping import ScoreStatistics
+from keel.loop.checkpoints import TrainedState
+from keel.models.actor_critic import ValueUnits
 from keel.models.heads import plain
 from keel.models.loading import as_classifier, dtype_name, load_classifier, save_model, save_policy
-from keel.models.actor_critic import ValueUnits
 from keel.models.sameness import probe_tokens, require_same, values
-from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from keel.run.checkpoint import Checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.training.setup import Parts
 
@@ -38,8 +38,8 @@ class RunState:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def logged(self) -> int:
-        """The last step that stands in the logs."""
+    def num_logged(self) -> int:
+        """Number of steps in the logs."""
         return self.step - (self.unlogged is not None)
 
     @contextmanager
@@ -49,48 +49,36 @@ class RunState:
         self.seconds[phase] = time.perf_counter() - start
 
 
+def trained_state(parts: Parts) -> TrainedState:
+    """What a checkpoint holds of the models: the trained weights, the optimizer and the guard."""
+    return TrainedState(parts.actor_critic, parts.updater.optimizer, parts.updater.guard)
+
+
 def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
-    """A checkpoint of everything the next step depends on, and the policy as a plain model folder."""
+    """Save a checkpoint of everything the next step depends on, and the policy as a plain model folder."""
     if not parts.world.is_main:
         return
-    require_finite(parts.actor_critic.named_parameters(), state.step)
-    with sealed():
-        save_checkpoint(
-            folder,
-            state.step,
-            {
-                "kl_coef": state.kl_coef,
-                "statistics": asdict(state.statistics),
-                "guard": parts.updater.guard.counters(),
-                "value_units": asdict(parts.actor_critic.value_units),
-                "unlogged": state.unlogged,
-            },
-            {"weights": _trained(parts), "optimizer": optimizer_tensors(parts.updater.optimizer)},
-            {"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
-            parts.config.checkpoint.keep,
-        )
-
-
-def _trained(parts: Parts) -> dict[str, torch.Tensor]:
-    """The trained weights by name, tied ones once."""
-    groups = parts.updater.optimizer.param_groups  # not requires_grad, which an adapter changes while it is put aside
-    trained = {id(value) for group in groups for value in group["params"]}
-    return {name: value.detach() for name, value in parts.actor_critic.named_parameters() if id(value) in trained}
+    trained_state(parts).save(
+        folder,
+        state.step,
+        {
+            "kl_coef": state.kl_coef,
+            "statistics": asdict(state.statistics),
+            "value_units": asdict(parts.actor_critic.value_units),
+            "unlogged": state.unlogged,
+        },
+        parts.config.checkpoint.keep,
+        models={"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
+    )
 
 
 def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights, moments and counters back."""
-    saved, own = checkpoint.tensors("weights"), _trained(parts)
-    if saved.keys() != own.keys():
-        raise ConfigError("the checkpoint holds other weights than this model", where=str(checkpoint.path))
-    for name, value in own.items():
-        value.copy_(saved[name])
-    load_optimizer_tensors(parts.updater.optimizer, checkpoint.tensors("optimizer"))
-    state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
-    state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
-    parts.updater.guard.restore(checkpoint.state["guard"])
+    """Load a checkpoint's weights, moments and counters. Raises ConfigError for one of another model or keel."""
     if "value_units" not in checkpoint.state:
         raise ConfigError("the checkpoint was written by an older keel", str(checkpoint.path), "start a new run")
+    trained_state(parts).restore(checkpoint)
+    state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
+    state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
     parts.actor_critic.value_units = ValueUnits(**checkpoint.state["value_units"])
     state.unlogged = checkpoint.state["unlogged"]
 
@@ -102,7 +90,7 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
     models = parts.actor_critic
     if parts.config.rollout.stop:  # whoever loads the policy stops where it learned to
         plain(models.policy).generation_config.eos_token_id = parts.end_ids
-    with sealed():
+    with interrupts_blocked():
         replace_folder(folder.policy, lambda path: save_policy(models.policy, parts.tokenizer, path))
         if models.has_critic:
             replace_folder(folder.critic, lambda path: _save_critic(parts, path))

@@ -7,9 +7,9 @@ from typing import Any
 from keel.config import TrainConfig
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import SEVERITIES, Finding
-from keel.run.read.run import Run, State, read_metrics
 from keel.errors import Halted
 from keel.run.folder import RunFolder
+from keel.run.read.run import Run, State, read_metrics
 from keel.terminal import tell
 
 EVERY_STEP = 200

@@ -9,14 +9,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.types import Scope
 
-from keel.ranking.deals import Deal
 from keel.data.rows import Content
 from keel.data.turn_text import turn_text
+from keel.ranking.deals import Deal
 from keel.server.limits import Refused
 
 HERE = Path(__file__).parent
 KINDS = {".css": "text/css", ".js": "text/javascript"}
-FOLDERS = (HERE / "static", HERE.parent / "diagnose" / "static")
+FOLDERS = [*HERE.glob("**/static"), HERE.parent / "report" / "static"]
 STATIC = {path.name: (path, KINDS[path.suffix]) for at in FOLDERS for path in at.iterdir() if path.suffix in KINDS}
 """The files that can be asked for, by name: a request's path never becomes a path of the disk."""
 ROLES = ("user", "assistant", "system")
@@ -25,7 +25,9 @@ CODE = re.compile(
 )
 """What is set in a monospaced font: blocks between fences (the last may lack its end), indented lines, `words`."""
 
-_templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
+_templates = Environment(
+    loader=FileSystemLoader([*HERE.glob("**/templates")]), autoescape=True, undefined=StrictUndefined
+)
 
 
 def code_parts(text: str) -> list[tuple[bool, str]]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.stats.overoptimisation import Fit, fit
 from keel.diagnosis.rule import NOTICE, WARNING, Levels, Rule, levels, moved, names, raise_kl
 from keel.diagnosis.rules.hacking import fall_alone
 from keel.run.read.run import Run
 from keel.run.read.series import at_least, last, start_of, trailing_mean, window
+from keel.stats.overoptimisation import Fit, fit
 
 NEAR, PAST = 0.8, 1.2  # of the peak's KL: time to think of stopping, and surely over it
 FITS = 12  # looks in a whole run, evenly spaced: a fit of every step would say no more

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from keel.config import DriftConfig
-from keel.evaluation.drift.novelty import Known
 from keel.data.prompts import Prompt
-from keel.stats.two_samples import Numbers
-from keel.run.folder import write_atomic
-from keel.run.metrics import finite
-from keel.run.output import require_writable
-from keel.evaluation.judged import Judged
-from keel.evaluation.slices import slices_of
+from keel.evaluation.drift.novelty import Known
 from keel.evaluation.drift.responses import ENOUGH, Desk, answer, logged, open_desk, some, table, training_prompts
 from keel.evaluation.drift.verdict import Moved, comparable, compared, corrected, reasons, standing, too_few, unlikely
+from keel.evaluation.judged import Judged
+from keel.evaluation.slices import slices_of
+from keel.run.folder import write_atomic
+from keel.run.json_values import finite
+from keel.run.output import require_writable
+from keel.stats.two_samples import Numbers
 from keel.world import World
 
 RANKED = 4  # answers to a prompt that people are asked to rank

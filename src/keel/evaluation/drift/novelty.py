@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from keel.ranking.agreement import as_text
 from keel.data.rows import Content
+from keel.data.turn_text import content_text
 
 
 def word_pairs(prompt: Content) -> set[tuple[str, ...]]:
     """Each two neighbouring words or marks, without regard to capitals; of a text of one word, that."""
-    words = re.findall(r"\w+|[^\w\s]", as_text(prompt).lower())
+    words = re.findall(r"\w+|[^\w\s]", content_text(prompt).lower())
     return set(pairwise(words)) or {tuple(words)}
 
 

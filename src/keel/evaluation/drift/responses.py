@@ -12,27 +12,27 @@ from torch import Tensor
 from keel.config import DecodingSettings, DriftConfig, PromptSettings, TrainConfig
 from keel.data.batches import Rollouts
 from keel.data.chats import tools_of
-from keel.evaluation.drift.novelty import Known
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt, encode_prompt
 from keel.data.turns import encode_answer
-from keel.stats.two_samples import Numbers
 from keel.errors import ConfigError, DataError
+from keel.evaluation.drift.novelty import Known
+from keel.evaluation.evaluate import Scoring, judge, measure
+from keel.evaluation.frontier import checkpoints_of, settings_of_run
+from keel.evaluation.judged import PER_TOKEN, Judged
+from keel.evaluation.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
+from keel.evaluation.slices import slices_of
 from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import ActorCritic
+from keel.models.prompt_reading import read_prompts
 from keel.models.vocabulary import fill_id, require_embedded
+from keel.progress import ProgressDisplay
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
 from keel.run.folder import RunFolder
 from keel.run.origin import fingerprints
-from keel.run.score_range import read_range
-from keel.evaluation.judged import PER_TOKEN, Judged
-from keel.evaluation.slices import slices_of
-from keel.evaluation.evaluate import Scoring, judge, measure
-from keel.evaluation.frontier import checkpoints_of, settings_of_run
-from keel.progress import ProgressDisplay
-from keel.models.prompt_reading import read_prompts
-from keel.evaluation.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
+from keel.run.reward_files import read_range
+from keel.stats.two_samples import Numbers
 from keel.world import generator
 
 ENOUGH = 600  # training prompts that are answered where today's are fewer

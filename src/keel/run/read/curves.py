@@ -25,7 +25,7 @@ NOT_CURVES = ("progress/",)  # counts of what was done
 
 
 class Known(NamedTuple):
-    """A figure, or a family of them, in the words of report_figures.yaml."""
+    """A figure, or a family of them, in the words of metric_descriptions.yaml."""
 
     figure: str
     label: str
@@ -35,7 +35,7 @@ class Known(NamedTuple):
 @cache
 def catalogue() -> dict[str, list[Known]]:
     """Title of a group -> its figures, best known first."""
-    text = files("keel.diagnose").joinpath("report_figures.yaml").read_text(encoding="utf-8")
+    text = files("keel.run.read").joinpath("metric_descriptions.yaml").read_text(encoding="utf-8")
     groups: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
     return {title: [Known(figure, *words) for figure, words in known.items()] for title, known in groups.items()}
 

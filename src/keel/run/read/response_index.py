@@ -1,9 +1,4 @@
-"""The figures of answers, and where each stands in its file, without parsing more of a line than its beginning.
-
-A line begins with its short figures: {"step": 3, "score": ..., "kl": ..., "length": ..., "truncated": ..., "scores":
-{...}, "prompt": ..., "response": ..., "tokens": ...}. A line in another order is parsed whole. A quote inside a text of
-JSON is always escaped, so the first `, "prompt": ` of a line is a key.
-"""
+"""Metrics of responses, and the place of each in its file, without parsing more of a line than its beginning."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-PROMPT, RESPONSE, TOKENS = b', "prompt": ', b', "response": ', b', "tokens": '
+from keel.run.rollout_line import find_parts
+
 NO_ANSWER = (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError)
 Column = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -83,23 +79,17 @@ def joined(parts: Sequence[Index]) -> Index:
 
 
 def _by_beginnings(data: bytes, start: int) -> Index:
-    """Raises ValueError or KeyError unless every line is in the order above."""
-    heads, spans, prompts = [], [], []
-    find, begin = data.find, 0
+    """Raises ValueError or KeyError unless every line is in the order of keel.run.rollout_line."""
+    heads, spans, prompts, begin = [], [], [], 0
     while begin < len(data):
-        prompt = find(PROMPT, begin)
-        response = find(RESPONSE, prompt)
-        tokens = find(TOKENS, response)
-        end = find(b"\n", begin)
-        if not begin < prompt < response < tokens < end:
-            raise ValueError("another order")
-        heads.append(data[begin:prompt])
-        spans.append((start + begin, end - begin, start + prompt + 2, start + tokens))
-        prompts.append(hash(data[prompt + len(PROMPT) : response]))
-        begin = end + 1
+        parts = find_parts(data, begin)
+        heads.append(data[begin : parts.short_end])
+        spans.append((start + begin, parts.end - begin, start + parts.texts, start + parts.texts_end))
+        prompts.append(hash(data[parts.prompt : parts.prompt_end]))
+        begin = parts.end + 1
     rows = json.loads(b"[" + b"},".join(heads) + b"}]")
     if len(rows) != len(heads):
-        raise ValueError("another order")
+        raise ValueError("fields in another order")
     return Index.of(rows, spans, prompts)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keel.data.turn_text import turn_text
-from keel.run.read.response_index import Index, index_of, joined
-from keel.run.read.tail import GrowingFile
 from keel.errors import DataError
 from keel.files import open_regular
+from keel.run.read.response_index import Index, index_of, joined
+from keel.run.read.tail import GrowingFile
 
 Numbers = NDArray[np.int64]
 Range = tuple[float | None, float | None]

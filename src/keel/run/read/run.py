@@ -12,11 +12,11 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from keel.run.read.settings import check_settings, named_sources
 from keel.errors import CheckpointError, ConfigError
 from keel.files import read_regular
 from keel.run.folder import RunFolder
 from keel.run.lock import is_running, lock_owner
+from keel.run.read.settings import check_settings, named_sources
 
 PARTS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "faults"}
 """Folders inside a run, which hold no runs of their own to look at."""

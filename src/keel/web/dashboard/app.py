@@ -17,12 +17,12 @@ from keel.config import ServeConfig
 from keel.errors import CheckpointError, DataError
 from keel.server.limits import Refused, new_token
 from keel.server.places import welcome
+from keel.server.request_checks import Shield, Turns, names_of
+from keel.server.sign_in import People
 from keel.web.dashboard.ask import Asked
 from keel.web.dashboard.folder import RunsBelow
 from keel.web.dashboard.views import VIEWS, View, both_runs
 from keel.web.pages import page, static
-from keel.server.sign_in import People
-from keel.server.request_checks import Shield, Turns, names_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

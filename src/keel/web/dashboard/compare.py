@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keel.run.read.responses import Answers, Numbers, as_text
 from keel.run.read.compare import word_differences
 from keel.run.read.curves import rounded
-from keel.web.dashboard.responses import end_of
+from keel.run.read.responses import Answers, Numbers, as_text
 from keel.web.dashboard.disputes import Dispute
+from keel.web.dashboard.responses import end_of
 
 SHOWN = 200  # answers of each run to one prompt that a page offers
 WORDS = 20_000  # characters of two answers that are compared word by word

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from keel.data.items import MOST, as_answers
 from keel.data.rows import Row
-from keel.run.read.responses import Answers, Numbers
 from keel.errors import DataError
+from keel.run.read.responses import Answers, Numbers
 
 Column = NDArray[np.float64]
 

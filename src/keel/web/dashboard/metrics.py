@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.tail import GrowingFile
 from keel.run.read.run import NO_JSON, Run, Series, State, step_of
+from keel.run.read.tail import GrowingFile
 
 NAN = float("nan")
 MOST_FIGURES = 2_000  # a run of keel has about a hundred, and some for each scorer

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from keel.run.read.curves import rounded
 from keel.run.read.response_index import Column, Index
 from keel.run.read.responses import Answers, Numbers, Range, as_text
-from keel.run.read.curves import rounded
 from keel.server.limits import Refused
 from keel.web.dashboard.disputes import disagreement
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.responses import Range
-from keel.run.read.curves import groups, is_sparse, rounded, thinned, trend
 from keel.diagnosis.findings import Diagnosis
-from keel.run.read.run import Run, State, state_of
-from keel.run.read.settings import check_settings
 from keel.errors import CheckpointError
 from keel.run.folder import RunFolder
-from keel.web.dashboard.responses import RunAnswers
-from keel.web.dashboard.file_state import appearance
+from keel.run.read.curves import groups, is_sparse, rounded, thinned, trend
+from keel.run.read.responses import Range
+from keel.run.read.run import Run, State, state_of
+from keel.run.read.settings import check_settings
 from keel.web.dashboard.doctor import Case, Doctor
+from keel.web.dashboard.file_state import appearance
 from keel.web.dashboard.metrics import MOST_FIGURES, Metrics
+from keel.web.dashboard.responses import RunAnswers
 
 PATIENCE = 0.6  # seconds that a request reads for; the next one goes on
 AT_ONCE = 1_000  # new points of a curve that travel; of more, the whole curve does, thinned

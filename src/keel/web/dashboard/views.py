@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from keel.run.read.responses import as_text
 from keel.run.read.compare import settings_differences
+from keel.run.read.responses import as_text
 from keel.server.limits import Refused
-from keel.web.dashboard.responses import RunAnswers
 from keel.web.dashboard.ask import Asked
 from keel.web.dashboard.compare import alike, pair, shared_page
 from keel.web.dashboard.disputes import as_rows, between_scorers
 from keel.web.dashboard.folder import RunsBelow
+from keel.web.dashboard.responses import RunAnswers
 from keel.web.dashboard.run import WatchedRun
 from keel.web.pages import as_messages
 

@@ -17,16 +17,16 @@ from starlette.types import ASGIApp
 
 from keel.config import RankConfig
 from keel.data.items import MOST
+from keel.errors import DataError
 from keel.ranking.database import StoreError
 from keel.ranking.deals import Conflict, NotDealt
 from keel.ranking.store import Store
-from keel.errors import DataError
 from keel.server.limits import Refused, as_url_host, parsed, read_body
-from keel.terminal import tell
-from keel.web.rank.metrics import figures, figures_elsewhere
-from keel.web.pages import of_deal, page, refusal, static
-from keel.server.sign_in import People, Person
 from keel.server.request_checks import Shield, Turns, names_of
+from keel.server.sign_in import People, Person
+from keel.terminal import tell
+from keel.web.pages import of_deal, page, refusal, static
+from keel.web.rank.metrics import figures, figures_elsewhere
 
 MAX_BODY = 64_000
 FRESH_SECONDS = 2.0  # that the owner's figures serve before they are computed again

@@ -9,10 +9,10 @@ from contextlib import suppress
 from starlette.concurrency import run_in_threadpool
 
 from keel.config import RankConfig
-from keel.ranking.database import StoreError
-from keel.ranking.store import Store
 from keel.errors import ConfigError, Interrupted
 from keel.files import read_regular
+from keel.ranking.database import StoreError
+from keel.ranking.store import Store
 from keel.server.limits import check_reach, listening, prompt_server
 from keel.web.rank.app import links, rank_app
 

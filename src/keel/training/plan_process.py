@@ -12,7 +12,7 @@ from keel.config import PlanConfig
 from keel.errors import ConfigError
 
 
-def plan_apart(config: PlanConfig) -> dict[str, Any]:
+def plan_in_subprocess(config: PlanConfig) -> dict[str, Any]:
     """Return `keel.training.plan.plan` of these settings. Raises what it raised, as a ConfigError."""
     command = [sys.executable, "-P", "-W", "ignore", "-m", "keel.training.plan"]
     done = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True, check=False)

@@ -1,15 +1,20 @@
-"""What a reward model must reach before a policy may learn from it."""
+"""Files that come with a reward model: the verdict of its gate, its scores of held-out rankings, and their range."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from keel.config import GATES
 from keel.data.preferences import Ranking, prompt_key
 from keel.errors import ConfigError
+from keel.run.folder import RunFolder, write_atomic
+from keel.stats.preference_metrics import Scores
 from keel.terminal import tell
 
-FILE = "gate.json"
+GATE_FILE, HELD_OUT_FILE, RANGE_FILE = "gate.json", "held_out.jsonl", "range.json"
+RANGE = ("score_lowest", "score_low", "score_median", "score_high", "score_highest", "score_std", "longest")
+"""What is saved of the scores on held-out responses."""
 FEWEST_PROMPTS = 10  # from here on every interval holds its coverage (docs/evaluation.md, "Coverage")
 FEWEST_PAIRS = 100  # for `ece`: with fewer, a model with a calibration error of 0.2 may pass by luck
 
@@ -43,13 +48,13 @@ def shortfalls(gate: Mapping[str, float], figures: Mapping[str, float]) -> list[
 def write_gate(folder: Path, gate: Mapping[str, float], failed: list[str]) -> None:
     """The verdict travels with the model."""
     text = json.dumps({"gate": dict(gate), "passed": not failed, "failed": failed}, indent=1)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / GATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def require_passed(model: str, ungated: bool = False) -> None:
     """Raises ConfigError for a reward model that failed its gate, or says so if it is wanted all the same; one without
     a gate passes."""
-    path = Path(model) / FILE
+    path = Path(model) / GATE_FILE
     if not path.is_file():
         return
     try:
@@ -69,3 +74,35 @@ def require_passed(model: str, ungated: bool = False) -> None:
             where=model,
             fix="train a better one (its report.html says where it fails), or set ungated: true in this scorer",
         )
+
+
+def write_held_out(
+    folder: RunFolder,
+    rankings: Sequence[Ranking],
+    scores: Scores,
+    member_scores: Sequence[Sequence[Sequence[float]]] | None = None,
+) -> None:
+    """Rankings with `scores` and, of an ensemble, `member_scores` [members, responses]. Raises CheckpointError."""
+    rows = [asdict(ranking) | {"scores": row} for ranking, row in zip(rankings, scores, strict=True)]
+    for row, members in zip(rows, member_scores or [], strict=bool(member_scores)):
+        row["member_scores"] = members
+    write_atomic(folder.path / HELD_OUT_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_range(folder: Path, figures: Mapping[str, float]) -> None:
+    """Those of `figures` that are the range; nothing when nothing was held out."""
+    found = {name: figures[name] for name in RANGE if name in figures}
+    if found:
+        (folder / RANGE_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def read_range(model: str) -> dict[str, float] | None:
+    """None for a model that came without. Raises ConfigError when it cannot be read."""
+    path = Path(model) / RANGE_FILE
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return {name: float(saved[name]) for name in RANGE}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("the range of its scores cannot be read", str(path), "remove the file") from error

@@ -1,0 +1,55 @@
+"""Settings of `keel reward`."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from keel.config.sections import Count, NonNegative
+from keel.config.supervised import ComparisonSettings
+
+# Name in a gate -> figure, and whether it has to be at least or at most what the gate says.
+GATES = {
+    "accuracy": ("accuracy", ">="),
+    "accuracy_low": ("accuracy_low", ">="),
+    "ahead_of_length": ("ahead_of_length", ">="),
+    "loss": ("loss", "<="),
+    "ece": ("calibration_error", "<="),
+    "ece_high": ("calibration_error_high", "<="),
+}
+
+
+class RewardConfig(ComparisonSettings):
+    """Settings of `keel reward`: train a reward model on pairs or rankings."""
+
+    loss: Literal["pairwise", "listwise"] = "pairwise"
+    """Bradley-Terry on pairs (rankings are turned into pairs), or Plackett-Luce on whole rankings"""
+    center_coef: NonNegative = 0.01
+    """pulls the scores of each prompt's answers towards a mean of zero"""
+    template: str = "{prompt}{response}"
+    """how prompt and response become one text when the prompt is no chat (chats: data.chat_template)"""
+    members: Count = 1
+    """reward models in the ensemble; each has a head, an order of the data and a run folder of its own"""
+    member_models: list[str] = []
+    """weights that the members start from, in turn (default: all from `model`)"""
+    calibrate: bool = False
+    """divide the scores by the temperature that fits the held-out prompts, so that they are in nats"""
+    gate: dict[str, float] = {}
+    """what the held-out figures must reach, as in accuracy_low=0.6,ece=0.1 (also accuracy;
+    ece_high, the upper end of the interval of ece; ahead_of_length; loss); `keel train` refuses a model that fails"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RewardConfig":
+        unknown = [name for name in self.gate if name not in GATES]
+        if unknown:
+            raise ValueError(f"gate: no figure is called {unknown[0]}; known: {', '.join(GATES)}")
+        beyond = [name for name, bound in self.gate.items() if name != "loss" and abs(bound) > 1]
+        if beyond:
+            raise ValueError(f"gate: {beyond[0]} is a share, at most 1")
+        if self.member_models and self.members == 1:
+            raise ValueError("member_models are for an ensemble; set members")
+        if self.loss == "listwise" and self.ties == "half":
+            raise ValueError("ties: half belongs to loss: pairwise; the listwise loss reads ties as unknown order")
+        if (self.calibrate or self.gate) and not (self.data.eval_path or self.data.eval_fraction):
+            asked = "calibrate" if self.calibrate else "a gate"
+            raise ValueError(f"{asked} needs held-out prompts; set data.eval_fraction or data.eval_path")
+        return self

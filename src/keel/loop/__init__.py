@@ -1,0 +1,1 @@
+"""What surrounds the steps of every training loop: the run folder, interrupts, checkpoints."""

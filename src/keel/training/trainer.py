@@ -1,0 +1,249 @@
+"""A policy in training: sample responses, score them, compute what to learn, update the weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keel.config import TrainConfig, parse
+from keel.core.diagnostics import approx_kl
+from keel.core.kl import RESOLUTION, updated_kl_coef
+from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
+from keel.errors import ConfigError, RewardError
+from keel.failpoints import failpoint
+from keel.learn.guard import require_finite
+from keel.learn.shaping import ScoreStatistics, scores_of_kept
+from keel.learn.targets import analyze_all, build_targets
+from keel.learn.totals import Totals
+from keel.models.actor_critic import ValueUnits
+from keel.models.loading import save_policy
+from keel.run.rollout_log import rollout_rows
+from keel.training.collapse import check_alive, check_finite
+from keel.training.metrics import speed_metrics, step_metrics
+from keel.training.python_prompts import load_given, with_place
+from keel.training.self_check import check_moved, fingerprint, self_check
+from keel.training.setup import Parts, build_parts
+from keel.training.state import RunState, StepRecord
+from keel.world import World
+
+ROWS_READ_AGAIN = 8
+"""Responses that the updated policy reads once more, for the ratios in the log: a few percent of the update's time."""
+REFERENCE_BATCHES = 4
+"""Batches of responses that the statistics of `reward.normalize: reference` are measured on."""
+
+
+@dataclass(frozen=True)
+class StepTargets:
+    """What one update learns from, and the statistics that become the run's when it is done."""
+
+    scored: ScoredRollouts
+    token_scores: Tensor  # [B, T], shaped
+    batch: TrainingBatch
+    value_units: ValueUnits
+    step_scale: float
+    statistics: ScoreStatistics
+
+
+class PolicyTrainer:
+    """Policy, critic, reference and scorers of a run with their state, for the loop of `keel train` and for your own.
+
+    A step is `sample`, `score`, `compute_targets`, `update_weights`; only the last changes anything. `update` is the
+    last two with scores of your own:
+
+        trainer = PolicyTrainer.from_config(config)
+        rollouts = trainer.sample(prompts)
+        metrics = trainer.update(rollouts, scores)
+        trainer.save("runs/mine/policy")
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.state = RunState(step=0, kl_coef=parts.config.algorithm.kl_coef)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: TrainConfig | Mapping[str, Any],
+        scorers: Sequence[Callable[..., Any]] = (),
+        prompts: Any = None,
+    ) -> "PolicyTrainer":
+        """Load models, prompts and scorers, and run the self-check.
+
+        Args:
+            config: the settings of `keel train`. `rewards` may be empty: `update` then takes the scores. So may
+                `prompts`: `sample` then takes the prompts.
+            scorers: reward functions in Python, besides `rewards`.
+            prompts: in place of the file of `config.prompts`: texts, chats or rows with columns.
+
+        Raises ConfigError, DataError or RewardError.
+        """
+        if not isinstance(config, TrainConfig):
+            config = parse(TrainConfig, config if prompts is None else with_place(config))
+        trainer = cls(build_parts(config, scorers, prompts, World.from_environment(), scores_required=False))
+        trainer.check()
+        if trainer.parts.config.reward.normalize == "reference" and trainer.parts.scorers:
+            trainer.measure_reference()
+        return trainer
+
+    def check(self) -> dict[str, float]:
+        """Run the self-check of the start. Returns what it measured. Raises ConfigError or RewardError."""
+        measured = self_check(self.parts)
+        self.state.trust_sampler = measured["check/logprob_gap"] <= RESOLUTION
+        return measured
+
+    def measure_reference(self) -> None:
+        """Measure the statistics of the scores of the start, for `reward.normalize: reference`."""
+        statistics = ScoreStatistics()
+        for batch in range(1, REFERENCE_BATCHES + 1):
+            rollouts = self.parts.respond(batch, purpose="reference")
+            scored = raise_together(self.parts.world, partial(self.parts.score, rollouts))
+            statistics = statistics.plus(scores_of_kept(scored), self.parts.world)
+        self.state.statistics = statistics
+
+    def sample(self, prompts: Any = None) -> Rollouts:
+        """Sample responses to the prompts of the next step, `rollout.group_size` to each.
+
+        Args:
+            prompts: in place of those of the settings: texts, chats or rows with columns, as in `keel.train`.
+        """
+        parts, own = self.parts, None
+        if prompts is not None:
+            loaded = load_given(parts.config.prompts, parts.tokenizer, prompts)
+            own = [prompt for prompt in loaded for _ in range(parts.config.rollout.group_size or 1)]
+        with self.state.timed("sample"):
+            failpoint("step.sample")
+            return parts.respond(self.state.step + 1, prompts=own)
+
+    def score(self, rollouts: Rollouts) -> ScoredRollouts:
+        """Score responses with the run's scorers. Raises RewardError, on every process."""
+        with self.state.timed("score"):
+            failpoint("step.score")
+            return raise_together(self.parts.world, partial(self.parts.score, rollouts, self.state.step))
+
+    def compute_targets(self, scored: ScoredRollouts) -> StepTargets:
+        """Compute rewards, advantages and returns of each token."""
+        parts, state = self.parts, self.state
+        statistics = state.statistics
+        if parts.config.reward.normalize == "running":
+            statistics = statistics.plus(scores_of_kept(scored), parts.world)
+        with state.timed("targets"):
+            failpoint("step.targets")
+            token_scores = parts.shaping.token_scores(scored, statistics)
+            targets = build_targets(
+                scored,
+                token_scores,
+                parts.actor_critic,
+                parts.reference,
+                parts.algorithm,
+                parts.targets,
+                state.kl_coef,
+                parts.world,
+                state.trust_sampler,
+            )
+        return StepTargets(scored, token_scores, targets.batch, targets.value_units, targets.step_scale, statistics)
+
+    def update_weights(self, targets: StepTargets) -> StepRecord:
+        """Update policy and critic, then the state. Returns the step's metrics and some of its responses.
+
+        Raises Diverged before an update that would do harm, ConfigError after the last step.
+        """
+        parts, state, batch = self.parts, self.state, targets.batch
+        config, step = parts.config, state.step + 1
+        if step > config.steps:  # the schedule of the learning rate has ended
+            raise ConfigError(f"all {config.steps} steps are done", where="steps", fix="raise it")
+        check_finite(batch, parts.world)
+        check_alive(batch, config.algorithm, parts.world)
+        before = fingerprint(parts) if step == 1 else None
+        parts.actor_critic.value_units = targets.value_units
+        with state.timed("update"):
+            failpoint("step.update")
+            step_scale = 0.0 if step <= config.critic.warmup_steps else targets.step_scale
+            learned = parts.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
+        if before is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
+            check_moved(before, fingerprint(parts))
+        metrics = step_metrics(parts, targets.scored, targets.token_scores, batch, state.kl_coef)
+        new_logprobs, moved = self._read_again(targets)
+        first_approx_kl = learned.pop("policy/first_approx_kl")  # NaN where the first optimizer step was skipped
+        metrics["sampler/approx_kl"] += first_approx_kl if isfinite(first_approx_kl) else 0.0
+        state.step, state.statistics = step, targets.statistics
+        num_responses = batch.size * parts.world.size
+        if config.algorithm.target_kl is not None:
+            state.kl_coef = updated_kl_coef(
+                state.kl_coef,
+                metrics["objective/kl"],
+                config.algorithm.target_kl,
+                config.algorithm.kl_horizon,
+                num_responses,
+            )
+        num_tokens = float(targets.scored.rollouts.lengths.sum()) * parts.world.size
+        metrics |= learned | moved | {"policy/step_scale": step_scale}
+        metrics |= speed_metrics(state.seconds, step, num_responses, num_tokens)
+        rows = rollout_rows(targets.scored, batch, config.log.rollouts_per_step, parts.tokenizer, new_logprobs)
+        return metrics, list(rows)
+
+    def update(self, rollouts: Rollouts, scores: Sequence[float] | Tensor) -> dict[str, float]:
+        """Learn from responses with the scores given. Returns the step's metrics.
+
+        Args:
+            rollouts: B responses of `sample`.
+            scores: [B], one finite number a response.
+
+        Raises RewardError for other scores, Diverged before an update that would do harm.
+        """
+        return self.update_weights(self.compute_targets(with_scores(rollouts, scores)))[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Save the policy as a transformers model folder, a LoRA adapter merged into it and beside it.
+
+        Raises Diverged for weights that are not finite, CheckpointError if the saved model differs from this one.
+        """
+        require_finite(self.parts.actor_critic.named_parameters(), self.state.step)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.parts.world.is_main:
+            save_policy(self.parts.actor_critic.policy, self.parts.tokenizer, Path(folder))
+
+    def _read_again(self, targets: StepTargets) -> tuple[Tensor | None, dict[str, float]]:
+        """Log-probs of the first few responses under the updated policy, [N, T] on the main rank, and its movement.
+
+        `policy/approx_kl` is a mean over the epochs, and does not measure the last optimizer step.
+        """
+        parts, totals, new_logprobs = self.parts, Totals(["policy/step_kl"]), None
+        if parts.world.is_main:
+            few = select_rows(targets.scored.rollouts, range(min(ROWS_READ_AGAIN, targets.batch.size)))
+            rows, width = few.response_mask.shape
+            temperature, at_once = parts.targets.temperature, parts.targets.microbatch_tokens
+            new_logprobs = analyze_all(parts.actor_critic, few, temperature, at_once, with_values=False).logprobs
+            moved = approx_kl(new_logprobs, targets.batch.logprobs[:rows, :width])
+            totals.add("policy/step_kl", moved[targets.batch.response_mask[:rows, :width]])
+        return new_logprobs, totals.reduced(parts.world)
+
+
+def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:
+    """Attach scores [B] to responses. Raises RewardError for another number of them, or one that is not finite."""
+    device, count = rollouts.response_mask.device, len(rollouts.texts)
+    values = torch.as_tensor(scores, dtype=torch.float32).to(device)
+    if values.shape != (count,):
+        shape = tuple(values.shape)
+        raise RewardError(f"expected {count} numbers, got shape {shape}", where="scores", fix="give one a response")
+    if not bool(values.isfinite().all()):
+        row = int((~values.isfinite()).nonzero()[0])
+        raise RewardError(f"the score of response {row} is {float(values[row])}", where="scores", fix="give a number")
+    kept = torch.ones(count, dtype=torch.bool, device=device)
+    return ScoredRollouts(rollouts, values, None, {"score": values}, kept)
+
+
+def raise_together(world: World, job: Callable[[], Any]) -> Any:
+    """Return the job's result; a RewardError on any process is raised on all of them, so that none waits for it."""
+    results, error = [], None
+    try:
+        results = [job()]
+    except RewardError as caught:
+        error = caught
+    if world.any(error is not None):
+        raise error or RewardError("a scorer failed in another process", where="rewards")
+    return results[0]
