@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, parse
 from keel.data.prompts import Prompt
-from keel.evaluation.evaluate import evaluate
+from keel.evaluation.evaluate import evaluate_policies
 from keel.models.gradients import require_gradients
 from keel.models.heads import token_statistics, trunk
-from keel.models.layers import is_known
+from keel.models.layers import has_known_layers
 from keel.models.loading import load_causal_lm, load_tokenizer
-from keel.models.packed import reads_packed, reads_single_rows, token_states
+from keel.models.packed import reads_packed_rows, reads_single_rows, token_states
 from keel.models.pad_token import read_every_token
 from keel.rollout.decoding.module_decoder import FullDecoder, module_decoder
 from keel.rollout.sampler import sample
@@ -38,8 +38,8 @@ def length_of_words(completions: list[str], **_: Any) -> list[float]:
 
 def ways(model: Any) -> dict[str, str]:
     """How keel reads rows of the model, and how it decodes."""
-    reading = "one by one" if reads_single_rows(model) else "packed" if reads_packed(model) else "padded"
-    if is_known(trunk(model)):
+    reading = "one by one" if reads_single_rows(model) else "packed" if reads_packed_rows(model) else "padded"
+    if has_known_layers(trunk(model)):
         return {"reading": reading, "decoding": "layers"}
     return {"reading": reading, "decoding": "again" if isinstance(module_decoder(model), FullDecoder) else "cache"}
 
@@ -141,7 +141,7 @@ def verbs(folder: Path, work: Path) -> dict[str, Callable[[], Any]]:
     found |= {name: lambda name=name: policy(folder, work, name, policies[name]) for name in policies}
     sampling = {"max_response_tokens": 4, "num_responses": 2}
     settings = {"policy": str(folder), "against": str(folder), "prompts": {"path": str(prompts)}, "sampling": sampling}
-    found["evaluate"] = lambda: evaluate(parse(EvaluateConfig, settings), [length_of_words])
+    found["evaluate"] = lambda: evaluate_policies(parse(EvaluateConfig, settings), [length_of_words])
     return found
 
 

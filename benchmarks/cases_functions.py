@@ -34,7 +34,7 @@ def with_topics(prompts: Iterable[str]) -> list[dict[str, str]]:
     problems = {problem: topic for topic, known in grammar.TOPICS.items() for problem in known.problems}
     rows = []
     for prompt in prompts:
-        said = map(grammar.template_of, grammar.sentences(prompt.removeprefix(grammar.CUSTOMER)))
+        said = map(grammar.sentence_template, grammar.sentences(prompt.removeprefix(grammar.CUSTOMER)))
         rows.append({"prompt": prompt, "topic": next(problems[sentence] for sentence in said if sentence in problems)})
     return rows
 

@@ -169,7 +169,7 @@ def sizes(task: Task) -> dict[str, float]:
 def quality(task: Task, folder: Path) -> dict[str, Any]:
     """Score of what each side learned at the real learning rate, on the same prompts with the same random numbers."""
     from keel.config import EvaluateConfig, parse
-    from keel.evaluation.evaluate import evaluate
+    from keel.evaluation.evaluate import evaluate_policies
 
     common = {"prompts": {"path": task.prompts}, "rewards": [{"model": task.reward}], "seed": 1}
     sampling = {"num_responses": 1, "batch_size": 256, "max_response_tokens": task.max_response_tokens}
@@ -177,7 +177,7 @@ def quality(task: Task, folder: Path) -> dict[str, Any]:
     for side in ("keel", "keel best"):
         values = {"policy": str(folder / policy_of(side)), "against": str(folder / policy_of("trl")), **common}
         config = parse(EvaluateConfig, values | {"sampling": sampling, "output": str(folder / "evaluation.json")})
-        figures = evaluate(config)
+        figures = evaluate_policies(config)
         difference = {name: figures[f"score_difference{name}"] for name in ("", "_low", "_high")}
         found[side] = {
             "score": figures["policy"]["score"],

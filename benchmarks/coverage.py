@@ -16,7 +16,7 @@ import torch
 from keel.data.preferences import Ranking
 from keel.evaluation.judged import comparison, length_controlled_rate
 from keel.stats.intervals import Interval, Numbers, mean_interval
-from keel.stats.preference_metrics import NUM_BINS, Pairs, calibration_error, interval, reliability
+from keel.stats.preference_metrics import NUM_BINS, Pairs, accuracy_interval, calibration_error, reliability
 
 COUNTS = (3, 5, 10, 20, 50, 100, 200)
 PAIRS = (20, 50, 100, 200, 300, 500, 1000)
@@ -51,7 +51,7 @@ def accuracy_of(mean: float, correlation: float, by_pair: bool) -> Situation:
         rankings = [Ranking(str(prompt), ("a", "b"), (1, 2)) for prompt in range(count)]
         pairs = Pairs(np.where(right, 1.0, -1.0), weights / weights.sum(), prompts, np.zeros((len(right), 2), int))
         above, below = np.bincount(prompts, weights * right), np.bincount(prompts, weights)
-        return interval(pairs, rankings), above, below, mean
+        return accuracy_interval(pairs, rankings), above, below, mean
 
     return trial
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keel.config import EvaluateConfig, QuickstartConfig, TrainConfig, parse
-from keel.evaluation.evaluate import evaluate
+from keel.evaluation.evaluate import evaluate_policies
 from keel.quickstart.report import gold_by_step, read_lines, series
 from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, up_to_the_reward_model
 from keel.run.folder import write_atomic
@@ -51,7 +51,7 @@ def judged(run: Quickstart, policy: Path) -> dict[str, Any]:
     target = policy.parent / "judged.json"
     if not target.exists():
         settings = evaluation_settings(run).model_dump() | {"policy": str(policy), "output": None}
-        figures = evaluate(parse(EvaluateConfig, settings), functions=[gold])
+        figures = evaluate_policies(parse(EvaluateConfig, settings), functions=[gold])
         write_atomic(target, json.dumps(figures, indent=1) + "\n")
     found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
     return found

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.ranking.store import Store
 
 PORT = 8731
@@ -59,13 +59,15 @@ def main() -> None:
 
 def fill(path: Path, names: list[str], items: int, ranked: int) -> None:
     with closing(Store.open(str(path), overlap=2)) as store:
-        store.add_items(Answers(f"question {i} " * 20, (f"one {i} " * 40, f"two {i} " * 50)) for i in range(items))
+        store.add_items(
+            UnrankedResponses(f"question {i} " * 20, (f"one {i} " * 40, f"two {i} " * 50)) for i in range(items)
+        )
         store.add_raters(names)
         with store.together():
             for number in range(ranked):
                 deal = store.deal(names[number % len(names)])
                 assert deal is not None
-                store.judge(names[number % len(names)], deal.id, [1, 2], seconds=1.0)
+                store.record_judgement(names[number % len(names)], deal.id, [1, 2], seconds=1.0)
 
 
 def links(server: "subprocess.Popen[str]") -> dict[str, str]:

@@ -35,7 +35,7 @@ from rich.table import Table
 from keel.config import RewardConfig, parse
 from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.models.ensemble import load_reward_model
-from keel.stats.preference_metrics import Scores, baselines, final_figures, lengths, pairs_of
+from keel.stats.preference_metrics import Scores, baselines, build_pairs, final_metrics, response_lengths
 from keel.supervised.reward import reward
 
 HERE = Path(__file__).parent
@@ -156,14 +156,14 @@ def show(kind: str, work: Path, runs: dict[str, list[Run]]) -> None:
     columns = ("accuracy", "ahead of TRL", "loss", "calibrated", "ECE", "calibrated", "seconds", "runs")
     title = f"{len({prompt_key(ranking.prompt) for ranking in held_out})} held-out questions: {kind}"
     table = Table("", *columns, title=title)
-    longer = [[facts["length_sign"] * value for value in row] for row in lengths(held_out)]
+    longer = [[facts["length_sign"] * value for value in row] for row in response_lengths(held_out)]
     weights, right = by_question([longer], held_out)
     rival = by_question([scores_of(run, held_out) for run in runs[BASELINE]], held_out)[1]
     table.add_row("length alone", spread(right, weights), spread(right - rival, weights), *[""] * 6)
     for name, row in runs.items():
         scores = [scores_of(run, held_out) for run in row]
         right = by_question(scores, held_out)[1]
-        figures = [final_figures(values, held_out, facts) for values in scores]
+        figures = [final_metrics(values, held_out, facts) for values in scores]
         keys = ("loss", "calibrated_loss", "calibration_error", "calibrated_error")
         cells = [f"{np.mean([figure[key] for figure in figures]):.3f}" for key in keys]
         seconds = f"{np.mean([run.seconds for run in row]):.0f}"
@@ -190,7 +190,7 @@ def by_question(runs: Sequence[Scores], held_out: Sequence[Ranking]) -> tuple[ND
     keys = [prompt_key(ranking.prompt) for ranking in held_out]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     questions = np.array([numbers[key] for key in keys])
-    all_pairs = [pairs_of(scores, held_out) for scores in runs]
+    all_pairs = [build_pairs(scores, held_out) for scores in runs]
     weights = np.bincount(questions[all_pairs[0].rankings], all_pairs[0].weights)
     right = [np.bincount(questions[pairs.rankings], pairs.weights * pairs.wins) for pairs in all_pairs]
     return weights, np.mean(right, axis=0)

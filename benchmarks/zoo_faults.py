@@ -14,11 +14,11 @@ from keel.learn.shaping import ScoreStatistics
 from keel.rollout.score_check import NoScore, Score
 from keel.rollout.scorers import Scorer
 from keel.training import policy
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 
 Change = Callable[[float, str, bool, int], Score]
 """(score, answer, ended, step) -> what the scorer says instead."""
-Fault = Callable[[Parts], Parts]
+Fault = Callable[[TrainingSetup], TrainingSetup]
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class TimedParts(Parts):
-    """Parts that know which step they are in."""
+class TimedParts(TrainingSetup):
+    """TrainingSetup that know which step they are in."""
 
     clock: Clock = field(default_factory=Clock)
 
@@ -59,7 +59,7 @@ class ChangedScorer:
 def rescored(change: Callable[[], Change], noisy: bool = False) -> Fault:
     """The first scorer is changed."""
 
-    def fault(parts: Parts) -> Parts:
+    def fault(parts: TrainingSetup) -> TrainingSetup:
         timed = TimedParts(**{part.name: getattr(parts, part.name) for part in fields(parts)})
         first = ChangedScorer(parts.scorers[0], change(), timed.clock, noisy)
         return replace(timed, scorers=[first, *parts.scorers[1:]])
@@ -104,7 +104,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class HotParts(Parts):
+class HotParts(TrainingSetup):
     """A sampler whose temperature is not the trainer's; the self-check's few answers are as they should be."""
 
     sampling_temperature: float = 1.0
@@ -114,7 +114,7 @@ class HotParts(Parts):
             return super().respond(step, purpose, at_most, prompts)
         rollout = self.config.rollout.model_copy(update={"temperature": self.sampling_temperature})
         hot = replace(self, config=self.config.model_copy(update={"rollout": rollout}))
-        return Parts.respond(hot, step, purpose)
+        return TrainingSetup.respond(hot, step, purpose)
 
 
 def hot_sampler(temperature: float) -> Fault:
@@ -128,8 +128,8 @@ def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) ->
     """Inside, `train_policy` builds its parts with the fault in them, and takes these statistics for the start's."""
     build, measure = policy.build_parts, policy.PolicyTrainer.measure_reference
 
-    def build_parts(*given: Any) -> Parts:
-        parts: Parts = build(*given)
+    def build_parts(*given: Any) -> TrainingSetup:
+        parts: TrainingSetup = build(*given)
         return parts if fault is None else fault(parts)
 
     def measure_reference(trainer: policy.PolicyTrainer) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from keel.config import QuickstartConfig, RewardConfig, SampleConfig, parse
-from keel.evaluation.sample import sample_answers
-from keel.quickstart.ranking import rank_answers
+from keel.evaluation.sample import sample_responses
+from keel.quickstart.ranking import rank_responses
 from keel.quickstart.report import read_lines
 from keel.quickstart.run import (
     Quickstart,
@@ -67,8 +67,8 @@ def rank(run: Quickstart, name: str, temperature: float) -> None:
     """Rankings of fresh answers to the same prompts, in a folder of their own."""
     values = sampling_settings(run).model_dump() | {"output": run.path(f"{name}/answers.jsonl")}
     values["sampling"]["temperature"] = temperature
-    sample_answers(parse(SampleConfig, values))
-    rank_answers(run.config, run.root / name / "answers.jsonl", run.root / name / "rankings.jsonl")
+    sample_responses(parse(SampleConfig, values))
+    rank_responses(run.config, run.root / name / "answers.jsonl", run.root / name / "rankings.jsonl")
 
 
 def learn_judge(run: Quickstart, name: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from keel import config
 from keel.evaluation.gate import check_demands, read_gate
-from keel.evaluation.summary import known_figures
+from keel.evaluation.summary import known_metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SUPPORT = EXAMPLES / "support"
@@ -40,7 +40,7 @@ def test_the_release_gate_asks_for_figures_that_there_are():
     recipe = config.parse(config.EvaluateConfig, yaml.safe_load((SUPPORT / "evaluate.yaml").read_text()))
     topics = [f"topic={topic}" for topic in ("late", "broken", "wrong", "refund", "cancel")]
     demands = read_gate(str(SUPPORT / "release.gate"))
-    check_demands(demands, known_figures([source.name for source in recipe.rewards]), topics)
+    check_demands(demands, known_metrics([source.name for source in recipe.rewards]), topics)
     assert {demand.slice for demand in demands} == {None, *topics}, "no topic is let off"
 
 

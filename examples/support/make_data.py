@@ -43,7 +43,7 @@ def with_topics(prompts: Iterable[str]) -> list[dict[str, str]]:
 
 def topic_of(prompt: str) -> str:
     """What the customer wants; in your place, what your desk's own routing said."""
-    return next(TOPICS[problem] for problem in map(grammar.template_of, said_in(prompt)) if problem in TOPICS)
+    return next(TOPICS[problem] for problem in map(grammar.sentence_template, said_in(prompt)) if problem in TOPICS)
 
 
 def said_in(prompt: str) -> list[str]:
@@ -61,7 +61,7 @@ def after_a_storm(prompt: str) -> str:
     rng, said = random.Random(prompt), said_in(prompt)
     if rng.random() < 0.6:
         item = next(item for item in grammar.ITEMS if item in prompt)
-        said = [f"where is my {item} refund?" if grammar.template_of(s) in TOPICS else s for s in said]
+        said = [f"where is my {item} refund?" if grammar.sentence_template(s) in TOPICS else s for s in said]
     return " ".join([grammar.CUSTOMER, *said, *rng.sample(grammar.MOODS, 3), grammar.AGENT])
 
 

@@ -11,7 +11,7 @@ import random
 import sys
 from contextlib import closing
 
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.quickstart.raters import rank_everything
 from keel.ranking.store import Store
 
@@ -19,7 +19,7 @@ from keel.ranking.store import Store
 def main(answers: str, path: str, raters: list[str]) -> None:
     """Each item is ranked by every rater."""
     with closing(Store.open(path, overlap=len(raters))) as store:
-        store.add_items(read_answers(answers))
+        store.add_items(read_unranked_responses(answers))
         store.add_raters(raters)
         for rater in raters:
             rank_everything(store, rater, random.Random(rater))

@@ -154,11 +154,11 @@ def sample(config: "SampleConfig | Mapping[str, Any]", prompts: Any = None) -> S
     """
     from keel.config import SampleConfig
     from keel.data.rows import read_rows
-    from keel.evaluation.sample import sample_answers
+    from keel.evaluation.sample import sample_responses
 
     with _prompts_file(config, prompts) as path:
         settings = _settings(SampleConfig, config, prompts=path)
-        made = sample_answers(settings)
+        made = sample_responses(settings)
     file = Path(settings.output)
     return SamplingResult(file, [row.values for row in read_rows(str(file))], float(made["truncated"]))
 
@@ -176,7 +176,7 @@ def evaluate(
     Raises ConfigError, DataError or RewardError.
     """
     from keel.config import EvaluateConfig
-    from keel.evaluation.evaluate import evaluate as evaluate_policies
+    from keel.evaluation.evaluate import evaluate_policies as evaluate_policies
 
     with _prompts_file(config, prompts) as path:
         settings = _settings(EvaluateConfig, config, prompts=path)

@@ -8,7 +8,7 @@ class KeelError(Exception):
     """An expected failure. `exit_code` is what the command line returns."""
 
     exit_code = 1
-    figures: Mapping[str, Any] | None = None  # what --json prints all the same, where a finished job is judged
+    metrics: Mapping[str, Any] | None = None  # what --json prints all the same, where a finished job is judged
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix

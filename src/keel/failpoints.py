@@ -63,7 +63,7 @@ def failpoint(name: str) -> bool:
     return "nan" in due
 
 
-def poisoned(name: str, numbers: Any) -> Any:
+def poison(name: str, numbers: Any) -> Any:
     """The same, and the numbers, which are NaN where that is asked for."""
     return numbers * float("nan") if failpoint(name) else numbers
 

@@ -57,9 +57,9 @@ class ProgressDisplay:
         if self.is_live:
             self.bar.stop()
 
-    def show(self, done: int, figures: Mapping[str, float]) -> None:
+    def show(self, done: int, metrics: Mapping[str, float]) -> None:
         """`done` of the total are done; figures such as {"score": 0.31, "kl": 2.0}."""
-        text = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        text = "  ".join(f"{name} {_short(value)}" for name, value in metrics.items())
         self.bar.update(self.task, completed=done, figures=text)
         now = time.monotonic()
         if not self.is_live and (now - self.last_line > SECONDS_BETWEEN_LINES or done == self.total):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.diagnosis.doctor import diagnose
 from keel.run.metrics import truncate_after
 from keel.run.read.run import read_run
@@ -387,7 +387,7 @@ def test_disputed_answers_are_downloaded_for_keel_rank(
         page.locator("#download").click()
     assert download.value.suggested_filename == "disputed.jsonl"
     download.value.save_as(tmp_path / "disputed.jsonl")
-    assert [len(row.responses) for row in read_answers(str(tmp_path / "disputed.jsonl"))] == [2, 2]
+    assert [len(row.responses) for row in read_unranked_responses(str(tmp_path / "disputed.jsonl"))] == [2, 2]
 
 
 # ---- two runs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from keel.cli.evaluation import narrow, print_best_of, print_evaluation
+from keel.cli.evaluation import narrow, print_best_of_curve, print_evaluation
 from keel.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -112,11 +112,11 @@ def test_slices_and_best_of_n_are_shown(run: Run):
 def test_prompts_that_are_no_part_of_a_best_of_n_are_counted(capsys: pytest.CaptureFixture[str]):
     policy = {name: 1.0 for part in ("score", "length", "kl") for name in (part, f"{part}_low", f"{part}_high")}
     figures = {"prompts": 30, "policy": policy | {"worth_best_of": None}}
-    print_best_of("against", [{"n": 1, "prompts": 28, "kl_bound": 0.0, **policy}], figures)
+    print_best_of_curve("against", [{"n": 1, "prompts": 28, "kl_bound": 0.0, **policy}], figures)
     assert capsys.readouterr().out.startswith(
         "best of n answers of against: 2 prompts are left out, of which an answer has no score\n"
     )
-    print_best_of("against", [], figures)
+    print_best_of_curve("against", [], figures)
     assert capsys.readouterr().out == (
         "best of n answers of against: 30 prompts are left out, of which an answer has no score\n"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from keel.cli.main import main
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.ranking.store import Store
 
 
@@ -23,12 +23,12 @@ def ranked(tmp_path: Path, answers: Path) -> str:
     """A store with one ranking."""
     path = str(tmp_path / "ratings.db")
     with closing(Store.open(path)) as store:
-        store.add_items(read_answers(str(answers)))
+        store.add_items(read_unranked_responses(str(answers)))
         store.add_raters(["anna"])
-        store.remembered("mode", "rankings")
+        store.remember("mode", "rankings")
         deal = store.deal("anna")
         assert deal is not None
-        store.judge("anna", deal.id, [1, 2, 3])
+        store.record_judgement("anna", deal.id, [1, 2, 3])
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keel.cli.main import main
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.data.preferences import load_rankings
 from keel.ranking.store import Store
 
@@ -31,12 +31,12 @@ def ranked(store: str, rows: Any) -> None:
         opened.add_raters(["anna"])
         while (deal := opened.deal("anna")) is not None:
             shown = [deal.item.responses[place] for place in deal.shown]
-            opened.judge("anna", deal.id, [sorted(shown).index(text) + 1 for text in shown])
+            opened.record_judgement("anna", deal.id, [sorted(shown).index(text) + 1 for text in shown])
 
 
 @pytest.mark.parametrize("form", ["rankings", "pairs"])
 def test_from_samples_to_rankings(form: str, sampled: Path, tmp_path: Path) -> None:
-    rows = read_answers(str(sampled))
+    rows = read_unranked_responses(str(sampled))
     written = [json.loads(line) for line in sampled.read_text().splitlines()]
     assert [(row.prompt, list(row.responses)) for row in rows] == [(row["prompt"], row["responses"]) for row in written]
     store, output = str(tmp_path / "ratings.db"), str(tmp_path / "out.jsonl")
@@ -58,7 +58,7 @@ def test_from_an_evaluation_to_people_and_back(runs: Runs, tmp_path: Path) -> No
     command += ["--prompts.path", str(runs.folder / "prompts.jsonl"), "--sampling.max-response-tokens", "5"]
     command += ["--rewards", json.dumps({"function": str(runs.folder / "functions.py:quality")}), "--pairs", pairs]
     assert main(command) == 0
-    ranked(store, read_answers(pairs))
+    ranked(store, read_unranked_responses(pairs))
     assert main(["rank", "--store", store, "--export", output]) == 0
     assert main([*command, "--judgements", output, "--output", figures, "--gate", "people.judgements>=1"]) == 0
     found = json.loads(Path(figures).read_text())["figures"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
-from keel.run.read.curves import OTHER, groups
+from keel.run.read.curves import OTHER, metric_groups
 from keel.run.read.run import Run
 
 from .conftest import LEARNING, Runs
@@ -102,6 +102,6 @@ def test_the_reader_has_every_number_that_was_written(name: str, runs: Runs) -> 
 
 @pytest.mark.parametrize("name", [*LEARNING, "sft", "reward", "dpo"])
 def test_every_figure_has_words_in_the_report(name: str, runs: Runs) -> None:
-    titles = {group["title"]: [curve["figure"] for curve in group["curves"]] for group in groups(runs.run(name))}
+    titles = {group["title"]: [curve["figure"] for curve in group["curves"]] for group in metric_groups(runs.run(name))}
     assert titles.get(OTHER, []) == []
     assert titles

@@ -11,14 +11,14 @@ import pytest
 from keel.cli.main import main
 from keel.config import RewardConfig, TrainConfig, parse
 from keel.errors import ConfigError
-from keel.evaluation.frontier import checkpoints_of, settings_of_run
+from keel.evaluation.frontier import find_checkpoints, settings_of_run
 from keel.report.responses import BY_TOKEN, token_rows
 from keel.report.run_report import write_report
 from keel.run.checkpoint import latest_checkpoint
 from keel.run.folder import RunFolder
-from keel.run.read.responses import Answers
-from keel.run.read.run import state_of
-from keel.run.reward_files import RANGE, read_range, require_passed
+from keel.run.read.responses import ResponseLog
+from keel.run.read.run import read_state
+from keel.run.reward_files import RANGE, read_range, require_gate_pass
 
 from ..runs import lines, without_clock
 from .conftest import LEARNING, STEPS, Runs
@@ -28,7 +28,7 @@ from .conftest import LEARNING, STEPS, Runs
 def test_answers(name: str, runs: Runs) -> None:
     """The index of rollouts.jsonl finds in each line what the trainer put there, and texts of others in none."""
     path = runs.path(name) / "rollouts.jsonl"
-    written, answers = lines(path), Answers(path)
+    written, answers = lines(path), ResponseLog(path)
     answers.refresh()
     assert len(answers) == len(written) == 4 * STEPS
     for figure in ("step", "score", "kl", "length", "truncated"):
@@ -48,7 +48,7 @@ def test_figures_of_tokens(name: str, runs: Runs) -> None:
     path = runs.path(name) / "rollouts.jsonl"
     for row in lines(path):
         assert {figure: len(row[figure]) for figure in BY_TOKEN} == dict.fromkeys(BY_TOKEN, row["length"])
-    answers = Answers(path)
+    answers = ResponseLog(path)
     answers.refresh()
     assert token_rows(answers)
 
@@ -87,19 +87,19 @@ def test_settings(name: str, runs: Runs) -> None:
     config = settings_of_run(path)
     assert config == parse(TrainConfig, config.model_dump(mode="json"))
     assert [source.name for source in config.rewards] == list(runs.run(name).scorer_weights())
-    assert list(checkpoints_of(path)) == [0, 2, STEPS]
+    assert list(find_checkpoints(path)) == [0, 2, STEPS]
 
 
 @pytest.mark.parametrize("name", [*LEARNING, "sft", "reward", "dpo"])
 def test_how_a_run_stands(name: str, runs: Runs) -> None:
-    assert state_of(RunFolder(runs.path(name))).standing == "finished"
+    assert read_state(RunFolder(runs.path(name))).standing == "finished"
     assert runs.run(name).stage == (name if name in ("sft", "reward", "dpo") else "train")
 
 
 @pytest.mark.parametrize("name", ["reward", "ensemble"])
 def test_the_verdict_and_the_range_travel_with_a_reward_model(name: str, runs: Runs, tmp_path: Path) -> None:
     model = runs.path(name) / "model"
-    require_passed(str(model))
+    require_gate_pass(str(model))
     known = read_range(str(model))
     assert known is not None
     assert known.keys() == set(RANGE)
@@ -109,7 +109,7 @@ def test_the_verdict_and_the_range_travel_with_a_reward_model(name: str, runs: R
 def test_a_gate_that_failed_is_read_as_failed(runs: Runs) -> None:
     assert main(runs.command("reward", "reward-failed", gate="accuracy=1,loss=0")) == 1
     with pytest.raises(ConfigError, match="failed its gate"):
-        require_passed(str(runs.folder / "reward-failed" / "model"))
+        require_gate_pass(str(runs.folder / "reward-failed" / "model"))
     shutil.rmtree(runs.folder / "reward-failed")
 
 

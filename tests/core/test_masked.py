@@ -6,7 +6,7 @@ import torch
 from keel.core.masked import (
     apply_whitening,
     check_shapes,
-    last_counted,
+    last_counted_index,
     masked_mean,
     masked_sum,
     masked_var,
@@ -93,9 +93,9 @@ def test_masked_places_get_no_gradient_even_from_nan() -> None:
 
 def test_last_counted_is_the_last_true_of_each_row_gaps_or_not() -> None:
     mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0]]).bool()
-    assert last_counted(mask).tolist() == [0, 3, 3, 2]
+    assert last_counted_index(mask).tolist() == [0, 3, 3, 2]
     with pytest.raises(ValueError, match="no counted token"):
-        last_counted(torch.tensor([[True, False], [False, False]]))
+        last_counted_index(torch.tensor([[True, False], [False, False]]))
 
 
 def test_shapes_never_broadcast() -> None:

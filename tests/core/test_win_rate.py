@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from keel.core.win_rate import length_controlled
+from keel.core.win_rate import length_controlled_win_rate
 
 from .expect import close
 
 
 def rate(wins: list[float], longer_by: list[float], weights: list[float] | None = None) -> float:
     w = torch.ones(len(wins)) if weights is None else torch.tensor(weights)
-    return float(length_controlled(torch.tensor(wins), torch.tensor(longer_by), w))
+    return float(length_controlled_win_rate(torch.tensor(wins), torch.tensor(longer_by), w))
 
 
 def test_lengths_that_say_nothing_leave_the_win_rate_as_it_is():
@@ -34,7 +34,7 @@ def test_a_judge_who_only_counts_words_sees_no_difference():
     gaps = torch.arange(1.0, 10.0)
     wins = torch.sigmoid(torch.tanh(gaps / gaps.std(correction=0)))
     assert float(wins.mean()) > 0.6
-    assert float(length_controlled(wins, gaps, torch.full((9,), 1e4))) == pytest.approx(0.5, abs=1e-4)
+    assert float(length_controlled_win_rate(wins, gaps, torch.full((9,), 1e4))) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_the_other_side_has_the_rest():
@@ -52,8 +52,8 @@ def test_whole_numbers_of_repetitions_are_weights():
 def test_each_row_of_weights_is_a_regression_of_its_own():
     wins, longer_by = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([1.0, -1.0, 0.5, -0.5])
     weights = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 2.0, 0.0, 1.0]])
-    both = length_controlled(wins, longer_by, weights)
-    close(both, [float(length_controlled(wins, longer_by, row)) for row in weights], atol=1e-9)
+    both = length_controlled_win_rate(wins, longer_by, weights)
+    close(both, [float(length_controlled_win_rate(wins, longer_by, row)) for row in weights], atol=1e-9)
 
 
 @pytest.mark.parametrize("wins", [[1.0] * 50, [0.0] * 50])

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from keel.data.chat_template import template_of, today
+from keel.data.chat_template import cached_template, today
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
 from keel.data.examples import Imitation, load_examples
 from keel.data.named_templates import set_chat_template
 from keel.data.notes import UNWRITTEN, Notes
 from keel.data.preferences import Ranking, load_rankings
-from keel.data.prompts import Asking, encode_prompt, load_prompts
-from keel.data.turns import Example, encode_answer, encode_ranking
+from keel.data.prompts import PromptFormat, encode_prompt, load_prompts
+from keel.data.turns import Example, encode_ranking, encode_response
 from keel.errors import ConfigError, DataError
 from keel.rollout.sampler import decode_responses
 
@@ -112,7 +112,7 @@ def test_an_answer_is_learned_from_where_it_parts_from_the_opened_thoughts(tmp_p
     [example] = examples_of(tmp_path, {"prompt": [user("a")], "completion": "moon"}, template=OPENS_THINKING)
     assert learned_text(example) == ["</think>moon<|im_end|>"]
     tokenizer = chat_tokenizer(OPENS_THINKING)
-    answer = encode_answer([user("a")], "<think>\nhm</think>moon", tokenizer, [tokenizer.eos_token_id])
+    answer = encode_response([user("a")], "<think>\nhm</think>moon", tokenizer, [tokenizer.eos_token_id])
     assert str(tokenizer.decode(answer.tokens[answer.num_prompt_tokens :])) == "hm</think>moon<|im_end|>"
 
 
@@ -191,7 +191,7 @@ def test_without_forgery_the_ids_are_the_tokenizers_own():
 
 def test_an_answer_cannot_end_or_begin_a_turn_but_may_think():
     tokenizer = chat_tokenizer()
-    answer = encode_answer([user("a")], "<think>x</think>" + FORGED, tokenizer, [tokenizer.eos_token_id])
+    answer = encode_response([user("a")], "<think>x</think>" + FORGED, tokenizer, [tokenizer.eos_token_id])
     assert answer.tokens.count(tokenizer.eos_token_id) == 2  # the user's turn, and the answer's
     assert answer.tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.convert_tokens_to_ids("<think>") in answer.tokens
@@ -301,7 +301,7 @@ def test_named_templates_open_where_an_answer_begins_and_end_it():
         tokenizer = chat_tokenizer(None, eos="<|im_end|>" if name == "chatml" else "<|end|>")
         set_chat_template(tokenizer, name)
         assert turn_end_id(tokenizer) == tokenizer.eos_token_id
-        answer = encode_answer([system("s"), user("a")], "b", tokenizer, [tokenizer.eos_token_id])
+        answer = encode_response([system("s"), user("a")], "b", tokenizer, [tokenizer.eos_token_id])
         assert str(tokenizer.decode(answer.tokens[answer.num_prompt_tokens :])).strip() == "b" + tokenizer.eos_token
     with pytest.raises(ConfigError, match=r"no token <\|start_header_id\|>"):
         set_chat_template(chat_tokenizer(None), "llama3")
@@ -315,9 +315,9 @@ def test_a_template_that_writes_the_time_writes_one(tmp_path: Path, monkeypatch:
     assert render_chat([user("a")], tokenizer).text == render_chat([user("a")], tokenizer).text
     [example] = examples_of(tmp_path, {"messages": [user("a"), assistant("b")]}, template=template)
     assert learned_text(example) == ["b<|im_end|>"]
-    assert template_of(tokenizer, template).writes_date()
+    assert cached_template(tokenizer, template).writes_date()
     plain = chat_tokenizer("{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML)
-    assert not template_of(plain, str(plain.chat_template)).writes_date()
+    assert not cached_template(plain, str(plain.chat_template)).writes_date()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     today.cache_clear()
     assert render_chat([user("a")], tokenizer).text.startswith("1970-01-02 00:00:00.000000<|im_start|>")
@@ -414,7 +414,7 @@ def test_bare_text_for_a_chat_model_is_said_or_made_a_chat(tmp_path: Path):
     [prompt] = load_prompts(path, tokenizer, notes=notes)
     assert prompt.text == "hi"
     assert "set chat to true" in notes.lines()[0]
-    for asking in (Asking(chat=False), Asking(chat=True, system="s")):
+    for asking in (PromptFormat(chat=False), PromptFormat(chat=True, system="s")):
         notes = Notes()
         [prompt] = load_prompts(path, tokenizer, asking=asking, notes=notes)
         assert notes.lines() == []
@@ -425,7 +425,7 @@ def test_a_prompt_that_ends_with_the_assistants_turn_is_continued():
     tokenizer = chat_tokenizer()
     prompt = encode_prompt([user("a"), assistant("Once")], tokenizer)
     assert prompt.text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nOnce"
-    answer = encode_answer(prompt.content, " upon", tokenizer, [tokenizer.eos_token_id])
+    answer = encode_response(prompt.content, " upon", tokenizer, [tokenizer.eos_token_id])
     assert answer.tokens[: answer.num_prompt_tokens] == prompt.tokens
     assert str(tokenizer.decode(answer.tokens[answer.num_prompt_tokens :])) == " upon<|im_end|>"
 
@@ -433,7 +433,7 @@ def test_a_prompt_that_ends_with_the_assistants_turn_is_continued():
 def test_rows_of_two_kinds_and_empty_turns_are_said(tmp_path: Path):
     path = write(tmp_path / "p.jsonl", {"prompt": [user("a")]}, {"prompt": "b"}, {"prompt": [system(""), user("c")]})
     notes = Notes(bare=False)
-    load_prompts(path, chat_tokenizer(), asking=Asking(chat=False), notes=notes)
+    load_prompts(path, chat_tokenizer(), asking=PromptFormat(chat=False), notes=notes)
     assert any("(line 2): a text, where most rows are the other kind" in line for line in notes.lines())
     assert any("(line 3): message 1 (system) is empty" in line for line in notes.lines())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keel.data.check import report, verdict
+from keel.data.check import check_report, check_verdict
 from keel.data.contents import read_contents
 from keel.errors import DataError
 
@@ -21,7 +21,7 @@ def write(path: Path, *rows: dict[str, Any] | str) -> str:
 
 def checked(path: str, *against: str, column: str = "prompt") -> dict[str, Any]:
     others = [read_contents(other, column=column) for other in against]
-    return report(read_contents(path, column=column), others)
+    return check_report(read_contents(path, column=column), others)
 
 
 RANKINGS: list[dict[str, Any] | str] = [
@@ -49,7 +49,7 @@ def test_every_broken_line_is_named_to_the_end(figures: dict[str, Any]):
     assert why[4].startswith("not JSON")
     assert "no rank from 1" in why[6]
     assert 'neither "chosen" and "rejected" nor "responses"' in why[7]
-    assert verdict(figures) == "3 of 8 rows cannot be used"
+    assert check_verdict(figures) == "3 of 8 rows cannot be used"
 
 
 def test_what_a_file_holds(figures: dict[str, Any]):
@@ -79,7 +79,7 @@ def test_a_person_who_says_both_contradicts_himself(tmp_path: Path):
     figures = checked(write(tmp_path / "rows.jsonl", *rows))
     assert figures["preferences"]["contradictions"] == {"pairs": 1, "one_rater": 1, "rows": 2, "lines": [2, 4]}
     assert figures["duplicates"] == {"rows": 1, "lines": [4]}
-    assert verdict(figures) == ""
+    assert check_verdict(figures) == ""
 
 
 def test_prompts_of_another_file_leak_whatever_their_form(tmp_path: Path):
@@ -93,7 +93,7 @@ def test_prompts_of_another_file_leak_whatever_their_form(tmp_path: Path):
         {"file": other, "prompts": 1, "unread": 0, "rows": 1, "lines": [2]},
         {"file": broken, "prompts": 0, "unread": 1, "rows": 0, "lines": []},
     ]
-    assert verdict(figures) == f"prompts of {other} in 1 row, 1 row of {broken} cannot be read"
+    assert check_verdict(figures) == f"prompts of {other} in 1 row, 1 row of {broken} cannot be read"
 
 
 KINDS: list[tuple[dict[str, Any], str, str]] = [
@@ -112,18 +112,18 @@ def test_the_columns_say_what_a_file_is_for(row: dict[str, Any], purpose: str, f
     figures = checked(write(tmp_path / "rows.jsonl", row, row))
     assert (figures["purpose"], figures["forms"], figures["usable"]) == (purpose, {form: 2}, 2)
     assert figures["duplicates"] == {"rows": 1, "lines": [2]}
-    assert verdict(figures) == ""
+    assert check_verdict(figures) == ""
 
 
 def test_prompts_in_a_column_of_another_name(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"question": "q", "answer": "a"})
-    assert verdict(checked(path)) == "no row can be used"
+    assert check_verdict(checked(path)) == "no row can be used"
     assert checked(path, column="question")["prompts"]["distinct"] == 1
 
 
 def test_only_ties_are_nothing_to_learn_from(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]})
-    assert verdict(checked(path)) == "no row prefers one answer to another"
+    assert check_verdict(checked(path)) == "no row prefers one answer to another"
 
 
 def test_an_empty_file_and_one_that_is_not_there(tmp_path: Path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keel.data.formats import form_of
+from keel.data.formats import detect_form
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.rows import Row
 from keel.errors import DataError
@@ -77,7 +77,7 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("form", "row", "expected"), FORMS)
 def test_every_form_becomes_a_ranking(form: str, row: dict[str, Any], expected: Ranking, tmp_path: Path):
-    assert form_of(Row(1, row)) == form
+    assert detect_form(Row(1, row)) == form
     plain = {"prompt": "p", "chosen": "a", "rejected": "b"}  # another row, so that a tie alone is no empty file
     assert load_rankings(write(tmp_path / "rows.jsonl", row, plain))[0] == expected
 
@@ -97,7 +97,7 @@ def test_rater_weight_and_source_come_with_every_form(tmp_path: Path):
 
 def test_other_columns_make_no_comparison():
     for row in ({"prompt": "p"}, {"prompt": "p", "completion": "c"}, {"text": "t"}, {"query": "q"}, {"chosen": None}):
-        assert form_of(Row(1, row)) is None
+        assert detect_form(Row(1, row)) is None
 
 
 BAD = [

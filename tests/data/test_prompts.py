@@ -9,7 +9,7 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from keel.data.prompts import Asking, encode_prompt, encode_text, load_prompts
+from keel.data.prompts import PromptFormat, encode_prompt, encode_text, load_prompts
 from keel.data.rows import read_rows, require
 from keel.errors import DataError
 
@@ -110,7 +110,9 @@ def test_prompts_keep_their_other_columns(tmp_path: Path, tokenizer: PreTrainedT
     first, second = load_prompts(path, tokenizer)
     assert (first.content, first.text, first.tokens, first.columns) == ("w0 w1", "w0 w1", (4, 5), {"answer": 3})
     assert second.tokens == (6,)
-    [named] = load_prompts(write(tmp_path / "q.jsonl", {"question": "w0"}), tokenizer, asking=Asking(column="question"))
+    [named] = load_prompts(
+        write(tmp_path / "q.jsonl", {"question": "w0"}), tokenizer, asking=PromptFormat(column="question")
+    )
     assert named.tokens == (4,)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keel.diagnosis.doctor import diagnose, ordered
+from keel.diagnosis.doctor import diagnose, order_findings
 from keel.diagnosis.findings import Finding
 from keel.diagnosis.rules import POLICY_LEARNING
 
@@ -20,7 +20,7 @@ def test_what_is_milder_and_came_clearly_later_explains_nothing(severity: Any, s
     """Of two in 40 steps, the hacking in step 7 and then the shift, which lies upstream."""
     shift = Finding("reward-shift", "", severity, "reward model", step, None, (), ())
     hacking = Finding("reward-hacking", "", "critical", "reward model", 7, None, (), ())
-    found = ordered([shift, hacking], POLICY_LEARNING, run_of(healthy(0), settings()))
+    found = order_findings([shift, hacking], POLICY_LEARNING, run_of(healthy(0), settings()))
     assert {finding.name: finding.follows_from for finding in found}["reward-hacking"] == cause
 
 
@@ -69,7 +69,7 @@ def test_answers_that_suddenly_are_all_the_same_are_paid_alike_because_of_it():
 def test_a_kl_that_runs_away_and_answers_without_end_explain_each_other_in_the_order_of_time(ends: int, runaway: int):
     steps = {"missing-ends": ends, "kl-runaway": runaway}
     two = [Finding(name, "", "critical", "policy", step, None, (), ()) for name, step in steps.items()]
-    found = ordered(two, POLICY_LEARNING, run_of(healthy(0), settings()))
+    found = order_findings(two, POLICY_LEARNING, run_of(healthy(0), settings()))
     first, second = sorted(steps, key=lambda name: steps[name])
     assert [(finding.name, finding.follows_from) for finding in found] == [(first, None), (second, first)]
 
@@ -78,7 +78,7 @@ def test_of_a_circle_of_causes_the_first_stands_alone():
     """The answers are paid alike since they are alike, which came of the critic; that it lags could come of the pay."""
     steps = {"critic-lagging": 5, "policy-collapse": 12, "no-signal": 13}
     circle = [Finding(name, "", "critical", "policy", step, None, (), ()) for name, step in steps.items()]
-    found = ordered(circle, POLICY_LEARNING, run_of(healthy(0), settings()))
+    found = order_findings(circle, POLICY_LEARNING, run_of(healthy(0), settings()))
     assert [(finding.name, finding.follows_from) for finding in found] == [
         ("critic-lagging", None),
         ("no-signal", "policy-collapse"),

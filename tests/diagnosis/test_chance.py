@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keel.diagnosis.chance import answers_of, fall_from_best, mean_error, prompts_of, score_rise
+from keel.diagnosis.chance import fall_from_best, mean_error, prompts_per_step, responses_per_step, score_rise
 from keel.diagnosis.doctor import diagnose
 from keel.run.read.run import Run
-from keel.run.read.series import carried, trailing_mean, trailing_median
+from keel.run.read.series import carry_forward, trailing_mean, trailing_median
 
 from .runs import healthy, run_of, settings
 from .simulated import TASKS, Shape, Task, passes, simulated
@@ -37,7 +37,7 @@ def test_a_healthy_run_is_left_alone_whatever_chance_does(task: str, shape: Shap
 
 def test_answers_and_prompts_of_a_step():
     run = run_of(healthy(), settings(rollout__batch_size=64, rollout__group_size=8))
-    assert (answers_of(run), prompts_of(run)) == (64, 8)
+    assert (responses_per_step(run), prompts_per_step(run)) == (64, 8)
 
 
 @pytest.mark.parametrize(("alike", "expected"), [(0.0, 0.125), (1.0, 0.3536)])
@@ -257,7 +257,7 @@ def test_statistics_of_the_last_few_values_pass_over_what_is_missing():
     x = np.array([1.0, np.nan, 5.0, 100.0, 3.0])
     assert trailing_mean(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 36.0]
     assert trailing_median(x, 3).tolist() == [1.0, 1.0, 3.0, 52.5, 5.0]
-    assert carried(x).tolist() == [1.0, 1.0, 5.0, 100.0, 3.0]
+    assert carry_forward(x).tolist() == [1.0, 1.0, 5.0, 100.0, 3.0]
 
 
 def test_a_task_that_nearly_nobody_solves_is_not_solved():

@@ -12,10 +12,19 @@ import torch
 
 from keel.cli.main import main
 from keel.config import DriftConfig, parse
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.errors import ConfigError, DataError
 from keel.evaluation.drift.drift import drift
-from keel.evaluation.drift.verdict import alarms, comparable, compared, corrected, reasons, standing, too_few, unlikely
+from keel.evaluation.drift.verdict import (
+    alarms,
+    comparable,
+    compare_metrics,
+    correct_p_values,
+    describe_shifts,
+    standing,
+    too_few,
+    unlikely,
+)
 
 from ..runs import settings as run_settings
 
@@ -30,7 +39,7 @@ def normal(rows: int, seed: int, **shift: float) -> Table:
 
 
 def said(training: Table, today: Table) -> dict[str, dict[str, Any]]:
-    return corrected({"all": compared(training, today, seed=0)})["all"]
+    return correct_p_values({"all": compare_metrics(training, today, seed=0)})["all"]
 
 
 # ---- the tests -------------------------------------------------------------------------------------------------------
@@ -40,7 +49,7 @@ def test_the_same_kind_of_answers_is_called_the_same():
     found = said(normal(300, 0), normal(300, 1))
     assert {each["says"] for each in found.values()} == {"same"}
     assert standing(found) == "applies"
-    assert reasons(found) == []
+    assert describe_shifts(found) == []
 
 
 def test_a_moved_figure_is_named_with_both_values():
@@ -49,7 +58,7 @@ def test_a_moved_figure_is_named_with_both_values():
     assert found["kl"]["low"] < 1.0 < found["kl"]["high"]
     assert found["score"]["says"] == "same"
     assert standing(found) == "applies"  # a KL says nothing of the reward model
-    assert reasons(found)[0].startswith("kl: ")
+    assert describe_shifts(found)[0].startswith("kl: ")
 
 
 def test_a_score_that_moved_leaves_the_reward_model_in_doubt():
@@ -93,9 +102,9 @@ def test_of_figures_with_too_few_answers_the_one_that_takes_most_is_named():
 
 def test_many_tests_need_more_answers_to_say_the_same():
     """300 and 200 rows tell a distance of 0.162 in one test, of 0.199 in twelve and of 0.2 in thirteen."""
-    groups = {f"slice {i}": compared(normal(300, 2 * i), normal(200, 2 * i + 1), seed=i) for i in range(4)}
-    assert {each["says"] for each in corrected({"one": groups["slice 0"]})["one"].values()} == {"same"}
-    found = corrected(groups)  # sixteen
+    groups = {f"slice {i}": compare_metrics(normal(300, 2 * i), normal(200, 2 * i + 1), seed=i) for i in range(4)}
+    assert {each["says"] for each in correct_p_values({"one": groups["slice 0"]})["one"].values()} == {"same"}
+    found = correct_p_values(groups)  # sixteen
     assert "same" not in {each["says"] for own in found.values() for each in own.values()}
     assert standing(found["slice 0"]) == "too few to say"
 
@@ -113,7 +122,7 @@ def test_of_many_reasons_three_are_told_and_the_judge_comes_first():
     names = ("length", "prompt_novelty", "score", "disagreement/model")
     found = {name: moved | {"distance": 0.9 - at / 10} for at, name in enumerate(names)}
     found["outside_range/model"] = moved | {"distance": 1.0, "today": 0.0}  # fewer: no reason against the judge
-    assert [reason.partition(":")[0] for reason in reasons(found)] == [
+    assert [reason.partition(":")[0] for reason in describe_shifts(found)] == [
         "disagreement/model", "prompt_novelty", "score", "and 2 more"
     ]  # fmt: skip
 
@@ -142,17 +151,17 @@ def test_prompts_that_became_more_usual_are_no_alarm():
 
 def test_many_tests_raise_no_more_false_alarms_than_one():
     """Twenty slices of figures that never moved: all p-values together are corrected."""
-    groups = {f"slice {i}": compared(normal(60, 2 * i), normal(60, 2 * i + 1), seed=i) for i in range(20)}
+    groups = {f"slice {i}": compare_metrics(normal(60, 2 * i), normal(60, 2 * i + 1), seed=i) for i in range(20)}
     assert sum(moved.p < 0.05 for found in groups.values() for moved in found.values()) > 0
-    assert all(each["p"] > 0.05 for found in corrected(groups).values() for each in found.values())
+    assert all(each["p"] > 0.05 for found in correct_p_values(groups).values() for each in found.values())
 
 
 @pytest.mark.exhaustive
 def test_one_family_in_twenty_has_a_false_alarm():
     alarmed = 0
     for trial in range(100):
-        groups = {"all": compared(normal(100, 3 * trial), normal(50, 3 * trial + 1), seed=trial)}
-        alarmed += any(each["p"] <= 0.05 for each in corrected(groups)["all"].values())
+        groups = {"all": compare_metrics(normal(100, 3 * trial), normal(50, 3 * trial + 1), seed=trial)}
+        alarmed += any(each["p"] <= 0.05 for each in correct_p_values(groups)["all"].values())
     assert alarmed <= 11
 
 
@@ -234,7 +243,7 @@ def test_a_new_kind_of_prompts_is_found_and_its_answers_are_laid_out_to_rank(wor
     assert figures["to_rank"]["rows"] == len(rows) > 60
     assert {row["kind"] for row in rows} == {"c"}
     assert all(2 <= len(set(row["responses"])) == len(row["responses"]) <= 4 for row in rows)
-    items = read_answers(str(tmp_path / "drift.rank.jsonl"))  # as keel rank reads them
+    items = read_unranked_responses(str(tmp_path / "drift.rank.jsonl"))  # as keel rank reads them
     assert [(item.prompt, list(item.responses)) for item in items] == [
         (row["prompt"], row["responses"]) for row in rows
     ]

@@ -12,10 +12,10 @@ from keel.cli.main import main
 from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig, parse
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError, DataError
-from keel.evaluation.evaluate import evaluate, judge, short_names
-from keel.evaluation.frontier import completed
+from keel.evaluation.evaluate import evaluate_policies, sample_and_score, short_names
+from keel.evaluation.frontier import complete_config
 from keel.evaluation.judged import comparison
-from keel.evaluation.sample import Player, load_player, sample_answers
+from keel.evaluation.sample import EvaluatedPolicy, load_policy, sample_responses
 from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 
@@ -41,8 +41,8 @@ def prompts(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def player(tiny_policy: Path, prompts: str) -> Player:
-    return load_player(str(tiny_policy), PromptSettings(path=prompts, column="text"), DECODING)
+def player(tiny_policy: Path, prompts: str) -> EvaluatedPolicy:
+    return load_policy(str(tiny_policy), PromptSettings(path=prompts, column="text"), DECODING)
 
 
 def settings(policy: Path | str | list[str], prompts: str, **more: object) -> EvaluateConfig:
@@ -70,10 +70,10 @@ def test_a_policy_can_answer_more_often_than_the_other():
     assert (figures["win_rate"], figures["score_difference"]) == (0.5, 0.0)
 
 
-def test_answers_do_not_depend_on_the_batch_size(player: Player):
+def test_answers_do_not_depend_on_the_batch_size(player: EvaluatedPolicy):
     def texts(batch_size: int) -> list[str]:
         decoding = DECODING.model_copy(update={"batch_size": batch_size})
-        return [text for rollouts in player.answers(decoding, 3, "x") for text in rollouts.texts]
+        return [text for rollouts in player.sample_responses(decoding, 3, "x") for text in rollouts.texts]
 
     assert texts(64) == texts(4) == texts(1)
     assert len(set(texts(64))) > 1
@@ -83,15 +83,17 @@ def rows(rollouts: Rollouts, row: int) -> tuple[list[int], list[int]]:
     return list(rollouts.prompts[row].tokens), rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
 
 
-def test_figures_are_those_of_plain_transformers(player: Player, tiny_policy: Path, tiny_gpt2: Path, prompts: str):
+def test_figures_are_those_of_plain_transformers(
+    player: EvaluatedPolicy, tiny_policy: Path, tiny_gpt2: Path, prompts: str
+):
     """kl = mean over answers of the summed k1; entropy and reference_logprob = means over tokens."""
     from transformers import AutoModelForCausalLM
 
     config = settings(tiny_policy, prompts, reference=str(tiny_gpt2), seed=4)
-    figures = evaluate(config)
+    figures = evaluate_policies(config)
     models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (tiny_policy, tiny_gpt2)]
     kl, entropy, reference_logprob, lengths, ends = [], [], [], [], []
-    for rollouts in player.answers(DECODING, 4, "evaluate", "policy"):
+    for rollouts in player.sample_responses(DECODING, 4, "evaluate", "policy"):
         for row in range(len(rollouts.texts)):
             prompt, response = rows(rollouts, row)
             with torch.no_grad():
@@ -122,7 +124,7 @@ def test_figures_are_those_of_plain_transformers(player: Player, tiny_policy: Pa
 
 def test_two_policies(tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path):
     config = settings(tiny_policy, prompts, against=str(tiny_gpt2), output=str(tmp_path / "deep" / "figures.json"))
-    figures = evaluate(config, [count_w5])
+    figures = evaluate_policies(config, [count_w5])
     assert figures["against"]["kl"] == 0.0
     assert figures["policy"]["kl"] > 0.1
     assert figures["policy"]["score"] == figures["policy"]["rewards/count_w5"]
@@ -147,11 +149,11 @@ def test_each_of_several_policies_is_judged_as_it_would_be_alone(
         )
     ]
     more = {"against": str(tiny_policy), "output": str(tmp_path / "all.json")}
-    figures = evaluate(settings(folders, prompts, **more), [count_w5])
+    figures = evaluate_policies(settings(folders, prompts, **more), [count_w5])
     assert list(figures) == ["prompts", "responses_per_prompt", "policies", "against"]
     assert list(figures["policies"]) == ["ppo", "dpo"]
     for name, folder in zip(("ppo", "dpo"), folders, strict=True):
-        alone = evaluate(settings(folder, prompts, against=str(tiny_policy)), [count_w5])
+        alone = evaluate_policies(settings(folder, prompts, against=str(tiny_policy)), [count_w5])
         assert alone["against"] == figures["against"]
         compared = {key: alone[key] for key in alone if key.startswith(("win_rate", "length", "score", "ties"))}
         assert len(compared) == 13
@@ -163,7 +165,7 @@ def test_each_of_several_policies_is_judged_as_it_would_be_alone(
 
 
 def test_several_policies_need_nothing_to_be_compared_with(tiny_policy: Path, tiny_gpt2: Path, prompts: str):
-    figures = evaluate(settings([str(tiny_policy), str(tiny_gpt2)], prompts, reference=str(tiny_gpt2)))
+    figures = evaluate_policies(settings([str(tiny_policy), str(tiny_gpt2)], prompts, reference=str(tiny_gpt2)))
     one, other = figures["policies"].values()
     assert "against" not in figures
     assert one["kl"] > 0.1
@@ -195,7 +197,9 @@ def test_no_policy_or_one_twice_is_refused(given: list[str], prompts: str):
 def test_a_missing_folder_is_noticed_before_anything_is_sampled(tiny_policy: Path, prompts: str, tmp_path: Path):
     asked: list[str] = []
     with pytest.raises(ConfigError, match="no such model folder"):
-        evaluate(settings([str(tiny_policy), str(tmp_path / "none")], prompts), [lambda completions: asked.append("")])
+        evaluate_policies(
+            settings([str(tiny_policy), str(tmp_path / "none")], prompts), [lambda completions: asked.append("")]
+        )
     assert asked == []
 
 
@@ -205,7 +209,7 @@ def test_other_vocabularies_may_not_drop_other_prompts(tiny_policy: Path, prompt
     config = settings(tiny_policy, prompts, against=str(other))
     dropping = config.model_copy(update={"prompts": config.prompts.model_copy(update={"too_long": "drop"})})
     with pytest.raises(ConfigError, match="would drop other prompts"):
-        evaluate(dropping)
+        evaluate_policies(dropping)
 
 
 def length_of(completions: list[str], **columns: object) -> list[float]:
@@ -214,14 +218,14 @@ def length_of(completions: list[str], **columns: object) -> list[float]:
 
 def test_the_judge_decides_and_the_score_stays_the_sum(tiny_policy: Path, tiny_gpt2: Path, prompts: str):
     more = {"against": str(tiny_gpt2), "seed": 1}
-    by_sum = evaluate(settings(tiny_policy, prompts, **more), [count_w5, length_of])
-    by_one = evaluate(settings(tiny_policy, prompts, judge="length_of", **more), [count_w5, length_of])
+    by_sum = evaluate_policies(settings(tiny_policy, prompts, **more), [count_w5, length_of])
+    by_one = evaluate_policies(settings(tiny_policy, prompts, judge="length_of", **more), [count_w5, length_of])
     assert by_one["policy"] == by_sum["policy"]
     sides = [by_one[side]["rewards/length_of"] for side in ("policy", "against")]
     assert by_one["score_difference"] == pytest.approx(sides[0] - sides[1])
     assert by_one["score_difference"] != by_sum["score_difference"]
     with pytest.raises(ConfigError, match="no scorer is called 'length'; did you mean length_of"):
-        evaluate(settings(tiny_policy, prompts, judge="length", **more), [count_w5, length_of])
+        evaluate_policies(settings(tiny_policy, prompts, judge="length", **more), [count_w5, length_of])
 
 
 def test_a_slice_has_the_figures_of_its_own_file(tiny_policy: Path, tiny_gpt2: Path, prompts: str, tmp_path: Path):
@@ -229,16 +233,16 @@ def test_a_slice_has_the_figures_of_its_own_file(tiny_policy: Path, tiny_gpt2: P
     first = tmp_path / "first.jsonl"
     first.write_text(Path(prompts).read_text().splitlines()[0] + "\n")
     more = {"against": str(tiny_gpt2), "slices": ["topic"]}
-    figures = evaluate(settings(tiny_policy, prompts, **more), [count_w5])
+    figures = evaluate_policies(settings(tiny_policy, prompts, **more), [count_w5])
     assert {name: part["prompts"] for name, part in figures["slices"].items()} == {f"topic={i}": 1 for i in (1, 2, 3)}
-    alone = evaluate(settings(tiny_policy, str(first), **more), [count_w5])
+    alone = evaluate_policies(settings(tiny_policy, str(first), **more), [count_w5])
     assert figures["slices"]["topic=1"] == alone["slices"]["topic=1"]
     assert alone["slices"]["topic=1"] == {name: value for name, value in alone.items() if name != "slices"}
 
 
 def test_the_best_of_one_is_the_mean_and_of_all_the_largest(tiny_policy: Path, prompts: str, tmp_path: Path):
     output = tmp_path / "figures.json"
-    figures = evaluate(settings(tiny_policy, prompts, best_of=3, output=str(output)), [length_of])
+    figures = evaluate_policies(settings(tiny_policy, prompts, best_of=3, output=str(output)), [length_of])
     curve = figures["best_of"]["policy"]
     largest = [max(row["policy_scores"]) for row in json.loads(output.read_text())["answers"]]
     assert curve[0]["score"] == pytest.approx(figures["policy"]["score"])
@@ -247,11 +251,11 @@ def test_the_best_of_one_is_the_mean_and_of_all_the_largest(tiny_policy: Path, p
     with pytest.raises(ConfigError, match="best_of: 4 of 3 answers to a prompt; lower it, or raise"):
         settings(tiny_policy, prompts, best_of=4)
     with pytest.raises(ConfigError, match="without a scorer no answer is best"):
-        evaluate(settings(tiny_policy, prompts, best_of=3))
+        evaluate_policies(settings(tiny_policy, prompts, best_of=3))
 
 
 def test_what_one_answer_is_worth_in_draws_of_the_other(tiny_policy: Path, tiny_gpt2: Path, prompts: str):
-    figures = evaluate(settings(tiny_policy, prompts, against=str(tiny_gpt2), best_of=3), [length_of])
+    figures = evaluate_policies(settings(tiny_policy, prompts, against=str(tiny_gpt2), best_of=3), [length_of])
     scores = [point["score"] for point in figures["best_of"]["against"]]
     worth = figures["policy"]["worth_best_of"]
     mean = figures["policy"]["score"]
@@ -283,7 +287,7 @@ def judged_by(pairs: Path, target: Path, marks: dict[str, list[list[int]]]) -> s
 
 
 def test_pairs_are_blind_and_their_key_lies_beside(blind: EvaluateConfig, tmp_path: Path):
-    figures = evaluate(blind, [length_of])
+    figures = evaluate_policies(blind, [length_of])
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     key = json.loads((tmp_path / "pairs.key.json").read_text())
     assert all(row.keys() == {"prompt", "responses"} for row in rows)
@@ -297,22 +301,22 @@ def test_pairs_are_blind_and_their_key_lies_beside(blind: EvaluateConfig, tmp_pa
 
 
 def test_pairs_are_not_written_over(blind: EvaluateConfig):
-    evaluate(blind, [length_of])
+    evaluate_policies(blind, [length_of])
     before = Path(str(blind.pairs)).read_bytes()
     with pytest.raises(ConfigError, match="exists already"):
-        evaluate(blind, [length_of])
+        evaluate_policies(blind, [length_of])
     assert Path(str(blind.pairs)).read_bytes() == before
 
 
 def test_what_people_said_becomes_a_win_rate(blind: EvaluateConfig, tmp_path: Path):
-    evaluate(blind, [length_of])
+    evaluate_policies(blind, [length_of])
     pairs = json.loads((tmp_path / "pairs.key.json").read_text())["pairs"]
     shown = [pair for pair in pairs if pair["responses"][0] != pair["responses"][1]]
     for_ours = [[1, 2] if pair["ours"] == 0 else [2, 1] for pair in shown]
     longer = [[1, 1] if s[0] == s[1] else [1, 2] if (s[0] > s[1]) == (o == 0) else [2, 1]
               for s, o in ((pair["scores"], pair["ours"]) for pair in shown)]  # fmt: skip
     export = judged_by(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", {"anna": for_ours, "ben": longer})
-    people = evaluate(blind.model_copy(update={"judgements": export}), [length_of])["people"]
+    people = evaluate_policies(blind.model_copy(update={"judgements": export}), [length_of])["people"]
     equal = len(pairs) - len(shown)
     ben = [0.5 + 0.5 * ((p["scores"][0] > p["scores"][1]) - (p["scores"][0] < p["scores"][1])) for p in shown]
     assert people["win_rate"] == pytest.approx((sum((1 + win) / 2 for win in ben) + 0.5 * equal) / 20)
@@ -323,33 +327,33 @@ def test_what_people_said_becomes_a_win_rate(blind: EvaluateConfig, tmp_path: Pa
 
 
 def test_agreement_is_whole_where_people_judge_as_the_scorer_does(blind: EvaluateConfig, tmp_path: Path):
-    evaluate(blind, [length_of])
+    evaluate_policies(blind, [length_of])
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     sizes = [[len(text.split()) for text in row["responses"]] for row in rows]
     marks = [[1, 1] if a == b else [1, 2] if a > b else [2, 1] for a, b in sizes]
     export = judged_by(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", {"anna": marks})
-    people = evaluate(blind.model_copy(update={"judgements": export}), [length_of])["people"]
+    people = evaluate_policies(blind.model_copy(update={"judgements": export}), [length_of])["people"]
     assert people["agreement"] == 1.0
     assert people["agreement_low"] < 1.0  # twenty pairs are no proof
 
 
 def test_other_weights_or_files_are_no_judgement_of_these(blind: EvaluateConfig, tiny_gpt2: Path, tmp_path: Path):
-    evaluate(blind, [length_of])
+    evaluate_policies(blind, [length_of])
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     export = judged_by(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", {"anna": [[1, 2]] * len(rows)})
     asked = {"judgements": export}
     moved = shutil.copytree(tiny_gpt2, tmp_path / "moved")
     with pytest.raises(ConfigError, match="these pairs are of other policies or weights"):
-        evaluate(blind.model_copy(update={**asked, "policy": [str(moved)]}), [length_of])
+        evaluate_policies(blind.model_copy(update={**asked, "policy": [str(moved)]}), [length_of])
     (tmp_path / "judged.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
     with pytest.raises(DataError, match="in which ties are lost -> export it with --form rankings"):
-        evaluate(blind.model_copy(update=asked), [length_of])
+        evaluate_policies(blind.model_copy(update=asked), [length_of])
     (tmp_path / "judged.jsonl").write_text(json.dumps({"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]}) + "\n")
     with pytest.raises(DataError, match="none of its rankings is of these pairs"):
-        evaluate(blind.model_copy(update=asked), [length_of])
+        evaluate_policies(blind.model_copy(update=asked), [length_of])
     (tmp_path / "pairs.key.json").unlink()
     with pytest.raises(ConfigError, match="the key of the pairs cannot be read"):
-        evaluate(blind.model_copy(update=asked), [length_of])
+        evaluate_policies(blind.model_copy(update=asked), [length_of])
 
 
 @pytest.mark.parametrize(
@@ -386,7 +390,7 @@ def test_the_start_every_checkpoint_and_the_result_answer_with_the_same_random_n
     run_with_checkpoints: Path, tiny_policy: Path, prompts: str
 ):
     config = checkpoints_of(run_with_checkpoints, prompts, sampling=DECODING.model_dump())
-    figures = evaluate(config, [length_of])
+    figures = evaluate_policies(config, [length_of])
     sides = ["start", "step 1", "step 2", "step 3", "step 4"]
     assert list(figures["policies"]) == sides
     assert figures["policies"]["start"]["kl"] == 0.0
@@ -395,19 +399,19 @@ def test_the_start_every_checkpoint_and_the_result_answer_with_the_same_random_n
     assert [point["step"] for point in points] == [0, 1, 2, 3, 4]
     assert [point["kl"] for point in points] == [figures["policies"][side]["kl"] for side in sides]
     result = settings(run_with_checkpoints / "policy", prompts, reference=str(tiny_policy))
-    alone = evaluate(result, [length_of])["policy"]
+    alone = evaluate_policies(result, [length_of])["policy"]
     assert figures["policies"]["step 4"] == alone
 
 
 def test_what_is_not_given_is_that_of_the_run(run_with_checkpoints: Path, tiny_policy: Path, prompts: str):
-    own = completed(checkpoints_of(run_with_checkpoints, prompts, sampling={"temperature": 0.5}))
+    own = complete_config(checkpoints_of(run_with_checkpoints, prompts, sampling={"temperature": 0.5}))
     assert (own.sampling.max_response_tokens, own.sampling.temperature) == (6, 0.5)
     assert own.reference == str(tiny_policy)
 
 
 def test_a_folder_without_a_run_has_no_checkpoints(tmp_path: Path, prompts: str):
     with pytest.raises(ConfigError, match="this folder holds no run"):
-        evaluate(checkpoints_of(tmp_path, prompts), [length_of])
+        evaluate_policies(checkpoints_of(tmp_path, prompts), [length_of])
 
 
 def test_the_table_has_a_column_for_each_policy(
@@ -441,7 +445,7 @@ def test_the_table_has_a_column_for_each_policy(
 
 
 def test_a_policy_is_no_better_than_itself(tiny_policy: Path, prompts: str):
-    figures = evaluate(
+    figures = evaluate_policies(
         settings(tiny_policy, prompts, against=str(tiny_policy)), [lambda completions: [1.0] * len(completions)]
     )
     assert (figures["win_rate"], figures["ties"], figures["score_difference"]) == (0.5, 1.0, 0.0)
@@ -452,11 +456,11 @@ def test_a_policy_is_no_better_than_itself(tiny_policy: Path, prompts: str):
 def test_kl_needs_one_vocabulary(tiny_policy: Path, prompts: str, tmp_path: Path):
     other = shutil.copytree(tiny_policy, tmp_path / "other")
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace('"w27"', '"x27"'))
-    figures = evaluate(settings(tiny_policy, prompts, against=str(other)), [count_w5])
+    figures = evaluate_policies(settings(tiny_policy, prompts, against=str(other)), [count_w5])
     assert "kl" not in figures["policy"]
     assert figures["against"]["kl"] == 0.0
     with pytest.raises(ConfigError, match="vocabulary"):
-        evaluate(settings(tiny_policy, prompts, reference=str(other)))
+        evaluate_policies(settings(tiny_policy, prompts, reference=str(other)))
 
 
 def test_sample_writes_rows_to_rank(tiny_policy: Path, prompts: str, tmp_path: Path):
@@ -469,7 +473,7 @@ def test_sample_writes_rows_to_rank(tiny_policy: Path, prompts: str, tmp_path: P
             "sampling": {"num_responses": 2, "max_response_tokens": 5, "batch_size": 4, "top_k": 1},
         },
     )
-    written = sample_answers(config)
+    written = sample_responses(config)
     found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [(row["text"], row["topic"]) for row in found] == [("w1 w2", 1), ("w3", 2), ("w4 w5 w6 w7", 3)]
     assert all(row.keys() == {"text", "topic", "responses"} for row in found)  # ranks spoke of other answers
@@ -479,7 +483,7 @@ def test_sample_writes_rows_to_rank(tiny_policy: Path, prompts: str, tmp_path: P
 
 def test_what_cannot_fit_is_refused(tiny_policy: Path, prompts: str):
     with pytest.raises(ConfigError, match=r"longest prompt and answer have 258 tokens, the model only 256 positions"):
-        evaluate(settings(tiny_policy, prompts, sampling={"max_response_tokens": 254}))
+        evaluate_policies(settings(tiny_policy, prompts, sampling={"max_response_tokens": 254}))
 
 
 @pytest.mark.parametrize("option", ["output", "pairs"])
@@ -489,14 +493,14 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_loaded(prompts
     for name, says in (("file/d.jsonl", "cannot write here"), ("d.jsonl", "this is a folder|exists already")):
         config = settings("./nosuch", prompts, against="./nosuch2", **{option: str(tmp_path / name)})
         with pytest.raises(ConfigError, match=says):
-            evaluate(config)
+            evaluate_policies(config)
     made = settings("./nosuch", prompts, against="./nosuch2", **{option: str(tmp_path / "new" / "e.jsonl")})
     with pytest.raises(ConfigError, match="no such model folder"):
-        evaluate(made)
+        evaluate_policies(made)
     assert list((tmp_path / "new").iterdir()) == []  # the folder is made, nothing is left in it
 
 
-def test_the_score_of_the_progress_line_is_that_of_all_answers_so_far(player: Player):
+def test_the_score_of_the_progress_line_is_that_of_all_answers_so_far(player: EvaluatedPolicy):
     shown: list[float] = []
     scores = iter([1.0, 3.0, 8.0])
 
@@ -504,5 +508,5 @@ def test_the_score_of_the_progress_line_is_that_of_all_answers_so_far(player: Pl
         return score(rollouts, build_scorers([], [lambda completions, **_: [next(scores)] * len(completions)]), None)
 
     decoding = DECODING.model_copy(update={"batch_size": 3})
-    judge(player, None, scoring, decoding, 0, "policy", lambda done, figures: shown.append(figures["score"]))
+    sample_and_score(player, None, scoring, decoding, 0, "policy", lambda done, figures: shown.append(figures["score"]))
     assert shown == [1.0, 2.0, 4.0]

@@ -14,8 +14,8 @@ import keel
 from keel.config import DriftConfig, EvaluateConfig, RewardSource, SampleConfig, ServeRewardConfig, parse
 from keel.errors import ConfigError
 from keel.evaluation.drift.drift import drift
-from keel.evaluation.evaluate import evaluate
-from keel.evaluation.sample import load_frozen, sample_answers
+from keel.evaluation.evaluate import evaluate_policies
+from keel.evaluation.sample import load_frozen_model, sample_responses
 from keel.models.reward_model import RewardModel
 from keel.server.reward import PATH, reward_app
 
@@ -46,8 +46,8 @@ def rounded(exact: float, coarse: float) -> bool:
 
 
 def test_frozen_models_have_the_format_asked_for(tiny_policy: Path):
-    assert load_frozen(str(tiny_policy), "bfloat16").policy.dtype == torch.bfloat16
-    assert load_frozen(str(tiny_policy)).policy.dtype == torch.float32
+    assert load_frozen_model(str(tiny_policy), "bfloat16").policy.dtype == torch.bfloat16
+    assert load_frozen_model(str(tiny_policy)).policy.dtype == torch.float32
 
 
 def test_evaluate_scores_and_measures_in_bfloat16(
@@ -57,7 +57,7 @@ def test_evaluate_scores_and_measures_in_bfloat16(
         given: dict[str, Any] = {"policy": str(tiny_policy), "prompts": {"path": str(prompts)}, "dtype": dtype}
         given["rewards"] = [{"model": str(reward_model), "dtype": dtype}]
         sampling = {"max_response_tokens": 4, "temperature": 0}
-        return evaluate(parse(EvaluateConfig, {**given, "sampling": sampling}))["policy"]
+        return evaluate_policies(parse(EvaluateConfig, {**given, "sampling": sampling}))["policy"]
 
     exact, coarse = figures("float32"), figures("bfloat16")
     assert rounded(exact["entropy"], coarse["entropy"])
@@ -67,7 +67,7 @@ def test_evaluate_scores_and_measures_in_bfloat16(
 def test_sample_answers_in_bfloat16(tiny_policy: Path, prompts: Path, tmp_path: Path):
     output = str(tmp_path / "answers.jsonl")
     given = {"model": str(tiny_policy), "prompts": {"path": str(prompts)}, "output": output, "dtype": "bfloat16"}
-    assert sample_answers(parse(SampleConfig, given))["responses"] == len(TEXTS)
+    assert sample_responses(parse(SampleConfig, given))["responses"] == len(TEXTS)
 
 
 def test_a_run_learns_from_a_reward_model_in_bfloat16_and_drift_reads_both(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from keel.errors import ConfigError
-from keel.evaluation.gate import check_demands, read_gate, slice_named, verdict_on
+from keel.evaluation.gate import check_demands, find_slice, gate_verdict, read_gate
 
 FIGURES: dict[str, Any] = {
     "prompts": 120,
@@ -25,7 +25,7 @@ FIGURES: dict[str, Any] = {
 
 
 def verdict(gate: str) -> dict[str, Any]:
-    return verdict_on(read_gate(gate), FIGURES)
+    return gate_verdict(read_gate(gate), FIGURES)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +87,18 @@ def of_prompts(prompts: int) -> dict[str, Any]:
 @pytest.mark.parametrize("figure", ["score", "slice[late].score"])
 def test_a_figure_takes_ten_prompts_and_of_fewer_than_twenty_it_is_told(figure: str):
     low, high = read_gate(f"low({figure})>=1, high({figure})<=2"), read_gate(f"{figure}>=1, {figure}>=2")
-    assert verdict_on(low, of_prompts(9))["failed"] == [
+    assert gate_verdict(low, of_prompts(9))["failed"] == [
         f"low({figure}) needs at least 10 prompts, has 9",
         f"high({figure}) needs at least 10 prompts, has 9",
     ]
-    assert verdict_on(high, of_prompts(9))["failed"][0] == f"{figure} needs at least 10 prompts, has 9"
-    assert [row["says"] for row in verdict_on(low, of_prompts(10))["demands"]] == [
+    assert gate_verdict(high, of_prompts(9))["failed"][0] == f"{figure} needs at least 10 prompts, has 9"
+    assert [row["says"] for row in gate_verdict(low, of_prompts(10))["demands"]] == [
         f"low({figure}) 1.25 is >= 1 (of 10 prompts only)",
         f"high({figure}) 1.75 is <= 2 (of 10 prompts only)",
     ]
-    assert verdict_on(low, of_prompts(10))["passed"]
-    assert verdict_on(low, of_prompts(20))["demands"][0]["says"] == f"low({figure}) 1.25 is >= 1"
-    rows = verdict_on(high, of_prompts(10))["demands"]
+    assert gate_verdict(low, of_prompts(10))["passed"]
+    assert gate_verdict(low, of_prompts(20))["demands"][0]["says"] == f"low({figure}) 1.25 is >= 1"
+    rows = gate_verdict(high, of_prompts(10))["demands"]
     assert [(row["passed"], row["says"]) for row in rows] == [
         (True, f"{figure} 1.5 is >= 1 (of 10 prompts only)"),
         (False, f"{figure} 1.5 is not >= 2 (of 10 prompts only)"),
@@ -110,7 +110,7 @@ def test_a_rate_that_is_not_identified_fails_with_the_reason():
     own = {"length_controlled_win_rate": nan, "length_controlled_win_rate_low": nan, "length_overlap": 0.02}
     figures = {"prompts": 50, **own, "policy": {}}
     gate = read_gate("low(length_controlled_win_rate)>=0.5, win_rate>=0.5")
-    assert verdict_on(gate, figures)["failed"] == [
+    assert gate_verdict(gate, figures)["failed"] == [
         "low(length_controlled_win_rate) is not identified: one side is longer in 98.0% of the comparisons",
         "win_rate was not measured",
     ]
@@ -120,7 +120,7 @@ def test_what_people_say_counts_the_prompts_that_they_judged():
     people = {"prompts": 3, "win_rate": 0.9, "win_rate_low": 0.8, "win_rate_high": 1.0}
     figures = of_prompts(100) | {"people": people}
     gate = read_gate("low(people.win_rate)>=0.5, people.prompts>=3, low(score)>=1")
-    assert [row["says"] for row in verdict_on(gate, figures)["demands"]] == [
+    assert [row["says"] for row in gate_verdict(gate, figures)["demands"]] == [
         "low(people.win_rate) needs at least 10 prompts, has 3",
         "people.prompts 3 is >= 3",
         "low(score) 1.25 is >= 1",
@@ -129,7 +129,7 @@ def test_what_people_say_counts_the_prompts_that_they_judged():
 
 def test_rounding_does_not_make_a_failure_look_like_a_pass():
     figures = {"policy": {"truncated": 0.050000001}}
-    assert verdict_on(read_gate("truncated<=0.05"), figures)["failed"] == ["truncated 0.050000001 is not <= 0.05"]
+    assert gate_verdict(read_gate("truncated<=0.05"), figures)["failed"] == ["truncated 0.050000001 is not <= 0.05"]
 
 
 def test_the_verdict_has_every_demand_with_what_was_measured():
@@ -206,4 +206,4 @@ def test_names_that_nobody_knows_are_refused_before_anything_is_measured(gate: s
 def test_a_slice_needs_slices():
     check_demands(read_gate("score>=0"), NAMES, [])
     with pytest.raises(ConfigError, match="there are no slices -> name columns"):
-        slice_named("refund", [])
+        find_slice("refund", [])

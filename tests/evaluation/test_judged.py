@@ -10,20 +10,20 @@ from torch import Tensor
 
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.evaluation.best_of import best_of_curve, worth_best_of
-from keel.evaluation.frontier import fitted, frontier
-from keel.evaluation.judged import Judged, comparison, length_controlled_comparison, resamples, row_mean
-from keel.evaluation.slices import slices_of
+from keel.evaluation.best_of import best_of_curve, equivalent_best_of_n
+from keel.evaluation.frontier import compute_frontier, fit_frontier
+from keel.evaluation.judged import EvaluatedResponses, comparison, length_controlled_comparison, resamples, row_mean
+from keel.evaluation.slices import slice_rows
 
 
-def judged(score: Any, **more: Any) -> Judged:
+def judged(score: Any, **more: Any) -> EvaluatedResponses:
     """Answers of which only the measures are known."""
     measured = {name: torch.as_tensor(values, dtype=torch.float64) for name, values in {"score": score, **more}.items()}
     zeros = torch.zeros_like(measured["score"])
     rows, copies = zeros.shape
     prompts = [Prompt(f"p{row}", f"p{row}", (1,), {}) for row in range(rows)]
     blank = {name: zeros for name in ("length", "truncated") if name not in measured}
-    return Judged(prompts, [[""] * copies] * rows, measured | blank)
+    return EvaluatedResponses(prompts, [[""] * copies] * rows, measured | blank)
 
 
 # ---- intervals -------------------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def judged(score: Any, **more: Any) -> Judged:
 
 def test_every_figure_has_an_interval_of_the_normal_width():
     values = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    figures = judged(values + 3.0, kl=values * 2, length=torch.full((400, 1), 7.0)).figures()
+    figures = judged(values + 3.0, kl=values * 2, length=torch.full((400, 1), 7.0)).compute_metrics()
     wide = 1.96 * float(values.std()) / 20
     assert figures["score_high"] - figures["score_low"] == pytest.approx(2 * wide, rel=0.05)
     assert figures["kl_high"] - figures["kl_low"] == pytest.approx(4 * wide, rel=0.05)
@@ -41,13 +41,13 @@ def test_every_figure_has_an_interval_of_the_normal_width():
 def test_answers_to_one_prompt_are_no_further_prompts():
     """Ten copies of an answer say nothing new: the interval is that of one."""
     values = torch.randn(50, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    once, often = judged(values).figures(), judged(values.expand(50, 10)).figures()
+    once, often = judged(values).compute_metrics(), judged(values.expand(50, 10)).compute_metrics()
     assert often["score_low"] == pytest.approx(once["score_low"])
     assert often["score_high"] == pytest.approx(once["score_high"])
 
 
 def test_means_over_tokens_are_weighted_by_length():
-    figures = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).figures()
+    figures = judged([[0.0], [0.0]], entropy=[[2.0], [24.0]], length=[[2.0], [8.0]]).compute_metrics()
     assert figures["entropy"] == 2.6
     # residuals -+3.2, variance 2 * 2 * 3.2^2 / 10^2; weights 2 and 8 leave one degree of freedom: t = 12.7062
     assert figures["entropy_high"] - figures["entropy_low"] == pytest.approx(2 * 12.7062 * 0.64, rel=1e-4)
@@ -57,13 +57,13 @@ def test_the_same_prompt_twice_is_one_prompt():
     """Duplicated rows repeat the mean, and make no interval narrower."""
     values = torch.randn(30, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     once = judged(values, length=values.exp())
-    twice = Judged(
+    twice = EvaluatedResponses(
         once.prompts * 2, once.texts * 2, {name: torch.cat([own, own]) for name, own in once.measured.items()}
     )
-    found, expected = twice.figures(), once.figures()
+    found, expected = twice.compute_metrics(), once.compute_metrics()
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
     other = judged(values.flip(0), length=values.flip(0).exp())
-    again = Judged(
+    again = EvaluatedResponses(
         other.prompts * 2, other.texts * 2, {name: torch.cat([own, own]) for name, own in other.measured.items()}
     )
     compared = comparison(twice.measured["score"], again.measured["score"], twice.clusters)
@@ -72,13 +72,13 @@ def test_the_same_prompt_twice_is_one_prompt():
 
 
 def test_a_scorer_that_had_nothing_to_say_is_no_zero():
-    figures = judged([[0.0]] * 4, **{"rewards/code": [[math.nan], [2.0], [math.nan], [4.0]]}).figures()
+    figures = judged([[0.0]] * 4, **{"rewards/code": [[math.nan], [2.0], [math.nan], [4.0]]}).compute_metrics()
     assert figures["rewards/code"] == 3.0
     assert figures["rewards/code_high"] == pytest.approx(3 + 12.7062, abs=1e-3)  # of two prompts, not of four
 
 
 def test_a_scorer_of_zeros_and_ones_is_a_share():
-    figures = judged([[0.5]] * 20, **{"rewards/rule": [[0.0]] * 20}).figures()
+    figures = judged([[0.5]] * 20, **{"rewards/rule": [[0.0]] * 20}).compute_metrics()
     assert figures["rewards/rule_high"] == pytest.approx(0.168433, abs=1e-6)  # Clopper and Pearson, 0 of 20
     assert (figures["score_low"], figures["score_high"]) == (0.5, 0.5)
 
@@ -88,7 +88,7 @@ def test_a_share_of_none_or_all_is_no_certainty(count: int, unseen: float):
     """Clopper and Pearson's limits for 0 of n, 95%: 1 - 0.025^(1/n)."""
     found = row_mean("win_rate", torch.ones(count), torch.arange(count))
     assert (found["win_rate_low"], found["win_rate_high"]) == (pytest.approx(1 - unseen, abs=1e-6), 1.0)
-    assert judged(torch.zeros(count, 2)).figures()["truncated_high"] == pytest.approx(unseen, abs=1e-6)
+    assert judged(torch.zeros(count, 2)).compute_metrics()["truncated_high"] == pytest.approx(unseen, abs=1e-6)
 
 
 @pytest.mark.exhaustive
@@ -203,12 +203,12 @@ def test_a_prompt_of_which_an_answer_has_no_score_is_left_out():
     assert [point["prompts"] for point in found] == [2, 2, 2]
     assert all(point["score_low"] <= point["score"] <= point["score_high"] for point in found)
     assert best_of_curve(judged([[1.0, math.nan]]), 2) == []
-    assert worth_best_of(1.0, []) is None
+    assert equivalent_best_of_n(1.0, []) is None
 
 
 def test_what_an_answer_is_worth_in_draws():
     curve = [{"n": 1, "score": 0.0}, {"n": 2, "score": 1.0}, {"n": 3, "score": 1.5}]
-    assert [worth_best_of(score, curve) for score in (-1.0, 1.0, 1.2, 2.0)] == [1, 2, 3, None]
+    assert [equivalent_best_of_n(score, curve) for score in (-1.0, 1.0, 1.2, 2.0)] == [1, 2, 3, None]
 
 
 # ---- slices ----------------------------------------------------------------------------------------------------------
@@ -220,18 +220,18 @@ def prompts(*columns: dict[str, Any]) -> list[Prompt]:
 
 def test_slices_are_the_values_of_a_column_most_first():
     rows = prompts({"t": "a", "n": 1}, {"t": "b", "n": None}, {"t": "b"}, {"t": True})
-    assert slices_of(rows, ["t"]) == {"t=b": [1, 2], "t=a": [0], "t=true": [3]}
-    assert slices_of(rows, ["n"]) == {"n=null": [1, 2, 3], "n=1": [0]}
-    assert slices_of(rows, []) == {}
+    assert slice_rows(rows, ["t"]) == {"t=b": [1, 2], "t=a": [0], "t=true": [3]}
+    assert slice_rows(rows, ["n"]) == {"n=null": [1, 2, 3], "n=1": [0]}
+    assert slice_rows(rows, []) == {}
 
 
 def test_a_column_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="no prompt has a column 'topc'; did you mean topic"):
-        slices_of(prompts({"topic": "a"}), ["topc"])
+        slice_rows(prompts({"topic": "a"}), ["topc"])
     with pytest.raises(ConfigError, match="the prompts have no other columns"):
-        slices_of(prompts({}), ["topic"])
+        slice_rows(prompts({}), ["topic"])
     with pytest.raises(ConfigError, match="column 'id' has 101 values"):
-        slices_of(prompts(*({"id": i} for i in range(101))), ["id"])
+        slice_rows(prompts(*({"id": i} for i in range(101))), ["id"])
 
 
 def test_a_slice_has_the_figures_of_its_rows():
@@ -244,7 +244,7 @@ def test_a_slice_has_the_figures_of_its_rows():
 # ---- the frontier ----------------------------------------------------------------------------------------------------
 
 
-def run_of(scores: list[float], kls: list[float], noise: float = 0.0) -> list[Judged]:
+def run_of(scores: list[float], kls: list[float], noise: float = 0.0) -> list[EvaluatedResponses]:
     """Checkpoints of a run, 200 prompts, with these means."""
     random = torch.Generator().manual_seed(6)
 
@@ -261,7 +261,7 @@ SCORE = [0.0, 2.0, 2.6137056388801094, 2.7041631339956706, 1.9528104378294993, -
 
 
 def test_a_run_past_its_peak_is_told_so():
-    found = fitted(run_of(SCORE, KL, noise=0.2), "score", seed=0)
+    found = fit_frontier(run_of(SCORE, KL, noise=0.2), "score", seed=0)
     assert found is not None
     assert found["peak_kl"] == pytest.approx(7.389, abs=0.05)
     assert found["peak_kl_low"] < 7.389 < found["peak_kl_high"]
@@ -270,14 +270,14 @@ def test_a_run_past_its_peak_is_told_so():
 
 
 def test_a_run_before_its_peak_is_told_so():
-    found = fitted(run_of([*SCORE[:3], 2.66], [*KL[:3], 5.0], noise=0.02), "score", seed=0)
+    found = fit_frontier(run_of([*SCORE[:3], 2.66], [*KL[:3], 5.0], noise=0.02), "score", seed=0)
     assert found is not None
     assert found["behind"] == 0.0
     assert found["says"].startswith("before its peak")
 
 
 def test_a_rising_run_has_no_peak():
-    found = fitted(run_of([0.0, 1.0, 2.5, 4.5], [0.0, 1.0, 4.0, 9.0]), "score", seed=0)
+    found = fit_frontier(run_of([0.0, 1.0, 2.5, 4.5], [0.0, 1.0, 4.0, 9.0]), "score", seed=0)
     assert found is not None
     assert found["says"] == "no peak: the score rises as the KL does"
 
@@ -295,7 +295,7 @@ SHAPES = [  # d = 0, 1, 2, 3, 4
 
 @pytest.mark.parametrize(("form", "scores", "says"), SHAPES)
 def test_a_run_without_a_peak_ahead_is_told_what_the_score_does(form: str, scores: list[float], says: str):
-    found = fitted(run_of(scores, [0.0, 1.0, 4.0, 9.0, 16.0], noise=0.001), "score", seed=0)
+    found = fit_frontier(run_of(scores, [0.0, 1.0, 4.0, 9.0, 16.0], noise=0.001), "score", seed=0)
     assert found is not None
     assert found["says"] == says
     assert found["behind"] == float(says == FALLS)
@@ -303,15 +303,15 @@ def test_a_run_without_a_peak_ahead_is_told_what_the_score_does(form: str, score
 
 
 def test_noise_is_no_verdict():
-    found = fitted(run_of([0.0, 0.1, 0.05, 0.1, 0.08], [0.0, 1.0, 4.0, 9.0, 16.0], noise=2.0), "score", seed=0)
+    found = fit_frontier(run_of([0.0, 0.1, 0.05, 0.1, 0.08], [0.0, 1.0, 4.0, 9.0, 16.0], noise=2.0), "score", seed=0)
     assert found is not None
     assert found["says"].startswith("too close to say")
 
 
 def test_three_checkpoints_are_too_few_and_every_figure_is_there():
     sides = dict(zip(("start", "step 1", "step 2"), run_of(SCORE[:3], KL[:3]), strict=True))
-    figures = {name: own.figures() for name, own in sides.items()}
-    found = frontier({"start": 0, "step 1": 1, "step 2": 2}, sides, figures, seed=0)
+    figures = {name: own.compute_metrics() for name, own in sides.items()}
+    found = compute_frontier({"start": 0, "step 1": 1, "step 2": 2}, sides, figures, seed=0)
     assert [point["step"] for point in found["points"]] == [0, 1, 2]
     assert [point["score"] for point in found["points"]] == pytest.approx(SCORE[:3])
     assert found["points"][2]["kl_low"] <= 4.0 <= found["points"][2]["kl_high"]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from keel.config import EvaluateConfig, parse
 from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt
-from keel.evaluation.evaluate import evaluate
+from keel.evaluation.evaluate import evaluate_policies
 from keel.evaluation.score_once import ScoredOnce, scored_once
 from keel.models.ensemble import RewardEnsemble
 from keel.models.loading import load_tokenizer
@@ -111,15 +111,15 @@ def test_a_policy_ties_with_itself_where_it_has_one_response(tiny_policy: Path, 
 
     sampling = {"temperature": 1e-5, "num_responses": 3, "batch_size": 7, "max_response_tokens": 5}
     config = settings(tiny_policy, tmp_path, PROMPTS, against=str(tiny_policy), sampling=sampling)
-    figures = evaluate(config, [rounded])
+    figures = evaluate_policies(config, [rounded])
     assert (figures["ties"], figures["win_rate"], figures["score_difference"]) == (1.0, 0.5, 0.0)
     assert sum(calls) == 20
     assert figures["win_rate_low"] == pytest.approx(0.5 * 0.025 ** (1 / 20))
 
 
 def test_rows_and_prompts_are_counted(tiny_policy: Path, tmp_path: Path):
-    once = evaluate(settings(tiny_policy, tmp_path, PROMPTS))
-    twice = evaluate(settings(tiny_policy, tmp_path, PROMPTS * 2))
+    once = evaluate_policies(settings(tiny_policy, tmp_path, PROMPTS))
+    twice = evaluate_policies(settings(tiny_policy, tmp_path, PROMPTS * 2))
     assert (once["prompts"], "rows" in once) == (20, False)
     assert (twice["prompts"], twice["rows"]) == (20, 40)
 
@@ -128,7 +128,7 @@ def test_the_kl_of_a_tempered_policy_and_its_own(tiny_policy: Path, tiny_gpt2: P
     """`kl` is that of the sharpened distributions; `kl_untempered` is KL(pi || pi_ref); one token is enumerated."""
     sampling = {"temperature": 0.5, "num_responses": 2_000, "batch_size": 2_000, "max_response_tokens": 1}
     config = settings(tiny_policy, tmp_path, ["w1 w2"], reference=str(tiny_gpt2), sampling=sampling)
-    found = evaluate(config)["policy"]
+    found = evaluate_policies(config)["policy"]
     models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (tiny_policy, tiny_gpt2)]
     ids = torch.tensor([load_tokenizer(str(tiny_policy)).encode("w1 w2")])
     with torch.no_grad():
@@ -141,4 +141,4 @@ def test_the_kl_of_a_tempered_policy_and_its_own(tiny_policy: Path, tiny_gpt2: P
     assert found["kl_untempered"] == pytest.approx(expected["kl_untempered"], rel=0.1)
     assert abs(expected["kl"] / expected["kl_untempered"] - 1) > 0.5
     plain = parse(EvaluateConfig, {**config.model_dump(), "sampling": {"max_response_tokens": 1}, "checkpoints": None})
-    assert "kl_untempered" not in evaluate(plain)["policy"]
+    assert "kl_untempered" not in evaluate_policies(plain)["policy"]

@@ -13,7 +13,7 @@ import pytest
 
 import keel
 from keel.cli.main import VERBS
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.ranking.store import Store
 
 from ..runs import PROMPTS, settings
@@ -69,7 +69,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         return [verb, "--output", str(folder / "run")]
     if verb == "rank":  # what it does besides serving its pages
         with closing(Store.open(str(folder / "ratings.db"))) as store:
-            store.add_items(read_answers(str(folder / "rankings.jsonl")))
+            store.add_items(read_unranked_responses(str(folder / "rankings.jsonl")))
         return [verb, "--stats", "--store", str(folder / "ratings.db")]
     (folder / "run.yaml").write_text(json.dumps(small[verb]()))
     return [verb, str(folder / "run.yaml")]

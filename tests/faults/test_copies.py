@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from keel.cli.main import main
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.errors import DataError, KeelError
 from keel.ranking.store import Store
 
-ROWS = [Answers(f"question {i}", (f"{i}a", f"{i}b")) for i in range(60)]
+ROWS = [UnrankedResponses(f"question {i}", (f"{i}a", f"{i}b")) for i in range(60)]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def rank(store: Store, times: int) -> None:
     for _ in range(times):
         deal = store.deal("anna")
         assert deal is not None
-        store.judge("anna", deal.id, [1, 2], "a comment")
+        store.record_judgement("anna", deal.id, [1, 2], "a comment")
 
 
 def copied(store: Store, name: str, *endings: str) -> Path:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from keel.errors import Diverged
 from keel.learn import update
-from keel.learn.guard import Guard, fault_of
+from keel.learn.guard import Guard, find_fault
 
 from ..runs import contents, lines, train
 from .children import STAGES, committed, needs_fork, run, start, train_stage
@@ -177,6 +177,6 @@ def test_skips_in_a_row_have_an_end() -> None:
 def test_the_first_tensor_at_fault_is_named() -> None:
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad, layer.bias.grad = torch.ones(1, 2), torch.tensor([float("inf")])
-    assert fault_of(True, {"policy": float("inf")}, layer.named_parameters()) == "the gradient of bias is not finite"
-    assert fault_of(False, {}, []) == "the loss is not finite"
-    assert fault_of(True, {"policy": 1.0}, []) is None
+    assert find_fault(True, {"policy": float("inf")}, layer.named_parameters()) == "the gradient of bias is not finite"
+    assert find_fault(False, {}, []) == "the loss is not finite"
+    assert find_fault(True, {"policy": 1.0}, []) is None

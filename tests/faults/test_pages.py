@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.server.request_checks import HEADERS
 from keel.web import pages
 from keel.web.rank.app import links
@@ -92,8 +92,10 @@ def shown_with(folder: Path, text: str, name: str) -> dict[str, httpx.Response]:
     """Every page of a study in which everything that is text is this text."""
     folder.mkdir()
     rows = [
-        Answers(text, (text, f"{text} "), text),
-        Answers([{"role": "user", "content": text}, {"role": text, "content": text}], (text, text + "!", text), text),
+        UnrankedResponses(text, (text, f"{text} "), text),
+        UnrankedResponses(
+            [{"role": "user", "content": text}, {"role": text, "content": text}], (text, text + "!", text), text
+        ),
     ]
     there = study(folder, rows, text, raters=[name, "ben"], overlap=2, tags=[text])
     found: dict[str, httpx.Response] = {}
@@ -124,7 +126,9 @@ def shown_with(folder: Path, text: str, name: str) -> dict[str, httpx.Response]:
 
 @pytest.mark.slow
 def test_f31_text_never_becomes_a_part_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.ranking.store.shuffled", lambda number, *_: list(range(number)))  # whatever the names
+    monkeypatch.setattr(
+        "keel.ranking.store.response_order", lambda number, *_: list(range(number))
+    )  # whatever the names
     plain = {name: Structure(page.text).tags for name, page in shown_with(tmp_path / "plain", "text", "anna").items()}
     hits, looked = [], 0
     for number, payload in enumerate(PAYLOADS):
@@ -145,7 +149,7 @@ def test_f31_text_never_becomes_a_part_of_the_page(tmp_path: Path, monkeypatch: 
 
 
 def test_f31_answers_are_anonymous(tmp_path: Path) -> None:
-    there = study(tmp_path, [Answers("p", ("a", "b"), CANARY)])
+    there = study(tmp_path, [UnrankedResponses("p", ("a", "b"), CANARY)])
     for path in ("/rank", "/enter"):
         assert CANARY not in there.visitor("anna").client.get(ADDRESS + path).text
 

@@ -46,7 +46,7 @@ def test_who_is_gone_takes_no_place(signs_in: bool) -> None:
         places.came(caller)
         if signs_in:
             places.knows(caller)
-        places.left(caller)
+        places.leave(caller)
         assert not caller.is_dropped
 
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from keel.cli.main import main
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.errors import DataError
 from keel.ranking.database import StoreError
 from keel.ranking.store import Store
@@ -189,11 +189,11 @@ def test_f22_the_disk_is_full(tmp_path: Path) -> None:
 
 FILL = """
 import os, resource, signal, sys
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.ranking.database import StoreError
 from keel.ranking.store import Store
 store = Store.open(sys.argv[1])
-store.add_items(Answers(f"question {i}", ("a", "b")) for i in range(2000))
+store.add_items(UnrankedResponses(f"question {i}", ("a", "b")) for i in range(2000))
 store.add_raters(["anna"])
 if len(sys.argv) > 2:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -202,7 +202,7 @@ if len(sys.argv) > 2:
 while True:
     try:
         deal = store.deal("anna")
-        store.judge("anna", deal.id, [1, 2], "x" * 1000)
+        store.record_judgement("anna", deal.id, [1, 2], "x" * 1000)
     except StoreError as error:
         print(f"keel: {error}", flush=True)
         break
@@ -313,7 +313,7 @@ def test_f22_what_is_no_store_is_refused_and_left_alone(
 def test_f22_a_damaged_store_is_refused_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "ratings.db"
     with closing(Store.open(str(path))) as store:
-        store.add_items(Answers(f"question {i}", ("a" * 100, "b" * 100)) for i in range(500))
+        store.add_items(UnrankedResponses(f"question {i}", ("a" * 100, "b" * 100)) for i in range(500))
     data = bytearray(path.read_bytes())
     for place in range(3 * 4096, len(data), 4096):
         data[place : place + 64] = bytes(range(64))
@@ -325,15 +325,16 @@ def test_f22_a_damaged_store_is_refused_at_the_start(tmp_path: Path) -> None:
 def test_f22_a_kill_while_it_is_made_leaves_what_can_be_begun_again(tmp_path: Path) -> None:
     (tmp_path / "ratings.db").touch()
     with closing(Store.open(str(tmp_path / "ratings.db"))) as store:
-        assert store.add_items([Answers("p", ("a", "b"))]) == 1
+        assert store.add_items([UnrankedResponses("p", ("a", "b"))]) == 1
 
 
 def test_f22_many_begin_and_fill_one_store_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from keel.ranking.store import Store; from keel.data.items import Answers\n"
+        "import sys, time; from keel.ranking.store import Store; from keel.data.items import UnrankedResponses\n"
         "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "store = Store.open(sys.argv[1]); store.add_raters(['anna'])\n"
-        "store.add_items(Answers(f'question {i}', ('a', 'b')) for i in range(50)); print(store.tokens()['anna'])"
+        "store.add_items(UnrankedResponses(f'question {i}', ('a', 'b')) for i in range(50))\n"
+        "print(store.tokens()['anna'])"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "ratings.db"), str(time.time() + 2)]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]

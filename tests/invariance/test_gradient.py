@@ -14,7 +14,7 @@ from keel.data.batches import Rollouts, TrainingBatch, select_rows
 from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
 from keel.models.actor_critic import ValueUnits
-from keel.training.setup import Parts, build_parts
+from keel.training.setup import TrainingSetup, build_parts
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3
@@ -23,7 +23,7 @@ ONE = World(0, 1, torch.device("cpu"))
 GARBAGE = 9  # in the place of pads, which nobody must read
 
 
-def parts_of(model: Path, **changes: Any) -> Parts:
+def parts_of(model: Path, **changes: Any) -> TrainingSetup:
     """A run in float64 whose weights stay where they are. All terms of the loss take part."""
     terms = {"algorithm.entropy_coef": 0.01, "algorithm.kl_in": "loss", "algorithm.minibatch_size": 16}
     config = parse(TrainConfig, settings(model, Path("unused"), {**terms, "optim.max_grad_norm": 1e9, **changes}))
@@ -38,7 +38,7 @@ def parts_of(model: Path, **changes: Any) -> Parts:
     return parts
 
 
-def targets_of(parts: Parts, rollouts: Rollouts) -> TrainingBatch:
+def targets_of(parts: TrainingSetup, rollouts: Rollouts) -> TrainingBatch:
     scored = parts.score(rollouts)
     token_scores = parts.shaping.token_scores(scored, ScoreStatistics()).double()
     parts.actor_critic.value_units = ValueUnits()
@@ -49,7 +49,7 @@ def targets_of(parts: Parts, rollouts: Rollouts) -> TrainingBatch:
     return targets.batch
 
 
-def gradient_of(parts: Parts, batch: TrainingBatch, budget: int = 10**6) -> tuple[Tensor, dict[str, float]]:
+def gradient_of(parts: TrainingSetup, batch: TrainingBatch, budget: int = 10**6) -> tuple[Tensor, dict[str, float]]:
     """All gradients that the optimizer gets, joined, and the metrics."""
     seen: list[Tensor] = []
 
@@ -78,26 +78,26 @@ def padded(batch: Any, left: int, right: int) -> Any:
 
 
 @pytest.fixture(scope="module", params=["rotary, separate", "rotary, shared", "absolute, separate", "absolute, shared"])
-def parts(request: pytest.FixtureRequest) -> Parts:
+def parts(request: pytest.FixtureRequest) -> TrainingSetup:
     positions, sharing = request.param.split(", ")
     model = request.getfixturevalue("tiny_policy" if positions == "rotary" else "tiny_gpt2")
     return parts_of(model, **{"critic.sharing": sharing})
 
 
 @pytest.fixture(scope="module")
-def rollouts(parts: Parts) -> Rollouts:
+def rollouts(parts: TrainingSetup) -> Rollouts:
     return parts.respond(1)
 
 
 @pytest.fixture(scope="module")
-def batch(parts: Parts, rollouts: Rollouts) -> TrainingBatch:
+def batch(parts: TrainingSetup, rollouts: Rollouts) -> TrainingBatch:
     assert rollouts.prompt_mask.sum(1).unique().numel() == 3
     assert rollouts.lengths.unique().numel() > 2
     return targets_of(parts, rollouts)
 
 
 @pytest.fixture(scope="module")
-def expected(parts: Parts, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+def expected(parts: TrainingSetup, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
     gradient, metrics = gradient_of(parts, batch)
     assert gradient.dtype == torch.float64
     assert float(gradient.norm()) > 1e-3
@@ -111,7 +111,7 @@ def same(found: tuple[Tensor, dict[str, float]], expected: tuple[Tensor, dict[st
 
 @pytest.mark.parametrize("budget", [1, 20, 57, 100])
 def test_micro_batches(
-    parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
+    parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
 ) -> None:
     """From one row at a time to all at once."""
     same(gradient_of(parts, batch, budget), expected)
@@ -119,17 +119,17 @@ def test_micro_batches(
 
 @pytest.mark.parametrize("budget", [40, 10**6])
 def test_order_of_rows(
-    parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
+    parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
 ) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
     same(gradient_of(parts, select_rows(batch, order), budget), expected)
 
 
-def test_padding(parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]) -> None:
+def test_padding(parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]) -> None:
     same(gradient_of(parts, padded(batch, left=5, right=3)), expected)
 
 
-def test_padding_of_the_rollouts(parts: Parts, rollouts: Rollouts, batch: TrainingBatch) -> None:
+def test_padding_of_the_rollouts(parts: TrainingSetup, rollouts: Rollouts, batch: TrainingBatch) -> None:
     found = targets_of(parts, padded(rollouts, left=4, right=2))
     width = batch.response_mask.shape[1]
     for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
@@ -138,7 +138,7 @@ def test_padding_of_the_rollouts(parts: Parts, rollouts: Rollouts, batch: Traini
         assert not ours[:, width:].any()
 
 
-def test_order_of_the_rollouts(parts: Parts, rollouts: Rollouts, batch: TrainingBatch) -> None:
+def test_order_of_the_rollouts(parts: TrainingSetup, rollouts: Rollouts, batch: TrainingBatch) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(4)).tolist()
     found, expected = targets_of(parts, select_rows(rollouts, order)), select_rows(batch, order)
     for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
@@ -146,7 +146,7 @@ def test_order_of_the_rollouts(parts: Parts, rollouts: Rollouts, batch: Training
 
 
 def test_rows_without_a_counted_token(
-    parts: Parts, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]
+    parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]
 ) -> None:
     """As if they were not there."""
     more = select_rows(batch, [*range(16), 0, 5])

@@ -70,19 +70,21 @@ def test_a_number_that_is_none_stays_one() -> None:
     x[3, 0, 0] = math.nan
     found, _ = kernels.attend(x, x, x, torch.tensor([0, 3, 10, 20]), 1.0)
     assert [bool(row.isnan().any()) for row in (found[:3], found[3:10], found[10:])] == [False, True, False]
-    assert kernels.norm(x, torch.ones(8), 1e-5)[0].isnan().any()
-    assert kernels.gated(x, x).isnan().any()
-    assert kernels.logprobs(x[:, 0], torch.zeros(20, dtype=torch.int64))[0].isnan().nonzero().tolist() == [[3]]
+    assert kernels.rms_norm(x, torch.ones(8), 1e-5)[0].isnan().any()
+    assert kernels.silu_gate(x, x).isnan().any()
+    assert kernels.logprobs_with_entropy(x[:, 0], torch.zeros(20, dtype=torch.int64))[0].isnan().nonzero().tolist() == [
+        [3]
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 8, 64, 172])
 def test_norm_and_its_gradient(size: int) -> None:
     x, weight, outward = numbers(150, 2, size), numbers(size, seed=1), numbers(150, 2, size, seed=2)
-    y, scales = kernels.norm(x, weight, 1e-5)
+    y, scales = kernels.rms_norm(x, weight, 1e-5)
     exact = [each.double().requires_grad_() for each in (x, weight)]
     expected = exact[1] * exact[0] / (exact[0].square().mean(-1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(y.double(), expected, **CLOSE)
-    ours = kernels.norm_back(x, weight, scales, outward)
+    ours = kernels.rms_norm_back(x, weight, scales, outward)
     for gradient, wanted in zip(ours, torch.autograd.grad(expected, exact, outward.double()), strict=True):
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
 
@@ -93,8 +95,8 @@ def test_the_gated_unit_and_its_gradient(count: int) -> None:
     gate[0] = -200.0  # its sigmoid is nothing
     exact = [each.double().requires_grad_() for each in (gate, up)]
     expected = silu(exact[0]) * exact[1]
-    torch.testing.assert_close(kernels.gated(gate, up).double(), expected, **CLOSE)
-    ours = kernels.gated_back(gate, up, outward)
+    torch.testing.assert_close(kernels.silu_gate(gate, up).double(), expected, **CLOSE)
+    ours = kernels.silu_gate_back(gate, up, outward)
     for gradient, wanted in zip(ours, torch.autograd.grad(expected, exact, outward.double()), strict=True):
         torch.testing.assert_close(gradient.double(), wanted, **CLOSE)
 
@@ -105,7 +107,7 @@ def test_logprobs_entropy_and_the_gradient(words: int, temperature: float) -> No
     logits, tokens = 5 * numbers(40, words), torch.arange(40) % words
     outward, slope = numbers(40, seed=1), numbers(40, seed=2)
     logits[5, (5 % words) - 1] = -math.inf  # an impossible word
-    found, entropies, statistics = kernels.logprobs(logits, tokens, temperature)
+    found, entropies, statistics = kernels.logprobs_with_entropy(logits, tokens, temperature)
     exact = logits.double().requires_grad_()
     every = (exact / temperature).log_softmax(-1)
     expected = every.gather(1, tokens.unsqueeze(1)).squeeze(1)
@@ -114,22 +116,26 @@ def test_logprobs_entropy_and_the_gradient(words: int, temperature: float) -> No
     torch.testing.assert_close(entropies.double(), expected_entropies, **CLOSE)
     given = logits, tokens, statistics, outward
     [wanted] = torch.autograd.grad(expected, exact, outward.double(), retain_graph=True)
-    torch.testing.assert_close(kernels.logprobs_back(*given, None, temperature).double(), wanted, **CLOSE)
+    torch.testing.assert_close(kernels.logprobs_with_entropy_back(*given, None, temperature).double(), wanted, **CLOSE)
     [more] = torch.autograd.grad(expected_entropies, exact, slope.double())
-    ours = kernels.logprobs_back(*given, slope, temperature)
+    ours = kernels.logprobs_with_entropy_back(*given, slope, temperature)
     torch.testing.assert_close(ours.double(), wanted + more, **CLOSE)
 
 
 @pytest.mark.parametrize("token", [-1, 5])
 def test_a_token_that_is_none_is_refused(token: int) -> None:
     with pytest.raises(IndexError, match="5 logits"):
-        kernels.logprobs(numbers(1, 5), torch.tensor([token]))
+        kernels.logprobs_with_entropy(numbers(1, 5), torch.tensor([token]))
 
 
 @pytest.mark.usefixtures("float64")
 def test_the_default_type_does_not_matter() -> None:
     x, weight, tokens = numbers(20, 8).float(), torch.ones(8, dtype=torch.float32), torch.zeros(20, dtype=torch.int64)
-    results = [*kernels.norm(x, weight, 1e-5), *kernels.logprobs(x, tokens), kernels.draw(x, x[:, 0].double(), 1.0)[1]]
+    results = [
+        *kernels.rms_norm(x, weight, 1e-5),
+        *kernels.logprobs_with_entropy(x, tokens),
+        kernels.draw(x, x[:, 0].double(), 1.0)[1],
+    ]
     assert {result.dtype for result in results} == {torch.float32}
 
 
@@ -189,11 +195,14 @@ def test_threads_change_no_bit() -> None:
 
     def results() -> list[Tensor]:
         found, statistics = kernels.attend(x, x, x, starts, 0.3)
-        y, scales = kernels.norm(gate, gate[0], 1e-5)
-        chosen, entropies, normalisers = kernels.logprobs(logits, tokens)
+        y, scales = kernels.rms_norm(gate, gate[0], 1e-5)
+        chosen, entropies, normalisers = kernels.logprobs_with_entropy(logits, tokens)
         back = kernels.attend_back(x, x, x, starts, 0.3, None, None, found, statistics, x)
-        others = kernels.norm_back(gate, gate[0], scales, gate), kernels.gated_back(gate, gate, gate)
-        last = kernels.logprobs_back(logits, tokens, normalisers, chosen), *kernels.draw(logits, uniforms, 1.0)
+        others = kernels.rms_norm_back(gate, gate[0], scales, gate), kernels.silu_gate_back(gate, gate, gate)
+        last = (
+            kernels.logprobs_with_entropy_back(logits, tokens, normalisers, chosen),
+            *kernels.draw(logits, uniforms, 1.0),
+        )
         return [found, y, chosen, entropies, *back, *(each for pair in others for each in pair), *last]
 
     both = results()

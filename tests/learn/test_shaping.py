@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from keel.learn.shaping import ScoreStatistics, Shaping, scores_of_kept
+from keel.learn.shaping import ScoreStatistics, Shaping, kept_scores
 
 from .tables import ONE, rollouts, scored
 
@@ -86,5 +86,5 @@ def test_a_scale_that_cannot_be_known_yet_is_one() -> None:
 def test_dropped_answers_stay_out_of_the_statistics() -> None:
     answers = scored(rollouts(THREE), [1.0, 7.0, 3.0], kept=[True, False, True])
     statistics = ScoreStatistics()
-    statistics = statistics.plus(scores_of_kept(answers), ONE)
+    statistics = statistics.plus(kept_scores(answers), ONE)
     assert (statistics.count, statistics.mean) == (2, 2.0)

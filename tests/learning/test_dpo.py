@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from keel.config import DpoConfig, EvaluateConfig, SampleConfig, parse
-from keel.evaluation.evaluate import evaluate
-from keel.evaluation.sample import sample_answers
+from keel.evaluation.evaluate import evaluate_policies
+from keel.evaluation.sample import sample_responses
 from keel.supervised.dpo import dpo
 
 from ..runs import PROMPTS, lines, share_of_w3
@@ -26,7 +26,7 @@ def test_learns_to_say_w3_from_rankings(
     prompts, answers, data = (tmp_path / name for name in ("prompts.jsonl", "answers.jsonl", "rankings.jsonl"))
     prompts.write_text("".join(json.dumps({"prompt": f"{text} w{i}"}) + "\n" for text in PROMPTS for i in range(20)))
     common = {"prompts": {"path": str(prompts)}, "sampling": SAMPLING}
-    sample_answers(parse(SampleConfig, {"model": str(tiny_policy), "output": str(answers), **common}))
+    sample_responses(parse(SampleConfig, {"model": str(tiny_policy), "output": str(answers), **common}))
     ranked = [row | {"scores": share_of_w3(row["responses"])} for row in lines(answers)]
     data.write_text("".join(json.dumps(row) + "\n" for row in ranked))
     given = {"output": str(tmp_path / "run"), "model": str(tiny_policy), "data": {"path": str(data)}, "loss": loss}
@@ -34,7 +34,7 @@ def test_learns_to_say_w3_from_rankings(
     figures = dpo(parse(DpoConfig, {**given, **learn}))
     assert figures["accuracy"] > 0.8
     policies = {"policy": str(tmp_path / "run" / "policy"), "against": str(tiny_policy)}
-    judged = evaluate(parse(EvaluateConfig, {**policies, **common}), [share_of_w3])
+    judged = evaluate_policies(parse(EvaluateConfig, {**policies, **common}), [share_of_w3])
     assert judged["against"]["score"] < 0.1
     assert judged["policy"]["score"] > share
     assert judged["win_rate_low"] > 0.7

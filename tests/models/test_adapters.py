@@ -10,12 +10,12 @@ from transformers import RecurrentGemmaConfig
 
 from keel.config import LoraSettings, TrainConfig, parse
 from keel.errors import ConfigError
-from keel.models.adapters import share_frozen
+from keel.models.adapters import share_frozen_weights
 from keel.models.heads import trunk
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.reward_model import RewardModel
 from keel.rollout.scorers import RewardModelScorer
-from keel.training.setup import Parts, build_parts
+from keel.training.setup import TrainingSetup, build_parts
 from keel.world import World
 
 from ..conftest import save_tiny_model
@@ -39,7 +39,7 @@ def adapter(tiny_policy: Path, tmp_path: Path) -> Path:
     return tmp_path / "reward" / "adapter"
 
 
-def run(tiny_policy: Path, tmp_path: Path, **changes: Any) -> Parts:
+def run(tiny_policy: Path, tmp_path: Path, **changes: Any) -> TrainingSetup:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     given = settings(tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), **changes})
@@ -125,7 +125,7 @@ def test_sharing_changes_no_score_and_takes_only_equal_frozen_weights(tiny_polic
         changed = dict(trunk(other).named_parameters())["layers.0.mlp.up_proj.weight"]
         changed.add_(1.0)
     model.model.requires_grad_(False)
-    share_frozen(model.model, other)
+    share_frozen_weights(model.model, other)
     own = places(model.model)
     differ = {name for name, place in places(other).items() if own[name] != place}
     assert differ == {"layers.0.mlp.up_proj.weight"}

@@ -10,7 +10,7 @@ from transformers import ReformerConfig, xLSTMConfig
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SftConfig, TrainConfig, parse
 from keel.errors import ConfigError
-from keel.evaluation.evaluate import evaluate
+from keel.evaluation.evaluate import evaluate_policies
 from keel.models.gradients import require_gradients
 from keel.models.loading import load_causal_lm
 from keel.supervised.dpo import dpo
@@ -85,7 +85,7 @@ def test_a_type_that_fails_in_long_rows_is_refused(dtype: str, tmp_path: Path) -
 def test_it_may_be_evaluated(reformer: Path, data: str) -> None:
     sampling = {"max_response_tokens": 3, "num_responses": 1}
     given = {"policy": str(reformer), "prompts": {"path": data}, "sampling": sampling}
-    assert 0 <= evaluate(parse(EvaluateConfig, given), [share_of_w3])["policy"]["score"] <= 1
+    assert 0 <= evaluate_policies(parse(EvaluateConfig, given), [share_of_w3])["policy"]["score"] <= 1
 
 
 def test_the_trial_leaves_no_gradient(tiny_policy: Path) -> None:

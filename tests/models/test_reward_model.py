@@ -92,7 +92,7 @@ def test_the_side_and_content_of_padding_do_not_matter(any_model: RewardModel):
                 tokens[i, start : start + len(row)] = torch.tensor(row)
                 mask[i, start : start + len(row)] = True
             with torch.no_grad():
-                assert torch.allclose(any_model.scores_of(tokens, mask), expected, atol=1e-5)
+                assert torch.allclose(any_model.compute_scores(tokens, mask), expected, atol=1e-5)
 
 
 def test_neither_batching_nor_order_matters(any_model: RewardModel):

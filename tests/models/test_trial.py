@@ -27,7 +27,7 @@ from transformers import (
 from keel.errors import ConfigError
 from keel.models.adapters import require_targets, with_lora
 from keel.models.heads import next_token_logits, trunk
-from keel.models.packed import attention, pack_if_possible, reads_packed, reads_single_rows, token_states
+from keel.models.packed import attention, pack_if_possible, reads_packed_rows, reads_single_rows, token_states
 from keel.models.positions import require_positions
 from keel.models.trial import WINDOW, trial
 
@@ -98,7 +98,7 @@ def test_a_small_difference_in_bfloat16_is_seen(llama: Any) -> None:
     projection.register_forward_hook(lambda _, __, out: out * (1.01 if out.shape[1] > 12 else 1.0))
     llama.model.forward = with_layers_called(llama.model)
     pack_if_possible(llama)
-    assert not reads_packed(llama)
+    assert not reads_packed_rows(llama)
 
 
 def with_layers_called(model: Any) -> Any:

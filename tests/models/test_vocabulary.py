@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.errors import ConfigError, DataError, KeelError
-from keel.evaluation.evaluate import evaluate
-from keel.evaluation.sample import sample_answers
+from keel.evaluation.evaluate import evaluate_policies
+from keel.evaluation.sample import sample_responses
 from keel.models.loading import load_classifier
 from keel.models.reward_model import RewardModel
 from keel.supervised.dpo import dpo
@@ -59,10 +59,10 @@ def verbs(model: Path, folder: Path) -> dict[str, Callable[[], Any]]:
             parse(TrainConfig, settings(model, folder / "run", {"prompts.path": prompts["prompts"]["path"]})),
             [share_of_w3],
         ),
-        "sample": lambda: sample_answers(
+        "sample": lambda: sample_responses(
             parse(SampleConfig, {"model": str(model), "output": str(folder / "s.jsonl"), **prompts})
         ),
-        "evaluate": lambda: evaluate(parse(EvaluateConfig, {"policy": str(model), **prompts}), [share_of_w3]),
+        "evaluate": lambda: evaluate_policies(parse(EvaluateConfig, {"policy": str(model), **prompts}), [share_of_w3]),
     }
 
 
@@ -89,7 +89,9 @@ def test_padding_needs_no_embedding(
     assert "embeddings" not in capsys.readouterr().err
     assert load_classifier(str(tmp_path / "run" / "critic")).config.pad_token_id == 32
     prompts = {"path": written(tmp_path / "p.jsonl", [{"prompt": "w1 w2 w3"}, {"prompt": "w4"}])}
-    sample_answers(parse(SampleConfig, {"model": str(model), "prompts": prompts, "output": str(tmp_path / "s.jsonl")}))
+    sample_responses(
+        parse(SampleConfig, {"model": str(model), "prompts": prompts, "output": str(tmp_path / "s.jsonl")})
+    )
 
 
 def test_an_end_token_that_cannot_be_sampled_is_refused(tiny_policy: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
 from keel.learn.update import Updater
 from keel.rollout.score import score
-from keel.training.setup import Parts, build_parts
+from keel.training.setup import TrainingSetup, build_parts
 from keel.world import World
 
 PROMPTS = ["w5", "w1 w2 w3", "w9 w9 w4 w4 w0", "w7 w8"]
@@ -28,7 +28,7 @@ def judge(completions: list[str], **_: Any) -> list[float]:
     return [sum(map(ord, text)) % 41 / 20 - 1 for text in completions]
 
 
-def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: Any) -> Parts:
+def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: Any) -> TrainingSetup:
     """What `keel train` builds before its loop. Settings are dotted names with _ for the dot: algorithm_kl_coef=0.1"""
     values: dict[str, Any] = {
         "output": "unused",
@@ -44,7 +44,7 @@ def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: A
     return build_parts(parse(TrainConfig, values), [judge], PROMPTS, ONE)
 
 
-def in_double(parts: Parts) -> Parts:
+def in_double(parts: TrainingSetup) -> TrainingSetup:
     """The same parts with float64 weights, so that what must be equal is equal to ten digits."""
     for models in (parts.actor_critic, parts.reference):
         if models is not None:
@@ -52,13 +52,13 @@ def in_double(parts: Parts) -> Parts:
     return parts
 
 
-def experience(parts: Parts, step: int = 1) -> tuple[ScoredRollouts, TrainingBatch]:
+def experience(parts: TrainingSetup, step: int = 1) -> tuple[ScoredRollouts, TrainingBatch]:
     """One batch, up to what the update aims at."""
     scored = score(parts.respond(step), parts.scorers, parts.tokenizer)
     return scored, targets_of(parts, scored)
 
 
-def targets_of(parts: Parts, scored: ScoredRollouts) -> TrainingBatch:
+def targets_of(parts: TrainingSetup, scored: ScoredRollouts) -> TrainingBatch:
     """What the update aims at. As in training, the models' values are from then on in its units."""
     token_scores = parts.shaping.token_scores(scored, ScoreStatistics())
     kl_coef = parts.config.algorithm.kl_coef
@@ -69,7 +69,7 @@ def targets_of(parts: Parts, scored: ScoredRollouts) -> TrainingBatch:
     return targets.batch
 
 
-def uneven(parts: Parts) -> TrainingBatch:
+def uneven(parts: TrainingSetup) -> TrainingBatch:
     """Eight answers of one to six tokens, with advantages of both signs and values to learn."""
     batch = experience(parts)[1]
     lengths = torch.tensor([1, 6, 2, 5, 1, 3, 4, 6])

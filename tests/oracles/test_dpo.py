@@ -15,7 +15,7 @@ from keel.cli.main import main
 from keel.config import DpoConfig, parse
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking
-from keel.supervised.dpo import Side, answer_logprobs, encode_side, ranking_losses
+from keel.supervised.dpo import DpoSplit, dpo_losses, encode_side, response_logprobs
 from keel.supervised.sft import load_speaker
 
 from . import t3, t3_model
@@ -87,17 +87,17 @@ class Prepared:
         self.config = parse(DpoConfig, {**given, **settings})
         self.model, self.tokenizer, self.ends = load_speaker(self.config)
         self.model.double()
-        self.side: Side = encode_side(RANKINGS, self.tokenizer, self.ends, 64, Notes())
+        self.side: DpoSplit = encode_side(RANKINGS, self.tokenizer, self.ends, 64, Notes())
         with torch.no_grad():
             self.reference = self.logprobs().clone()
 
     def logprobs(self, budget: int = 10_000) -> Tensor:
-        return answer_logprobs(self.model, self.side.all_answers, budget)
+        return response_logprobs(self.model, self.side.all_responses, budget)
 
     def loss(self) -> Tensor:
         """Summed over the rankings."""
         rewards = self.config.beta * (self.logprobs() - self.reference)
-        return ranking_losses(rewards, RANKINGS, self.config).sum()
+        return dpo_losses(rewards, RANKINGS, self.config).sum()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_before_the_first_step_all_answers_are_worth_the_same(
 ) -> None:
     prepared = Prepared(tiny_policy, tmp_path, **settings)
     rewards = prepared.config.beta * (prepared.logprobs() - prepared.reference)
-    assert ranking_losses(rewards, RANKINGS, prepared.config).tolist() == pytest.approx(losses, abs=1e-12)
+    assert dpo_losses(rewards, RANKINGS, prepared.config).tolist() == pytest.approx(losses, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_answer_is_worth_what_plain_transformers_says_of_it_alone(tiny_gpt2: 
     """The sum over its own tokens and the end token, whatever it is read together with."""
     prepared = Prepared(tiny_gpt2, tmp_path)
     for budget in (1, 20, 10_000):
-        for found, answer in zip(prepared.logprobs(budget), prepared.side.all_answers, strict=True):
+        for found, answer in zip(prepared.logprobs(budget), prepared.side.all_responses, strict=True):
             tokens = torch.tensor([answer.tokens])
             assert tokens[0, -1] == 2  # the end token counts
             law = prepared.model(input_ids=tokens).logits[0, answer.num_prompt_tokens - 1 : -1].log_softmax(-1)

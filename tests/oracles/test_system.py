@@ -13,7 +13,7 @@ from keel.data.batches import ScoredRollouts
 from keel.learn.shaping import ScoreStatistics, Shaping
 from keel.rollout.sampler import sample
 from keel.rollout.score import score
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 
 from .system import experience, parts_of, plain_logits, targets_of, uniforms_for
 
@@ -124,7 +124,7 @@ def test_a_missing_end_costs_the_penalty(tiny_policy: Path, penalty: float, expe
     assert shaped.tolist() == [[0.0, 0.0, pytest.approx(expected[0])], [0.0, 0.0, pytest.approx(expected[1])]]
 
 
-def ended_and_truncated(parts: Parts) -> ScoredRollouts:
+def ended_and_truncated(parts: TrainingSetup) -> ScoredRollouts:
     """Two answers of three tokens to one prompt; only the first has its end."""
     replies = [(5, 6, 2), (5, 6, 7)]
     prompts = [parts.prompts[1]] * 2

@@ -13,7 +13,7 @@ from keel.learn.targets import analyze_all
 from keel.models.actor_critic import ActorCritic, without_adapter
 from keel.models.loading import load_causal_lm, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 
 from .system import experience, gradients_of, in_double, parts_of, rollouts_of, uneven
 
@@ -82,7 +82,7 @@ PROMPTS = [(4,), (5, 6, 7), (8, 9, 10, 11, 12)]
 REPLIES = [(5, 6, 7, 2), (2,), (9, 0, 2)]
 
 
-def statistics(parts: Parts, rows: slice = slice(None), **padding: int) -> tuple[list[Tensor], Tensor]:
+def statistics(parts: TrainingSetup, rows: slice = slice(None), **padding: int) -> tuple[list[Tensor], Tensor]:
     """Log-probs, entropies, values and final value of each answer, and the gradient of their sum."""
     rollouts = rollouts_of(PROMPTS[rows], REPLIES[rows], **padding)
     found = parts.actor_critic.analyze(rollouts, 0.7)
@@ -97,7 +97,7 @@ def statistics(parts: Parts, rows: slice = slice(None), **padding: int) -> tuple
     return rows_of, torch.cat([g.flatten() for g in flat])
 
 
-def with_a_critic(folder: Path, sharing: str) -> Parts:
+def with_a_critic(folder: Path, sharing: str) -> TrainingSetup:
     parts = in_double(parts_of(folder, critic_sharing=sharing))
     head = parts.actor_critic.value_head if sharing == "shared" else parts.actor_critic.critic.score
     torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ def test_rewards_are_read_at_the_last_real_token(folder: Path) -> None:
         tokens = torch.tensor([[*[0] * left, *row, *[0] * (3 - left)] for left in (0, 2, 3)])
         mask = torch.tensor([[*[False] * left, *[True] * len(row), *[False] * (3 - left)] for left in (0, 2, 3)])
         with torch.no_grad():
-            torch.testing.assert_close(reward_model.scores_of(tokens, mask), score.expand(3), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(reward_model.compute_scores(tokens, mask), score.expand(3), rtol=1e-5, atol=1e-5)
 
 
 def test_the_reference_stays_where_the_policy_started(folder: Path) -> None:

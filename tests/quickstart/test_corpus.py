@@ -14,7 +14,7 @@ PROBLEMS = {text: name for name, topic in grammar.TOPICS.items() for text in top
 def facts_of(prompt: str) -> Facts:
     words = prompt.replace(".", " ").replace("?", " ").split()
     said = grammar.sentences(prompt.removeprefix("customer:").removesuffix("agent:"))
-    [topic] = [PROBLEMS[t] for t in map(grammar.template_of, said) if t in PROBLEMS]
+    [topic] = [PROBLEMS[t] for t in map(grammar.sentence_template, said) if t in PROBLEMS]
     [item], [number] = set(words) & set(grammar.ITEMS), set(words) & set(grammar.NUMBERS)
     return Facts(topic, item, number)
 
@@ -73,8 +73,8 @@ def test_rows_hold_texts_and_nothing_of_the_judge() -> None:
 
 
 def test_in_pretraining_the_customer_speaks_after_the_end_of_the_reply() -> None:
-    answers = {*grammar.ANSWERS_TO_ACTION.values(), *grammar.ANSWERS_TO_NUMBER.values()}
-    answers |= {*grammar.ANSWERS_TO_MANNERS.values(), grammar.ANSWER_TO_FILLERS}
+    answers = {*grammar.RESPONSES_TO_ACTION.values(), *grammar.RESPONSES_TO_NUMBER.values()}
+    answers |= {*grammar.RESPONSES_TO_MANNERS.values(), grammar.RESPONSE_TO_FILLERS}
     for text in pretraining_corpus(0, 200):
         dialogue, end, answer = text.partition("</s> ")
         assert " agent: " in dialogue

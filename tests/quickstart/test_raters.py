@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keel.config import QuickstartConfig, RankConfig, parse
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.quickstart import ranking
 from keel.quickstart.gold import gold_score
 from keel.quickstart.grammar import NUMBERS
@@ -63,7 +63,7 @@ def test_noise_is_that_of_the_bradley_terry_model(rng: random.Random) -> None:
 
 def test_a_simulated_rater_ranks_what_it_is_dealt(tmp_path: Path) -> None:
     """Through a store, whose order of answers is the rater's own: the ranks are those of the answers as they are."""
-    rows = [Answers(PROMPT, (BEST, POOR, GOOD)), Answers(PROMPT, (AWFUL, GOOD))]
+    rows = [UnrankedResponses(PROMPT, (BEST, POOR, GOOD)), UnrankedResponses(PROMPT, (AWFUL, GOOD))]
     with closing(Store.open(str(tmp_path / "ratings.db"))) as store:
         store.add_items(rows)
         store.add_raters(["simulated"])
@@ -91,11 +91,11 @@ def test_the_page_stands_in_for_the_simulated_rater(tmp_path: Path, monkeypatch:
             deal = store.deal("you")
             assert deal is not None
             served.append(deal.item.prompt)
-            store.judge("you", deal.id, [1, 1, 2])
+            store.record_judgement("you", deal.id, [1, 1, 2])
 
-    monkeypatch.setattr(ranking, "serve", ranks_two)
+    monkeypatch.setattr(ranking, "serve_ranking", ranks_two)
     config = parse(QuickstartConfig, {"output": str(tmp_path), "human": True, "human_rankings": 2})
-    said = ranking.rank_answers(config, answers, tmp_path / "rankings.jsonl")
+    said = ranking.rank_responses(config, answers, tmp_path / "rankings.jsonl")
     assert said == "2 rankings of 3 answers, 100% with ties"
     rows = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == served == ["p0", "p1"]

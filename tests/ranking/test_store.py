@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from keel.data.items import Answers, in_pairs, read_answers
+from keel.data.items import UnrankedResponses, in_pairs, read_unranked_responses
 from keel.errors import DataError
 from keel.ranking.deals import Conflict, Deal, NotDealt
 from keel.ranking.judgements import Item
 from keel.ranking.store import HELD_SECONDS, Store
 
-ROWS = [Answers(f"question {i}", tuple(f"{i}{letter}" for letter in "abcd"), "a model") for i in range(1, 4)]
+ROWS = [UnrankedResponses(f"question {i}", tuple(f"{i}{letter}" for letter in "abcd"), "a model") for i in range(1, 4)]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def begun(path: str, *raters: str, rows: list[Answers] = ROWS, overlap: int = 1) -> Store:
+def begun(path: str, *raters: str, rows: list[UnrankedResponses] = ROWS, overlap: int = 1) -> Store:
     store = Store.open(path, overlap)
     store.add_items(rows)
     store.add_raters(raters)
@@ -58,7 +58,7 @@ def next_deal(store: Store, rater: str) -> Deal:
 def rank_one(store: Store, rater: str) -> int:
     """Judge whatever comes next; its item."""
     deal = next_deal(store, rater)
-    store.judge(rater, deal.id, [1, 2, 3, 4][: len(deal.shown)])
+    store.record_judgement(rater, deal.id, [1, 2, 3, 4][: len(deal.shown)])
     return deal.item.number
 
 
@@ -120,8 +120,8 @@ def test_items_are_what_the_file_says_and_each_is_there_once(tmp_path: Path, pat
     file = tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = Store.open(path)
-    assert store.add_items(read_answers(str(file))) == 3
-    assert store.add_items(read_answers(str(file))) == 0
+    assert store.add_items(read_unranked_responses(str(file))) == 3
+    assert store.add_items(read_unranked_responses(str(file))) == 0
     assert store.items() == [
         Item(1, "p", ("a", "b"), ""),
         Item(2, chat, ("a", "", "ü \u0000"), "model 1"),
@@ -146,26 +146,28 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str):
     file = tmp_path / "answers.jsonl"
     file.write_text(f'{{"prompt": "p", "responses": ["a", "b"]}}\n\n{row}\n')
     with pytest.raises(DataError) as error:
-        read_answers(str(file))
+        read_unranked_responses(str(file))
     assert f"{file}:3: {BAD_ROWS[row]}" in str(error.value)
 
 
 @pytest.mark.parametrize(("num_answers", "num_pairs"), [(2, 1), (3, 2), (4, 2), (5, 3), (9, 5)])
 def test_rows_cut_into_pairs_keep_every_answer(num_answers: int, num_pairs: int):
     answers = tuple("abcdefghi"[:num_answers])
-    pairs = list(in_pairs([Answers("p", answers, "s")], seed=0))
+    pairs = list(in_pairs([UnrankedResponses("p", answers, "s")], seed=0))
     assert [len(pair.responses) for pair in pairs] == [2] * num_pairs
     assert {(pair.prompt, pair.source) for pair in pairs} == {("p", "s")}
     uses = Counter(response for pair in pairs for response in pair.responses)
     assert sorted(uses) == list(answers)
     assert sorted(uses.values()) == [1] * (num_answers - num_answers % 2) + [2] * (num_answers % 2)
     assert all(pair.responses[0] != pair.responses[1] for pair in pairs)
-    assert pairs == list(in_pairs([Answers("p", answers, "s")], seed=0))
-    assert num_answers < 4 or any(pairs != list(in_pairs([Answers("p", answers, "s")], seed)) for seed in range(1, 9))
+    assert pairs == list(in_pairs([UnrankedResponses("p", answers, "s")], seed=0))
+    assert num_answers < 4 or any(
+        pairs != list(in_pairs([UnrankedResponses("p", answers, "s")], seed)) for seed in range(1, 9)
+    )
 
 
 def test_a_row_of_two_is_a_pair_as_it_is():
-    assert list(in_pairs([Answers("p", ("b", "a"))], seed=3)) == [Answers("p", ("b", "a"))]
+    assert list(in_pairs([UnrankedResponses("p", ("b", "a"))], seed=3)) == [UnrankedResponses("p", ("b", "a"))]
 
 
 # ---- dealing ---------------------------------------------------------------------------------------------------------
@@ -175,19 +177,19 @@ def test_an_item_stays_until_it_is_judged(path: str):
     store = begun(path, "anna")
     first = next_deal(store, "anna")
     assert store.deal("anna") == first
-    store.judge("anna", first.id, [1, 2, 3, 4])
+    store.record_judgement("anna", first.id, [1, 2, 3, 4])
     assert [rank_one(store, "anna"), rank_one(store, "anna")] == [2, 3]
     assert store.deal("anna") is None
 
 
 def test_each_rater_sees_an_order_of_their_own(path: str):
-    rows = [Answers(f"question {i}", tuple("abcd")) for i in range(60)]
+    rows = [UnrankedResponses(f"question {i}", tuple("abcd")) for i in range(60)]
     store = begun(path, "anna", "ben", rows=rows, overlap=2)
     orders: dict[str, list[tuple[int, ...]]] = {"anna": [], "ben": []}
     for rater, seen in orders.items():
         while (deal := store.deal(rater)) is not None:
             seen.append(deal.shown)
-            store.judge(rater, deal.id, None)
+            store.record_judgement(rater, deal.id, None)
     assert orders["anna"] != orders["ben"]
     firsts = Counter(shown[0] for seen in orders.values() for shown in seen)
     assert sorted(firsts) == [0, 1, 2, 3]
@@ -211,7 +213,7 @@ def test_nobody_waits_for_another(path: str, clock: Clock):
     store = begun(path, "anna", "ben", rows=ROWS[:1])
     held = next_deal(store, "anna")
     assert rank_one(store, "ben") == 1
-    store.judge("anna", held.id, [1, 2, 3, 4])  # not in vain: it counts too
+    store.record_judgement("anna", held.id, [1, 2, 3, 4])  # not in vain: it counts too
     assert [judgement.rater for judgement in store.judgements()] == ["ben", "anna"]
 
 
@@ -229,7 +231,7 @@ def test_an_item_left_lying_comes_back(path: str, clock: Clock):
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_raters_do_all_is_judged_as_often_as_wanted(path: str, clock: Clock, seed: int):
     draw, names, overlap = random.Random(seed), ["a", "b", "c", "d", "e"], 1 + seed % 3
-    rows = [Answers(f"question {i}", ("x", "y")) for i in range(12)]
+    rows = [UnrankedResponses(f"question {i}", ("x", "y")) for i in range(12)]
     store = begun(path, *names, rows=rows, overlap=overlap)
     idle: set[str] = set()
     for _ in range(2000):
@@ -242,7 +244,7 @@ def test_whatever_raters_do_all_is_judged_as_often_as_wanted(path: str, clock: C
             if len(idle) == len(names):
                 break
         elif action < 0.6:
-            store.judge(rater, deal.id, draw.choice([[1, 2], [2, 1], [1, 1], None]))
+            store.record_judgement(rater, deal.id, draw.choice([[1, 2], [2, 1], [1, 1], None]))
         elif action < 0.7 and store.progress(rater).done:
             store.undo(rater)
             idle.clear()
@@ -271,7 +273,7 @@ def test_whatever_raters_do_all_is_judged_as_often_as_wanted(path: str, clock: C
 def test_ranks_are_kept_by_response_and_without_gaps(path: str, given: Any, kept: Any):
     store = begun(path, "anna", rows=ROWS[:1])
     deal = next_deal(store, "anna")
-    store.judge("anna", deal.id, given, "why", ["b", "a", "b"], 2.0)
+    store.record_judgement("anna", deal.id, given, "why", ["b", "a", "b"], 2.0)
     (judgement,) = store.judgements()
     assert judgement.item == Item(1, "question 1", ("1a", "1b", "1c", "1d"), "a model")
     in_shown_order = judgement.ranks and [judgement.ranks[i] for i in judgement.shown]
@@ -281,9 +283,9 @@ def test_ranks_are_kept_by_response_and_without_gaps(path: str, given: Any, kept
 
 
 def test_an_example_by_hand(path: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("keel.ranking.store.shuffled", lambda *_: [2, 0, 3, 1])
+    monkeypatch.setattr("keel.ranking.store.response_order", lambda *_: [2, 0, 3, 1])
     store = begun(path, "anna", rows=ROWS[:1])
-    store.judge("anna", next_deal(store, "anna").id, [3, 1, None, 1])  # shown: c a d b
+    store.record_judgement("anna", next_deal(store, "anna").id, [3, 1, None, 1])  # shown: c a d b
     assert store.judgements()[0].ranks == (1, 1, 2, None)  # of a b c d
 
 
@@ -296,7 +298,7 @@ def test_what_ranks_nothing_is_refused(path: str, ranks: Any):
     store = begun(path, "anna")
     deal = next_deal(store, "anna")
     with pytest.raises(DataError):
-        store.judge("anna", deal.id, ranks)
+        store.record_judgement("anna", deal.id, ranks)
     assert store.num_judgements() == 0
     assert store.deal("anna") == deal
 
@@ -304,13 +306,13 @@ def test_what_ranks_nothing_is_refused(path: str, ranks: Any):
 def test_said_again_it_counts_once_said_otherwise_it_is_refused(path: str):
     store = begun(path, "anna")
     deal = next_deal(store, "anna")
-    store.judge("anna", deal.id, [1, 2, 3, 4], "x", ["t"], 1.0)
-    store.judge("anna", deal.id, [10, 20, 30, 40], "x", ["t"], 2.0)  # the same, with other numbers for it
+    store.record_judgement("anna", deal.id, [1, 2, 3, 4], "x", ["t"], 1.0)
+    store.record_judgement("anna", deal.id, [10, 20, 30, 40], "x", ["t"], 2.0)  # the same, with other numbers for it
     for other in ([2, 1, 3, 4], None):
         with pytest.raises(Conflict):
-            store.judge("anna", deal.id, other, "x", ["t"])
+            store.record_judgement("anna", deal.id, other, "x", ["t"])
     with pytest.raises(Conflict):
-        store.judge("anna", deal.id, [1, 2, 3, 4], "y", ["t"])
+        store.record_judgement("anna", deal.id, [1, 2, 3, 4], "y", ["t"])
     assert store.num_judgements() == 1
 
 
@@ -319,16 +321,16 @@ def test_only_who_was_dealt_an_item_may_judge_it(path: str):
     deal = next_deal(store, "anna")
     for rater, name in (("ben", deal.id), ("anna", "nothing"), ("anna", ""), ("nobody", deal.id)):
         with pytest.raises(NotDealt):
-            store.judge(rater, name, [1, 2, 3, 4])
+            store.record_judgement(rater, name, [1, 2, 3, 4])
     assert store.num_judgements() == 0
 
 
 def test_the_clock_of_this_machine_has_the_last_word(path: str, clock: Clock):
-    store = begun(path, "anna", rows=[Answers(f"question {i}", ("a", "b")) for i in range(5)])
+    store = begun(path, "anna", rows=[UnrankedResponses(f"question {i}", ("a", "b")) for i in range(5)])
     for step, said in ((10.0, 3.0), (10.0, 99.0), (10.0, float("inf")), (10.0, -5.0), (-3600.0, 5.0)):
         deal = next_deal(store, "anna")
         clock.now += step
-        store.judge("anna", deal.id, [1, 2], seconds=said)
+        store.record_judgement("anna", deal.id, [1, 2], seconds=said)
     assert [judgement.seconds for judgement in store.judgements()] == [3.0, 10.0, 10.0, 0.0, 0.0]
     assert store.judgements()[0].made == "1970-01-12T13:46:50+00:00"
 
@@ -339,7 +341,7 @@ def test_the_clock_of_this_machine_has_the_last_word(path: str, clock: Clock):
 def test_undo_deals_the_item_again_with_what_was_said(path: str):
     store = begun(path, "anna", "ben")
     first = next_deal(store, "anna")
-    store.judge("anna", first.id, [2, 1, None, 3], "hm", ["t"], 0.0)
+    store.record_judgement("anna", first.id, [2, 1, None, 3], "hm", ["t"], 0.0)
     second = next_deal(store, "anna")
     (said,) = store.judgements()
     again = store.undo("anna")
@@ -349,8 +351,8 @@ def test_undo_deals_the_item_again_with_what_was_said(path: str):
     assert store.judgements() == []
     for over in (first, second):  # pages that are still open somewhere
         with pytest.raises(Conflict):
-            store.judge("anna", over.id, [2, 1, None, 3], "hm", ["t"])
-    store.judge("anna", again.id, None)
+            store.record_judgement("anna", over.id, [2, 1, None, 3], "hm", ["t"])
+    store.record_judgement("anna", again.id, None)
     assert next_deal(store, "anna").item == second.item
     (kept,) = store.judgements()
     assert (kept.ranks, kept.item) == (None, first.item)
@@ -378,12 +380,12 @@ def test_progress_by_hand(path: str, clock: Clock):
     for seconds in (2.0, 4.0, 30.0):
         deal = next_deal(store, "anna")
         clock.now += 100
-        store.judge("anna", deal.id, None, seconds=seconds)
+        store.record_judgement("anna", deal.id, None, seconds=seconds)
     assert store.progress("anna").__dict__ == {"done": 3, "left": 0, "seconds_left": 0.0}
     assert store.progress("ben").__dict__ == {"done": 0, "left": 3, "seconds_left": 12.0}  # at anna's median
     deal = next_deal(store, "ben")
     clock.now += 100
-    store.judge("ben", deal.id, None, seconds=10.0)
+    store.record_judgement("ben", deal.id, None, seconds=10.0)
     assert store.progress("ben").__dict__ == {"done": 1, "left": 2, "seconds_left": 20.0}
     assert store.progress("cleo").left == 2
     store.undo("ben")
@@ -418,7 +420,7 @@ def test_what_is_done_together_counts_together_or_not_at_all(path: str) -> None:
         for _ in range(2):
             deal = store.deal("anna")
             assert deal is not None
-            store.judge("anna", deal.id, list(range(1, 1 + len(deal.shown))))
+            store.record_judgement("anna", deal.id, list(range(1, 1 + len(deal.shown))))
     assert store.num_judgements() == 2
 
     def breaks_off() -> None:
@@ -433,7 +435,7 @@ def test_what_is_done_together_counts_together_or_not_at_all(path: str) -> None:
 
 def test_a_study_remembers_what_it_was_told(path: str) -> None:
     with closing(begun(path, "anna")) as store:
-        assert store.remembered("tags", None, []) == []
-        assert store.remembered("tags", ["unsafe"]) == ["unsafe"]
+        assert store.remember("tags", None, []) == []
+        assert store.remember("tags", ["unsafe"]) == ["unsafe"]
     with closing(Store.open(path)) as again:
-        assert again.remembered("tags", None, []) == ["unsafe"]
+        assert again.remember("tags", None, []) == ["unsafe"]

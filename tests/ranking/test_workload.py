@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.ranking.deals import Conflict, Progress
 from keel.ranking.store import HELD_SECONDS, Store
 
@@ -32,7 +32,7 @@ SELECT COUNT(*) FROM items WHERE {NOT_JUDGED} AND
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with closing(Store.open(str(tmp_path / "ratings.db"), overlap=2)) as store:
-        store.add_items(Answers(f"question {i}", ("a", "b")) for i in range(12))
+        store.add_items(UnrankedResponses(f"question {i}", ("a", "b")) for i in range(12))
         store.add_raters(RATERS)
         yield store
 
@@ -62,7 +62,7 @@ def step(store: Store, draw: random.Random, rater: str) -> None:
     assert (deal and deal.item.number) == item
     what = draw.random()
     if what < 0.55 and deal is not None:
-        store.judge(rater, deal.id, draw.choice([[1, 2], [1, 1], None]), seconds=draw.choice([0.0, 1.0]))
+        store.record_judgement(rater, deal.id, draw.choice([[1, 2], [1, 1], None]), seconds=draw.choice([0.0, 1.0]))
     elif what < 0.7:
         try:
             store.undo(rater)
@@ -78,18 +78,18 @@ def test_it_is_what_the_store_says(store: Store, seed: int):
         for rater in RATERS:
             assert store.progress(rater) == expected_progress(store, rater)
         if number == 60:
-            store.add_items([Answers("another question", ("a", "b"))])
+            store.add_items([UnrankedResponses("another question", ("a", "b"))])
             store.add_raters(["dora"])
 
 
 def test_another_program_may_rank_in_the_same_store(store: Store):
     assert store.progress("anna").left == 12
     with closing(Store.open(str(store.database.path))) as other:
-        other.add_items([Answers("another question", ("a", "b"))])
+        other.add_items([UnrankedResponses("another question", ("a", "b"))])
         for _ in range(3):
             deal = other.deal("ben")
             assert deal is not None
-            other.judge("ben", deal.id, [1, 2])
+            other.record_judgement("ben", deal.id, [1, 2])
         assert store.progress("anna") == expected_progress(store, "anna")
         step(store, random.Random(0), "anna")
         assert other.progress("ben") == expected_progress(store, "ben")
@@ -101,7 +101,7 @@ def test_what_is_rolled_back_was_not_ranked(store: Store):
 
     def half_done() -> None:
         with store.together():
-            store.judge("anna", deal.id, [1, 2])
+            store.record_judgement("anna", deal.id, [1, 2])
             assert store.progress("anna").done == 1
             raise ZeroDivisionError
 
@@ -115,7 +115,7 @@ def test_a_page_asks_the_store_for_as_little_with_many_items_as_with_few(tmp_pat
     counts = []
     for items in (100, 5000):
         with closing(Store.open(str(tmp_path / f"{items}.db"), overlap=2)) as store:
-            store.add_items(Answers(f"question {i}", ("a", "b")) for i in range(items))
+            store.add_items(UnrankedResponses(f"question {i}", ("a", "b")) for i in range(items))
             store.add_raters(RATERS)
             store.progress("anna")
             steps: list[int] = []
@@ -124,6 +124,6 @@ def test_a_page_asks_the_store_for_as_little_with_many_items_as_with_few(tmp_pat
                 deal = store.deal("anna")
                 assert deal is not None
                 store.progress("anna")
-                store.judge("anna", deal.id, [1, 2])
+                store.record_judgement("anna", deal.id, [1, 2])
             counts.append(len(steps))
     assert counts[1] <= counts[0] * 1.2 + 5

@@ -13,7 +13,7 @@ import yaml
 from keel.cli.main import main
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis, Evidence, Finding
-from keel.report.run_report import page, write_report
+from keel.report.run_report import render_report, write_report
 from keel.run.read.run import read_run
 
 from ..diagnosis.pages import FINDING, HOSTILE, Reader, hostile_run
@@ -32,13 +32,16 @@ def read_report(*folders: Path) -> Reader:
 def test_the_page_begins_with_the_verdict(tmp_path: Path):
     folder = write_run(tmp_path / "small")
     run = read_run(folder)
-    found = Reader(page([run], [diagnosis_of(folder, FINDING)]))
+    found = Reader(render_report([run], [diagnosis_of(folder, FINDING)]))
     assert "Critical since step 4: The policy runs away from the reference. keel train" in found.text
     assert "step 6 of 6, finished" in found.text
     assert "Score 0.250 \N{RIGHTWARDS ARROW} to 1.50" in found.text
     later = replace(FINDING, severity="notice", first_step=5, follows_from="kl-runaway")
     over = replace(FINDING, last_step=5)
-    said = [Reader(page([run], [diagnosis_of(folder, *own)])).text for own in [(), (over,), (FINDING, later), (later,)]]
+    said = [
+        Reader(render_report([run], [diagnosis_of(folder, *own)])).text
+        for own in [(), (over,), (FINDING, later), (later,)]
+    ]
     assert "Healthy: the doctor finds nothing wrong at step 6." in said[0]
     assert "Healthy: the doctor finds nothing wrong at step 6; 1 earlier finding is over." in said[1]
     assert "Critical since step 4: The policy runs away from the reference (1 more finding)." in said[2]
@@ -47,7 +50,7 @@ def test_the_page_begins_with_the_verdict(tmp_path: Path):
 
 def test_a_finding_is_told_with_its_evidence_causes_and_change(tmp_path: Path):
     folder = write_run(tmp_path / "small")
-    found = Reader(page([read_run(folder)], [diagnosis_of(folder, FINDING)]))
+    found = Reader(render_report([read_run(folder)], [diagnosis_of(folder, FINDING)]))
     assert "critical kl-runaway update \N{MIDDLE DOT} since step 4" in found.text
     assert "objective/kl 0 at first, 9 now" in found.text
     assert "not/there never measured" in found.text
@@ -167,7 +170,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path):
     folder = hostile_run(tmp_path / "<img src=x onerror=alert(3)>")
     (folder / "ended.json").write_text(json.dumps({"standing": "failed", "what": HOSTILE}))
     evil = replace(FINDING, name=HOSTILE, title=HOSTILE, evidence=(Evidence("objective/kl", HOSTILE),))
-    text = page([read_run(folder)], [diagnosis_of(folder, evil)]).encode("utf-8", "replace").decode()
+    text = render_report([read_run(folder)], [diagnosis_of(folder, evil)]).encode("utf-8", "replace").decode()
     found = Reader(text)
     assert [own for tag, own in found.tags if tag == "script"] == [
         {"type": "application/json", "id": "data"},

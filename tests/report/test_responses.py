@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from keel.report.responses import bands, before_and_after, distributions, side_by_side, token_rows
-from keel.run.read.responses import Answers
+from keel.report.responses import bands, compare_responses, distributions, early_and_late_responses, token_rows
+from keel.run.read.responses import ResponseLog
 
 from ..diagnosis.written import ANSWERS, answer, write_run
 
 
-def answers_of(folder: Path, rows: list[dict[str, object]]) -> Answers:
-    found = Answers(write_run(folder, answers=rows) / "rollouts.jsonl")
+def answers_of(folder: Path, rows: list[dict[str, object]]) -> ResponseLog:
+    found = ResponseLog(write_run(folder, answers=rows) / "rollouts.jsonl")
     found.refresh()
     return found
 
@@ -32,7 +32,7 @@ def test_what_does_not_vary_has_no_distribution(tmp_path: Path):
 
 
 def test_before_and_after_show_the_same_prompt(tmp_path: Path):
-    found = before_and_after(answers_of(tmp_path / "run", ANSWERS))
+    found = early_and_late_responses(answers_of(tmp_path / "run", ANSWERS))
     assert found["same"]
     assert [
         (pair["what"], pair["prompts"], pair["before"]["step"], pair["after"]["step"]) for pair in found["pairs"]
@@ -50,13 +50,13 @@ def test_without_a_common_prompt_the_most_alike_are_shown(tmp_path: Path):
         answer(2, "good evening", "bye", 1.0),
         answer(2, "where is the blue bike", "there", 1.0),
     ]
-    found = before_and_after(answers_of(tmp_path / "run", rows))
+    found = early_and_late_responses(answers_of(tmp_path / "run", rows))
     assert not found["same"]
     assert [pair["prompts"] for pair in found["pairs"]] == [
         ["where is the red bike", "where is the blue bike"],
         ["good morning", "good evening"],
     ]
-    assert before_and_after(Answers(tmp_path / "none.jsonl")) == {"same": False, "pairs": []}
+    assert early_and_late_responses(ResponseLog(tmp_path / "none.jsonl")) == {"same": False, "pairs": []}
 
 
 def test_the_token_view_shows_best_worst_furthest_and_last(tmp_path: Path):
@@ -68,15 +68,15 @@ def test_the_token_view_shows_best_worst_furthest_and_last(tmp_path: Path):
     ]
     assert rows[1]["row"]["advantages"] == [0.5, -0.75]
     assert "response" not in rows[1]["row"]
-    assert token_rows(Answers(tmp_path / "none.jsonl")) == []
+    assert token_rows(ResponseLog(tmp_path / "none.jsonl")) == []
 
 
 def test_runs_are_compared_on_a_prompt_that_all_were_asked(tmp_path: Path):
     first = answers_of(tmp_path / "a", ANSWERS)
     other = [answer(1, "Where is my drill?", "early", 0.0), answer(2, [{"role": "user", "content": "Hi"}], "x", 0.0)]
     second = answers_of(tmp_path / "b", [*other, answer(2, "Thank you!", "fine.", -1.0)])
-    found = side_by_side([first, second])
+    found = compare_responses([first, second])
     assert [(row["prompt"], [own["response"] for own in row["answers"]]) for row in found] == [
         ("Thank you!", [" have a good day.", "fine."])
     ]
-    assert side_by_side([first]) == []
+    assert compare_responses([first]) == []

@@ -10,7 +10,14 @@ import pytest
 
 from keel.data.preferences import Ranking
 from keel.errors import DataError
-from keel.report.reward_checks import HeldOut, groups, length_correlation, lengths, matched, mistakes
+from keel.report.reward_checks import (
+    HeldOut,
+    accuracy_groups,
+    length_correlation,
+    mistakes,
+    pair_lengths,
+    similar_lengths,
+)
 from keel.report.reward_report import write_reward_report
 from keel.stats import preference_metrics as judging
 
@@ -26,24 +33,26 @@ def held_out(*rows: tuple[Ranking, list[float]], members: list[list[list[float]]
 def test_the_temperature_is_the_one_that_fits():
     """Three of four right, each by 2, and a coin: sigma(2 / T) = 3.5 / 5 at T = 2 / ln(7/3)."""
     rows = [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
-    pairs = judging.pairs_of(rows, [pair("a", "b", prompt=str(i)) for i in range(4)])
+    pairs = judging.build_pairs(rows, [pair("a", "b", prompt=str(i)) for i in range(4)])
     assert judging.temperature(pairs) == pytest.approx(2 / log(7 / 3), rel=1e-9)
-    assert judging.loss(pairs.scaled(log(3) / 2)) == pytest.approx(0.5623351446, abs=1e-9)
+    assert judging.loss(pairs.scale(log(3) / 2)) == pytest.approx(0.5623351446, abs=1e-9)
     # one pair and the coin: 1.5 to 0.5 if right; never, if wrong
-    assert judging.temperature(judging.pairs_of([[2.0, 0.0]], [pair("a", "b")])) == pytest.approx(2 / log(3), rel=1e-9)
-    assert judging.temperature(judging.pairs_of([[0.0, 2.0]], [pair("a", "b")])) == pytest.approx(100, rel=1e-6)
+    assert judging.temperature(judging.build_pairs([[2.0, 0.0]], [pair("a", "b")])) == pytest.approx(
+        2 / log(3), rel=1e-9
+    )
+    assert judging.temperature(judging.build_pairs([[0.0, 2.0]], [pair("a", "b")])) == pytest.approx(100, rel=1e-6)
     many = [pair("a", "b", prompt=str(i)) for i in range(1000)]
     scores = [[2.0, 0.0]] * 750 + [[0.0, 2.0]] * 250
-    assert judging.temperature(judging.pairs_of(scores, many)) == pytest.approx(2 / log(3), rel=2e-3)
+    assert judging.temperature(judging.build_pairs(scores, many)) == pytest.approx(2 / log(3), rel=2e-3)
 
 
 def test_no_prompt_is_calibrated_by_itself():
     """Each half of the prompts is divided by what fits the other, whose n pairs are all right: n + 1/2 to 1/2."""
     rankings = [pair("a", "b", prompt=str(i)) for i in range(40)]
-    halves = [judging.calibrated(judging.pairs_of([[1.0, 0.0]], [ranking]), [ranking]) for ranking in rankings]
+    halves = [judging.calibrate_pairs(judging.build_pairs([[1.0, 0.0]], [ranking]), [ranking]) for ranking in rankings]
     assert all(part.differences.tolist() == [1.0] for part in halves)  # nothing to learn a temperature from
-    pairs = judging.pairs_of([[1.0, 0.0]] * 40, rankings)
-    after = judging.calibrated(pairs, rankings)
+    pairs = judging.build_pairs([[1.0, 0.0]] * 40, rankings)
+    after = judging.calibrate_pairs(pairs, rankings)
     halves = sorted(after.differences)
     count = halves.count(halves[0])
     expected = [log(2 * n + 1) for n in (40 - count, count)]
@@ -53,7 +62,7 @@ def test_no_prompt_is_calibrated_by_itself():
 def test_weights_count_rankings_and_not_their_pairs():
     """A ranking of three pairs that are all right, weight 1, beside a pair that is wrong, weight 3: one in four."""
     rankings = [Ranking("p", ("a", "b", "c"), (1, 2, 3)), pair("a", "b", prompt="q", weight=3.0)]
-    pairs = judging.pairs_of([[3.0, 2.0, 1.0], [0.0, 1.0]], rankings)
+    pairs = judging.build_pairs([[3.0, 2.0, 1.0], [0.0, 1.0]], rankings)
     assert judging.accuracy(pairs) == pytest.approx(0.25)
 
 
@@ -61,11 +70,11 @@ def test_the_interval_is_over_prompts():
     """Ten answers to one prompt, all right, and ten to another, all wrong: two prompts say next to nothing."""
     rankings = [pair("a", "b", prompt="p")] * 10 + [pair("a", "b", prompt="q")] * 10
     scores = [[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 10
-    low, high = judging.interval(judging.pairs_of(scores, rankings), rankings)
+    low, high = judging.accuracy_interval(judging.build_pairs(scores, rankings), rankings)
     assert low < 0.01
     assert high > 0.99
     many = [pair("a", "b", prompt=str(i)) for i in range(100)]
-    low, high = judging.interval(judging.pairs_of([[1.0, 0.0]] * 75 + [[0.0, 1.0]] * 25, many), many)
+    low, high = judging.accuracy_interval(judging.build_pairs([[1.0, 0.0]] * 75 + [[0.0, 1.0]] * 25, many), many)
     assert (low, high) == (pytest.approx(0.665, abs=0.02), pytest.approx(0.835, abs=0.02))  # 0.75 +- 1.96 * 0.0433
 
 
@@ -76,10 +85,10 @@ def test_length_is_looked_at_within_a_prompt():
         (Ranking("r", ("aaaa", "bb", "c"), (1, 2, 2)), [3.0, 2.0, 1.0]),
     )
     assert length_correlation(rows) == pytest.approx((1 - 1 + 1) / 3)
-    better, worse = lengths(rows, rows.pairs)
+    better, worse = pair_lengths(rows, rows.pairs)
     assert list(zip(better, worse, strict=True))[-2:] == [(4, 2), (4, 1)]
     near = held_out((pair("x" * 100, "y" * 91), [1.0, 0.0]), (pair("x" * 100, "y" * 80), [1.0, 0.0]))
-    assert matched(near, near.pairs).tolist() == [True, False]
+    assert similar_lengths(near, near.pairs).tolist() == [True, False]
 
 
 def test_mistakes_come_surest_first_and_once_a_ranking():
@@ -98,7 +107,7 @@ def test_groups_tell_raters_and_sources_apart_and_leave_small_ones_out():
     rows = [(pair("a", "b", prompt=str(i), rater="anna", source="x"), [1.0, 0.0]) for i in range(30)]
     rows += [(pair("a", "b", prompt=str(i), rater="ben", source="y"), [0.0, 1.0]) for i in range(30)]
     rows += [(pair("a", "b", prompt="z", rater="eve", source="y"), [0.0, 1.0])] * 5
-    found = groups(held_out(*rows))
+    found = accuracy_groups(held_out(*rows))
     assert {group.name: (group.pairs, group.accuracy) for group in found["rater"]} == {
         "anna": (30, pytest.approx(1.0)),
         "ben": (30, pytest.approx(0.0)),

@@ -26,7 +26,7 @@ from transformers import (
 from keel import kernels
 from keel.data.prompts import Prompt
 from keel.rollout.decoding import layer_decoder
-from keel.rollout.decoding.decoder import Decoder, decoder_for, fits_kernels
+from keel.rollout.decoding.decoder import Decoder, choose_decoder, fits_kernels
 from keel.rollout.decoding.kernel_decoder import KernelDecoder
 from keel.rollout.decoding.layer_decoder import GraphDecoder, LayerDecoder
 from keel.rollout.decoding.module_decoder import FullDecoder, ModuleDecoder
@@ -140,7 +140,7 @@ def test_recorded_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return play
 
-    monkeypatch.setattr(layer_decoder, "recorded", record)
+    monkeypatch.setattr(layer_decoder, "record_graph", record)
     monkeypatch.setattr(GraphDecoder, "WIDTH", 8)
     states = [decoder.start(PROMPTS, MASK, copies=4) for decoder in decoders]
     for step in range(40):
@@ -167,12 +167,12 @@ def test_prompts_longer_than_the_kernels_take(model: Any, monkeypatch: pytest.Mo
     ("kind", "decoder"), [("llama", KernelDecoder), ("heads of 4", LayerDecoder), ("gpt2", ModuleDecoder)]
 )
 def test_which_decoder(kind: str, decoder: type) -> None:
-    assert isinstance(decoder_for(MODELS[kind]().eval(), 4), decoder)
+    assert isinstance(choose_decoder(MODELS[kind]().eval(), 4), decoder)
 
 
 @pytest.mark.usefixtures("without_kernels")
 def test_which_decoder_without_a_compiler() -> None:
-    assert isinstance(decoder_for(MODELS["llama"](), 4), LayerDecoder)
+    assert isinstance(choose_decoder(MODELS["llama"](), 4), LayerDecoder)
 
 
 HYBRID = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4}
@@ -196,7 +196,7 @@ OTHERS: dict[str, Any] = {
 def test_rows_of_other_caches_are_repeated_and_end(kind: str, decoder: type) -> None:
     torch.manual_seed(0)
     model = OTHERS[kind]().eval()
-    made = decoder_for(model, 6)
+    made = choose_decoder(model, 6)
     assert isinstance(made, decoder)
     rows = [[3], [3], [4, 5, 6], [4, 5, 6], [7, 8], [7, 8]]
     made.start(PROMPTS, MASK, copies=2)
@@ -235,5 +235,5 @@ def test_how_often_a_prompt_is_repeated() -> None:
 
 
 def test_a_model_without_layers() -> None:
-    decoder = decoder_for(LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 0})).eval(), 2)
+    decoder = choose_decoder(LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 0})).eval(), 2)
     assert decoder.start(PROMPTS, MASK, copies=2).shape == (6, SIZES["hidden_size"])

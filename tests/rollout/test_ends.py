@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from keel.config import SampleConfig, TrainConfig, parse
 from keel.data.prompts import encode_prompt
-from keel.evaluation.drift.responses import Desk, logged_rollouts
-from keel.evaluation.sample import Player, load_frozen, sample_answers
+from keel.evaluation.drift.responses import DriftSetup, logged_rollouts
+from keel.evaluation.sample import EvaluatedPolicy, load_frozen_model, sample_responses
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.rollout.ends import Ends
 from keel.rollout.sampler import sample
@@ -37,7 +37,7 @@ def ended_at(text: str, stops: list[str]) -> int | None:
     tokenizer = bytewise()
     ends, ids = Ends(tokenizer, [tokenizer.eos_token_id], stops), tokenizer.encode(text, add_special_tokens=False)
     for length in range(1, len(ids) + 1):
-        if ends.reached(torch.tensor([ids[max(0, length - ends.window) : length]]))[0]:
+        if ends.rows_at_end(torch.tensor([ids[max(0, length - ends.window) : length]]))[0]:
             return length
     return None
 
@@ -93,7 +93,7 @@ def test_a_file_of_samples(tiny_policy: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1 w2"}\n{"prompt": "w5"}\n')
     sampling: dict[str, Any] = {"stop": ["w3", *PAIRS], "num_responses": 16, "stop_in_text": False}
     given = {"model": str(tiny_policy), "prompts": {"path": str(tmp_path / "prompts.jsonl")}, "sampling": sampling}
-    sample_answers(parse(SampleConfig, given | {"output": str(tmp_path / "samples.jsonl")}))
+    sample_responses(parse(SampleConfig, given | {"output": str(tmp_path / "samples.jsonl")}))
     lines = (tmp_path / "samples.jsonl").read_text().splitlines()
     texts = [text for line in lines for text in json.loads(line)["responses"]]
     assert not any(pair in f"{text} " for text in texts for pair in ["w3 ", *(f"{pair} " for pair in PAIRS)])
@@ -104,7 +104,7 @@ def test_a_logged_response_that_a_text_ended_gets_no_end_token(tiny_policy: Path
     rows = [{"response": " w1 w3"}, {"response": " w1 w4"}]
     prompts = [encode_prompt("w9", tokenizer, row) for row in rows]
     config = parse(TrainConfig, settings(tiny_policy, tmp_path, {"rollout.stop": ["w1 w3"]}))
-    player = Player("policy", load_frozen(str(tiny_policy)), tokenizer, [2], prompts, ("w1 w3",))
-    [rollouts] = logged_rollouts(Desk(config, player, None, [], []), "logged.jsonl")
+    player = EvaluatedPolicy("policy", load_frozen_model(str(tiny_policy)), tokenizer, [2], prompts, ("w1 w3",))
+    [rollouts] = logged_rollouts(DriftSetup(config, player, None, [], []), "logged.jsonl")
     tokens = [row[mask].tolist() for row, mask in zip(rollouts.response_tokens, rollouts.response_mask, strict=True)]
     assert tokens == [[5, 7], [5, 8, 2]]

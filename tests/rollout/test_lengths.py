@@ -13,7 +13,7 @@ from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.evaluation.evaluate import evaluate
+from keel.evaluation.evaluate import evaluate_policies
 from keel.models.ensemble import RewardEnsemble
 from keel.models.reward_model import RewardModel
 from keel.rollout.lengths import length_warnings
@@ -101,7 +101,9 @@ def test_training_and_evaluation_report_the_share(
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     given = {"policy": str(tiny_policy), "prompts": {"path": str(file)}, "rewards": [{"model": str(model)}]}
-    figures = evaluate(parse(EvaluateConfig, given | {"sampling": {"max_response_tokens": 6, "num_responses": 4}}))
+    figures = evaluate_policies(
+        parse(EvaluateConfig, given | {"sampling": {"max_response_tokens": 6, "num_responses": 4}})
+    )
     assert 0 < figures["policy"]["cut/reader"] < 1
     assert capsys.readouterr().err.count("scorer reader reads at most 5 tokens") == 1
 

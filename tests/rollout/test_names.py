@@ -7,7 +7,7 @@ import pytest
 
 from keel.config import EvaluateConfig, TrainConfig, parse
 from keel.errors import CheckpointError, ConfigError
-from keel.run.read.settings import check_settings
+from keel.run.read.settings import check_run_settings
 
 NEEDED = {"output": "o", "policy": {"model": "m"}, "prompts": {"path": "p"}}
 
@@ -72,4 +72,4 @@ def test_a_name_is_part_of_a_metrics_key(name: str) -> None:
 @pytest.mark.parametrize("rewards", [[{"function": "a.py:f", "name": "x"}] * 2, [{"function": "a.py:f", "name": 3}]])
 def test_the_doctor_refuses_settings_in_which_names_clash(rewards: list[Any]) -> None:
     with pytest.raises(CheckpointError, match="rewards"):
-        check_settings({"rewards": rewards, "rollout": {}}, "train", "config.yaml")
+        check_run_settings({"rewards": rewards, "rollout": {}}, "train", "config.yaml")

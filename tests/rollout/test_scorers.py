@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from keel.config import RewardSource
-from keel.config.sections import named
+from keel.config.sections import with_scorer_names
 from keel.errors import ConfigError, RewardError
 from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
@@ -202,7 +202,7 @@ def test_an_exception_keeps_its_words() -> None:
 def test_weights_and_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def f(completions, **_):\n    return [float(len(text.split())) for text in completions]\n")
-    sources = named([RewardSource(function=f"{file}:f", weight=weight) for weight in (0.5, -2.0)])
+    sources = with_scorer_names([RewardSource(function=f"{file}:f", weight=weight) for weight in (0.5, -2.0)])
     scored = score(EIGHT, build_scorers(sources, [count_words]), TOKENIZER)
     assert scored.scores.tolist() == [-0.5 * n for n in COUNTS]
     assert {name: values.tolist() for name, values in scored.by_scorer.items()} == {

@@ -9,10 +9,10 @@ import torch
 
 from keel.config import DecodingSettings, EvaluateConfig, SampleConfig, TrainConfig, parse
 from keel.data.prompts import encode_prompt
-from keel.evaluation.drift.responses import Desk, decoding_of, logged_rollouts
-from keel.evaluation.evaluate import evaluate
-from keel.evaluation.frontier import completed
-from keel.evaluation.sample import Player, load_frozen, sample_answers
+from keel.evaluation.drift.responses import DriftSetup, logged_rollouts, training_decoding
+from keel.evaluation.evaluate import evaluate_policies
+from keel.evaluation.frontier import complete_config
+from keel.evaluation.sample import EvaluatedPolicy, load_frozen_model, sample_responses
 from keel.models.loading import load_tokenizer
 
 from ..runs import PROMPTS, settings, train
@@ -53,7 +53,7 @@ def test_sampled_files(tiny_policy: Path, tmp_path: Path, in_text: bool) -> None
     output = tmp_path / "samples.jsonl"
     given = {"model": str(tiny_policy), "prompts": {"path": prompts_file(tmp_path)}, "output": str(output)}
     sampling = {"stop": STOP, "num_responses": 4, "stop_in_text": in_text}
-    sample_answers(parse(SampleConfig, given | {"sampling": sampling}))
+    sample_responses(parse(SampleConfig, given | {"sampling": sampling}))
     texts = [text for line in output.read_text().splitlines() for text in json.loads(line)["responses"]]
     assert (ends_in_stop(texts) > 0) is in_text
 
@@ -62,7 +62,7 @@ def test_checkpoints_are_evaluated_as_they_were_trained(tiny_policy: Path, tmp_p
     changes = {"rollout.stop": STOP, "rollout.stop_in_text": False, "steps": 1}
     train(tiny_policy, tmp_path / "run", changes)
     given = {"checkpoints": str(tmp_path / "run"), "prompts": {"path": prompts_file(tmp_path)}}
-    sampling = completed(parse(EvaluateConfig, given)).sampling
+    sampling = complete_config(parse(EvaluateConfig, given)).sampling
     assert (sampling.stop, sampling.stop_in_text) == (STOP, False)
 
 
@@ -71,7 +71,7 @@ def test_a_policy_keeps_the_text_of_the_ends_it_learned(tiny_policy: Path, tmp_p
     train(tiny_policy, tmp_path / "run", {"rollout.stop": STOP, "steps": 1})
     given = {"policy": str(tmp_path / "run" / "policy"), "prompts": {"path": prompts_file(tmp_path)}}
     output = tmp_path / "figures.json"
-    evaluate(parse(EvaluateConfig, given | {"output": str(output), "sampling": {"num_responses": 4}}))
+    evaluate_policies(parse(EvaluateConfig, given | {"output": str(output), "sampling": {"num_responses": 4}}))
     texts = [text for row in json.loads(output.read_text())["answers"] for text in row["policy"]]
     assert ends_in_stop(texts) > 0
 
@@ -81,10 +81,10 @@ def test_logged_text_that_ends_with_its_end_token_gets_no_second_one(tiny_policy
     rows = [{"response": " w1 w3"}, {"response": " w1"}, {"response": " w1 w2", "truncated": True}]
     prompts = [encode_prompt("w9", tokenizer, row) for row in rows]
     config = parse(TrainConfig, settings(tiny_policy, tmp_path, {"rollout.stop": ["w3"]}))
-    player = Player("policy", load_frozen(str(tiny_policy)), tokenizer, [2, 7], prompts)
-    desk = Desk(config, player, None, [], [])
+    player = EvaluatedPolicy("policy", load_frozen_model(str(tiny_policy)), tokenizer, [2, 7], prompts)
+    desk = DriftSetup(config, player, None, [], [])
     assert isinstance(desk.decoding, DecodingSettings)
-    assert decoding_of(config).stop_in_text
+    assert training_decoding(config).stop_in_text
     [rollouts] = logged_rollouts(desk, "logged.jsonl")
     tokens = [row[mask].tolist() for row, mask in zip(rollouts.response_tokens, rollouts.response_mask, strict=True)]
     assert tokens == [[5, 7], [5, 2], [5, 6]]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from keel.report.frontier import panels
-from keel.report.settings import own_settings, reproduction
-from keel.report.summary import ends, shown, small_plot, tiles
-from keel.run.read.compare import frontier, settings_differences, word_differences
-from keel.run.read.curves import catalogue, groups, labels, thinned, trend
+from keel.report.settings import changed_settings, reproduction
+from keel.report.summary import ends, format_value, small_plot, tiles
+from keel.run.read.compare import reward_kl_frontier, settings_differences, word_differences
+from keel.run.read.curves import catalogue, labels, metric_groups, thin_curve, trend
 from keel.run.read.run import read_run
 
 from ..diagnosis.written import COLUMNS, settings, write_run
@@ -25,7 +25,7 @@ METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 def test_a_thinned_curve_keeps_its_ends_and_its_extremes():
     values = np.zeros(10_000)
     values[[0, 3_333, 7_777, 9_999]] = [1.0, 1e6, -1e6, 2.0]
-    steps, kept = thinned(np.arange(1, 10_001), values, most=100)
+    steps, kept = thin_curve(np.arange(1, 10_001), values, most=100)
     points = dict(zip(steps, kept, strict=True))
     assert len(points) == len(steps) <= 100
     assert {step: points[step] for step in (1, 3_334, 7_778, 10_000)} == {1: 1.0, 3_334: 1e6, 7_778: -1e6, 10_000: 2.0}
@@ -33,14 +33,14 @@ def test_a_thinned_curve_keeps_its_ends_and_its_extremes():
 
 
 def test_a_short_curve_is_kept_whole_and_a_gap_is_none():
-    assert thinned([1, 2, 3], [0.1234567, np.nan, np.inf]) == ([1, 2, 3], [0.123457, None, None])
-    assert thinned([], []) == ([], [])
+    assert thin_curve([1, 2, 3], [0.1234567, np.nan, np.inf]) == ([1, 2, 3], [0.123457, None, None])
+    assert thin_curve([], []) == ([], [])
 
 
 def test_a_long_gap_stays_a_gap_when_the_curve_is_thinned():
     values = np.ones(1_000)
     values[200:800] = np.nan
-    steps, kept = thinned(np.arange(1_000), values, most=40)
+    steps, kept = thin_curve(np.arange(1_000), values, most=40)
     assert all((value is None) == (200 <= step < 800) for step, value in zip(steps, kept, strict=True))
 
 
@@ -55,7 +55,7 @@ def test_the_trend_of_a_long_curve_is_its_means():
 
 def test_groups_name_what_a_run_measured_and_nothing_else(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run"))
-    found = {group["title"]: group["curves"] for group in groups(run)}
+    found = {group["title"]: group["curves"] for group in metric_groups(run)}
     assert {title: [(curve["figure"], curve["label"]) for curve in curves] for title, curves in found.items()} == {
         "What the answers are worth": [
             ("objective/scores", "Score"),  # and not rewards/judge, which is the same
@@ -75,7 +75,7 @@ def test_groups_name_what_a_run_measured_and_nothing_else(tmp_path: Path):
     evaluated = found["Held-out evaluation"][0]
     assert (evaluated["steps"], evaluated["values"]) == ([3, 6], [0.75, 1.25])  # what lies between is no gap
     assert all(curve["means"].endswith((".", "?")) for curves in found.values() for curve in curves)
-    json.dumps(groups(run), allow_nan=False)
+    json.dumps(metric_groups(run), allow_nan=False)
     assert labels(run)["rewards/gold"] == "Score by gold, held out"
 
 
@@ -109,7 +109,7 @@ def test_settings_differences_are_those_and_no_others(tmp_path: Path):
 
 def test_own_settings_are_those_that_were_given(tmp_path: Path):
     given = settings(algorithm__name="grpo", algorithm__kl_coef=0.2, rollout__temperature=0.5)
-    found = own_settings(read_run(write_run(tmp_path / "run", given)))
+    found = changed_settings(read_run(write_run(tmp_path / "run", given)))
     assert {row["name"]: row["value"] for row in found if row["needed"]} == {
         "policy.model": "base",
         "prompts.path": "prompts.jsonl",
@@ -127,13 +127,13 @@ def test_own_settings_are_those_that_were_given(tmp_path: Path):
 
 def test_settings_of_another_program_have_no_defaults(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run", {"steps": 6, "rollout": {"kind": "strange"}}))
-    assert own_settings(run) == []
+    assert changed_settings(run) == []
     assert reproduction(run)["command"].startswith("keel train ")
 
 
 def test_the_frontier_has_the_means_of_a_tenth_of_the_run(tmp_path: Path):
     """Of three steps at least: 0, (0 + 1) / 2, (0 + 1 + 2) / 3, (1 + 2 + 4) / 3, and so on."""
-    found = frontier(read_run(write_run(tmp_path / "run")))
+    found = reward_kl_frontier(read_run(write_run(tmp_path / "run")))
     assert found["steps"] == [1, 2, 3, 4, 5, 6]
     assert found["kl"] == [0.0, 0.5, 1.0, 2.33333, 4.0, 6.33333]
     assert found["score"] == [0.0, 0.25, 0.5, 0.916667, 1.25, 1.41667]
@@ -147,7 +147,7 @@ def test_the_frontier_has_the_means_of_a_tenth_of_the_run(tmp_path: Path):
 def test_a_run_without_a_reference_has_no_frontier(tmp_path: Path):
     columns = {name: values for name, values in COLUMNS.items() if not name.endswith("/kl")}
     run = read_run(write_run(tmp_path / "run", columns=columns))
-    assert (frontier(run)["steps"], frontier(run)["others"], panels([run], ["run"])) == ([], [], [])
+    assert (reward_kl_frontier(run)["steps"], reward_kl_frontier(run)["others"], panels([run], ["run"])) == ([], [], [])
 
 
 def test_a_peak_of_what_was_not_learned_from_is_told(tmp_path: Path):
@@ -197,7 +197,7 @@ def test_word_differences_of_a_collapsed_answer_take_no_time():
      (1e-7, "1.00e\N{MINUS SIGN}07"), (2.5e9, "2.50e+09"), (float("nan"), "none"), (None, "none")],
 )  # fmt: skip
 def test_figures_are_shown_with_three_digits(value: float | None, text: str):
-    assert shown(value) == text
+    assert format_value(value) == text
 
 
 def test_the_main_figures_go_from_the_first_steps_to_the_last(tmp_path: Path):

@@ -13,7 +13,7 @@ from keel.errors import ConfigError
 from keel.run import lock
 from keel.run.folder import RunFolder
 from keel.run.lock import LOCK, Owner, boot_id, is_running, lock_owner, take_lock
-from keel.run.read.run import state_of
+from keel.run.read.run import read_state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks")
 
@@ -22,7 +22,7 @@ def test_the_lock_says_who_has_it_and_where(tmp_path: Path) -> None:
     handle = take_lock(tmp_path)
     assert lock_owner(tmp_path) == Owner(os.getpid(), platform.node(), boot_id())
     assert is_running(tmp_path) is True
-    assert state_of(RunFolder(tmp_path)).standing == "running"
+    assert read_state(RunFolder(tmp_path)).standing == "running"
     with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} since [\d: -]+ on {platform.node()} ->"):
         take_lock(tmp_path)
     os.close(handle)
@@ -41,7 +41,7 @@ def test_another_process_with_the_same_number_is_not_the_run(tmp_path: Path) -> 
     """This process lives, has the number that the lock names, and writes nothing there."""
     os.close(take_lock(tmp_path))
     assert is_running(tmp_path) is False
-    assert state_of(RunFolder(tmp_path)).standing == "died"
+    assert read_state(RunFolder(tmp_path)).standing == "died"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_free_lock_of_this_machine_or_another(host: str, boot: str, running: b
     )
     (tmp_path / LOCK).write_text(written)
     assert is_running(tmp_path) is running
-    standing = state_of(RunFolder(tmp_path)).standing
+    standing = read_state(RunFolder(tmp_path)).standing
     assert standing == ("unknown" if running is None else "died")
 
 

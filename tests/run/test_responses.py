@@ -11,7 +11,7 @@ import pytest
 from keel.errors import DataError
 from keel.run.metrics import truncate_after
 from keel.run.read import tail as growing
-from keel.run.read.responses import Answers, as_text
+from keel.run.read.responses import ResponseLog, as_text
 from keel.run.rollout_log import RolloutLog
 
 SHORT = ("score", "kl", "length", "truncated", "scores")
@@ -44,13 +44,13 @@ def old_order(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def read(path: Path) -> Answers:
-    answers = Answers(path)
+def read(path: Path) -> ResponseLog:
+    answers = ResponseLog(path)
     answers.refresh()
     return answers
 
 
-def figures(answers: Answers) -> dict[str, list[Any]]:
+def figures(answers: ResponseLog) -> dict[str, list[Any]]:
     index = answers.index
     columns = {name: getattr(index, name).tolist() for name in ("step", "score", "kl", "length", "truncated")}
     return columns | {name: column.tolist() for name, column in index.scores.items()}
@@ -124,7 +124,7 @@ def test_the_size_of_what_is_read_at_once_makes_no_difference(
 
 def test_reading_may_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing, "BLOCK", 600)
-    answers, sizes = Answers(path), []
+    answers, sizes = ResponseLog(path), []
     while not answers.is_whole:
         answers.refresh(seconds=0)
         sizes.append(len(answers))
@@ -136,7 +136,7 @@ def test_reading_may_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyP
 def test_a_line_cut_anywhere_is_not_read_and_not_lost(path: Path) -> None:
     whole = path.read_bytes()
     begin = whole.rindex(b"\n", 0, -1) + 1
-    answers = Answers(path)
+    answers = ResponseLog(path)
     for end in range(begin, len(whole) + 1):
         path.write_bytes(whole[:end])
         answers.refresh()
@@ -276,7 +276,7 @@ def test_the_same_prompts_of_two_runs_find_each_other(path: Path, tmp_path: Path
 def test_the_newest_answers_of_a_long_file_are_read_alone(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for lost in (0, 1, 40, len(lines[-2]) - 1):  # bytes of the line before the last, and whatever comes before
-        answers = Answers(path, start=path.stat().st_size - len(lines[-1]) - len(lines[-2]) + lost)
+        answers = ResponseLog(path, start=path.stat().st_size - len(lines[-1]) - len(lines[-2]) + lost)
         answers.refresh()
         assert answers.score.tolist() == ([1.0, 1.1] if lost == 0 else [1.1])
     write(path, [row(50)], 4)

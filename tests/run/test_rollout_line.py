@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keel.run.read.responses import Answers
+from keel.run.read.responses import ResponseLog
 from keel.run.rollout_line import encode_line, find_parts
 from keel.run.rollout_log import RolloutLog
 
@@ -33,7 +33,7 @@ def test_what_was_logged_is_read(tmp_path: Path):
     log = RolloutLog(tmp_path / "rollouts.jsonl")
     for step, text in enumerate(HOSTILE, start=1):
         log.log(step, [row(text, text)])
-    answers = Answers(tmp_path / "rollouts.jsonl")
+    answers = ResponseLog(tmp_path / "rollouts.jsonl")
     answers.refresh()
     assert answers.step.tolist() == list(range(1, len(HOSTILE) + 1))
     assert answers.score.tolist() == [0.5] * len(HOSTILE)

@@ -79,8 +79,8 @@ def test_what_shares_can_tell_by_hand():
     assert detectable(Rows(100, 100, 0.3), 0.05) == pytest.approx(0.2030, abs=1e-3)
     assert detectable(Rows(100, 100, 0.7), 0.05) == pytest.approx(0.2030, abs=1e-3)
     assert detectable(Rows(3, 3, 0.5), 0.05) == math.inf
-    assert Rows.of(np.array([0.0, 1.0, 0.0, np.nan]), np.zeros(5)) == Rows(3, 5, 3 / 7)
-    assert Rows.of(np.array([0.0, 0.5]), np.zeros(5)).share is None
+    assert Rows.from_samples(np.array([0.0, 1.0, 0.0, np.nan]), np.zeros(5)) == Rows(3, 5, 3 / 7)
+    assert Rows.from_samples(np.array([0.0, 0.5]), np.zeros(5)).share is None
 
 
 @pytest.mark.slow

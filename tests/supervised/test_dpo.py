@@ -19,7 +19,7 @@ from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer
 from keel.run.folder import RunFolder
 from keel.supervised import loop as supervised
-from keel.supervised.dpo import answer_logprobs, dpo, dpo_task, encode_side
+from keel.supervised.dpo import dpo, dpo_task, encode_side, response_logprobs
 from keel.supervised.loop import accumulate
 from keel.supervised.reference_logprobs import kept_reference
 from keel.supervised.sft import load_speaker
@@ -261,7 +261,7 @@ def test_chats_are_read_through_the_template(tiny_policy: Path, tmp_path: Path):
     tokenizer.chat_template = CHAT
     chat = [{"role": "user", "content": "w5 w6"}]
     side = encode_side([Ranking(chat, ("w1 w2", "w3"), (1, 2))], tokenizer, [2], 64, Notes())
-    first, second = side.answers[0]
+    first, second = side.responses[0]
     assert [tokenizer.decode(answer.tokens) for answer in (first, second)] == [
         "<unk> w5 w6 <unk> w1 w2 </s>",
         "<unk> w5 w6 <unk> w3 </s>",
@@ -273,8 +273,8 @@ def test_a_long_prompt_loses_its_beginning_for_all_answers_alike(tiny_policy: Pa
     tokenizer = load_tokenizer(str(tiny_policy))
     ranking = Ranking("w1 w2 w3 w4", (" w5", " w6 w7 w8"), (1, 2))
     side = encode_side([ranking], tokenizer, [2], 6, Notes())
-    assert [tokenizer.decode(answer.tokens) for answer in side.answers[0]] == ["w3 w4 w5 </s>", "w3 w4 w6 w7 w8 </s>"]
-    assert [answer.num_prompt_tokens for answer in side.answers[0]] == [2, 2]
+    assert [tokenizer.decode(answer.tokens) for answer in side.responses[0]] == ["w3 w4 w5 </s>", "w3 w4 w6 w7 w8 </s>"]
+    assert [answer.num_prompt_tokens for answer in side.responses[0]] == [2, 2]
 
 
 def test_what_starts_every_text_stays_when_a_prompt_is_cut(tiny_policy: Path):
@@ -283,7 +283,10 @@ def test_what_starts_every_text_stays_when_a_prompt_is_cut(tiny_policy: Path):
     tokenizer = load_tokenizer(str(tiny_policy))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     side = encode_side([Ranking("w1 w2 w3 w4", (" w5", " w6"), (1, 2))], tokenizer, [2], 5, Notes())
-    assert [tokenizer.decode(answer.tokens) for answer in side.answers[0]] == ["<s> w3 w4 w5 </s>", "<s> w3 w4 w6 </s>"]
+    assert [tokenizer.decode(answer.tokens) for answer in side.responses[0]] == [
+        "<s> w3 w4 w5 </s>",
+        "<s> w3 w4 w6 </s>",
+    ]
 
 
 def test_an_answer_is_never_cut(tiny_policy: Path, tmp_path: Path):
@@ -295,7 +298,7 @@ def test_an_answer_is_never_cut(tiny_policy: Path, tmp_path: Path):
 
 def test_no_answers_have_no_log_probabilities(tiny_policy: Path, tmp_path: Path):
     model = load_speaker(config(tmp_path, tiny_policy, [A_WINS]))[0]
-    assert answer_logprobs(model, [], 100).shape == (0,)
+    assert response_logprobs(model, [], 100).shape == (0,)
 
 
 def test_without_held_out_rows_the_policy_is_made_all_the_same(tiny_policy: Path, tmp_path: Path):
@@ -325,9 +328,9 @@ def test_the_table_says_when_chosen_answers_became_less_likely(capsys: pytest.Ca
     figures = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "loss": 0.6, "margin": 0.4}
     figures |= {"chosen_reward": -0.3, "rejected_reward": -0.7, "chosen_logprob": -14.0, "forward_kl": 5.0}
     figures |= {"length_sign": 1.0, "length_accuracy": 0.52, "prompts_on_both_sides": 2}
-    verb.print_figures(figures, beta=0.1)
+    verb.print_dpo_metrics(figures, beta=0.1)
     shown = capsys.readouterr().out
     assert "chosen answers have become less likely, by 3 nats each (log-probability -11 before)" in shown
     assert all(text in shown for text in ("0.75 [0.7, 0.8]", "longer is better", "2 held-out prompts are among"))
-    verb.print_figures(figures | {"chosen_reward": 0.1}, beta=0.1)
+    verb.print_dpo_metrics(figures | {"chosen_reward": 0.1}, beta=0.1)
     assert "less likely" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ from keel.data.preferences import Ranking
 from keel.errors import ConfigError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.reward_model import RewardModel
-from keel.stats.preference_metrics import Pairs, baselines, calibration_error, judge
+from keel.stats.preference_metrics import Pairs, baselines, calibration_error, compute_preference_metrics
 from keel.supervised import loop as supervised
 from keel.supervised.learner import Task
 from keel.supervised.loop import accumulate
@@ -113,7 +113,7 @@ def test_losses_by_hand(tmp_path: Path):
 @pytest.mark.usefixtures("float64")
 def test_ties_say_nothing_about_each_other():
     scores = torch.tensor([[1.0, 0.5, -2.0, 0.0]], requires_grad=True)
-    comparisons = Comparisons.of(scores[0], [ranking(1, 2, 2, 2)])
+    comparisons = Comparisons.from_rankings(scores[0], [ranking(1, 2, 2, 2)])
     first = scores[0].logsumexp(0) - scores[0, 0]
     assert listwise_losses(comparisons).item() == pytest.approx(first.item(), abs=1e-12)
     gradient = torch.autograd.grad(pairwise_losses(comparisons, bradley_terry_loss).sum(), scores)[0][0]
@@ -235,7 +235,7 @@ def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, mo
 
 def test_the_report_by_hand():
     rankings = [Ranking("p", ("good", "bad"), (1, 2)), Ranking("q", ("a", "bb", "ccc"), (1, 2, 2))]
-    figures = judge([[2.0, 0.0], [0.0, 1.0, 0.0]], rankings)
+    figures = compute_preference_metrics([[2.0, 0.0], [0.0, 1.0, 0.0]], rankings)
     assert figures["accuracy"] == pytest.approx(0.5 * 1 + 0.25 * 0 + 0.25 * 0.5)
     assert figures["loss"] == pytest.approx(0.5 * 0.1269280110 + 0.25 * 1.3132616875 + 0.25 * log(2))
     assert figures["calibration_error"] == 0.0  # gap^2 = 0.0152, of which noise explains 0.0588
@@ -282,4 +282,4 @@ def test_a_calibrated_model_has_no_calibration_error():
     nothing = np.zeros((4, 2), dtype=int)
     pairs = Pairs(differences, np.full(4, 0.25), nothing[:, 0], nothing)
     assert calibration_error(pairs).root == pytest.approx(0.0, abs=1e-12)
-    assert calibration_error(pairs.scaled(-1.0)).root == pytest.approx(0.5, abs=1e-12)
+    assert calibration_error(pairs.scale(-1.0)).root == pytest.approx(0.5, abs=1e-12)

@@ -15,7 +15,7 @@ from keel.errors import ConfigError, DataError
 from keel.learn.comparisons import Comparisons, pairwise_losses
 from keel.models.ensemble import RewardEnsemble, load_reward_model
 from keel.models.reward_model import RewardModel
-from keel.run.reward_files import require_passed
+from keel.run.reward_files import require_gate_pass
 from keel.supervised import loop as supervised
 from keel.supervised import reward as rewards
 from keel.supervised.reward import reward
@@ -175,12 +175,13 @@ def test_patience_resumes_to_the_byte(tiny_policy: Path, tmp_path: Path, monkeyp
 def test_ties_are_half_a_win_for_each():
     """Answers at 1, 0.5 and 0, ranked 1, 2, 2: log(1 + e^-.5), log(1 + e^-1), and the mean of both ways of the tie."""
     values = torch.tensor([1.0, 0.5, 0.0], requires_grad=True)
-    comparisons = Comparisons.of(values, [Ranking("", ("", "", ""), (1, 2, 2))])
+    comparisons = Comparisons.from_rankings(values, [Ranking("", ("", "", ""), (1, 2, 2))])
     ignored = pairwise_losses(comparisons, bradley_terry_loss)
     assert ignored.tolist() == pytest.approx([(0.4740769842 + 0.3132616875) / 2], abs=1e-9)
     halved = pairwise_losses(comparisons, bradley_terry_loss, "half")
     assert halved.tolist() == pytest.approx([(0.4740769842 + 0.3132616875 + 0.7240769842) / 3], abs=1e-9)
-    tie = pairwise_losses(Comparisons.of(values[:2], [Ranking("", ("", ""), (1, 1))]), bradley_terry_loss, "half")
+    tied = Comparisons.from_rankings(values[:2], [Ranking("", ("", ""), (1, 1))])
+    tie = pairwise_losses(tied, bradley_terry_loss, "half")
     slope = torch.autograd.grad(tie.sum(), values)[0]
     assert slope.tolist() == pytest.approx([0.1224593312, -0.1224593312, 0.0], abs=1e-9)  # sigma(.5) - 1/2
 
@@ -235,10 +236,10 @@ def test_a_model_below_its_gate_is_saved_refused_and_can_be_let_through(
 
 def test_a_model_that_reaches_its_gate_goes_on(tiny_policy: Path, tmp_path: Path):
     reward(settings(tmp_path, tiny_policy, gate={"accuracy": 0.0, "loss": 9.0}))
-    require_passed(str(tmp_path / "run" / "model"))
+    require_gate_pass(str(tmp_path / "run" / "model"))
     (tmp_path / "run" / "model" / "gate.json").write_text("{}")
     with pytest.raises(ConfigError, match="the verdict of the gate cannot be read"):
-        require_passed(str(tmp_path / "run" / "model"))
+        require_gate_pass(str(tmp_path / "run" / "model"))
 
 
 @pytest.mark.parametrize(
@@ -307,16 +308,16 @@ def test_the_members_of_a_model_below_its_gate_are_refused_as_well(tiny_policy: 
     reward(settings(tmp_path, tiny_policy, members=2, gate={"accuracy_low": 1.0}))
     for folder in ("run/model", "run/model/member-1"):
         with pytest.raises(ConfigError, match="failed its gate"):
-            require_passed(str(tmp_path / folder))
+            require_gate_pass(str(tmp_path / folder))
 
 
 def test_a_gate_can_be_set_anew_on_a_finished_model(tiny_policy: Path, tmp_path: Path):
     given = settings(tmp_path, tiny_policy, gate={"accuracy_low": 1.0})
     reward(given)
     with pytest.raises(ConfigError, match="failed its gate"):
-        require_passed(str(tmp_path / "run" / "model"))
+        require_gate_pass(str(tmp_path / "run" / "model"))
     reward(given.model_copy(update={"gate": {"accuracy": 0.0}}), resume=True)
-    require_passed(str(tmp_path / "run" / "model"))
+    require_gate_pass(str(tmp_path / "run" / "model"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from keel.errors import ConfigError, DataError
 from keel.models.loading import load_causal_lm
 from keel.supervised import loop as supervised
 from keel.supervised.loop import Task, accumulate, rows_of_step
-from keel.supervised.sft import evaluate, sft, target_losses
+from keel.supervised.sft import evaluate_examples, sft, target_losses
 
 EXAMPLES = [
     Example("a", (4, 5, 6, 7, 2), 2),
@@ -109,12 +109,12 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
 
 def test_the_held_out_loss_does_not_depend_on_batching(tiny_policy: Path):
     model = load_causal_lm(str(tiny_policy))
-    figures = [evaluate(model, EXAMPLES, budget) for budget in (1, 14, 1000)]
+    figures = [evaluate_examples(model, EXAMPLES, budget) for budget in (1, 14, 1000)]
     assert (
         figures[0]["loss"] == pytest.approx(figures[1]["loss"], abs=1e-6) == pytest.approx(figures[2]["loss"], abs=1e-6)
     )
     assert figures[0]["perplexity"] == pytest.approx(math.exp(figures[0]["loss"]))
-    assert evaluate(model, [], 100) == {}
+    assert evaluate_examples(model, [], 100) == {}
 
 
 def test_every_pass_shows_every_row_once(tiny_policy: Path, tmp_path: Path):

@@ -13,12 +13,12 @@ from keel import kernels
 from keel.config import DecodingSettings, PromptSettings, TrainConfig, parse
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
-from keel.evaluation.sample import load_player
+from keel.evaluation.sample import load_policy
 from keel.learn.update import Updater
 from keel.rollout.sampler import sample
 from keel.training.policy import train_policy
 from keel.training.self_check import self_check
-from keel.training.setup import Parts, build_parts
+from keel.training.setup import TrainingSetup, build_parts
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3, train
@@ -28,12 +28,12 @@ ONE = World(0, 1, torch.device("cpu"))
 
 def parts_of(
     model: Path, changes: dict[str, Any] | None = None, scorers: tuple[Callable[..., Any], ...] = (share_of_w3,)
-) -> Parts:
+) -> TrainingSetup:
     return build_parts(parse(TrainConfig, settings(model, Path("unused"), changes)), scorers, PROMPTS, ONE)
 
 
 @pytest.fixture
-def parts(tiny_policy: Path) -> Parts:
+def parts(tiny_policy: Path) -> TrainingSetup:
     return parts_of(tiny_policy)
 
 
@@ -82,7 +82,7 @@ def test_check_only_runs_nothing_else(tiny_policy: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["policy", "critic"])
-def test_dropout_on(parts: Parts, name: str) -> None:
+def test_dropout_on(parts: TrainingSetup, name: str) -> None:
     getattr(parts.actor_critic, name).train()
     with pytest.raises(ConfigError, match=f"{name}: dropout is on: the {name} is in training mode"):
         self_check(parts)
@@ -96,7 +96,7 @@ def test_dropout_inside_one_layer(tiny_gpt2: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_reference_that_is_not_the_start(parts: Parts, tiny_policy: Path) -> None:
+def test_a_reference_that_is_not_the_start(parts: TrainingSetup, tiny_policy: Path) -> None:
     assert parts.reference is not None
     parts.reference.policy.lm_head.weight.mul_(1.01)
     with pytest.raises(ConfigError, match="reference: the reference is not the policy's start: log-probs differ by"):
@@ -114,7 +114,7 @@ def sampling(change: Callable[[Rollouts], Rollouts]) -> Callable[..., Rollouts]:
     return changed
 
 
-def test_a_sampler_at_another_temperature(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_at_another_temperature(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def hotter(*arguments: Any, **settings: Any) -> Rollouts:
         return sample(*arguments[:-1], temperature=1.1, **settings)
 
@@ -124,7 +124,7 @@ def test_a_sampler_at_another_temperature(parts: Parts, monkeypatch: pytest.Monk
 
 
 @torch.no_grad()
-def test_weights_that_are_no_numbers(parts: Parts) -> None:
+def test_weights_that_are_no_numbers(parts: TrainingSetup) -> None:
     parts.actor_critic.policy.lm_head.weight[5, 0] = torch.nan
     with pytest.raises(ConfigError, match="sampler and trainer disagree by nan"):
         self_check(parts)
@@ -140,7 +140,7 @@ def test_positions_that_count_the_padding(tiny_gpt2: Path, monkeypatch: pytest.M
         self_check(parts_of(tiny_gpt2))
 
 
-def test_padding_that_leaks(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_that_leaks(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampler and trainer agree; a row alone gives another number."""
     from keel.learn import pass_check as check
 
@@ -166,14 +166,14 @@ def all_truncated(rollouts: Rollouts) -> Rollouts:
 
 @pytest.mark.parametrize("change", [without_ends, all_truncated])
 def test_ends_that_are_lost(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollouts], Rollouts]
+    parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollouts], Rollouts]
 ) -> None:
     monkeypatch.setattr("keel.training.setup.sample", sampling(change))
     with pytest.raises(ConfigError, match="sampler: end tokens and response mask disagree"):
         self_check(parts)
 
 
-def test_nothing_to_train(parts: Parts) -> None:
+def test_nothing_to_train(parts: TrainingSetup) -> None:
     parts.actor_critic.policy.requires_grad_(False)
     with pytest.raises(ConfigError, match="policy: the policy has no trainable parameter"):
         self_check(parts)
@@ -258,7 +258,7 @@ def test_bfloat16_is_judged_by_the_mean(
             self_check(parts)
 
 
-def test_it_runs_on_few_rows_of_unlike_lengths(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_few_rows_of_unlike_lengths(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
     def sampled(*given: Any, **named: Any) -> Rollouts:
@@ -277,11 +277,11 @@ def test_a_verb_that_samples_makes_the_comparison(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "w1 w2"}\n{"prompt": "w3"}\n')
     given = str(tiny_policy), PromptSettings(path=str(prompts)), DecodingSettings(max_response_tokens=6)
-    load_player(*given)
+    load_policy(*given)
 
     def off(rollouts: Rollouts) -> Rollouts:
         return replace(rollouts, logprobs=rollouts.logprobs + 0.01)
 
     monkeypatch.setattr("keel.evaluation.sample.sample", sampling(off))
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM: sampler and trainer disagree by 0\.01"):
-        load_player(*given)
+        load_policy(*given)

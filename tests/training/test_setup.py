@@ -10,7 +10,7 @@ import torch
 from keel.config import TrainConfig, parse
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.training.setup import Parts, build_parts, prompts_of_step
+from keel.training.setup import TrainingSetup, build_parts, prompts_of_step
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3
@@ -19,7 +19,7 @@ ONE = World(0, 1, torch.device("cpu"))
 SIX = [Prompt(text, text, (), {}) for text in "abcdef"]
 
 
-def build(model: Path, changes: dict[str, Any], world: World = ONE) -> Parts:
+def build(model: Path, changes: dict[str, Any], world: World = ONE) -> TrainingSetup:
     return build_parts(parse(TrainConfig, settings(model, Path("unused"), changes)), [share_of_w3], PROMPTS, world)
 
 

@@ -14,13 +14,13 @@ import pytest
 
 from keel.cli.main import main
 from keel.config import RankConfig, parse
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.errors import ConfigError
 from keel.ranking.store import Store
-from keel.web.pages import as_messages, code_parts
+from keel.web.pages import code_parts, page_turns
 from keel.web.rank import app as web
-from keel.web.rank.metrics import figures
-from keel.web.rank.serve import serve
+from keel.web.rank.metrics import store_metrics
+from keel.web.rank.serve import serve_ranking
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study
 
@@ -83,15 +83,15 @@ def test_an_item_is_judged_and_the_next_one_comes(tmp_path: Path):
 def test_a_conversation_shows_who_speaks(role: str):
     messages: Any = [{"role": role, "content": "hi"}]
     known = role if role in ("user", "assistant", "system") else "other"
-    assert as_messages(messages) == [{"role": role, "kind": known, "text": "hi"}]
-    assert as_messages("hi") == [{"role": "", "kind": "", "text": "hi"}]
+    assert page_turns(messages) == [{"role": role, "kind": known, "text": "hi"}]
+    assert page_turns("hi") == [{"role": "", "kind": "", "text": "hi"}]
 
 
 def test_a_turn_without_text_shows_what_it_holds():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look", "arguments": {"at": "<b>"}}]}
     parts = {"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image"}]}
     messages: Any = [call, parts, {"role": "tool", "content": ""}]
-    first, second, third = (turn["text"] for turn in as_messages(messages))
+    first, second, third = (turn["text"] for turn in page_turns(messages))
     assert json.loads(first) == {"tool_calls": call["tool_calls"]}
     assert second.split("\n") == ["see", '{"type": "image"}']
     assert third == ""
@@ -117,7 +117,7 @@ def test_code_is_marked_and_the_text_stays(text: str, code: list[str]):
 
 
 def test_code_is_set_in_its_own_font_and_escaped(tmp_path: Path):
-    there = study(tmp_path, [Answers("question", ("```\n<script>\n```\n", " plain <b>\n"))])
+    there = study(tmp_path, [UnrankedResponses("question", ("```\n<script>\n```\n", " plain <b>\n"))])
     shown = there.visitor("anna").client.get(f"{ADDRESS}/rank").text
     assert "<code>```\n&lt;script&gt;\n```</code>\n</div>" in shown
     assert '<div class="text" dir="auto"> plain &lt;b&gt;\n</div>' in shown
@@ -131,7 +131,7 @@ def test_code_is_found_in_time_however_odd_the_text():
 
 
 def test_equal_answers_are_said_to_be(tmp_path: Path):
-    there = study(tmp_path, [Answers("question", ("same", "other", "same"))])
+    there = study(tmp_path, [UnrankedResponses("question", ("same", "other", "same"))])
     page = there.visitor("anna").client.get(f"{ADDRESS}/rank").text
     assert page.count("The same text as answer") == 1
 
@@ -202,9 +202,9 @@ def test_figures_of_a_large_study_come_from_another_process(tmp_path: Path, monk
         page = visitor.load()
         assert page is not None
         visitor.say(page, [1, 2, 3])
-    here = figures(there.store)
+    here = store_metrics(there.store)
     monkeypatch.setattr(web, "AT_ONCE", 1)
-    monkeypatch.setattr(web, "figures", lambda _: pytest.fail("it is worked out here"))
+    monkeypatch.setattr(web, "store_metrics", lambda _: pytest.fail("it is worked out here"))
     assert there.visitor("").client.get(f"{ADDRESS}/owner/stats.json").json() == here
     assert there.store.num_judgements() == 2
 
@@ -282,7 +282,7 @@ def test_rank_serve_stop_go_on_export(tmp_path: Path, answers: Path, capsys: pyt
 def test_it_serves_until_enough_is_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     there = study(tmp_path, port=free_port(), instructions=None)
     store = there.store
-    thread = threading.Thread(target=serve, args=(store, there.settings, lambda: store.num_judgements() >= 2))
+    thread = threading.Thread(target=serve_ranking, args=(store, there.settings, lambda: store.num_judgements() >= 2))
     thread.start()
     with httpx.Client() as client:
         anna = Visitor(client, web.links(store, there.settings)["anna"])
@@ -348,7 +348,7 @@ def test_the_store_is_not_exported_over_itself(tmp_path: Path, capsys: pytest.Ca
 def test_a_store_keeps_its_raters_unless_new_ones_are_named(
     tmp_path: Path, answers: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("keel.web.rank.serve.serve", lambda *_: None)
+    monkeypatch.setattr("keel.web.rank.serve.serve_ranking", lambda *_: None)
     path = str(tmp_path / "ratings.db")
     assert main(["rank", str(answers), "--store", path]) == 0
     assert Store.open(path).raters() == ["me"]
@@ -358,7 +358,7 @@ def test_a_store_keeps_its_raters_unless_new_ones_are_named(
 
 
 def test_pairs_are_cut_from_longer_rows(tmp_path: Path, answers: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("keel.web.rank.serve.serve", lambda *_: None)
+    monkeypatch.setattr("keel.web.rank.serve.serve_ranking", lambda *_: None)
     path = str(tmp_path / "ratings.db")
     for _ in range(2):
         assert main(["rank", str(answers), "--store", path, "--mode", "pairs"]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis, Finding
 from keel.errors import ConfigError
@@ -421,7 +421,7 @@ def test_answers_that_scorers_dispute_are_a_file_for_keel_rank(run: WrittenRun, 
     found = board.client.get(f"/run/{run.name}/disputed.jsonl")
     assert found.headers["content-disposition"] == 'attachment; filename="disputed.jsonl"'
     (tmp_path / "disputed.jsonl").write_bytes(found.content)
-    rows = read_answers(str(tmp_path / "disputed.jsonl"))
+    rows = read_unranked_responses(str(tmp_path / "disputed.jsonl"))
     # judge says the opposite of model: the best and the worst of each prompt by score
     assert {(row.prompt, frozenset(row.responses)) for row in rows} == {
         ("question 0", frozenset({" we send item 9.", " we send item 15."})),

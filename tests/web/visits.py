@@ -19,14 +19,14 @@ import httpx
 from starlette.testclient import TestClient
 
 from keel.config import RankConfig
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.ranking.store import Store
 from keel.server.limits import prompt_server
 from keel.web.rank.app import links, rank_app
 
 PORT = 8642
 ADDRESS = f"http://127.0.0.1:{PORT}"
-ROWS = [Answers(f"question {i}", tuple(f"answer {i}{letter}" for letter in "abc")) for i in range(4)]
+ROWS = [UnrankedResponses(f"question {i}", tuple(f"answer {i}{letter}" for letter in "abc")) for i in range(4)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Study:
         return visitor
 
 
-def study(folder: Path, rows: Sequence[Answers] = ROWS, instructions: str | None = None, **settings: Any) -> Study:
+def study(
+    folder: Path, rows: Sequence[UnrankedResponses] = ROWS, instructions: str | None = None, **settings: Any
+) -> Study:
     config = RankConfig(**{"store": str(folder / "ratings.db"), "raters": ["anna", "ben"], "port": PORT, **settings})
     store = Store.open(config.store, config.overlap, config.seed)
     store.add_items(rows)

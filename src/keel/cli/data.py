@@ -35,30 +35,30 @@ def run(arguments: list[str]) -> dict[str, Any]:
     elif arguments[:1] not in (["--help"], ["-h"]):
         raise ConfigError("keel data knows one thing: check", fix="keel data check FILE, or see keel data --help")
     settings = read_command("data check", DataCheckConfig, arguments, str(__doc__), plain="path").settings
-    from keel.cli.data_tokens import model_figures
-    from keel.data.check import report, verdict
+    from keel.cli.data_tokens import model_metrics
+    from keel.data.check import check_report, check_verdict
     from keel.data.contents import read_contents
 
     contents = read_contents(settings.path, settings.split, settings.column)
     others = [read_contents(path, settings.split, settings.column) for path in settings.against]
-    figures = report(contents, others)
+    metrics = check_report(contents, others)
     if settings.model is not None:
-        figures["model"] = model_figures(settings, contents.purpose)
-    _print(figures)
+        metrics["model"] = model_metrics(settings, contents.purpose)
+    _print(metrics)
     if settings.convert is not None:
-        figures["converted"] = _convert(contents.rankings, settings.convert, settings.path)
-    fault = verdict(figures)
+        metrics["converted"] = _convert(contents.rankings, settings.convert, settings.path)
+    fault = check_verdict(metrics)
     if fault:
         lost = (
             contents.purpose == "prompts"
             and not contents.entries
-            and "no column" in figures["broken"]["why"][0]["what"]
+            and "no column" in metrics["broken"]["why"][0]["what"]
         )
         fix = "name the column that holds the prompts: --column NAME" if lost else ""
         error = DataError(fault, where=settings.path, fix=fix)
-        error.figures = figures
+        error.metrics = metrics
         raise error
-    return figures
+    return metrics
 
 
 def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
@@ -77,76 +77,76 @@ def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
     return len(rankings)
 
 
-def _print(figures: Mapping[str, Any]) -> None:
+def _print(metrics: Mapping[str, Any]) -> None:
     from keel.cli.data_tokens import shown_lines
 
-    print(literal(figures["file"]))
-    for name, text in _lines(figures):
+    print(literal(metrics["file"]))
+    for name, text in _lines(metrics):
         print(f"  {name:<17}{literal(text)}")
-    for broken in figures["broken"]["why"][:NAMED_ERRORS]:
+    for broken in metrics["broken"]["why"][:NAMED_ERRORS]:
         print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
-    for remark in figures["remarks"] + figures.get("model", {}).get("remarks", []):
+    for remark in metrics["remarks"] + metrics.get("model", {}).get("remarks", []):
         print(f"  {'note':<17}{literal(remark)}")
-    for refused in figures.get("model", {}).get("refused", {"why": []})["why"][:NAMED_ERRORS]:
+    for refused in metrics.get("model", {}).get("refused", {"why": []})["why"][:NAMED_ERRORS]:
         print(f"  {'line ' + str(refused['line']):<17}{literal(refused['what'])}")
-    for row in figures.get("model", {}).get("shown", []):
+    for row in metrics.get("model", {}).get("shown", []):
         print("\n".join(map(literal, shown_lines(row))))
-    if len(figures["broken"]["why"]) > NAMED_ERRORS:
-        print(f"  {'':<17}and {len(figures['broken']['why']) - NAMED_ERRORS:,} more; --json names them all")
+    if len(metrics["broken"]["why"]) > NAMED_ERRORS:
+        print(f"  {'':<17}and {len(metrics['broken']['why']) - NAMED_ERRORS:,} more; --json names them all")
 
 
-def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from keel.data.check import num_rows
 
-    prompts, answers = figures["prompts"], figures["answers"]
-    forms = _counts(figures["forms"]) if len(figures["forms"]) > 1 else "".join(figures["forms"])
-    yield "holds", f"{figures['purpose']} ({forms})" if forms not in ("", figures["purpose"]) else figures["purpose"]
-    broken = figures["broken"]["rows"]
-    yield "rows", f"{figures['rows']:,}" + (f", {broken:,} of them broken" if broken else ", all can be used")
+    prompts, answers = metrics["prompts"], metrics["answers"]
+    forms = _counts(metrics["forms"]) if len(metrics["forms"]) > 1 else "".join(metrics["forms"])
+    yield "holds", f"{metrics['purpose']} ({forms})" if forms not in ("", metrics["purpose"]) else metrics["purpose"]
+    broken = metrics["broken"]["rows"]
+    yield "rows", f"{metrics['rows']:,}" + (f", {broken:,} of them broken" if broken else ", all can be used")
     if prompts["characters"]:
         yield "prompts", f"{prompts['distinct']:,} distinct; {_counts(prompts['kinds'])}"
         yield "  characters", _lengths(prompts["characters"])
     if answers["characters"]:
-        if figures["purpose"] != "texts":
+        if metrics["purpose"] != "texts":
             yield "answers in a row", _sizes(answers["per_row"])
-        yield "  characters" if figures["purpose"] != "texts" else "characters", _lengths(answers["characters"])
-    findings = {"empty answers": answers["empty"], "duplicate rows": figures["duplicates"]}
-    if figures["preferences"]:
-        yield from _preferences(figures["preferences"])
-        findings["equal answers"] = figures["preferences"]["same_answer_both_ways"]
-    yield from ((name, _told(found)) for name, found in findings.items() if found["rows"])
+        yield "  characters" if metrics["purpose"] != "texts" else "characters", _lengths(answers["characters"])
+    findings = {"empty answers": answers["empty"], "duplicate rows": metrics["duplicates"]}
+    if metrics["preferences"]:
+        yield from _preferences(metrics["preferences"])
+        findings["equal answers"] = metrics["preferences"]["same_answer_both_ways"]
+    yield from ((name, _format_rows(found)) for name, found in findings.items() if found["rows"])
     for name in ("raters", "sources"):
-        if figures[name]:
-            yield name, _counts(figures[name])
-    for leak in figures["leaks"]:
+        if metrics[name]:
+            yield name, _counts(metrics[name])
+    for leak in metrics["leaks"]:
         unread = f"; {num_rows(leak['unread'])} there cannot be read" if leak["unread"] else ""
-        yield "shared prompts", f"{leak['prompts']:,} with {leak['file']}, {_told(leak)}{unread}"
-    if figures.get("model"):
-        yield from _tokens(figures["model"])
+        yield "shared prompts", f"{leak['prompts']:,} with {leak['file']}, {_format_rows(leak)}{unread}"
+    if metrics.get("model"):
+        yield from _tokens(metrics["model"])
 
 
-def _preferences(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "pairs", f"{figures['told_apart']:,} told apart, {figures['tied_share']:.1%} of all ranked pairs tie"
-    yield "not ranked", f"{figures['not_ranked_share']:.1%} of the answers"
-    if figures["chosen_longer_share"] is not None:
-        yield "the longer wins", f"{figures['chosen_longer_share']:.1%} of the pairs of unequal length"
-    found = figures["contradictions"]
+def _preferences(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "pairs", f"{metrics['told_apart']:,} told apart, {metrics['tied_share']:.1%} of all ranked pairs tie"
+    yield "not ranked", f"{metrics['not_ranked_share']:.1%} of the answers"
+    if metrics["chosen_longer_share"] is not None:
+        yield "the longer wins", f"{metrics['chosen_longer_share']:.1%} of the pairs of unequal length"
+    found = metrics["contradictions"]
     if found["pairs"]:
         yield (
             "contradictions",
-            f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one hand; {_told(found)}",
+            f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one hand; {_format_rows(found)}",
         )
 
 
-def _tokens(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    refused = figures["refused"]["rows"]
-    yield "read by", figures["name"] + (f", which cannot be given {refused:,} of the rows" if refused else "")
-    if figures["tokens"]:
-        marked = f"; {figures['marked']:,} {figures['mark']} in all" if figures["mark"] else ""
-        yield "  tokens", _lengths(figures["tokens"]) + marked
+def _tokens(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    refused = metrics["refused"]["rows"]
+    yield "read by", metrics["name"] + (f", which cannot be given {refused:,} of the rows" if refused else "")
+    if metrics["tokens"]:
+        marked = f"; {metrics['marked']:,} {metrics['mark']} in all" if metrics["mark"] else ""
+        yield "  tokens", _lengths(metrics["tokens"]) + marked
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def _format_rows(found: Mapping[str, Any]) -> str:
     """`7 rows: lines 2, 5, 9, 11, 12, ...`"""
     from keel.data.check import num_rows
 

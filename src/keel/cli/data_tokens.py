@@ -8,9 +8,9 @@ from typing import Any
 from keel.config import DataCheckConfig
 
 
-def model_figures(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
+def model_metrics(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
     """What the model's tokenizer and chat template make of the rows. Raises ConfigError for one that has none."""
-    from keel.data.check import NAMED_ERRORS, lengths, why
+    from keel.data.check import NAMED_ERRORS, error_entry, length_quantiles
     from keel.data.tried import try_rows
 
     assert settings.model is not None
@@ -28,17 +28,17 @@ def model_figures(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
     ]
     return {
         "name": settings.model,
-        "tokens": lengths([len(row.tokens) for row in tried.rows]),
+        "tokens": length_quantiles([len(row.tokens) for row in tried.rows]),
         "marked": sum(sum(row.marked) for row in tried.rows),
         "mark": next((row.mark for row in tried.rows if row.mark), ""),
-        "refused": {"rows": len(tried.refused), "why": [why(error) for error in tried.refused[:NAMED_ERRORS]]},
+        "refused": {"rows": len(tried.refused), "why": [error_entry(error) for error in tried.refused[:NAMED_ERRORS]]},
         "remarks": tried.notes.lines(),
         "shown": shown,
     }
 
 
 def shown_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """A row of `model_figures`, its runs of tokens one below the other."""
+    """A row of `model_metrics`, its runs of tokens one below the other."""
     marked = f", {row['marked']} {row['mark']}" if row["mark"] else ""
     yield f"line {row['line']}: {row['tokens']} tokens{marked}"
     for name, texts in row["runs"]:
@@ -51,7 +51,7 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     from keel.data.chats import turn_end_id
     from keel.data.examples import Imitation
     from keel.data.named_templates import set_chat_template
-    from keel.data.prompts import Asking
+    from keel.data.prompts import PromptFormat
     from keel.data.tried import Trial
     from keel.models.loading import configured_ends, load_tokenizer
 
@@ -67,7 +67,7 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     ends += [turn_end] if turn_end is not None and turn_end not in ends else []
     ends = ends or [int(tokenizer.pad_token_id)]
     config = AutoConfig.from_pretrained(name) if (Path(name) / "config.json").is_file() else None
-    asking = Asking(settings.column, settings.chat, settings.system)
+    asking = PromptFormat(settings.column, settings.chat, settings.system)
     imitation = Imitation(tokenizer, ends, settings.max_tokens, settings.turns, asking)
     scores = any("SequenceClassification" in each for each in getattr(config, "architectures", None) or [])
     template = getattr(config, "keel_template", "{prompt}{response}")
@@ -80,7 +80,7 @@ def _reader(tokenizer: Any, template: str) -> Any:
 
     def encode(ranking: Any, limit: int) -> tuple[list[list[int]], bool]:
         readings = [Reading(ranking.prompt, text, tools=ranking.tools) for text in ranking.responses]
-        texts = [reading.encoded(tokenizer, template, limit, lambda ids: ids) for reading in readings]
+        texts = [reading.encode(tokenizer, template, limit, lambda ids: ids) for reading in readings]
         return [ids for ids, _ in texts], any(cut for _, cut in texts)
 
     return encode

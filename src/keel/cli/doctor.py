@@ -38,16 +38,16 @@ def run(arguments: list[str]) -> dict[str, Any]:
             errors.append(error)
         else:
             print_diagnosis(diagnoses[-1])
-    figures = {"runs": [diagnosis.as_json() for diagnosis in diagnoses]}
+    metrics = {"runs": [diagnosis.as_json() for diagnosis in diagnoses]}
     if errors:
-        raise told(errors, figures if diagnoses else None)
-    return figures
+        raise gravest_error(errors, metrics if diagnoses else None)
+    return metrics
 
 
-def told(errors: Sequence[KeelError], figures: Mapping[str, Any] | None) -> KeelError:
+def gravest_error(errors: Sequence[KeelError], metrics: Mapping[str, Any] | None) -> KeelError:
     """The gravest of the errors, for `main` to tell, with what --json prints all the same; the others are told."""
     gravest = max(errors, key=lambda error: error.exit_code)
-    gravest.figures = figures
+    gravest.metrics = metrics
     for error in errors:
         if error is not gravest:
             tell(f"error: {error}")

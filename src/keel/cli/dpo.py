@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keel.cli.settings import read_command
-from keel.cli.tables import chosen, interval, show
+from keel.cli.tables import format_interval, select_metrics, show
 from keel.config import DpoConfig
 
 ROWS = ("accuracy", "loss", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "forward_kl")
@@ -20,26 +20,28 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("dpo", DpoConfig, arguments, str(__doc__), flags=("resume",))
     from keel.supervised.dpo import dpo
 
-    figures = dpo(command.settings, resume=command.resume)
-    if "accuracy" in figures:
-        print_figures(figures, command.settings.beta)
+    metrics = dpo(command.settings, resume=command.resume)
+    if "accuracy" in metrics:
+        print_dpo_metrics(metrics, command.settings.beta)
     print(f"the policy: {command.settings.output}/policy")
-    return figures
+    return metrics
 
 
-def print_figures(figures: Mapping[str, float], beta: float) -> None:
+def print_dpo_metrics(metrics: Mapping[str, float], beta: float) -> None:
     """The policy beside length alone, and the sign of the method's known failure."""
-    prefers = "longer" if figures["length_sign"] > 0 else "shorter"
-    length = {"accuracy": figures["length_accuracy"]}
-    show("on held-out prompts", {"policy": chosen(figures, ROWS), f"length alone ({prefers} is better)": length})
-    print(f"accuracy {interval(figures, 'accuracy')}, a 95% interval over prompts")
-    fall = -figures["chosen_reward"] / beta
+    prefers = "longer" if metrics["length_sign"] > 0 else "shorter"
+    length = {"accuracy": metrics["length_accuracy"]}
+    show(
+        "on held-out prompts", {"policy": select_metrics(metrics, ROWS), f"length alone ({prefers} is better)": length}
+    )
+    print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
+    fall = -metrics["chosen_reward"] / beta
     if fall > 0:
-        start = figures["chosen_logprob"] + fall
+        start = metrics["chosen_logprob"] + fall
         print(
             f"chosen answers have become less likely, by {fall:.3g} nats each (log-probability {start:.4g} before): "
             "if what the policy writes is worse, raise beta, lower optim.learning_rate or epochs"
         )
-    if figures["prompts_on_both_sides"]:
-        shared = f"{figures['prompts_on_both_sides']:.0f} held-out prompts"
+    if metrics["prompts_on_both_sides"]:
+        shared = f"{metrics['prompts_on_both_sides']:.0f} held-out prompts"
         print(f"{shared} are among those learned from: a flattering figure")

@@ -33,30 +33,30 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("drift", DriftConfig, arguments, str(__doc__), plain="run")
     from keel.evaluation.drift.drift import drift
 
-    figures = drift(command.settings)
-    rows = figures["rows"]
-    print_figures(f"{rows['today']} answers of today, {rows['training']} to training prompts", figures["figures"])
-    for name, own in figures["slices"].items():
-        moved = {figure: found for figure, found in own["figures"].items() if found["says"] == "moved"}
+    metrics = drift(command.settings)
+    rows = metrics["rows"]
+    print_drift_metrics(f"{rows['today']} answers of today, {rows['training']} to training prompts", metrics["figures"])
+    for name, own in metrics["slices"].items():
+        moved = {metric: found for metric, found in own["figures"].items() if found["says"] == "moved"}
         if moved:
-            title = f"{name}: {own['rows']} today, {of_training(name, own['of_training'])}"
-            print_figures(escape(literal(title)), moved)
-    for note in figures["notes"]:
+            title = f"{name}: {own['rows']} today, {describe_training_count(name, own['of_training'])}"
+            print_drift_metrics(escape(literal(title)), moved)
+    for note in metrics["notes"]:
         print(f"note: {literal(note)}")
-    print_verdict(figures)
+    print_verdict(metrics)
     if command.settings.output:
         print(f"figures and answers: {command.settings.output}")
-    return figures
+    return metrics
 
 
-def of_training(name: str, count: int | None) -> str:
+def describe_training_count(name: str, count: int | None) -> str:
     """How many of the training are of this slice, where its prompts could be of it at all."""
     if count is None:
         return f"the training prompts have no column {name.partition('=')[0]}"
     return f"{count or 'none'} in the training"
 
 
-def print_figures(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
+def print_drift_metrics(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """One row for each figure."""
     from keel.evaluation.drift.verdict import small
 
@@ -67,12 +67,12 @@ def print_figures(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
         "p": lambda found: small(found["p"]),
         "": lambda found: found["says"],
     }
-    show(title, {name: {figure: of(found) for figure, found in figures.items()} for name, of in cells.items()})
+    show(title, {name: {metric: of(found) for metric, found in metrics.items()} for name, of in cells.items()})
 
 
-def print_verdict(figures: Mapping[str, Any]) -> None:
+def print_verdict(metrics: Mapping[str, Any]) -> None:
     """In plain words, the reasons under each."""
-    verdict = figures["verdict"]
+    verdict = metrics["verdict"]
     print(f"verdict: {MEANS[verdict['reward_model']]}")
     print_reasons(verdict["because"]["all"])
     for standing in dict.fromkeys([*ALARMING, *verdict["slices"].values()]):
@@ -87,8 +87,8 @@ def print_verdict(figures: Mapping[str, Any]) -> None:
         print("what to do: let people rank answers to these prompts, train the reward model on old and new rankings,")
         print("then the policy; where people still agree with the reward model (keel reward reports it), it holds")
         print(
-            f"  keel rank {figures['to_rank']['file']}"
-            if "to_rank" in figures
+            f"  keel rank {metrics['to_rank']['file']}"
+            if "to_rank" in metrics
             else "  --output FILE writes what to rank"
         )
 

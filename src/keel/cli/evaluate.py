@@ -22,15 +22,15 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """Returns all figures. Raises GateFailed."""
     command = read_command("evaluate", EvaluateConfig, arguments, str(__doc__))
     from keel.cli.evaluation import print_evaluation
-    from keel.evaluation.evaluate import evaluate
+    from keel.evaluation.evaluate import evaluate_policies
 
     settings = command.settings
-    figures = evaluate(settings)
-    print_evaluation(figures)
+    metrics = evaluate_policies(settings)
+    print_evaluation(metrics)
     if settings.output:
         print(f"figures and answers: {settings.output}")
-    if not figures.get("gate", {}).get("passed", True):
-        error = GateFailed(f"the gate is not met: {'; '.join(figures['gate']['failed'])}", where=settings.policy[0])
-        error.figures = figures
+    if not metrics.get("gate", {}).get("passed", True):
+        error = GateFailed(f"the gate is not met: {'; '.join(metrics['gate']['failed'])}", where=settings.policy[0])
+        error.metrics = metrics
         raise error
-    return figures
+    return metrics

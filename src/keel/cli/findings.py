@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The verdict first, then each finding with its evidence, its causes and what to change."""
-    for line in lines_of(diagnosis):
+    for line in diagnosis_lines(diagnosis):
         print(literal(line))
 
 
-def lines_of(diagnosis: Diagnosis) -> Iterator[str]:
+def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
     state = diagnosis.state
     standing = state.standing + (f": {state.what}" if state.what else "")
     yield f"{diagnosis.path}: {diagnosis.verdict} (step {diagnosis.last_step} of {diagnosis.planned}, {standing})"

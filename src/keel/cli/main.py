@@ -94,14 +94,14 @@ def _run(verb: str, arguments: list[str]) -> None:
     failure = None
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            figures = run([argument for argument in arguments if argument != "--json"])
+            metrics = run([argument for argument in arguments if argument != "--json"])
         except KeelError as error:
-            if error.figures is None:
+            if error.metrics is None:
                 raise
-            figures, failure = error.figures, error
+            metrics, failure = error.metrics, error
     from keel.run.json_values import finite
 
-    print(json.dumps(finite(figures)))
+    print(json.dumps(finite(metrics)))
     if failure is not None:
         raise failure
 

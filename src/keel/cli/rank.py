@@ -36,20 +36,20 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 def _rank(settings: RankConfig) -> dict[str, Any]:
-    from keel.data.items import in_pairs, read_answers
-    from keel.web.rank.serve import check_settings, serve
+    from keel.data.items import in_pairs, read_unranked_responses
+    from keel.web.rank.serve import check_rank_settings, serve_ranking
 
     if settings.answers is None:
         _must_exist(settings.store, "give answers to begin it: keel rank answers.jsonl")
-    rows = read_answers(settings.answers) if settings.answers is not None else []
-    check_settings(settings)
+    rows = read_unranked_responses(settings.answers) if settings.answers is not None else []
+    check_rank_settings(settings)
     with closing(_opened(settings.store, settings.overlap, settings.seed)) as store:
-        known = store.remembered("mode", None)
+        known = store.remember("mode", None)
         if known not in (None, settings.mode) and "mode" in settings.model_fields_set:
             raise ConfigError(
                 f"the store holds {known}; both in one study say the same twice", "mode", "begin another store"
             )
-        mode = store.remembered("mode", known or settings.mode)
+        mode = store.remember("mode", known or settings.mode)
         given = list(in_pairs(rows, settings.seed)) if mode == "pairs" else rows
         new = store.add_items(given)
         alike = sum(len(set(row.responses)) < len(row.responses) for row in given)
@@ -61,7 +61,7 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
         print(f"{settings.store}: {items} items ({new} new), {before} rankings", flush=True)
         if store.overlap > len(store.raters()):
             print(f"each item wants {store.overlap} raters; there are only {len(store.raters())}", flush=True)
-        serve(store, settings)
+        serve_ranking(store, settings)
         done = store.num_judgements()
     print(f"stopped; {done} rankings in {settings.store}; go on with the same command")
     return {"rankings": done, "store": settings.store}
@@ -73,9 +73,9 @@ def _stats(settings: RankConfig) -> dict[str, Any]:
 
     _must_exist(settings.store, "begin it: keel rank answers.jsonl")
     with closing(_opened(settings.store)) as store:
-        figures = summary(store.judgements(), store.items(), store.raters(), store.overlap)
-    print_stats(figures)
-    return figures
+        metrics = summary(store.judgements(), store.items(), store.raters(), store.overlap)
+    print_stats(metrics)
+    return metrics
 
 
 def _export(settings: RankConfig, path: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def print_stats(stats: Mapping[str, Any]) -> None:
         console.print("Most disagreement", style="bold")
     for item in stats["disagreements"][:NAMED_ERRORS]:
         console.print(f"item {item['item']}, {_percent(item['agreement'])} the same: {_start(item['prompt'], 400)}")
-        console.print(_answers(item))
+        console.print(_responses(item))
     console.print("[] = 95% intervals over items. Shares are of answer pairs that were told apart.")
 
 
@@ -99,7 +99,7 @@ def _raters(raters: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _answers(item: Mapping[str, Any]) -> Table:
+def _responses(item: Mapping[str, Any]) -> Table:
     """One row an answer, one column a rater's rank."""
     table = Table("answer", width=80)
     for ranking in item["rankings"]:
@@ -110,9 +110,9 @@ def _answers(item: Mapping[str, Any]) -> Table:
     return table
 
 
-def _interval(figures: Mapping[str, Any], form: str = "{:.0%}") -> str:
+def _interval(metrics: Mapping[str, Any], form: str = "{:.0%}") -> str:
     """`71% [66%, 76%]`"""
-    value, low, high = (figures[name] for name in ("value", "low", "high"))
+    value, low, high = (metrics[name] for name in ("value", "low", "high"))
     if value is None:
         return "-"
     return form.format(value) + (f" [{form.format(low)}, {form.format(high)}]" if low is not None else "")

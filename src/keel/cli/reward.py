@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keel.cli.settings import read_command
-from keel.cli.tables import interval, show
+from keel.cli.tables import format_interval, show
 from keel.config import RewardConfig
 from keel.errors import GateFailed
 
@@ -26,37 +26,37 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from keel.supervised.reward import reward
 
     settings = command.settings
-    figures = reward(settings, resume=command.resume)
-    if "accuracy" in figures:
-        print_figures(figures)
+    metrics = reward(settings, resume=command.resume)
+    if "accuracy" in metrics:
+        print_reward_metrics(metrics)
         print(f"the report: {write_reward_report(settings.output)}")
     print(f"the reward model: {settings.output}/model")
-    failed = shortfalls(settings.gate, figures)
+    failed = shortfalls(settings.gate, metrics)
     if failed:
         error = GateFailed(f"below the gate: {'; '.join(failed)}", where=f"{settings.output}/model")
-        error.figures = figures
+        error.metrics = metrics
         raise error
-    return figures
+    return metrics
 
 
-def print_figures(figures: Mapping[str, float]) -> None:
+def print_reward_metrics(metrics: Mapping[str, float]) -> None:
     """The reward model, length alone and a constant side by side."""
-    prefers = "longer" if figures["length_sign"] > 0 else "shorter"
-    model = {name: figures[name] for name in ("accuracy", "loss")}
-    error = {"calibration error": figures["calibration_error"]}
-    length = {"accuracy": figures["length_accuracy"]}
-    constant = {"accuracy": figures["constant_accuracy"], "loss": figures["constant_loss"]}
+    prefers = "longer" if metrics["length_sign"] > 0 else "shorter"
+    model = {name: metrics[name] for name in ("accuracy", "loss")}
+    error = {"calibration error": metrics["calibration_error"]}
+    length = {"accuracy": metrics["length_accuracy"]}
+    constant = {"accuracy": metrics["constant_accuracy"], "loss": metrics["constant_loss"]}
     columns = {"reward model": model | error, f"length alone ({prefers} is better)": length, "constant": constant}
     show("on held-out prompts", columns)
-    print(f"accuracy {interval(figures, 'accuracy')}, a 95% interval over prompts")
-    if "uncalibrated_error" in figures:
-        before = f"calibration error {figures['uncalibrated_error']:.3f}, loss {figures['uncalibrated_loss']:.3f}"
-        print(f"divided by a temperature of {figures['temperature']:.3g}; before: {before}")
+    print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
+    if "uncalibrated_error" in metrics:
+        before = f"calibration error {metrics['uncalibrated_error']:.3f}, loss {metrics['uncalibrated_loss']:.3f}"
+        print(f"divided by a temperature of {metrics['temperature']:.3g}; before: {before}")
     else:
-        after = f"calibration error {figures['calibrated_error']:.3f}, loss {figures['calibrated_loss']:.3f}"
-        print(f"a temperature of {figures['temperature']:.3g} fits; one fitted on other held-out prompts gives {after}")
-    if figures["rankings_left_out"]:
-        print(f"rankings left out, since they prefer nothing or weigh nothing: {figures['rankings_left_out']:.0f}")
-    if figures["prompts_on_both_sides"]:
-        shared = f"{figures['prompts_on_both_sides']:.0f} held-out prompts"
+        after = f"calibration error {metrics['calibrated_error']:.3f}, loss {metrics['calibrated_loss']:.3f}"
+        print(f"a temperature of {metrics['temperature']:.3g} fits; one fitted on other held-out prompts gives {after}")
+    if metrics["rankings_left_out"]:
+        print(f"rankings left out, since they prefer nothing or weigh nothing: {metrics['rankings_left_out']:.0f}")
+    if metrics["prompts_on_both_sides"]:
+        shared = f"{metrics['prompts_on_both_sides']:.0f} held-out prompts"
         print(f"{shared} are among those learned from: a flattering figure")

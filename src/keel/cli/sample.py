@@ -13,8 +13,8 @@ from keel.config import SampleConfig
 def run(arguments: list[str]) -> dict[str, Any]:
     """Returns how many answers were written, and where."""
     command = read_command("sample", SampleConfig, arguments, str(__doc__))
-    from keel.evaluation.sample import sample_answers
+    from keel.evaluation.sample import sample_responses
 
-    written = sample_answers(command.settings)
+    written = sample_responses(command.settings)
     print(f"{written['responses']} answers to {written['prompts']} prompts: {written['output']}")
     return written

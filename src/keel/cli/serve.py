@@ -20,6 +20,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if not Path(settings.folder).is_dir():
         what = "not a folder" if Path(settings.folder).exists() else "no such folder"
         raise ConfigError(what, where=settings.folder, fix="name the folder that your runs lie in")
-    from keel.web.dashboard.serve import serve
+    from keel.web.dashboard.serve import serve_dashboard
 
-    return {"address": serve(settings)}
+    return {"address": serve_dashboard(settings)}

@@ -70,7 +70,7 @@ def read_command(
         raise ConfigError("no settings given", fix=f"keel {verb} {first}, or see keel {verb} --help")
     from_file = read_yaml(Path(file)) if file else {}
     where = " and ".join(filter(None, [file, "command line" if given else ""]))
-    checked = parse(settings, merged(from_file, given), where=where)
+    checked = parse(settings, merge_settings(from_file, given), where=where)
     return Command(checked, **{flag: getattr(options, flag) for flag in flags})
 
 
@@ -97,12 +97,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` wins, section by section; a list is replaced whole."""
     result = dict(below)
     for key, value in above.items():
         inner = result.get(key)
-        result[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        result[key] = (
+            merge_settings(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        )
     return result
 
 
@@ -119,7 +121,7 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
             cli_avoid_json=True,
             cli_hide_none_type=True,
         )
-        return merged(source(), _json_lists(arguments, settings))
+        return merge_settings(source(), _json_lists(arguments, settings))
     except SettingsError as error:
         raise ConfigError(_misread(str(error), settings), where="command line") from error
 
@@ -139,7 +141,7 @@ def _json_lists(arguments: Sequence[str], settings: type[BaseModel]) -> dict[str
             continue
         for part in reversed(name.split(".")):
             texts = {part: texts}
-        found = merged(found, texts)
+        found = merge_settings(found, texts)
     return found
 
 

@@ -16,6 +16,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("sft", SftConfig, arguments, str(__doc__), flags=("resume",))
     from keel.supervised.sft import sft
 
-    figures = sft(command.settings, resume=command.resume)
-    show("held-out rows", {"model": figures}, f"the model: {command.settings.output}/model")
-    return figures
+    metrics = sft(command.settings, resume=command.resume)
+    show("held-out rows", {"model": metrics}, f"the model: {command.settings.output}/model")
+    return metrics

@@ -16,17 +16,17 @@ def show(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
-    for row in dict.fromkeys(key for figures in columns.values() for key in figures):
-        table.add_row(row, *(number(figures.get(row, "")) for figures in columns.values()))
+    for row in dict.fromkeys(key for metrics in columns.values() for key in metrics):
+        table.add_row(row, *(number(metrics.get(row, "")) for metrics in columns.values()))
     console = Console(highlight=False)
     console.print(table)
     if note:
         console.print(note, markup=False, soft_wrap=True)
 
 
-def interval(figures: Mapping[str, Any], name: str) -> str:
+def format_interval(metrics: Mapping[str, Any], name: str) -> str:
     """`0.71 [0.66, 0.76]`"""
-    return f"{number(figures[name])} [{number(figures[f'{name}_low'])}, {number(figures[f'{name}_high'])}]"
+    return f"{number(metrics[name])} [{number(metrics[f'{name}_low'])}, {number(metrics[f'{name}_high'])}]"
 
 
 def number(value: Any) -> str:
@@ -34,6 +34,6 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def chosen(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def select_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Some of the figures, in this order."""
-    return {name: figures[name] for name in names if name in figures}
+    return {name: metrics[name] for name in names if name in metrics}

@@ -9,7 +9,7 @@ example:
 from typing import Any
 
 from keel.cli.settings import read_command
-from keel.cli.tables import chosen, show
+from keel.cli.tables import select_metrics, show
 from keel.config import TrainConfig
 
 HEADLINE = (
@@ -27,10 +27,10 @@ def run(arguments: list[str]) -> dict[str, Any]:
     command = read_command("train", TrainConfig, arguments, str(__doc__), flags=("resume", "check"))
     from keel.training.policy import train_policy
 
-    figures = train_policy(command.settings, resume=command.resume, check_only=command.check)
+    metrics = train_policy(command.settings, resume=command.resume, check_only=command.check)
     if command.check:
-        show("self-check passed", {"measured": figures})
+        show("self-check passed", {"measured": metrics})
     else:
         note = f"the policy: {command.settings.output}/policy"
-        show("last step", {command.settings.algorithm.name: chosen(figures, HEADLINE)}, note)
-    return figures
+        show("last step", {command.settings.algorithm.name: select_metrics(metrics, HEADLINE)}, note)
+    return metrics

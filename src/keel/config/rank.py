@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, Settings, check_names
+from keel.config.sections import Count, Settings, check_host_names
 
 
 class RankConfig(Settings):
@@ -50,5 +50,5 @@ class RankConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_name(self) -> "RankConfig":
-        check_names(self.host, self.names)
+        check_host_names(self.host, self.names)
         return self

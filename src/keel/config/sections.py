@@ -174,13 +174,13 @@ def scorer_names(sources: Sequence[RewardSource]) -> list[str]:
     return names
 
 
-def named(sources: list[RewardSource]) -> list[RewardSource]:
+def with_scorer_names(sources: list[RewardSource]) -> list[RewardSource]:
     """The same with every scorer's name written down, so that whoever reads the settings later finds it there."""
     pairs = zip(sources, scorer_names(sources), strict=True)
     return [source.model_copy(update={"name": name}) for source, name in pairs]
 
 
-Rewards = Annotated[list[RewardSource], AfterValidator(named)]
+Rewards = Annotated[list[RewardSource], AfterValidator(with_scorer_names)]
 
 
 class OptimSettings(Settings):
@@ -244,7 +244,7 @@ class DecodingSettings(Settings):
     """include an end that is ordinary text, such as a full stop, in the response's text"""
 
 
-def check_names(host: str, names: Sequence[str]) -> None:
+def check_host_names(host: str, names: Sequence[str]) -> None:
     """Raises ValueError for an address that is nobody's name, by which no client can call."""
     if host in ("0.0.0.0", "::") and not names:
         raise ValueError(f"host {host} needs names, those that clients call it by")

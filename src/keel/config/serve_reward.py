@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, Dtype, NonNegative, RewardSource, Settings, check_names
+from keel.config.sections import Count, Dtype, NonNegative, RewardSource, Settings, check_host_names
 
 
 class ServeRewardConfig(Settings):
@@ -41,7 +41,7 @@ class ServeRewardConfig(Settings):
             raise ValueError("give exactly one of model, function")
         if self.dtype != "float32" and self.model is None:
             raise ValueError("dtype is for a reward model")
-        check_names(self.host, self.names)
+        check_host_names(self.host, self.names)
         return self
 
     @property

@@ -59,7 +59,7 @@ class LogprobsAndEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, entropy_gradient: bool) -> Any:
         ctx.temperature, ctx.compiled = temperature, kernels.available(logits) and tokens.dtype == torch.int64
-        forward = kernels.logprobs if ctx.compiled else _forward
+        forward = kernels.logprobs_with_entropy if ctx.compiled else _forward
         logprobs, entropies, *kept = forward(logits, tokens, temperature)
         ctx.save_for_backward(logits, tokens, *kept)
         ctx.set_materialize_grads(False)  # so that an entropy that is only measured costs the backward pass nothing
@@ -72,7 +72,7 @@ class LogprobsAndEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, entropy_gradient: Tensor | None) -> Any:
         logits, tokens, statistics, *weights = ctx.saved_tensors
         gradient = torch.zeros_like(statistics[:, 0]) if gradient is None else gradient
-        back = kernels.logprobs_back if ctx.compiled else _backward
+        back = kernels.logprobs_with_entropy_back if ctx.compiled else _backward
         found = back(logits, tokens, statistics, gradient, entropy_gradient, ctx.temperature, *weights)
         return found, None, None, None
 
@@ -108,7 +108,7 @@ def _backward(
     temperature: float,
     weights: Tensor | None,
 ) -> Tensor:
-    """`kernels.logprobs_back` in torch's operations."""
+    """`kernels.logprobs_with_entropy_back` in torch's operations."""
     top, total, entropies = statistics.unsqueeze(-1).unbind(1)
     outward = gradient.unsqueeze(-1) / temperature
     factor = outward / -total

@@ -49,7 +49,7 @@ def apply_whitening(x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, keep_mea
     return zero_outside(whitened + mean if keep_mean else whitened, mask)
 
 
-def last_counted(mask: Tensor) -> Tensor:
+def last_counted_index(mask: Tensor) -> Tensor:
     """Index [B] of each row's last counted entry of a mask [B, T]; raises ValueError if a row has none."""
     if not bool(mask.any(dim=1).all()):
         raise ValueError("a row has no counted token")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from keel.core.masked import check_shapes, last_counted, zero_outside
+from keel.core.masked import check_shapes, last_counted_index, zero_outside
 
 
 def place_scores(scores: Tensor, response_mask: Tensor) -> Tensor:
@@ -11,7 +11,7 @@ def place_scores(scores: Tensor, response_mask: Tensor) -> Tensor:
     if scores.shape != response_mask.shape[:1]:
         raise ValueError(f"{tuple(scores.shape)} scores for {response_mask.shape[0]} responses")
     placed = torch.zeros(response_mask.shape, dtype=scores.dtype, device=scores.device)
-    return placed.scatter(1, last_counted(response_mask).unsqueeze(1), scores.unsqueeze(1))
+    return placed.scatter(1, last_counted_index(response_mask).unsqueeze(1), scores.unsqueeze(1))
 
 
 def token_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:

@@ -11,7 +11,7 @@ LEAST_OVERLAP = 0.05  # of the comparisons; with fewer the rate at equal lengths
 LARGEST_STEP = 2.0  # of Newton's method, in logits: far from the solution a whole step may lead astray
 
 
-def length_controlled(wins: Tensor, longer_by: Tensor, weights: Tensor) -> Tensor:
+def length_controlled_win_rate(wins: Tensor, longer_by: Tensor, weights: Tensor) -> Tensor:
     """The win rate that remains when both answers are of one length. [M], [M], [..., M] -> [...]
 
     Logistic regression of the preference (1 won, 1/2 tied, 0 lost) on a constant and the length difference:

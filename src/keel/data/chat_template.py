@@ -89,7 +89,7 @@ def today() -> datetime:
 
 
 @cache
-def template_of(tokenizer: Any, source: str) -> Template:
+def cached_template(tokenizer: Any, source: str) -> Template:
     """One for each tokenizer and text of a template."""
     return Template(tokenizer)
 

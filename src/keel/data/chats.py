@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from keel.data.chat_template import Template, template_of
+from keel.data.chat_template import Template, cached_template
 from keel.data.messages import Messages
 from keel.errors import DataError
 
@@ -71,7 +71,7 @@ def render_chat(
             where=tokenizer.name_or_path,
             fix="set chat_template (dialogue fits every model), use a chat model, or give prompts as text",
         )
-    template = template_of(tokenizer, str(tokenizer.chat_template))
+    template = cached_template(tokenizer, str(tokenizer.chat_template))
     if not ended and not messages[-1]["content"]:
         return render_chat(messages[:-1], tokenizer, True, tools=tools)
     given = None if tools is None else _marked(tools, _pattern(tokenizer, "tool"))
@@ -130,14 +130,14 @@ def hidden_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
 
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return the special token that the chat template writes behind an answer first; None without one."""
-    template = template_of(tokenizer, str(tokenizer.chat_template))
+    template = cached_template(tokenizer, str(tokenizer.chat_template))
     text = template.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": HERE}], False)
     behind = tokenizer.encode(text.rpartition(HERE)[2], add_special_tokens=False)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((token for token in behind if token in special), None)
 
 
-def tools_of(columns: Mapping[str, Any]) -> list[Any] | None:
+def read_tools(columns: Mapping[str, Any]) -> list[Any] | None:
     """Return the column `tools` of a row: a list of JSON schemas, or that as text. Raises ValueError."""
     tools = columns.get("tools")
     if isinstance(tools, str):

@@ -14,10 +14,10 @@ NAMED_ERRORS = 20
 """Lines that are named for each finding; all are counted."""
 
 
-def report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, Any]:
+def check_report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, Any]:
     """All that `keel data check` says, as plain values. Lengths are in characters."""
     entries, rankings = contents.entries, contents.rankings
-    answers = [answer for entry in entries for answer in entry.answers]
+    answers = [answer for entry in entries for answer in entry.responses]
     prompts = [entry.prompt for entry in entries if entry.prompt is not None]
     return {
         "file": contents.path,
@@ -25,16 +25,21 @@ def report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, An
         "forms": dict(Counter(entry.form for entry in entries)),
         "rows": len(entries) + len(contents.broken),
         "usable": len(entries),
-        "broken": {"rows": len(contents.broken), "why": [why(error) for error in contents.broken[:NAMED_ERRORS]]},
+        "broken": {
+            "rows": len(contents.broken),
+            "why": [error_entry(error) for error in contents.broken[:NAMED_ERRORS]],
+        },
         "prompts": {
             "distinct": len({prompt_key(prompt) for prompt in prompts}),
             "kinds": dict(Counter("text" if isinstance(prompt, str) else "chat" for prompt in prompts)),
-            "characters": lengths([len(plain_text(prompt)) for prompt in prompts]),
+            "characters": length_quantiles([len(plain_text(prompt)) for prompt in prompts]),
         },
         "answers": {
-            "per_row": dict(sorted(Counter(len(entry.answers) for entry in entries).items())),
-            "characters": lengths([len(answer) for answer in answers]),
-            "empty": _told(entry.number for entry in entries if not all(answer.strip() for answer in entry.answers)),
+            "per_row": dict(sorted(Counter(len(entry.responses) for entry in entries).items())),
+            "characters": length_quantiles([len(answer) for answer in answers]),
+            "empty": _row_summary(
+                entry.number for entry in entries if not all(answer.strip() for answer in entry.responses)
+            ),
         },
         "duplicates": _duplicates(entries),
         "preferences": _preferences(entries) if rankings else None,
@@ -45,21 +50,21 @@ def report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, An
     }
 
 
-def verdict(figures: dict[str, Any]) -> str:
+def check_verdict(metrics: dict[str, Any]) -> str:
     """What is wrong with a file so that it must not be trained on as it is, in one line; empty when nothing is."""
     faults = []
-    if not figures["usable"]:
+    if not metrics["usable"]:
         faults.append("no row can be used")
-    elif figures["broken"]["rows"]:
-        faults.append(f"{figures['broken']['rows']:,} of {figures['rows']:,} rows cannot be used")
-    if figures["preferences"] and not figures["preferences"]["told_apart"]:
+    elif metrics["broken"]["rows"]:
+        faults.append(f"{metrics['broken']['rows']:,} of {metrics['rows']:,} rows cannot be used")
+    if metrics["preferences"] and not metrics["preferences"]["told_apart"]:
         faults.append("no row prefers one answer to another")
-    for leak in figures["leaks"]:
+    for leak in metrics["leaks"]:
         if leak["rows"]:
             faults.append(f"prompts of {leak['file']} in {num_rows(leak['rows'])}")
         if leak["unread"]:
             faults.append(f"{num_rows(leak['unread'])} of {leak['file']} cannot be read")
-    tried = figures.get("model")
+    tried = metrics.get("model")
     if tried and tried["refused"]["rows"]:
         faults.append(f"{num_rows(tried['refused']['rows'])} cannot be used with this model")
     return ", ".join(faults)
@@ -76,13 +81,13 @@ def _duplicates(entries: Sequence[Entry]) -> dict[str, Any]:
     again = []
     for entry in entries:
         ranking = entry.ranking
-        ranks = ranking.ranks if ranking else (None,) * len(entry.answers)
-        said = tuple(sorted(zip(entry.answers, (rank or 0 for rank in ranks), strict=True)))
+        ranks = ranking.ranks if ranking else (None,) * len(entry.responses)
+        said = tuple(sorted(zip(entry.responses, (rank or 0 for rank in ranks), strict=True)))
         key = (prompt_key(entry.prompt or ""), said, ranking.rater if ranking else "")
         if key in first:
             again.append(entry.number)
         first.add(key)
-    return _told(again)
+    return _row_summary(again)
 
 
 def _preferences(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -96,13 +101,13 @@ def _preferences(entries: Sequence[Entry]) -> dict[str, Any]:
         not_ranked += ranking.ranks.count(None)
         if any(better == worse for better, worse in pairs):
             same_answer.append(entry.number)
-    answers = sum(len(entry.answers) for entry in entries)
+    answers = sum(len(entry.responses) for entry in entries)
     return {
         "told_apart": told_apart,
         "tied_share": tied / max(1, tied + told_apart),
         "not_ranked_share": not_ranked / max(1, answers),
         "chosen_longer_share": longer / unequal if unequal else None,
-        "same_answer_both_ways": _told(same_answer),
+        "same_answer_both_ways": _row_summary(same_answer),
         "contradictions": _contradictions(entries),
     }
 
@@ -122,7 +127,7 @@ def _contradictions(entries: Sequence[Entry]) -> dict[str, Any]:
         found, where = _both_ways(rows)
         pairs, by_one = pairs + len(found), by_one + sum(found.values())
         lines |= where
-    return {"pairs": pairs, "one_rater": by_one, **_told(sorted(lines))}
+    return {"pairs": pairs, "one_rater": by_one, **_row_summary(sorted(lines))}
 
 
 def _both_ways(rows: Sequence[tuple[int, Ranking]]) -> tuple[dict[frozenset[str], bool], set[int]]:
@@ -158,23 +163,23 @@ def _leaks(contents: Contents, other: Contents) -> dict[str, Any]:
     shared = [entry for entry in contents.entries if _words(entry) in known]
     unread = len(other.broken)
     prompts = len({_words(entry) for entry in shared})
-    return {"file": other.path, "prompts": prompts, "unread": unread, **_told(entry.number for entry in shared)}
+    return {"file": other.path, "prompts": prompts, "unread": unread, **_row_summary(entry.number for entry in shared)}
 
 
 def _words(entry: Entry) -> str:
-    return " ".join((entry.answers[0] if entry.prompt is None else plain_text(entry.prompt)).split()).casefold()
+    return " ".join((entry.responses[0] if entry.prompt is None else plain_text(entry.prompt)).split()).casefold()
 
 
-def _told(numbers: Iterable[int]) -> dict[str, Any]:
+def _row_summary(numbers: Iterable[int]) -> dict[str, Any]:
     lines = list(numbers)
     return {"rows": len(lines), "lines": lines[:NAMED_ERRORS]}
 
 
-def why(error: DataError) -> dict[str, Any]:
+def error_entry(error: DataError) -> dict[str, Any]:
     return {"line": int(error.where.rpartition(":")[2]), "what": error.what}
 
 
-def lengths(lengths: Sequence[int]) -> dict[str, int] | None:
+def length_quantiles(lengths: Sequence[int]) -> dict[str, int] | None:
     """Median, 95% quantile (both the lower of two), and the longest."""
     if not lengths:
         return None

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from keel.data.formats import form_of
-from keel.data.items import as_answers
+from keel.data.formats import detect_form
+from keel.data.items import parse_unranked_responses
 from keel.data.messages import as_chat, learned_turns, plain_text
-from keel.data.preferences import Ranking, as_ranking
+from keel.data.preferences import Ranking, parse_ranking
 from keel.data.rows import (
     Content,
     Row,
@@ -33,7 +33,7 @@ class Entry:
     number: int  # its line
     form: str
     prompt: Content | None  # None for a text without one
-    answers: tuple[str, ...]
+    responses: tuple[str, ...]
     ranking: Ranking | None = None  # of comparisons
 
 
@@ -75,7 +75,7 @@ def read_contents(path: str, split: str = "train", column: str = "prompt") -> Co
 
 
 def _purpose(row: Row, column: str) -> str:
-    form = form_of(row)
+    form = detect_form(row)
     if form == "rankings" and row.values.get("ranks") is None and row.values.get("scores") is None:
         return "answers"
     if form is not None:
@@ -86,12 +86,12 @@ def _purpose(row: Row, column: str) -> str:
 
 
 def _comparison(row: Row, path: str, column: str) -> Entry:
-    ranking = as_ranking(row, path)
-    return Entry(row.number, form_of(row) or "transcripts", ranking.prompt, ranking.responses, ranking)
+    ranking = parse_ranking(row, path)
+    return Entry(row.number, detect_form(row) or "transcripts", ranking.prompt, ranking.responses, ranking)
 
 
-def _answers(row: Row, path: str, column: str) -> Entry:
-    answers = as_answers(row, path)
+def _unranked_responses(row: Row, path: str, column: str) -> Entry:
+    answers = parse_unranked_responses(row, path)
     return Entry(row.number, "answers to be ranked", answers.prompt, answers.responses)
 
 
@@ -120,7 +120,7 @@ def _prompt(row: Row, path: str, column: str) -> Entry:
 
 READERS: dict[str, Callable[[Row, str, str], Entry]] = {
     "comparisons": _comparison,
-    "answers": _answers,
+    "answers": _unranked_responses,
     "texts": _text,
     "prompts": _prompt,
 }

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import tools_of, unwritten
+from keel.data.chats import read_tools, unwritten
 from keel.data.messages import Messages, learned_turns, without_oldest_turn
 from keel.data.notes import LOST, UNWRITTEN, Notes, is_lost, note_kinds, remarks
-from keel.data.prompts import AS_IT_IS, Asking, encode_text
+from keel.data.prompts import AS_IT_IS, PromptFormat, encode_text
 from keel.data.rows import (
     Row,
     naming,
@@ -19,7 +19,7 @@ from keel.data.rows import (
     require_messages,
     row_kind,
 )
-from keel.data.turns import Example, encode_answer, encode_turns, end_token, keep_end
+from keel.data.turns import Example, encode_response, encode_turns, end_token, keep_end
 from keel.errors import DataError
 
 
@@ -31,7 +31,7 @@ class Imitation:
     end_ids: Sequence[int]  # tokens that end an answer
     max_tokens: int = 512
     turns: str = "all"  # which turns of the assistant are learned: all, or the last
-    asking: Asking = AS_IT_IS
+    asking: PromptFormat = AS_IT_IS
 
 
 def load_examples(
@@ -89,14 +89,14 @@ def _text_example(row: Row, path: str, imitation: Imitation) -> Example:
 
 def _completion_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tuple[list[Example], bool]:
     tokenizer, end_ids, limit = imitation.tokenizer, imitation.end_ids, imitation.max_tokens
-    prompt = imitation.asking.noted(require_content(row, path, "prompt"), row, path, tokenizer, notes)
+    prompt = imitation.asking.convert(require_content(row, path, "prompt"), row, path, tokenizer, notes)
     answer = require_content(row, path, "completion", may_be_empty=True)
     if not isinstance(prompt, str):
         messages: Messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
         return _chat_examples(row, path, prompt, messages, imitation, notes)
     if not isinstance(answer, str) and (len(answer) != 1 or answer[0]["role"] != "assistant"):
         reject(row, path, "a text prompt is followed by a text or by one assistant message")
-    example = encode_answer(prompt, answer, tokenizer, end_ids)
+    example = encode_response(prompt, answer, tokenizer, end_ids)
     length = len(example.tokens) - example.num_prompt_tokens
     fitting = (
         keep_end(example, max(1, limit - length, limit // 2), tokenizer) if len(example.tokens) > limit else example
@@ -112,7 +112,7 @@ def _chat_examples(
     if isinstance(completion, str):
         system = row.values.get("system")  # of ShareGPT's rows
         asking = replace(imitation.asking, system=system) if isinstance(system, str) and system else imitation.asking
-        read = asking.noted(require_messages(row, path, completion), row, path, tokenizer, notes)
+        read = asking.convert(require_messages(row, path, completion), row, path, tokenizer, notes)
         assert not isinstance(read, str)
         completion = read
         if any(message["role"] == "assistant" for message in read) and read[-1]["role"] != "assistant":
@@ -122,7 +122,7 @@ def _chat_examples(
             notes.add(path, row.number, remark)
     completion = completion[: learned_turns(prompt, completion)[-1] + 1]
     try:
-        tools = tools_of(row.values)
+        tools = read_tools(row.values)
     except ValueError as error:
         reject(row, path, str(error))
     for what in unwritten([*prompt, *completion], tokenizer, tools):

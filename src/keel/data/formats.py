@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
     margin: float = 0.0
 
 
-def form_of(row: Row) -> str | None:
+def detect_form(row: Row) -> str | None:
     """The name of a row's form, None when its columns belong to no comparison. A column of nulls is none."""
     return _form_with(frozenset(name for name, value in row.values.items() if value is not None))
 
@@ -43,7 +43,7 @@ def _form_with(columns: frozenset[str]) -> str | None:
 
 def read_comparison(row: Row, path: str) -> Comparison:
     """Raises DataError naming file and line."""
-    form = form_of(row)
+    form = detect_form(row)
     if form is None and "prompt" in row.values and not {"chosen", "rejected"} & row.values.keys():
         reject(row, path, f'neither "chosen" and "rejected" nor "responses"; columns: {", ".join(row.values)}')
     _, read = FORMS[form or "transcripts"]
@@ -100,7 +100,7 @@ def _nemo(row: Row, path: str) -> Comparison:
     answers = [require_content(entry, path, "completion", may_be_empty=True) for entry in entries]
     if isinstance(context, str) and any(isinstance(answer, list) for answer in answers):
         context = _as_chat(context)
-    texts = tuple(_answer_text(row, path, answer, '"completion"') for answer in answers)
+    texts = tuple(_response_text(row, path, answer, '"completion"') for answer in answers)
     return Comparison(context, texts, dense_ranks(ranks))
 
 
@@ -177,7 +177,7 @@ def _chat_pair(row: Row, path: str, chosen: Messages, rejected: Any) -> tuple[Co
         answers = chosen[len(prompt) :], rejected[len(prompt) :]
         if isinstance(given, list) and given != prompt:
             reject(row, path, '"prompt" and the messages before the answers differ')
-    first, second = (_answer_text(row, path, answer, '"chosen" and "rejected"') for answer in answers)
+    first, second = (_response_text(row, path, answer, '"chosen" and "rejected"') for answer in answers)
     return prompt, (first, second)
 
 
@@ -185,7 +185,7 @@ def _as_chat(prompt: str) -> Messages:
     return [{"role": "user", "content": prompt}]
 
 
-def _answer_text(row: Row, path: str, answer: Content, what: str) -> str:
+def _response_text(row: Row, path: str, answer: Content, what: str) -> str:
     """An answer given as text, or as one message of the assistant."""
     if isinstance(answer, str):
         return answer

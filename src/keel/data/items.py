@@ -12,7 +12,7 @@ FEWEST, MOST = 2, 9  # answers that a page can show, and number keys can name
 
 
 @dataclass(frozen=True)
-class Answers:
+class UnrankedResponses:
     """Answers to one prompt that nobody has ranked yet."""
 
     prompt: Content
@@ -25,12 +25,12 @@ class Answers:
         return sha256(json.dumps([self.prompt, self.responses], sort_keys=True).encode()).hexdigest()
 
 
-def read_answers(path: str) -> list[Answers]:
+def read_unranked_responses(path: str) -> list[UnrankedResponses]:
     """All rows of a file; columns other than `prompt`, `responses` and `source` are left alone. Raises DataError."""
-    return [as_answers(row, path) for row in read_rows(path)]
+    return [parse_unranked_responses(row, path) for row in read_rows(path)]
 
 
-def as_answers(row: Row, path: str) -> Answers:
+def parse_unranked_responses(row: Row, path: str) -> UnrankedResponses:
     """What a row holds. Raises DataError naming file and line."""
     prompt = require_content(row, path, "prompt")
     responses = require(row, path, "responses", (list,))
@@ -39,10 +39,10 @@ def as_answers(row: Row, path: str) -> Answers:
     if not all(isinstance(response, str) for response in responses):
         reject(row, path, '"responses" holds something that is no text')
     source = row.values.get("source")
-    return Answers(prompt, tuple(responses), source if isinstance(source, str) else "")
+    return UnrankedResponses(prompt, tuple(responses), source if isinstance(source, str) else "")
 
 
-def in_pairs(rows: Iterable[Answers], seed: int) -> Iterator[Answers]:
+def in_pairs(rows: Iterable[UnrankedResponses], seed: int) -> Iterator[UnrankedResponses]:
     """Rows of two answers. More are shuffled and cut into twos; an odd one out meets the first again.
 
     The shuffle hangs on the seed and the row alone: the same file gives the same pairs.

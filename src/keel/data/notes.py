@@ -26,7 +26,7 @@ class Notes:
         """Note a remark on one row; twice on the same row counts once."""
         self.rows.setdefault((path, remark), set()).add(line)
 
-    def add_at(self, place: str, remark: str) -> None:
+    def add_for_place(self, place: str, remark: str) -> None:
         """The same for a row known by its place, `FILE:LINE`."""
         path, _, line = place.rpartition(":")
         if path:
@@ -90,13 +90,13 @@ def note_comparison(
     """Remarks on a prompt and its answers as a model with this tokenizer reads them."""
     if isinstance(prompt, str):
         if notes.bare and tokenizer.chat_template:
-            notes.add_at(place, BARE)
+            notes.add_for_place(place, BARE)
         return
     for response in responses:
         messages = with_response(prompt, response)
         for remark in remarks(messages, tokenizer):
-            notes.add_at(place, remark)
+            notes.add_for_place(place, remark)
         if is_lost(messages, tokenizer, tools):
-            notes.add_at(place, LOST)
+            notes.add_for_place(place, LOST)
         for what in unwritten(messages, tokenizer, tools):
-            notes.add_at(place, UNWRITTEN + what)
+            notes.add_for_place(place, UNWRITTEN + what)

@@ -32,5 +32,5 @@ def microbatches(lengths: Sequence[int], microbatch_tokens: int) -> list[list[in
     return groups
 
 
-def rounded_up(count: int, step: int) -> int:
+def next_multiple(count: int, step: int) -> int:
     return -(-count // step) * step

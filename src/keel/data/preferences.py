@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from keel.data.chats import tools_of
+from keel.data.chats import read_tools
 from keel.data.formats import read_comparison
 from keel.data.notes import Notes, note_kinds, remarks
 from keel.data.rows import Content, Row, read_rows, reject, require
@@ -60,7 +60,7 @@ def load_rankings(path: str, split: str = "train", notes: Notes | None = None) -
     """
     notes = notes if notes is not None else Notes()
     rows = read_rows(path, split)
-    rankings = [as_ranking(row, path) for row in rows]
+    rankings = [parse_ranking(row, path) for row in rows]
     if not any(ranking.pairs for ranking in rankings):
         raise DataError("no row prefers one answer to another", where=path)
     if all(ranking.prefers_itself for ranking in rankings if ranking.pairs):
@@ -75,7 +75,7 @@ def load_rankings(path: str, split: str = "train", notes: Notes | None = None) -
     return rankings
 
 
-def as_ranking(row: Row, path: str) -> Ranking:
+def parse_ranking(row: Row, path: str) -> Ranking:
     """The comparison that a row holds. Raises DataError naming file and line."""
     comparison = read_comparison(row, path)
     weight = 1.0
@@ -85,7 +85,7 @@ def as_ranking(row: Row, path: str) -> Ranking:
             reject(row, path, f'"weight" is {weight}')
     names = {name: require(row, path, name) for name in ("rater", "source") if isinstance(row.values.get(name), str)}
     try:
-        tools = tools_of(row.values)
+        tools = read_tools(row.values)
     except ValueError as error:
         reject(row, path, str(error))
     return Ranking(*comparison, weight=weight, tools=tools, place=f"{path}:{row.number}", **names)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import render_chat, tools_of, unwritten
+from keel.data.chats import read_tools, render_chat, unwritten
 from keel.data.messages import as_chat, ends_with_assistant, without_oldest_turn
 from keel.data.notes import BARE, UNWRITTEN, Notes, named_lines, note_kinds, note_unwritten, remarks
 from keel.data.rows import Content, Row, naming, read_rows, reject, require_content
@@ -24,7 +24,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Asking:
+class PromptFormat:
     """Where a row has its prompt, and how that is put to a model."""
 
     column: str = "prompt"
@@ -35,7 +35,7 @@ class Asking:
         """Return a prompt as it is put. A system message needs a conversation."""
         return content if isinstance(content, str) and not self.chat else as_chat(content, self.system)
 
-    def noted(self, content: Content, row: Row, path: str, tokenizer: Any, notes: Notes | None) -> Content:
+    def convert(self, content: Content, row: Row, path: str, tokenizer: Any, notes: Notes | None) -> Content:
         """The same, with a remark on what looks unintended."""
         put = self.content(content)
         if notes is not None:
@@ -50,7 +50,7 @@ class Asking:
         return put
 
 
-AS_IT_IS = Asking()
+AS_IT_IS = PromptFormat()
 
 
 def load_prompts(
@@ -61,7 +61,7 @@ def load_prompts(
     split: str = "train",
     max_tokens: int = 512,
     too_long: str = "error",
-    asking: Asking = AS_IT_IS,
+    asking: PromptFormat = AS_IT_IS,
     notes: Notes | None = None,
 ) -> list[Prompt]:
     """The prompts of a file, or of `rows`, which errors then call `path`. `too_long`: error, drop, or truncate. A chat
@@ -81,7 +81,7 @@ def load_prompts(
                 long.append(row.number)
                 if too_long != "truncate":
                     continue
-                shorter = shortened(prompt, tokenizer, max_tokens)
+                shorter = shorten_prompt(prompt, tokenizer, max_tokens)
                 if shorter is None:
                     fixed.append(row.number)
                     continue
@@ -101,14 +101,14 @@ def read_prompt(
     row: Row,
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    asking: Asking = AS_IT_IS,
+    asking: PromptFormat = AS_IT_IS,
     notes: Notes | None = None,
 ) -> Prompt:
     """The prompt of a row, at its full length. Raises DataError."""
-    content = asking.noted(require_content(row, path, asking.column), row, path, tokenizer, notes)
+    content = asking.convert(require_content(row, path, asking.column), row, path, tokenizer, notes)
     others = {name: value for name, value in row.values.items() if name != asking.column}
     try:
-        tools_of(others)
+        read_tools(others)
     except ValueError as error:
         reject(row, path, str(error))
     prompt = encode_prompt(content, tokenizer, others)
@@ -116,7 +116,7 @@ def read_prompt(
         reject(row, path, f'the tokenizer makes no tokens of "{asking.column}", so nothing can be sampled after it')
     if notes is not None and not isinstance(content, str):
         note_unwritten(content, prompt.text, path, row.number, notes)
-        for what in unwritten(content, tokenizer, tools_of(others)):
+        for what in unwritten(content, tokenizer, read_tools(others)):
             notes.add(path, row.number, UNWRITTEN + what)
     return prompt
 
@@ -133,7 +133,7 @@ def encode_prompt(
         text, tokens = content, encode_text(content, tokenizer)
     else:
         goes_on = ends_with_assistant(content)
-        rendered = render_chat(content, tokenizer, not goes_on, tools=tools_of(columns), ended=not goes_on)
+        rendered = render_chat(content, tokenizer, not goes_on, tools=read_tools(columns), ended=not goes_on)
         text, tokens = rendered.text, rendered.tokens(tokenizer)
     return Prompt(content, text, tuple(tokens), columns)
 
@@ -155,7 +155,7 @@ def split_start(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
     return start, bare[len(start) :] if bare[: len(start)] == start else bare
 
 
-def shortened(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt | None:
+def shorten_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt | None:
     """A prompt of at most so many tokens; None for a chat whose last turn has more."""
     if isinstance(prompt.content, str):
         return _keep_end(prompt, tokenizer, max_tokens)

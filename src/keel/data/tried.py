@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from keel.data.examples import Imitation, read_examples
-from keel.data.items import as_answers
+from keel.data.items import parse_unranked_responses
 from keel.data.notes import Notes, note_comparison
-from keel.data.preferences import Ranking, as_ranking
+from keel.data.preferences import Ranking, parse_ranking
 from keel.data.prompts import read_prompt
 from keel.data.rows import Row, naming, scan_rows
 from keel.data.turns import encode_ranking
@@ -87,12 +87,12 @@ def _prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
 def _comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     imitation, limit = trial.imitation, trial.imitation.max_tokens
     if trial.purpose == "comparisons":
-        ranking = as_ranking(row, trial.path)
+        ranking = parse_ranking(row, trial.path)
     else:
-        answers = as_answers(row, trial.path)
+        answers = parse_unranked_responses(row, trial.path)
         ranks: tuple[int | None, ...] = (None,) * len(answers.responses)
         ranking = Ranking(answers.prompt, answers.responses, ranks, place=f"{trial.path}:{row.number}")
-    prompt = imitation.asking.noted(ranking.prompt, row, trial.path, imitation.tokenizer, None)
+    prompt = imitation.asking.convert(ranking.prompt, row, trial.path, imitation.tokenizer, None)
     ranking = Ranking(prompt, ranking.responses, ranking.ranks, tools=ranking.tools, place=ranking.place)
     if trial.encode is not None:
         rows, was_cut = trial.encode(ranking, limit)

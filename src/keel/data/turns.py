@@ -46,7 +46,7 @@ class Example:
         return sum(self.learned)
 
 
-def encode_answer(
+def encode_response(
     content: Content,
     answer: Content,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,7 +91,7 @@ def encode_turns(
                 fix="use a template that writes them (chat_template)",
             )
         before = prompt if prompt and i == 0 else conversation[: first + i]
-        examples.append(encode_answer(before, [completion[i]], tokenizer, end_ids, tools))
+        examples.append(encode_response(before, [completion[i]], tokenizer, end_ids, tools))
     whole = examples[-1]
     if any(whole.tokens[: len(part.tokens)] != part.tokens for part in examples[:-1]):
         key = examples[0].prompt
@@ -107,7 +107,7 @@ def encode_ranking(
     prompt: Content | None = ranking.prompt
     was_cut = False
     while prompt is not None:
-        answers = [encode_answer(prompt, text, tokenizer, end_ids, ranking.tools) for text in ranking.responses]
+        answers = [encode_response(prompt, text, tokenizer, end_ids, ranking.tools) for text in ranking.responses]
         if max(len(answer.tokens) for answer in answers) <= limit:
             return answers, was_cut
         was_cut = True
@@ -134,7 +134,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> int
     return tokenizer.eos_token_id if tokenizer.eos_token_id in end_ids else end_ids[0]
 
 
-def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Number of characters or ids with which both begin."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
@@ -156,9 +156,9 @@ def _chat_ids(
         if together[: len(read)] == read:
             return read, together[len(read) :]
         return read, ChatText(whole.marked[len(before.marked) :]).tokens(tokenizer)
-    shared = common_length(before.marked, whole.marked)
+    shared = common_prefix_length(before.marked, whole.marked)
     asked = before if goes_on else render_chat(content, tokenizer, tools=tools)
-    if shared < common_length(before.marked, asked.marked):
+    if shared < common_prefix_length(before.marked, asked.marked):
         start = max(0, shared - SHOWN // 2)
         sampled, learned = (text.marked[start : shared + SHOWN] for text in (before, whole))
         raise DataError(
@@ -166,7 +166,7 @@ def _chat_ids(
             where=tokenizer.name_or_path,
             fix="use a template in which the prompt stays as it is (chat_template)",
         )
-    parted = common_length(read, together)
+    parted = common_prefix_length(read, together)
     return together[:parted], together[parted:]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from keel.diagnosis.findings import SEVERITIES, Diagnosis, Finding
-from keel.diagnosis.rule import Rule, findings_of
+from keel.diagnosis.rule import Rule, rule_findings
 from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
 from keel.diagnosis.rules.ended import before_first_step
 from keel.run.read.run import Run
@@ -17,12 +17,12 @@ def diagnose(run: Run) -> Diagnosis:
     """All findings about a run as it is; each rule sees of step t only what was known by then."""
     last = int(run.steps[-1]) if len(run.steps) else 0
     rules = POLICY_LEARNING if run.stage == "train" else SUPERVISED
-    found = [finding for rule in rules for finding in findings_of(rule, run)] if last else before_first_step(run)
-    findings, measured = tuple(ordered(found, rules, run)), any(run.has(metric) for metric in run.columns)
+    found = [finding for rule in rules for finding in rule_findings(rule, run)] if last else before_first_step(run)
+    findings, measured = tuple(order_findings(found, rules, run)), any(run.has(metric) for metric in run.columns)
     return Diagnosis(str(run.path), run.name, run.stage, run.state, last, run.planned, findings, measured)
 
 
-def ordered(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> list[Finding]:
+def order_findings(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> list[Finding]:
     """The diagnosis first: what is explained by nothing else, the gravest and of these what lies most upstream, where
     it can be mended. A cause that is over counts as long as something that follows from it is not; else it comes last.
     """

@@ -38,7 +38,7 @@ class Rule:
     """whether the run shows that it follows from nothing else, whatever else there is"""
 
 
-def findings_of(rule: Rule, run: Run) -> list[Finding]:
+def rule_findings(rule: Rule, run: Run) -> list[Finding]:
     """The rule's findings, of which at most the last is open."""
     found = []
     for first, until, severest, is_open in spans(rule.levels(run), rule.patience, rule.lasts):
@@ -107,7 +107,7 @@ def names(words: str) -> tuple[str, ...]:
     return tuple(words.split())
 
 
-def scaled(run: Run, setting: str, factor: float, default: float | None = None) -> Change:
+def scale_setting(run: Run, setting: str, factor: float, default: float | None = None) -> Change:
     """Multiply a setting: "1e-05 (it is 3e-05)"."""
     now = run.setting(setting, default)
     return Change(setting, f"{now * factor:.2g} (it is {now:g})" if now else f"{factor:g} times what it is")
@@ -116,7 +116,7 @@ def scaled(run: Run, setting: str, factor: float, default: float | None = None) 
 def raise_kl(run: Run, factor: float) -> Change:
     """A larger kl_coef; where there is none yet, a usual one for scores of this scale."""
     if last(run["objective/kl_coef"]) > 0:
-        return scaled(run, "algorithm.kl_coef", factor)
+        return scale_setting(run, "algorithm.kl_coef", factor)
     return Change("algorithm.kl_coef", f"{USUAL_KL * kl_unit(run):.2g} (it is 0)")
 
 
@@ -151,33 +151,33 @@ def score_deviation(run: Run) -> float:
     return spread if spread > 0 else 1.0
 
 
-def ended_with(run: Run, *errors: str) -> bool:
+def is_failure(run: Run, *errors: str) -> bool:
     """Whether the run failed with an error of this name."""
     return run.state.standing == "failed" and run.state.what.startswith(errors)
 
 
-def moved(run: Run, figure: str, note: str = "") -> Evidence:
+def change_evidence(run: Run, metric: str, note: str = "") -> Evidence:
     """How a figure changed from the first window to the last."""
     width = window(run)
-    before, now = run[figure][:width], run[figure][-width:]
-    means = [told(last(trailing_mean(part, width))) for part in (before, now)]
+    before, now = run[metric][:width], run[metric][-width:]
+    means = [format_evidence(last(trailing_mean(part, width))) for part in (before, now)]
     return Evidence(
-        figure, f"{means[0]} in the first {width} steps, {means[1]} in the last" + (f"; {note}" if note else "")
+        metric, f"{means[0]} in the first {width} steps, {means[1]} in the last" + (f"; {note}" if note else "")
     )
 
 
-def told(value: float) -> str:
+def format_evidence(value: float) -> str:
     """A number in evidence."""
     return f"{value:.3g}" if np.isfinite(value) else "not measured"
 
 
-def is_now(run: Run, figure: str, note: str = "") -> Evidence:
+def is_now(run: Run, metric: str, note: str = "") -> Evidence:
     """The mean of a figure over the last window."""
-    value = told(last(trailing_mean(run[figure][-window(run) :], window(run))))
-    return Evidence(figure, value + (f"; {note}" if note else ""))
+    value = format_evidence(last(trailing_mean(run[metric][-window(run) :], window(run))))
+    return Evidence(metric, value + (f"; {note}" if note else ""))
 
 
-def reasons(*pairs: tuple[bool, str]) -> tuple[str, ...]:
+def applicable_texts(*pairs: tuple[bool, str]) -> tuple[str, ...]:
     """Those whose condition is true."""
     return tuple(text for true, text in pairs if true)
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from keel.core.best_of import best_of_kl, best_of_weights
-from keel.evaluation.judged import Judged, by_prompt, with_interval
+from keel.evaluation.judged import EvaluatedResponses, by_prompt, with_interval
 from keel.stats.intervals import mean_interval
 
 
-def best_of_curve(judged: Judged, most: int) -> list[dict[str, Any]]:
+def best_of_curve(evaluated: EvaluatedResponses, most: int) -> list[dict[str, Any]]:
     """For n = 1 .. most the figures of the answer with the highest score of n, with intervals over prompts.
 
     `kl_bound` is how far it lies at most from the policy that answered, in nats. A scorer that did not choose shows
@@ -15,16 +15,16 @@ def best_of_curve(judged: Judged, most: int) -> list[dict[str, Any]]:
     which an answer has no score is left out, for the best of fewer answers is less; `prompts` is how many there are.
     Empty without any.
     """
-    scored = judged.measured["score"].isfinite().all(1).nonzero().flatten().tolist()
+    scored = evaluated.measured["score"].isfinite().all(1).nonzero().flatten().tolist()
     if not scored:
         return []
-    judged = judged.rows(scored)
-    names = [name for name in judged.measured if name in ("score", "length") or name.startswith("rewards/")]
-    values = {name: judged.measured[name] for name in names}
-    clusters = judged.clusters
+    evaluated = evaluated.rows(scored)
+    names = [name for name in evaluated.measured if name in ("score", "length") or name.startswith("rewards/")]
+    values = {name: evaluated.measured[name] for name in names}
+    clusters = evaluated.clusters
     curve: list[dict[str, Any]] = []
     for n in range(1, most + 1):
-        weights = best_of_weights(judged.measured["score"], n)
+        weights = best_of_weights(evaluated.measured["score"], n)
         point: dict[str, Any] = {"n": n, "prompts": len(clusters.unique()), "kl_bound": best_of_kl(n)}
         for name, known in values.items():
             above = by_prompt((weights * known.nan_to_num()).sum(1), clusters)
@@ -35,6 +35,6 @@ def best_of_curve(judged: Judged, most: int) -> list[dict[str, Any]]:
     return curve
 
 
-def worth_best_of(score: float, curve: list[dict[str, Any]]) -> int | None:
+def equivalent_best_of_n(score: float, curve: list[dict[str, Any]]) -> int | None:
     """The least n whose best answer has at least this score; None where no n of the curve has."""
     return next((point["n"] for point in curve if point["score"] >= score), None)

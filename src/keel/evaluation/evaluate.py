@@ -15,13 +15,13 @@ from keel import __version__
 from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError
-from keel.evaluation.frontier import checkpoints_of, completed
-from keel.evaluation.gate import read_gate, verdict_on
-from keel.evaluation.judged import Judged
-from keel.evaluation.people import check_pairs, key_of, people_figures, write_pairs
-from keel.evaluation.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
+from keel.evaluation.frontier import complete_config, find_checkpoints
+from keel.evaluation.gate import gate_verdict, read_gate
+from keel.evaluation.judged import EvaluatedResponses
+from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
+from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
 from keel.evaluation.score_once import scored_once
-from keel.evaluation.summary import check_names, decider, figures_of, side_of
+from keel.evaluation.summary import check_metric_names, compute_summary, decider, side_name
 from keel.evaluation.untempered_kl import add_untempered_kl
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
@@ -40,7 +40,7 @@ from keel.world import World
 Scoring = Callable[[Rollouts], ScoredRollouts]
 
 
-def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
+def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
     """Figures of each policy, of the one they are compared with, and of the comparisons; written to `config.output`.
 
     A single policy's figures are under "policy", and those of its comparison beside that. Several have both under
@@ -49,65 +49,65 @@ def evaluate(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = (
     `functions` are Python reward functions besides `config.rewards`. Raises ConfigError, DataError or RewardError.
     """
     World.single()
-    config = completed(config)
+    config = complete_config(config)
     demands = read_gate(config.gate) if config.gate is not None else []
     check_pairs(config)
     check_outputs(config, bool(demands))
-    sides = sides_of(config)
+    sides = side_paths(config)
     readable = check_vocabularies(config, sides)
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
-    check_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
-    judged = judge_sides(config, sides, readable, scorers)
-    figures = figures_of(config, judged)
+    check_metric_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
+    evaluated = evaluate_sides(config, sides, readable, scorers)
+    metrics = compute_summary(config, evaluated)
     if config.judgements:
-        figures["people"] = people_figures(config)
+        metrics["people"] = people_metrics(config)
     elif config.pairs:
-        figures["pairs"] = write_pairs(config, judged["policy"], judged["against"], decider(config))
+        metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], decider(config))
     if demands:
-        figures["gate"] = verdict_on(demands, figures)
-    write(config, figures, judged)
-    return figures
+        metrics["gate"] = gate_verdict(demands, metrics)
+    write_evaluation(config, metrics, evaluated)
+    return metrics
 
 
 def check_outputs(config: EvaluateConfig, has_gate: bool) -> None:
     """Raises ConfigError, before any model is loaded, for a file that could not be written at the end."""
     require_writable(config.output)
     if config.output and has_gate:
-        require_writable(certificate_of(Path(config.output)))
+        require_writable(certificate_path(Path(config.output)))
     if config.pairs and config.judgements is None:
         require_writable(config.pairs)
-        require_writable(key_of(config.pairs))
+        require_writable(key_path(config.pairs))
 
 
-def judge_sides(
+def evaluate_sides(
     config: EvaluateConfig, sides: Mapping[str, str], readable: Mapping[str, bool], scorers: Sequence[Scorer]
-) -> dict[str, Judged]:
+) -> dict[str, EvaluatedResponses]:
     """Answers and measures of each side. Of the policies only one at a time is in memory."""
     given = config.prompts, config.sampling, config.dtype
-    opponents = {"against": load_player(config.against, *given)} if config.against else {}
+    opponents = {"against": load_policy(config.against, *given)} if config.against else {}
     reference = load_reference(config, opponents)
     once = scored_once(scorers)
 
-    def judged_side(side: str, folder: str) -> Judged:
-        player = opponents.get(side) or load_player(folder, *given)
+    def judged_side(side: str, folder: str) -> EvaluatedResponses:
+        policy = opponents.get(side) or load_policy(folder, *given)
         if side == next(iter(sides)):  # all sides answer the same prompts
-            check_signatures(scorers, [name for prompt in player.prompts for name in prompt.columns])
-            for line in length_warnings(scorers, player.prompts, config.sampling.max_response_tokens):
+            check_signatures(scorers, [name for prompt in policy.prompts for name in prompt.columns])
+            for line in length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens):
                 tell(line)
-        scoring = partial(score, scorers=once, tokenizer=player.tokenizer) if scorers else None
+        scoring = partial(score, scorers=once, tokenizer=policy.tokenizer) if scorers else None
         stream = side if side in opponents else "policy"
-        with ProgressDisplay(f"evaluate {side}", len(player.prompts) * config.sampling.num_responses) as display:
+        with ProgressDisplay(f"evaluate {side}", len(policy.prompts) * config.sampling.num_responses) as display:
             to = reference if readable[side] else None
-            found = judge(player, to, scoring, config.sampling, config.seed, stream, display.show)
-        return add_untempered_kl(found, player, to, config.sampling, config.seed, stream) if to else found
+            found = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, display.show)
+        return add_untempered_kl(found, policy, to, config.sampling, config.seed, stream) if to else found
 
     return {side: judged_side(side, folder) for side, folder in sides.items()}
 
 
-def sides_of(config: EvaluateConfig) -> dict[str, str]:
+def side_paths(config: EvaluateConfig) -> dict[str, str]:
     """Name of each side -> its folder or hub id."""
     if config.checkpoints:
-        sides = {side_of(step): folder for step, folder in checkpoints_of(config.checkpoints).items()}
+        sides = {side_name(step): folder for step, folder in find_checkpoints(config.checkpoints).items()}
     else:
         names = ["policy"] if len(config.policy) == 1 else short_names(config.policy)
         sides = dict(zip(names, config.policy, strict=True))
@@ -151,37 +151,41 @@ def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict
     return same
 
 
-def load_reference(config: EvaluateConfig, opponents: Mapping[str, Player]) -> ActorCritic | None:
+def load_reference(config: EvaluateConfig, opponents: Mapping[str, EvaluatedPolicy]) -> ActorCritic | None:
     """The model that the KL is measured to, by default the one of `against`; None without either."""
     if config.reference and config.reference != config.against:
-        return load_frozen(config.reference, config.dtype)
+        return load_frozen_model(config.reference, config.dtype)
     return opponents["against"].model if opponents else None
 
 
-def judge(
-    player: Player,
+def sample_and_score(
+    policy: EvaluatedPolicy,
     reference: ActorCritic | None,
     scoring: Scoring | None,
     decoding: DecodingSettings,
     seed: int,
     stream: str,
-    show: Callable[[int, dict[str, float]], None] = lambda done, figures: None,
-) -> Judged:
+    show: Callable[[int, dict[str, float]], None] = lambda done, metrics: None,
+) -> EvaluatedResponses:
     """Let a player answer all prompts and measure the answers. `stream` names the random numbers it draws."""
     texts: list[str] = []
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for rollouts in player.answers(decoding, seed, "evaluate", stream):
+    for rollouts in policy.sample_responses(decoding, seed, "evaluate", stream):
         texts += rollouts.texts
-        for name, values in measure(rollouts, player, reference, scoring, decoding.temperature or 1.0).items():
+        for name, values in measure(rollouts, policy, reference, scoring, decoding.temperature or 1.0).items():
             parts[name].append(values.cpu())
         show(len(texts), {"score": float(torch.cat(parts["score"]).nanmean())} if "score" in parts else {})
     k = decoding.num_responses
     measured = {name: torch.cat(values).view(-1, k) for name, values in parts.items()}
-    return Judged(player.prompts, grouped(texts, k), measured)
+    return EvaluatedResponses(policy.prompts, group_texts(texts, k), measured)
 
 
 def measure(
-    rollouts: Rollouts, player: Player, reference: ActorCritic | None, scoring: Scoring | None, temperature: float
+    rollouts: Rollouts,
+    policy: EvaluatedPolicy,
+    reference: ActorCritic | None,
+    scoring: Scoring | None,
+    temperature: float,
 ) -> dict[str, Tensor]:
     """Name -> [B]: score, each scorer's own, kl (sum of k1), length, truncated, and the sums of PER_TOKEN."""
     measured: dict[str, Tensor] = {}
@@ -191,7 +195,7 @@ def measure(
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
         measured |= {f"disagreement/{name}": values for name, values in scored.disagreement.items()}
         measured |= {f"cut/{name}": values for name, values in scored.cut.items()}
-    own = analyze_all(player.model, rollouts, temperature, PASS_TOKENS)
+    own = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS)
     if reference is not None:
         theirs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
         measured["kl"] = (own.logprobs - theirs).sum(1)
@@ -202,29 +206,31 @@ def measure(
     return {name: values.double() for name, values in measured.items()}
 
 
-def write(config: EvaluateConfig, figures: Mapping[str, Any], judged: Mapping[str, Judged]) -> None:
+def write_evaluation(
+    config: EvaluateConfig, metrics: Mapping[str, Any], evaluated: Mapping[str, EvaluatedResponses]
+) -> None:
     """Figures and answers, and beside them the verdict of the gate with what it was a verdict on."""
     if not config.output:
         return
     output = Path(config.output)
-    record = {"figures": figures, "answers": list(_answer_rows(judged))}
+    record = {"figures": metrics, "answers": list(_response_rows(evaluated))}
     write_atomic(output, json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
-    if "gate" in figures:
-        write_atomic(certificate_of(output), json.dumps(finite(certificate(config, figures)), indent=1) + "\n")
+    if "gate" in metrics:
+        write_atomic(certificate_path(output), json.dumps(finite(certificate(config, metrics)), indent=1) + "\n")
 
 
-def certificate_of(output: Path) -> Path:
+def certificate_path(output: Path) -> Path:
     return output.with_suffix(".gate.json")
 
 
-def certificate(config: EvaluateConfig, figures: Mapping[str, Any]) -> dict[str, Any]:
+def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The gate's verdict, and on what: the SHA-256 of the policy, of what it was compared with, prompts and scorers."""
     files = [*config.policy, config.against, config.reference, config.prompts.path, config.judgements]
     files += [source.model or (source.function or "").rpartition(":")[0] for source in config.rewards]
     return {
-        **figures["gate"],
+        **metrics["gate"],
         "policy": config.policy[0],
-        "prompts": figures["prompts"],
+        "prompts": metrics["prompts"],
         "settings": config.model_dump(mode="json"),
         "sha256": dict(fingerprints(files)),
         "keel": __version__,
@@ -232,11 +238,11 @@ def certificate(config: EvaluateConfig, figures: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _answer_rows(judged: Mapping[str, Judged]) -> Iterator[dict[str, Any]]:
+def _response_rows(evaluated: Mapping[str, EvaluatedResponses]) -> Iterator[dict[str, Any]]:
     """For each prompt the answers of each side with their scores."""
-    for row, prompt in enumerate(next(iter(judged.values())).prompts):
+    for row, prompt in enumerate(next(iter(evaluated.values())).prompts):
         answers: dict[str, Any] = {"prompt": prompt.content}
-        for side, found in judged.items():
+        for side, found in evaluated.items():
             answers[side] = found.texts[row]
             if "score" in found.measured:
                 answers[f"{side}_scores"] = found.measured["score"][row].tolist()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from keel.config import EvaluateConfig, TrainConfig, parse
 from keel.errors import ConfigError
-from keel.evaluation.judged import Judged, by_prompt, resamples
+from keel.evaluation.judged import EvaluatedResponses, by_prompt, resamples
 from keel.run.folder import RunFolder
 from keel.run.read.run import read_metrics
-from keel.stats.overoptimisation import Fit, fit
+from keel.stats.overoptimisation import Fit, fit_overoptimisation
 
 REFITS = 500
 SURE = 0.95
@@ -33,7 +33,7 @@ def settings_of_run(path: str) -> TrainConfig:
     return parse(TrainConfig, saved, where=str(folder.config))
 
 
-def completed(config: EvaluateConfig) -> EvaluateConfig:
+def complete_config(config: EvaluateConfig) -> EvaluateConfig:
     """With `checkpoints`, whatever is not given as the run had it. Raises ConfigError."""
     if config.checkpoints is None:
         return config
@@ -49,7 +49,7 @@ def completed(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(update=changes)
 
 
-def checkpoints_of(path: str) -> dict[int, str]:
+def find_checkpoints(path: str) -> dict[int, str]:
     """Step -> the policy's folder, the start (step 0) first and the result last, which stands for its checkpoint."""
     folder, run = RunFolder(path), settings_of_run(path)
     found = {0: run.policy.model}
@@ -67,21 +67,24 @@ def checkpoints_of(path: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def frontier(
-    steps: Mapping[str, int], judged: Mapping[str, Judged], figures: Mapping[str, Mapping[str, float]], seed: int
+def compute_frontier(
+    steps: Mapping[str, int],
+    evaluated: Mapping[str, EvaluatedResponses],
+    metrics: Mapping[str, Mapping[str, float]],
+    seed: int,
 ) -> dict[str, Any]:
     """Points by step, and for the score and each scorer the form of Gao et al. that fits them, where there are four.
 
     `steps`: side -> step. All sides answered the same prompts.
     """
-    sides = [judged[side] for side in steps]
+    sides = [evaluated[side] for side in steps]
     names = [name for name in sides[0].measured if name == "score" or name.startswith("rewards/")]
     shown = [f"{name}{end}" for name in ("kl", *names) for end in ("", "_low", "_high")]
-    points = [{"step": step, **{name: figures[side][name] for name in shown}} for side, step in steps.items()]
-    return {"points": points, "fits": {name: fitted(sides, name, seed) for name in names}}
+    points = [{"step": step, **{name: metrics[side][name] for name in shown}} for side, step in steps.items()]
+    return {"points": points, "fits": {name: fit_frontier(sides, name, seed) for name in names}}
 
 
-def fitted(sides: Sequence[Judged], name: str, seed: int) -> dict[str, Any] | None:
+def fit_frontier(sides: Sequence[EvaluatedResponses], name: str, seed: int) -> dict[str, Any] | None:
     """The fit, where 95% of the resamples of the prompts have the peak, and the share that has it behind the last side.
 
     None with too few points. Only prompts count of which every side has a figure.
@@ -90,14 +93,14 @@ def fitted(sides: Sequence[Judged], name: str, seed: int) -> dict[str, Any] | No
     known = table.isfinite().all(1)
     clusters, table = sides[0].clusters[known.cpu()], table[known]
     kl, scores = table.mean(0).view(2, -1).numpy() if len(table) else np.zeros((2, 0))
-    found = fit(kl, scores)
+    found = fit_overoptimisation(kl, scores)
     if found is None:
         return None
     again = refits(table, clusters, seed)
-    peaks = [peak_of(other, last) for other, last in again]
+    peaks = [peak_kl(other, last) for other, last in again]
     low, high = (float(end) for end in np.quantile(peaks, [0.025, 0.975], method="nearest"))
     behind = float(np.mean([other.is_behind(last) for other, last in again]))
-    says = verdict(found, (low, high), float(kl[-1]), behind)
+    says = peak_verdict(found, (low, high), float(kl[-1]), behind)
     return {**vars(found), "peak_kl_low": low, "peak_kl_high": high, "behind": behind, "says": says}
 
 
@@ -111,27 +114,27 @@ def refits(table: Tensor, clusters: Tensor, seed: int) -> list[tuple[Fit, float]
     by_cluster = by_prompt(rows, numbers)
     sums = torch.cat([times @ by_cluster for times in resamples(len(by_cluster), seed, REFITS)])
     halves = (sums[:, :-1] / sums[:, -1:]).view(len(sums), 2, -1).numpy()
-    found = [(fit(kl, scores), float(kl[-1])) for kl, scores in halves]
+    found = [(fit_overoptimisation(kl, scores), float(kl[-1])) for kl, scores in halves]
     return [(other, last) for other, last in found if other is not None]
 
 
-def peak_of(found: Fit, last_kl: float) -> float:
+def peak_kl(found: Fit, last_kl: float) -> float:
     """The KL of the highest point: 0 where the score falls from the start to the last side, inf where it has none."""
     if found.peak_kl is None:
         return 0.0 if found.is_behind(last_kl) else np.inf
     return found.peak_kl
 
 
-def verdict(found: Fit, ends: tuple[float, float], last_kl: float, behind: float) -> str:
+def peak_verdict(found: Fit, ends: tuple[float, float], last_kl: float, behind: float) -> str:
     """In words: whether the peak is behind the result, where that can be said."""
     if last_kl <= 0:
         return "nothing to say: the result is where the start is"
     if 1 - SURE < behind < SURE:
         return f"too close to say whether the peak is behind: {behind:.0%} of the resamples have it behind"
-    peak = peak_of(found, last_kl)
+    peak = peak_kl(found, last_kl)
     if behind >= SURE and peak < NO_WAY:
         return "past its peak, which is the start: the score falls as the KL rises"
-    if peak == np.inf and found.at(last_kl) < found.start:
+    if peak == np.inf and found.predict(last_kl) < found.start:
         return f"no peak: the score fell at first and rises again, and at KL {last_kl:.3g} is still below the start"
     if peak == np.inf:
         return "no peak: the score rises as the KL does"

@@ -28,7 +28,7 @@ class Demand:
     """One thing that is asked for, as in `low(slice[refund].score)>=0`."""
 
     text: str
-    figure: str
+    metric: str
     slice: str | None
     end: str  # low or high: that end of the interval, "": the figure itself
     sign: str
@@ -36,8 +36,8 @@ class Demand:
 
     @property
     def subject(self) -> str:
-        figure = f"slice[{self.slice}].{self.figure}" if self.slice else self.figure
-        return f"{self.end}({figure})" if self.end else figure
+        metric = f"slice[{self.slice}].{self.metric}" if self.slice else self.metric
+        return f"{self.end}({metric})" if self.end else metric
 
     def holds(self, value: float) -> bool:
         """False for nan."""
@@ -93,22 +93,22 @@ def _demand(text: str) -> Demand:
     return Demand(text, found["figure"], found["slice"], end, found["sign"], bound)
 
 
-def check_demands(demands: Sequence[Demand], figures: Sequence[str], slices: Sequence[str]) -> None:
+def check_demands(demands: Sequence[Demand], metrics: Sequence[str], slices: Sequence[str]) -> None:
     """Raises ConfigError for a figure or slice that nobody could measure. `slices` are `COLUMN=VALUE`."""
     for demand in demands:
-        if demand.figure not in figures:
-            raise ConfigError(f"no figure is called {demand.figure!r}; {nearest(demand.figure, list(figures))}", "gate")
-        if demand.end and demand.figure in ALONE:
+        if demand.metric not in metrics:
+            raise ConfigError(f"no figure is called {demand.metric!r}; {nearest(demand.metric, list(metrics))}", "gate")
+        if demand.end and demand.metric in ALONE:
             raise ConfigError(
-                f"{demand.figure} has no interval",
+                f"{demand.metric} has no interval",
                 f"gate {demand.text}",
                 fix="demand the metric itself, without low() or high()",
             )
         if demand.slice is not None:
-            slice_named(demand.slice, slices)
+            find_slice(demand.slice, slices)
 
 
-def slice_named(name: str, slices: Sequence[str]) -> str:
+def find_slice(name: str, slices: Sequence[str]) -> str:
     """The slice of this value, or of this `COLUMN=VALUE`. Raises ConfigError when there is none, or more than one."""
     found = [key for key in slices if name in (key, key.partition("=")[2])]
     if len(found) == 1:
@@ -121,53 +121,55 @@ def slice_named(name: str, slices: Sequence[str]) -> str:
     raise ConfigError(f"no prompt is in slice[{name}]; {nearest(name, known)}", "gate")
 
 
-def verdict_on(demands: Sequence[Demand], figures: Mapping[str, Any]) -> dict[str, Any]:
+def gate_verdict(demands: Sequence[Demand], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the figures of `keel evaluate` of one policy meet the demands.
 
     What was not measured never passes, nor does a figure of fewer than FEWEST prompts.
     """
-    slices = figures.get("slices", {})
+    slices = metrics.get("slices", {})
     rows = []
     for demand in demands:
-        own = figures if demand.slice is None else slices.get(slice_named(demand.slice, list(slices)), {})
-        found = measured(own)
-        prompts = prompts_of(demand, found)
+        own = metrics if demand.slice is None else slices.get(find_slice(demand.slice, list(slices)), {})
+        found = numeric_metrics(own)
+        prompts = num_prompts(demand, found)
         is_enough = prompts >= FEWEST
-        value = found.get(f"{demand.figure}_{demand.end}" if demand.end else demand.figure) if is_enough else None
+        value = found.get(f"{demand.metric}_{demand.end}" if demand.end else demand.metric) if is_enough else None
         passed = value is not None and demand.holds(value)
-        interval = [found.get(f"{demand.figure}_{end}") for end in ("low", "high")]
+        interval = [found.get(f"{demand.metric}_{end}") for end in ("low", "high")]
         rows.append(
             {
                 "demand": demand.text,
-                "measured": found.get(demand.figure),
+                "measured": found.get(demand.metric),
                 "interval": None if None in interval else interval,
                 "passed": passed,
-                "says": says(demand, value, passed, prompts, found),
+                "says": describe_demand(demand, value, passed, prompts, found),
             }
         )
     failed = [row["says"] for row in rows if not row["passed"]]
     return {"passed": not failed, "failed": failed, "demands": rows}
 
 
-def measured(figures: Mapping[str, Any]) -> dict[str, float]:
+def numeric_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Every number of the policy, of its comparison, and of people's, by the name that a gate has for it."""
-    own = {**figures, **figures.get("policy", {})}
-    own |= {f"people.{name}": value for name, value in figures.get("people", {}).items()}
+    own = {**metrics, **metrics.get("policy", {})}
+    own |= {f"people.{name}": value for name, value in metrics.get("people", {}).items()}
     return {name: value for name, value in own.items() if isinstance(value, int | float) and value == value}
 
 
-def prompts_of(demand: Demand, found: Mapping[str, float]) -> float:
+def num_prompts(demand: Demand, found: Mapping[str, float]) -> float:
     """Of how many prompts the figure is; inf for one that is itself a count, or where nobody counted."""
-    counted = "people.prompts" if demand.figure.startswith("people.") else "prompts"
-    return math.inf if demand.figure in COUNTS else found.get(counted, math.inf)
+    counted = "people.prompts" if demand.metric.startswith("people.") else "prompts"
+    return math.inf if demand.metric in COUNTS else found.get(counted, math.inf)
 
 
-def says(demand: Demand, value: float | None, passed: bool, prompts: float, found: Mapping[str, float]) -> str:
+def describe_demand(
+    demand: Demand, value: float | None, passed: bool, prompts: float, found: Mapping[str, float]
+) -> str:
     if prompts < FEWEST:
         return f"{demand.subject} needs at least {FEWEST} prompts, has {prompts:g}"
     if value is None:
-        overlap = found.get(demand.figure.replace("length_controlled_win_rate", "length_overlap"))
-        if demand.figure.endswith("length_controlled_win_rate") and overlap is not None:
+        overlap = found.get(demand.metric.replace("length_controlled_win_rate", "length_overlap"))
+        if demand.metric.endswith("length_controlled_win_rate") and overlap is not None:
             return f"{demand.subject} {NOT_IDENTIFIED.format(1 - overlap)}"
         return f"{demand.subject} was not measured"
     few = f" (of {prompts:g} prompts only)" if prompts < FEW else ""

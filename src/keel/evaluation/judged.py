@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keel.core.win_rate import LEAST_OVERLAP, length_controlled, length_controlled_deviation, length_overlap
+from keel.core.win_rate import LEAST_OVERLAP, length_controlled_deviation, length_controlled_win_rate, length_overlap
 from keel.data.preferences import prompt_key
 from keel.data.prompts import Prompt
 from keel.stats.intervals import Interval, mean_interval, share_interval, t_quantile
@@ -15,23 +15,23 @@ from keel.world import generator
 
 PER_TOKEN = ("entropy", "reference_logprob")  # reported as means over tokens; the rest as means over answers
 AT_ONCE = 2**22  # numbers held in memory while resampling; no figure depends on it
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedResponses:
     """A policy's answers, N prompts and k to each, and what was measured of them."""
 
     prompts: list[Prompt]
     texts: list[list[str]]
     measured: dict[str, Tensor]  # name -> [N, k]; the names of PER_TOKEN hold sums over the answer's tokens
 
-    def rows(self, chosen: Sequence[int]) -> "Judged":
+    def rows(self, chosen: Sequence[int]) -> "EvaluatedResponses":
         """Some of the prompts."""
         measured = {name: values[list(chosen)] for name, values in self.measured.items()}
-        return Judged([self.prompts[row] for row in chosen], [self.texts[row] for row in chosen], measured)
+        return EvaluatedResponses([self.prompts[row] for row in chosen], [self.texts[row] for row in chosen], measured)
 
-    def summary(self) -> Figures:
+    def summary(self) -> Metrics:
         """One figure for each measure, over all answers."""
         tokens = self.measured["length"].sum()
         return {
@@ -45,9 +45,9 @@ class Judged:
         numbers: dict[str, int] = {}
         return torch.tensor([numbers.setdefault(prompt_key(prompt.content), len(numbers)) for prompt in self.prompts])
 
-    def figures(self) -> Figures:
+    def compute_metrics(self) -> Metrics:
         """The summary, each figure NAME with its interval NAME_low and NAME_high."""
-        found: Figures = {}
+        found: Metrics = {}
         clusters = self.clusters
         for name, value in self.summary().items():
             values = self.measured[name]
@@ -73,7 +73,7 @@ def by_prompt(values: Tensor, clusters: Tensor) -> Tensor:
     return sums.index_add_(0, clusters, values.double().cpu())
 
 
-def with_interval(name: str, value: float, interval: Interval) -> Figures:
+def with_interval(name: str, value: float, interval: Interval) -> Metrics:
     """NAME, NAME_low and NAME_high."""
     return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
@@ -92,7 +92,7 @@ def resamples(count: int, seed: int, draws: int, width: int = 1) -> Iterator[Ten
         )
 
 
-def comparison(ours: Tensor, theirs: Tensor, clusters: Tensor | None = None) -> Figures:
+def comparison(ours: Tensor, theirs: Tensor, clusters: Tensor | None = None) -> Metrics:
     """Win rate, score difference and share of ties with intervals, from scores [N, k] and [N, j].
 
     A row's win rate is that of all pairs of our and their answers to its prompt; a tie counts half. Pairs of which an
@@ -110,14 +110,14 @@ def comparison(ours: Tensor, theirs: Tensor, clusters: Tensor | None = None) -> 
         "win_rate": (difference.sign().double() + 1) / 2,
         "score_difference": difference.double(),
     }
-    figures: Figures = {}
+    metrics: Metrics = {}
     for name, values in parts.items():
         rows = values.masked_fill(~known, torch.nan).flatten(1).nanmean(1)
-        figures |= row_mean(name, rows, numbers, is_share=name != "score_difference")
-    return figures
+        metrics |= row_mean(name, rows, numbers, is_share=name != "score_difference")
+    return metrics
 
 
-def row_mean(name: str, values: Tensor, clusters: Tensor, is_share: bool = True) -> Figures:
+def row_mean(name: str, values: Tensor, clusters: Tensor, is_share: bool = True) -> Metrics:
     """The mean of what each row says [N], with its interval over prompts."""
     numbers = clusters.unique(return_inverse=True)[1]
     above, below = by_prompt(values, numbers), by_prompt(torch.ones_like(values), numbers)
@@ -125,7 +125,7 @@ def row_mean(name: str, values: Tensor, clusters: Tensor, is_share: bool = True)
     return with_interval(name, float(values.mean()), method(above.numpy(), below.numpy()))
 
 
-def length_controlled_comparison(ours: Judged, theirs: Judged, measure: str) -> Figures:
+def length_controlled_comparison(ours: EvaluatedResponses, theirs: EvaluatedResponses, measure: str) -> Metrics:
     """The win rate that would remain if both answers were of one length; each row counts alike (`core.win_rate`)."""
     difference = (ours.measured[measure].unsqueeze(2) - theirs.measured[measure].unsqueeze(1)).cpu()
     longer_by = (ours.measured["length"].unsqueeze(2) - theirs.measured["length"].unsqueeze(1)).cpu()
@@ -135,7 +135,7 @@ def length_controlled_comparison(ours: Judged, theirs: Judged, measure: str) -> 
     return length_controlled_rate(wins[known], longer_by[known], shares, ours.clusters[rows])
 
 
-def length_controlled_rate(wins: Tensor, longer_by: Tensor, shares: Tensor, prompts: Tensor) -> Figures:
+def length_controlled_rate(wins: Tensor, longer_by: Tensor, shares: Tensor, prompts: Tensor) -> Metrics:
     """From comparisons [M], how much each counts, and which prompt it belongs to. Empty without any.
 
     The interval is a t interval of the logit. nan where one side is longer in all or nearly all comparisons
@@ -152,7 +152,7 @@ def length_controlled_rate(wins: Tensor, longer_by: Tensor, shares: Tensor, prom
             below = by_prompt(shares, clusters)
             ends = share_interval((below * value).numpy(), below.numpy())
         else:
-            value = float(length_controlled(wins, longer_by, shares))
+            value = float(length_controlled_win_rate(wins, longer_by, shares))
             ends = _logit_interval(value, length_controlled_deviation(wins, longer_by, shares, clusters), count)
     return {**with_interval("length_controlled_win_rate", value, ends), "length_overlap": overlap}
 

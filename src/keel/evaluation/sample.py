@@ -17,7 +17,7 @@ from keel.models.actor_critic import ActorCritic
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
-from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.progress import ProgressDisplay
 from keel.rollout.sampler import sample
 from keel.run.folder import write_atomic
@@ -33,7 +33,7 @@ PASS_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class Player:
+class EvaluatedPolicy:
     """A model with all it needs to answer."""
 
     name: str
@@ -43,7 +43,7 @@ class Player:
     prompts: list[Prompt]
     stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
 
-    def answers(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
+    def sample_responses(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
         """Batches of answers, those to one prompt adjacent; batch size and order of work never change them."""
         prompts = [prompt for prompt in self.prompts for _ in range(decoding.num_responses)]
         numbers = generator(*stream)
@@ -64,64 +64,66 @@ class Player:
             )
 
 
-def sample_answers(config: SampleConfig) -> dict[str, Any]:
+def sample_responses(config: SampleConfig) -> dict[str, Any]:
     """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
     World.single()
     require_writable(config.output)
-    player, decoding = load_player(config.model, config.prompts, config.sampling, config.dtype), config.sampling
+    policy, decoding = load_policy(config.model, config.prompts, config.sampling, config.dtype), config.sampling
     texts: list[str] = []
     truncated = 0
-    with ProgressDisplay("sample", len(player.prompts) * decoding.num_responses) as display:
-        for rollouts in player.answers(decoding, config.seed, "sample"):
+    with ProgressDisplay("sample", len(policy.prompts) * decoding.num_responses) as display:
+        for rollouts in policy.sample_responses(decoding, config.seed, "sample"):
             texts += rollouts.texts
             truncated += int(rollouts.truncated.sum())
             display.show(len(texts), {"truncated": truncated / len(texts)})
     lines = []
-    for prompt, answers in zip(player.prompts, grouped(texts, decoding.num_responses), strict=True):
+    for prompt, answers in zip(policy.prompts, group_texts(texts, decoding.num_responses), strict=True):
         others = {name: value for name, value in prompt.columns.items() if name not in STALE}
         row = {**others, config.prompts.column: prompt.content, "responses": answers}
         lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     write_atomic(Path(config.output), "".join(lines))
     return {
         "output": config.output,
-        "prompts": len(player.prompts),
+        "prompts": len(policy.prompts),
         "responses": len(texts),
         "truncated": truncated / len(texts),
     }
 
 
-def load_player(name: str, prompts: PromptSettings, decoding: DecodingSettings, dtype: str = "float32") -> Player:
+def load_policy(
+    name: str, prompts: PromptSettings, decoding: DecodingSettings, dtype: str = "float32"
+) -> EvaluatedPolicy:
     """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
     tokenizer = chat_tokenizer(name, prompts)
     loaded = read_prompts(prompts, tokenizer)
-    model = load_frozen(name, dtype)
+    model = load_frozen_model(name, dtype)
     speak_in_turns(model.policy, tokenizer, prompts)
-    name_unembedded(model.policy, tokenizer, name)
-    require_embedded(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
+    report_unembedded_ids(model.policy, tokenizer, name)
+    require_embeddings(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
     longest = max(len(prompt.tokens) for prompt in loaded)
     require_positions(model.policy, longest, decoding.max_response_tokens, name, "sampling")
     end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")
     texts = tuple(stop_texts(tokenizer, decoding.stop, where="sampling.stop"))
-    player = Player(name, model, tokenizer, end_ids, loaded, texts)
-    check_player(player, decoding)
-    return player
+    policy = EvaluatedPolicy(name, model, tokenizer, end_ids, loaded, texts)
+    check_player(policy, decoding)
+    return policy
 
 
-def check_player(player: Player, decoding: DecodingSettings) -> None:
+def check_player(policy: EvaluatedPolicy, decoding: DecodingSettings) -> None:
     """Compare sampler and full pass on two prompts of unlike lengths. Raises ConfigError where they disagree."""
-    prompts = [player.prompts[row] for row in unlike_rows(player.prompts, 2)]
+    prompts = [policy.prompts[row] for row in unlike_rows(policy.prompts, 2)]
     size = len(prompts), min(decoding.max_response_tokens, CHECKED_TOKENS)
     uniforms = torch.rand(*size, generator=generator("check"), dtype=torch.float64)
     temperature = decoding.temperature or 1.0  # of the most likely tokens there are no log-probs to compare
-    found = sample(player.model.policy, prompts, player.tokenizer, uniforms, player.end_ids, temperature)
-    compare_passes(player.model, found, temperature, PASS_TOKENS, where=player.name)
+    found = sample(policy.model.policy, prompts, policy.tokenizer, uniforms, policy.end_ids, temperature)
+    compare_passes(policy.model, found, temperature, PASS_TOKENS, where=policy.name)
 
 
-def load_frozen(name: str, dtype: str = "float32") -> ActorCritic:
+def load_frozen_model(name: str, dtype: str = "float32") -> ActorCritic:
     """A causal language model on this machine's device, not to be trained. Raises ConfigError."""
     model: Any = load_causal_lm(name, dtype)
     return ActorCritic(model.to(World.from_environment().device).requires_grad_(False))
 
 
-def grouped(texts: list[str], k: int) -> list[list[str]]:
+def group_texts(texts: list[str], k: int) -> list[list[str]]:
     return [texts[start : start + k] for start in range(0, len(texts), k)]

@@ -12,7 +12,7 @@ from keel.errors import ConfigError
 MOST = 100  # values of a column; one of more, such as a number or a name, tells single prompts apart
 
 
-def slices_of(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, list[int]]:
+def slice_rows(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, list[int]]:
     """`COLUMN=VALUE` -> rows of the prompts that have it, most first; a row without the column has the value null.
 
     Raises ConfigError for a column that no prompt has, or that has too many values.

@@ -36,38 +36,38 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("KEEL_KERNELS") == "off":
         return None
     try:
-        place = built()
+        place = build_library()
         try:
             return ctypes.CDLL(str(place))
         except OSError:  # damaged: once more
             place.unlink()
-            return ctypes.CDLL(str(built()))
+            return ctypes.CDLL(str(build_library()))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def built() -> Path:
+def build_library() -> Path:
     """The library for this source, compiler and processor, compiled if it is not in the cache.
 
     Raises OSError, RuntimeError (no home folder), ValueError (CC is no command) or SubprocessError where that fails.
     """
     here, compiler = Path(__file__).parent, shlex.split(os.environ.get("CC") or "cc")
-    parts = [run([*compiler, "--version"]), processor(), " ".join((*FLAGS, THREADS)).encode()]
+    parts = [run_command([*compiler, "--version"]), processor_features(), " ".join((*FLAGS, THREADS)).encode()]
     parts += [(here / name).read_bytes() for name in (*HEADERS, *SOURCES)]
-    place = own_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
+    place = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
     if not place.exists():
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             target = Path(scratch) / "kernels.so"
             command = [*compiler, *FLAGS, "-shared", "-o", str(target), *(str(here / name) for name in SOURCES), "-lm"]
             try:
-                run([*command, THREADS])
+                run_command([*command, THREADS])
             except subprocess.CalledProcessError:  # a compiler without OpenMP: one thread
-                run(command)
+                run_command(command)
             target.replace(place)  # so that no process ever sees half of it
     return place
 
 
-def own_folder() -> Path:
+def cache_folder() -> Path:
     """Where libraries are kept. Raises PermissionError if anybody else could put one there."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keel"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,11 +77,11 @@ def own_folder() -> Path:
     return folder
 
 
-def run(command: Sequence[str]) -> bytes:
+def run_command(command: Sequence[str]) -> bytes:
     return subprocess.run(command, capture_output=True, check=True, timeout=SECONDS).stdout
 
 
-def processor() -> bytes:
+def processor_features() -> bytes:
     """What this processor can do: code for one may not run on another that shares the home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -17,7 +17,7 @@ Rotation = tuple[Tensor, Tensor]
 """Cosine and sine [N, 1, D / 2] by which queries and keys turn."""
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS norm over the last dimension, and what each x was multiplied by. [..., H], [H] -> [..., H], [...]"""
     x, weight = x.contiguous(), weight.contiguous()
     *shape, size = x.shape
@@ -26,7 +26,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return y, scales
 
 
-def norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def rms_norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """-> gradients of x and weight"""
     x, weight, gradient = x.contiguous(), weight.contiguous(), gradient.contiguous()
     count, size = scales.numel(), x.shape[-1]
@@ -35,7 +35,7 @@ def norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -> tu
     return for_x, for_weight.sum(0)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of equal shapes."""
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
@@ -43,7 +43,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
-def gated_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def silu_gate_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """-> gradients of gate and up"""
     gate, up, gradient = gate.contiguous(), up.contiguous(), gradient.contiguous()
     for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
@@ -51,7 +51,7 @@ def gated_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tens
     return for_gate, for_up
 
 
-def logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def logprobs_with_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Log-prob of each token, entropy, and what the gradient needs. [..., V], [...] int64 -> [...], [...], [..., 3]
 
     Raises IndexError for a token that is none of the V.
@@ -65,7 +65,7 @@ def logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[
     return found, entropies, statistics
 
 
-def logprobs_back(
+def logprobs_with_entropy_back(
     logits: Tensor,
     tokens: Tensor,
     statistics: Tensor,

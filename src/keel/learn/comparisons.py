@@ -24,7 +24,7 @@ class Comparisons:
     margins: Tensor  # [N]
 
     @classmethod
-    def of(cls, values: Tensor, rankings: Sequence[Ranking]) -> Self:
+    def from_rankings(cls, values: Tensor, rankings: Sequence[Ranking]) -> Self:
         """From the values of all answers, ranking after ranking [M]; every answer must be ranked."""
         counts = torch.tensor([len(ranking.ranks) for ranking in rankings], device=values.device)
         mask = torch.arange(int(counts.max()), device=values.device) < counts.unsqueeze(1)

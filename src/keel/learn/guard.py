@@ -68,7 +68,7 @@ def require_finite(weights: Iterable[tuple[str, nn.Parameter]], step: int) -> No
         raise Diverged(f"weight {bad} is not finite after step {step}", fix="lower optim.learning_rate")
 
 
-def fault_of(
+def find_fault(
     losses_finite: bool, norms: Mapping[str, float], parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> str | None:
     """What is not finite in an update, by name; None if all is well. The named parameters hold the gradients."""

@@ -58,6 +58,6 @@ class Shaping:
         return placed + place_scores(scores - placed.sum(1), mask)
 
 
-def scores_of_kept(scored: ScoredRollouts) -> Tensor:
+def kept_scores(scored: ScoredRollouts) -> Tensor:
     """Scores [B] with NaN for dropped responses."""
     return torch.where(scored.kept, scored.scores, torch.nan)

@@ -71,7 +71,7 @@ def build_targets(
     if analysis.values is not None and analysis.final_values is not None:
         cut = rollouts.truncated * (settings.truncation == "bootstrap")
         credit = replace(credit, values=analysis.values, final_values=analysis.final_values * cut)
-        credit, units = centred(credit, cut, units, counted, world)
+        credit, units = centre_values(credit, cut, units, counted, world)
     rewards = credit.rewards
     advantages, returns = algorithm.advantages(credit)
     if not groups:  # whose scores are compared, and may be normalised, in units of their own
@@ -112,7 +112,9 @@ def _credit(token_scores: Tensor, kl: Tensor, kl_coef: float, rollouts: Rollouts
     )
 
 
-def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, world: World) -> tuple[Credit, ValueUnits]:
+def centre_values(
+    credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, world: World
+) -> tuple[Credit, ValueUnits]:
     """Shift the values by their mean error over the batch, and return the units that do so for the values to come.
 
     A constant of the reward would otherwise have to be learned by the critic's weights. Until it is, it leaves in the
@@ -135,7 +137,7 @@ def centred(credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, wor
     deviation = float(moments(returns, counted, world)[1]) ** 0.5
     if units.deviation is not None:
         units = replace(units, deviation=max(units.deviation, deviation))
-    elif spread_of(credit.token_scores.sum(1), counted.any(1), world):
+    elif scores_vary(credit.token_scores.sum(1), counted.any(1), world):
         fresh = not float(moments(credit.values, counted, world)[1])
         units = replace(units, deviation=deviation, gain=deviation if fresh else units.gain)
     assert credit.final_values is not None
@@ -172,7 +174,7 @@ def signal_share(variance: float, paid: float, kl_coef: float) -> float:
     return (signal / (signal + (LEAST_NATS * kl_coef) ** 2)) ** 0.5 if signal else 1.0
 
 
-def spread_of(scores: Tensor, counted: Tensor, world: World) -> bool:
+def scores_vary(scores: Tensor, counted: Tensor, world: World) -> bool:
     """Whether the scores [B] differ by more than rounding."""
     mean, variance = moments(scores, counted, world)
     return float(variance) ** 0.5 > ROUNDING * abs(float(mean))

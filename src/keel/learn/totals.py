@@ -28,7 +28,7 @@ class Totals:
         for name, value in other.sums.items():
             self._add(name, value, other.counts[name])
 
-    def reduced(self, world: World) -> dict[str, float]:
+    def reduce(self, world: World) -> dict[str, float]:
         """Means over everything counted on all ranks, which must hold the same names."""
         names = sorted(self.sums)
         pairs = torch.tensor([[self.sums[name], self.counts[name]] for name in names], dtype=torch.float64)

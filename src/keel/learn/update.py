@@ -16,9 +16,9 @@ from keel.core.diagnostics import approx_kl, clipfrac
 from keel.core.kl import kl_estimate, without_rounding
 from keel.core.losses import likelihood_ratio, value_loss
 from keel.data.batches import TrainingBatch, select_rows
-from keel.failpoints import failpoint, poisoned
+from keel.failpoints import failpoint, poison
 from keel.learn.algorithms import Algorithm, Loss
-from keel.learn.guard import Guard, fault_of
+from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
 from keel.models.actor_critic import ActorCritic, Analysis
@@ -92,13 +92,13 @@ class Updater:
                     batch, self._own(rows, batch.size), done, minibatches, kl_coef, step_scale, epoch_totals
                 )
                 if epoch == index == 0:  # nothing has moved yet: whatever they differ by is a fault
-                    before_moving = epoch_totals.reduced(self.world)["policy/approx_kl"]
+                    before_moving = epoch_totals.reduce(self.world)["policy/approx_kl"]
             totals.merge(epoch_totals)
-            drift = epoch_totals.reduced(self.world)["policy/approx_kl"]
+            drift = epoch_totals.reduce(self.world)["policy/approx_kl"]
             if self.schedule.max_approx_kl is not None and drift > self.schedule.max_approx_kl:
                 break
         return {
-            **totals.reduced(self.world),
+            **totals.reduce(self.world),
             "policy/first_approx_kl": before_moving,
             "policy/update_epochs": epoch + 1,
         }
@@ -135,9 +135,9 @@ class Updater:
         if num_loss_tokens == 0:
             totals.add_one("update/skipped", 0.0)
             return
-        figures, finite = Totals(), True
+        metrics, finite = Totals(), True
         for part in self._parts(batch, rows):
-            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(part, kl_coef, figures)]
+            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(part, kl_coef, metrics)]
             # Of small models both graphs fit in memory; of others one can go before the next is built.
             finite &= all(at_once(*jobs) if self._small else [job() for job in jobs])
         factor = learning_rate_factor(
@@ -147,10 +147,10 @@ class Updater:
             self.schedule.warmup_steps,
         )
         set_learning_rate(self.optimizer, factor, step_scale)
-        figures.add_one("policy/learning_rate", self.optimizer.param_groups[0]["initial_lr"] * factor)
-        taken = self._step(step_scale, finite, figures)
+        metrics.add_one("policy/learning_rate", self.optimizer.param_groups[0]["initial_lr"] * factor)
+        taken = self._step(step_scale, finite, metrics)
         if taken:
-            totals.merge(figures)
+            totals.merge(metrics)
         totals.add_one("update/skipped", float(not taken))
 
     def _parts(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
@@ -222,9 +222,9 @@ class Updater:
             for parameter in policy:
                 parameter.grad = None
         models = ({"policy": policy} if step_scale else {}) | ({"critic": critic} if critic else {})
-        norms = {name: poisoned("update.gradient", gradient_norm(model)) for name, model in models.items()}
+        norms = {name: poison("update.gradient", gradient_norm(model)) for name, model in models.items()}
         sizes = {name: float(norm) for name, norm in norms.items()}
-        taken = self.guard.admits(sizes, fault_of(finite, sizes, self.actor_critic.named_parameters()))
+        taken = self.guard.admits(sizes, find_fault(finite, sizes, self.actor_critic.named_parameters()))
         if taken:
             for name, model in models.items():
                 totals.add_one(f"{name}/grad_norm", sizes[name])
@@ -237,7 +237,7 @@ class Updater:
 
 def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:
     """Add the gradient of a loss that is finite; whether it is."""
-    value = poisoned("update.loss", loss())
+    value = poison("update.loss", loss())
     finite = bool(value.isfinite())
     if finite:
         (value / num_loss_tokens).backward()

@@ -35,7 +35,7 @@ def open_run(
         if world.is_main:
             check_origin(folder, sources, world.size, resume, code)
         world.barrier()
-        with folder.end_recorded() if world.is_main else nullcontext():
+        with folder.outcome_recorded() if world.is_main else nullcontext():
             yield folder
     finally:
         folder.close()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.data.batches import Rollouts, TrainingBatch
-from keel.models.heads import plain, token_statistics, values_of
+from keel.models.heads import compute_values, plain, token_statistics
 from keel.models.packed import token_states
 from keel.world import at_once
 
@@ -100,16 +100,18 @@ class ActorCritic(nn.Module):
         if with_logprobs:
             states = token_states(self.policy, tokens, mask)
             chosen = batch.response_tokens[batch.response_mask]
-            figures = token_statistics(self.policy, states[before], chosen, temperature, entropy_gradient)
-            logprobs, entropies = (_rows(figure, batch) for figure in figures)
+            metrics = token_statistics(self.policy, states[before], chosen, temperature, entropy_gradient)
+            logprobs, entropies = (_rows(metric, batch) for metric in metrics)
             found = replace(found, logprobs=logprobs, entropy=entropies)
         if not (with_values and self.has_critic):
             return found
         if self.critic is not None:
             critic: Any = plain(self.critic)
-            values = values_of(critic.score, token_states(critic, tokens, mask))
+            values = compute_values(critic.score, token_states(critic, tokens, mask))
         else:
-            values = values_of(self.value_head, token_states(self.policy, tokens, mask) if states is None else states)
+            values = compute_values(
+                self.value_head, token_states(self.policy, tokens, mask) if states is None else states
+            )
         values = self.value_units.values(values)
         ends = mask.sum(1).cumsum(0) - 1
         return replace(found, values=_rows(values[before], batch), final_values=values[ends])

@@ -62,7 +62,7 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
             wrapped = peft.get_peft_model(model, settings).eval()
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split()), where="lora.target_modules") from error
-    untie_adapted(wrapped)
+    untie_adapted_matrices(wrapped)
     return wrapped
 
 
@@ -123,7 +123,7 @@ def _tied_is_known() -> Iterator[None]:
         yield
 
 
-def untie_adapted(model: Any) -> None:
+def untie_adapted_matrices(model: Any) -> None:
     """Give the output matrix memory of its own where an adapter is on one of two tied matrices.
 
     In training each of them has an adapter or none; merged into one memory, both would have both.
@@ -147,7 +147,7 @@ def _frozen(module: Any) -> Any:
     return module
 
 
-def share_frozen(model: Any, base: Any) -> None:
+def share_frozen_weights(model: Any, base: Any) -> None:
     """Let the frozen trunk weights of `model` that equal those of `base` be the same memory.
 
     So one base carries the adapters of policy, critic and reward model, and each stays a model of its own.
@@ -161,12 +161,12 @@ def share_frozen(model: Any, base: Any) -> None:
             weight.data = twin.data
 
 
-def merged(model: Any) -> PreTrainedModel:
+def merged_copy(model: Any) -> PreTrainedModel:
     """The model without peft: a copy with the adapter merged in, or the model itself."""
     return _merge(copy.deepcopy(model)) if hasattr(model, "merge_and_unload") else model
 
 
-def merged_in(model: Any, name: str) -> PreTrainedModel:
+def merge_adapter(model: Any, name: str) -> PreTrainedModel:
     """The base with the adapter merged into its own memory, all of which may learn; `name` is the adapter's folder.
 
     Raises ConfigError for an adapter that cannot be merged, or changes the model when it is.
@@ -205,9 +205,9 @@ def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     tokenizer.save_pretrained(folder)
 
 
-def base_of(folder: Path) -> str:
+def adapter_base(folder: Path) -> str:
     """Folder or hub id of the model that an adapter was trained on. Raises ConfigError when it does not say."""
-    base, seen = str(settings_of(folder).get("base_model_name_or_path") or ""), {folder.resolve()}
+    base, seen = str(read_adapter_settings(folder).get("base_model_name_or_path") or ""), {folder.resolve()}
     if not base:
         raise ConfigError(
             "the adapter does not say which model it adapts",
@@ -223,11 +223,11 @@ def base_of(folder: Path) -> str:
                 fix="set base_model_name_or_path to the model that it adapts",
             )
         seen.add(place.resolve())
-        place = Path(str(settings_of(place).get("base_model_name_or_path")))
+        place = Path(str(read_adapter_settings(place).get("base_model_name_or_path")))
     return base
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def read_adapter_settings(folder: Path) -> dict[str, Any]:
     """The adapter's own settings. Raises ConfigError when they cannot be read."""
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
@@ -246,23 +246,23 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def is_language_adapter(folder: Path) -> bool:
     """Whether the adapter was trained on a model that has the head of a language model."""
-    return settings_of(folder).get("task_type") == "CAUSAL_LM"
+    return read_adapter_settings(folder).get("task_type") == "CAUSAL_LM"
 
 
-def shapes_of(folder: Path) -> dict[str, list[int]]:
+def adapter_shapes(folder: Path) -> dict[str, list[int]]:
     """Shape of each weight that the adapter's file holds, by the name that the weight or its module has in the base."""
     with safe_open(folder / WEIGHTS, "pt") as file:
         return {key.removeprefix(PREFIX): list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
-def put_on(model: PreTrainedModel, folder: Path) -> Any:
+def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
     """The saved adapter on its base, frozen; what keel knows of the whole model lies in the adapter's own config.
 
     Raises ConfigError naming weights that are missing in its file, or that do not fit the base.
     """
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"the adapter has no {WEIGHTS}", str(folder), "save it as safetensors")
-    shapes, kind = shapes_of(folder), settings_of(folder).get("peft_type")
+    shapes, kind = adapter_shapes(folder), read_adapter_settings(folder).get("peft_type")
     if (folder / "config.json").is_file():
         model.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         grow_embeddings(model, model.config.get_text_config().vocab_size)
@@ -275,7 +275,7 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
     read = _peft().get_peft_model_state_dict(adapted, save_embedding_layers=False)
     expected = {key.removeprefix(PREFIX) for key in read}
     refuse_missing(expected - shapes.keys(), shapes.keys() - expected, str(folder))
-    untie_adapted(adapted)
+    untie_adapted_matrices(adapted)
     return adapted
 
 

@@ -43,8 +43,8 @@ class RewardEnsemble:
         dtype: str = "float32",
     ) -> Self:
         """Raises ConfigError when it or a member cannot be loaded."""
-        members = [load_member(member, chat_template, dtype) for member in members_of(folder)]
-        return cls(members, combine, std_coef, read(folder)["temperature"])
+        members = [load_member(member, chat_template, dtype) for member in member_folders(folder)]
+        return cls(members, combine, std_coef, read_ensemble(folder)["temperature"])
 
     def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
         """Scores of responses that have ended, on the CPU and without gradient. -> [N] float32"""
@@ -52,7 +52,7 @@ class RewardEnsemble:
 
     def score_readings(self, readings: Sequence[Reading]) -> Tensor:
         """As `score`, of responses that may be truncated and prompts that may have tools. -> [N] float32"""
-        return self.combined(self.member_scores(readings))
+        return self.combine_scores(self.member_scores(readings))
 
     def member_scores(self, readings: Sequence[Reading]) -> Tensor:
         """What each member gives. -> [members, N] float32"""
@@ -63,7 +63,7 @@ class RewardEnsemble:
         """For each text of the last call whether a member could not read its beginning."""
         return [any(flags) for flags in zip(*(member.cut for member in self.members), strict=True)]
 
-    def combined(self, scores: Tensor) -> Tensor:
+    def combine_scores(self, scores: Tensor) -> Tensor:
         """[members, N] -> [N]"""
         if self.combine == "min":
             return scores.min(0).values
@@ -110,13 +110,13 @@ def is_ensemble(folder: str) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def models_of(judge: RewardModel | RewardEnsemble) -> list[RewardModel]:
+def member_models(judge: RewardModel | RewardEnsemble) -> list[RewardModel]:
     return judge.members if isinstance(judge, RewardEnsemble) else [judge]
 
 
-def members_of(folder: str) -> list[str]:
+def member_folders(folder: str) -> list[str]:
     """The folders of an ensemble's members; of a single model, or a name of the hub, that alone."""
-    return [str(Path(folder) / name) for name in read(folder)["members"]] if is_ensemble(folder) else [folder]
+    return [str(Path(folder) / name) for name in read_ensemble(folder)["members"]] if is_ensemble(folder) else [folder]
 
 
 def save_ensemble(folder: Path, members: Sequence[Path], temperature: float = 1.0) -> None:
@@ -128,7 +128,7 @@ def save_ensemble(folder: Path, members: Sequence[Path], temperature: float = 1.
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read(folder: str) -> dict[str, Any]:
+def read_ensemble(folder: str) -> dict[str, Any]:
     """Raises ConfigError for a list that cannot be read or names anything but folders beside it."""
     path = Path(folder) / FILE
     try:

@@ -41,7 +41,7 @@ def trunk(model: Any) -> nn.Module:
     return parts[0] if len(parts) == 1 and parts[0] is not embeddings else model
 
 
-def positions_for(model: Any, mask: Tensor) -> dict[str, Tensor]:
+def position_arguments(model: Any, mask: Tensor) -> dict[str, Tensor]:
     """The argument `position_ids` [B, L] that counts real tokens only; nothing for models that know no positions."""
     if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
         return {}
@@ -146,7 +146,7 @@ def new_value_head(model: Any) -> nn.Linear:
     return head.to(device=plain(model).device, dtype=torch.float32)
 
 
-def values_of(head: nn.Module, hidden: Tensor) -> Tensor:
+def compute_values(head: nn.Module, hidden: Tensor) -> Tensor:
     """Values from hidden states, in float32 or better. [..., H] -> [...]"""
     values = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1)
     return values.float() if values.dtype.itemsize < 4 else values

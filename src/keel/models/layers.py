@@ -29,7 +29,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer index, query [..., heads, D], key and value [..., kv_heads, D], not yet rotated -> [..., heads, D]"""
 
 
-def is_known(trunk: Any) -> bool:
+def has_known_layers(trunk: Any) -> bool:
     rope = (getattr(trunk.config, "rope_parameters", None) or {}).get("rope_type", "default")
     near_only = getattr(trunk.config, "sliding_window", None) is not None
     known = type(trunk).__name__ in TRUNKS and len(trunk.layers) > 0
@@ -52,7 +52,7 @@ def walk(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
     for index, layer in enumerate(trunk.layers):
         given = layer, index, hidden, attend
         hidden = checkpoint(_layer, *given, use_reentrant=False) if again else _layer(*given)
-    return norm(trunk.norm, hidden)
+    return apply_rms_norm(trunk.norm, hidden)
 
 
 def light(trunk: Any) -> Any:
@@ -80,7 +80,7 @@ def recompute_layers(trunk: Any) -> None:
 
     Raises ConfigError when the model's layers cannot do so.
     """
-    if is_known(trunk):
+    if has_known_layers(trunk):
         trunk.recompute = True
         return
     layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -91,9 +91,9 @@ def recompute_layers(trunk: Any) -> None:
 
 
 def _layer(layer: Any, index: int, hidden: Tensor, attend: Attend) -> Tensor:
-    hidden = hidden + _attention(layer, index, norm(layer.input_layernorm, hidden), attend)
-    normed, mlp = norm(layer.post_attention_layernorm, hidden), layer.mlp
-    changed: Tensor = hidden + mlp.down_proj(gated(mlp.act_fn, mlp.gate_proj(normed), mlp.up_proj(normed)))
+    hidden = hidden + _attention(layer, index, apply_rms_norm(layer.input_layernorm, hidden), attend)
+    normed, mlp = apply_rms_norm(layer.post_attention_layernorm, hidden), layer.mlp
+    changed: Tensor = hidden + mlp.down_proj(gate_activation(mlp.act_fn, mlp.gate_proj(normed), mlp.up_proj(normed)))
     return changed
 
 
@@ -104,21 +104,21 @@ def _attention(layer: Any, index: int, normed: Tensor, attend: Attend) -> Tensor
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if hasattr(attention, "q_norm"):
-        query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
+        query, key = apply_rms_norm(attention.q_norm, query), apply_rms_norm(attention.k_norm, key)
     found: Tensor = attention.o_proj(attend(index, query, key, value).flatten(-2))
     return found
 
 
-def norm(module: Any, x: Tensor) -> Tensor:
+def apply_rms_norm(module: Any, x: Tensor) -> Tensor:
     given = x, module.weight, module.variance_epsilon
     scaled: Tensor = RootMeanSquareNorm.apply(*given) if torch.is_grad_enabled() else _scaled(*given)[0]
     return scaled
 
 
-def gated(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+def gate_activation(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
     """activation(gate) * up"""
     if isinstance(activation, SILU) and kernels.available(gate, up):
-        product: Tensor = GatedUnit.apply(gate, up) if torch.is_grad_enabled() else kernels.gated(gate, up)
+        product: Tensor = GatedUnit.apply(gate, up) if torch.is_grad_enabled() else kernels.silu_gate(gate, up)
     else:
         product = activation(gate) * up
     return product
@@ -143,7 +143,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         if kernels.available(x, weight, gradients[0]):
-            return *kernels.norm_back(x, weight, scale, gradients[0]), None
+            return *kernels.rms_norm_back(x, weight, scale, gradients[0]), None
         scale = scale.unsqueeze(-1)
         gradient, normed = gradients[0], x * scale
         product = gradient * normed
@@ -156,7 +156,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
 def _scaled(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and what each x was multiplied by. [..., H], [H] -> [..., H], [...]"""
     if kernels.available(x, weight):
-        return kernels.norm(x, weight, eps)
+        return kernels.rms_norm(x, weight, eps)
     wide = x.float() if x.dtype.itemsize < 4 else x
     scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return (wide * scale).to(x.dtype).mul_(weight), scale.squeeze(-1)
@@ -168,13 +168,13 @@ class GatedUnit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return kernels.gated(gate, up)
+        return kernels.silu_gate(gate, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return kernels.gated_back(gate, up, gradients[0])
+        return kernels.silu_gate_back(gate, up, gradients[0])
 
 
 class Rotation(torch.autograd.Function):

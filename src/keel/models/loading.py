@@ -14,27 +14,27 @@ from keel.data.chats import turn_end_id
 from keel.errors import ConfigError
 from keel.models.adapters import (
     Lora,
-    base_of,
+    adapter_base,
+    adapter_shapes,
+    attach_adapter,
     is_language_adapter,
-    merged,
-    merged_in,
-    put_on,
+    merge_adapter,
+    merged_copy,
     require_targets,
     save_adapter,
-    shapes_of,
     with_lora,
 )
 from keel.models.files import is_adapter, read_part, refusing, token_ids
 from keel.models.heads import new_value_head, plain, trunk
 from keel.models.packed import pack_if_possible
 from keel.models.pad_token import read_every_token, set_pad_id
-from keel.models.sameness import logprobs, probe_tokens, require_same
+from keel.models.sameness import probe_logprobs, probe_tokens, require_same
 from keel.models.shallow import is_shallow, shallow_model
 from keel.models.trunk_classifier import SequenceClassifier
 from keel.models.vocabulary import FIX, num_embeddings
 from keel.models.weights import (
     LANGUAGE_HEADS,
-    listed,
+    format_names,
     name_unread,
     refuse_missing,
     refuse_other_shapes,
@@ -50,7 +50,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; one without a pad token gets its end token as pad. Raises ConfigError."""
     folder = Path(name)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        return load_tokenizer(base_of(folder))
+        return load_tokenizer(adapter_base(folder))
     tokenizer = read_part(AutoTokenizer, name, "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -66,11 +66,11 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
     cannot be loaded, or its weights are missing, of another shape, or not numbers.
     """
     if is_adapter(Path(name)) and not is_shallow(name):
-        base = load_causal_lm(base_of(Path(name)), dtype)
+        base = load_causal_lm(adapter_base(Path(name)), dtype)
         with refusing(name, "adapter"):
-            adapted = put_on(base, Path(name))
+            adapted = attach_adapter(base, Path(name))
         require_numbers(adapted, name)
-        model = merged_in(adapted, name)
+        model = merge_adapter(adapted, name)
     else:
         model, report = _read(AutoModelForCausalLM, name, "causal language model", dtype)
         unread = unread_weights(report, name)
@@ -96,9 +96,9 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: 
     loaded = _classifier(name, dtype, seed, merge=to_train)
     claims_head = any("SequenceClassification" in each for each in plain(loaded.model).config.architectures or [])
     if loaded.new and (claims_head or not to_train):
-        held = f", and holds {listed(loaded.unread)}, which was not read" if loaded.unread else ""
+        held = f", and holds {format_names(loaded.unread)}, which was not read" if loaded.unread else ""
         raise ConfigError(
-            f"this model has no trained head: its file lacks {listed(loaded.new)}{held}",
+            f"this model has no trained head: its file lacks {format_names(loaded.new)}{held}",
             where=name,
             fix="give a sequence classifier with one label, or make one of it with `keel reward`",
         )
@@ -129,12 +129,12 @@ def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
         return _Classifier(
             _ready(as_classifier(model, head, model.config.get_text_config().pad_token_id)), [HEAD], unread
         )
-    base = _classifier(base_of(folder), dtype, seed, merge=True)
+    base = _classifier(adapter_base(folder), dtype, seed, merge=True)
     with refusing(name, "adapter"):
-        model = put_on(base.model, folder)
+        model = attach_adapter(base.model, folder)
     require_numbers(model, name)
-    new = [key for key in base.new if key not in shapes_of(folder)]
-    return _Classifier(merged_in(model, name) if merge else model, new, [*base.unread, *unread])
+    new = [key for key in base.new if key not in adapter_shapes(folder)]
+    return _Classifier(merge_adapter(model, name) if merge else model, new, [*base.unread, *unread])
 
 
 def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
@@ -240,7 +240,7 @@ def stop_texts(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str], where: s
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A plain transformers folder: safetensors, tokenizer, generation config. An adapter is merged into the weights."""
-    plain = merged(model)
+    plain = merged_copy(model)
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -256,10 +256,10 @@ def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
         save_adapter(model, tokenizer, folder / "adapter")
         places.append(folder / "adapter")
     tokens = probe_tokens(model)
-    trained = logprobs(model, tokens)
+    trained = probe_logprobs(model, tokens)
     for place in places:
         saved = load_causal_lm(str(place), dtype_name(model)).to(plain(model).device)
-        require_same(trained, logprobs(saved, tokens), model, place)
+        require_same(trained, probe_logprobs(saved, tokens), model, place)
 
 
 def dtype_name(model: Any) -> str:
@@ -270,7 +270,7 @@ def dtype_name(model: Any) -> str:
 
 def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrainedModel:
     """The trunk of a language model under a value head, in the form in which critics are saved."""
-    own = merged(model)
+    own = merged_copy(model)
     config = copy.deepcopy(own.config)
     config.dtype = own.dtype  # saving a model leaves a name there, which some layers (Apertus) do not take
     config.num_labels = 1

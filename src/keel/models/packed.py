@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from keel.errors import ConfigError
 from keel.models.attention import Layout
 from keel.models.heads import UNFIT, check_logits, plain, trunk
-from keel.models.layers import is_known, rotations, walk
+from keel.models.layers import has_known_layers, rotations, walk
 from keel.models.positions import rotation_threshold
 from keel.models.trial import close, trial
 
@@ -61,7 +61,7 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def reads_packed(model: Any) -> bool:
+def reads_packed_rows(model: Any) -> bool:
     """Whether padding costs the model nothing."""
     return bool(plain(model).config.get_text_config()._attn_implementation == ATTENTION)
 
@@ -99,8 +99,8 @@ def _rows_to_read_together(model: Any, mask: Tensor) -> list[Tensor]:
 
 def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """`token_states` of rows that do not depend on one another."""
-    if not reads_packed(model):
-        tokens, mask = moved_left(tokens, mask)
+    if not reads_packed_rows(model):
+        tokens, mask = left_align(tokens, mask)
         masked = {} if reads_single_rows(model) else {"attention_mask": mask.long()}
         return trunk(model)(input_ids=tokens, use_cache=False, **masked).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)
@@ -112,7 +112,7 @@ def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
 
 def _packed_states(trunk: Any, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Tokens [N] and positions [N] in the order of the layout -> [N, H]"""
-    if is_known(trunk):
+    if has_known_layers(trunk):
         scaling, rotation = trunk.layers[0].self_attn.scaling, rotations(trunk, positions)
         return walk(trunk, tokens, lambda _, q, k, v: layout.attend(q, k, v, scaling, rotation=rotation))
     states: Tensor = trunk(
@@ -133,7 +133,7 @@ def _back(lengths: Tensor, order: Tensor) -> Tensor:
     return torch.arange(int(own.sum()), device=own.device) + (starts - first).repeat_interleave(own)
 
 
-def moved_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def left_align(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The same rows without padding before or inside them: each has the positions it has alone. [B, L] -> [B, <= L]"""
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     return tokens.gather(1, order), mask.gather(1, order)

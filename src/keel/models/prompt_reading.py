@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import ChatSettings, PromptSettings
-from keel.data.chat_template import NOW, template_of, today
+from keel.data.chat_template import NOW, cached_template, today
 from keel.data.named_templates import set_chat_template
 from keel.data.notes import Notes
-from keel.data.prompts import Asking, Prompt, load_prompts
+from keel.data.prompts import Prompt, PromptFormat, load_prompts
 from keel.data.rows import Row
 from keel.models.loading import load_tokenizer, stop_at_turns
 from keel.terminal import tell
@@ -28,9 +28,13 @@ def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase
 def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
     """Print that the chat template writes the date, unless it was given: the same prompt reads otherwise tomorrow."""
     source = str(tokenizer.chat_template)
-    if NOW.search(source) and "SOURCE_DATE_EPOCH" not in os.environ and template_of(tokenizer, source).writes_date():
+    if (
+        NOW.search(source)
+        and "SOURCE_DATE_EPOCH" not in os.environ
+        and cached_template(tokenizer, source).writes_date()
+    ):
         line = f"the chat template of {tokenizer.name_or_path} writes the date, {today():%Y-%m-%d}"
-        report([f"{line}; to write the same on another day, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
+        print_remarks([f"{line}; to write the same on another day, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
 
 
 def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
@@ -39,9 +43,9 @@ def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Cha
         stop_at_turns(model, tokenizer)
 
 
-def asking_of(settings: ChatSettings) -> Asking:
+def read_prompt_format(settings: ChatSettings) -> PromptFormat:
     """How the settings put a prompt to a model."""
-    return Asking(getattr(settings, "column", "prompt"), settings.chat, settings.system)
+    return PromptFormat(getattr(settings, "column", "prompt"), settings.chat, settings.system)
 
 
 def read_prompts(
@@ -60,16 +64,16 @@ def read_prompts(
         split=settings.split,
         max_tokens=settings.max_tokens,
         too_long=settings.too_long,
-        asking=asking_of(settings),
+        asking=read_prompt_format(settings),
         notes=notes,
         rows=rows,
     )
     if not quiet:
-        report(notes.lines())
+        print_remarks(notes.lines())
     return prompts
 
 
-def report(lines: Iterable[str]) -> None:
+def print_remarks(lines: Iterable[str]) -> None:
     """Print remarks, once whatever the number of processes."""
     if World.from_environment().is_main:
         for line in lines:

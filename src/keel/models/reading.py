@@ -21,7 +21,7 @@ class Reading:
     truncated: bool = False  # the response did not end, so nothing that ends it is read
     tools: list[Any] | None = None
 
-    def encoded(
+    def encode(
         self,
         tokenizer: PreTrainedTokenizerBase,
         template: str,
@@ -34,7 +34,7 @@ class Reading:
             return stripped(ids), False
         shorter = self.without_oldest_turn()
         if shorter is not None:
-            return replace(self, prompt=shorter).encoded(tokenizer, template, limit, stripped)[0], True
+            return replace(self, prompt=shorter).encode(tokenizer, template, limit, stripped)[0], True
         if not isinstance(self.prompt, str):
             return stripped(ids[-limit:]), True
         # the tokenizer keeps the special tokens that start a text

@@ -14,12 +14,12 @@ from keel.errors import ConfigError
 from keel.models.adapters import Lora, require_targets, save_adapter, with_lora
 from keel.models.heads import plain
 from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
-from keel.models.packed import moved_left, reads_packed, token_states
+from keel.models.packed import left_align, reads_packed_rows, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
 from keel.models.positions import num_positions
 from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
-from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.world import World
 
 TEMPLATE = "{prompt}{response}"
@@ -93,7 +93,7 @@ class RewardModel:
             require_targets(model, lora)
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
         reward_model.model.to(device or World.from_environment().device)
-        name_unembedded(reward_model.model, reward_model.tokenizer, name)
+        report_unembedded_ids(reward_model.model, reward_model.tokenizer, name)
         reward_model._check_scores()
         return reward_model
 
@@ -126,8 +126,8 @@ class RewardModel:
 
         A chat loses its oldest turns, and a text, or what is left of the chat, its beginning.
         """
-        ids, cut = reading.encoded(self.tokenizer, self.template, limit, self._without_trailing_pads)
-        require_embedded(self.model, [ids], self.tokenizer, "reward model")
+        ids, cut = reading.encode(self.tokenizer, self.template, limit, self._without_trailing_pads)
+        require_embeddings(self.model, [ids], self.tokenizer, "reward model")
         return ids, cut
 
     def num_tokens(self, prompt: Content, response: str) -> int:
@@ -159,9 +159,9 @@ class RewardModel:
 
     def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
         """Scores of encoded texts, with gradient; texts of like length go through the model together. -> [N]"""
-        at_once = microbatch_tokens if reads_packed(self.model) else microbatch_tokens // PASSES
+        at_once = microbatch_tokens if reads_packed_rows(self.model) else microbatch_tokens // PASSES
         groups = microbatches([len(row) for row in rows], at_once)
-        scores = [self.scores_of(*self.pad([rows[i] for i in group])) for group in groups]
+        scores = [self.compute_scores(*self.pad([rows[i] for i in group])) for group in groups]
         order = torch.tensor([i for group in groups for i in group])
         return torch.cat(scores)[order.argsort()]
 
@@ -171,13 +171,13 @@ class RewardModel:
         device = plain(self.model).device
         return tokens.to(device), mask.to(device)
 
-    def scores_of(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def compute_scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Scores with gradient; mask True = text, on whatever side the padding is. [N, L], [N, L] bool -> [N]"""
         model: Any = plain(self.model)
         if self.reads_last_token:
             last = mask.sum(1).cumsum(0) - 1
             return self._full(model.score(token_states(model, tokens, mask)[last])[:, 0])
-        tokens, mask = moved_left(tokens, mask)
+        tokens, mask = left_align(tokens, mask)
         return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
 
     @property

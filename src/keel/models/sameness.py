@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.errors import CheckpointError
-from keel.models.heads import plain, token_statistics, values_of
+from keel.models.heads import compute_values, plain, token_statistics
 from keel.models.packed import token_states
 from keel.models.positions import num_positions
 from keel.models.vocabulary import num_embeddings
@@ -37,7 +37,7 @@ def outputs(model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def logprobs(model: Any, tokens: Tensor) -> Tensor:
+def probe_logprobs(model: Any, tokens: Tensor) -> Tensor:
     """Log-probabilities of the probe's tokens, computed as in training. [N, L] -> [N * (L - 1)]"""
     before = token_states(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).view(*tokens.shape, -1)[:, :-1]
     return token_statistics(model, before.flatten(0, 1), tokens[:, 1:].flatten())[0]
@@ -46,7 +46,7 @@ def logprobs(model: Any, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def values(model: Any, head: nn.Module, tokens: Tensor) -> Tensor:
     """What a head makes of the states after each of the probe's tokens. [N, L] -> [N * L]"""
-    return values_of(head, token_states(plain(model), tokens, torch.ones_like(tokens, dtype=torch.bool)))
+    return compute_values(head, token_states(plain(model), tokens, torch.ones_like(tokens, dtype=torch.bool)))
 
 
 def same(one: Tensor, other: Tensor, model: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, GenerationConfig
 
-from keel.models.adapters import base_of
+from keel.models.adapters import adapter_base
 from keel.models.files import is_adapter, read_part, refusing
 from keel.models.trunk_classifier import SequenceClassifier
 
@@ -45,7 +45,7 @@ def shallow_model(auto_class: Any, name: str, dtype: torch.dtype) -> Any:
     with torch.random.fork_rng(devices=[]), _RepeatedDraws():
         torch.manual_seed(zlib.crc32(name.encode()))
         model = auto_class.from_config(config, dtype=dtype)
-    base = Path(base_of(Path(name)) if is_adapter(Path(name)) else name)
+    base = Path(adapter_base(Path(name)) if is_adapter(Path(name)) else name)
     if (base / "generation_config.json").is_file():  # it may hold the only end token
         with refusing(str(base), "generation config"):
             model.generation_config = GenerationConfig.from_pretrained(base)
@@ -72,7 +72,7 @@ class _RepeatedDraws(TorchFunctionMode):
 def model_config(name: str, auto_class: Any) -> Any:
     """The config of a model, or of the base of an adapter. Raises ConfigError when there is none."""
     if is_adapter(Path(name)):
-        return model_config(base_of(Path(name)), auto_class)
+        return model_config(adapter_base(Path(name)), auto_class)
     labels = {"num_labels": 1} if auto_class is SequenceClassifier else {}
     return read_part(AutoConfig, name, "config", **labels)
 

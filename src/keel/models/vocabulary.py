@@ -25,7 +25,7 @@ def fill_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     return pad_id if pad_id < num_embeddings(model) else 0
 
 
-def name_unembedded(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def report_unembedded_ids(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Say that a tokenizer has ids beyond the embeddings. The pad token needs none."""
     count, pad_id = num_embeddings(model), tokenizer.pad_token_id
     beyond = [number for number in tokenizer.get_vocab().values() if number >= count and number != pad_id]
@@ -33,7 +33,9 @@ def name_unembedded(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -
         tell(f"{name}: the tokenizer has ids up to {max(beyond)}, the model has {count} embeddings -> {FIX}")
 
 
-def require_embedded(model: Any, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def require_embeddings(
+    model: Any, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
     """Raise DataError naming a token of these rows of ids that the model has no embedding for."""
     count = num_embeddings(model)
     for row in rows:

@@ -33,9 +33,9 @@ def refuse_other_shapes(report: Mapping[str, Any], name: str) -> None:
 def refuse_missing(missing: Collection[str], unread: Collection[str], name: str) -> None:
     """Raise ConfigError naming weights that the model needs and its file does not hold, and those that it holds."""
     if missing:
-        others = f"; the file holds {listed(unread)} instead" if unread else ""
+        others = f"; the file holds {format_names(unread)} instead" if unread else ""
         raise ConfigError(
-            f"weights are missing, such as {listed(missing)}{others}",
+            f"weights are missing, such as {format_names(missing)}{others}",
             where=name,
             fix="copy or download the folder again, or name a model with all its weights",
         )
@@ -44,7 +44,7 @@ def refuse_missing(missing: Collection[str], unread: Collection[str], name: str)
 def name_unread(unread: Collection[str], name: str) -> None:
     """Say which weights of a file are no part of the model."""
     if unread and World.from_environment().is_main:
-        tell(f"{name}: weights that this model does not have were not read: {listed(unread)}")
+        tell(f"{name}: weights that this model does not have were not read: {format_names(unread)}")
 
 
 def unread_weights(report: Mapping[str, Any], name: str) -> list[str]:
@@ -52,7 +52,7 @@ def unread_weights(report: Mapping[str, Any], name: str) -> list[str]:
     return sorted({*report["unexpected_keys"], *(path.name for path in Path(name).glob("value_head.*"))})
 
 
-def listed(names: Collection[str]) -> str:
+def format_names(names: Collection[str]) -> str:
     """The first few names, and how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""

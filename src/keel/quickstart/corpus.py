@@ -65,7 +65,7 @@ def pretraining_corpus(seed: int, n: int) -> list[str]:
     for facts in rng.choices(_facts_of("sft"), k=n):
         draft = draw_draft(rng, PRETRAINING)
         message, reply = write_message(rng, facts), write_reply(rng, facts, draft)
-        texts.append(f"{message} {reply}{END} {write_answer(draft)}")
+        texts.append(f"{message} {reply}{END} {compose_response(draft)}")
     return texts
 
 
@@ -133,12 +133,14 @@ def write_reply(rng: random.Random, facts: Facts, draft: Draft) -> str:
     return " ".join(parts)
 
 
-def write_answer(draft: Draft) -> str:
+def compose_response(draft: Draft) -> str:
     """What the customer says to the reply: one sentence each on action, number and manners, plainly."""
     curt, polite = ((draft.opening, draft.closing).count(manner) for manner in ("curt", "polite"))
     tone = "polite" if polite > curt else "curt" if curt > polite else "none"
-    parts = [grammar.ANSWERS_TO_ACTION[draft.action], grammar.ANSWERS_TO_NUMBER[draft.number]]
-    return " ".join([*parts, grammar.ANSWERS_TO_MANNERS[tone], *([grammar.ANSWER_TO_FILLERS] if draft.fillers else [])])
+    parts = [grammar.RESPONSES_TO_ACTION[draft.action], grammar.RESPONSES_TO_NUMBER[draft.number]]
+    return " ".join(
+        [*parts, grammar.RESPONSES_TO_MANNERS[tone], *([grammar.RESPONSE_TO_FILLERS] if draft.fillers else [])]
+    )
 
 
 @cache

@@ -32,7 +32,7 @@ def gold_score(prompt: str, reply: str) -> float:
 def gold_parts(prompt: str, reply: str) -> Gold:
     """The score by parts. Sentences count by exact wording, so word salad earns nothing."""
     said = grammar.sentences(reply)
-    kinds = [_KINDS.get(grammar.template_of(sentence), "nonsense") for sentence in said]
+    kinds = [_KINDS.get(grammar.sentence_template(sentence), "nonsense") for sentence in said]
     return Gold(
         help=_help(prompt, said, kinds),
         number=_number(prompt, reply),
@@ -43,7 +43,7 @@ def gold_parts(prompt: str, reply: str) -> Gold:
 
 
 def _help(prompt: str, said: list[str], kinds: list[str]) -> float:
-    topic = next(_PROBLEMS[t] for t in map(grammar.template_of, _message(prompt)) if t in _PROBLEMS)
+    topic = next(_PROBLEMS[t] for t in map(grammar.sentence_template, _message(prompt)) if t in _PROBLEMS)
     actions = [(sentence, kind) for sentence, kind in zip(said, kinds, strict=True) if kind in grammar.TOPICS]
     if not actions:
         return -1.0

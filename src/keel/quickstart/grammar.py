@@ -69,10 +69,10 @@ CLOSINGS = {
 }
 
 # What a customer says to a reply.
-ANSWERS_TO_ACTION = {"right": "that helps.", "wrong": "not that.", "shrug": "no help."}
-ANSWERS_TO_NUMBER = {"right": "right order.", "wrong": "wrong order.", "none": "which order?"}
-ANSWERS_TO_MANNERS = {"polite": "kind.", "curt": "rude.", "none": "well."}
-ANSWER_TO_FILLERS = "too long."
+RESPONSES_TO_ACTION = {"right": "that helps.", "wrong": "not that.", "shrug": "no help."}
+RESPONSES_TO_NUMBER = {"right": "right order.", "wrong": "wrong order.", "none": "which order?"}
+RESPONSES_TO_MANNERS = {"polite": "kind.", "curt": "rude.", "none": "well."}
+RESPONSE_TO_FILLERS = "too long."
 
 
 def sentences(text: str) -> list[str]:
@@ -80,19 +80,19 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in re.findall(r"[^.?]+[.?]?|[.?]", text) if part.strip()]
 
 
-def template_of(sentence: str) -> str:
+def sentence_template(sentence: str) -> str:
     """The sentence with its item and number turned back into slots."""
     words = re.findall(r"\w+|[^\w\s]", sentence)
     slots = ["{item}" if word in ITEMS else "{number}" if word in NUMBERS else word for word in words]
     return re.sub(r" (?=[.,?:])", "", " ".join(slots))
 
 
-def words() -> list[str]:
+def grammar_words() -> list[str]:
     """Every word and mark of the grammar, sorted."""
-    templates = [CUSTOMER, AGENT, *GREETINGS, *MOODS, *REFERENCES, *MENTIONS, *SHRUGS, *FILLERS, ANSWER_TO_FILLERS]
+    templates = [CUSTOMER, AGENT, *GREETINGS, *MOODS, *REFERENCES, *MENTIONS, *SHRUGS, *FILLERS, RESPONSE_TO_FILLERS]
     templates += [text for pools in (OPENINGS, CLOSINGS) for pool in pools.values() for text in pool]
     templates += [text for topic in TOPICS.values() for text in topic.problems + topic.actions]
-    for answers in (ANSWERS_TO_ACTION, ANSWERS_TO_NUMBER, ANSWERS_TO_MANNERS):
+    for answers in (RESPONSES_TO_ACTION, RESPONSES_TO_NUMBER, RESPONSES_TO_MANNERS):
         templates += answers.values()
     found = set(re.findall(r"\w+|[^\w\s]", " ".join(templates).replace("{item}", "").replace("{number}", "")))
     return sorted(found | set(ITEMS) | set(NUMBERS))

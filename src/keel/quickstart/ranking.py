@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from keel.config import QuickstartConfig, RankConfig, parse
-from keel.data.items import read_answers
+from keel.data.items import read_unranked_responses
 from keel.errors import DataError
 from keel.interrupts import clear_interrupt
 from keel.quickstart.raters import rank_everything
@@ -12,7 +12,7 @@ from keel.ranking.export import export, json_lines
 from keel.ranking.judgements import Judgement
 from keel.ranking.store import Store
 from keel.run.folder import write_atomic
-from keel.web.rank.serve import serve
+from keel.web.rank.serve import serve_ranking
 
 INSTRUCTIONS = """\
 You are the customer. Rank the replies by how much each would help you, best first.
@@ -20,11 +20,11 @@ A good reply is about what was asked, does what was wanted, names the right orde
 """
 
 
-def rank_answers(config: QuickstartConfig, answers: Path, target: Path) -> str:
+def rank_responses(config: QuickstartConfig, answers: Path, target: Path) -> str:
     """Have the answers ranked and write the rankings; says how many there are. Raises DataError without any."""
     store = Store.open(str(target.with_name("ratings.db")), seed=config.seed)
     try:
-        store.add_items(read_answers(str(answers)))
+        store.add_items(read_unranked_responses(str(answers)))
         if config.human:
             by_hand(store, config)
         else:
@@ -37,7 +37,10 @@ def rank_answers(config: QuickstartConfig, answers: Path, target: Path) -> str:
     if not rows:
         raise DataError("nobody ranked anything", where=config.output)
     write_atomic(target, json_lines(rows))
-    return f"{counts['rankings']:,} rankings of {len(rows[0]['responses'])} answers, {tied(judgements):.0%} with ties"
+    return (
+        f"{counts['rankings']:,} rankings of {len(rows[0]['responses'])} answers, "
+        f"{tied_share(judgements):.0%} with ties"
+    )
 
 
 def by_hand(store: Store, config: QuickstartConfig) -> None:
@@ -46,7 +49,7 @@ def by_hand(store: Store, config: QuickstartConfig) -> None:
     print(f"rank {config.human_rankings} replies in the page below; Ctrl-C goes on with fewer", flush=True)
     instructions = Path(config.output) / "instructions.txt"
     write_atomic(instructions, INSTRUCTIONS)
-    serve(
+    serve_ranking(
         store,
         parse(RankConfig, {"raters": ["you"], "instructions": str(instructions)}),
         until=lambda: store.num_judgements() >= config.human_rankings,
@@ -54,7 +57,7 @@ def by_hand(store: Store, config: QuickstartConfig) -> None:
     clear_interrupt()
 
 
-def tied(judgements: list[Judgement]) -> float:
+def tied_share(judgements: list[Judgement]) -> float:
     """Share of the rankings in which two answers share a rank."""
     given = [[rank for rank in judgement.ranks if rank is not None] for judgement in judgements if judgement.ranks]
     return sum(len(set(ranks)) < len(ranks) for ranks in given) / len(given)

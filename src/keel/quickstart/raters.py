@@ -38,7 +38,7 @@ def rank_everything(store: Store, rater: str, rng: random.Random, noise: float =
     with store.together():
         while deal := store.deal(rater):
             ranks = simulated_ranks(content_text(deal.item.prompt), list(deal.item.responses), rng, noise)
-            store.judge(rater, deal.id, [ranks[place] for place in deal.shown])
+            store.record_judgement(rater, deal.id, [ranks[place] for place in deal.shown])
 
 
 def _gumbel(rng: random.Random) -> float:

@@ -31,7 +31,7 @@ def print_table(judged: Mapping[str, Any], algorithm: str) -> None:
     Console(width=100).print(table)
 
 
-def print_answers(rows: Sequence[Mapping[str, Any]], algorithm: str) -> None:
+def print_responses(rows: Sequence[Mapping[str, Any]], algorithm: str) -> None:
     """Prompts with an answer before and after."""
     for row in rows:
         print(f"\n{row['prompt']}")
@@ -55,15 +55,15 @@ def draw_curves(root: Path, algorithm: str, path: Path) -> None:
         f"{algorithm}: KL to SFT, nats a response": series(policy, "objective/kl"),
         f"{algorithm}: response length, tokens": series(policy, "response/length"),
     }
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    metric, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for axis, (title, (steps, values)) in zip(axes.flat, curves.items(), strict=True):
         axis.plot(steps, values, color="#1f6f8b", linewidth=1.6)
         axis.set_title(title, fontsize=11, loc="left")
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    metric.savefig(path, dpi=110)
+    pyplot.close(metric)
 
 
 def gold_by_step(path: Path) -> tuple[list[int], list[float]]:

@@ -26,22 +26,22 @@ from keel.config import (
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis
 from keel.errors import ConfigError
-from keel.evaluation.evaluate import evaluate
-from keel.evaluation.sample import sample_answers
+from keel.evaluation.evaluate import evaluate_policies
+from keel.evaluation.sample import sample_responses
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
-from keel.quickstart.ranking import rank_answers
-from keel.quickstart.report import draw_curves, print_answers, print_table
+from keel.quickstart.ranking import rank_responses
+from keel.quickstart.report import draw_curves, print_responses, print_table
 from keel.quickstart.tokenizer import build_tokenizer, tiny_llama
 from keel.run.folder import write_atomic
 from keel.run.read.run import read_run
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
 from keel.training.policy import train_policy
-from keel.web.rank.serve import check_settings
+from keel.web.rank.serve import check_rank_settings
 
 MAX_RESPONSE_TOKENS = 40
-ANSWERS_PER_PROMPT = 4
+RESPONSES_PER_PROMPT = 4
 NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 14_000, 2_400, 1_200, 1_500, 150
 NUM_TODAY = 300  # prompts that come in once the policy is in use, for `keel drift`
 
@@ -76,7 +76,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
             "holds a quickstart already", where=config.output, fix="choose another --output, or delete it"
         )
     if config.human:
-        check_settings(parse(RankConfig, {}))
+        check_rank_settings(parse(RankConfig, {}))
     with one_thread():
         reward_figures = up_to_the_reward_model(run)
     with run.stage(config.algorithm) as tell:  # policy and critic side by side have a thread each
@@ -85,10 +85,10 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     with run.stage("doctor") as tell:
         tell(in_short(diagnose(read_run(run.root / config.algorithm))))
     with run.stage("judgement") as tell:
-        judged = evaluate(evaluation_settings(run), functions=[gold])
+        judged = evaluate_policies(evaluation_settings(run), functions=[gold])
         tell(f"{judged['prompts']} held-out prompts, {judged['responses_per_prompt']} answers each, by gold score")
     print_table(judged, config.algorithm)
-    print_answers(
+    print_responses(
         json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"][:5], config.algorithm
     )
     draw_curves(run.root, config.algorithm, run.root / "curves.png")
@@ -114,23 +114,23 @@ def up_to_the_reward_model(run: Quickstart) -> dict[str, float]:
     with run.stage("world") as tell:
         tell(write_world(run))
     with run.stage("pre-training") as tell:
-        figures = sft(pretraining_settings(run))
-        tell(f"held-out loss {figures['loss']:.3f} on {NUM_TEXTS:,} dialogues")
+        metrics = sft(pretraining_settings(run))
+        tell(f"held-out loss {metrics['loss']:.3f} on {NUM_TEXTS:,} dialogues")
     with run.stage("sft") as tell:
-        figures = sft(sft_settings(run))
-        tell(f"held-out loss {figures['loss']:.3f} on {NUM_DIALOGUES:,} replies of mixed quality")
+        metrics = sft(sft_settings(run))
+        tell(f"held-out loss {metrics['loss']:.3f} on {NUM_DIALOGUES:,} replies of mixed quality")
     with run.stage("answers") as tell:
-        written = sample_answers(sampling_settings(run))
+        written = sample_responses(sampling_settings(run))
         tell(
             f"{written['responses']:,} answers to {written['prompts']:,} prompts, {written['truncated']:.1%} truncated"
         )
     with run.stage("raters") as tell:
-        tell(rank_answers(run.config, run.root / "answers.jsonl", run.root / "rankings.jsonl"))
+        tell(rank_responses(run.config, run.root / "answers.jsonl", run.root / "rankings.jsonl"))
     with run.stage("reward model") as tell:
-        figures = reward(reward_settings(run))
-        accuracy, length_only = figures["accuracy"], figures["length_accuracy"]
+        metrics = reward(reward_settings(run))
+        accuracy, length_only = metrics["accuracy"], metrics["length_accuracy"]
         tell(f"held-out pairwise accuracy {accuracy:.3f} (by length alone {length_only:.3f})")
-    return figures
+    return metrics
 
 
 def gold(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -194,7 +194,7 @@ def sampling_settings(run: Quickstart) -> SampleConfig:
             "output": run.path("answers.jsonl"),
             "seed": run.config.seed,
             "sampling": {
-                "num_responses": ANSWERS_PER_PROMPT,
+                "num_responses": RESPONSES_PER_PROMPT,
                 "max_response_tokens": MAX_RESPONSE_TOKENS,
                 "batch_size": 256,
             },

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from keel.quickstart.grammar import words
+from keel.quickstart.grammar import grammar_words
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -16,7 +16,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     Decoding writes no space before a mark, so that every text of the grammar comes back as it was.
     """
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words()])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *grammar_words()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -28,9 +28,9 @@ class Counts:
 
     compared: Array  # [I, R], by this rater and another one
     same: Array  # [I, R], of them: ordered the same way
-    told: Array  # [I, R], by this rater
+    distinguished: Array  # [I, R], by this rater
     earlier: Array  # [I, R], of them: won by the answer shown earlier
-    unequal: Array  # [I, R], of `told`: of texts that differ in length
+    unequal: Array  # [I, R], of `distinguished`: of texts that differ in length
     longer: Array  # [I, R], of them: won by the longer text
     ranked: Array  # [I, R], pairs this rater ranked, tied or not
 
@@ -49,7 +49,7 @@ def summary(
     for judgement in judgements:
         by_item[judgement.item.number].append(judgement)
     counts = _count(by_item, rows, columns)
-    samples = Resamples.of(len(items))
+    samples = Resamples.draw(len(items))
     both = _share(counts.same.sum(1) / 2, counts.compared.sum(1) / 2, samples)
     seconds = [judgement.seconds for judgement in judgements]
     return {
@@ -62,14 +62,14 @@ def summary(
         "seconds": {"median": _median(seconds), "total": float(sum(seconds))},
         "alpha": _alpha_of(items, by_item, samples),
         "agreement": both,
-        "position": _share(counts.earlier.sum(1), counts.told.sum(1), samples),
+        "position": _share(counts.earlier.sum(1), counts.distinguished.sum(1), samples),
         "longer": _share(counts.longer.sum(1), counts.unequal.sum(1), samples),
         "raters": _raters(judgements, counts, columns, samples),
         "disagreements": _disagreements(by_item, items, counts),
     }
 
 
-def places(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array]:
+def rank_positions(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array]:
     """Units and coders for the alpha of rankings: values [U, M], and the index of each unit's item [U].
 
     A unit is an answer of an item, and its value the place in its rater's order, from 0 (best) to 1: the mean rank of
@@ -95,7 +95,7 @@ def places(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array]:
 def _alpha_of(items: Sequence[Item], by_item: ByItem, samples: Resamples) -> dict[str, float | None]:
     """The ordinal alpha of the rankings, with its interval."""
     several = [row for row, item in enumerate(items) if len(by_item[item.number]) > 1]  # one says nothing of agreement
-    values, owners = places([items[row] for row in several], by_item)
+    values, owners = rank_positions([items[row] for row in several], by_item)
     units = samples.units[several][owners] if several else owners
     matrices = coincidences(values, units, samples.drawn.shape[1])[0]
     whole = matrices.sum(0)
@@ -122,7 +122,7 @@ def _count(by_item: Mapping[int, Sequence[Judgement]], places: Mapping[int, int]
         own = apart.sum(1)
         counts.compared[row, who] = shared.sum(1) - own
         counts.same[row, who] = ((shared + signed) / 2).sum(1) - own
-        counts.told[row, who] = own
+        counts.distinguished[row, who] = own
         counts.earlier[row, who] = (told * shown > 0).sum(1)
         counts.unequal[row, who] = (told * longer != 0).sum(1)
         counts.longer[row, who] = (told * longer > 0).sum(1)
@@ -151,7 +151,7 @@ def _ranks(judgement: Judgement) -> Array:
 def _raters(
     judgements: Sequence[Judgement], counts: Counts, columns: Mapping[str, int], samples: Resamples
 ) -> list[dict[str, Any]]:
-    weights = consensus.fit(judgements).weights
+    weights = consensus.fit_consensus(judgements).weights
     rows, by_rater = [], defaultdict(list)
     for judgement in judgements:
         by_rater[judgement.rater].append(judgement)
@@ -164,9 +164,9 @@ def _raters(
                 "done": len(own),
                 "cannot_judge": sum(judgement.ranks is None for judgement in own),
                 "median_seconds": _median([judgement.seconds for judgement in own]),
-                "ties": _ratio(sums["ranked"] - sums["told"], sums["ranked"]),
+                "ties": _ratio(sums["ranked"] - sums["distinguished"], sums["ranked"]),
                 "agreement": _share(counts.same[:, column], counts.compared[:, column], samples),
-                "position": _ratio(sums["earlier"], sums["told"]),
+                "position": _ratio(sums["earlier"], sums["distinguished"]),
                 "longer": _ratio(sums["longer"], sums["unequal"]),
                 "weight": weights.get(name),
             }

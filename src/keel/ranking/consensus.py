@@ -48,7 +48,7 @@ class Votes:
     ranked: Array  # [I, K] bool, by anybody
 
 
-def fit(judgements: Sequence[Judgement]) -> Consensus:
+def fit_consensus(judgements: Sequence[Judgement]) -> Consensus:
     """The scores of all answers and the weights of all raters, together.
 
     The model is Bradley and Terry's with a slope w_r >= 0 for each rater r: P(i over j | r) = sigma(w_r (s_i - s_j)),

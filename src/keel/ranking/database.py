@@ -11,8 +11,17 @@ from typing import Literal
 
 from keel.errors import DataError, KeelError
 from keel.files import open_regular
-from keel.ranking.newer import FIRST_MARK, NEW_MARK, bring_in, check_log, close_log, log_of, note_change
-from keel.ranking.schema import APPLICATION, BUSY_SECONDS, SCHEMA, SCRIPT, alone, check_alone, schema_in, schema_of
+from keel.ranking.newer import FIRST_MARK, NEW_MARK, check_log, close_log, log_path, note_change, write_log_back
+from keel.ranking.schema import (
+    APPLICATION,
+    BUSY_SECONDS,
+    SCHEMA,
+    SCRIPT,
+    alone,
+    check_alone,
+    read_file_schema,
+    read_schema,
+)
 
 MAGIC = b"SQLite format 3\0"
 LONGEST_LOG = 16 * 2**20  # bytes, after which a log is brought into the file though it is in use
@@ -128,14 +137,14 @@ class Database:
         """Have the file itself say that there is a log; empty a log that has grown long."""
         self.changed = time.monotonic()
         if opened or self.unmarked:
-            self.unmarked = not bring_in(self.connection, "PASSIVE")
+            self.unmarked = not write_log_back(self.connection, "PASSIVE")
         with suppress(FileNotFoundError):  # which the caller says
-            if log_of(self.path).stat().st_size > LONGEST_LOG:
+            if log_path(self.path).stat().st_size > LONGEST_LOG:
                 close_log(self.connection)
 
     def _files(self) -> list[tuple[int, int] | None]:
         """Which files the names mean now. A commit into files without a name is lost with the process."""
-        return [_identity(self.path), _identity(log_of(self.path))]
+        return [_identity(self.path), _identity(log_path(self.path))]
 
 
 def _begin(path: Path) -> int:
@@ -153,7 +162,7 @@ def _begin(path: Path) -> int:
         raise DataError(f"cannot open it: {error.strerror}", str(path), "choose another store") from error
     if beginning not in (b"", MAGIC):
         raise DataError("not a database", str(path), "choose another store")
-    return schema_in(path)
+    return read_file_schema(path)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -173,7 +182,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _prepare(path: Path, connection: sqlite3.Connection) -> None:
     """Refuse what is not ours before anything in it changes; begin what is new, in the file itself and not its log."""
-    schema = schema_of(path, connection)
+    schema = read_schema(path, connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     if schema < SCHEMA:
@@ -185,7 +194,7 @@ def _prepare(path: Path, connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # the file changes only between two logs
     connection.execute("SELECT id FROM log").fetchone()  # from here on the log has a file
     if schema in range(1, SCHEMA):
-        bring_in(connection, "TRUNCATE")
+        write_log_back(connection, "TRUNCATE")
 
 
 def _keep_a_log(connection: sqlite3.Connection) -> None:

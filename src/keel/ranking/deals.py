@@ -35,7 +35,7 @@ class Progress:
     seconds_left: float | None  # for them, at the median of this rater's times, else of everybody's; None = no time yet
 
 
-def shuffled(num_responses: int, seed: int, item: int, rater: str) -> list[int]:
+def response_order(num_responses: int, seed: int, item: int, rater: str) -> list[int]:
     """The order in which a rater sees the answers of an item: always the same, and another for each."""
     order = list(range(num_responses))
     random.Random(f"{seed} {item} {rater}").shuffle(order)

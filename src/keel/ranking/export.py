@@ -25,7 +25,7 @@ def export(judgements: Sequence[Judgement], form: str, aggregate: bool) -> tuple
     one consensus for each item in place of its raters' rankings. "Cannot judge" gives no row, an item on which the
     raters cancel each other out gives no pair.
     """
-    found = consensus.fit(judgements)
+    found = consensus.fit_consensus(judgements)
     given = [judgement for judgement in judgements if judgement.ranks is not None]
     rankings = _consensus_rows(given, found) if aggregate else [_rater_row(judgement, found) for judgement in given]
     rows = rankings if form == "rankings" else [pair for row in rankings for pair in _pair_rows(row)]
@@ -43,7 +43,7 @@ def ranking_row(ranking: Ranking) -> dict[str, Any]:
     """A ranking as keel's own row, or a pair where it has a margin; without what it does not say."""
     row: dict[str, Any] = {"prompt": ranking.prompt}
     if ranking.margin and ranking.pairs:
-        better, worse = (_answer(ranking.prompt, response) for response in ranking.ranked.responses)
+        better, worse = (_response(ranking.prompt, response) for response in ranking.ranked.responses)
         row |= {"chosen": better, "rejected": worse, "margin": ranking.margin}
     else:
         row |= {"responses": list(ranking.responses), "ranks": list(ranking.ranks)}
@@ -103,11 +103,11 @@ def _pair_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every two answers that a row tells apart, in TRL's form: answers to a chat are messages."""
     others = {name: row[name] for name in ("rater", "raters", "weight", "source") if name in row}
     pairs = Ranking(row["prompt"], tuple(row["responses"]), tuple(row["ranks"])).pairs
-    answers = [_answer(row["prompt"], response) for response in row["responses"]]
+    answers = [_response(row["prompt"], response) for response in row["responses"]]
     return [{"prompt": row["prompt"], "chosen": answers[i], "rejected": answers[j], **others} for i, j in pairs]
 
 
-def _answer(prompt: Content, response: str) -> Content:
+def _response(prompt: Content, response: str) -> Content:
     return response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
 
 

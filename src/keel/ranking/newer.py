@@ -27,7 +27,7 @@ class Mark:
     open: bool
 
 
-def log_of(path: Path) -> Path:
+def log_path(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
@@ -38,7 +38,7 @@ def check_log(path: Path) -> Path | None:
     Returns the new name of such a log. Raises DataError when the store's log is missing, sqlite3.DatabaseError when
     the file cannot be read.
     """
-    main, log = _mark(path, "immutable=1"), log_of(path)
+    main, log = _mark(path, "immutable=1"), log_path(path)
     size = log.stat().st_size if log.exists() else None
     if size is None and main.open:
         raise DataError(
@@ -92,7 +92,7 @@ def note_change(connection: sqlite3.Connection) -> bool:
     return opened.rowcount > 0
 
 
-def bring_in(connection: sqlite3.Connection, how: str) -> bool:
+def write_log_back(connection: sqlite3.Connection, how: str) -> bool:
     """Write what the log holds into the file: PASSIVE as far as nobody waits for it, TRUNCATE all of it.
 
     Returns whether all of it is there.
@@ -104,7 +104,7 @@ def bring_in(connection: sqlite3.Connection, how: str) -> bool:
 def close_log(connection: sqlite3.Connection) -> None:
     """Bring everything into the file and mark the log as closed, unless another program is writing."""
     known = connection.execute("SELECT id, changes FROM log WHERE open = 1").fetchone()
-    if known is None or not bring_in(connection, "TRUNCATE"):
+    if known is None or not write_log_back(connection, "TRUNCATE"):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -112,4 +112,4 @@ def close_log(connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
     finally:
         connection.rollback()
-    bring_in(connection, "TRUNCATE")
+    write_log_back(connection, "TRUNCATE")

@@ -44,14 +44,14 @@ def as_order(row: sqlite3.Row, item: Item, store: Path) -> tuple[int, ...]:
         return _order(row["shown"], item)
 
 
-def words(db: sqlite3.Connection, which: str, *values: Any) -> list[sqlite3.Row]:
+def select_judgements(db: sqlite3.Connection, which: str, *values: Any) -> list[sqlite3.Row]:
     """Judgements, with the order in which the answers were shown."""
     return db.execute(
         f"SELECT judgements.*, (SELECT shown FROM deals WHERE id = deal) AS shown FROM judgements WHERE {which}", values
     ).fetchall()
 
 
-def as_json(value: Any) -> str:
+def encode_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keel.errors import DataError
 from keel.files import open_regular
-from keel.ranking.newer import COMPLETE, log_of
+from keel.ranking.newer import COMPLETE, log_path
 
 APPLICATION = 0x6B65656C  # "keel", where SQLite files say whose they are
 SCHEMA = 2
@@ -17,7 +17,7 @@ BUSY_SECONDS = 5.0
 SCRIPT = Path(__file__).with_name("schema.sql")
 
 
-def schema_of(path: Path, connection: sqlite3.Connection) -> int:
+def read_schema(path: Path, connection: sqlite3.Connection) -> int:
     """The schema of a store; 0 for an empty file. Raises DataError for what is no store of a known schema.
 
     What a table, view or trigger of its own would do is not found out: a file that has any is refused.
@@ -45,7 +45,7 @@ def schema_of(path: Path, connection: sqlite3.Connection) -> int:
     return schema
 
 
-def schema_in(path: Path) -> int:
+def read_file_schema(path: Path) -> int:
     """The schema of the store in a file; 0 for an empty one. Nothing in the file changes. Raises DataError."""
     if is_logged(path):
         return _schema_alone(path, "immutable=1") or _schema_alone(path, "mode=ro")
@@ -64,16 +64,16 @@ def _schema_alone(path: Path, how: str) -> int:
     with closing(alone(path, how)) as connection:
         if (
             how == "immutable=1"
-            and log_of(path).exists()
+            and log_path(path).exists()
             and not connection.execute("PRAGMA schema_version").fetchone()[0]
         ):
             return 0  # stores before schema 2 began in their log
-        return schema_of(path, connection)
+        return read_schema(path, connection)
 
 
 def check_alone(path: Path) -> None:
     """Look for damage with a connection that writes nothing, before one that writes the log into the file."""
-    how = "mode=ro" if log_of(path).exists() or not is_logged(path) else "immutable=1"
+    how = "mode=ro" if log_path(path).exists() or not is_logged(path) else "immutable=1"
     with closing(alone(path, how)) as connection:
         check_content(path, connection)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from keel.data.items import Answers
+from keel.data.items import UnrankedResponses
 from keel.errors import DataError
 from keel.ranking.database import Database
-from keel.ranking.deals import Conflict, Deal, NotDealt, Progress, as_ranks, shuffled
+from keel.ranking.deals import Conflict, Deal, NotDealt, Progress, as_ranks, response_order
 from keel.ranking.judgements import Item, Judgement
-from keel.ranking.records import as_item, as_json, as_judgement, as_order, words
+from keel.ranking.records import as_item, as_judgement, as_order, encode_json, select_judgements
 from keel.ranking.workload import Workload
 
 HELD_SECONDS = 600.0  # after which an item that a rater has not ranked may go to another
@@ -54,7 +54,7 @@ class Store:
             database.close()
             raise
 
-    def remembered(self, name: str, given: Any, default: Any = None) -> Any:
+    def remember(self, name: str, given: Any, default: Any = None) -> Any:
         """A fact about the study, as JSON has it: what is given, else what was given before, else the default."""
         return _remembered(self.database, name, given, default)
 
@@ -79,13 +79,13 @@ class Store:
             self.workload = None
             raise
 
-    def add_items(self, rows: Iterable[Answers]) -> int:
+    def add_items(self, rows: Iterable[UnrankedResponses]) -> int:
         """How many of the rows are new; the others are there already."""
         with self.database.transaction("IMMEDIATE") as db:
             before, self.workload = db.total_changes, None
             db.executemany(
                 "INSERT INTO items (key, prompt, responses, source) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
-                ((row.key, as_json(row.prompt), as_json(row.responses), row.source) for row in rows),
+                ((row.key, encode_json(row.prompt), encode_json(row.responses), row.source) for row in rows),
             )
             return db.total_changes - before
 
@@ -131,7 +131,7 @@ class Store:
         """Those that stand, in the order in which they were made."""
         with self.database.transaction("DEFERRED") as db:
             items = db.execute("SELECT * FROM items").fetchall()
-            found = words(db, "withdrawn_at IS NULL ORDER BY number")
+            found = select_judgements(db, "withdrawn_at IS NULL ORDER BY number")
         path = self.database.path  # from here on nobody waits for us
         known = {row["number"]: as_item(row, path) for row in items}
         return [as_judgement(row, known[row["item"]], path) for row in found]
@@ -152,11 +152,11 @@ class Store:
                 if chosen is None:
                     return None
                 item = self._item_of(db, chosen)
-                order = shuffled(len(item.responses), self.seed, item.number, rater)
-                found = _begin(db, rater, item.number, as_json(order))
+                order = response_order(len(item.responses), self.seed, item.number, rater)
+                found = _begin(db, rater, item.number, encode_json(order))
             return self._deal(db, found)
 
-    def judge(
+    def record_judgement(
         self,
         rater: str,
         deal: str,
@@ -175,7 +175,7 @@ class Store:
             if found is None:
                 raise NotDealt("No such item was dealt to you.")
             answer = as_ranks(ranks, json.loads(found["shown"]))
-            said = (None if answer is None else as_json(answer), comment, as_json(list(dict.fromkeys(tags))))
+            said = (None if answer is None else encode_json(answer), comment, encode_json(list(dict.fromkeys(tags))))
             before = db.execute("SELECT * FROM judgements WHERE deal = ?", (deal,)).fetchone()
             if before is not None and before["withdrawn_at"] is None and (*before[4:7],) == said:
                 return
@@ -189,18 +189,18 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (deal, found["item"], rater, *said, looked, _now()),
             )
-            workload.judged(rater, found["item"], looked)
+            workload.add_judgement(rater, found["item"], looked)
 
     def undo(self, rater: str) -> Deal:
         """Withdraw this rater's last word and deal its item again. Raises Conflict when there is none."""
         with self.database.transaction("IMMEDIATE") as db:
-            last = words(db, "rater = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1", rater)
+            last = select_judgements(db, "rater = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1", rater)
             if not last:
                 raise Conflict("There is nothing to undo.")
             workload = self._workload(db)  # as it is before
             db.execute("UPDATE judgements SET withdrawn_at = ? WHERE number = ?", (_now(), last[0]["number"]))
             db.execute("UPDATE deals SET open = 0 WHERE rater = ? AND open = 1", (rater,))
-            workload.withdrawn(rater, last[0]["item"], last[0]["seconds"])
+            workload.withdraw_judgement(rater, last[0]["item"], last[0]["seconds"])
             return self._deal(db, _begin(db, rater, last[0]["item"], last[0]["shown"]))
 
     def progress(self, rater: str) -> Progress:
@@ -217,7 +217,9 @@ class Store:
 
     def _deal(self, db: sqlite3.Connection, row: sqlite3.Row) -> Deal:
         item, path = self._item_of(db, row["item"]), self.database.path
-        taken_back = words(db, "item = ? AND rater = ? ORDER BY number DESC LIMIT 1", row["item"], row["rater"])
+        taken_back = select_judgements(
+            db, "item = ? AND rater = ? ORDER BY number DESC LIMIT 1", row["item"], row["rater"]
+        )
         previous = as_judgement(taken_back[0], item, path) if taken_back else None
         return Deal(row["id"], item, as_order(row, item, path), previous)
 
@@ -229,7 +231,7 @@ def _remembered(database: Database, name: str, given: Any, default: Any) -> Any:
     """What counts from now on: what is given, else what was given before, else the default."""
     if given is not None:
         with database.transaction("IMMEDIATE") as db:
-            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, as_json(given)))
+            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, encode_json(given)))
     with database.transaction("DEFERRED") as db:
         known = db.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
         return json.loads(known["value"]) if known else default

@@ -73,7 +73,7 @@ class Workload:
         left, times = view.left + extra, view.seconds or self.seconds
         return Progress(len(view.seconds), left, left * _median(times) if times else None)
 
-    def judged(self, rater: str, item: int, seconds: float) -> None:
+    def add_judgement(self, rater: str, item: int, seconds: float) -> None:
         """A judgement was made, and is in the store."""
         place, view = self._add(item, 1), self.views.get(rater)
         insort(self.seconds, seconds)
@@ -81,7 +81,7 @@ class Workload:
             view.set(place, DONE, self.overlap)
             insort(view.seconds, seconds)
 
-    def withdrawn(self, rater: str, item: int, seconds: float) -> None:
+    def withdraw_judgement(self, rater: str, item: int, seconds: float) -> None:
         """A judgement was taken back, and is marked so in the store."""
         place, view = self._add(item, -1), self.views.get(rater)
         self.seconds.pop(bisect_left(self.seconds, seconds))

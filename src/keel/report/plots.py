@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from keel.diagnosis.findings import Diagnosis
-from keel.report.summary import ends, shown, small_plot
-from keel.run.read.curves import OTHER, catalogue, groups
+from keel.report.summary import ends, format_value, small_plot
+from keel.run.read.curves import OTHER, catalogue, metric_groups
 from keel.run.read.run import Run
 
 ALWAYS_OPEN = ("Learning", "What the answers are worth", "What the answers look like", "Held-out evaluation")
@@ -24,20 +24,21 @@ def curve_groups(
     rests on one of its figures.
     """
     found = [
-        {curve["figure"]: (group["title"], curve) for group in groups(run) for curve in group["curves"]} for run in runs
+        {curve["figure"]: (group["title"], curve) for group in metric_groups(run) for curve in group["curves"]}
+        for run in runs
     ]
     titles = dict.fromkeys([*catalogue(), OTHER])
-    figures = {figure: part for own in reversed(found) for figure, part in own.items()}
-    order = dict.fromkeys(figure for own in found for figure in own)
-    still = [figure for figure in order if not any(_moves(run, figure) for run in runs)]
+    metrics = {metric: part for own in reversed(found) for metric, part in own.items()}
+    order = dict.fromkeys(metric for own in found for metric in own)
+    still = [metric for metric in order if not any(_moves(run, metric) for run in runs)]
     made = []
     for title in titles:
-        curves = [figures[figure][1] for figure in order if figures[figure][0] == title and figure not in still]
+        curves = [metrics[metric][1] for metric in order if metrics[metric][0] == title and metric not in still]
         if curves:
             drawn = [_of_runs(runs, found, curve) | {"marks": _marks(diagnoses, curve["figure"])} for curve in curves]
             told = any(mark["shown"] for curve in drawn for mark in curve["marks"])
             made.append({"title": title, "open": told or title in ALWAYS_OPEN, "curves": drawn})
-    return made, [_constant(runs, figures[figure][1]) for figure in still]
+    return made, [_constant(runs, metrics[metric][1]) for metric in still]
 
 
 def evidence_plots(run: Run, diagnosis: Diagnosis) -> list[list[dict[str, Any] | None]]:
@@ -46,22 +47,25 @@ def evidence_plots(run: Run, diagnosis: Diagnosis) -> list[list[dict[str, Any] |
 
 
 def _of_runs(runs: Sequence[Run], found: Sequence[dict[str, Any]], curve: dict[str, Any]) -> dict[str, Any]:
-    figure = curve["figure"]
-    own = [made[figure][1] if figure in made else None for made in found]
+    metric = curve["figure"]
+    own = [made[metric][1] if metric in made else None for made in found]
     drawn = [part and {name: part[name] for name in ("steps", "values", "trend")} for part in own]
-    sentences = [_sentence(run, figure) for run, part in zip(runs, own, strict=True) if part]
+    sentences = [_sentence(run, metric) for run, part in zip(runs, own, strict=True) if part]
     words = {name: curve[name] for name in ("figure", "label", "means")}
     return words | {"runs": drawn, "says": f"{curve['label']}. {' '.join(sentences)}"}
 
 
-def _sentence(run: Run, figure: str) -> str:
-    first, last = ends(run, figure)
-    low, high = np.nanmin(run[figure]), np.nanmax(run[figure])
-    return f"{run.name}: from {shown(first)} to {shown(last)}, between {shown(low)} and {shown(high)}."
+def _sentence(run: Run, metric: str) -> str:
+    first, last = ends(run, metric)
+    low, high = np.nanmin(run[metric]), np.nanmax(run[metric])
+    return (
+        f"{run.name}: from {format_value(first)} to {format_value(last)}, "
+        f"between {format_value(low)} and {format_value(high)}."
+    )
 
 
-def _moves(run: Run, figure: str) -> bool:
-    values = run[figure][np.isfinite(run[figure])]
+def _moves(run: Run, metric: str) -> bool:
+    values = run[metric][np.isfinite(run[metric])]
     return len(values) > 1 and bool(np.ptp(values) > 0)
 
 
@@ -70,14 +74,14 @@ def _constant(runs: Sequence[Run], curve: dict[str, Any]) -> dict[str, str]:
     return {"figure": curve["figure"], "label": curve["label"], "value": " / ".join(values)}
 
 
-def _marks(diagnoses: Sequence[Diagnosis], figure: str) -> list[dict[str, Any]]:
+def _marks(diagnoses: Sequence[Diagnosis], metric: str) -> list[dict[str, Any]]:
     return [
         {
             "run": number,
             "first": finding.first_step,
             "last": diagnosis.last_step if finding.last_step is None else finding.last_step,
             "severity": finding.severity,
-            "shown": any(part.figure == figure for part in finding.evidence),
+            "shown": any(part.figure == metric for part in finding.evidence),
         }
         for number, diagnosis in enumerate(diagnoses)
         for finding in diagnosis.findings

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from keel.run.read.compare import word_differences
-from keel.run.read.curves import rounded
-from keel.run.read.responses import Answers, as_text
+from keel.run.read.curves import round_value
+from keel.run.read.responses import ResponseLog, as_text
 
 BANDS = 40
 FEWEST = 8
@@ -21,10 +21,10 @@ SHOWN = 3
 LOOKED_AT = 200
 
 
-def distributions(answers: Answers) -> dict[str, dict[str, Any]]:
+def distributions(answers: ResponseLog) -> dict[str, dict[str, Any]]:
     """Figure of SPREAD -> {"steps", "quantiles"}, of those that vary over the answers."""
-    columns = {figure: getattr(answers, figure) for figure in SPREAD}
-    return {figure: bands(answers.step, values) for figure, values in columns.items() if _varies(values)}
+    columns = {metric: getattr(answers, metric) for metric in SPREAD}
+    return {metric: bands(answers.step, values) for metric, values in columns.items() if _varies(values)}
 
 
 def bands(step: Any, values: Any) -> dict[str, Any]:
@@ -38,12 +38,12 @@ def bands(step: Any, values: Any) -> dict[str, Any]:
     inside = [values[(step >= own[0]) & (step <= own[-1])] for own in parts]
     table = np.array([np.quantile(own, QUANTILES) for own in inside]).reshape(-1, len(QUANTILES))
     return {
-        "steps": [rounded(float(own.mean())) for own in parts],
-        "quantiles": [[rounded(value) for value in column] for column in table.T],
+        "steps": [round_value(float(own.mean())) for own in parts],
+        "quantiles": [[round_value(value) for value in column] for column in table.T],
     }
 
 
-def before_and_after(answers: Answers) -> dict[str, Any]:
+def early_and_late_responses(answers: ResponseLog) -> dict[str, Any]:
     """{"same": whether the prompts are, "pairs": [...]}: answers early and late in a run, with what changed marked.
 
     Of the prompts that were asked at both ends: the one whose score gained most, one in the middle, and the one that
@@ -54,11 +54,14 @@ def before_and_after(answers: Answers) -> dict[str, Any]:
         if len(pairs) >= SHOWN:
             break
     if pairs:
-        return {"same": True, "pairs": [_pair(answers, what, *pair) for what, pair in _told_apart(answers, pairs)]}
+        return {
+            "same": True,
+            "pairs": [_pair(answers, what, *pair) for what, pair in _marked_difference(answers, pairs)],
+        }
     return {"same": False, "pairs": [_pair(answers, "", *pair) for pair in _alike(answers)]}
 
 
-def side_by_side(runs: Sequence[Answers]) -> list[dict[str, Any]]:
+def compare_responses(runs: Sequence[ResponseLog]) -> list[dict[str, Any]]:
     """[{"prompt", "answers": [one a run]}]: prompts that all runs were asked in their second half, where their scores
     are furthest apart; the last answer of each."""
     late = [_last_by_prompt(answers) for answers in runs]
@@ -77,7 +80,7 @@ def side_by_side(runs: Sequence[Answers]) -> list[dict[str, Any]]:
     ]
 
 
-def token_rows(answers: Answers) -> list[dict[str, Any]]:
+def token_rows(answers: ResponseLog) -> list[dict[str, Any]]:
     """The best, the worst, the one furthest from the reference and the last: [{"what", "prompt", ..., "row"}]."""
     wanted: dict[int, list[str]] = {}
     for what, values, sign in (("best", answers.score, 1), ("worst", answers.score, -1), ("highest KL", answers.kl, 1)):
@@ -98,7 +101,7 @@ def by_token(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in BY_TOKEN if name in row}
 
 
-def _asked_twice(answers: Answers, part: float) -> list[tuple[int, int]]:
+def _asked_twice(answers: ResponseLog, part: float) -> list[tuple[int, int]]:
     """(early, late): of each prompt asked in the first and in the last part of the steps, its first and last answer."""
     if not len(answers):
         return []
@@ -109,7 +112,7 @@ def _asked_twice(answers: Answers, part: float) -> list[tuple[int, int]]:
     return [pair for pair, (a, b) in zip(pairs, steps, strict=True) if a < b and a <= early and b >= late]
 
 
-def _told_apart(answers: Answers, pairs: list[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _marked_difference(answers: ResponseLog, pairs: list[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
     """The greatest gain, the middle one and the greatest loss; pairs without scores last."""
     change = np.array([answers.score[late] - answers.score[early] for early, late in pairs])
     order = [int(place) for place in np.argsort(-np.nan_to_num(change, nan=-np.inf), kind="stable")]
@@ -117,7 +120,7 @@ def _told_apart(answers: Answers, pairs: list[tuple[int, int]]) -> Iterator[tupl
     yield from ((named[place], pairs[place]) for place in order if place in named)
 
 
-def _alike(answers: Answers) -> list[tuple[int, int]]:
+def _alike(answers: ResponseLog) -> list[tuple[int, int]]:
     """Early and late answers to the prompts that share most words, each answer in one pair at most."""
     count = min(LOOKED_AT, len(answers) // 2)
     if not count:
@@ -141,7 +144,7 @@ def _word_set(prompt: Any) -> set[str]:
     return set(as_text(prompt).split())
 
 
-def _pair(answers: Answers, what: str, early: int, late: int) -> dict[str, Any]:
+def _pair(answers: ResponseLog, what: str, early: int, late: int) -> dict[str, Any]:
     before, after = answers.rows([early, late])
     prompts = [as_text(row.get("prompt", "")) for row in (before, after)]
     texts = [str(row.get("response", "")) for row in (before, after)]
@@ -154,7 +157,7 @@ def _pair(answers: Answers, what: str, early: int, late: int) -> dict[str, Any]:
     }
 
 
-def _last_by_prompt(answers: Answers) -> dict[int, int]:
+def _last_by_prompt(answers: ResponseLog) -> dict[int, int]:
     """Prompt -> its last answer, of those in the second half of the steps."""
     if not len(answers):
         return {}

@@ -49,7 +49,7 @@ class HeldOut:
 
     @property
     def pairs(self) -> Pairs:
-        return judging.pairs_of(self.scores, self.rankings)
+        return judging.build_pairs(self.scores, self.rankings)
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def group(name: str, held_out: HeldOut, pairs: Pairs, chosen: Any) -> Group | No
     if np.count_nonzero(chosen) < MIN_PAIRS:
         return None
     some = pairs.where(chosen)
-    low, high = judging.interval(some, held_out.rankings)
+    low, high = judging.accuracy_interval(some, held_out.rankings)
     return Group(name, int(np.count_nonzero(chosen)), judging.accuracy(some), low, high)
 
 
-def groups(held_out: HeldOut) -> dict[str, list[Group]]:
+def accuracy_groups(held_out: HeldOut) -> dict[str, list[Group]]:
     """Accuracy by what tells the pairs apart; groups that are too small are left out."""
     pairs = held_out.pairs
     found = {
@@ -90,7 +90,7 @@ def groups(held_out: HeldOut) -> dict[str, list[Group]]:
     return {title: rows for title, rows in made.items() if len(rows) > 1}
 
 
-def lengths(held_out: HeldOut, pairs: Pairs) -> tuple[Numbers, Numbers]:
+def pair_lengths(held_out: HeldOut, pairs: Pairs) -> tuple[Numbers, Numbers]:
     """Characters of the better and of the worse answer of each pair. -> [M], [M]"""
     rows = zip(pairs.rankings, pairs.places, strict=True)
     table = [[len(held_out.rankings[n].responses[i]) for i in places] for n, places in rows]
@@ -98,9 +98,9 @@ def lengths(held_out: HeldOut, pairs: Pairs) -> tuple[Numbers, Numbers]:
     return better, worse
 
 
-def matched(held_out: HeldOut, pairs: Pairs) -> Any:
+def similar_lengths(held_out: HeldOut, pairs: Pairs) -> Any:
     """True for pairs of nearly equal length. -> [M] bool"""
-    better, worse = lengths(held_out, pairs)
+    better, worse = pair_lengths(held_out, pairs)
     return np.abs(better - worse) <= MATCHED * np.maximum(better, worse)
 
 
@@ -152,8 +152,8 @@ def _by_confidence(pairs: Pairs) -> dict[str, Any]:
 
 
 def _by_length(held_out: HeldOut, pairs: Pairs) -> dict[str, Any]:
-    better, worse = lengths(held_out, pairs)
-    near = matched(held_out, pairs)
+    better, worse = pair_lengths(held_out, pairs)
+    near = similar_lengths(held_out, pairs)
     return {
         "the better answer is longer": (better > worse) & ~near,
         f"of like length (within {MATCHED:.0%})": near,

@@ -15,13 +15,13 @@ from keel.diagnosis.findings import Diagnosis
 from keel.errors import ConfigError
 from keel.report.frontier import panels
 from keel.report.plots import curve_groups, evidence_plots
-from keel.report.responses import SPREAD, before_and_after, distributions, side_by_side, token_rows
+from keel.report.responses import SPREAD, compare_responses, distributions, early_and_late_responses, token_rows
 from keel.report.reward_report import environment
-from keel.report.settings import own_settings, reproduction
-from keel.report.summary import run_rows, shown, tiles
+from keel.report.settings import changed_settings, reproduction
+from keel.report.summary import format_value, run_rows, tiles
 from keel.run.folder import RunFolder, storage, write_atomic
 from keel.run.read.compare import differences, settings_differences
-from keel.run.read.responses import Answers
+from keel.run.read.responses import ResponseLog
 from keel.run.read.run import Run, read_run
 
 SCRIPTS = (
@@ -46,23 +46,23 @@ def write_report(
     runs = [read_run(path) for path in {Path(path).resolve(): path for path in paths}.values()]
     target = _target(runs, output, home)
     diagnoses = [diagnose(run) for run in runs]
-    text = page(runs, diagnoses, _own_report(runs[0], target))
+    text = render_report(runs, diagnoses, _own_report(runs[0], target))
     write_atomic(target, text.encode("utf-8", "replace"))
     return target, {diagnosis.path: diagnosis.verdict for diagnosis in diagnoses}
 
 
-def page(runs: Sequence[Run], diagnoses: Sequence[Diagnosis], own_report: str | None = None) -> str:
+def render_report(runs: Sequence[Run], diagnoses: Sequence[Diagnosis], own_report: str | None = None) -> str:
     """The HTML of the report; `own_report` is the address of the report that the first run wrote of itself."""
     scripts = [_text(*place) for place in SCRIPTS]
-    found = sections(runs, diagnoses)
+    found = report_sections(runs, diagnoses)
     return (
         environment()
         .get_template("report.html")
         .render(
             **found,
-            data=drawn(found),
+            data=chart_data(found),
             own_report=own_report,
-            shown=shown,
+            shown=format_value,
             style="".join(_text(*place) for place in STYLES),
             scripts=scripts,
             policy=content_policy(scripts),
@@ -70,9 +70,9 @@ def page(runs: Sequence[Run], diagnoses: Sequence[Diagnosis], own_report: str | 
     )
 
 
-def sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
+def report_sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     """All that the page says, by the names that its templates use."""
-    names, kept = _names(runs), [_answers(run) for run in runs]
+    names, kept = _names(runs), [_responses(run) for run in runs]
     answering = next((place for place, own in enumerate(kept) if len(own)), 0)  # whose answers are shown
     curves, still = curve_groups(runs, diagnoses)
     reproduced = [reproduction(run) for run in runs]
@@ -90,16 +90,16 @@ def sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict[str, A
         "spread_labels": SPREAD,
         "answering": answering,
         "num_answers": [len(own) for own in kept],
-        "samples": before_and_after(kept[answering]),
-        "beside": side_by_side(kept),
+        "samples": early_and_late_responses(kept[answering]),
+        "beside": compare_responses(kept),
         "tokens": token_rows(kept[answering]),
         "differences": settings_differences(runs) + [row for row in around if None not in row["values"]],
-        "own": own_settings(runs[0]),
+        "own": changed_settings(runs[0]),
         "reproduced": reproduced,
     }
 
 
-def drawn(found: Mapping[str, Any]) -> dict[str, Any]:
+def chart_data(found: Mapping[str, Any]) -> dict[str, Any]:
     """Of the sections: what the page's script draws."""
     groups = [group["curves"] for group in found["curves"]]
     return {
@@ -132,8 +132,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def _answers(run: Run) -> Answers:
-    answers = Answers(RunFolder(run.path).rollouts)
+def _responses(run: Run) -> ResponseLog:
+    answers = ResponseLog(RunFolder(run.path).rollouts)
     with storage(answers.file.path):
         answers.refresh()
     return answers

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keel.diagnosis.findings import Diagnosis, Finding
-from keel.run.read.curves import is_sparse, labels, thinned, trend
+from keel.run.read.curves import is_sparse, labels, thin_curve, trend
 from keel.run.read.run import Run
 from keel.run.read.series import window
 
@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 200.0, 44.0
 """Of a small plot, in its own units."""
 
 
-def verdict(diagnosis: Diagnosis) -> str:
+def doctor_summary(diagnosis: Diagnosis) -> str:
     """What the doctor says, in one sentence."""
     still = [finding for finding in diagnosis.findings if finding.is_open]
     if diagnosis.verdict == "unknown":
@@ -38,18 +38,18 @@ def verdict(diagnosis: Diagnosis) -> str:
 
 def tiles(run: Run) -> list[dict[str, Any]]:
     """[{"label", "figure", "first", "last", "plot"}] of the main figures that the run has."""
-    return [tile(run, figure, label) for figure, label in _main(run)][:MOST]
+    return [tile(run, metric, label) for metric, label in _main(run)][:MOST]
 
 
-def tile(run: Run, figure: str, label: str) -> dict[str, Any]:
+def tile(run: Run, metric: str, label: str) -> dict[str, Any]:
     """Means of the first and of the last steps that measured it, as text; a figure measured once has no `first`."""
-    first, last = ends(run, figure)
+    first, last = ends(run, metric)
     return {
-        "figure": figure,
+        "figure": metric,
         "label": label,
-        "first": shown(first) if np.isfinite(run[figure]).sum() > 1 else None,
-        "last": shown(last),
-        "plot": small_plot(run, figure),
+        "first": format_value(first) if np.isfinite(run[metric]).sum() > 1 else None,
+        "last": format_value(last),
+        "plot": small_plot(run, metric),
     }
 
 
@@ -57,37 +57,37 @@ def run_rows(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> list[dict[s
     """For the table of several runs: [{"says", "first_finding", "cells": [{"label", "first", "last"}]}], with the same
     columns for all."""
     labels_of = [dict(_main(run)) for run in runs]
-    known = {figure: label for own in reversed(labels_of) for figure, label in own.items()}
-    columns = [figure for figure in HEADLINE if figure in known] or list(known)[:3]
+    known = {metric: label for own in reversed(labels_of) for metric, label in own.items()}
+    columns = [metric for metric in HEADLINE if metric in known] or list(known)[:3]
     return [
         {
-            "says": verdict(diagnosis),
+            "says": doctor_summary(diagnosis),
             "finding": diagnosis.findings[0] if diagnosis.findings else None,
-            "cells": [tile(run, figure, known[figure]) for figure in columns],
+            "cells": [tile(run, metric, known[metric]) for metric in columns],
         }
         for run, diagnosis in zip(runs, diagnoses, strict=True)
     ]
 
 
-def ends(run: Run, figure: str) -> tuple[float, float]:
+def ends(run: Run, metric: str) -> tuple[float, float]:
     """Means over the first and the last window of measured steps, of a short run over a third; nan without any."""
-    values = run[figure][np.isfinite(run[figure])]
+    values = run[metric][np.isfinite(run[metric])]
     if not len(values):
         return float("nan"), float("nan")
     width = max(1, min(window(run), len(values) // 3))
     return float(values[:width].mean()), float(values[-width:].mean())
 
 
-def small_plot(run: Run, figure: str, finding: Finding | None = None) -> dict[str, Any] | None:
+def small_plot(run: Run, metric: str, finding: Finding | None = None) -> dict[str, Any] | None:
     """A curve as the path of an SVG of WIDTH x HEIGHT, and what of its width the finding spans; None without points.
 
     A long curve is drawn as its trend, or with a finding, whose evidence may be a spike, with its extremes.
     """
-    if not run.has(figure):
+    if not run.has(metric):
         return None
-    measured = np.isfinite(run[figure]) if is_sparse(figure) else np.full(len(run.steps), True)
-    calm = trend(run.steps, run[figure]) if finding is None else None
-    kept = thinned(run.steps[measured], run[figure][measured], most=150)
+    measured = np.isfinite(run[metric]) if is_sparse(metric) else np.full(len(run.steps), True)
+    calm = trend(run.steps, run[metric]) if finding is None else None
+    kept = thin_curve(run.steps[measured], run[metric][measured], most=150)
     steps, values = (calm["steps"], calm["values"]) if calm else kept
     drawn = np.array(values, dtype=np.float64)
     low, high = float(np.nanmin(drawn)), float(np.nanmax(drawn))
@@ -102,10 +102,10 @@ def small_plot(run: Run, figure: str, finding: Finding | None = None) -> dict[st
         begin, end = x(finding.first_step), x(last if finding.last_step is None else finding.last_step)
         span = (round(min(begin, WIDTH - 3), 1), round(max(end - begin, 3), 1))
     path = " ".join(_strokes(points))
-    return {"path": path, "span": span, "low": shown(low), "high": shown(high), "steps": (first, last)}
+    return {"path": path, "span": span, "low": format_value(low), "high": format_value(high), "steps": (first, last)}
 
 
-def shown(value: float | None) -> str:
+def format_value(value: float | None) -> str:
     """Three significant digits, or a whole number whole."""
     if value is None or not np.isfinite(value):
         return "none"
@@ -127,8 +127,8 @@ def _main(run: Run) -> Iterator[tuple[str, str]]:
         held_out = [f"rewards/{name}" for name in run.held_out_scorers()]
         wanted = [MAIN[0], *held_out, *MAIN[1:], *CRITIC]
     else:
-        wanted = [figure for figure in known if figure.startswith(f"{run.stage}/") and figure.endswith(LEARNING)]
-    yield from ((figure, known[figure]) for figure in wanted if figure in known)
+        wanted = [metric for metric in known if metric.startswith(f"{run.stage}/") and metric.endswith(LEARNING)]
+    yield from ((metric, known[metric]) for metric in wanted if metric in known)
 
 
 def _height(value: float, low: float, high: float) -> float:

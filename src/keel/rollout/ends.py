@@ -26,7 +26,7 @@ class Ends:
         self._ids = torch.tensor(list(ids), dtype=torch.long, device=device)
         self._pieces: dict[int, str] = {}
 
-    def reached(self, tails: Tensor) -> Tensor:
+    def rows_at_end(self, tails: Tensor) -> Tensor:
         """Return which rows end with their last token, of tokens [B, up to `window`]. -> [B]"""
         by_token = torch.isin(tails[:, -1], self._ids)
         if not self.texts:

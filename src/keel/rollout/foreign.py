@@ -149,7 +149,7 @@ class Deadline:
             raise TimeoutError(f"no scores within timeout_seconds, {self.seconds:g} s") from None
 
 
-def line_of(error: BaseException, file: str | None) -> str:
+def error_line(error: BaseException, file: str | None) -> str:
     """The line of the file that the error passed last, such as ` (my.py:7)`."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""

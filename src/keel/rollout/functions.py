@@ -15,9 +15,9 @@ from keel.data.batches import Rollouts
 from keel.data.messages import Content, ends_with_assistant
 from keel.errors import ConfigError, RewardError
 from keel.rollout.event_loop import EventLoop
-from keel.rollout.foreign import Deadline, line_of, process_kept, reported_when_slow
+from keel.rollout.foreign import Deadline, error_line, process_kept, reported_when_slow
 from keel.rollout.reward_file import Home
-from keel.rollout.score_check import Score, checked
+from keel.rollout.score_check import Score, check_scores
 
 ALWAYS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What a function is called with whatever the data are."""
@@ -97,12 +97,12 @@ class FunctionScorer:
             with process_kept(self.place), home, reported_when_slow(self.place, "timeout_seconds sets a deadline"):
                 scores = self._deadline.run(call) if self._deadline else call()
                 # Reading the scores runs code of the function's types.
-                return checked(_without_booleans(scores), rollouts, self.place)
+                return check_scores(_without_booleans(scores), rollouts, self.place)
         except (KeyboardInterrupt, RewardError):
             raise
         except BaseException as error:  # whatever it raises, sys.exit and panics of Rust libraries included
             file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
-            place = f"{self.place}{line_of(error, file)}"
+            place = f"{self.place}{error_line(error, file)}"
             raise RewardError(f"{type(error).__name__}: {error}", place, "fix the function") from error
 
     def _from_trl(self, count: int) -> dict[str, Any]:

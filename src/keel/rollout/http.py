@@ -15,7 +15,7 @@ import httpx
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
 from keel.rollout.event_loop import outcome
-from keel.rollout.score_check import Score, checked
+from keel.rollout.score_check import Score, check_scores
 
 DEADLINE_SECONDS = 60.0
 """Of a batch, where the settings say nothing."""
@@ -65,7 +65,7 @@ class HttpScorer:
         answer = outcome(self._post(body))
         if not isinstance(answer, dict) or "rewards" not in answer:
             raise RewardError('the answer has no field "rewards"', where=self.url)
-        return checked(answer["rewards"], rollouts, self.url)
+        return check_scores(answer["rewards"], rollouts, self.url)
 
     async def _post(self, body: dict[str, Any]) -> Any:
         """Try until the deadline, with growing pauses, as long as the failure can pass."""
@@ -138,14 +138,14 @@ def refuse_link_local(addresses: Iterable[str], url: str) -> None:
     """Raises RewardError for an address at which clouds tell a machine its secrets, however it was written."""
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
-        for meant in (address, *embedded(address)):
+        for meant in (address, *embedded_addresses(address)):
             if meant.is_link_local:
                 raise RewardError(f"{address} is a link-local address, where no reward server lives", where=url)
             if meant in METADATA:
                 raise RewardError(f"{address} is where a cloud keeps its machines' secrets", where=url)
 
 
-def embedded(address: Address) -> list[ipaddress.IPv4Address]:
+def embedded_addresses(address: Address) -> list[ipaddress.IPv4Address]:
     """The IPv4 addresses that an IPv6 address stands for, by any of the ways from one to the other."""
     if not isinstance(address, ipaddress.IPv6Address):
         return []

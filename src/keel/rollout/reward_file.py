@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from keel.errors import ConfigError
-from keel.rollout.foreign import line_of, process_kept
+from keel.rollout.foreign import error_line, process_kept
 
 _homes: dict[Path, "Home"] = {}
 
@@ -89,7 +89,7 @@ def load_function(place: str) -> tuple[Callable[..., Any], Home]:
         raise
     except BaseException as error:  # the file may raise anything, sys.exit and panics of Rust libraries included
         raise ConfigError(
-            f"{type(error).__name__} on import{line_of(error, str(path))}: {error}", where=file
+            f"{type(error).__name__} on import{error_line(error, str(path))}: {error}", where=file
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -19,7 +19,7 @@ from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
 from keel.models.heads import next_token_logits, plain
 from keel.models.vocabulary import fill_id
-from keel.rollout.decoding.decoder import decoder_for
+from keel.rollout.decoding.decoder import choose_decoder
 from keel.rollout.ends import Ends
 
 
@@ -78,14 +78,14 @@ def grow(
     lengths = torch.full((count,), limit, device=uniforms.device)
     truncated = torch.ones(count, dtype=torch.bool, device=uniforms.device)
     copies = repeats(prompts)
-    decoder = decoder_for(model, limit)
+    decoder = choose_decoder(model, limit)
     states = decoder.start(prompt_tokens[::copies], prompt_mask[::copies], copies)
     active = torch.arange(count, device=uniforms.device)  # which answer each of the decoder's rows is
     for t in range(limit):
         logits = next_token_logits(model, states)
         chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
         responses[active, t], logprobs[active, t] = chosen, logprob
-        ended = ends.reached(responses[active, max(0, t + 1 - ends.window) : t + 1])
+        ended = ends.rows_at_end(responses[active, max(0, t + 1 - ends.window) : t + 1])
         if bool(ended.any()):
             lengths[active[ended]], truncated[active[ended]] = t + 1, False
             rows = without(ended)

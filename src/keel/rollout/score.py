@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from keel.core.masked import last_counted
+from keel.core.masked import last_counted_index
 from keel.data.batches import Rollouts, ScoredRollouts
+from keel.data.turns import common_prefix_length
 from keel.errors import RewardError
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.sampler import continuation
@@ -102,7 +103,7 @@ def _placed(
 ) -> Tensor:
     """Scores [B, T], each on the last token of what it judges."""
     placed = torch.zeros(rollouts.response_mask.shape)
-    last = last_counted(rollouts.response_mask).tolist()
+    last = last_counted_index(rollouts.response_mask).tolist()
     for row, answer in enumerate(answers):
         if isinstance(answer, list):
             texts, values = _segments_of(answer, row, rollouts, parts, name)
@@ -139,16 +140,10 @@ def token_ends(rollouts: Rollouts, row: int, texts: list[str], tokenizer: PreTra
     tokens = rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
     before = rollouts.prompts[row].tokens
     decoded = [continuation(tokenizer, before, tokens[: t + 1]) for t in range(len(tokens))]
-    reached = [common_length(text, decoded[-1]) for text in decoded]
+    reached = [common_prefix_length(text, decoded[-1]) for text in decoded]
     ends, length = [], 0
     for text in texts[:-1]:
         length += len(text.rstrip())
         ends.append(next((t for t, size in enumerate(reached) if size >= length), len(tokens) - 1))
         length += len(text) - len(text.rstrip())
     return [*ends, len(tokens) - 1]
-
-
-def common_length(one: str, other: str) -> int:
-    """Number of characters with which both texts begin."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

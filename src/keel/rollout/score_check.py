@@ -24,7 +24,7 @@ Score = float | None | list[float] | list[tuple[str, float]] | NoScore
 """One score for the answer; None = not applicable; one per segment; (segment text, score) pairs; or a failure."""
 
 
-def checked(answer: Any, rollouts: Rollouts, where: str) -> list[Score]:
+def check_scores(answer: Any, rollouts: Rollouts, where: str) -> list[Score]:
     """A scorer's answer as one score a sample; RewardError unless it is a list of the right length."""
     if hasattr(answer, "tolist"):
         answer = answer.tolist()

@@ -8,9 +8,9 @@ from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from keel.data.batches import Rollouts
-from keel.data.chats import tools_of
+from keel.data.chats import read_tools
 from keel.errors import ConfigError
-from keel.models.ensemble import RewardEnsemble, load_reward_model, models_of
+from keel.models.ensemble import RewardEnsemble, load_reward_model, member_models
 from keel.models.heads import plain
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
@@ -58,7 +58,7 @@ def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., A
     forget_files()
     scorers = [_build(source, f"rewards[{place}]") for place, source in enumerate(sources)]
     for place, function in enumerate(_checked_functions(functions)):
-        name = free_name(name_of(function), [scorer.name for scorer in scorers])
+        name = free_name(function_name(function), [scorer.name for scorer in scorers])
         noisy = bool(getattr(function, "noisy", False))
         scorers.append(FunctionScorer(function, name, noisy=noisy, where=f"scorers[{place}]"))
     if not scorers:
@@ -93,7 +93,7 @@ def _build(source: Source, where: str) -> Scorer:
     return HttpScorer(str(source.url), source.label, source.weight, source.noisy, seconds)
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def function_name(function: Callable[..., Any]) -> str:
     """Of a function its name, of functools.partial that of what it calls, of another object that of its class."""
     function = function.func if isinstance(function, partial) else function
     return clean_name(getattr(function, "__name__", type(function).__name__)) or "function"
@@ -121,7 +121,7 @@ class RewardModelScorer:
 
     @property
     def members(self) -> list[RewardModel]:
-        return models_of(self.judge)
+        return member_models(self.judge)
 
     @property
     def itemsize(self) -> int:
@@ -130,7 +130,7 @@ class RewardModelScorer:
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         readings = [
-            Reading(prompt.content, text, was_cut, tools_of(prompt.columns))
+            Reading(prompt.content, text, was_cut, read_tools(prompt.columns))
             for prompt, text, was_cut in zip(rollouts.prompts, rollouts.texts, rollouts.truncated.tolist(), strict=True)
         ]
         return self._scores(readings) if segments is None else self._differences(readings, segments)
@@ -143,7 +143,7 @@ class RewardModelScorer:
         said = self.judge.member_scores(readings)
         self.cut = self.judge.cut
         self.disagreement = said.std(0, correction=0).tolist()
-        return list(self.judge.combined(said).tolist())
+        return list(self.judge.combine_scores(said).tolist())
 
     def _differences(self, readings: list[Reading], segments: list[list[str]]) -> list[Score]:
         """A segment's score is what it adds: r(answer so far) - r(answer before), so the sum is the answer's score."""

@@ -50,9 +50,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.replace(path)
 
 
-def write_figures(folder: "RunFolder", figures: Mapping[str, float]) -> None:
+def write_final_metrics(folder: "RunFolder", metrics: Mapping[str, float]) -> None:
     """What a finished run came to, beside its result. Raises CheckpointError."""
-    write_atomic(folder.path / "figures.json", json.dumps(figures, indent=1) + "\n")
+    write_atomic(folder.path / "figures.json", json.dumps(metrics, indent=1) + "\n")
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
@@ -150,7 +150,7 @@ class RunFolder:
         return any(_has_content(path) for path in (self.policy, self.model, self.members))
 
     @contextmanager
-    def end_recorded(self) -> Iterator[Self]:
+    def outcome_recorded(self) -> Iterator[Self]:
         """Record how the block ends as the end of the run."""
         try:
             yield self

@@ -55,7 +55,7 @@ def machine(world_size: int) -> Mapping[str, Any]:
     return {
         "processes": world_size,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
         "kernels": kernels.available(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
@@ -63,7 +63,7 @@ def machine(world_size: int) -> Mapping[str, Any]:
     }
 
 
-def processor() -> str:
+def processor_name() -> str:
     """Its model where the system tells, else its kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -32,14 +32,14 @@ def check_held_out(gate: Mapping[str, float], held_out: Sequence[Ranking]) -> No
             raise ConfigError(reason, where=f"gate.{name}", fix=fix)
 
 
-def shortfalls(gate: Mapping[str, float], figures: Mapping[str, float]) -> list[str]:
+def shortfalls(gate: Mapping[str, float], metrics: Mapping[str, float]) -> list[str]:
     """`accuracy 0.61 is not >= 0.65` for each demand that is not met. Raises ConfigError without held-out figures."""
     found = []
     for name, bound in gate.items():
-        figure, sign = GATES[name]
-        if figure not in figures:
+        metric, sign = GATES[name]
+        if metric not in metrics:
             raise ConfigError("a gate needs held-out prompts", where=f"gate.{name}", fix="set data.eval_fraction")
-        value = figures[figure]
+        value = metrics[metric]
         if not (value >= bound if sign == ">=" else value <= bound):
             found.append(f"{name} {value:.4g} is not {sign} {bound:g}")
     return found
@@ -51,7 +51,7 @@ def write_gate(folder: Path, gate: Mapping[str, float], failed: list[str]) -> No
     (folder / GATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def require_passed(model: str, ungated: bool = False) -> None:
+def require_gate_pass(model: str, ungated: bool = False) -> None:
     """Raises ConfigError for a reward model that failed its gate, or says so if it is wanted all the same; one without
     a gate passes."""
     path = Path(model) / GATE_FILE
@@ -89,9 +89,9 @@ def write_held_out(
     write_atomic(folder.path / HELD_OUT_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_range(folder: Path, figures: Mapping[str, float]) -> None:
-    """Those of `figures` that are the range; nothing when nothing was held out."""
-    found = {name: figures[name] for name in RANGE if name in figures}
+def write_range(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Those of `metrics` that are the range; nothing when nothing was held out."""
+    found = {name: metrics[name] for name in RANGE if name in metrics}
     if found:
         (folder / RANGE_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

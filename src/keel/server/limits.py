@@ -44,7 +44,7 @@ def as_url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def own_names(hosts: Iterable[str], port: int) -> frozenset[str]:
+def accepted_host_headers(hosts: Iterable[str], port: int) -> frozenset[str]:
     """What the Host header may say when a server answers to `hosts` at `port`."""
     names = frozenset(as_url_host(host).lower() for host in hosts)
     return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset())
@@ -72,7 +72,7 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str], port: int) -> None:
-        self.app, self.token, self.names = app, token, own_names(hosts, port)
+        self.app, self.token, self.names = app, token, accepted_host_headers(hosts, port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -124,7 +124,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def parsed(body: bytes) -> Any:
+def parse_body(body: bytes) -> Any:
     """A body as JSON, of which every text can be written again. Raises Refused."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
@@ -152,7 +152,7 @@ class PromptProtocol(H11Protocol):
         self._wait_for_more()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.places.left(self)
+        self.places.leave(self)
         super().connection_lost(exc)
 
     @property

@@ -45,13 +45,13 @@ class Places:
             del self.strangers[place]
             self.signed_in[place] = None
 
-    def left(self, place: Place) -> None:
+    def leave(self, place: Place) -> None:
         self.strangers.pop(place, None)
         self.signed_in.pop(place, None)
 
     def _drop_one(self, places: Iterable[Place], new: Place) -> None:
         oldest = next((place for place in places if place.is_idle), new)
-        self.left(oldest)
+        self.leave(oldest)
         oldest.drop()
 
 

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from keel.server.limits import LOCAL, Refused, check_framing, check_host, own_names
+from keel.server.limits import LOCAL, Refused, accepted_host_headers, check_framing, check_host
 
 MOST_WAITING = 16  # requests of one person
 HEADERS = {
@@ -21,10 +21,10 @@ HEADERS = {
 }
 
 
-def names_of(host: str, names: Sequence[str], address: str | None, port: int) -> frozenset[str]:
+def accepted_hosts(host: str, names: Sequence[str], address: str | None, port: int) -> frozenset[str]:
     """What the Host header may say: also the name of the proxy in front, which hands it on."""
     proxy = (address or "").partition("://")[2].lower()
-    return own_names((*LOCAL, host, *names), port) | ({proxy, f"{proxy}:443"} if proxy else set())
+    return accepted_host_headers((*LOCAL, host, *names), port) | ({proxy, f"{proxy}:443"} if proxy else set())
 
 
 class Shield:
@@ -60,7 +60,7 @@ class Turns:
         self.waiting: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def of(self, name: str) -> AsyncIterator[None]:
+    async def turn(self, name: str) -> AsyncIterator[None]:
         """Raises Refused when the queue is long."""
         if self.waiting[name] >= MOST_WAITING:
             raise Refused(503, "Too many requests at once.", {"Retry-After": "1"})

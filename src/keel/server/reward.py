@@ -20,7 +20,7 @@ from keel.data.prompts import Prompt
 from keel.errors import RewardError
 from keel.rollout.score_check import NoScore, Score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
-from keel.server.limits import LOCAL, Gate, Refused, parsed, read_body
+from keel.server.limits import LOCAL, Gate, Refused, parse_body, read_body
 from keel.terminal import tell
 
 PATH = "/get_reward"
@@ -45,9 +45,9 @@ class RewardServer:
     async def get_reward(self, request: Request) -> Response:
         try:
             body = await read_body(request, self.settings.max_body_mb * 2**20)
-            rollouts, segments = as_rollouts(parsed(body), self.settings.max_rows)
+            rollouts, segments = parse_score_request(parse_body(body), self.settings.max_rows)
             scores = await self._scores(request.headers.get("idempotency-key"), body, rollouts, segments)
-            return JSONResponse({"rewards": [as_json(score) for score in scores]})
+            return JSONResponse({"rewards": [score_as_json(score) for score in scores]})
         except Refused as refused:
             return refused.response()
         except RewardError as error:
@@ -100,7 +100,7 @@ def reward_app(settings: ServeRewardConfig, token: str) -> Starlette:
     return Starlette(routes=[Route(PATH, server.get_reward, methods=["POST"])], middleware=[gate])
 
 
-def as_rollouts(body: Any, max_rows: int) -> tuple[Rollouts, list[list[str]] | None]:
+def parse_score_request(body: Any, max_rows: int) -> tuple[Rollouts, list[list[str]] | None]:
     """The answers to be judged, and their segments if given. Raises Refused for what does not fit the contract."""
     if not isinstance(body, Mapping) or not texts(body.get("query")):
         raise Refused(400, 'expected {"query": [text, ...], "prompts": [text, ...]}')
@@ -129,10 +129,10 @@ def as_rollouts(body: Any, max_rows: int) -> tuple[Rollouts, list[list[str]] | N
     rollouts = Rollouts(
         rows, nothing.long(), none, nothing.long(), none, nothing, torch.zeros(len(rows)).bool(), answers
     )
-    return rollouts, segments_of(body.get("segments"), answers)
+    return rollouts, parse_segments(body.get("segments"), answers)
 
 
-def segments_of(segments: Any, answers: list[str]) -> list[list[str]] | None:
+def parse_segments(segments: Any, answers: list[str]) -> list[list[str]] | None:
     if segments is None:
         return None
     if (
@@ -149,7 +149,7 @@ def texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def as_json(score: Score) -> Any:
+def score_as_json(score: Score) -> Any:
     """Raises RewardError for what is no score."""
     if isinstance(score, NoScore):
         raise RewardError(score.reason)

@@ -56,7 +56,7 @@ class People:
         rater = self.rater(request)
         if rater is None:
             raise Refused(403, "open your private link first")
-        if not from_own_page(request.headers):
+        if not is_same_origin(request.headers):
             raise Refused(403, "only a page of this server may send this")
         if not hmac.compare_digest(rater.csrf.encode(), request.headers.get(TOKEN_HEADER, "").encode()):
             raise Refused(403, "this page is not yours any more: load it again")
@@ -70,7 +70,7 @@ class People:
         return person
 
 
-def from_own_page(headers: Headers) -> bool:
+def is_same_origin(headers: Headers) -> bool:
     """Whether the browser says that a page of this server sent the request (the Host header was checked before)."""
     site = headers.get("sec-fetch-site")
     if site is not None:

@@ -22,7 +22,7 @@ class Resamples:
     drawn: Array  # [DRAWS, U], how often each unit is in each sample
 
     @classmethod
-    def of(cls, items: int) -> "Resamples":
+    def draw(cls, items: int) -> "Resamples":
         draw, count = np.random.default_rng(0), min(items, MOST_UNITS)
         drawn = draw.multinomial(count, np.full(count, 1 / count), DRAWS) if count else np.empty((DRAWS, 0))
         return cls(np.arange(items) % max(count, 1), drawn.astype(float))

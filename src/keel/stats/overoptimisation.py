@@ -28,13 +28,13 @@ class Fit:
     residual: float  # root mean square of what the form leaves, in units of the score
 
     @classmethod
-    def of(cls, start: float, alpha: float, beta: float, residual: float) -> Self:
+    def from_coefficients(cls, start: float, alpha: float, beta: float, residual: float) -> Self:
         exponent = 2 * (alpha / beta - 1) if beta > 0 else inf
         if exponent > LARGEST:
             return cls(start, alpha, beta, None, None, residual)
         return cls(start, alpha, beta, exp(exponent), start + beta * exp(exponent / 2), residual)
 
-    def at(self, kl: float) -> float:
+    def predict(self, kl: float) -> float:
         """The score that the form has at this KL, not negative."""
         distance = kl**0.5
         return self.start + (distance * (self.alpha - self.beta * log(distance)) if distance else 0.0)
@@ -48,7 +48,7 @@ class Fit:
         return kl > 0 and self.slope(kl) < 0
 
 
-def fit(kl: ArrayLike, score: ArrayLike) -> Fit | None:
+def fit_overoptimisation(kl: ArrayLike, score: ArrayLike) -> Fit | None:
     """Least squares over points [M]: the mean KL of some answers to the start, and their mean score.
 
     None with fewer than four different KL, which would fit anything. A KL below zero, as a sample's may be, counts as
@@ -67,4 +67,4 @@ def fit(kl: ArrayLike, score: ArrayLike) -> Fit | None:
         return None
     residual = float(np.sqrt(np.mean((terms @ coefficients - wanted) ** 2)))
     start, alpha, beta = coefficients.tolist()
-    return Fit.of(start, alpha, beta, residual)
+    return Fit.from_coefficients(start, alpha, beta, residual)

@@ -38,11 +38,11 @@ class Pairs:
             self.differences[chosen], weights / weights.sum(), self.rankings[chosen], self.places[chosen]
         )  # fmt: skip
 
-    def scaled(self, factor: Numbers | float) -> "Pairs":
+    def scale(self, factor: Numbers | float) -> "Pairs":
         return Pairs(self.differences * factor, self.weights, self.rankings, self.places)
 
 
-def pairs_of(scores: Scores, rankings: Sequence[Ranking]) -> Pairs:
+def build_pairs(scores: Scores, rankings: Sequence[Ranking]) -> Pairs:
     """Raises nothing: a ranking that prefers nothing adds nothing."""
     rows = [
         (values[better] - values[worse], ranking.weight / len(ranking.pairs), number, better, worse)
@@ -53,16 +53,16 @@ def pairs_of(scores: Scores, rankings: Sequence[Ranking]) -> Pairs:
     return Pairs(table[:, 0], table[:, 1] / table[:, 1].sum(), table[:, 2].astype(int), table[:, 3:].astype(int))
 
 
-def judge(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
+def compute_preference_metrics(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
     """Figures over all pairs of answers that were told apart; empty without rankings.
 
     accuracy: pairs in the right order, equal scores counting half. loss: Bradley-Terry, in nats.
     """
-    return figures_of(pairs_of(scores, held_out), held_out) if held_out else {}
+    return pair_metrics(build_pairs(scores, held_out), held_out) if held_out else {}
 
 
-def figures_of(pairs: Pairs, rankings: Sequence[Ranking]) -> dict[str, float]:
-    error = calibration_error(pairs, prompts_of(pairs, rankings)).root
+def pair_metrics(pairs: Pairs, rankings: Sequence[Ranking]) -> dict[str, float]:
+    error = calibration_error(pairs, prompt_numbers(pairs, rankings)).root
     return {"accuracy": accuracy(pairs), "loss": loss(pairs), "calibration_error": error}
 
 
@@ -75,16 +75,16 @@ def baselines(held_out: Sequence[Ranking], train: Sequence[Ranking]) -> dict[str
     telling = [ranking for ranking in train if ranking.pairs]
     if not held_out or not telling:
         return {}
-    sign = 1.0 if accuracy(pairs_of(lengths(telling), telling)) >= 0.5 else -1.0
+    sign = 1.0 if accuracy(build_pairs(response_lengths(telling), telling)) >= 0.5 else -1.0
     return {
-        "length_accuracy": accuracy(pairs_of(lengths(held_out), held_out).scaled(sign)),
+        "length_accuracy": accuracy(build_pairs(response_lengths(held_out), held_out).scale(sign)),
         "length_sign": sign,
         "constant_accuracy": 0.5,
         "constant_loss": math.log(2),
     }
 
 
-def lengths(rankings: Sequence[Ranking]) -> list[list[float]]:
+def response_lengths(rankings: Sequence[Ranking]) -> list[list[float]]:
     """Characters of each response."""
     return [[float(len(response)) for response in ranking.responses] for ranking in rankings]
 
@@ -144,7 +144,7 @@ def temperature(pairs: Pairs) -> float:
     return math.exp(-(low + high) / 2)
 
 
-def calibrated(pairs: Pairs, rankings: Sequence[Ranking]) -> Pairs:
+def calibrate_pairs(pairs: Pairs, rankings: Sequence[Ranking]) -> Pairs:
     """The differences of each half of the prompts, divided by the temperature that fits the other half.
 
     A figure of these is a fair one: no pair was looked at in choosing what divides it.
@@ -155,10 +155,10 @@ def calibrated(pairs: Pairs, rankings: Sequence[Ranking]) -> Pairs:
         others = halves != half
         if others.any():
             factors[~others] = 1 / temperature(pairs.where(others))
-    return pairs.scaled(factors)
+    return pairs.scale(factors)
 
 
-def prompts_of(pairs: Pairs, rankings: Sequence[Ranking]) -> NDArray[np.int64]:
+def prompt_numbers(pairs: Pairs, rankings: Sequence[Ranking]) -> NDArray[np.int64]:
     """Return the number of each pair's prompt, from 0 on. -> [M]"""
     keys = [prompt_key(ranking.prompt) for ranking in rankings]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -166,37 +166,37 @@ def prompts_of(pairs: Pairs, rankings: Sequence[Ranking]) -> NDArray[np.int64]:
     return np.unique(prompts, return_inverse=True)[1]
 
 
-def interval(pairs: Pairs, rankings: Sequence[Ranking]) -> Interval:
+def accuracy_interval(pairs: Pairs, rankings: Sequence[Ranking]) -> Interval:
     """Return the 95% interval of the accuracy, with prompts as clusters."""
-    prompts = prompts_of(pairs, rankings)
+    prompts = prompt_numbers(pairs, rankings)
     above, below = (
         np.bincount(prompts, values).astype(float) for values in (pairs.weights * pairs.wins, pairs.weights)
     )
     return share_interval(above, below)
 
 
-def final_figures(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[str, float]) -> dict[str, float]:
+def final_metrics(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[str, float]) -> dict[str, float]:
     """All figures of a finished reward model: also the accuracy's interval, the temperature and what it would mend.
 
     `facts` are those of `baselines`, among others, and are among the figures.
     """
     if not held_out:
         return dict(facts)
-    pairs = pairs_of(scores, held_out)
-    prompts, after = prompts_of(pairs, held_out), calibrated(pairs, held_out)
-    figures, error_after = figures_of(pairs, held_out), calibration_error(after, prompts)
+    pairs = build_pairs(scores, held_out)
+    prompts, after = prompt_numbers(pairs, held_out), calibrate_pairs(pairs, held_out)
+    metrics, error_after = pair_metrics(pairs, held_out), calibration_error(after, prompts)
     for name, (low, high) in {
-        "accuracy": interval(pairs, held_out),
+        "accuracy": accuracy_interval(pairs, held_out),
         "calibration_error": calibration_error(pairs, prompts).interval,
         "calibrated_error": error_after.interval,
     }.items():
-        figures |= {f"{name}_low": low, f"{name}_high": high}
-    figures |= {
+        metrics |= {f"{name}_low": low, f"{name}_high": high}
+    metrics |= {
         "temperature": temperature(pairs),
         "calibrated_loss": loss(after),
         "calibrated_error": error_after.root,
     }
-    return figures | dict(facts) | {"ahead_of_length": figures["accuracy"] - facts["length_accuracy"]}
+    return metrics | dict(facts) | {"ahead_of_length": metrics["accuracy"] - facts["length_accuracy"]}
 
 
 def score_range(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
@@ -214,14 +214,14 @@ def score_range(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]
     return {"score_low": low, "score_median": median, "score_high": high, **ends, "longest": float(longest)}
 
 
-def calibrate(scores: Scores, figures: Mapping[str, float]) -> tuple[list[list[float]], dict[str, float]]:
+def calibrate(scores: Scores, metrics: Mapping[str, float]) -> tuple[list[list[float]], dict[str, float]]:
     """Scores over the temperature, and the figures of them: those of prompts that it was not fitted to."""
-    divided = [[score / figures["temperature"] for score in row] for row in scores]
-    return divided, dict(figures) | {
-        "loss": figures["calibrated_loss"],
-        **{f"calibration_error{end}": figures[f"calibrated_error{end}"] for end in ("", "_low", "_high")},
-        "uncalibrated_loss": figures["loss"],
-        "uncalibrated_error": figures["calibration_error"],
+    divided = [[score / metrics["temperature"] for score in row] for row in scores]
+    return divided, dict(metrics) | {
+        "loss": metrics["calibrated_loss"],
+        **{f"calibration_error{end}": metrics[f"calibrated_error{end}"] for end in ("", "_low", "_high")},
+        "uncalibrated_loss": metrics["loss"],
+        "uncalibrated_error": metrics["calibration_error"],
     }
 
 

@@ -30,20 +30,20 @@ def distances(old: Numbers, new: Numbers, seed: int, draws: int = DRAWS) -> tupl
     """
     both = np.concatenate([old, new])
     is_new = np.arange(len(both)) >= len(old)
-    found = distance_of(is_new[None, :], both)[0]
+    found = compute_distances(is_new[None, :], both)[0]
     random = np.random.default_rng(seed)
     at_least = np.zeros(both.shape[1])
     step = max(1, AT_ONCE // len(both))
     for start in range(0, draws, step):
         shuffled = random.permuted(np.tile(is_new, (min(step, draws - start), 1)), axis=1)
-        at_least += (distance_of(shuffled, both) >= found - 1e-12).sum(0)
+        at_least += (compute_distances(shuffled, both) >= found - 1e-12).sum(0)
     n, m = (np.isfinite(side).sum(0) for side in (old, new))
     tail = math.e * np.exp(-2 * n * m / np.maximum(n + m, 1) * found**2)
     p = (1 + at_least) / (1 + draws)
     return found, np.where(at_least == 0, np.minimum(p, tail), p)
 
 
-def distance_of(is_new: NDArray[np.bool_], values: Numbers) -> Numbers:
+def compute_distances(is_new: NDArray[np.bool_], values: Numbers) -> Numbers:
     """For each division of the rows [D, N] the distance of each column of values [N, F]. -> [D, F]"""
     found = np.zeros((len(is_new), values.shape[1]))
     for column, own in enumerate(values.T):
@@ -87,7 +87,7 @@ class Rows:
     share: float | None
 
     @classmethod
-    def of(cls, old: Numbers, new: Numbers) -> Self:
+    def from_samples(cls, old: Numbers, new: Numbers) -> Self:
         """Rows without a figure (nan) do not count. The share has two successes and two failures added (Agresti and
         Coull 1998), so that none seen is not none at all."""
         old, new = old[np.isfinite(old)], new[np.isfinite(new)]
@@ -109,7 +109,7 @@ def detectable(rows: Rows, level: float) -> float:
     return (math.sqrt(-math.log(level / 2) / 2) + _quantile(POWER) / 2) * math.sqrt(1 / rows.old + 1 / rows.new)
 
 
-def rows_needed(rows: Rows, level: float, distance: float) -> int | None:
+def required_rows(rows: Rows, level: float, distance: float) -> int | None:
     """How many new rows would find this distance, by halving; the old ones are as many where they are fewer.
 
     None: more than anybody collects.

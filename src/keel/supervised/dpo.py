@@ -23,37 +23,37 @@ from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import plain
 from keel.models.loading import save_policy
-from keel.models.prompt_reading import report
-from keel.models.vocabulary import require_embedded
+from keel.models.prompt_reading import print_remarks
+from keel.models.vocabulary import require_embeddings
 from keel.run.folder import RunFolder
 from keel.run.reward_files import write_held_out
-from keel.stats.preference_metrics import accuracy, interval, pairs_of
+from keel.stats.preference_metrics import accuracy, accuracy_interval, build_pairs
 from keel.supervised.learner import Task
 from keel.supervised.loop import fit
-from keel.supervised.ranking_task import facts_of
+from keel.supervised.ranking_task import data_metrics
 from keel.supervised.reference_logprobs import kept_reference
 from keel.supervised.sft import load_speaker, longest_row, target_losses
 from keel.supervised.split import Split, split_rankings
 
 
 @dataclass
-class Side:
+class DpoSplit:
     """The rankings of one side of the split, and their answers as the policy reads them."""
 
     rankings: list[Ranking]
-    answers: list[list[Example]]  # of each ranking
+    responses: list[list[Example]]  # of each ranking
     reference: list[Tensor] = field(default_factory=list)  # log pi_ref of each ranking's answers, once the run began
     num_cut: int = 0  # rankings whose prompt lost its beginning
 
     @property
-    def all_answers(self) -> list[Example]:
-        return [answer for answers in self.answers for answer in answers]
+    def all_responses(self) -> list[Example]:
+        return [answer for answers in self.responses for answer in answers]
 
     def split(self, values: Tensor) -> list[Tensor]:
         """A value for each answer [M], ranking by ranking."""
-        return list(values.split([len(answers) for answers in self.answers]))
+        return list(values.split([len(answers) for answers in self.responses]))
 
-    def listed(self, values: Tensor) -> list[list[float]]:
+    def to_lists(self, values: Tensor) -> list[list[float]]:
         return [part.tolist() for part in self.split(values)]
 
 
@@ -67,45 +67,45 @@ def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
         for name, rankings in (("train", split.train), ("watched", split.watched), ("held_out", split.held_out))
     }
     for side in sides.values():
-        require_embedded(model, [answer.tokens for answer in side.all_answers], tokenizer, config.data.path)
-    report(notes.lines())
+        require_embeddings(model, [answer.tokens for answer in side.all_responses], tokenizer, config.data.path)
+    print_remarks(notes.lines())
     return fit(config, dpo_task(config, model, tokenizer, split, sides), resume)
 
 
-def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking], sides: dict[str, Side]) -> Task:
+def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking], sides: dict[str, DpoSplit]) -> Task:
     """What `fit` needs to know of the policy and its data."""
     train, watched, held_out = sides["train"], sides["watched"], sides["held_out"]
-    speak = partial(answer_logprobs, model, microbatch_tokens=config.microbatch_tokens)
+    speak = partial(response_logprobs, model, microbatch_tokens=config.microbatch_tokens)
 
     def prepare(folder: RunFolder) -> None:
-        ask = torch.no_grad()(lambda: {name: speak(side.all_answers) for name, side in sides.items()})
+        ask = torch.no_grad()(lambda: {name: speak(side.all_responses) for name, side in sides.items()})
         for name, logprobs in kept_reference(folder, ask).items():
             sides[name].reference = sides[name].split(logprobs.to(plain(model).device))
 
     def loss(rows: Sequence[int]) -> Tensor:
-        logprobs = speak([answer for i in rows for answer in train.answers[i]])
+        logprobs = speak([answer for i in rows for answer in train.responses[i]])
         rewards = implicit_rewards(logprobs, torch.cat([train.reference[i] for i in rows]), config.beta)
-        return ranking_losses(rewards, [train.rankings[i] for i in rows], config).sum()
+        return dpo_losses(rewards, [train.rankings[i] for i in rows], config).sum()
 
     return Task(
         name="dpo",
         model=model,
-        lengths=[sum(len(answer.tokens) for answer in answers) for answers in train.answers],
+        lengths=[sum(len(answer.tokens) for answer in answers) for answers in train.responses],
         weights=[1] * len(train.rankings),
         row=lambda i: {name: getattr(train.rankings[i], name) for name in ("prompt", "responses", "ranks")},
         loss=loss,
-        evaluate=lambda: judge_policy(model, held_out, config),
-        facts={name: value for name, value in facts_of(split).items() if not name.startswith("constant")}
+        evaluate=lambda: evaluate_policy(model, held_out, config),
+        facts={name: value for name, value in data_metrics(split).items() if not name.startswith("constant")}
         | {"rows_cut": sum(side.num_cut for side in sides.values())},
-        save=lambda folder, figures: save_policy(model, tokenizer, folder),
+        save=lambda folder, metrics: save_policy(model, tokenizer, folder),
         result="policy",
-        watch=(lambda: judge_policy(model, watched, config)["loss"]) if watched.rankings else None,
+        watch=(lambda: evaluate_policy(model, watched, config)["loss"]) if watched.rankings else None,
         conclude=lambda folder: conclude(folder, model, held_out, config),
         prepare=prepare,
     )
 
 
-def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], limit: int, notes: Notes) -> Side:
+def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], limit: int, notes: Notes) -> DpoSplit:
     """Each answer after its prompt, and an end token after that. Raises DataError for answers that do not fit.
 
     A prompt that is too long loses its beginning, a chat its oldest turns, and all answers of a ranking are given after
@@ -122,7 +122,7 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
             too_long.append(ranking.place)
         num_cut += was_cut
         if was_cut:
-            notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the prompt lost its beginning")
+            notes.add_for_place(ranking.place, f"more than {limit} tokens (max_tokens); the prompt lost its beginning")
     if too_long:
         raise DataError(
             f"{len(too_long)} rankings have answers that leave no room for a prompt (of a chat, its last turn) within "
@@ -130,10 +130,10 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
             where=too_long[0],
             fix="raise max_tokens, or leave them out",
         )
-    return Side(rankings, answers, num_cut=num_cut)
+    return DpoSplit(rankings, answers, num_cut=num_cut)
 
 
-def answer_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: int) -> Tensor:
+def response_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: int) -> Tensor:
     """log pi(y|x): the sum over the answer's tokens, the end token included, with gradient. -> [M]"""
     if not answers:
         return torch.zeros(0)
@@ -146,12 +146,12 @@ def answer_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: i
     return torch.stack(sums)[order.argsort()]
 
 
-def ranking_losses(rewards: Tensor, rankings: Sequence[Ranking], config: DpoConfig) -> Tensor:
+def dpo_losses(rewards: Tensor, rankings: Sequence[Ranking], config: DpoConfig) -> Tensor:
     """Loss of each ranking, per comparison in it, times its weight. Implicit rewards of all answers [M] -> [N]
 
     Each ranking counts once, however many answers it has, as in `keel reward`.
     """
-    comparisons = Comparisons.of(rewards, rankings)
+    comparisons = Comparisons.from_rankings(rewards, rankings)
     if config.loss == "listwise":  # Rafailov et al. 2023, appendix A.3
         losses = listwise_losses(comparisons)
     else:
@@ -166,7 +166,7 @@ def pair_loss(config: DpoConfig, chosen: Tensor, rejected: Tensor, margins: Tens
     return bradley_terry_loss(chosen, rejected, margins, config.label_smoothing)
 
 
-def judge_policy(model: Any, side: Side, config: DpoConfig) -> dict[str, float]:
+def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig) -> dict[str, float]:
     """Figures of the implicit rewards on rankings that the policy has not learned from; nothing without any.
 
     They are means over the pairs of answers that were told apart, each ranking counting by its weight; forward_kl is
@@ -174,16 +174,16 @@ def judge_policy(model: Any, side: Side, config: DpoConfig) -> dict[str, float]:
     """
     if not side.rankings:
         return {}
-    logprobs, rewards = judged_answers(model, side, config)
-    spoken, worth = side.listed(logprobs), side.listed(rewards)
-    pairs = pairs_of(worth, side.rankings)
+    logprobs, rewards = logprobs_and_rewards(model, side, config)
+    spoken, worth = side.to_lists(logprobs), side.to_lists(rewards)
+    pairs = build_pairs(worth, side.rankings)
 
     def mean(values: list[list[float]], place: int) -> float:
         """Over the chosen answers (place 0) or the rejected ones (1)."""
         found = [values[number][places[place]] for number, places in zip(pairs.rankings, pairs.places, strict=True)]
         return float(pairs.weights @ found)
 
-    losses = ranking_losses(rewards, side.rankings, config)
+    losses = dpo_losses(rewards, side.rankings, config)
     return {
         "loss": float(losses.sum()) / sum(ranking.weight for ranking in side.rankings),
         "accuracy": accuracy(pairs),
@@ -196,17 +196,17 @@ def judge_policy(model: Any, side: Side, config: DpoConfig) -> dict[str, float]:
 
 
 @torch.no_grad()
-def judged_answers(model: Any, side: Side, config: DpoConfig) -> tuple[Tensor, Tensor]:
+def logprobs_and_rewards(model: Any, side: DpoSplit, config: DpoConfig) -> tuple[Tensor, Tensor]:
     """log pi(y|x) and implicit reward of every answer. -> [M], [M]"""
-    logprobs = answer_logprobs(model, side.all_answers, config.microbatch_tokens)
+    logprobs = response_logprobs(model, side.all_responses, config.microbatch_tokens)
     return logprobs, implicit_rewards(logprobs, torch.cat(side.reference), config.beta)
 
 
-def conclude(folder: RunFolder, model: Any, held_out: Side, config: DpoConfig) -> dict[str, float]:
+def conclude(folder: RunFolder, model: Any, held_out: DpoSplit, config: DpoConfig) -> dict[str, float]:
     """The interval of the accuracy; the implicit rewards are written down beside the rankings they speak of."""
     if not held_out.rankings:
         return {}
-    scores = held_out.listed(judged_answers(model, held_out, config)[1])
+    scores = held_out.to_lists(logprobs_and_rewards(model, held_out, config)[1])
     write_held_out(folder, held_out.rankings, scores)
-    low, high = interval(pairs_of(scores, held_out.rankings), held_out.rankings)
+    low, high = accuracy_interval(build_pairs(scores, held_out.rankings), held_out.rankings)
     return {"accuracy_low": low, "accuracy_high": high}

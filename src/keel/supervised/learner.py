@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from keel.config import OptimSettings
 from keel.errors import Diverged
-from keel.failpoints import failpoint, poisoned
-from keel.learn.guard import Guard, fault_of
+from keel.failpoints import failpoint, poison
+from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import build_optimizer, clip_gradients, gradient_norm
 from keel.loop.checkpoints import TrainedState
 from keel.run.checkpoint import checkpoint_to_resume
@@ -90,10 +90,10 @@ class Learner:
         Returns the gradient's norm before clipping, and whether the step was taken. Raises Diverged.
         """
         parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
-        norm = poisoned("update.gradient", gradient_norm(parameters))
+        norm = poison("update.gradient", gradient_norm(parameters))
         norms = {self.task.name: float(norm)}
         guard, optimizer = self.trained.guard, self.trained.optimizer
-        taken = guard.admits(norms, fault_of(loss_finite, norms, self.task.model.named_parameters()))
+        taken = guard.admits(norms, find_fault(loss_finite, norms, self.task.model.named_parameters()))
         if taken:
             clip_gradients(parameters, max_grad_norm, norm)
             failpoint("update.optimizer")

@@ -9,14 +9,14 @@ import torch
 
 from keel.config import SupervisedSettings
 from keel.errors import Diverged
-from keel.failpoints import failpoint, poisoned
+from keel.failpoints import failpoint, poison
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import learning_rate_factor, microbatches, set_learning_rate, warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
 from keel.loop.run import open_run
 from keel.progress import ProgressDisplay
 from keel.run.faulty_rows import keep_rows
-from keel.run.folder import RunFolder, remove, replace_folder, write_figures
+from keel.run.folder import RunFolder, remove, replace_folder, write_final_metrics
 from keel.run.metrics import MetricSink, open_sinks
 from keel.supervised.learner import Learner, Task
 from keel.terminal import tell
@@ -150,7 +150,7 @@ def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float
     weight = sum(task.weights[i] for i in rows)
     total = 0.0
     for part in microbatches([task.lengths[i] for i in rows], microbatch_tokens):
-        loss = poisoned("update.loss", task.loss([rows[i] for i in part]) / weight)
+        loss = poison("update.loss", task.loss([rows[i] for i in part]) / weight)
         loss.backward()
         total += float(loss.detach())
     return total
@@ -192,4 +192,4 @@ def log(sinks: Sequence[MetricSink], task: Task, step: int, metrics: Mapping[str
 def publish(folder: RunFolder, task: Task, figures: Mapping[str, float]) -> None:
     """The result as a model folder, and the figures beside it."""
     replace_folder(folder.path / task.result, lambda target: task.save(target, figures))
-    write_figures(folder, figures)
+    write_final_metrics(folder, figures)

@@ -12,13 +12,13 @@ from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking
 from keel.data.rows import naming_place
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
-from keel.models.ensemble import members_of
-from keel.models.prompt_reading import report
+from keel.models.ensemble import member_folders
+from keel.models.prompt_reading import print_remarks
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
 from keel.run.reward_files import shortfalls, write_gate, write_held_out, write_range
-from keel.stats.preference_metrics import baselines, calibrate, final_figures, judge, score_range
+from keel.stats.preference_metrics import baselines, calibrate, compute_preference_metrics, final_metrics, score_range
 from keel.supervised.learner import Task
 from keel.supervised.split import Split, prompts_on_both_sides
 
@@ -38,17 +38,17 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
     watched, held_out = (
         encode_rankings(model, side, model.limit, notes)[0] for side in (split.watched, split.held_out)
     )
-    report(notes.lines())
-    facts = facts_of(split) | {"texts_cut": cut}
+    print_remarks(notes.lines())
+    facts = data_metrics(split) | {"texts_cut": cut}
 
     def conclude(folder: RunFolder) -> dict[str, float]:
-        scores = scores_of(model, held_out, config.microbatch_tokens)
-        figures = final_figures(scores, split.held_out, facts)
+        scores = score_rankings(model, held_out, config.microbatch_tokens)
+        metrics = final_metrics(scores, split.held_out, facts)
         if config.calibrate:
-            scores, figures = calibrate(scores, figures)
-            model.rescale(1 / figures["temperature"])
+            scores, metrics = calibrate(scores, metrics)
+            model.rescale(1 / metrics["temperature"])
         write_held_out(folder, split.held_out, scores)
-        return figures | score_range(scores, split.held_out)
+        return metrics | score_range(scores, split.held_out)
 
     return Task(
         name="reward",
@@ -57,29 +57,37 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
         weights=[1] * len(train),
         row=lambda i: {name: getattr(split.train[i], name) for name in ("prompt", "responses", "ranks")},
         loss=lambda rows: ranking_losses(model, [train[i] for i in rows], config).sum(),
-        evaluate=lambda: judge(scores_of(model, held_out, config.microbatch_tokens), split.held_out),
+        evaluate=lambda: compute_preference_metrics(
+            score_rankings(model, held_out, config.microbatch_tokens), split.held_out
+        ),
         facts=facts,
-        save=lambda folder, figures: save_judged(model.save, folder, config, figures),
-        watch=(lambda: judge(scores_of(model, watched, config.microbatch_tokens), split.watched)["loss"])
+        save=lambda folder, metrics: save_with_gate(model.save, folder, config, metrics),
+        watch=(
+            lambda: compute_preference_metrics(score_rankings(model, watched, config.microbatch_tokens), split.watched)[
+                "loss"
+            ]
+        )
         if split.watched
         else None,
         conclude=conclude,
     )
 
 
-def facts_of(split: Split[Ranking]) -> dict[str, float]:
+def data_metrics(split: Split[Ranking]) -> dict[str, float]:
     """Figures of the data."""
     counts = {"rankings_left_out": split.left_out, "prompts_on_both_sides": prompts_on_both_sides(split)}
     return baselines(split.held_out, split.train) | counts
 
 
-def save_judged(save: Callable[[Path], None], folder: Path, config: RewardConfig, figures: Mapping[str, float]) -> None:
+def save_with_gate(
+    save: Callable[[Path], None], folder: Path, config: RewardConfig, metrics: Mapping[str, float]
+) -> None:
     """The model, with the range of its scores and the gate's verdict. A gate does not keep it from being saved."""
     save(folder)
-    write_range(folder, figures)
+    write_range(folder, metrics)
     if config.gate:
-        failed = shortfalls(config.gate, figures)
-        for model in {folder, *map(Path, members_of(str(folder)))}:  # a member could be used alone
+        failed = shortfalls(config.gate, metrics)
+        for model in {folder, *map(Path, member_folders(str(folder)))}:  # a member could be used alone
             write_gate(model, config.gate, failed)
 
 
@@ -103,11 +111,11 @@ def encode_rankings(
         encoded.append(EncodedRanking([ids for ids, _ in texts], ranking))
         cut += was_cut
         if any(was_cut):
-            notes.add_at(ranking.place, f"more than {limit} tokens (max_tokens); the texts lost their beginning")
+            notes.add_for_place(ranking.place, f"more than {limit} tokens (max_tokens); the texts lost their beginning")
     return encoded, sum(cut) / max(1, len(cut))
 
 
-def scores_of(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:
+def score_rankings(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:
     """One score for each response of each ranking."""
     flat = model.score_rows([row for encoded in held_out for row in encoded.rows], microbatch_tokens)
     return [part.tolist() for part in flat.split([len(encoded.rows) for encoded in held_out])]
@@ -122,7 +130,7 @@ def ranking_losses(model: RewardModel, encoded: Sequence[EncodedRanking], config
     """
     # Answers to one prompt differ in length and belong together in the loss, not in the forward pass.
     flat = model.scores_of_rows([row for one in encoded for row in one.rows], config.microbatch_tokens)
-    comparisons = Comparisons.of(flat, [one.ranking for one in encoded])
+    comparisons = Comparisons.from_rankings(flat, [one.ranking for one in encoded])
     if config.loss == "listwise":
         losses = listwise_losses(comparisons)
     else:

@@ -14,11 +14,11 @@ from keel.models.layers import recompute_layers
 from keel.models.prompt_reading import chat_tokenizer
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
-from keel.run.folder import RunFolder, remove, replace_folder, write_figures
+from keel.run.folder import RunFolder, remove, replace_folder, write_final_metrics
 from keel.run.reward_files import check_held_out, write_held_out
-from keel.stats.preference_metrics import calibrate, final_figures, score_range
+from keel.stats.preference_metrics import calibrate, final_metrics, score_range
 from keel.supervised.loop import fit
-from keel.supervised.ranking_task import facts_of, reward_task, save_judged
+from keel.supervised.ranking_task import data_metrics, reward_task, save_with_gate
 from keel.supervised.split import Split, split_rankings
 from keel.terminal import tell
 from keel.world import generator
@@ -38,10 +38,10 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
         for number, settings in enumerate(members, start=1):
             tell(f"member {number} of {config.members}")
             fit_model(settings, split, resume, own_head=True)
-        figures = join([Path(settings.output) / "model" for settings in members], config, split, folder)
+        metrics = join([Path(settings.output) / "model" for settings in members], config, split, folder)
         for settings in members if not config.checkpoint.keep_final else ():
             remove(RunFolder(settings.output).checkpoints)
-        return figures
+        return metrics
 
 
 def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_head: bool = False) -> dict[str, float]:
@@ -98,17 +98,17 @@ def join(members: list[Path], config: RewardConfig, split: Split[Ranking], folde
     flat = ensemble.member_scores(readings)
     counts = [len(ranking.responses) for ranking in split.held_out]
     scores = [part.tolist() for part in flat.mean(0).split(counts)]
-    figures = final_figures(scores, split.held_out, facts_of(split))
+    metrics = final_metrics(scores, split.held_out, data_metrics(split))
     if config.calibrate:
-        ensemble.temperature = figures["temperature"]
+        ensemble.temperature = metrics["temperature"]
         flat /= ensemble.temperature
-        scores, figures = calibrate(scores, figures)
-    figures |= score_range(scores, split.held_out)
+        scores, metrics = calibrate(scores, metrics)
+    metrics |= score_range(scores, split.held_out)
     write_held_out(folder, split.held_out, scores, [part.tolist() for part in flat.split(counts, 1)])
 
     def save(target: Path) -> None:
         save_ensemble(target, members, ensemble.temperature)
 
-    replace_folder(folder.model, lambda target: save_judged(save, target, config, figures))
-    write_figures(folder, figures)
-    return figures
+    replace_folder(folder.model, lambda target: save_with_gate(save, target, config, metrics))
+    write_final_metrics(folder, metrics)
+    return metrics

@@ -20,8 +20,8 @@ from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, save_policy
 from keel.models.packed import token_states
 from keel.models.positions import num_positions
-from keel.models.prompt_reading import asking_of, chat_tokenizer, report, speak_in_turns
-from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.models.prompt_reading import chat_tokenizer, print_remarks, read_prompt_format, speak_in_turns
+from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.supervised.learner import Task
 from keel.supervised.loop import fit
 from keel.supervised.split import Split, split_rows
@@ -40,10 +40,10 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
         weights=[example.num_targets for example in train],
         row=lambda i: {"prompt": train[i].prompt, "text": tokenizer.decode(list(train[i].tokens))},
         loss=lambda rows: target_losses(model, [train[i] for i in rows]).sum(),
-        evaluate=lambda: evaluate(model, split.held_out, budget),
+        evaluate=lambda: evaluate_examples(model, split.held_out, budget),
         facts={"rows_left_out": split.left_out, "rows_cut": num_cut},
-        save=lambda folder, figures: save_policy(model, tokenizer, folder),
-        watch=(lambda: evaluate(model, split.watched, budget)["loss"]) if split.watched else None,
+        save=lambda folder, metrics: save_policy(model, tokenizer, folder),
+        watch=(lambda: evaluate_examples(model, split.watched, budget)["loss"]) if split.watched else None,
     )
     return fit(config, task, resume)
 
@@ -55,7 +55,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
     require_gradients(model, config.model)
-    name_unembedded(model, tokenizer, config.model)
+    report_unembedded_ids(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))
     speak_in_turns(model, tokenizer, config.data)
@@ -73,19 +73,19 @@ def longest_row(config: SupervisedSettings, model: Any) -> int:
 def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Split[Example], int]:
     """Examples by what they are for, without those in which nothing is learned; and how many rows were cut."""
     data, notes, num_cut = config.data, Notes(), 0
-    imitation = Imitation(tokenizer, ends, longest_row(config, model), config.turns, asking_of(data))
+    imitation = Imitation(tokenizer, ends, longest_row(config, model), config.turns, read_prompt_format(data))
 
     def load(path: str) -> list[Example]:
         nonlocal num_cut
         examples, cut = load_examples(path, imitation, data.split, notes)
-        require_embedded(model, [example.tokens for example in examples], tokenizer, path)
+        require_embeddings(model, [example.tokens for example in examples], tokenizer, path)
         num_cut += cut
         return examples
 
     examples = load(data.path)
     learnable = [example for example in examples if example.num_targets > 0]
     others = [example for example in load(data.eval_path) if example.num_targets > 0] if data.eval_path else None
-    report(notes.lines())
+    print_remarks(notes.lines())
     split = split_rows(learnable, others, lambda example: example.prompt, config)
     return replace(split, left_out=len(examples) - len(learnable)), num_cut
 
@@ -104,7 +104,7 @@ def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: Any, examples: Sequence[Example], microbatch_tokens: int) -> dict[str, float]:
+def evaluate_examples(model: Any, examples: Sequence[Example], microbatch_tokens: int) -> dict[str, float]:
     """Mean loss per learned token, and its exponential; nothing without held-out examples."""
     if not examples:
         return {}

@@ -9,7 +9,7 @@ from keel.data.notes import Notes
 from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.data.rows import Content
 from keel.errors import ConfigError, DataError
-from keel.models.prompt_reading import asking_of, report
+from keel.models.prompt_reading import print_remarks, read_prompt_format
 
 RowT = TypeVar("RowT")
 
@@ -53,7 +53,7 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
     Raises ConfigError when a margin meets a loss that has no place for it, DataError when nothing is left.
     """
     data = config.data
-    notes, asking = Notes(), asking_of(data)
+    notes, asking = Notes(), read_prompt_format(data)
 
     def load(path: str) -> list[Ranking]:
         rankings = load_rankings(path, data.split, notes)
@@ -62,9 +62,9 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
     rankings = load(data.path)
     if getattr(config, "loss", "") in ("listwise", "ipo") and any(ranking.margin for ranking in rankings):
         raise ConfigError("a margin belongs to a pair", where=data.path, fix="set loss to pairwise or sigmoid")
-    telling = [ranking.ranked for ranking in rankings if ranking.weight and says_something(ranking, config.ties)]
+    telling = [ranking.ranked for ranking in rankings if ranking.weight and is_informative(ranking, config.ties)]
     others = load(data.eval_path) if data.eval_path else None
-    report(notes.lines())
+    print_remarks(notes.lines())
     judging = None if others is None else [ranking.ranked for ranking in others]
     split = split_rows(telling, judging, lambda ranking: ranking.prompt, config)
     if not any(ranking.pairs for ranking in split.train):
@@ -83,7 +83,7 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
     )
 
 
-def says_something(ranking: Ranking, ties: str) -> bool:
+def is_informative(ranking: Ranking, ties: str) -> bool:
     return bool(ranking.pairs or (ties == "half" and ranking.ties))
 
 

@@ -8,8 +8,8 @@ from keel.config import TrainConfig
 from keel.errors import ConfigError
 from keel.learn.algorithms import Algorithm
 from keel.models.actor_critic import ActorCritic
-from keel.models.adapters import share_frozen, with_lora
-from keel.models.ensemble import members_of
+from keel.models.adapters import share_frozen_weights, with_lora
+from keel.models.ensemble import member_folders
 from keel.models.heads import new_value_head
 from keel.models.loading import load_classifier, load_tokenizer
 from keel.models.pad_token import set_pad_id
@@ -38,7 +38,7 @@ def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
         if not models:
             raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
         source = str(models[0])
-    source = members_of(source)[0]
+    source = member_folders(source)[0]
     critic = load_classifier(source, config.policy.dtype, config.seed, to_train=True)
     if not hasattr(critic, "score"):
         fix = "use reinforce, rloo or grpo" if config.critic.init == "policy" else "set critic.init to policy"
@@ -48,7 +48,7 @@ def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
     set_pad_id(critic, int(tokenizer.pad_token_id))  # it is saved with the policy's tokenizer
     if config.policy.lora:
         critic = with_lora(critic, config.policy.lora, "SEQ_CLS")
-        share_frozen(critic, policy)
+        share_frozen_weights(critic, policy)
     return critic
 
 

@@ -8,11 +8,11 @@ from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.run.faulty_rows import keep_rows
 from keel.run.folder import RunFolder
 from keel.run.rollout_log import rollout_rows
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 
 
 def keep_batch(
-    folder: RunFolder, parts: Parts, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
+    folder: RunFolder, parts: TrainingSetup, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
 ) -> str:
     """`faults/step-000012/` of policy learning: the answers with every figure of their tokens, and the whole batch.
 

@@ -14,31 +14,31 @@ from keel.data.rows import Content
 from keel.errors import RewardError
 from keel.learn.targets import moments
 from keel.learn.totals import Totals
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 from keel.world import World
 
 NGRAM = 4
 
 
 def step_metrics(
-    parts: Parts, scored: ScoredRollouts, token_scores: Tensor, batch: TrainingBatch, kl_coef: float
+    parts: TrainingSetup, scored: ScoredRollouts, token_scores: Tensor, batch: TrainingBatch, kl_coef: float
 ) -> dict[str, float]:
     """Figures of the answers and of what the update aims at, over all ranks; `token_scores` are the shaped ones."""
     world, group_size = parts.world, parts.config.rollout.group_size or 1
     totals = objective_totals(scored, batch, kl_coef, has_reference=parts.reference is not None)
-    answer_totals(totals, scored)
+    add_response_metrics(totals, scored)
     scorer_totals(totals, parts, scored)
     totals.add("sampler/approx_kl", approx_kl(batch.logprobs, scored.rollouts.logprobs)[batch.response_mask])
     if group_size > 1:
         totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
-    metrics = totals.reduced(world)
+    metrics = totals.reduce(world)
     metrics |= {"objective/kl_coef": kl_coef, "objective/scores_std": deviation(scored.scores, scored.kept, world)}
     shaped = token_scores.sum(1)
     mean, variance = moments(shaped, scored.kept, world)
     metrics |= {"objective/shaped_scores": float(mean), "objective/shaped_scores_std": float(variance) ** 0.5}
     if parts.actor_critic.has_critic:
         metrics |= critic_metrics(batch, world)
-    return metrics | whole_batch_metrics(scored, world) | credit_metrics(shaped, batch, world)
+    return metrics | full_batch_metrics(scored, world) | credit_metrics(shaped, batch, world)
 
 
 def objective_totals(scored: ScoredRollouts, batch: TrainingBatch, kl_coef: float, has_reference: bool) -> Totals:
@@ -57,7 +57,7 @@ def objective_totals(scored: ScoredRollouts, batch: TrainingBatch, kl_coef: floa
     return totals
 
 
-def answer_totals(totals: Totals, scored: ScoredRollouts) -> None:
+def add_response_metrics(totals: Totals, scored: ScoredRollouts) -> None:
     """What the answers look like."""
     rollouts = scored.rollouts
     totals.add("response/length", rollouts.lengths.float())
@@ -66,7 +66,7 @@ def answer_totals(totals: Totals, scored: ScoredRollouts) -> None:
     totals.add("response/repetition", torch.tensor([repeated_share(row[mask].tolist()) for row, mask in rows]))
 
 
-def scorer_totals(totals: Totals, parts: Parts, scored: ScoredRollouts) -> None:
+def scorer_totals(totals: Totals, parts: TrainingSetup, scored: ScoredRollouts) -> None:
     """What each scorer said, how far an ensemble's members were apart, how many texts a reward model could not read in
     full, and how much was said of answers whose scores lie beyond all those of held-out answers."""
     for name, scores in scored.by_scorer.items():
@@ -102,7 +102,7 @@ def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:
     }
 
 
-def whole_batch_metrics(scored: ScoredRollouts, world: World) -> dict[str, float]:
+def full_batch_metrics(scored: ScoredRollouts, world: World) -> dict[str, float]:
     """Figures that need all answers of all ranks side by side."""
     rollouts = scored.rollouts
     device = scored.scores.device

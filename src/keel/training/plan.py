@@ -23,7 +23,7 @@ from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
 from keel.learn.update import SMALL
 from keel.models.adapters import with_lora
-from keel.models.ensemble import members_of
+from keel.models.ensemble import member_folders
 from keel.models.loading import DTYPES
 from keel.models.shallow import model_config
 from keel.models.trunk_classifier import SequenceClassifier
@@ -72,7 +72,7 @@ def with_members(config: PlanConfig) -> PlanConfig:
     """The same run with each ensemble of reward models as so many single ones, NAME.0, NAME.1, ..."""
     rewards = []
     for reward in config.rewards:
-        members = members_of(reward.model) if reward.model else [None]
+        members = member_folders(reward.model) if reward.model else [None]
         names = [reward.name] if len(members) == 1 else [f"{reward.name}.{number}" for number in range(len(members))]
         rewards += [
             reward.model_copy(update={"model": model, "name": name}) for model, name in zip(members, names, strict=True)
@@ -114,7 +114,8 @@ def forecast(config: PlanConfig) -> Cost:
     epochs = values["algorithm"]["update_epochs"]
     values["algorithm"] |= {"update_epochs": 1}  # all take alike
     layers = {
-        name: model_config(name, kind).get_text_config().num_hidden_layers for name, kind in sources(values).items()
+        name: model_config(name, kind).get_text_config().num_hidden_layers
+        for name, kind in model_sources(values).items()
     }
     counts = sorted(set(layers.values()) - {1})
     depths = [{name: min(DEEPER, count) if layers[name] == count else 1 for name in layers} for count in counts]
@@ -159,7 +160,7 @@ def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
     return Cost(straight("peaks"), straight("seconds"), {phase: doubt(phase) for phase in one.seconds})
 
 
-def sources(values: Mapping[str, Any]) -> dict[str, type]:
+def model_sources(values: Mapping[str, Any]) -> dict[str, type]:
     """Folder or hub id of every model that a run loads, and as what."""
     own = {"policy", "reward"}
     found: dict[str, type] = {values["policy"]["model"]: AutoModelForCausalLM}

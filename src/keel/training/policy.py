@@ -8,8 +8,8 @@ from typing import Any
 from keel.config import DecodingSettings, TrainConfig, parse
 from keel.config.train import CLIPPED
 from keel.errors import Diverged
-from keel.evaluation.evaluate import judge
-from keel.evaluation.sample import Player
+from keel.evaluation.evaluate import sample_and_score
+from keel.evaluation.sample import EvaluatedPolicy
 from keel.failpoints import failpoint
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import warmup_warning
@@ -19,12 +19,12 @@ from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, remove
 from keel.terminal import tell
 from keel.training.faulty_batch import keep_batch
-from keel.training.python_prompts import GIVEN, fingerprint_of, with_place
+from keel.training.python_prompts import GIVEN, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
 from keel.training.setup import build_parts
 from keel.training.state import restore, save, save_result
 from keel.training.trainer import PolicyTrainer, StepTargets, raise_together
-from keel.training.watch import stopped
+from keel.training.watch import halt_error
 from keel.world import World
 
 
@@ -53,7 +53,7 @@ def train_policy(
         failpoint("start.loaded")
         if check_only:
             return trainer.check()
-        inputs = [*sources(config), *([] if prompts is None else [(GIVEN, fingerprint_of(trainer.parts.prompts))])]
+        inputs = [*sources(config), *([] if prompts is None else [(GIVEN, prompt_fingerprint(trainer.parts.prompts))])]
         code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
         with open_run(config.output, config, inputs, resume, world, code) as folder:
             metrics = start(trainer, folder, resume)
@@ -90,7 +90,7 @@ def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> di
             checkpoint()
         if halt:
             world.barrier()
-            raise stopped(critical, state.step, folder)
+            raise halt_error(critical, state.step, folder)
     return metrics
 
 
@@ -154,14 +154,16 @@ def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     failpoint("step.evaluate")
     parts = trainer.parts
     config = parts.config
-    player = Player("policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out, parts.stop_texts)
+    player = EvaluatedPolicy(
+        "policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out, parts.stop_texts
+    )
     decoding = DecodingSettings(
         batch_size=config.rollout.batch_size,
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,
         stop_in_text=config.rollout.stop_in_text,
     )
-    judged = judge(player, parts.reference, parts.score, decoding, config.seed, "policy")
+    judged = sample_and_score(player, parts.reference, parts.score, decoding, config.seed, "policy")
     return {f"evaluate/{name}": value for name, value in judged.summary().items()}
 
 

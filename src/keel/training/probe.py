@@ -25,7 +25,7 @@ from keel.data.batches import TrainingBatch, select_rows
 from keel.learn.update import Updater
 from keel.models.shallow import shallow_models
 from keel.training.self_check import self_check
-from keel.training.setup import Parts, build_parts
+from keel.training.setup import TrainingSetup, build_parts
 from keel.training.state import RunState
 from keel.training.trainer import PolicyTrainer
 from keel.world import World, seconds_of_work
@@ -124,7 +124,7 @@ class OneMinibatch(Updater):
         return super().update(select_rows(batch, rows.tolist()), *arguments, **named)
 
 
-def _ends(parts: Parts, response_tokens: int | None) -> list[int]:
+def _ends(parts: TrainingSetup, response_tokens: int | None) -> list[int]:
     """End tokens for answers of this mean length: a random model chooses all tokens about equally often."""
     if response_tokens is None or response_tokens >= parts.config.rollout.max_response_tokens:
         return [-1]

@@ -22,7 +22,7 @@ def with_place(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "prompts": {"path": GIVEN, **section} if isinstance(section, Mapping) else section}
 
 
-def load_given(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, prompts: Any) -> list[Prompt]:
+def load_training_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, prompts: Any) -> list[Prompt]:
     """The prompts given in Python; those of the settings' file where there are none (None)."""
     if prompts is None:
         return read_prompts(settings, tokenizer)
@@ -33,7 +33,7 @@ def load_given(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, pro
     )
 
 
-def fingerprint_of(prompts: Sequence[Prompt]) -> str:
+def prompt_fingerprint(prompts: Sequence[Prompt]) -> str:
     """The SHA-256 of their contents and columns."""
     rows = [[prompt.content, prompt.columns] for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, default=repr).encode()).hexdigest()

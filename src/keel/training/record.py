@@ -20,7 +20,7 @@ class Records:
     """Where a run writes while it goes on. Only the main rank has anything to write to."""
 
     sinks: Sequence[MetricSink] = ()
-    answers: RolloutLog | None = None
+    responses: RolloutLog | None = None
     display: ProgressDisplay | None = None
     watch: Watch | None = None
 
@@ -28,8 +28,8 @@ class Records:
         """Returns what the doctor stops the run for, if anything. Raises CheckpointError when a file cannot be had."""
         for sink in self.sinks:
             sink.log(step, metrics)
-        if self.answers is not None:
-            self.answers.log(step, rows)
+        if self.responses is not None:
+            self.responses.log(step, rows)
         if self.display is not None:
             self.display.show(step, headline(metrics))
         return None if self.watch is None else self.watch.look(step, metrics)
@@ -46,7 +46,7 @@ def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World
         open_sinks(folder, config.log.trackers, done, first=1) as sinks,
         ProgressDisplay("train", config.steps, done) as display,
     ):
-        yield Records(sinks, RolloutLog(folder.rollouts), display, Watch.of(folder, config))
+        yield Records(sinks, RolloutLog(folder.rollouts), display, Watch.start(folder, config))
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from keel.models.actor_critic import Analysis
 from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.terminal import tell
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 
 PROBE_ROWS = 2, 8
 """Fewest and most responses of the check; in between, one in twenty of a step's."""
@@ -24,7 +24,7 @@ SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
 """Largest difference between two scores of one response in other batches, in units of the largest score."""
 
 
-def self_check(parts: Parts) -> dict[str, float]:
+def self_check(parts: TrainingSetup) -> dict[str, float]:
     """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError."""
     _check_lengths(parts)
     count = min(max(PROBE_ROWS[0], parts.config.rollout.batch_size // 20), PROBE_ROWS[1])
@@ -38,19 +38,19 @@ def self_check(parts: Parts) -> dict[str, float]:
     return {**measured, **_check_scores(parts, probe), "check/kernels": float(compiled)}
 
 
-def check_moved(before: torch.Tensor, after: torch.Tensor) -> None:
+def require_weight_change(before: torch.Tensor, after: torch.Tensor) -> None:
     """After the first update some trained weight must be another."""
     if torch.equal(before, after):
         raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate, or check policy.dtype")
 
 
-def fingerprint(parts: Parts) -> torch.Tensor:
+def weight_fingerprint(parts: TrainingSetup) -> torch.Tensor:
     """A few numbers that change when the trained weights do."""
     parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
     return torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
 
 
-def _check_lengths(parts: Parts) -> None:
+def _check_lengths(parts: TrainingSetup) -> None:
     """The reward models can read every prompt; where a response may not fit beside it, warn."""
     prompts, longest = [*parts.prompts, *parts.held_out], parts.config.rollout.max_response_tokens
     for line in length_warnings(parts.scorers, prompts, longest):
@@ -58,12 +58,12 @@ def _check_lengths(parts: Parts) -> None:
             tell(line)
 
 
-def _check_trainable(parts: Parts) -> None:
+def _check_trainable(parts: TrainingSetup) -> None:
     if not parts.actor_critic.policy_parameters():
         raise ConfigError("the policy has no trainable parameter", where="policy", fix="check lora.target_modules")
 
 
-def _check_dropout(parts: Parts) -> None:
+def _check_dropout(parts: TrainingSetup) -> None:
     """Dropout acts in training mode alone, as a module or inside an attention function."""
     for name in ("policy", "critic"):
         model = getattr(parts.actor_critic, name)
@@ -71,7 +71,7 @@ def _check_dropout(parts: Parts) -> None:
             raise ConfigError(f"dropout is on: the {name} is in training mode", where=name, fix="call its eval()")
 
 
-def _check_ends(parts: Parts, probe: Rollouts) -> None:
+def _check_ends(parts: TrainingSetup, probe: Rollouts) -> None:
     """An end token is counted where one was sampled, and truncated rows have none; others have one, or a text ended
     them."""
     is_end = torch.isin(probe.response_tokens, torch.tensor(parts.end_ids, device=probe.response_tokens.device))
@@ -81,7 +81,7 @@ def _check_ends(parts: Parts, probe: Rollouts) -> None:
         raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug")
 
 
-def _check_logprobs(parts: Parts, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
+def _check_logprobs(parts: TrainingSetup, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
     """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update.
 
     Returns the trainer's full pass, and what was measured.
@@ -97,7 +97,7 @@ def _check_logprobs(parts: Parts, probe: Rollouts) -> tuple[Analysis, dict[str, 
     return trained, {**measured, "check/ratio": float(ratio.mean()), "check/clipfrac": float(clipped.mean())}
 
 
-def _check_reference(parts: Parts, probe: Rollouts, ours: Analysis) -> dict[str, float]:
+def _check_reference(parts: TrainingSetup, probe: Rollouts, ours: Analysis) -> dict[str, float]:
     """KL = 0 at the start, unless another reference was asked for."""
     if parts.reference is None:
         return {}
@@ -109,7 +109,7 @@ def _check_reference(parts: Parts, probe: Rollouts, ours: Analysis) -> dict[str,
     return {"check/reference_gap": gap}
 
 
-def _check_scores(parts: Parts, probe: Rollouts) -> dict[str, float]:
+def _check_scores(parts: TrainingSetup, probe: Rollouts) -> dict[str, float]:
     """Scores (and which answers a scorer has none for) do not depend on the batch around an answer, nor on when it
     is asked."""
     if not parts.scorers:

@@ -18,29 +18,29 @@ from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
 from keel.learn.update import Objective, Updater, UpdateSchedule
 from keel.models.actor_critic import ActorCritic
-from keel.models.adapters import share_frozen
+from keel.models.adapters import share_frozen_weights
 from keel.models.gradients import require_gradients
 from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
-from keel.models.vocabulary import name_unembedded, require_embedded
+from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.rollout.functions import FunctionScorer
 from keel.rollout.sampler import sample
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
-from keel.run.reward_files import read_range, require_passed
+from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import tell
 from keel.training.critic import build_actor_critic
-from keel.training.python_prompts import load_given
+from keel.training.python_prompts import load_training_prompts
 from keel.world import World, generator
 
 DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingSetup:
     """What stays the same through a run."""
 
     config: TrainConfig
@@ -133,21 +133,21 @@ def build_parts(
     prompts: Any,
     world: World,
     scores_required: bool = True,
-) -> Parts:
+) -> TrainingSetup:
     """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started.
 
     Without `scores_required` a run may have no scorer: the caller has the scores.
     """
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
-    loaded = load_given(config.prompts, tokenizer, prompts)
+    loaded = load_training_prompts(config.prompts, tokenizer, prompts)
     held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
     scorers = _scorers(config, functions) if scores_required or config.rewards or functions else []
     check_signatures(scorers, (n for p in [*loaded, *held_out] for n in p.columns), config.reward.segments != "none")
     _check_sizes(config, world)
     policy = _policy(config, tokenizer, world)
     _check_lengths(config, policy, [*loaded, *held_out])
-    name_unembedded(policy, tokenizer, config.policy.model)
-    require_embedded(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
+    report_unembedded_ids(policy, tokenizer, config.policy.model)
+    require_embeddings(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
     end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
     if not end_ids:
         raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
@@ -159,8 +159,8 @@ def build_parts(
     reference = _reference(config, actor_critic, world)
     for scorer in scorers:
         for member in scorer.members if isinstance(scorer, RewardModelScorer) else []:
-            share_frozen(member.model, reference.policy if reference else policy)
-    return Parts(
+            share_frozen_weights(member.model, reference.policy if reference else policy)
+    return TrainingSetup(
         config=config,
         world=world,
         tokenizer=tokenizer,
@@ -191,7 +191,7 @@ def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> li
     """Raises ConfigError for a reward model that failed its gate."""
     for reward in config.rewards:
         if reward.model:
-            require_passed(reward.model, reward.ungated)
+            require_gate_pass(reward.model, reward.ungated)
     return build_scorers(config.rewards, functions)
 
 

@@ -20,7 +20,7 @@ from keel.models.loading import as_classifier, dtype_name, load_classifier, save
 from keel.models.sameness import probe_tokens, require_same, values
 from keel.run.checkpoint import Checkpoint
 from keel.run.folder import RunFolder, replace_folder
-from keel.training.setup import Parts
+from keel.training.setup import TrainingSetup
 
 StepRecord = tuple[dict[str, float], list[dict[str, Any]]]
 """A step's metrics, and some of its answers."""
@@ -49,12 +49,12 @@ class RunState:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def trained_state(parts: Parts) -> TrainedState:
+def trained_state(parts: TrainingSetup) -> TrainedState:
     """What a checkpoint holds of the models: the trained weights, the optimizer and the guard."""
     return TrainedState(parts.actor_critic, parts.updater.optimizer, parts.updater.guard)
 
 
-def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
+def save(parts: TrainingSetup, state: RunState, folder: RunFolder) -> None:
     """Save a checkpoint of everything the next step depends on, and the policy as a plain model folder."""
     if not parts.world.is_main:
         return
@@ -72,7 +72,7 @@ def save(parts: Parts, state: RunState, folder: RunFolder) -> None:
     )
 
 
-def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
+def restore(parts: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights, moments and counters. Raises ConfigError for one of another model or keel."""
     if "value_units" not in checkpoint.state:
         raise ConfigError("the checkpoint was written by an older keel", str(checkpoint.path), "start a new run")
@@ -83,7 +83,7 @@ def restore(parts: Parts, state: RunState, checkpoint: Checkpoint) -> None:
     state.unlogged = checkpoint.state["unlogged"]
 
 
-def save_result(parts: Parts, folder: RunFolder) -> None:
+def save_result(parts: TrainingSetup, folder: RunFolder) -> None:
     """The trained policy, and the critic as a sequence classifier, in plain transformers folders."""
     if not parts.world.is_main:
         return
@@ -96,7 +96,7 @@ def save_result(parts: Parts, folder: RunFolder) -> None:
             replace_folder(folder.critic, lambda path: _save_critic(parts, path))
 
 
-def _save_critic(parts: Parts, path: Path) -> None:
+def _save_critic(parts: TrainingSetup, path: Path) -> None:
     """A sequence classifier whose score, plus `keel_value_offset` of its config.json, is the value of a state.
 
     The heads of transformers' classifiers have no bias that the offset could become. Raises CheckpointError if what

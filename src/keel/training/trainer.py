@@ -17,7 +17,7 @@ from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_ro
 from keel.errors import ConfigError, RewardError
 from keel.failpoints import failpoint
 from keel.learn.guard import require_finite
-from keel.learn.shaping import ScoreStatistics, scores_of_kept
+from keel.learn.shaping import ScoreStatistics, kept_scores
 from keel.learn.targets import analyze_all, build_targets
 from keel.learn.totals import Totals
 from keel.models.actor_critic import ValueUnits
@@ -25,9 +25,9 @@ from keel.models.loading import save_policy
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
 from keel.training.metrics import speed_metrics, step_metrics
-from keel.training.python_prompts import load_given, with_place
-from keel.training.self_check import check_moved, fingerprint, self_check
-from keel.training.setup import Parts, build_parts
+from keel.training.python_prompts import load_training_prompts, with_place
+from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
+from keel.training.setup import TrainingSetup, build_parts
 from keel.training.state import RunState, StepRecord
 from keel.world import World
 
@@ -61,7 +61,7 @@ class PolicyTrainer:
         trainer.save("runs/mine/policy")
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: TrainingSetup) -> None:
         self.parts = parts
         self.state = RunState(step=0, kl_coef=parts.config.algorithm.kl_coef)
 
@@ -102,7 +102,7 @@ class PolicyTrainer:
         for batch in range(1, REFERENCE_BATCHES + 1):
             rollouts = self.parts.respond(batch, purpose="reference")
             scored = raise_together(self.parts.world, partial(self.parts.score, rollouts))
-            statistics = statistics.plus(scores_of_kept(scored), self.parts.world)
+            statistics = statistics.plus(kept_scores(scored), self.parts.world)
         self.state.statistics = statistics
 
     def sample(self, prompts: Any = None) -> Rollouts:
@@ -113,7 +113,7 @@ class PolicyTrainer:
         """
         parts, own = self.parts, None
         if prompts is not None:
-            loaded = load_given(parts.config.prompts, parts.tokenizer, prompts)
+            loaded = load_training_prompts(parts.config.prompts, parts.tokenizer, prompts)
             own = [prompt for prompt in loaded for _ in range(parts.config.rollout.group_size or 1)]
         with self.state.timed("sample"):
             failpoint("step.sample")
@@ -130,7 +130,7 @@ class PolicyTrainer:
         parts, state = self.parts, self.state
         statistics = state.statistics
         if parts.config.reward.normalize == "running":
-            statistics = statistics.plus(scores_of_kept(scored), parts.world)
+            statistics = statistics.plus(kept_scores(scored), parts.world)
         with state.timed("targets"):
             failpoint("step.targets")
             token_scores = parts.shaping.token_scores(scored, statistics)
@@ -158,14 +158,14 @@ class PolicyTrainer:
             raise ConfigError(f"all {config.steps} steps are done", where="steps", fix="raise it")
         check_finite(batch, parts.world)
         check_alive(batch, config.algorithm, parts.world)
-        before = fingerprint(parts) if step == 1 else None
+        before = weight_fingerprint(parts) if step == 1 else None
         parts.actor_critic.value_units = targets.value_units
         with state.timed("update"):
             failpoint("step.update")
             step_scale = 0.0 if step <= config.critic.warmup_steps else targets.step_scale
             learned = parts.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
         if before is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
-            check_moved(before, fingerprint(parts))
+            require_weight_change(before, weight_fingerprint(parts))
         metrics = step_metrics(parts, targets.scored, targets.token_scores, batch, state.kl_coef)
         new_logprobs, moved = self._read_again(targets)
         first_approx_kl = learned.pop("policy/first_approx_kl")  # NaN where the first optimizer step was skipped
@@ -220,7 +220,7 @@ class PolicyTrainer:
             new_logprobs = analyze_all(parts.actor_critic, few, temperature, at_once, with_values=False).logprobs
             moved = approx_kl(new_logprobs, targets.batch.logprobs[:rows, :width])
             totals.add("policy/step_kl", moved[targets.batch.response_mask[:rows, :width]])
-        return new_logprobs, totals.reduced(parts.world)
+        return new_logprobs, totals.reduce(parts.world)
 
 
 def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:

@@ -24,17 +24,17 @@ class Watch:
     settings: Mapping[str, Any]
     mode: str  # quiet, tell, stop
     lines: list[Mapping[str, Any]] = field(default_factory=list)
-    told: dict[tuple[str, int], Finding] = field(default_factory=dict)  # open ones, by name and first step
+    reported: dict[tuple[str, int], Finding] = field(default_factory=dict)  # open ones, by name and first step
 
     @classmethod
-    def of(cls, folder: RunFolder, config: TrainConfig) -> "Watch":
+    def start(cls, folder: RunFolder, config: TrainConfig) -> "Watch":
         """Goes on where the run goes on: what is open by then has been told, and is only named again."""
         watch = cls(folder, config.model_dump(mode="json"), config.doctor)
         if config.doctor != "quiet":
             watch.lines = read_metrics(folder.metrics)
             found = watch._open() if watch.lines else {}
-            watch.told = {key: finding for key, finding in found.items() if _is_news(finding)}
-            for finding in watch.told.values():
+            watch.reported = {key: finding for key, finding in found.items() if _is_news(finding)}
+            for finding in watch.reported.values():
                 _say(f"still open since step {finding.first_step}: {finding.severity} {finding.name}")
         return watch
 
@@ -47,13 +47,13 @@ class Watch:
             return None
         now = self._open()
         for key, finding in now.items():
-            before = self.told.get(key)
+            before = self.reported.get(key)
             if _is_news(finding) and (before is None or _is_worse(finding, before)):
-                _say(opened(finding))
-                self.told[key] = finding
-        for name, first in self.told.keys() - now.keys():
+                _say(format_finding(finding))
+                self.reported[key] = finding
+        for name, first in self.reported.keys() - now.keys():
             _say(f"{name}, open since step {first}, is over")
-            del self.told[name, first]
+            del self.reported[name, first]
         worst = (finding for finding in now.values() if finding.severity == "critical" and self.mode == "stop")
         return next(worst, None)
 
@@ -71,14 +71,14 @@ def _is_worse(finding: Finding, before: Finding) -> bool:
     return SEVERITIES.index(finding.severity) < SEVERITIES.index(before.severity)
 
 
-def opened(finding: Finding) -> str:
+def format_finding(finding: Finding) -> str:
     """A finding in one line."""
     change = finding.causes[0].change
     advice = f"{change.setting}: {change.to}" if change.setting else change.to
     return f"{finding.severity}: {finding.name} since step {finding.first_step}: {finding.title} -> try {advice}"
 
 
-def stopped(finding: Finding | None, step: int, folder: RunFolder) -> Halted:
+def halt_error(finding: Finding | None, step: int, folder: RunFolder) -> Halted:
     """What ends a run whose `doctor` setting is stop; the main rank knows the finding."""
     if finding is None:
         return Halted("the doctor of the main process stops the run", f"step {step}")

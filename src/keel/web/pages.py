@@ -42,7 +42,7 @@ def code_parts(text: str) -> list[tuple[bool, str]]:
 _templates.filters["code_parts"] = code_parts
 
 
-def page(name: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
+def render_page(name: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
     return HTMLResponse(_templates.get_template(name).render(values), status)
 
 
@@ -55,11 +55,11 @@ async def static(request: Request) -> Response:
     return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-cache"})  # kept, and asked after
 
 
-def refusal(scope: Scope, refused: Refused) -> Response:
+def refusal_response(scope: Scope, refused: Refused) -> Response:
     """Scripts send POST and read .json; whoever asks for anything else reads a page."""
     if scope["method"] == "POST" or scope["path"].endswith(".json"):
         return refused.response()
-    answer = page("error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
+    answer = render_page("error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
     answer.headers.update(refused.headers or {})
     return answer
 
@@ -69,7 +69,7 @@ def of_deal(deal: Deal) -> dict[str, Any]:
     said = deal.previous
     return {
         "deal": deal.id,
-        "messages": as_messages(deal.item.prompt),
+        "messages": page_turns(deal.item.prompt),
         "answers": (answers := [deal.item.responses[i] for i in deal.shown]),
         "same": [answers.index(answer) for answer in answers],
         "previous": said
@@ -81,7 +81,7 @@ def of_deal(deal: Deal) -> dict[str, Any]:
     }
 
 
-def as_messages(prompt: Content) -> list[dict[str, str]]:
+def page_turns(prompt: Content) -> list[dict[str, str]]:
     """A conversation, each turn under its role, whatever that is called; plain text is one message without a role."""
     if isinstance(prompt, str):
         return [{"role": "", "kind": "", "text": prompt}]

@@ -11,20 +11,20 @@ from keel.diagnosis.rule import (
     WARNING,
     Levels,
     Rule,
+    applicable_texts,
+    change_evidence,
+    format_evidence,
     is_now,
     levels,
-    moved,
     names,
-    reasons,
-    told,
 )
 from keel.run.read.run import Run, Series
-from keel.run.read.series import Holds, at_least, at_most, highest, last, start_of, trailing_mean, window
+from keel.run.read.series import Holds, at_least, at_most, highest, last, start_mean, trailing_mean, window
 
 CONSTANT = 1e-5  # explained variance of values that differ by nothing but rounding
 
 
-def settled(run: Run) -> Holds:
+def is_late_enough(run: Run) -> Holds:
     """Steps by which a critic that learns should know something: three tenths of the run, at least 10."""
     return np.asarray(run.steps >= max(10, 0.3 * run.planned))
 
@@ -44,7 +44,7 @@ def lag(run: Run) -> Series:
         return np.abs(values - returns) / np.maximum(spread, 0.25 * highest(spread))
 
 
-def explained_variance(run: Run) -> Series:
+def windowed_explained_variance(run: Run) -> Series:
     """Over a window of at least 5 steps together: that of a single one is wild where its returns are alike. [S]"""
     width = max(window(run), 5)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -59,16 +59,16 @@ def critic_rate(run: Run) -> float:
 
 def _not_learning(run: Run) -> Levels:
     width = max(window(run), 5)
-    explained = explained_variance(run)
+    explained = windowed_explained_variance(run)
     spread = trailing_mean(run["critic/returns_std"], width)
     # A value head may begin at 0 or be centred on the returns: what is dead has one value for all states.
     silent = at_most(trailing_mean(np.abs(run["critic/values"]), width), 1e-4 * spread)
     known = trailing_mean((run["critic/returns_std"] > 0).astype(float), width)
     silent |= at_most(np.abs(explained), CONSTANT) & at_least(known, 0.75)  # the first step alone is always 0
     silent &= at_least(spread, 1e-12) & (run.steps >= 4)
-    dull = at_most(explained, 0.03) & settled(run) & varies(run)
+    dull = at_most(explained, 0.03) & is_late_enough(run) & varies(run)
     off = at_least(lag(run), 0.5) | at_most(explained, -0.25)
-    worse = at_most(explained, -1.0) & settled(run) & varies(run)
+    worse = at_most(explained, -1.0) & is_late_enough(run) & varies(run)
     return levels((dull, NOTICE), (dull & off, WARNING), (worse | silent, CRITICAL))
 
 
@@ -76,12 +76,14 @@ def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
     return [
         Evidence(
             "critic/explained_variance",
-            f"{told(last(explained_variance(run)))} of the last steps; 0 is no better than a constant, 1 is all of it",
+            f"{format_evidence(last(windowed_explained_variance(run)))} of the last steps; "
+            "0 is no better than a constant, 1 is all of it",
         ),
-        moved(run, "loss/value"),
+        change_evidence(run, "loss/value"),
         Evidence(
             "critic/values",
-            f"{told(last(run['critic/values']))}, where the returns are {told(last(run['critic/returns']))} on average",
+            f"{format_evidence(last(run['critic/values']))}, "
+            f"where the returns are {format_evidence(last(run['critic/returns']))} on average",
         ),
     ]
 
@@ -90,28 +92,28 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
     rate = critic_rate(run)
     policy_rate = float(run.setting("optim.learning_rate", 0) or np.nan)
     behind = last(lag(run))
-    moves = abs(last(explained_variance(run))) > 1e-3
-    worse = last(explained_variance(run)) < -0.25
+    moves = abs(last(windowed_explained_variance(run))) > 1e-3
+    worse = last(windowed_explained_variance(run)) < -0.25
     slow = Cause(
         "the critic learns too slowly",
-        reasons(
+        applicable_texts(
             (rate < policy_rate, f"its rate, {rate:.2g}, is below the policy's, {policy_rate:.2g}"),
             (not moves, "its values hardly differ between states"),
             (behind > 0.5, f"its mean is {behind:.2g} deviations from the returns'"),
         ),
-        reasons((rate >= policy_rate and behind < 0.25 and moves, "its mean follows the returns")),
+        applicable_texts((rate >= policy_rate and behind < 0.25 and moves, "its mean follows the returns")),
         Change("optim.critic_learning_rate", f"{3 * max(rate, policy_rate):.2g} (it is {rate:.2g})"),
     )
     wild = Cause(
         "the critic learns too fast, or from too few answers",
-        reasons((worse, "it is worse than a constant")),
-        reasons((not worse, "it is no worse than a constant")),
+        applicable_texts((worse, "it is worse than a constant")),
+        applicable_texts((not worse, "it is no worse than a constant")),
         Change("optim.critic_learning_rate", f"{0.3 * rate:.2g} (it is {rate:.2g})"),
     )
     noise = Cause(
         "what an answer is worth cannot be foreseen from its beginning",
-        reasons((behind < 0.25, "the mean value is right, only the differences are not foreseen")),
-        reasons((not moves, "its values hardly differ between states")),
+        applicable_texts((behind < 0.25, "the mean value is right, only the differences are not foreseen")),
+        applicable_texts((not moves, "its values hardly differ between states")),
         Change("algorithm.name", "rloo, which needs no critic"),
     )
     return [wild, slow, noise] if worse else [slow, noise, wild]
@@ -119,10 +121,10 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
 
 def _exploding(run: Run) -> Levels:
     width = window(run)
-    size, begun = trailing_mean(run["critic/advantages_std"], 3), start_of(run["critic/advantages_std"], width)
+    size, begun = trailing_mean(run["critic/advantages_std"], 3), start_mean(run["critic/advantages_std"], width)
     scores, before = (
         trailing_mean(run["objective/shaped_scores_std"], 3),
-        start_of(run["objective/shaped_scores_std"], width),
+        start_mean(run["objective/shaped_scores_std"], width),
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         growth = size / begun / np.maximum(scores / before, 1.0)
@@ -130,7 +132,11 @@ def _exploding(run: Run) -> Levels:
 
 
 def _exploding_evidence(run: Run) -> Sequence[Evidence]:
-    return [moved(run, "critic/advantages_std"), moved(run, "objective/shaped_scores_std"), moved(run, "critic/values")]
+    return [
+        change_evidence(run, "critic/advantages_std"),
+        change_evidence(run, "objective/shaped_scores_std"),
+        change_evidence(run, "critic/values"),
+    ]
 
 
 def _exploding_causes(run: Run) -> Sequence[Cause]:
@@ -143,7 +149,7 @@ def _exploding_causes(run: Run) -> Sequence[Cause]:
         ),
         Cause(
             "nothing limits how far a value may move in one step",
-            reasons((run.setting("algorithm.value_clip_range") is None, "value_clip_range is not set")),
+            applicable_texts((run.setting("algorithm.value_clip_range") is None, "value_clip_range is not set")),
             (),
             Change("algorithm.value_clip_range", f"{max(last(run['critic/returns_std']), 1e-3):.2g}"),
         ),
@@ -175,7 +181,7 @@ def _credit_causes(run: Run) -> Sequence[Cause]:
         Cause(
             "the score stands on the last token alone, and fades on its way back",
             (f"gae_lambda is {gae_lambda}, and answers have {last(run['response/length']):.0f} tokens",),
-            reasons((explained > 0.5, "the critic foresees the score well, and carries it")),
+            applicable_texts((explained > 0.5, "the critic foresees the score well, and carries it")),
             Change("reward.segments", "sentence, so that each part is paid where it ends"),
         ),
         Cause(

@@ -19,9 +19,9 @@ def _ended(run: Run) -> Levels:
 
 
 def _evidence(run: Run) -> Sequence[Evidence]:
-    figure = "objective/scores" if run.stage == "train" else f"{run.stage}/loss"
+    metric = "objective/scores" if run.stage == "train" else f"{run.stage}/loss"
     last = f"step {run.steps[-1]} of {run.planned} was the last" if len(run.steps) else "no step was finished"
-    return [Evidence(figure, last)]
+    return [Evidence(metric, last)]
 
 
 def _causes(run: Run) -> Sequence[Cause]:

@@ -7,37 +7,48 @@ import numpy as np
 from keel.diagnosis.chance import (
     SCORES,
     SURE,
-    approved,
     bounded_error,
     fall_from_best,
-    measured,
-    narrowed,
+    held_out_score_rose,
+    relative_spread,
     resolution,
     score_rise,
+    standardized_change,
     steady,
 )
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, raise_kl, reasons, told
+from keel.diagnosis.rule import (
+    CRITICAL,
+    WARNING,
+    Levels,
+    Rule,
+    applicable_texts,
+    change_evidence,
+    format_evidence,
+    levels,
+    names,
+    raise_kl,
+)
 from keel.run.read.run import Run, Series
 from keel.run.read.series import (
     Holds,
     at_least,
     at_most,
-    carried,
+    carry_forward,
     highest,
     last,
-    latched,
+    latch,
     rise,
-    start_of,
+    start_mean,
     trailing_mean,
     window,
 )
 
 
-def fallen(run: Run, name: str) -> Holds:
+def held_out_score_fell(run: Run, name: str) -> Holds:
     """Whether a held-out scorer has fallen from its best alone, and is not back. [S]"""
     fall, errors = fall_alone(run, name)
-    return latched(at_least(fall, 0.25) & at_least(errors, 3.0), at_most(fall, 0.1))
+    return latch(at_least(fall, 0.25) & at_least(errors, 3.0), at_most(fall, 0.1))
 
 
 def fall_alone(run: Run, name: str) -> tuple[Series, Series]:
@@ -53,47 +64,47 @@ def _own_fall(run: Run, name: str) -> Series:
     """How far the score is below where it was when the held-out scorer was at its best, in its deviations. [S]"""
     theirs, own = steady(run, f"rewards/{name}"), steady(run, SCORES)
     is_best = at_least(theirs, highest(theirs))
-    at_best = carried(np.where(is_best, own, np.nan))
-    return measured(run, SCORES, at_best - own)[0]
+    at_best = carry_forward(np.where(is_best, own, np.nan))
+    return standardized_change(run, SCORES, at_best - own)[0]
 
 
-def parted(run: Run, name: str) -> Holds:
+def loses_rank_agreement(run: Run, name: str) -> Holds:
     """Whether the score no longer puts the answers in the order of a held-out scorer, as it did at the start. [S]
 
     Among answers that are all good the order is chance, so this says something only while both tell answers apart as
     before, and the other one does not rise.
     """
-    width, figure = window(run), f"agreement/{name}"
-    before, now = start_of(run[figure], width), trailing_mean(run[figure], width)
-    error = bounded_error(run, figure, 1.0) * np.sqrt(2 / width)
+    width, metric = window(run), f"agreement/{name}"
+    before, now = start_mean(run[metric], width), trailing_mean(run[metric], width)
+    error = bounded_error(run, metric, 1.0) * np.sqrt(2 / width)
     lost = at_least(before, 0.25) & at_most(now, 0.0) & at_least(before - now, SURE * error)
     for spread in ("objective/scores_std", f"spread/{name}"):
-        lost &= at_least(trailing_mean(run[spread], width), 0.7 * start_of(run[spread], width))
+        lost &= at_least(trailing_mean(run[spread], width), 0.7 * start_mean(run[spread], width))
     return lost & at_most(score_rise(run, f"rewards/{name}")[0], 0.25)
 
 
-def risen(run: Run, figure: str) -> Series:
+def score_gain(run: Run, metric: str) -> Series:
     """How far a score is above its first window, in deviations; one wild answer is no rise. [S]"""
-    return measured(run, figure, steady(run, figure) - start_of(run[figure], window(run)))[0]
+    return standardized_change(run, metric, steady(run, metric) - start_mean(run[metric], window(run)))[0]
 
 
 def expected_rise(run: Run, name: str) -> Series:
     """How far a held-out scorer should have risen with the score, in its deviations: the score's own rise times their
     rank correlation over the first answers, less two standard errors of it (the regression of the one on the other;
     Manheim and Garrabrant 2018 on where it fails). [S]"""
-    width, figure = window(run), f"agreement/{name}"
-    order = start_of(run[figure], width) - 2 * bounded_error(run, figure, 1.0) / np.sqrt(width)
-    return np.maximum(order, 0) * risen(run, SCORES)
+    width, metric = window(run), f"agreement/{name}"
+    order = start_mean(run[metric], width) - 2 * bounded_error(run, metric, 1.0) / np.sqrt(width)
+    return np.maximum(order, 0) * score_gain(run, SCORES)
 
 
-def unshared(run: Run, name: str) -> Holds:
+def gains_alone(run: Run, name: str) -> Holds:
     """Whether a held-out scorer shares at most a third of the score's rise: what is paid for is then not what the two
     have in common. Not where it has clearly risen, or come to its end and tells these answers apart no longer. [S]"""
-    figure = f"rewards/{name}"
-    theirs, (gain, errors) = risen(run, figure) + resolution(run, figure), score_rise(run, figure)
-    awake = at_least(narrowed(run, figure), np.fmin(narrowed(run, SCORES), 1.0) / 1.5)
+    metric = f"rewards/{name}"
+    theirs, (gain, errors) = score_gain(run, metric) + resolution(run, metric), score_rise(run, metric)
+    awake = at_least(relative_spread(run, metric), np.fmin(relative_spread(run, SCORES), 1.0) / 1.5)
     expected = expected_rise(run, name)
-    alone = at_least(risen(run, SCORES), 0.5) & at_least(expected, 0.1) & at_most(theirs, expected / 3)
+    alone = at_least(score_gain(run, SCORES), 0.5) & at_least(expected, 0.1) & at_most(theirs, expected / 3)
     return alone & awake & ~(at_least(gain, 0.1) & at_least(errors, SURE))
 
 
@@ -102,19 +113,19 @@ def second_opinions(run: Run) -> Mapping[str, Holds]:
     width = window(run)
     found: dict[str, Holds] = {}
     for name in run.held_out_scorers():
-        found[f"rewards/{name}"] = fallen(run, name)
-        found[f"agreement/{name}"] = parted(run, name)
-        found[f"sharing/{name}"] = unshared(run, name) & ~found[f"rewards/{name}"]
-    for figure in (name for name in run.columns if name.startswith("disagreement/")):
-        doubled = at_least(trailing_mean(run[figure], width), 2 * start_of(run[figure], width))
-        found[figure] = doubled & at_least(rise(run, figure)[1], SURE)
+        found[f"rewards/{name}"] = held_out_score_fell(run, name)
+        found[f"agreement/{name}"] = loses_rank_agreement(run, name)
+        found[f"sharing/{name}"] = gains_alone(run, name) & ~found[f"rewards/{name}"]
+    for metric in (name for name in run.columns if name.startswith("disagreement/")):
+        doubled = at_least(trailing_mean(run[metric], width), 2 * start_mean(run[metric], width))
+        found[metric] = doubled & at_least(rise(run, metric)[1], SURE)
     surprise = -run["objective/reference_logprob"]
-    before, now = start_of(surprise, width), trailing_mean(surprise, width)
+    before, now = start_mean(surprise, width), trailing_mean(surprise, width)
     found["objective/reference_logprob"] = at_least(now, 2.0 * before) & at_least(now - before, 0.5)
     repeated = rise(run, "response/repetition")
-    found["response/repetition"] = at_least(repeated[0], 0.1) & at_least(repeated[1], SURE) & ~approved(run)
+    found["response/repetition"] = at_least(repeated[0], 0.1) & at_least(repeated[1], SURE) & ~held_out_score_rose(run)
     distinct = run["response/distinct"]
-    found["response/distinct"] = at_most(trailing_mean(distinct, width), 0.5 * start_of(distinct, width))
+    found["response/distinct"] = at_most(trailing_mean(distinct, width), 0.5 * start_mean(distinct, width))
     for name in (name for name, weight in run.scorer_weights().items() if weight):
         found[f"outside_range/{name}"] = at_least(trailing_mean(run[f"outside_range/{name}"], width), 0.5)
     return found
@@ -127,7 +138,7 @@ def _hacking(run: Run) -> Levels:
 
     def any_of(*starts: str) -> Holds:
         """Scorers of a kind have one vote."""
-        return np.any([nobody, *(holds for figure, holds in opinions.items() if figure.startswith(starts))], axis=0)
+        return np.any([nobody, *(holds for metric, holds in opinions.items() if metric.startswith(starts))], axis=0)
 
     # Alone the last two are a reward model out of its range, and a collapse.
     votes = [
@@ -142,64 +153,66 @@ def _hacking(run: Run) -> Levels:
 
 
 def _hacking_evidence(run: Run) -> Sequence[Evidence]:
-    speaks = [figure for figure, holds in second_opinions(run).items() if holds[-1]]
-    return [moved(run, "objective/scores"), *(_opinion(run, figure) for figure in speaks)]
+    speaks = [metric for metric, holds in second_opinions(run).items() if holds[-1]]
+    return [change_evidence(run, "objective/scores"), *(_opinion(run, metric) for metric in speaks)]
 
 
-def _opinion(run: Run, figure: str) -> Evidence:
-    kind, _, name = figure.partition("/")
+def _opinion(run: Run, metric: str) -> Evidence:
+    kind, _, name = metric.partition("/")
     if kind == "sharing":
-        gain, expected = (told(last(part)) for part in (risen(run, f"rewards/{name}"), expected_rise(run, name)))
+        gain, expected = (
+            format_evidence(last(part)) for part in (score_gain(run, f"rewards/{name}"), expected_rise(run, name))
+        )
         says = f"risen by {gain} of its deviation; by how alike they were at first, {expected} goes with the score"
         return Evidence(f"rewards/{name}", says)
     if kind != "rewards":
-        return moved(run, figure)
-    smooth = trailing_mean(run[figure], window(run))
+        return change_evidence(run, metric)
+    smooth = trailing_mean(run[metric], window(run))
     best = int(np.nanargmax(smooth))
-    return Evidence(figure, f"{smooth[best]:.3g} at its best, in step {run.steps[best]}, {last(smooth):.3g} now")
+    return Evidence(metric, f"{smooth[best]:.3g} at its best, in step {run.steps[best]}, {last(smooth):.3g} now")
 
 
 def _hacking_causes(run: Run) -> Sequence[Cause]:
-    speaks = {figure for figure, holds in second_opinions(run).items() if holds[-1]}
+    speaks = {metric for metric, holds in second_opinions(run).items() if holds[-1]}
     kl_coef, kl = last(run["objective/kl_coef"]), last(run["objective/kl"])
-    outside = [figure for figure in speaks if figure.startswith(("outside_range/", "disagreement/"))]
+    outside = [metric for metric in speaks if metric.startswith(("outside_range/", "disagreement/"))]
     length = abs(last(trailing_mean(run["response/length_correlation"], window(run)))) > 0.4
     known = any(run.has(f"outside_range/{name}") for name, weight in run.scorer_weights().items() if weight)
     weak = [
-        f"{name} was right on {figures['accuracy']:.0%} of its held-out comparisons, length alone on "
-        f"{figures['length_accuracy']:.0%}"
-        for name, figures in run.reward_models().items()
-        if figures["accuracy"] < figures["length_accuracy"] + 0.05 or figures["accuracy"] < 0.6
+        f"{name} was right on {metrics['accuracy']:.0%} of its held-out comparisons, length alone on "
+        f"{metrics['length_accuracy']:.0%}"
+        for name, metrics in run.reward_models().items()
+        if metrics["accuracy"] < metrics["length_accuracy"] + 0.05 or metrics["accuracy"] < 0.6
     ]
     return [
         Cause(
             "the KL holds the policy too weakly: it has left the answers that the reward model knows",
-            reasons(
+            applicable_texts(
                 (kl_coef == 0, "kl_coef is 0"),
                 (not run.has("objective/kl"), "there is no reference to hold it"),
                 (kl > 10 and kl_coef > 0, f"the KL is {kl:.3g} nats an answer"),
                 ("objective/reference_logprob" in speaks, "the reference finds the answers odd"),
             ),
-            reasons((kl < 10 and kl_coef > 0, f"the KL is only {kl:.3g} nats an answer")),
+            applicable_texts((kl < 10 and kl_coef > 0, f"the KL is only {kl:.3g} nats an answer")),
             raise_kl(run, 3),
         ),
         Cause(
             "the reward model is wrong about answers of this kind",
-            reasons(
+            applicable_texts(
                 (bool(outside), f"{', '.join(sorted(outside))} say that it is beyond what it was trained on"),
-                (any(figure.startswith("rewards/") for figure in speaks), "a scorer that is not learned from falls"),
+                (any(metric.startswith("rewards/") for metric in speaks), "a scorer that is not learned from falls"),
                 (
-                    any(figure.startswith("sharing/") for figure in speaks),
+                    any(metric.startswith("sharing/") for metric in speaks),
                     "a scorer that is not learned from does not rise with the score",
                 ),
                 *((True, text) for text in weak),
             ),
-            reasons((known and not outside, "its scores are within those of its own held-out answers")),
+            applicable_texts((known and not outside, "its scores are within those of its own held-out answers")),
             Change("rewards", "an ensemble with combine: lower, trained also on rankings of this run's answers"),
         ),
         Cause(
             "the score pays for something easy, such as length or a phrase",
-            reasons(
+            applicable_texts(
                 (length, "score and length go together within a step"),
                 ("response/repetition" in speaks, "answers repeat themselves"),
                 ("response/distinct" in speaks, "different prompts get the same answer"),

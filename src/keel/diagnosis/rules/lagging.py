@@ -5,10 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, reasons, score_deviation
-from keel.diagnosis.rules.critic import critic_rate, lag, settled
+from keel.diagnosis.rule import (
+    CRITICAL,
+    WARNING,
+    Levels,
+    Rule,
+    applicable_texts,
+    change_evidence,
+    levels,
+    names,
+    score_deviation,
+)
+from keel.diagnosis.rules.critic import critic_rate, is_late_enough, lag
 from keel.run.read.run import Run
-from keel.run.read.series import Holds, at_least, at_most, lagged, last, trailing_mean, window
+from keel.run.read.series import Holds, at_least, at_most, last, shift_steps, trailing_mean, window
 
 
 def _hopeless(run: Run) -> Holds:
@@ -16,13 +26,13 @@ def _hopeless(run: Run) -> Holds:
     of the run. [S]"""
     width = window(run)
     values, returns = (trailing_mean(run[f"critic/{name}"], width) for name in ("values", "returns"))
-    pace = np.sign(returns - values) * (values - lagged(values, width)) / width
+    pace = np.sign(returns - values) * (values - shift_steps(values, width)) / width
     way = pace * np.maximum(run.planned - run.steps, 0)
     return (run.steps >= 2 * width) & at_most(way, 0.5 * np.abs(returns - values))
 
 
 def _lagging(run: Run) -> Levels:
-    behind, late = lag(run), settled(run)
+    behind, late = lag(run), is_late_enough(run)
     return levels(
         (at_least(behind, 1.0) & late | at_least(behind, 2.0) & _hopeless(run), WARNING),
         (at_least(behind, 3.0) & (late | _hopeless(run)), CRITICAL),
@@ -33,7 +43,7 @@ def _lagging_evidence(run: Run) -> Sequence[Evidence]:
     behind = last(lag(run))
     return [
         Evidence("critic/values", f"its mean is {behind:.2g} deviations of the returns away from theirs"),
-        moved(run, "critic/returns"),
+        change_evidence(run, "critic/returns"),
     ]
 
 
@@ -43,8 +53,8 @@ def _lagging_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the scores are far from 0, where a critic begins",
-            reasons((mean > 3 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
-            reasons((mean < 2 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
+            applicable_texts((mean > 3 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
+            applicable_texts((mean < 2 * spread, f"{mean:.3g} from 0, where their deviation is {spread:.3g}")),
             Change("reward.normalize", "reference"),
         ),
         Cause(

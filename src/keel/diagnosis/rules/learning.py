@@ -4,11 +4,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnosis.chance import SCORES, SURE, fall_from_best, prompts_of, resolution, score_rise, solved, yardstick
+from keel.diagnosis.chance import (
+    SCORES,
+    SURE,
+    fall_from_best,
+    is_solved,
+    prompts_per_step,
+    resolution,
+    score_rise,
+    yardstick,
+)
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, moved, reasons, scaled
+from keel.diagnosis.rule import (
+    CRITICAL,
+    WARNING,
+    Levels,
+    Rule,
+    applicable_texts,
+    change_evidence,
+    is_now,
+    levels,
+    scale_setting,
+)
 from keel.run.read.run import Run
-from keel.run.read.series import at_least, at_most, carried, first, last, trailing_mean, warmed_up, window
+from keel.run.read.series import at_least, at_most, carry_forward, first, last, policy_steps, trailing_mean, window
 
 UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted", "stale-normaliser", "reward-shift",
             "sampler-mismatch", "wrong-reference", "learning-rate-schedule", "updates-too-large", "updates-too-small",
@@ -20,16 +39,16 @@ UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted
 def _not_learning(run: Run) -> Levels:
     """No rise by a quarter of a deviation, and half a one would have been seen."""
     gain, errors = score_rise(run)
-    late = warmed_up(run) >= max(10, 0.4 * run.planned)
+    late = policy_steps(run) >= max(10, 0.4 * run.planned)
     flat = at_most(gain, 0.25) & at_most(errors, SURE) & at_most(gain + resolution(run), 0.5)
-    return levels((late & flat & ~solved(run, window(run)), WARNING))
+    return levels((late & flat & ~is_solved(run, window(run)), WARNING))
 
 
 def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
     gain, errors = (last(part) for part in score_rise(run))
     return [
-        moved(run, "objective/scores", f"{gain:+.2g} deviations, {errors:+.1f} standard errors"),
-        moved(run, "objective/kl"),
+        change_evidence(run, "objective/scores", f"{gain:+.2g} deviations, {errors:+.1f} standard errors"),
+        change_evidence(run, "objective/kl"),
         is_now(run, "policy/step_kl"),
     ]
 
@@ -39,13 +58,13 @@ def _not_learning_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the run is too short or the updates too timid for this task",
-            reasons(
+            applicable_texts(
                 (last(run["policy/step_kl"]) < 0.002, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
             ),
-            reasons(
+            applicable_texts(
                 (last(run["policy/step_kl"]) > 0.02, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
             ),
-            scaled(run, "optim.learning_rate", 3),
+            scale_setting(run, "optim.learning_rate", 3),
         ),
         Cause(
             "the score is too noisy for so few answers",
@@ -65,9 +84,9 @@ def _unstable(run: Run) -> Levels:
 def _unstable_evidence(run: Run) -> Sequence[Evidence]:
     fall, _ = fall_from_best(run)
     return [
-        moved(run, "objective/scores", f"{last(fall):.2g} deviations below its best"),
-        moved(run, "policy/step_kl"),
-        moved(run, "policy/entropy"),
+        change_evidence(run, "objective/scores", f"{last(fall):.2g} deviations below its best"),
+        change_evidence(run, "policy/step_kl"),
+        change_evidence(run, "policy/entropy"),
     ]
 
 
@@ -76,14 +95,14 @@ def _unstable_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the updates became too large for where the policy is now",
-            reasons((jump > 0.05, f"a step moves {jump:.2g} nats a token")),
-            reasons((jump < 0.02, f"a step moves only {jump:.2g} nats a token")),
-            scaled(run, "optim.learning_rate", 0.3),
+            applicable_texts((jump > 0.05, f"a step moves {jump:.2g} nats a token")),
+            applicable_texts((jump < 0.02, f"a step moves only {jump:.2g} nats a token")),
+            scale_setting(run, "optim.learning_rate", 0.3),
         ),
         Cause(
             "the KL pulls the policy back",
-            reasons((run.setting("algorithm.target_kl") is not None, "kl_coef adapts itself")),
-            reasons((run.setting("algorithm.target_kl") is None, "kl_coef stays the same")),
+            applicable_texts((run.setting("algorithm.target_kl") is not None, "kl_coef adapts itself")),
+            applicable_texts((run.setting("algorithm.target_kl") is None, "kl_coef stays the same")),
             Change("algorithm.kl_horizon", "a longer one"),
         ),
         Cause(
@@ -100,14 +119,14 @@ def _memorised(run: Run) -> Levels:
     more than chance makes of two evaluations, each of which is taken to see as many prompts as a step."""
     seen, held_out = trailing_mean(run[SCORES], 3), run["evaluate/score"]
     gap = np.where(np.isfinite(held_out), seen - held_out, np.nan)
-    grown = carried(gap) - max(first(gap), 0.0)
-    error = yardstick(run, SCORES) * np.sqrt(2 / prompts_of(run))
+    grown = carry_forward(gap) - max(first(gap), 0.0)
+    error = yardstick(run, SCORES) * np.sqrt(2 / prompts_per_step(run))
     return levels((at_least(grown, 0.5 * yardstick(run, SCORES)) & at_least(grown, SURE * error), WARNING))
 
 
 def _memorised_evidence(run: Run) -> Sequence[Evidence]:
     return [
-        moved(run, "objective/scores", "on the training prompts"),
+        change_evidence(run, "objective/scores", "on the training prompts"),
         Evidence("evaluate/score", f"{last(run['evaluate/score']):.3g} on held-out prompts"),
     ]
 

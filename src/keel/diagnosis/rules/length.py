@@ -6,18 +6,20 @@ import numpy as np
 
 from keel.diagnosis.chance import SURE, score_rise
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, moved
+from keel.diagnosis.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, change_evidence, is_now, levels
 from keel.run.read.run import Run, Series
-from keel.run.read.series import Holds, at_least, at_most, last, latched, rise, start_of, trailing_mean, window
+from keel.run.read.series import Holds, at_least, at_most, last, latch, rise, start_mean, trailing_mean, window
 
 
 def length_share(run: Run) -> Series:
     """Which part of the score's rise a change of length alone would bring, by how score and length go together within
     a step. [S]"""
     width = window(run)
-    slope = trailing_mean(run["response/length_correlation"], 3 * width) * start_of(run["objective/scores_std"], width)
-    spread = start_of(run["response/length_std"], width)
-    gain = trailing_mean(run["objective/scores"], width) - start_of(run["objective/scores"], width)
+    slope = trailing_mean(run["response/length_correlation"], 3 * width) * start_mean(
+        run["objective/scores_std"], width
+    )
+    spread = start_mean(run["response/length_std"], width)
+    gain = trailing_mean(run["objective/scores"], width) - start_mean(run["objective/scores"], width)
     with np.errstate(invalid="ignore", divide="ignore"):
         return slope / spread * rise(run, "response/length")[0] / gain
 
@@ -35,9 +37,9 @@ def _length(run: Run) -> Levels:
     width = window(run)
     gain, errors = score_rise(run)
     change, sure = rise(run, "response/length")
-    before = start_of(run["response/length"], width)
+    before = start_mean(run["response/length"], width)
     share = length_share(run)
-    spread = start_of(run["response/length_std"], width)
+    spread = start_mean(run["response/length_std"], width)
     much = (
         at_least(np.abs(change), 0.25 * before) & at_least(np.abs(change), 0.5 * spread) & at_least(np.abs(sure), SURE)
     )
@@ -48,16 +50,16 @@ def _length(run: Run) -> Levels:
     severe = at_least(np.abs(change), 0.6 * before) & at_least(share, 0.75)
     back = at_most(np.abs(change), 0.15 * before)  # answers of one length no longer show what lengthened them
     return levels(
-        (latched(much & paid, back), NOTICE),
-        (latched(much & paid & ~_earned(run), back), WARNING),
-        (latched(much & paid & severe & ~_earned(run), back), CRITICAL),
+        (latch(much & paid, back), NOTICE),
+        (latch(much & paid & ~_earned(run), back), WARNING),
+        (latch(much & paid & severe & ~_earned(run), back), CRITICAL),
     )
 
 
 def _length_evidence(run: Run) -> Sequence[Evidence]:
     share = last(length_share(run))
     return [
-        moved(run, "response/length"),
+        change_evidence(run, "response/length"),
         is_now(run, "response/length_correlation", "rank correlation of score and length within a step"),
         Evidence("objective/scores", f"{min(share, 1):.0%} of the rise is what the change of length alone would bring"),
     ]

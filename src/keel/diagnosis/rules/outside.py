@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import WARNING, Levels, Rule, is_now, levels, names, raise_kl, reasons
+from keel.diagnosis.rule import WARNING, Levels, Rule, applicable_texts, is_now, levels, names, raise_kl
 from keel.run.read.run import Run
 from keel.run.read.series import at_least, last, trailing_mean, window
 
@@ -36,8 +36,12 @@ def _outside_causes(run: Run) -> Sequence[Cause]:
         ),
         Cause(
             "the KL holds the policy too weakly",
-            reasons((last(run["objective/kl"]) > 10, f"the KL is {last(run['objective/kl']):.3g} nats an answer")),
-            reasons((last(run["objective/kl"]) < 5, f"the KL is {last(run['objective/kl']):.3g} nats an answer")),
+            applicable_texts(
+                (last(run["objective/kl"]) > 10, f"the KL is {last(run['objective/kl']):.3g} nats an answer")
+            ),
+            applicable_texts(
+                (last(run["objective/kl"]) < 5, f"the KL is {last(run['objective/kl']):.3g} nats an answer")
+            ),
             raise_kl(run, 2),
         ),
     ]

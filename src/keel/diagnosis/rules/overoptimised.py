@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import NOTICE, WARNING, Levels, Rule, levels, moved, names, raise_kl
+from keel.diagnosis.rule import NOTICE, WARNING, Levels, Rule, change_evidence, levels, names, raise_kl
 from keel.diagnosis.rules.hacking import fall_alone
 from keel.run.read.run import Run
-from keel.run.read.series import at_least, last, start_of, trailing_mean, window
-from keel.stats.overoptimisation import Fit, fit
+from keel.run.read.series import at_least, last, start_mean, trailing_mean, window
+from keel.stats.overoptimisation import Fit, fit_overoptimisation
 
 NEAR, PAST = 0.8, 1.2  # of the peak's KL: time to think of stopping, and surely over it
 FITS = 12  # looks in a whole run, evenly spaced: a fit of every step would say no more
@@ -19,12 +19,12 @@ def curve(run: Run, name: str) -> Fit | None:
     """The form fitted to a held-out scorer's gain over the KL so far, both smoothed; None with too little to go by."""
     width = window(run)
     kl, said = trailing_mean(run["objective/kl"], width), trailing_mean(run[f"rewards/{name}"], width)
-    gain = said - start_of(run[f"rewards/{name}"], width)
+    gain = said - start_mean(run[f"rewards/{name}"], width)
     use = np.isfinite(kl) & np.isfinite(gain) & (kl > 0)
     use[: 2 * width] = False
     if use.sum() < 2 * width or np.ptp(np.sqrt(kl[use])) < 0.5:
         return None
-    return fit(kl[use], gain[use])
+    return fit_overoptimisation(kl[use], gain[use])
 
 
 def _seen(run: Run, name: str) -> Iterator[tuple[int, bool, bool]]:
@@ -58,7 +58,7 @@ def _evidence(run: Run) -> Sequence[Evidence]:
             way = "falls" if form.is_behind(kl) else "rises"
             text = f"a fit of its gain over sqrt(KL) {peak}{way} where the policy is, at {kl:.3g} nats"
             found += [Evidence(f"rewards/{name}", text)] if form.is_behind(kl / NEAR) else []
-    return [*found, moved(run, "objective/kl"), moved(run, "objective/scores")]
+    return [*found, change_evidence(run, "objective/kl"), change_evidence(run, "objective/scores")]
 
 
 def _causes(run: Run) -> Sequence[Cause]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnosis.chance import SURE, answers_of, score_rise
+from keel.diagnosis.chance import SURE, responses_per_step, score_rise
 from keel.diagnosis.findings import Cause, Change, Evidence
 from keel.diagnosis.rule import (
     CRITICAL,
@@ -14,19 +14,19 @@ from keel.diagnosis.rule import (
     Levels,
     Rule,
     advantage_deviations,
+    applicable_texts,
+    change_evidence,
     is_now,
     kl_unit,
     kl_units,
     levels,
-    moved,
     names,
     ratio,
-    reasons,
-    scaled,
+    scale_setting,
     score_deviation,
 )
 from keel.run.read.run import Run, Series
-from keel.run.read.series import at_least, at_most, first, last, rise, start_of, trailing_mean, window
+from keel.run.read.series import at_least, at_most, first, last, rise, start_mean, trailing_mean, window
 
 MANY = 16  # answers, of which one step tells the entropy
 
@@ -50,8 +50,8 @@ def _tight_evidence(run: Run) -> Sequence[Evidence]:
             f"{kl_coef:.3g}, where the scores' deviation is {spread:.3g}: the best policy under it is about "
             f"{0.5 * ratio(spread, kl_coef) ** 2:.2g} nats away and {ratio(spread, kl_coef):.2g} deviations better",
         ),
-        moved(run, "objective/kl"),
-        moved(run, "objective/scores"),
+        change_evidence(run, "objective/kl"),
+        change_evidence(run, "objective/scores"),
     ]
 
 
@@ -67,14 +67,14 @@ def _tight_causes(run: Run) -> Sequence[Cause]:
         ),
         Cause(
             "the target of the adaptive kl_coef is too small",
-            reasons((target is not None, f"target_kl is {target} nats an answer")),
-            reasons((target is None, "target_kl is not set")),
+            applicable_texts((target is not None, f"target_kl is {target} nats an answer")),
+            applicable_texts((target is None, "target_kl is not set")),
             Change("algorithm.target_kl", "6"),
         ),
         Cause(
             "the scores are too small",
-            reasons((kl_coef <= 0.2, f"kl_coef, {kl_coef:.3g}, would be usual for scores of deviation 1")),
-            reasons((kl_coef > 0.2, f"kl_coef, {kl_coef:.3g}, is large for scores of deviation 1 too")),
+            applicable_texts((kl_coef <= 0.2, f"kl_coef, {kl_coef:.3g}, would be usual for scores of deviation 1")),
+            applicable_texts((kl_coef > 0.2, f"kl_coef, {kl_coef:.3g}, is large for scores of deviation 1 too")),
             Change("reward.normalize", "reference"),
         ),
     ]
@@ -84,8 +84,10 @@ def _entropies(run: Run) -> tuple[Series, Series]:
     """Nats a token lately, and at the start: of the first step, before any update, if that is lower than the mean of
     three and made of enough answers. [S], [S]"""
     entropy = run["policy/entropy"]
-    start = start_of(entropy, 3)
-    return trailing_mean(entropy, 3), np.fmin(start_of(entropy, 1), start) if answers_of(run) >= MANY else start
+    start = start_mean(entropy, 3)
+    return trailing_mean(entropy, 3), np.fmin(start_mean(entropy, 1), start) if responses_per_step(
+        run
+    ) >= MANY else start
 
 
 def _bonus_outweighs(run: Run) -> bool:
@@ -105,7 +107,11 @@ def _noise(run: Run) -> Levels:
 
 
 def _noise_evidence(run: Run) -> Sequence[Evidence]:
-    return [moved(run, "policy/entropy", "nats a token"), moved(run, "objective/scores"), is_now(run, "policy/step_kl")]
+    return [
+        change_evidence(run, "policy/entropy", "nats a token"),
+        change_evidence(run, "objective/scores"),
+        is_now(run, "policy/step_kl"),
+    ]
 
 
 def _noise_causes(run: Run) -> Sequence[Cause]:
@@ -113,22 +119,26 @@ def _noise_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the entropy bonus outweighs the score",
-            reasons((bonus > 0, f"entropy_coef is {bonus:g}")),
-            reasons((bonus == 0, "entropy_coef is 0")),
-            scaled(run, "algorithm.entropy_coef", 0.01) if bonus else Change("algorithm.entropy_coef", "0"),
+            applicable_texts((bonus > 0, f"entropy_coef is {bonus:g}")),
+            applicable_texts((bonus == 0, "entropy_coef is 0")),
+            scale_setting(run, "algorithm.entropy_coef", 0.01) if bonus else Change("algorithm.entropy_coef", "0"),
         ),
         Cause(
             "the updates destroy what the policy knew",
-            reasons((bool(at_least(run["policy/step_kl"], 0.1).any()), "a step moved more than 0.1 nats a token")),
-            reasons((not at_least(run["policy/step_kl"], 0.1).any(), "no step moved more than 0.1 nats a token")),
-            scaled(run, "optim.learning_rate", 0.2),
+            applicable_texts(
+                (bool(at_least(run["policy/step_kl"], 0.1).any()), "a step moved more than 0.1 nats a token")
+            ),
+            applicable_texts(
+                (not at_least(run["policy/step_kl"], 0.1).any(), "no step moved more than 0.1 nats a token")
+            ),
+            scale_setting(run, "optim.learning_rate", 0.2),
         ),
     ]
 
 
 def _ends(run: Run) -> Levels:
     width = window(run)
-    cut, begun = trailing_mean(run["response/truncated"], 3), start_of(run["response/truncated"], min(width, 3))
+    cut, begun = trailing_mean(run["response/truncated"], 3), start_mean(run["response/truncated"], min(width, 3))
     rising = at_least(cut - begun, 0.15) & at_least(rise(run, "response/truncated")[1], SURE)
     # Cut from the first step on may be meant, as for stories without an end; not where ends are paid for.
     meant = WARNING if float(run.setting("reward.missing_eos_penalty", 0.0)) else NOTICE
@@ -138,8 +148,8 @@ def _ends(run: Run) -> Levels:
 def _ends_evidence(run: Run) -> Sequence[Evidence]:
     limit = run.setting("rollout.max_response_tokens")
     return [
-        moved(run, "response/truncated", f"share that met the limit of {limit} tokens"),
-        moved(run, "response/length"),
+        change_evidence(run, "response/truncated", f"share that met the limit of {limit} tokens"),
+        change_evidence(run, "response/length"),
     ]
 
 
@@ -149,22 +159,22 @@ def _ends_causes(run: Run) -> Sequence[Cause]:
     grew = last(rise(run, "response/length")[0]) > 0
     short = Cause(
         "the limit is too short for what the model wants to say",
-        reasons((from_start, "answers were cut from the first steps on")),
-        reasons((not from_start, "at the start the answers ended by themselves")),
+        applicable_texts((from_start, "answers were cut from the first steps on")),
+        applicable_texts((not from_start, "at the start the answers ended by themselves")),
         Change("rollout.max_response_tokens", f"{2 * int(limit)} (it is {limit})" if limit else "twice as many"),
     )
     unpaid = Cause(
         "nothing pays for ending",
-        reasons(
+        applicable_texts(
             (penalty == 0, "missing_eos_penalty is 0"), (grew and not from_start, "the answers grew until the limit")
         ),
-        reasons((penalty > 0, f"missing_eos_penalty is {penalty:g}")),
+        applicable_texts((penalty > 0, f"missing_eos_penalty is {penalty:g}")),
         Change("reward.missing_eos_penalty", f"{max(score_deviation(run), 2 * penalty):.2g} (it is {penalty:g})"),
     )
     trained = Cause(
         "the model was never taught to end: its supervised data had no end token",
-        reasons((from_start, "answers were cut from the first steps on")),
-        reasons((not from_start, "at the start the answers ended by themselves")),
+        applicable_texts((from_start, "answers were cut from the first steps on")),
+        applicable_texts((not from_start, "at the start the answers ended by themselves")),
         Change("policy.model", "a model of keel sft on completions, which end with the end token"),
     )
     return [short, trained, unpaid] if from_start else [unpaid, short, trained]

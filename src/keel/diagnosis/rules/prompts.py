@@ -5,9 +5,21 @@ from math import ceil
 
 import numpy as np
 
-from keel.diagnosis.chance import SCORES, answers_of, prompts_of, score_rise, solved
+from keel.diagnosis.chance import SCORES, is_solved, prompts_per_step, responses_per_step, score_rise
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, NOTICE, WARNING, Levels, Rule, is_now, levels, raise_kl, reasons, scaled, told
+from keel.diagnosis.rule import (
+    CRITICAL,
+    NOTICE,
+    WARNING,
+    Levels,
+    Rule,
+    applicable_texts,
+    format_evidence,
+    is_now,
+    levels,
+    raise_kl,
+    scale_setting,
+)
 from keel.run.read.run import Run, Series
 from keel.run.read.series import at_least, at_most, highest, last, trailing_mean
 
@@ -16,10 +28,10 @@ ENOUGH = 256  # answers that are all paid alike: where one in fifty is right, on
 
 
 def _repeated(run: Run) -> Levels:
-    distinct = run["prompts/distinct"] * answers_of(run)
-    enough = np.full(len(run.steps), prompts_of(run) >= FEW)
+    distinct = run["prompts/distinct"] * responses_per_step(run)
+    enough = np.full(len(run.steps), prompts_per_step(run) >= FEW)
     return levels(
-        (enough & at_most(distinct, 0.5 * prompts_of(run)), WARNING), (enough & at_most(distinct, 1.5), CRITICAL)
+        (enough & at_most(distinct, 0.5 * prompts_per_step(run)), WARNING), (enough & at_most(distinct, 1.5), CRITICAL)
     )
 
 
@@ -49,10 +61,10 @@ def _spread(run: Run) -> Series:
 
 def _signal(run: Run) -> Levels:
     """A task that is solved has no signal left either, which is no fault."""
-    width = max(3, ceil(ENOUGH / answers_of(run)))
+    width = max(3, ceil(ENOUGH / responses_per_step(run)))
     none = at_most(trailing_mean(_spread(run), width), 0.0) & (run.steps >= width)
-    equal = trailing_mean(run["groups/equal_scores"], max(3, ceil(ENOUGH / 4 / prompts_of(run))))
-    learned, (gain, errors) = solved(run, width), score_rise(run)
+    equal = trailing_mean(run["groups/equal_scores"], max(3, ceil(ENOUGH / 4 / prompts_per_step(run))))
+    learned, (gain, errors) = is_solved(run, width), score_rise(run)
     rising = at_least(gain, 0.1) & at_least(errors, 1.5)
     hopeless = at_least(equal, 0.95) & (run.steps >= 0.2 * run.planned)
     return levels(
@@ -95,7 +107,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
             Cause(
                 "the scorer says the same of every answer",
                 (f"the scores' standard deviation is 0 at a mean of {mean:.3g}",),
-                reasons((alike, "the answers themselves are nearly all the same")),
+                applicable_texts((alike, "the answers themselves are nearly all the same")),
                 Change("rewards", "a scorer that tells these answers apart; try it on two answers by hand"),
             ),
         ),
@@ -105,7 +117,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
                 "reward.clip cuts all scores to the same value",
                 ("the scores differ before shaping, and not after",),
                 (),
-                scaled(run, "reward.clip", 10),
+                scale_setting(run, "reward.clip", 10),
             ),
         ),
         (
@@ -121,7 +133,10 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
             True,
             Cause(
                 "the prompts are too easy or too hard for this policy, or the score is too coarse",
-                (f"the mean score is {told(mean)}, between {told(ends[0])} and {told(ends[1])} over the run",),
+                (
+                    f"the mean score is {format_evidence(mean)}, "
+                    f"between {format_evidence(ends[0])} and {format_evidence(ends[1])} over the run",
+                ),
                 (),
                 Change("prompts.path", "prompts of which the policy answers some well and some badly, or finer scores"),
             ),

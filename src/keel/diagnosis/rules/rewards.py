@@ -6,7 +6,18 @@ import numpy as np
 
 from keel.diagnosis.chance import SURE, bounded_error
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, FINE, WARNING, Levels, Rule, ended_with, is_now, levels, moved, reasons
+from keel.diagnosis.rule import (
+    CRITICAL,
+    FINE,
+    WARNING,
+    Levels,
+    Rule,
+    applicable_texts,
+    change_evidence,
+    is_failure,
+    is_now,
+    levels,
+)
 from keel.run.read.run import Run, Series
 from keel.run.read.series import at_least, at_most, highest, trailing_mean
 
@@ -17,13 +28,13 @@ AT_START = 5  # steps in which it has hardly moved
 def _failures(run: Run) -> Levels:
     lost = trailing_mean(run["reward/dropped"], 3)
     found = levels((at_least(lost, 0.02), WARNING), (at_least(lost, 0.25), CRITICAL))
-    if ended_with(run, "RewardError"):
+    if is_failure(run, "RewardError"):
         found[-2:] = CRITICAL
     return found
 
 
 def _failures_evidence(run: Run) -> Sequence[Evidence]:
-    ended = ended_with(run, "RewardError")
+    ended = is_failure(run, "RewardError")
     words = [Evidence("reward/dropped", f"the run ended with {run.state.what}")] if ended else []
     return [is_now(run, "reward/dropped", "share of answers left out because scoring failed"), *words]
 
@@ -34,7 +45,7 @@ def _failures_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the scorer fails on some answers",
-            reasons(
+            applicable_texts(
                 (bool(servers), f"it is asked over the network: {', '.join(servers)}"),
                 (bool(functions), f"it is Python code: {', '.join(functions)}"),
             ),
@@ -47,7 +58,7 @@ def _failures_causes(run: Run) -> Sequence[Cause]:
 def _inverted(run: Run) -> Levels:
     worst = np.zeros(len(run.steps), dtype=bool)
     for name in run.held_out_scorers():
-        early, error = (x[:EARLY] for x in agreement(run, name))
+        early, error = (x[:EARLY] for x in score_agreement(run, name))
         counts = np.cumsum(np.isfinite(early))
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.nancumsum(early) / counts
@@ -56,10 +67,10 @@ def _inverted(run: Run) -> Levels:
     return levels((worst, CRITICAL))
 
 
-def agreement(run: Run, name: str) -> tuple[Series, Series]:
+def score_agreement(run: Run, name: str) -> tuple[Series, Series]:
     """The rank correlation of the score with another scorer's, and the standard error of one that is 0. [S], [S]"""
-    figure = f"agreement/{name}"
-    return run[figure], bounded_error(run, figure, 1.0)
+    metric = f"agreement/{name}"
+    return run[metric], bounded_error(run, metric, 1.0)
 
 
 def _inverted_evidence(run: Run) -> Sequence[Evidence]:
@@ -79,11 +90,11 @@ def _inverted_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the sign is wrong: good answers are paid less than bad ones",
-            reasons(
+            applicable_texts(
                 (bool(negative), f"the weight of {', '.join(negative)} is negative"),
                 (bool(run.held_out_scorers()), "a scorer that is not learned from puts the answers in the other order"),
             ),
-            reasons((not negative, "no weight is negative: look into the scorer itself")),
+            applicable_texts((not negative, "no weight is negative: look into the scorer itself")),
             Change("rewards", "the weight without its sign" if negative else "a scorer in which higher is better"),
         ),
         Cause(
@@ -110,8 +121,8 @@ def _stale(run: Run) -> Levels:
 
 def _stale_evidence(run: Run) -> Sequence[Evidence]:
     return [
-        moved(run, "objective/shaped_scores", "normalised scores start near 0"),
-        moved(run, "objective/shaped_scores_std", "normalised scores start with a deviation near 1"),
+        change_evidence(run, "objective/shaped_scores", "normalised scores start near 0"),
+        change_evidence(run, "objective/shaped_scores_std", "normalised scores start with a deviation near 1"),
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from keel.diagnosis.chance import SURE
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, is_now, levels, reasons
+from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, applicable_texts, is_now, levels
 from keel.run.read.run import Run, Series
 from keel.run.read.series import at_least, at_most, first, last, step_noise, trailing_mean, window
 
@@ -29,14 +29,16 @@ def _mismatch_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the answers are sampled at another temperature, or from fewer tokens, than the trainer reckons with",
-            reasons((last_gap(run) > 0.005, f"rounding alone does not come to {last_gap(run):.2g} nats a token")),
+            applicable_texts(
+                (last_gap(run) > 0.005, f"rounding alone does not come to {last_gap(run):.2g} nats a token")
+            ),
             (),
             Change("rollout.temperature", "the temperature of whatever samples; no top-k, top-p or repetition penalty"),
         ),
         Cause(
             "sampler and trainer round differently",
-            reasons((dtype != "float32", f"policy.dtype is {dtype}")),
-            reasons((dtype == "float32", "policy.dtype is float32")),
+            applicable_texts((dtype != "float32", f"policy.dtype is {dtype}")),
+            applicable_texts((dtype == "float32", "policy.dtype is float32")),
             Change("policy.dtype", "float32"),
         ),
     ]
@@ -74,13 +76,13 @@ def _reference_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the reference is not the model that the policy started from",
-            reasons((name is not None, f"reference is {name}, policy.model is {run.setting('policy.model')}")),
-            reasons((name is None, "no other reference was asked for")),
+            applicable_texts((name is not None, f"reference is {name}, policy.model is {run.setting('policy.model')}")),
+            applicable_texts((name is None, "no other reference was asked for")),
             Change("reference", "null, so that it is the policy's start"),
         ),
         Cause(
             "the log-probabilities of the two are taken in different ways (temperature, template, end tokens)",
-            reasons((name is None, "it is the start, and yet the KL is not 0")),
+            applicable_texts((name is None, "it is the start, and yet the KL is not 0")),
             (),
             Change("", "keel train --check says which"),
         ),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import WARNING, Levels, Rule, levels, reasons, told
+from keel.diagnosis.rule import WARNING, Levels, Rule, applicable_texts, format_evidence, levels
 from keel.run.read.run import Run
 from keel.run.read.series import at_most, last
 
@@ -33,7 +33,7 @@ def _schedule_evidence(run: Run) -> Sequence[Evidence]:
     peak, warmup = run.setting("optim.learning_rate"), run.setting("optim.warmup_steps", 0)
     total = run.planned * optimizer_steps(run)
     now = last(run["policy/learning_rate"])
-    text = f"{told(now)} now; {peak:g} is asked for, after {warmup:g} of {total:g} optimizer steps"
+    text = f"{format_evidence(now)} now; {peak:g} is asked for, after {warmup:g} of {total:g} optimizer steps"
     return [Evidence("policy/learning_rate", text)]
 
 
@@ -43,13 +43,13 @@ def _schedule_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the warm-up is longer than the run",
-            reasons((warmup > 0.5 * total, f"{warmup:g} optimizer steps of warm-up in a run of {total:g}")),
-            reasons((warmup <= 0.5 * total, f"{warmup:g} optimizer steps of warm-up in a run of {total:g}")),
+            applicable_texts((warmup > 0.5 * total, f"{warmup:g} optimizer steps of warm-up in a run of {total:g}")),
+            applicable_texts((warmup <= 0.5 * total, f"{warmup:g} optimizer steps of warm-up in a run of {total:g}")),
             Change("optim.warmup_steps", f"{max(1, round(0.05 * total))} (it counts optimizer steps)"),
         ),
         Cause(
             "the schedule has come to its end before the run",
-            reasons(
+            applicable_texts(
                 (run.setting("optim.schedule") != "constant", f"optim.schedule is {run.setting('optim.schedule')}")
             ),
             (),

@@ -4,18 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from keel.diagnosis.chance import SCORES, narrowed, prompts_of, spread_of, yardstick
+from keel.diagnosis.chance import SCORES, prompts_per_step, relative_spread, spread_metric, yardstick
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, reasons
-from keel.diagnosis.rules.hacking import fallen
+from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, applicable_texts, change_evidence, levels
+from keel.diagnosis.rules.hacking import held_out_score_fell
 from keel.run.read.run import Run, Series
 from keel.run.read.series import (
     Holds,
     at_least,
     at_most,
     highest,
-    lagged,
-    start_of,
+    shift_steps,
+    start_mean,
     trailing_mean,
     trailing_median,
     window,
@@ -35,16 +35,16 @@ def _jumps(run: Run) -> Holds:
     Told of a step when it and the two before it all differ from the one before these, and from the middle one of the
     five before these.
     """
-    figures = {name: run[f"{SCORES}{end}"] for name, end in ENDS.items()}
-    befores = [{name: lagged(x, LASTS) for name, x in figures.items()}]
-    befores.append({name: lagged(trailing_median(x, 5), LASTS) for name, x in figures.items()})
-    nats = np.maximum(lagged(run["policy/step_kl"] * run["response/length"], LASTS), 0)  # of the update between
-    widest = lagged(highest(figures["std"]), LASTS)
-    found = (np.cumsum(np.isfinite(figures["std"])) >= 2 * LASTS) & (prompts_of(run) >= FEWEST)
+    metrics = {name: run[f"{SCORES}{end}"] for name, end in ENDS.items()}
+    befores = [{name: shift_steps(x, LASTS) for name, x in metrics.items()}]
+    befores.append({name: shift_steps(trailing_median(x, 5), LASTS) for name, x in metrics.items()})
+    nats = np.maximum(shift_steps(run["policy/step_kl"] * run["response/length"], LASTS), 0)  # of the update between
+    widest = shift_steps(highest(metrics["std"]), LASTS)
+    found = (np.cumsum(np.isfinite(metrics["std"])) >= 2 * LASTS) & (prompts_per_step(run) >= FEWEST)
     for ago in range(LASTS):
-        now = {name: lagged(x, ago) for name, x in figures.items()}
-        found &= _all(_offset(before, now, nats, prompts_of(run)) for before in befores) | _all(
-            _scale(before, now, nats, prompts_of(run), widest) for before in befores
+        now = {name: shift_steps(x, ago) for name, x in metrics.items()}
+        found &= _all(_offset(before, now, nats, prompts_per_step(run)) for before in befores) | _all(
+            _scale(before, now, nats, prompts_per_step(run), widest) for before in befores
         )
     return found
 
@@ -86,26 +86,28 @@ def _drifts(run: Run) -> Holds:
     width = window(run)
     spread = yardstick(run, SCORES)
     now = {end: trailing_mean(run[f"objective/scores_{end}"], width) for end in ("low", "median", "high")}
-    before = {end: start_of(run[f"objective/scores_{end}"], width) for end in now}
+    before = {end: start_mean(run[f"objective/scores_{end}"], width) for end in now}
     shift = now["median"] - before["median"]
     apart = at_least(now["low"], before["high"]) | at_most(now["high"], before["low"])
     stretch = np.abs((now["high"] - before["high"]) - (now["low"] - before["low"]))
-    parallel = apart & at_most(stretch, 0.5 * np.abs(shift)) & at_least(spread, 1e-6) & (prompts_of(run) >= FEWEST)
+    parallel = (
+        apart & at_most(stretch, 0.5 * np.abs(shift)) & at_least(spread, 1e-6) & (prompts_per_step(run) >= FEWEST)
+    )
     # An exploit spreads through steps in which answers with and without it stand side by side.
-    parallel &= at_most(highest(run[spread_of(SCORES)]), 2 * start_of(run[spread_of(SCORES)], width))
+    parallel &= at_most(highest(run[spread_metric(SCORES)]), 2 * start_mean(run[spread_metric(SCORES)], width))
     nats = np.maximum(trailing_mean(run["objective/kl"], width), 0.05)
-    unpaid = at_least(np.abs(shift), spread * np.sqrt(2 * nats) + 5 * spread / np.sqrt(prompts_of(run)))
+    unpaid = at_least(np.abs(shift), spread * np.sqrt(2 * nats) + 5 * spread / np.sqrt(prompts_per_step(run)))
     unseen = np.zeros(len(run.steps), dtype=bool)
     for name in run.held_out_scorers():
-        own = trailing_mean(run[f"rewards/{name}"], width) - start_of(run[f"rewards/{name}"], width)
+        own = trailing_mean(run[f"rewards/{name}"], width) - start_mean(run[f"rewards/{name}"], width)
         order = trailing_mean(run[f"agreement/{name}"], width)
-        same_order = at_least(order, 0.5 * start_of(run[f"agreement/{name}"], width)) & at_least(order, 0.25)
+        same_order = at_least(order, 0.5 * start_mean(run[f"agreement/{name}"], width)) & at_least(order, 0.25)
         # One that no longer tells apart what the score does has come to its end, and would not rise with it either.
-        keeps_up = at_least(narrowed(run, f"rewards/{name}"), narrowed(run, SCORES) / 1.5)
+        keeps_up = at_least(relative_spread(run, f"rewards/{name}"), relative_spread(run, SCORES) / 1.5)
         with np.errstate(invalid="ignore", divide="ignore"):
             far = at_least(np.abs(shift / spread - own / yardstick(run, f"rewards/{name}")), 1.5)
         unseen |= far & same_order & keeps_up
-    exploited = [fallen(run, name) for name in run.held_out_scorers()]
+    exploited = [held_out_score_fell(run, name) for name in run.held_out_scorers()]
     return parallel & (unpaid | unseen) & ~np.any(exploited, axis=0) if exploited else parallel & unpaid
 
 
@@ -116,7 +118,11 @@ def _shift(run: Run) -> Levels:
 
 def _shift_evidence(run: Run) -> Sequence[Evidence]:
     places = np.flatnonzero(_jumps(run))
-    found = [moved(run, "objective/scores_median"), moved(run, "objective/scores_std"), moved(run, "objective/kl")]
+    found = [
+        change_evidence(run, "objective/scores_median"),
+        change_evidence(run, "objective/scores_std"),
+        change_evidence(run, "objective/kl"),
+    ]
     if len(places):
         at = max(int(places[0]) - LASTS + 1, 1)
         scores, spread = run["objective/scores"], run["objective/scores_std"]
@@ -135,11 +141,11 @@ def _shift_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the scorer itself changed while the run went on",
-            reasons(
+            applicable_texts(
                 (servers, "it is a server: another model or scale may have been put behind it"),
                 (functions, "it is a function: it may count, read a file, or depend on the time"),
             ),
-            reasons((not servers and not functions, "the scorers are reward models, whose weights are fixed")),
+            applicable_texts((not servers and not functions, "the scorers are reward models, whose weights are fixed")),
             Change("rewards", "a scorer that says the same of the same answer on every day; then start again"),
         ),
         Cause(

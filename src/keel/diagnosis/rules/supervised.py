@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, ended_with, levels, reasons, scaled
+from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, applicable_texts, is_failure, levels, scale_setting
 from keel.run.read.run import Run, Series
-from keel.run.read.series import at_least, at_most, carried, first, last
+from keel.run.read.series import at_least, at_most, carry_forward, first, last
 
 FEWEST_LOSSES = 10  # with which a trend can be separated from noise
 BFLOAT16_RATE = 1e-4  # AdamW's steps are about as large as the rate, and half of bfloat16's steps at 0.02 to 0.05
@@ -62,11 +62,11 @@ def _nothing_moved_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "bfloat16 rounds the updates away: of a weight of 0.02 it keeps steps of 0.0001",
-            reasons((rounded, f"the weights are bfloat16, the learning rate is {rate:g}")),
-            reasons((not rounded, "the weights are not in bfloat16, or the learning rate is above its steps")),
+            applicable_texts((rounded, f"the weights are bfloat16, the learning rate is {rate:g}")),
+            applicable_texts((not rounded, "the weights are not in bfloat16, or the learning rate is above its steps")),
             Change("dtype", "float32, or an adapter (lora), whose weights begin at zero"),
         ),
-        Cause("the learning rate is too low", (), (), scaled(run, "optim.learning_rate", 10)),
+        Cause("the learning rate is too low", (), (), scale_setting(run, "optim.learning_rate", 10)),
         Cause(
             "the model knows the data already, or there is nothing in it to be learned", (), (), Change("data.path", "")
         ),
@@ -79,7 +79,7 @@ def _overfitted(run: Run) -> Levels:
     lowest = np.where(np.isfinite(held_out), np.fmin.accumulate(held_out), np.nan) if len(held_out) else held_out
     gained = first(held_out) - lowest
     with np.errstate(invalid="ignore", divide="ignore"):
-        lost = carried((held_out - lowest) / np.maximum(gained, 0.01 * np.abs(first(held_out))))
+        lost = carry_forward((held_out - lowest) / np.maximum(gained, 0.01 * np.abs(first(held_out))))
     harmful = ~_still(run) & (int(run.setting("patience", 0)) == 0)
     return levels((at_least(lost, 0.1) & harmful, WARNING), (at_least(lost, 0.5) & harmful, CRITICAL))
 
@@ -98,16 +98,16 @@ def _overfitted_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the data is gone through too often",
-            reasons((epochs > 1, f"epochs is {epochs:g}")),
-            reasons((epochs <= 1, "it is gone through once")),
+            applicable_texts((epochs > 1, f"epochs is {epochs:g}")),
+            applicable_texts((epochs <= 1, "it is gone through once")),
             Change("patience", "1, which keeps the best weights"),
         ),
-        Cause("the learning rate is too high", (), (), scaled(run, "optim.learning_rate", 0.3)),
+        Cause("the learning rate is too high", (), (), scale_setting(run, "optim.learning_rate", 0.3)),
     ]
 
 
 def _by_length(run: Run) -> Levels:
-    accuracy, length = carried(_figure(run, "eval_accuracy")), last(_figure(run, "length_accuracy"))
+    accuracy, length = carry_forward(_figure(run, "eval_accuracy")), last(_figure(run, "length_accuracy"))
     ended = run.state.standing == "finished"
     trained = run.steps >= (run.steps[-1] if ended else np.inf)
     return levels((trained & at_most(accuracy, length + 0.02), WARNING), (trained & at_most(accuracy, 0.52), CRITICAL))
@@ -128,7 +128,7 @@ def _by_length_causes(run: Run) -> Sequence[Cause]:
             Change("", "keel rank STORE --stats: agreement between raters; more rankings of the same items"),
         ),
         Cause("there are too few rankings", (), (), Change("data.path", "more rankings")),
-        Cause("the model has hardly been trained", (), (), scaled(run, "optim.learning_rate", 3)),
+        Cause("the model has hardly been trained", (), (), scale_setting(run, "optim.learning_rate", 3)),
     ]
 
 
@@ -137,14 +137,14 @@ def _left_out(run: Run) -> Levels:
     with np.errstate(invalid="ignore"):
         share = np.nancumsum(skipped) / np.maximum(np.cumsum(np.isfinite(skipped)), 1)
     found = levels((at_least(share, 0.05), WARNING), (at_least(share, 0.3), CRITICAL))
-    if ended_with(run, "Diverged"):
+    if is_failure(run, "Diverged"):
         found[-1:] = CRITICAL
     return found
 
 
 def _left_out_evidence(run: Run) -> Sequence[Evidence]:
     words = f"the run ended with {run.state.what}"
-    ended = [Evidence(f"{run.stage}/loss", words)] if ended_with(run, "Diverged") else []
+    ended = [Evidence(f"{run.stage}/loss", words)] if is_failure(run, "Diverged") else []
     return [*ended, Evidence(f"{run.stage}/skipped", f"{np.nansum(_figure(run, 'skipped')):g} updates were left out")]
 
 
@@ -154,13 +154,13 @@ def _left_out_causes(run: Run) -> Sequence[Cause]:
             "the learning rate is too high",
             ("an update would have done harm",),
             (),
-            scaled(run, "optim.learning_rate", 0.3),
+            scale_setting(run, "optim.learning_rate", 0.3),
         )
     ]
 
 
 def _less_likely(run: Run) -> Levels:
-    chosen = carried(run["dpo/eval_chosen_logprob"])
+    chosen = carry_forward(run["dpo/eval_chosen_logprob"])
     fall = first(run["dpo/eval_chosen_logprob"]) - chosen
     return levels((at_least(fall, 5.0), WARNING), (at_least(fall, 20.0), CRITICAL))
 
@@ -176,9 +176,9 @@ def _less_likely_causes(run: Run) -> Sequence[Cause]:
             "beta is too small: the mass goes to answers that nobody has judged",
             (f"beta is {run.setting('beta')}",),
             (),
-            scaled(run, "beta", 3),
+            scale_setting(run, "beta", 3),
         ),
-        Cause("the learning rate is too high", (), (), scaled(run, "optim.learning_rate", 0.3)),
+        Cause("the learning rate is too high", (), (), scale_setting(run, "optim.learning_rate", 0.3)),
     ]
 
 

@@ -11,14 +11,14 @@ from keel.diagnosis.rule import (
     WARNING,
     Levels,
     Rule,
-    ended_with,
+    applicable_texts,
+    change_evidence,
+    format_evidence,
+    is_failure,
     is_now,
     levels,
-    moved,
     names,
-    reasons,
-    scaled,
-    told,
+    scale_setting,
 )
 from keel.run.read.run import Run, Series
 from keel.run.read.series import (
@@ -27,9 +27,9 @@ from keel.run.read.series import (
     first,
     highest,
     last,
+    policy_steps,
     trailing_mean,
     trailing_median,
-    warmed_up,
     window,
 )
 
@@ -45,7 +45,7 @@ def _large(run: Run) -> Levels:
 
 
 def _large_evidence(run: Run) -> Sequence[Evidence]:
-    worst = told(last(highest(run["policy/step_kl"])))
+    worst = format_evidence(last(highest(run["policy/step_kl"])))
     return [
         Evidence("policy/step_kl", f"up to {worst} nats a token moved in one step; below 0.05 is calm"),
         is_now(run, "policy/approx_kl", "mean over the epochs of a step"),
@@ -61,22 +61,22 @@ def _large_causes(run: Run) -> Sequence[Cause]:
     peak = run.setting("optim.learning_rate", np.nan)
     rate = Cause(
         "the learning rate is too high",
-        reasons(
+        applicable_texts(
             (jump > 0.2, f"at a rate of {peak:g} a step moves {jump:.2g} nats a token"),
             (norm > limit, f"the gradient's norm, {norm:.2g}, is cut to {limit:g}: the rate alone sets the step"),
         ),
         (),
-        scaled(run, "optim.learning_rate", 0.2),
+        scale_setting(run, "optim.learning_rate", 0.2),
     )
     often = Cause(
         "each batch is used too often",
         (f"update_epochs is {epochs:g}",),
-        reasons((not clipping, "few tokens are clipped")),
+        applicable_texts((not clipping, "few tokens are clipped")),
         Change("algorithm.update_epochs", f"{max(1, round(min(epochs / 4, 4)))} (it is {epochs:g})"),
     )
     stop = Cause(
         "nothing ends a step's epochs when the policy has moved far enough",
-        reasons((run.setting("algorithm.max_approx_kl") is None, "max_approx_kl is not set")),
+        applicable_texts((run.setting("algorithm.max_approx_kl") is None, "max_approx_kl is not set")),
         (),
         Change("algorithm.max_approx_kl", "0.05"),
     )
@@ -94,11 +94,11 @@ def path(run: Run) -> Series:
 def reach(run: Run) -> Series:
     """How many deviations the whole run could move the score at most, at the pace so far. [S]"""
     planned = run.planned - int(run.setting("critic.warmup_steps", 0))
-    return path(run) / np.maximum(warmed_up(run), 1) * max(planned, 1)
+    return path(run) / np.maximum(policy_steps(run), 1) * max(planned, 1)
 
 
 def _small(run: Run) -> Levels:
-    done = warmed_up(run)
+    done = policy_steps(run)
     warm = at_least(run["policy/learning_rate"], 0.5 * float(run.setting("optim.learning_rate", 0) or np.nan))
     settled = (done >= max(5, 0.1 * run.planned)) & (warm | (done >= run.planned / 4))
     known = settled & np.isfinite(run["policy/step_kl"])
@@ -106,10 +106,10 @@ def _small(run: Run) -> Levels:
 
 
 def _small_evidence(run: Run) -> Sequence[Evidence]:
-    far = told(last(reach(run)))
+    far = format_evidence(last(reach(run)))
     return [
         Evidence("policy/step_kl", f"at this pace the whole run can move the score by at most {far} of its deviation"),
-        moved(run, "objective/scores"),
+        change_evidence(run, "objective/scores"),
         is_now(run, "policy/grad_norm"),
     ]
 
@@ -119,7 +119,7 @@ def _small_causes(run: Run) -> Sequence[Cause]:
     without_gradient, share = last(run["policy/grad_norm"]) == 0, last(run["policy/step_scale"])
     nothing = Cause(
         "the scores teach nothing: they differ by less than the price of a nat, kl_coef, or not at all",
-        reasons(
+        applicable_texts(
             (without_gradient, "the policy's gradient is 0"),
             (share < 0.3, f"policy/step_scale, the factor of the learning rate for it, is {share:.2g}"),
         ),
@@ -131,14 +131,14 @@ def _small_causes(run: Run) -> Sequence[Cause]:
         Cause(
             "the learning rate is too low",
             (f"optim.learning_rate is {run.setting('optim.learning_rate')}",),
-            reasons((without_gradient, "a gradient of 0 moves nothing at any rate")),
-            scaled(run, "optim.learning_rate", 10),
+            applicable_texts((without_gradient, "a gradient of 0 moves nothing at any rate")),
+            scale_setting(run, "optim.learning_rate", 10),
         ),
         Cause(
             "the KL holds the policy too tightly",
-            reasons((kl_coef > spread, f"kl_coef {kl_coef:.3g} is above the scores' deviation {spread:.3g}")),
-            reasons((kl_coef <= spread, f"kl_coef {kl_coef:.3g} is below the scores' deviation {spread:.3g}")),
-            scaled(run, "algorithm.kl_coef", 0.1),
+            applicable_texts((kl_coef > spread, f"kl_coef {kl_coef:.3g} is above the scores' deviation {spread:.3g}")),
+            applicable_texts((kl_coef <= spread, f"kl_coef {kl_coef:.3g} is below the scores' deviation {spread:.3g}")),
+            scale_setting(run, "algorithm.kl_coef", 0.1),
         ),
     ]
 
@@ -146,14 +146,14 @@ def _small_causes(run: Run) -> Sequence[Cause]:
 def _skipped(run: Run) -> Levels:
     share = trailing_mean(run["update/skipped"], window(run))
     found = levels((at_least(share, 1e-9), NOTICE), (at_least(share, 0.1), WARNING), (at_least(share, 0.5), CRITICAL))
-    if ended_with(run, "Diverged"):
+    if is_failure(run, "Diverged"):
         found[-1:] = CRITICAL
     return found
 
 
 def _skipped_evidence(run: Run) -> Sequence[Evidence]:
     words = f"the run ended with {run.state.what}"
-    ended = [Evidence("update/skipped", words)] if ended_with(run, "Diverged") else []
+    ended = [Evidence("update/skipped", words)] if is_failure(run, "Diverged") else []
     return [
         *ended,
         is_now(run, "update/skipped", "share of a step's updates that were left out"),
@@ -167,17 +167,17 @@ def _skipped_causes(run: Run) -> Sequence[Cause]:
             "the update would have done harm: a loss or gradient that is no number, or far too large",
             ("faults/ in the run folder holds the batch",),
             (),
-            scaled(run, "optim.learning_rate", 0.3),
+            scale_setting(run, "optim.learning_rate", 0.3),
         ),
         Cause(
             "the scores are far too large",
-            reasons(
+            applicable_texts(
                 (
                     last(run["objective/shaped_scores_std"]) > 100,
                     f"their deviation is {last(run['objective/shaped_scores_std']):.3g}",
                 )
             ),
-            reasons(
+            applicable_texts(
                 (
                     last(run["objective/shaped_scores_std"]) < 10,
                     f"their deviation is {last(run['objective/shaped_scores_std']):.3g}",

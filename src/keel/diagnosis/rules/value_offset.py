@@ -5,10 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, levels, moved, names, reasons, told
-from keel.diagnosis.rules.critic import critic_rate, explained_variance, lag
+from keel.diagnosis.rule import (
+    CRITICAL,
+    WARNING,
+    Levels,
+    Rule,
+    applicable_texts,
+    change_evidence,
+    format_evidence,
+    levels,
+    names,
+)
+from keel.diagnosis.rules.critic import critic_rate, lag, windowed_explained_variance
 from keel.run.read.run import Run, Series
-from keel.run.read.series import Holds, at_least, at_most, highest, lagged, last, trailing_mean, warmed_up, window
+from keel.run.read.series import (
+    Holds,
+    at_least,
+    at_most,
+    highest,
+    last,
+    policy_steps,
+    shift_steps,
+    trailing_mean,
+    window,
+)
 
 FAR = 3.0  # deviations of the returns that their mean is from 0: below that a constant does not dominate them
 STALLED = 0.75  # of the gap is left after a window; a critic that learns with each step closes it by more
@@ -27,9 +47,9 @@ def _unlearned(run: Run) -> Holds:
     """Whether the returns are mostly a constant, of which the values are short, and no nearer than a window ago. [S]"""
     values, returns, spread = _means(run)
     short = (returns - values) * np.sign(returns)
-    constant = at_least(np.abs(returns), FAR * spread) & at_most(explained_variance(run), 0.1)
-    stalled = at_least(short, STALLED * lagged(short, window(run)))
-    return constant & stalled & at_least(short, spread) & (warmed_up(run) >= 1)
+    constant = at_least(np.abs(returns), FAR * spread) & at_most(windowed_explained_variance(run), 0.1)
+    stalled = at_least(short, STALLED * shift_steps(short, window(run)))
+    return constant & stalled & at_least(short, spread) & (policy_steps(run) >= 1)
 
 
 def _offset(run: Run) -> Levels:
@@ -50,13 +70,17 @@ def _evidence(run: Run) -> Sequence[Evidence]:
     return [
         Evidence(
             "critic/returns",
-            f"their mean is {told(returns)} with a deviation of {told(spread)}: the score adds little to a constant",
+            f"their mean is {format_evidence(returns)} with a deviation of {format_evidence(spread)}: "
+            "the score adds little to a constant",
         ),
-        moved(run, "critic/values"),
-        Evidence("critic/explained_variance", f"{told(last(explained_variance(run)))} of the last steps"),
+        change_evidence(run, "critic/values"),
+        Evidence(
+            "critic/explained_variance", f"{format_evidence(last(windowed_explained_variance(run)))} of the last steps"
+        ),
         Evidence(
             "critic/advantages_std",
-            f"{told(last(run['critic/advantages_std']))}, beside a mean advantage of {told(returns - values)}",
+            f"{format_evidence(last(run['critic/advantages_std']))}, "
+            f"beside a mean advantage of {format_evidence(returns - values)}",
         ),
     ]
 
@@ -69,15 +93,15 @@ def _causes(run: Run) -> Sequence[Cause]:
         Cause(
             "a constant in the score that a value head which begins at 0 has to learn first",
             (
-                f"the mean return is {told(abs(returns) / spread)} deviations from 0",
-                *reasons((normalised == "none", "the scores are not centred")),
+                f"the mean return is {format_evidence(abs(returns) / spread)} deviations from 0",
+                *applicable_texts((normalised == "none", "the scores are not centred")),
             ),
-            reasons((normalised != "none", f"reward.normalize is {normalised}")),
+            applicable_texts((normalised != "none", f"reward.normalize is {normalised}")),
             Change("reward.normalize", "reference (or set the value head's bias to the mean return)"),
         ),
         Cause(
             "the critic learns too slowly",
-            reasons(
+            applicable_texts(
                 (rate <= policy_rate, f"its rate, {rate:.2g}, is not above the policy's, {policy_rate:.2g}"),
                 (abs(values) < 0.1 * spread, "its values have hardly moved"),
             ),

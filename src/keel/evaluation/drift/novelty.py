@@ -15,7 +15,7 @@ def word_pairs(prompt: Content) -> set[tuple[str, ...]]:
     return set(pairwise(words)) or {tuple(words)}
 
 
-class Known:
+class PromptWordPairs:
     """The word pairs of some prompts."""
 
     def __init__(self, prompts: Sequence[Content]) -> None:

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from keel.config import DecodingSettings, DriftConfig, PromptSettings, TrainConfig
 from keel.data.batches import Rollouts
-from keel.data.chats import tools_of
+from keel.data.chats import read_tools
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt, encode_prompt
-from keel.data.turns import encode_answer
+from keel.data.turns import encode_response
 from keel.errors import ConfigError, DataError
-from keel.evaluation.drift.novelty import Known
-from keel.evaluation.evaluate import Scoring, judge, measure
-from keel.evaluation.frontier import checkpoints_of, settings_of_run
-from keel.evaluation.judged import PER_TOKEN, Judged
-from keel.evaluation.sample import PASS_TOKENS, Player, grouped, load_frozen, load_player
-from keel.evaluation.slices import slices_of
+from keel.evaluation.drift.novelty import PromptWordPairs
+from keel.evaluation.evaluate import Scoring, measure, sample_and_score
+from keel.evaluation.frontier import find_checkpoints, settings_of_run
+from keel.evaluation.judged import PER_TOKEN, EvaluatedResponses
+from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
+from keel.evaluation.slices import slice_rows
 from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import ActorCritic
 from keel.models.prompt_reading import read_prompts
-from keel.models.vocabulary import fill_id, require_embedded
+from keel.models.vocabulary import fill_id, require_embeddings
 from keel.progress import ProgressDisplay
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
@@ -40,55 +40,55 @@ LOGGED = 5_000  # different prompts of a run's log that stand for its training p
 
 
 @dataclass(frozen=True)
-class Desk:
+class DriftSetup:
     """The run's policy, what its KL is measured to, and its judges."""
 
     run: TrainConfig
-    player: Player  # with today's prompts
+    policy: EvaluatedPolicy  # with today's prompts
     reference: ActorCritic | None
     scorers: list[Scorer]
     notes: list[str]  # what could not be measured, and why
 
     @property
     def scoring(self) -> Scoring:
-        return partial(score, scorers=self.scorers, tokenizer=self.player.tokenizer)
+        return partial(score, scorers=self.scorers, tokenizer=self.policy.tokenizer)
 
     @property
     def decoding(self) -> DecodingSettings:
-        return decoding_of(self.run)
+        return training_decoding(self.run)
 
 
-def decoding_of(run: TrainConfig) -> DecodingSettings:
+def training_decoding(run: TrainConfig) -> DecodingSettings:
     """One answer to a prompt, drawn as in the training."""
     names = ("batch_size", "max_response_tokens", "temperature", "stop", "stop_in_text")
     own = {name: getattr(run.rollout, name) for name in names}
     return DecodingSettings(**own)
 
 
-def open_desk(config: DriftConfig) -> Desk:
+def open_drift_setup(config: DriftConfig) -> DriftSetup:
     """Raises ConfigError without a policy or its judges, DataError for rows that cannot be read."""
     run = settings_of_run(config.run)
-    step, policy = list(checkpoints_of(config.run).items())[-1]
+    step, policy = list(find_checkpoints(config.run).items())[-1]
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
-    player = load_player(policy, config.prompts or logged, decoding_of(run), config.dtype)
-    chosen = some(player.prompts, config.max_prompts or len(player.prompts), config.seed, "today")
-    slices_of(chosen, config.slices)  # a mistake is told before anything is answered
+    today = load_policy(policy, config.prompts or logged, training_decoding(run), config.dtype)
+    chosen = some(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
+    slice_rows(chosen, config.slices)  # a mistake is told before anything is answered
     if config.answers:
-        responses_of(chosen, config.answers)
-    start, notes = run.reference or run.policy.model, unfinished(config.run, step, run.steps)
+        read_responses(chosen, config.answers)
+    start, notes = run.reference or run.policy.model, describe_unfinished_run(config.run, step, run.steps)
     try:
-        reference = load_frozen(start, config.dtype)
+        reference = load_frozen_model(start, config.dtype)
     except ConfigError as error:
         reference = None
         notes.append(f"no KL and no log-probabilities of the reference: {error}")
     without = [source.model for source in run.rewards if source.model and read_range(source.model) is None]
     notes += [f"{model} has no range.json, so it is not known which scores are beyond it" for model in without]
     scorers = build_scorers(run.rewards)
-    check_signatures(scorers, [name for prompt in player.prompts for name in prompt.columns])
-    return Desk(run, replace(player, prompts=chosen), reference, scorers, notes)
+    check_signatures(scorers, [name for prompt in today.prompts for name in prompt.columns])
+    return DriftSetup(run, replace(today, prompts=chosen), reference, scorers, notes)
 
 
-def unfinished(folder: str, step: int, planned: int) -> list[str]:
+def describe_unfinished_run(folder: str, step: int, planned: int) -> list[str]:
     """A run without its result is judged by its last checkpoint."""
     if RunFolder(folder).policy.is_dir():
         return []
@@ -101,20 +101,20 @@ def some(prompts: Sequence[Prompt], count: int, seed: int, which: str) -> list[P
     return [prompts[row] for row in sorted(order.tolist())]
 
 
-def training_prompts(desk: Desk, folder: str) -> list[Prompt]:
+def training_prompts(setup: DriftSetup, folder: str) -> list[Prompt]:
     """All prompts of the training; where their file is gone, those in the run's log. Raises DataError without any."""
-    settings, tokenizer = desk.run.prompts, desk.player.tokenizer
+    settings, tokenizer = setup.run.prompts, setup.policy.tokenizer
     try:
         prompts = read_prompts(settings, tokenizer, quiet=True)
     except DataError as error:
-        desk.notes.append(f"prompts of the run's log stand for those of the training ({error.what}: {settings.path})")
-        return logged_prompts(desk, RunFolder(folder))
+        setup.notes.append(f"prompts of the run's log stand for those of the training ({error.what}: {settings.path})")
+        return logged_prompts(setup, RunFolder(folder))
     if changed_since(settings, RunFolder(folder)):
-        desk.notes.append(f"{settings.path} has changed since the run began")
+        setup.notes.append(f"{settings.path} has changed since the run began")
     return prompts
 
 
-def logged_prompts(desk: Desk, folder: RunFolder) -> list[Prompt]:
+def logged_prompts(setup: DriftSetup, folder: RunFolder) -> list[Prompt]:
     """The different prompts in rollouts.jsonl, at most LOGGED of them."""
     found: dict[str, Prompt] = {}
     try:
@@ -123,7 +123,7 @@ def logged_prompts(desk: Desk, folder: RunFolder) -> list[Prompt]:
                 content = json.loads(line)["prompt"]
                 key = json.dumps(content)
                 if key not in found:
-                    found[key] = encode_prompt(content, desk.player.tokenizer)
+                    found[key] = encode_prompt(content, setup.policy.tokenizer)
                 if len(found) == LOGGED:
                     break
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,35 +141,38 @@ def changed_since(settings: PromptSettings, folder: RunFolder) -> bool:
     return any(began.get(path, now) != now for path, now in fingerprints([settings.path]))
 
 
-def answer(desk: Desk, prompts: Sequence[Prompt], seed: int, which: str, copies: int = 1) -> Judged:
+def sample_and_score_prompts(
+    setup: DriftSetup, prompts: Sequence[Prompt], seed: int, which: str, copies: int = 1
+) -> EvaluatedResponses:
     """The policy answers and the judges judge."""
-    decoding = desk.decoding.model_copy(update={"num_responses": copies})
-    player = replace(desk.player, prompts=list(prompts))
+    decoding = setup.decoding.model_copy(update={"num_responses": copies})
+    policy = replace(setup.policy, prompts=list(prompts))
     with ProgressDisplay(f"drift {which}", len(prompts) * copies) as display:
-        return judge(player, desk.reference, desk.scoring, decoding, seed, which, display.show)
+        return sample_and_score(policy, setup.reference, setup.scoring, decoding, seed, which, display.show)
 
 
-def logged(desk: Desk, path: str) -> Judged:
+def score_logged_responses(setup: DriftSetup, path: str) -> EvaluatedResponses:
     """The judges judge the answers of the file. They are taken to have ended, unless a column `truncated` says not."""
     parts: list[dict[str, Tensor]] = []
     texts: list[str] = []
-    with ProgressDisplay("drift answers", len(desk.player.prompts)) as display:
-        for rollouts in logged_rollouts(desk, path):
-            parts.append(measure(rollouts, desk.player, desk.reference, desk.scoring, desk.decoding.temperature or 1.0))
+    with ProgressDisplay("drift answers", len(setup.policy.prompts)) as display:
+        for rollouts in logged_rollouts(setup, path):
+            temperature = setup.decoding.temperature or 1.0
+            parts.append(measure(rollouts, setup.policy, setup.reference, setup.scoring, temperature))
             texts += rollouts.texts
             display.show(len(texts), {})
     measured = {name: torch.cat([part[name].cpu() for part in parts]).view(-1, 1) for name in parts[0]}
-    if desk.player.stop_texts and not desk.decoding.stop_in_text:
-        desk.notes.append(
+    if setup.policy.stop_texts and not setup.decoding.stop_in_text:
+        setup.notes.append(
             "stop texts are left out of the logged rows, which are read as if an end token had ended them"
         )
-    if not any("truncated" in prompt.columns for prompt in desk.player.prompts):
+    if not any("truncated" in prompt.columns for prompt in setup.policy.prompts):
         del measured["truncated"]
-        desk.notes.append("truncated: the logged rows do not say")
-    return Judged(desk.player.prompts, grouped(texts, 1), measured)
+        setup.notes.append("truncated: the logged rows do not say")
+    return EvaluatedResponses(setup.policy.prompts, group_texts(texts, 1), measured)
 
 
-def responses_of(prompts: Sequence[Prompt], path: str) -> list[str]:
+def read_responses(prompts: Sequence[Prompt], path: str) -> list[str]:
     """Raises DataError where a row has none."""
     answers = [prompt.columns.get("response") for prompt in prompts]
     if not all(isinstance(text, str) for text in answers):
@@ -177,33 +180,38 @@ def responses_of(prompts: Sequence[Prompt], path: str) -> list[str]:
     return [str(text) for text in answers]
 
 
-def logged_rollouts(desk: Desk, path: str) -> Iterator[Rollouts]:
+def logged_rollouts(setup: DriftSetup, path: str) -> Iterator[Rollouts]:
     """The logged answers as the policy would have written them."""
-    player, size = desk.player, desk.decoding.batch_size
-    endings = [(number,) for number in player.end_ids]
-    for start in range(0, len(player.prompts), size):
-        prompts = player.prompts[start : start + size]
-        answers = responses_of(prompts, path)
+    policy, size = setup.policy, setup.decoding.batch_size
+    endings = [(number,) for number in policy.end_ids]
+    for start in range(0, len(policy.prompts), size):
+        prompts = policy.prompts[start : start + size]
+        answers = read_responses(prompts, path)
         rows = [
-            encode_answer(p.content, a, player.tokenizer, player.end_ids, tools_of(p.columns))
+            encode_response(p.content, a, policy.tokenizer, policy.end_ids, read_tools(p.columns))
             for p, a in zip(prompts, answers, strict=True)
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
-        by_text = [any(text in answer for text in player.stop_texts) for answer in answers]
+        by_text = [any(text in answer for text in policy.stop_texts) for answer in answers]
         ends = [  # what was cut, or ended by a stop text, has no end token, and a text may end with one
             len(row.tokens) - int(was_cut or stopped or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
             for row, was_cut, stopped in zip(rows, cut, by_text, strict=True)
         ]
         tokens = [list(row.tokens[row.num_prompt_tokens : end]) for row, end in zip(rows, ends, strict=True)]
-        yield as_rollouts(desk, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, answers)
+        yield build_rollouts(setup, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, answers)
 
 
-def as_rollouts(
-    desk: Desk, prompts: list[Prompt], before: list[list[int]], after: list[list[int]], cut: Tensor, texts: list[str]
+def build_rollouts(
+    setup: DriftSetup,
+    prompts: list[Prompt],
+    before: list[list[int]],
+    after: list[list[int]],
+    cut: Tensor,
+    texts: list[str],
 ) -> Rollouts:
     """Ids that are read and ids that are looked at, as a batch."""
-    policy, tokenizer = desk.player.model.policy, desk.player.tokenizer
-    require_embedded(policy, [*before, *after], tokenizer, desk.player.name)
+    policy, tokenizer = setup.policy.model.policy, setup.policy.tokenizer
+    require_embeddings(policy, [*before, *after], tokenizer, setup.policy.name)
     pad_id, device = fill_id(policy, tokenizer), policy.device
     prompt_tokens, prompt_mask = (part.to(device) for part in pad_rows(before, pad_id, side="left"))
     tokens, mask = (part.to(device) for part in pad_rows(after, pad_id))
@@ -211,41 +219,43 @@ def as_rollouts(
     return Rollouts(prompts, prompt_tokens, prompt_mask, tokens, mask, blank, cut.to(device), texts)
 
 
-def prompt_logprobs(desk: Desk, prompts: list[Prompt]) -> Numbers:
+def prompt_logprobs(setup: DriftSetup, prompts: list[Prompt]) -> Numbers:
     """Mean log-probability of a prompt's tokens under the reference, each given those before it; nan for one token."""
     found = np.full(len(prompts), np.nan)
     readable = [row for row, prompt in enumerate(prompts) if len(prompt.tokens) > 1]
-    if desk.reference is None or not readable:
+    if setup.reference is None or not readable:
         return found
     own = [prompts[row] for row in readable]
     first, rest = [[p.tokens[0]] for p in own], [list(p.tokens[1:]) for p in own]
-    batch = as_rollouts(desk, own, first, rest, torch.zeros(len(own), dtype=torch.bool), [""] * len(own))
-    sums = reference_logprobs(desk.reference, batch, 1.0, PASS_TOKENS).double().sum(1)
+    batch = build_rollouts(setup, own, first, rest, torch.zeros(len(own), dtype=torch.bool), [""] * len(own))
+    sums = reference_logprobs(setup.reference, batch, 1.0, PASS_TOKENS).double().sum(1)
     found[readable] = (sums / batch.lengths).cpu().numpy()
     return found
 
 
-def table(desk: Desk, judged: Judged, known: Known, of_training: bool) -> dict[str, Numbers]:
+def table(
+    setup: DriftSetup, evaluated: EvaluatedResponses, known: PromptWordPairs, of_training: bool
+) -> dict[str, Numbers]:
     """A value for each answer and figure, name -> [N]."""
-    measured = {name: values[:, 0].double().cpu().numpy() for name, values in judged.measured.items()}
+    measured = {name: values[:, 0].double().cpu().numpy() for name, values in evaluated.measured.items()}
     for name in [name for name in measured if name.startswith("cut/")]:
         share = measured.pop(name).mean()
         if share:
             when = "the training" if of_training else "today"
-            desk.notes.append(f"{name}: {share:.1%} of the texts of {when} are too long and lost their beginning")
+            setup.notes.append(f"{name}: {share:.1%} of the texts of {when} are too long and lost their beginning")
     for name in PER_TOKEN:
         if name in measured:
             measured[name] = measured[name] / measured["length"]
-    for source, scorer in zip(desk.run.rewards, desk.scorers, strict=True):
+    for source, scorer in zip(setup.run.rewards, setup.scorers, strict=True):
         limits = read_range(source.model) if source.model else None
         if limits is not None:
             said = measured[f"rewards/{scorer.name}"]
             outside = (said < limits["score_lowest"]) | (said > limits["score_highest"])
             measured[f"outside_range/{scorer.name}"] = np.where(np.isfinite(said), outside, np.nan)
-    if len(desk.scorers) == 1:
-        del measured[f"rewards/{desk.scorers[0].name}"]  # it is the score
-    if desk.reference is not None:
-        measured["prompt_logprob"] = prompt_logprobs(desk, judged.prompts)
-    contents = [prompt.content for prompt in judged.prompts]
+    if len(setup.scorers) == 1:
+        del measured[f"rewards/{setup.scorers[0].name}"]  # it is the score
+    if setup.reference is not None:
+        measured["prompt_logprob"] = prompt_logprobs(setup, evaluated.prompts)
+    contents = [prompt.content for prompt in evaluated.prompts]
     measured["prompt_novelty"] = np.array([known.novelty(content, of_training) for content in contents])
     return measured

@@ -14,28 +14,31 @@ from keel.stats.two_samples import (
     difference_interval,
     distances,
     holm,
-    rows_needed,
+    required_rows,
     superiority,
 )
 
 Table = Mapping[str, Numbers]  # figure -> a value for each answer
-Says = Literal["moved", "moved a little", "same", "too few to say"]
+ShiftVerdict = Literal["moved", "moved a little", "same", "too few to say"]
 Standing = Literal["applies", "in doubt", "does not apply", "too few to say"]
 
 LEVEL = 0.05  # chance of any false alarm among all tests
 NOTABLE = 0.2  # a smaller distance is not worth acting on
 NOTABLE_SHARES = {"outside_range/": 0.05, "truncated": 0.05, "prompt_unlikely": 0.1, "prompt_novelty": 0.1}
 """Of these figures, which are shares, the difference that is worth acting on."""
-JUDGE = ("outside_range/", "disagreement/")  # rising, they say that a reward model is asked what it does not know
+SCORER_METRICS = (
+    "outside_range/",
+    "disagreement/",
+)  # rising, they say that a reward model is asked what it does not know
 PROMPT = ("prompt_novelty", "prompt_unlikely")  # rising, they say that prompts are stranger than those of the training
 SCORES = ("score", "rewards/")  # moved, they say that the answers are judged otherwise than in the training
 GROUNDS = (*PROMPT, *SCORES)
-TOLD = 3  # reasons for a verdict
+MAX_REASONS = 3  # reasons for a verdict
 UNLIKELY = 0.01  # of the training prompts are as unlikely
 
 
 @dataclass(frozen=True)
-class Moved:
+class MetricShift:
     """One figure, then and today."""
 
     training: float
@@ -44,11 +47,11 @@ class Moved:
     high: float
     distance: float  # Kolmogorov-Smirnov
     superiority: float  # how often a value of today is above one of the training
-    p: float  # of the permutation test; corrected for all tests of the call once `corrected` has been there
+    p: float  # of the permutation test; corrected for all tests of the call once `correct_p_values` has been there
     rows: Rows
 
 
-def compared(training: Table, today: Table, seed: int) -> dict[str, Moved]:
+def compare_metrics(training: Table, today: Table, seed: int) -> dict[str, MetricShift]:
     """Every figure that both sides have."""
     names = [name for name in today if name in training]
     old, new = (np.stack([side[name] for name in names], 1) for side in (training, today))
@@ -60,12 +63,12 @@ def compared(training: Table, today: Table, seed: int) -> dict[str, Moved]:
             continue
         low, high = difference_interval(before, now, seed)
         means = float(np.nanmean(before)), float(np.nanmean(now))
-        figures = float(apart[column]), superiority(before, now), float(p[column])
-        found[name] = Moved(*means, low, high, *figures, Rows.of(before, now))
+        metrics = float(apart[column]), superiority(before, now), float(p[column])
+        found[name] = MetricShift(*means, low, high, *metrics, Rows.from_samples(before, now))
     return found
 
 
-def corrected(groups: Mapping[str, Mapping[str, Moved]]) -> dict[str, dict[str, dict[str, Any]]]:
+def correct_p_values(groups: Mapping[str, Mapping[str, MetricShift]]) -> dict[str, dict[str, dict[str, Any]]]:
     """For each group and figure its numbers, the p-value corrected for all tests (Holm), and what it says.
 
     `least` is the distance that so many answers would have shown in four of five samples, at the level that the
@@ -79,10 +82,10 @@ def corrected(groups: Mapping[str, Mapping[str, Moved]]) -> dict[str, dict[str, 
         moved, p = groups[group][name], p_values[group, name]
         level = LEVEL / len(places)
         least = detectable(moved.rows, level)
-        figures = {figure: value for figure, value in asdict(moved).items() if figure != "rows"}
-        result[group][name] = figures | {"p": p, "least": least, "says": says(name, moved, p, least)}
+        metrics = {metric: value for metric, value in asdict(moved).items() if metric != "rows"}
+        result[group][name] = metrics | {"p": p, "least": least, "says": classify_shift(name, moved, p, least)}
         if result[group][name]["says"] == "too few to say":
-            result[group][name]["takes"] = rows_needed(moved.rows, level, notable(name))
+            result[group][name]["takes"] = required_rows(moved.rows, level, notable(name))
     return result
 
 
@@ -93,57 +96,57 @@ def unlikely(logprobs: Numbers, of_training: Numbers) -> Numbers:
     return np.where(np.isfinite(logprobs), logprobs < limit, np.nan)
 
 
-def says(name: str, moved: Moved, p: float, least: float) -> Says:
+def classify_shift(name: str, moved: MetricShift, p: float, least: float) -> ShiftVerdict:
     """Moved: chance would seldom do it, and it is worth acting on. The same: so many answers would have shown it."""
-    share = share_worth_acting_on(name)
+    share = notable_share(name)
     if p <= LEVEL:
         far = moved.distance >= NOTABLE if share is None else abs(moved.today - moved.training) >= share
         return "moved" if far else "moved a little"
     return "same" if least <= notable(name) else "too few to say"
 
 
-def share_worth_acting_on(name: str) -> float | None:
+def notable_share(name: str) -> float | None:
     return next((bound for start, bound in NOTABLE_SHARES.items() if name.startswith(start)), None)
 
 
 def notable(name: str) -> float:
     """The distance that so many answers have to show."""
-    share = share_worth_acting_on(name)
+    share = notable_share(name)
     return NOTABLE if share is None or name == "prompt_novelty" else share  # the one share that is no yes or no
 
 
-def standing(figures: Mapping[str, Mapping[str, Any]]) -> Standing:
+def standing(metrics: Mapping[str, Mapping[str, Any]]) -> Standing:
     """What the figures say of the reward models: whether what they say of these answers can be believed."""
-    judge = {name: found for name, found in figures.items() if name.startswith(JUDGE)}
-    grounds = {name: found for name, found in figures.items() if name.startswith(GROUNDS)}
+    judge = {name: found for name, found in metrics.items() if name.startswith(SCORER_METRICS)}
+    grounds = {name: found for name, found in metrics.items() if name.startswith(GROUNDS)}
     if any(alarms(name, found) for name, found in judge.items()):
         return "does not apply"
     if any(alarms(name, found) for name, found in grounds.items()):
         return "in doubt"
-    return "too few to say" if not grounds or blocking(figures) else "applies"
+    return "too few to say" if not grounds or blocking(metrics) else "applies"
 
 
-def blocking(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def blocking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Of the figures that a verdict rests on those that take more answers, the one that takes most first."""
-    found = {name: each for name, each in figures.items() if name.startswith((*JUDGE, *GROUNDS))}
+    found = {name: each for name, each in metrics.items() if name.startswith((*SCORER_METRICS, *GROUNDS))}
     few = {name: each.get("takes") for name, each in found.items() if each["says"] == "too few to say"}
     return sorted(few, key=lambda name: -(few[name] or math.inf))
 
 
-def too_few(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def too_few(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Why nothing can be said, and how many answers would do."""
-    names = blocking(figures)
+    names = blocking(metrics)
     if not names:
         return ["no score and nothing about the prompts was measured"]
-    takes = figures[names[0]].get("takes")
+    takes = metrics[names[0]].get("takes")
     least = f"a move of {notable(names[0]):g} in {names[0]}"
     others = f" (also too few for {', '.join(names[1:])})" if names[1:] else ""
     if takes is None:
         return [f"no number of answers would show {least}{others}"]
-    return [f"it takes about {rounded_up(takes)} answers on each side to show {least}{others}"]
+    return [f"it takes about {round_up_estimate(takes)} answers on each side to show {least}{others}"]
 
 
-def rounded_up(count: int) -> int:
+def round_up_estimate(count: int) -> int:
     """To two digits, for it is an estimate."""
     unit = 10 ** max(1, len(str(count)) - 2)
     return -(-count // unit) * unit
@@ -157,26 +160,26 @@ def alarms(name: str, found: Mapping[str, Any]) -> bool:
 def comparable(table: Table) -> Table:
     """What a kind of prompts can be asked that the training did not tell apart: only whether it is beyond all that the
     training had. Its scores may well differ from those of all kinds together."""
-    return {name: values for name, values in table.items() if name.startswith((*JUDGE, *PROMPT))}
+    return {name: values for name, values in table.items() if name.startswith((*SCORER_METRICS, *PROMPT))}
 
 
 def small(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-3 else "<0.001"
 
 
-def reasons(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def describe_shifts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What has moved, of many the first three: what speaks against the judge itself, then scores and prompts, then the
     rest, in each the largest distance first."""
 
     def order(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float]:
         name, found = item
-        kinds = (at for at, start in enumerate((JUDGE, GROUNDS)) if name.startswith(start))
+        kinds = (at for at, start in enumerate((SCORER_METRICS, GROUNDS)) if name.startswith(start))
         return next(kinds, 2) if alarms(name, found) else 2, -found["distance"]
 
-    moved = [(name, found) for name, found in figures.items() if found["says"] == "moved"]
+    moved = [(name, found) for name, found in metrics.items() if found["says"] == "moved"]
     said = [
         f"{name}: {found['training']:.3g} in the training, {found['today']:.3g} today"
         f" (distance {found['distance']:.2f}, p {small(found['p'])})"
         for name, found in sorted(moved, key=order)
     ]
-    return said if len(said) <= TOLD + 1 else [*said[:TOLD], f"and {len(said) - TOLD} more"]
+    return said if len(said) <= MAX_REASONS + 1 else [*said[:MAX_REASONS], f"and {len(said) - MAX_REASONS} more"]

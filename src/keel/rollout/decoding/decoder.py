@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keel import kernels
 from keel.models.heads import trunk
-from keel.models.layers import is_known
+from keel.models.layers import has_known_layers
 from keel.rollout.decoding.kernel_decoder import KernelDecoder
 from keel.rollout.decoding.layer_decoder import GraphDecoder, LayerDecoder
 from keel.rollout.decoding.module_decoder import module_decoder
@@ -35,10 +35,10 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_for(model: Any, max_response_tokens: int) -> Decoder:
+def choose_decoder(model: Any, max_response_tokens: int) -> Decoder:
     """The fastest decoder that knows the model."""
     layers: Any = trunk(model)
-    if not is_known(layers):
+    if not has_known_layers(layers):
         return module_decoder(model)
     if layers.embed_tokens.weight.is_cuda:
         return GraphDecoder(layers, max_response_tokens)

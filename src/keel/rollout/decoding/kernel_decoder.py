@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from keel import kernels
-from keel.data.padding import rounded_up
+from keel.data.padding import next_multiple
 from keel.models.attention import Layout
 from keel.models.layers import light, rotate, rotations, walk
 
@@ -23,7 +23,7 @@ class KernelDecoder:
 
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
         (count, self.column), lanes = tokens.shape, kernels.lanes()
-        columns = rounded_up(self.column + self.max_response_tokens, lanes)
+        columns = next_multiple(self.column + self.max_response_tokens, lanes)
         config, layers = self.trunk.config, len(self.trunk.layers)
         heads = config.num_key_value_heads
         weight = self.trunk.embed_tokens.weight
@@ -33,7 +33,7 @@ class KernelDecoder:
         tokens, mask, back = tokens[order], mask[order], order.argsort()
         positions = (mask.cumsum(1) - 1)[mask]
         layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
-        width = rounded_up(self.column, lanes)
+        width = next_multiple(self.column, lanes)
         blank = weight.new_zeros(count, width, heads, self.size)
         place = pad(mask, (0, width - self.column))[..., None, None]
 

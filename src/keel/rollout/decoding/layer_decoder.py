@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from keel.data.padding import rounded_up
+from keel.data.padding import next_multiple
 from keel.models.layers import light, rotate, rotations, walk
 
 
@@ -121,13 +121,13 @@ class GraphDecoder(LayerDecoder):
         n = len(tokens)
         self.tokens[:n] = tokens
         self.column += 1
-        size = self._rows(n), min(rounded_up(self.column, self.WIDTH), self.cache.shape[-2])
+        size = self._rows(n), min(next_multiple(self.column, self.WIDTH), self.cache.shape[-2])
         if size in self.steps:
             states = self.steps[size]()
         else:  # run as it is, so that libraries set themselves up before anything is recorded
             step = partial(self._step, *size)
             states = step()
-            self.steps[size] = recorded(step)
+            self.steps[size] = record_graph(step)
         return states[:n]
 
     def _rows(self, wanted: int) -> int:
@@ -153,7 +153,7 @@ class GraphDecoder(LayerDecoder):
         return states
 
 
-def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def record_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The step as a CUDA graph, which recording does not run; or as it is, where it cannot be recorded."""
     try:
         graph = torch.cuda.CUDAGraph()

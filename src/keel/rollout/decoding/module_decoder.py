@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from keel.models.heads import UNFIT, plain, positions_for, trunk
+from keel.models.heads import UNFIT, plain, position_arguments, trunk
 from keel.models.packed import reads_single_rows, token_states
 from keel.models.trial import close, trial
 
@@ -24,7 +24,7 @@ class ModuleDecoder:
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
         self.cache: Any = DynamicCache(config=plain(self.model).config)
         self.mask = mask.long()
-        states = self._forward(tokens, positions_for(self.model, self.mask))
+        states = self._forward(tokens, position_arguments(self.model, self.mask))
         if copies > 1:
             rows = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
             self.keep(rows)
@@ -33,7 +33,7 @@ class ModuleDecoder:
 
     def advance(self, tokens: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        positions = {name: every[:, -1:] for name, every in positions_for(self.model, self.mask).items()}
+        positions = {name: every[:, -1:] for name, every in position_arguments(self.model, self.mask).items()}
         return self._forward(tokens.unsqueeze(1), positions)
 
     def keep(self, rows: Tensor) -> None:

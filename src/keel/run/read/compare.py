@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keel.run.read.curves import rounded
+from keel.run.read.curves import round_value
 from keel.run.read.run import Run
 from keel.run.read.series import trailing_mean, window
 
@@ -28,7 +28,7 @@ def differences(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
 
 
-def frontier(run: Run) -> dict[str, Any]:
+def reward_kl_frontier(run: Run) -> dict[str, Any]:
     """What a policy is worth at each distance from its start: {"steps", "kl", "score", "others"}.
 
     KL in nats per answer, means over the last tenth of a run's steps so far (series.window). `others` are what was not
@@ -37,13 +37,13 @@ def frontier(run: Run) -> dict[str, Any]:
     """
     held_out = [(f"rewards/{name}", name) for name in run.held_out_scorers()]
     own = [
-        _points(run, "objective/kl", figure) | {"label": f"score by the held-out {name}"} for figure, name in held_out
+        _points(run, "objective/kl", metric) | {"label": f"score by the held-out {name}"} for metric, name in held_out
     ]
     evaluated = [("evaluate/score", "score on held-out prompts")]
     evaluated += [
-        (f"evaluate/{figure}", f"score by the held-out {name} on held-out prompts") for figure, name in held_out
+        (f"evaluate/{metric}", f"score by the held-out {name} on held-out prompts") for metric, name in held_out
     ]
-    own += [_points(run, "evaluate/kl", figure, 1) | {"label": label} for figure, label in evaluated]
+    own += [_points(run, "evaluate/kl", metric, 1) | {"label": label} for metric, label in evaluated]
     return _points(run, "objective/kl", "objective/scores") | {"others": [points for points in own if points["steps"]]}
 
 
@@ -79,18 +79,18 @@ def flat(settings: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[
     return found
 
 
-def _points(run: Run, distance: str, figure: str, width: int | None = None) -> dict[str, Any]:
+def _points(run: Run, distance: str, metric: str, width: int | None = None) -> dict[str, Any]:
     """Where both were measured, at most POINTS of them, first and last among them."""
-    kl, score = run[distance], run[figure]
+    kl, score = run[distance], run[metric]
     both = np.isfinite(kl) & np.isfinite(score)
     width = width or window(run)
     kl, score = trailing_mean(kl[both], width), trailing_mean(score[both], width)
     kept = np.unique(np.linspace(0, len(kl) - 1, min(len(kl), POINTS)).round().astype(int))
     return {
-        "figure": figure,
+        "figure": metric,
         "steps": run.steps[both][kept].tolist(),
-        "kl": [rounded(value) for value in kl[kept]],
-        "score": [rounded(value) for value in score[kept]],
+        "kl": [round_value(value) for value in kl[kept]],
+        "score": [round_value(value) for value in score[kept]],
     }
 
 

@@ -24,7 +24,7 @@ OTHER = "Other figures"
 NOT_CURVES = ("progress/",)  # counts of what was done
 
 
-class Known(NamedTuple):
+class MetricDescription(NamedTuple):
     """A figure, or a family of them, in the words of metric_descriptions.yaml."""
 
     figure: str
@@ -33,35 +33,37 @@ class Known(NamedTuple):
 
 
 @cache
-def catalogue() -> dict[str, list[Known]]:
+def catalogue() -> dict[str, list[MetricDescription]]:
     """Title of a group -> its figures, best known first."""
     text = files("keel.run.read").joinpath("metric_descriptions.yaml").read_text(encoding="utf-8")
     groups: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
-    return {title: [Known(figure, *words) for figure, words in known.items()] for title, known in groups.items()}
+    return {
+        title: [MetricDescription(metric, *words) for metric, words in known.items()] for title, known in groups.items()
+    }
 
 
-def groups(run: Run) -> list[dict[str, Any]]:
+def metric_groups(run: Run) -> list[dict[str, Any]]:
     """[{"title", "curves": [{"figure", "label", "means", "steps", "values", "trend"}]}], best-known figures first.
 
     Only what the run has measured, and no figure that repeats an earlier one number for number. `values` has None for a
     gap; `trend` is the means of a long curve over stretches of it, as {"steps", "values"}, else None.
     """
-    return [{"title": title, "curves": [_curve(run, known) for known in figures]} for title, figures in _known(run)]
+    return [{"title": title, "curves": [_curve(run, known) for known in metrics]} for title, metrics in _known(run)]
 
 
 def labels(run: Run) -> dict[str, str]:
     """Figure -> label, of all that have a curve."""
-    return {known.figure: known.label for _, figures in _known(run) for known in figures}
+    return {known.figure: known.label for _, metrics in _known(run) for known in metrics}
 
 
-def thinned(steps: Any, values: Any, most: int = MOST) -> tuple[list[int], list[float | None]]:
+def thin_curve(steps: Any, values: Any, most: int = MOST) -> tuple[list[int], list[float | None]]:
     """At most so many points of a curve of N: first, last, and the lowest and highest of each stretch between them.
 
     Values are rounded to six digits; None is a gap, where nothing or nothing finite was measured.
     """
     values = np.asarray(values, dtype=np.float64)
     places = np.arange(len(values)) if len(values) <= most else _extremes(values, most)
-    return [int(step) for step in np.asarray(steps)[places]], [rounded(value) for value in values[places]]
+    return [int(step) for step in np.asarray(steps)[places]], [round_value(value) for value in values[places]]
 
 
 def trend(steps: Any, values: Any) -> dict[str, list[Any]] | None:
@@ -73,20 +75,20 @@ def trend(steps: Any, values: Any) -> dict[str, list[Any]] | None:
     starts = np.linspace(0, finite.sum(), TREND, endpoint=False).astype(int)
     counts = np.diff(starts, append=finite.sum())
     means = [np.add.reduceat(each[finite], starts) / counts for each in (steps, values)]
-    return {name: [rounded(mean) for mean in each] for name, each in zip(("steps", "values"), means, strict=True)}
+    return {name: [round_value(mean) for mean in each] for name, each in zip(("steps", "values"), means, strict=True)}
 
 
-def rounded(value: float) -> float | None:
+def round_value(value: float) -> float | None:
     """Six digits, which is more than a page can show; None for what is no number."""
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
-def is_sparse(figure: str) -> bool:
+def is_sparse(metric: str) -> bool:
     """Measured in some steps only, by design: what lies between is no gap."""
-    return figure.startswith("evaluate/") or "/eval_" in figure
+    return metric.startswith("evaluate/") or "/eval_" in metric
 
 
-def _known(run: Run) -> Iterator[tuple[str, list[Known]]]:
+def _known(run: Run) -> Iterator[tuple[str, list[MetricDescription]]]:
     """The figures of the run in the order of the catalogue, then those that it does not name."""
     left = [name for name in run.columns if run.has(name) and not name.startswith(NOT_CURVES)]
     seen: list[Series] = []
@@ -101,24 +103,24 @@ def _known(run: Run) -> Iterator[tuple[str, list[Known]]]:
         if here:
             yield title, here
     if left:
-        yield OTHER, [Known(name, name, "A figure of this run that keel does not know.") for name in left]
+        yield OTHER, [MetricDescription(name, name, "A figure of this run that keel does not know.") for name in left]
 
 
-def _named(run: Run, figure: str, entry: Known) -> Known:
+def _named(run: Run, metric: str, entry: MetricDescription) -> MetricDescription:
     """The entry of a family with the name of the one that is meant."""
     before, _, after = entry.figure.partition("*")
-    own = figure[len(before) : len(figure) - len(after)]
+    own = metric[len(before) : len(metric) - len(after)]
     if before in ("rewards/", "evaluate/rewards/") and own in run.held_out_scorers():
-        return Known(figure, f"{entry.label.format(own)}, held out", HELD_OUT)
-    return Known(figure, entry.label.format(own), entry.means)
+        return MetricDescription(metric, f"{entry.label.format(own)}, held out", HELD_OUT)
+    return MetricDescription(metric, entry.label.format(own), entry.means)
 
 
-def _curve(run: Run, known: Known) -> dict[str, Any]:
+def _curve(run: Run, known: MetricDescription) -> dict[str, Any]:
     steps, values = run.steps, run[known.figure]
     if is_sparse(known.figure):
         measured = np.isfinite(values)
         steps, values = steps[measured], values[measured]
-    kept, points = thinned(steps, values)
+    kept, points = thin_curve(steps, values)
     return {**known._asdict(), "steps": kept, "values": points, "trend": trend(steps, values)}
 
 

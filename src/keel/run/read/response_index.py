@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from keel.run.rollout_line import find_parts
 
-NO_ANSWER = (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError)
+NO_RESPONSE = (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError)
 Column = NDArray[np.float64]
 Places = NDArray[np.int64]
 
@@ -34,10 +34,12 @@ class Index:
 
     @classmethod
     def empty(cls) -> Self:
-        return cls.of([], [], [])
+        return cls.from_rows([], [], [])
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], spans: Sequence[tuple[int, ...]], prompts: Sequence[int]) -> Self:
+    def from_rows(
+        cls, rows: Sequence[Mapping[str, Any]], spans: Sequence[tuple[int, ...]], prompts: Sequence[int]
+    ) -> Self:
         """Rows with the short figures; start, size, text, text_end of each. Raises what a row without them raises."""
         places = np.array(spans, dtype=np.int64).reshape(-1, 4)
         own: list[Mapping[str, Any]] = [row["scores"] for row in rows]
@@ -57,15 +59,15 @@ class Index:
         )
 
 
-def index_of(data: bytes, start: int) -> tuple[Index, int]:
+def index_lines(data: bytes, start: int) -> tuple[Index, int]:
     """Of whole lines whose first byte is byte `start` of the file; and how many of them are no answer."""
     try:
         return _by_beginnings(data, start), 0
-    except NO_ANSWER:
+    except NO_RESPONSE:
         return _line_by_line(data, start)
 
 
-def joined(parts: Sequence[Index]) -> Index:
+def join_indexes(parts: Sequence[Index]) -> Index:
     """One after the other."""
     names = dict.fromkeys(name for part in parts for name in part.scores)
     plain = [field for field in Index.__dataclass_fields__ if field != "scores"]
@@ -90,26 +92,27 @@ def _by_beginnings(data: bytes, start: int) -> Index:
     rows = json.loads(b"[" + b"},".join(heads) + b"}]")
     if len(rows) != len(heads):
         raise ValueError("fields in another order")
-    return Index.of(rows, spans, prompts)
+    return Index.from_rows(rows, spans, prompts)
 
 
 def _line_by_line(data: bytes, start: int) -> tuple[Index, int]:
     lines, found, begin = data.split(b"\n")[:-1], [], start
     for line in lines:
-        with suppress(*NO_ANSWER):
+        with suppress(*NO_RESPONSE):
             row = json.loads(line)
             row.setdefault("scores", {})
             inside = (begin + line.index(b"{") + 1, begin + line.rindex(b"}"))
             prompt = hash(json.dumps(row["prompt"], ensure_ascii=False).encode("utf-8", "surrogatepass"))
             found.append(([row], [(begin, len(line), *inside)], [prompt]))
         begin += len(line) + 1
-    with suppress(*NO_ANSWER):
-        return Index.of(*([part for (part,) in parts] for parts in zip(*found, strict=True))), len(lines) - len(found)
+    with suppress(*NO_RESPONSE):
+        columns = ([part for (part,) in parts] for parts in zip(*found, strict=True))
+        return Index.from_rows(*columns), len(lines) - len(found)
     parts = [Index.empty()]
     for each in found:
-        with suppress(*NO_ANSWER):
-            parts.append(Index.of(*each))
-    return joined(parts), len(lines) + 1 - len(parts)
+        with suppress(*NO_RESPONSE):
+            parts.append(Index.from_rows(*each))
+    return join_indexes(parts), len(lines) + 1 - len(parts)
 
 
 def _column(values: Sequence[Any]) -> Column:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from keel.data.turn_text import turn_text
 from keel.errors import DataError
 from keel.files import open_regular
-from keel.run.read.response_index import Index, index_of, joined
+from keel.run.read.response_index import Index, index_lines, join_indexes
 from keel.run.read.tail import GrowingFile
 
 Numbers = NDArray[np.int64]
@@ -24,7 +24,7 @@ TOGETHER = 500  # rows read and parsed at once
 GAP = 50_000  # bytes between rows that are passed over by a read of its own
 
 
-class Answers:
+class ResponseLog:
     """N answers in the order of the file. A number is a place in that order, 0 to N - 1."""
 
     def __init__(self, path: str | Path, start: int = 0) -> None:
@@ -77,11 +77,11 @@ class Answers:
             if len(parts) > 1 and time.monotonic() >= end:
                 self.is_whole = False
                 break
-            part, broken = index_of(data, start)
+            part, broken = index_lines(data, start)
             parts.append(part)
             self.broken += broken
         if len(parts) > 1:
-            self.index = joined(parts)
+            self.index = join_indexes(parts)
         return cut
 
     def rows(self, numbers: Sequence[int] | Numbers) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ class Answers:
         ]
         return np.array(found, dtype=np.int64)
 
-    def same_prompt(self, other: "Answers") -> list[tuple[Numbers, Numbers]]:
+    def same_prompt(self, other: "ResponseLog") -> list[tuple[Numbers, Numbers]]:
         """For each prompt that both runs answered: the numbers here and there, in the order of this file."""
         own, others = self.by_prompt(), other.by_prompt()
         return [(numbers, others[prompt]) for prompt, numbers in own.items() if prompt in others]

@@ -16,7 +16,7 @@ from keel.errors import CheckpointError, ConfigError
 from keel.files import read_regular
 from keel.run.folder import RunFolder
 from keel.run.lock import is_running, lock_owner
-from keel.run.read.settings import check_settings, named_sources
+from keel.run.read.settings import check_run_settings, named_sources
 
 PARTS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "faults"}
 """Folders inside a run, which hold no runs of their own to look at."""
@@ -69,13 +69,13 @@ class Run:
         last = int(self.steps[-1]) if len(self.steps) else 1
         return max(int(self.setting("steps") or last), 1)
 
-    def __getitem__(self, figure: str) -> Series:
+    def __getitem__(self, metric: str) -> Series:
         """[S]; all nan for a figure that the run does not have."""
-        return self.columns.get(figure, np.full(len(self.steps), np.nan))
+        return self.columns.get(metric, np.full(len(self.steps), np.nan))
 
-    def has(self, figure: str) -> bool:
+    def has(self, metric: str) -> bool:
         """Whether it was measured at least once."""
-        return bool(np.isfinite(self[figure]).any())
+        return bool(np.isfinite(self[metric]).any())
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A setting by its dotted name; `default` where it is absent or null."""
@@ -105,9 +105,9 @@ class Run:
         found = {}
         for name, source in named_sources(self.setting("rewards", [])).items():
             learned_from = source.get("weight", 1.0) and source.get("model")
-            figures = _figures(Path(source["model"]).parent) if learned_from else {}
-            if "accuracy" in figures and "length_accuracy" in figures:
-                found[name] = figures
+            metrics = _metrics(Path(source["model"]).parent) if learned_from else {}
+            if "accuracy" in metrics and "length_accuracy" in metrics:
+                found[name] = metrics
         return found
 
 
@@ -123,8 +123,8 @@ def read_run(path: str | Path) -> Run:
         raise ConfigError("not a folder" if is_there else "no such folder", str(path), "name a run folder")
     if not folder.config.is_file():
         raise ConfigError("this folder holds no run (no config.yaml)", where=str(path), fix="name a run folder")
-    run = Run.of_lines(folder.path, folder.settings(), read_metrics(folder.metrics), state_of(folder))
-    check_settings(run.settings, run.stage, str(folder.config))
+    run = Run.of_lines(folder.path, folder.settings(), read_metrics(folder.metrics), read_state(folder))
+    check_run_settings(run.settings, run.stage, str(folder.config))
     return run
 
 
@@ -155,13 +155,13 @@ def read_metrics(path: Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             row = json.loads(line)
-            found[step_of(row)] = row
+            found[read_step(row)] = row
         except NO_JSON as error:
             raise CheckpointError("not a line of a run's metrics", f"{path}:{number}") from error
     return [found[step] for step in sorted(found)]
 
 
-def step_of(row: Any) -> int:
+def read_step(row: Any) -> int:
     """The step of a line of metrics. Raises one of NO_JSON where there is none."""
     step = row["step"]
     if type(step) is not int or not 0 <= step <= LAST_STEP:
@@ -169,7 +169,7 @@ def step_of(row: Any) -> int:
     return step
 
 
-def state_of(folder: RunFolder) -> State:
+def read_state(folder: RunFolder) -> State:
     """From what the run wrote when it ended, or whether its process is there."""
     with suppress(OSError, *NO_JSON):
         said = json.loads(read_regular(folder.ended))
@@ -194,7 +194,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else float("nan")
 
 
-def _figures(folder: Path) -> dict[str, float]:
+def _metrics(folder: Path) -> dict[str, float]:
     """The finite numbers of figures.json; none where it cannot be read."""
     try:
         found = json.loads(read_regular(folder / "figures.json")).items()

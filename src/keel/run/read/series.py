@@ -15,7 +15,7 @@ def window(run: Run) -> int:
     return int(np.clip(round(run.planned / 10), SHORTEST, LONGEST))
 
 
-def warmed_up(run: Run) -> Series:
+def policy_steps(run: Run) -> Series:
     """Steps in which the policy learned so far, which it does not while only the critic does. [S]"""
     return np.maximum(run.steps - int(run.setting("critic.warmup_steps", 0)), 0).astype(np.float64)
 
@@ -38,7 +38,7 @@ def trailing_median(x: Series, width: int) -> Series:
     return np.where(counts > 0, middle, np.nan)
 
 
-def start_of(x: Series, width: int) -> Series:
+def start_mean(x: Series, width: int) -> Series:
     """Mean of the first `width` finite values, known from the last of them on and before that nan. [S] -> [S]"""
     places = np.flatnonzero(np.isfinite(x))[:width]
     found = np.full(len(x), np.nan)
@@ -47,7 +47,7 @@ def start_of(x: Series, width: int) -> Series:
     return found
 
 
-def lagged(x: Series, steps: int) -> Series:
+def shift_steps(x: Series, steps: int) -> Series:
     """The value of so many steps ago; nan where there is none. [S] -> [S]"""
     return np.concatenate([np.full(min(steps, len(x)), np.nan), x[: max(len(x) - steps, 0)]])
 
@@ -65,10 +65,10 @@ def step_noise(x: Series) -> Series:
     return found
 
 
-def rise(run: Run, figure: str) -> tuple[Series, Series]:
+def rise(run: Run, metric: str) -> tuple[Series, Series]:
     """How far the mean of the last window is above that of the first, and in units of its noise. [S], [S]"""
-    x, width = run[figure], window(run)
-    change = trailing_mean(x, width) - start_of(x, width)
+    x, width = run[metric], window(run)
+    change = trailing_mean(x, width) - start_mean(x, width)
     noise = np.maximum(step_noise(x), 1e-12) * np.sqrt(2 / width)
     return change, change / noise
 
@@ -78,7 +78,7 @@ def highest(x: Series) -> Series:
     return np.where(np.isfinite(x), np.fmax.accumulate(x), np.nan) if len(x) else x
 
 
-def carried(x: Series) -> Series:
+def carry_forward(x: Series) -> Series:
     """Each value until the next one; nan before the first. [S] -> [S]"""
     places = np.flatnonzero(np.isfinite(x))
     latest = np.searchsorted(places, np.arange(len(x)), side="right") - 1
@@ -97,7 +97,7 @@ def at_most(x: Series, bound: float | Series) -> Holds:
         return np.asarray(x <= bound, dtype=bool)
 
 
-def latched(on: Holds, off: Holds) -> Holds:
+def latch(on: Holds, off: Holds) -> Holds:
     """True from where `on` holds until `off` does. [S], [S] -> [S]"""
     result, holds = np.zeros(len(on), dtype=bool), False
     for place in range(len(on)):

@@ -22,7 +22,7 @@ LARGEST = 1e18  # of a number that keel has written
 TEXTS = ("model", "function", "url", "name")
 
 
-def check_settings(settings: Mapping[str, Any], stage: str, where: str) -> None:
+def check_run_settings(settings: Mapping[str, Any], stage: str, where: str) -> None:
     """Raises CheckpointError for a number that its setting cannot have, or what is no section or list of scorers.
 
     Settings that this version does not have, or whose value is a word, pass: another version may have written them.

@@ -17,12 +17,12 @@ from keel.config import ServeConfig
 from keel.errors import CheckpointError, DataError
 from keel.server.limits import Refused, new_token
 from keel.server.places import welcome
-from keel.server.request_checks import Shield, Turns, names_of
+from keel.server.request_checks import Shield, Turns, accepted_hosts
 from keel.server.sign_in import People
-from keel.web.dashboard.ask import Asked
+from keel.web.dashboard.ask import QueryParameters
 from keel.web.dashboard.folder import RunsBelow
 from keel.web.dashboard.views import VIEWS, View, both_runs
-from keel.web.pages import page, static
+from keel.web.pages import render_page, static
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -41,32 +41,34 @@ class Dashboard:
         token = request.query_params.get("token", "")
         if self.people.holder(token) is None:
             raise Refused(404, "There is no such link. keel serve prints a new one each time it starts.")
-        answer, visit = page("runs.html", {}), f"{token}.{new_token()}"
+        answer, visit = render_page("runs.html", {}), f"{token}.{new_token()}"
         name = self.people.cookie(owner=True)
         answer.set_cookie(name, visit, httponly=True, samesite="strict", path="/", secure=self.secure)
         return answer
 
     async def list_page(self, request: Request) -> Response:
         self._visit(request)
-        return page("runs.html", {})
+        return render_page("runs.html", {})
 
     async def run_page(self, request: Request) -> Response:
         self._visit(request)
         run = await run_in_threadpool(self.runs.run, request.path_params["run"])
-        return page("run.html", {"run": run})
+        return render_page("run.html", {"run": run})
 
     async def compare_page(self, request: Request) -> Response:
         self._visit(request)
-        both = await run_in_threadpool(both_runs, self.runs, Asked(request.query_params))
-        return page("compare.html", {"runs": both})
+        both = await run_in_threadpool(both_runs, self.runs, QueryParameters(request.query_params))
+        return render_page("compare.html", {"runs": both})
 
     def endpoint(self, view: View) -> Endpoint:
         """A view as an endpoint: one request of a visit at a time, away from the event loop."""
 
         async def answer(request: Request) -> Response:
-            asked = Asked({**request.query_params, **request.path_params})
-            async with self.turns.of(self._visit(request)):
-                return sent(await run_in_threadpool(view, self.runs, asked), request.headers.get("if-none-match", ""))
+            asked = QueryParameters({**request.query_params, **request.path_params})
+            async with self.turns.turn(self._visit(request)):
+                return build_response(
+                    await run_in_threadpool(view, self.runs, asked), request.headers.get("if-none-match", "")
+                )
 
         return answer
 
@@ -79,7 +81,7 @@ class Dashboard:
         return visit
 
 
-def sent(found: Any, known: str = "") -> Response:
+def build_response(found: Any, known: str = "") -> Response:
     """A file to be kept, or JSON; nothing where the reader has it already (`known`: tags of what they have)."""
     if isinstance(found, bytes):
         headers = {"Content-Disposition": 'attachment; filename="disputed.jsonl"'}
@@ -92,29 +94,29 @@ def sent(found: Any, known: str = "") -> Response:
     return Response(body, headers={"ETag": tag}, media_type="application/json")
 
 
-def refusal(scope: Scope, refused: Refused) -> Response:
+def dashboard_refusal(scope: Scope, refused: Refused) -> Response:
     """Scripts read .json; whoever asks for anything else reads a page."""
     if scope["path"].endswith(".json"):
         return refused.response()
-    answer = page("runs_error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
+    answer = render_page("runs_error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
     answer.headers.update(refused.headers or {})
     return answer
 
 
-async def refused(request: Request, error: Exception) -> Response:
+async def handle_dashboard_error(request: Request, error: Exception) -> Response:
     """What went wrong, in words and as a status."""
     match error:
         case Refused():
-            return refusal(request.scope, error)
+            return dashboard_refusal(request.scope, error)
         case HTTPException():
             reason, headers = "There is no such page.", dict(error.headers or {})
-            return refusal(request.scope, Refused(error.status_code, reason, headers))
+            return dashboard_refusal(request.scope, Refused(error.status_code, reason, headers))
         case DataError() | CheckpointError() | OSError():
-            return refusal(
+            return dashboard_refusal(
                 request.scope, Refused(503, "A file of this run cannot be read just now.", {"Retry-After": "2"})
             )
         case _:
-            return refusal(request.scope, Refused(500, "keel failed; its terminal says why."))
+            return dashboard_refusal(request.scope, Refused(500, "keel failed; its terminal says why."))
 
 
 def dashboard_app(settings: ServeConfig, token: str) -> ASGIApp:
@@ -129,6 +131,8 @@ def dashboard_app(settings: ServeConfig, token: str) -> ASGIApp:
         *(Route(path, pages.endpoint(view)) for path, view in VIEWS.items()),
     ]
     kinds = (Refused, HTTPException, DataError, CheckpointError, OSError, Exception)
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, refused))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, handle_dashboard_error))
     app.router.redirect_slashes = False
-    return Shield(app, names_of(settings.host, settings.names, settings.address, settings.port), refusal)
+    return Shield(
+        app, accepted_hosts(settings.host, settings.names, settings.address, settings.port), dashboard_refusal
+    )

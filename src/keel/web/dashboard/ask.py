@@ -11,7 +11,7 @@ LONGEST = 500  # characters
 LARGEST = 2**53  # whole numbers that a page can hold
 
 
-class Asked:
+class QueryParameters:
     """The values in an address, by name."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
@@ -42,7 +42,7 @@ class Asked:
             raise Refused(400, f"{name} is no whole number up to {most}")
         return int(value)
 
-    def one_of(self, name: str, *choices: str) -> str:
+    def choice(self, name: str, *choices: str) -> str:
         """The first when it is not there."""
         text = self.text(name) or choices[0]
         if text not in choices:
@@ -53,7 +53,7 @@ class Asked:
         return self.number(f"{name}_from"), self.number(f"{name}_to")
 
     def query(self) -> Query:
-        truncated = self.one_of("truncated", "any", "yes", "no")
+        truncated = self.choice("truncated", "any", "yes", "no")
         until = self.count("until", -1)
         return Query(
             self.range("score"),
@@ -62,7 +62,7 @@ class Asked:
             self.range("step"),
             truncated=None if truncated == "any" else truncated == "yes",
             text=self.text("text").strip(),
-            sort=self.one_of("sort", *SORTS),
-            descending=self.one_of("order", "down", "up") == "down",
+            sort=self.choice("sort", *SORTS),
+            descending=self.choice("order", "down", "up") == "down",
             until=None if until < 0 else until,
         )

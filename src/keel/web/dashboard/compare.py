@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keel.run.read.compare import word_differences
-from keel.run.read.curves import rounded
-from keel.run.read.responses import Answers, Numbers, as_text
+from keel.run.read.curves import round_value
+from keel.run.read.responses import Numbers, ResponseLog, as_text
 from keel.web.dashboard.disputes import Dispute
-from keel.web.dashboard.responses import end_of
+from keel.web.dashboard.responses import prompt_snippet
 
 SHOWN = 200  # answers of each run to one prompt that a page offers
 WORDS = 20_000  # characters of two answers that are compared word by word
 
 
 @dataclass(frozen=True)
-class Side:
+class PromptSummaries:
     """The P prompts of a run in rising order of their key, and its answers to each."""
 
     prompts: Numbers  # [P]
@@ -26,7 +26,7 @@ class Side:
     last: Numbers  # [P], number of the newest answer
 
     @classmethod
-    def of(cls, answers: Answers) -> "Side":
+    def from_responses(cls, answers: ResponseLog) -> "PromptSummaries":
         index = answers.index
         order = np.argsort(index.prompt, kind="stable")
         prompts, first, counts = np.unique(index.prompt[order], return_index=True, return_counts=True)
@@ -39,20 +39,20 @@ class Side:
         means = np.divide(sums, scored, out=np.full(len(sums), np.nan), where=scored > 0)
         return cls(prompts, counts, means, order[first + counts - 1])
 
-    def only(self, places: Numbers) -> "Side":
-        return Side(self.prompts[places], self.counts[places], self.means[places], self.last[places])
+    def only(self, places: Numbers) -> "PromptSummaries":
+        return PromptSummaries(self.prompts[places], self.counts[places], self.means[places], self.last[places])
 
 
-def shared(here: Answers, there: Answers) -> tuple[Side, Side]:
+def shared_prompts(here: ResponseLog, there: ResponseLog) -> tuple[PromptSummaries, PromptSummaries]:
     """Both sides of the prompts that both answered."""
-    own, other = Side.of(here), Side.of(there)
+    own, other = PromptSummaries.from_responses(here), PromptSummaries.from_responses(there)
     _, first, second = np.intersect1d(own.prompts, other.prompts, assume_unique=True, return_indices=True)
     return own.only(first), other.only(second)
 
 
-def shared_page(here: Answers, there: Answers, text: str, by: str, offset: int, limit: int) -> dict[str, Any]:
+def shared_page(here: ResponseLog, there: ResponseLog, text: str, by: str, offset: int, limit: int) -> dict[str, Any]:
     """Some of the prompts that both answered. `by`: what was asked last ("newest"), or gained or lost most."""
-    own, other = shared(here, there)
+    own, other = shared_prompts(here, there)
     gain = other.means - own.means
     order = np.argsort({"better": -gain, "worse": gain}.get(by, -own.last), kind="stable")
     if text:
@@ -65,16 +65,16 @@ def shared_page(here: Answers, there: Answers, text: str, by: str, offset: int, 
         {
             "at": int(here.index.start[own.last[place]]),
             "there": int(there.index.start[other.last[place]]),
-            "prompt": end_of(prompts[int(own.last[place])]),
+            "prompt": prompt_snippet(prompts[int(own.last[place])]),
             "counts": [int(own.counts[place]), int(other.counts[place])],
-            "means": [rounded(own.means[place]), rounded(other.means[place])],
+            "means": [round_value(own.means[place]), round_value(other.means[place])],
         }
         for place in shown.tolist()
     ]
     return {"total": len(own.prompts), "matched": len(order), "offset": offset, "rows": rows}
 
 
-def pair(here: Answers, there: Answers, one: int, other: int) -> dict[str, Any]:
+def pair(here: ResponseLog, there: ResponseLog, one: int, other: int) -> dict[str, Any]:
     """Two answers in full, what differs between them, and the other answers to the same prompt."""
     rows = [here.rows([one])[0], there.rows([other])[0]]
     texts = [str(row.get("response", "")) for row in rows]
@@ -87,22 +87,22 @@ def pair(here: Answers, there: Answers, one: int, other: int) -> dict[str, Any]:
     }
 
 
-def _choices(answers: Answers, number: int) -> list[dict[str, Any]]:
+def _choices(answers: ResponseLog, number: int) -> list[dict[str, Any]]:
     """The newest answers to the same prompt, newest first."""
     index = answers.index
     same = np.flatnonzero(index.prompt == index.prompt[number])[::-1][:SHOWN]
     return [
-        {"at": int(index.start[each]), "step": int(index.step[each]), "score": rounded(index.score[each])}
+        {"at": int(index.start[each]), "step": int(index.step[each]), "score": round_value(index.score[each])}
         for each in same.tolist()
     ]
 
 
-def alike(here: Answers, there: Answers) -> list[Dispute]:
+def alike(here: ResponseLog, there: ResponseLog) -> list[Dispute]:
     """The newest answers of both runs to each shared prompt, those whose scores are nearest first.
 
     `numbers` are [here, there]; strength is minus the difference of the scores.
     """
-    own, other = shared(here, there)
+    own, other = shared_prompts(here, there)
     apart = np.abs(here.score[own.last] - there.score[other.last])
     order = np.argsort(apart, kind="stable")
     both = zip(apart[order], own.last[order], other.last[order], strict=True)

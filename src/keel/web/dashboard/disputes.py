@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keel.data.items import MOST, as_answers
+from keel.data.items import MOST, parse_unranked_responses
 from keel.data.rows import Row
 from keel.errors import DataError
-from keel.run.read.responses import Answers, Numbers
+from keel.run.read.responses import Numbers, ResponseLog
 
 Column = NDArray[np.float64]
 
 
-def places(values: Column) -> Column:
+def rank_quantiles(values: Column) -> Column:
     """Where each stands among all: 0 lowest, 1 highest, equal ones at their mean; nan stays. [N] -> [N]"""
     ordered = np.sort(values[np.isfinite(values)])
     left, right = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
@@ -27,7 +27,7 @@ def disagreement(scores: Mapping[str, Column], count: int) -> Column:
     """How far apart the scorers place each answer among all of the run, 0 to 1; nan with fewer than two. [N]"""
     if len(scores) < 2:
         return np.full(count, np.nan)
-    found = np.stack([places(column) for column in scores.values()])  # [scorers, N]
+    found = np.stack([rank_quantiles(column) for column in scores.values()])  # [scorers, N]
     both = np.isfinite(found).sum(0) >= 2
     apart = np.full(count, np.nan)
     apart[both] = np.nanmax(found[:, both], axis=0) - np.nanmin(found[:, both], axis=0)
@@ -42,7 +42,7 @@ class Dispute:
     numbers: Numbers
 
 
-def between_scorers(answers: Answers, numbers: Numbers) -> list[Dispute]:
+def between_scorers(answers: ResponseLog, numbers: Numbers) -> list[Dispute]:
     """Among these answers, for each prompt: those on whose order two scorers say the opposite, the clearest first.
 
     Of two scorers a and b, the answer that a places highest above b, and the one that b places highest above a. Their
@@ -50,7 +50,7 @@ def between_scorers(answers: Answers, numbers: Numbers) -> list[Dispute]:
     """
     if len(answers.scores) < 2:
         return []
-    found = [places(column) for column in answers.scores.values()]
+    found = [rank_quantiles(column) for column in answers.scores.values()]
     disputes = []
     for group in _groups(answers.index.prompt, numbers):
         pairs = [pair for one, other in combinations(found, 2) if (pair := _opposite(one[group], other[group]))]
@@ -77,7 +77,7 @@ def _groups(prompts: NDArray[np.int64], numbers: Numbers) -> Iterator[Numbers]:
     yield from (group for group in np.split(ordered, borders) if len(group) > 1)
 
 
-def as_rows(disputes: Sequence[Sequence[tuple[Answers, int]]], most: int, source: str) -> list[dict[str, Any]]:
+def as_rows(disputes: Sequence[Sequence[tuple[ResponseLog, int]]], most: int, source: str) -> list[dict[str, Any]]:
     """Rows of `prompt, responses, source` for `keel rank`, with 2 to 9 different answers each, the first `most`."""
     found: list[dict[str, Any]] = []
     for dispute in disputes:
@@ -87,7 +87,7 @@ def as_rows(disputes: Sequence[Sequence[tuple[Answers, int]]], most: int, source
         responses = list(dict.fromkeys(str(row.get("response", "")) for row in own))
         row = {"prompt": own[0].get("prompt"), "responses": responses, "source": source}
         try:
-            as_answers(Row(0, row), source)
+            parse_unranked_responses(Row(0, row), source)
         except DataError:  # one answer given twice, or no prompt to rank answers to
             continue
         found.append(row)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.run import NO_JSON, Run, Series, State, step_of
+from keel.run.read.run import NO_JSON, Run, Series, State, read_step
 from keel.run.read.tail import GrowingFile
 
 NAN = float("nan")
-MOST_FIGURES = 2_000  # a run of keel has about a hundred, and some for each scorer
+MOST_METRICS = 2_000  # a run of keel has about a hundred, and some for each scorer
 
 
 class Metrics:
@@ -59,15 +59,15 @@ class Metrics:
 
     def _add(self, row: Any) -> None:
         try:
-            self.steps.append(step_of(row))
+            self.steps.append(read_step(row))
         except NO_JSON:
             self.broken += 1
             return
         count = len(self.steps)
-        figures = {name: value for name, value in row.items() if name != "step"}
-        for name, value in figures.items():
+        metrics = {name: value for name, value in row.items() if name != "step"}
+        for name, value in metrics.items():
             column = self.columns.get(name)
-            if column is None and len(self.columns) >= MOST_FIGURES:
+            if column is None and len(self.columns) >= MOST_METRICS:
                 self.is_full = True
                 continue
             if column is None:
@@ -76,7 +76,7 @@ class Metrics:
                 column.append(value)
             except (TypeError, OverflowError):
                 column.append(NAN)
-        if self.is_full or len(figures) < len(self.columns):
+        if self.is_full or len(metrics) < len(self.columns):
             for column in self.columns.values():
                 column.extend([NAN] * (count - len(column)))
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from keel.run.read.curves import rounded
+from keel.run.read.curves import round_value
 from keel.run.read.response_index import Column, Index
-from keel.run.read.responses import Answers, Numbers, Range, as_text
+from keel.run.read.responses import Numbers, Range, ResponseLog, as_text
 from keel.server.limits import Refused
 from keel.web.dashboard.disputes import disagreement
 
@@ -41,12 +41,12 @@ class Query:
 class Search:
     """Looks for a text in the newest answers first, a while at a time."""
 
-    def __init__(self, answers: Answers, text: str) -> None:
+    def __init__(self, answers: ResponseLog, text: str) -> None:
         self.answers, self.text = answers, text
         self.low = self.high = len(answers)  # [low, high) has been searched
         self.found: Numbers = np.array([], dtype=np.int64)
 
-    def go_on(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Through what is new, and older ones for about so long."""
         end = time.monotonic() + seconds
         newer = np.arange(self.high, len(self.answers))
@@ -65,14 +65,14 @@ class Search:
         return (self.high - self.low) / max(self.high, 1)
 
 
-class RunAnswers:
+class RunResponses:
     """The answers of a run. Of a long file the newest are there at once, and all when it has been read to its end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.Lock()  # whoever uses this holds it
-        self.whole = Answers(path)
-        self.newest: Answers | None = None
+        self.whole = ResponseLog(path)
+        self.newest: ResponseLog | None = None
         self.searches: OrderedDict[str, Search] = OrderedDict()
         self.results: OrderedDict[Query, Numbers] = OrderedDict()
         self._apart: tuple[Index, Column] | None = None
@@ -100,12 +100,12 @@ class RunAnswers:
         """The end of a long file, at once."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size > 2 * NEWEST:
-            self.newest = Answers(self.path, size - NEWEST)
+            self.newest = ResponseLog(self.path, size - NEWEST)
             self.newest.refresh()
         return self.newest is not None
 
     @property
-    def shown(self) -> Answers:
+    def shown(self) -> ResponseLog:
         return self.newest or self.whole
 
     @property
@@ -144,13 +144,13 @@ class RunAnswers:
         }
 
     @property
-    def apart(self) -> Column:
+    def score_disagreement(self) -> Column:
         """How far apart the scorers place each answer. [N]"""
         if self._apart is None or self._apart[0] is not self.shown.index:
             self._apart = (self.shown.index, disagreement(self.shown.scores, len(self.shown)))
         return self._apart[1]
 
-    def at(self, start: int) -> int:
+    def find_line(self, start: int) -> int:
         """The number of the answer whose line begins with this byte. Raises Refused."""
         starts = self.shown.index.start
         number = int(np.searchsorted(starts, start))
@@ -168,7 +168,7 @@ class RunAnswers:
         search = self.searches.pop(query.text, None) or Search(self.shown, query.text)
         self.searches[query.text] = search
         _forget(self.searches)
-        search.go_on(PATIENCE)
+        search.advance(PATIENCE)
         return np.intersect1d(numbers, search.found, assume_unique=True), search.done
 
     def _ordered(self, query: Query) -> tuple[Numbers, float]:
@@ -201,19 +201,19 @@ class RunAnswers:
             {
                 "at": int(answers.index.start[number]),
                 "step": int(answers.step[number]),
-                "score": rounded(answers.score[number]),
-                "kl": rounded(answers.kl[number]),
+                "score": round_value(answers.score[number]),
+                "kl": round_value(answers.kl[number]),
                 "length": int(answers.length[number]),
                 "truncated": bool(answers.truncated[number]),
-                "apart": rounded(self.apart[number]) if with_apart else None,
-                "prompt": end_of(texts[number][0]),
+                "apart": round_value(self.score_disagreement[number]) if with_apart else None,
+                "prompt": prompt_snippet(texts[number][0]),
                 "response": texts[number][1][:SNIPPET],
             }
             for number in numbers.tolist()
         ]
 
 
-def end_of(prompt: str) -> str:
+def prompt_snippet(prompt: str) -> str:
     """Where a long prompt says what it wants."""
     return prompt if len(prompt) <= SNIPPET else f"… {prompt[-SNIPPET:]}"
 

@@ -13,14 +13,14 @@ import numpy as np
 from keel.diagnosis.findings import Diagnosis
 from keel.errors import CheckpointError
 from keel.run.folder import RunFolder
-from keel.run.read.curves import groups, is_sparse, rounded, thinned, trend
+from keel.run.read.curves import is_sparse, metric_groups, round_value, thin_curve, trend
 from keel.run.read.responses import Range
-from keel.run.read.run import Run, State, state_of
-from keel.run.read.settings import check_settings
+from keel.run.read.run import Run, State, read_state
+from keel.run.read.settings import check_run_settings
 from keel.web.dashboard.doctor import Case, Doctor
 from keel.web.dashboard.file_state import appearance
-from keel.web.dashboard.metrics import MOST_FIGURES, Metrics
-from keel.web.dashboard.responses import RunAnswers
+from keel.web.dashboard.metrics import MOST_METRICS, Metrics
+from keel.web.dashboard.responses import RunResponses
 
 PATIENCE = 0.6  # seconds that a request reads for; the next one goes on
 AT_ONCE = 1_000  # new points of a curve that travel; of more, the whole curve does, thinned
@@ -45,7 +45,7 @@ class WatchedRun:
         self.lock = threading.Lock()
         self.looked = 0.0  # when, on the clock that never goes back
         self.metrics = Metrics(self.folder.metrics)
-        self.answers = RunAnswers(self.folder.rollouts)
+        self.answers = RunResponses(self.folder.rollouts)
         self.trouble = ""  # why it cannot be read
         self.run = Run(path, {}, np.array([], dtype=np.int64), {}, State("unknown"))
         self.case = Case()  # what the doctor says
@@ -79,7 +79,7 @@ class WatchedRun:
             self.check_links()
             self.metrics.refresh(seconds)
             self._read_settings()
-            state = state_of(self.folder)
+            state = read_state(self.folder)
             self._seen = seen if self.metrics.is_whole else []
         except (CheckpointError, OSError) as error:
             self.trouble = str(error)
@@ -88,7 +88,7 @@ class WatchedRun:
         if before != (self.metrics.cuts, self.metrics.file.end, self._settings[0], state):
             run = self.metrics.run(self.folder.path, self._known_settings(), state)
             try:
-                check_settings(run.settings, run.stage, self.folder.config.name)
+                check_run_settings(run.settings, run.stage, self.folder.config.name)
             except CheckpointError as error:
                 self.trouble = str(error)
             else:
@@ -141,7 +141,7 @@ class WatchedRun:
                 "version": here,
                 "is_whole": self.metrics.is_whole,
                 "diagnosis": self.case.diagnosis.as_json()["findings"] if self.case.diagnosis else [],
-                "groups": None if known else groups(self.run),
+                "groups": None if known else metric_groups(self.run),
                 "points": self._points(new) if known else [],
             }
 
@@ -163,28 +163,28 @@ class WatchedRun:
             if broken:
                 found.append(f"{broken} broken line{'s' if broken > 1 else ''} in {file} passed over")
         if self.metrics.is_full:
-            found.append(f"metrics.jsonl holds more than {MOST_FIGURES} figures; the others are passed over")
+            found.append(f"metrics.jsonl holds more than {MOST_METRICS} figures; the others are passed over")
         return found
 
     def _points(self, chosen: Any) -> list[dict[str, Any]]:
         """These steps of every figure that was measured in them."""
         found = []
-        for figure, values in self.run.columns.items():
-            kept = chosen & np.isfinite(values) if is_sparse(figure) else chosen
-            steps, points = thinned(self.run.steps[kept], values[kept])
+        for metric, values in self.run.columns.items():
+            kept = chosen & np.isfinite(values) if is_sparse(metric) else chosen
+            steps, points = thin_curve(self.run.steps[kept], values[kept])
             found.append(
-                {"figure": figure, "steps": steps, "values": points, "trend": trend(self.run.steps[kept], values[kept])}
+                {"figure": metric, "steps": steps, "values": points, "trend": trend(self.run.steps[kept], values[kept])}
             )
         return [points for points in found if points["steps"]]
 
     def _headline(self) -> dict[str, Any] | None:
         """The figure that says most about a run of its stage, with its small curve."""
-        figure = next((name for name in HEADLINES if self.run.has(name)), None)
-        if figure is None:
+        metric = next((name for name in HEADLINES if self.run.has(name)), None)
+        if metric is None:
             return None
-        measured = np.isfinite(self.run[figure])
-        _, values = thinned(self.run.steps[measured], self.run[figure][measured], SPARK)
-        return {"figure": figure, "last": values[-1], "values": values}
+        measured = np.isfinite(self.run[metric])
+        _, values = thin_curve(self.run.steps[measured], self.run[metric][measured], SPARK)
+        return {"figure": metric, "last": values[-1], "values": values}
 
     def _heard(self) -> float:
         """When the run wrote last, in seconds since 1970; 0 if never."""
@@ -231,7 +231,7 @@ def _identity(value: Any) -> Any:
     return id(value) if isinstance(value, Run | Diagnosis) else value
 
 
-def _last(run: Run, figure: str) -> float | None:
+def _last(run: Run, metric: str) -> float | None:
     """The last one that was measured."""
-    values = run[figure][np.isfinite(run[figure])]
-    return rounded(values[-1]) if len(values) else None
+    values = run[metric][np.isfinite(run[metric])]
+    return round_value(values[-1]) if len(values) else None

@@ -13,7 +13,7 @@ MAX_CONNECTIONS = 512
 TURN = 0.0005  # seconds
 
 
-def serve(settings: ServeConfig) -> str:
+def serve_dashboard(settings: ServeConfig) -> str:
     """Print the private link, open it if there is a terminal, and serve. Returns the address.
 
     Raises ConfigError for an address that cannot be had.

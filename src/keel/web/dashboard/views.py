@@ -8,87 +8,87 @@ from typing import Any
 from keel.run.read.compare import settings_differences
 from keel.run.read.responses import as_text
 from keel.server.limits import Refused
-from keel.web.dashboard.ask import Asked
+from keel.web.dashboard.ask import QueryParameters
 from keel.web.dashboard.compare import alike, pair, shared_page
 from keel.web.dashboard.disputes import as_rows, between_scorers
 from keel.web.dashboard.folder import RunsBelow
-from keel.web.dashboard.responses import RunAnswers
+from keel.web.dashboard.responses import RunResponses
 from keel.web.dashboard.run import WatchedRun
-from keel.web.pages import as_messages
+from keel.web.pages import page_turns
 
 ROWS = 200  # most rows of a list that travel at once
 PROMPTS = 1000  # most prompts of a file of disputed answers
-View = Callable[[RunsBelow, Asked], Any]
+View = Callable[[RunsBelow, QueryParameters], Any]
 
 
-def list_of_runs(runs: RunsBelow, asked: Asked) -> Any:
+def list_of_runs(runs: RunsBelow, asked: QueryParameters) -> Any:
     """All runs or, for who names the version that they have, what has changed since."""
     return {"folder": str(runs.root), **runs.listed.since(asked.text("version"), runs.summaries())}
 
 
-def run_state(runs: RunsBelow, asked: Asked) -> Any:
+def run_state(runs: RunsBelow, asked: QueryParameters) -> Any:
     run = runs.run(asked.text("run"))
     since, version = asked.count("since", -1), asked.text("version")
     run.look(runs.doctor)
     return run.details(since, version)
 
 
-def some_steps(runs: RunsBelow, asked: Asked) -> Any:
+def some_steps(runs: RunsBelow, asked: QueryParameters) -> Any:
     return runs.run(asked.text("run")).closely(asked.range("step"))
 
 
-def answer_list(runs: RunsBelow, asked: Asked) -> Any:
+def list_responses(runs: RunsBelow, asked: QueryParameters) -> Any:
     query, offset = asked.query(), asked.count("offset", 0)
-    with answers_of(runs.run(asked.text("run"))) as (answers,):
+    with responses_locked(runs.run(asked.text("run"))) as (answers,):
         return answers.page(query, max(offset, 0), ROWS)
 
 
-def one_answer(runs: RunsBelow, asked: Asked) -> Any:
-    with answers_of(runs.run(asked.text("run"))) as (answers,):
-        row = answers.shown.rows([answers.at(asked.count("at", 0))])[0]
-    return {"row": row, "prompt": as_text(row.get("prompt", "")), "turns": turns_of(row.get("prompt"))}
+def show_response(runs: RunsBelow, asked: QueryParameters) -> Any:
+    with responses_locked(runs.run(asked.text("run"))) as (answers,):
+        row = answers.shown.rows([answers.find_line(asked.count("at", 0))])[0]
+    return {"row": row, "prompt": as_text(row.get("prompt", "")), "turns": conversation_turns(row.get("prompt"))}
 
 
-def turns_of(prompt: Any) -> list[dict[str, str]]:
+def conversation_turns(prompt: Any) -> list[dict[str, str]]:
     """The turns of a prompt that is a conversation; none where it is not."""
     is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
-    return as_messages(prompt) if is_chat else []
+    return page_turns(prompt) if is_chat else []
 
 
-def disputed(runs: RunsBelow, asked: Asked) -> bytes:
+def export_disputes(runs: RunsBelow, asked: QueryParameters) -> bytes:
     """A file for `keel rank` of answers on which the run's scorers disagree."""
     run, query, most = runs.run(asked.text("run")), asked.query(), asked.count("most", 50, PROMPTS)
-    with answers_of(run) as (answers,):
+    with responses_locked(run) as (answers,):
         numbers, _ = answers.matching(query)
         found = between_scorers(answers.shown, numbers)
         rows = as_rows([[(answers.shown, int(number)) for number in each.numbers] for each in found], most, run.title)
     return as_lines(rows)
 
 
-def settings(runs: RunsBelow, asked: Asked) -> Any:
+def settings(runs: RunsBelow, asked: QueryParameters) -> Any:
     both = both_runs(runs, asked)
     for run in both:
         run.look(runs.doctor)
     return settings_differences([run.run for run in both])
 
 
-def prompts_of_both(runs: RunsBelow, asked: Asked) -> Any:
-    offset, by = asked.count("offset", 0), asked.one_of("by", "newest", "better", "worse")
-    with answers_of(*both_runs(runs, asked)) as (here, there):
+def prompts_of_both(runs: RunsBelow, asked: QueryParameters) -> Any:
+    offset, by = asked.count("offset", 0), asked.choice("by", "newest", "better", "worse")
+    with responses_locked(*both_runs(runs, asked)) as (here, there):
         page = shared_page(here.shown, there.shown, asked.text("text").strip(), by, max(offset, 0), ROWS)
     return page | {"read": min(here.read, there.read)}
 
 
-def answers_of_both(runs: RunsBelow, asked: Asked) -> Any:
-    with answers_of(*both_runs(runs, asked)) as (here, there):
-        one, other = here.at(asked.count("at", 0)), there.at(asked.count("there", 0))
+def compare_pair(runs: RunsBelow, asked: QueryParameters) -> Any:
+    with responses_locked(*both_runs(runs, asked)) as (here, there):
+        one, other = here.find_line(asked.count("at", 0)), there.find_line(asked.count("there", 0))
         return pair(here.shown, there.shown, one, other)
 
 
-def disputed_of_both(runs: RunsBelow, asked: Asked) -> bytes:
+def disputed_of_both(runs: RunsBelow, asked: QueryParameters) -> bytes:
     """A file for `keel rank` of answers of two runs to the same prompts that score alike."""
     both, most = both_runs(runs, asked), asked.count("most", 50, PROMPTS)
-    with answers_of(*both) as (here, there):
+    with responses_locked(*both) as (here, there):
         found = alike(here.shown, there.shown)
         pairs = [[(here.shown, int(each.numbers[0])), (there.shown, int(each.numbers[1]))] for each in found]
         rows = as_rows(pairs, most, " and ".join(run.title for run in both))
@@ -99,22 +99,22 @@ VIEWS: Mapping[str, View] = {
     "/runs.json": list_of_runs,
     "/run/{run}/state.json": run_state,
     "/run/{run}/curves.json": some_steps,
-    "/run/{run}/answers.json": answer_list,
-    "/run/{run}/answer.json": one_answer,
-    "/run/{run}/disputed.jsonl": disputed,
+    "/run/{run}/answers.json": list_responses,
+    "/run/{run}/answer.json": show_response,
+    "/run/{run}/disputed.jsonl": export_disputes,
     "/compare/settings.json": settings,
     "/compare/prompts.json": prompts_of_both,
-    "/compare/answers.json": answers_of_both,
+    "/compare/answers.json": compare_pair,
     "/compare/disputed.jsonl": disputed_of_both,
 }
 
 
-def both_runs(runs: RunsBelow, asked: Asked) -> list[WatchedRun]:
+def both_runs(runs: RunsBelow, asked: QueryParameters) -> list[WatchedRun]:
     return [runs.run(asked.text(name)) for name in ("of", "with")]
 
 
 @contextmanager
-def answers_of(*runs: WatchedRun) -> Iterator[list[RunAnswers]]:
+def responses_locked(*runs: WatchedRun) -> Iterator[list[RunResponses]]:
     """Their answers as they are now, held so that no other thread changes them."""
     with ExitStack() as held:
         for run in sorted(

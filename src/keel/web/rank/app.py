@@ -21,12 +21,12 @@ from keel.errors import DataError
 from keel.ranking.database import StoreError
 from keel.ranking.deals import Conflict, NotDealt
 from keel.ranking.store import Store
-from keel.server.limits import Refused, as_url_host, parsed, read_body
-from keel.server.request_checks import Shield, Turns, names_of
+from keel.server.limits import Refused, as_url_host, parse_body, read_body
+from keel.server.request_checks import Shield, Turns, accepted_hosts
 from keel.server.sign_in import People, Person
 from keel.terminal import tell
-from keel.web.pages import of_deal, page, refusal, static
-from keel.web.rank.metrics import figures, figures_elsewhere
+from keel.web.pages import of_deal, refusal_response, render_page, static
+from keel.web.rank.metrics import store_metrics, store_metrics_in_subprocess
 
 MAX_BODY = 64_000
 FRESH_SECONDS = 2.0  # that the owner's figures serve before they are computed again
@@ -34,7 +34,7 @@ AT_ONCE = 500  # items, or rankings, of which the figures are worked out in this
 PATIENCE = {"Retry-After": "5"}
 
 
-class Ranking(BaseModel):
+class SubmittedRanking(BaseModel):
     """What a page says of a deal."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -72,7 +72,7 @@ class RankPages:
             "progress": None if owner else await self._progress(person),
             "next": "/owner" if owner else "/rank",
         }
-        answer = page("enter.html", values)
+        answer = render_page("enter.html", values)
         secure = (self.settings.address or "").startswith("https")
         answer.set_cookie(self.people.cookie(owner), token, httponly=True, samesite="strict", path="/", secure=secure)
         return answer
@@ -82,36 +82,36 @@ class RankPages:
         rater = self.people.rater(request)
         if rater is None:
             raise Refused(401, "This page is for raters. Open your private link.")
-        async with self.turns.of(rater.name):
+        async with self.turns.turn(rater.name):
             deal = await run_in_threadpool(self.store.deal, rater.name)
             progress = await self._progress(rater)
         values = {"rater": rater.name, "progress": progress, "can_undo": progress["done"] > 0, "csrf": rater.csrf}
         if deal is None:
-            return page("done.html", values)
+            return render_page("done.html", values)
         values |= {"tags": self.settings.tags, "instructions": self.instructions}
-        return page("rank.html", values | of_deal(deal))
+        return render_page("rank.html", values | of_deal(deal))
 
-    async def judge(self, request: Request) -> Response:
+    async def submit_ranking(self, request: Request) -> Response:
         """Answered when the ranking is on the disk."""
         rater, body = await self._sent(request)
-        said = as_ranking(body)
+        said = parse_submission(body)
         if not set(said.tags) <= set(self.settings.tags):
             raise Refused(422, "There is no such tag.")
-        async with self.turns.of(rater.name):
-            await run_in_threadpool(self.store.judge, rater.name, **said.model_dump())
+        async with self.turns.turn(rater.name):
+            await run_in_threadpool(self.store.record_judgement, rater.name, **said.model_dump())
         return JSONResponse({"next": "/rank"})
 
     async def undo(self, request: Request) -> Response:
         """Takes the rater's last ranking back, which then lies before them again."""
         rater, _ = await self._sent(request)
-        async with self.turns.of(rater.name):
+        async with self.turns.turn(rater.name):
             await run_in_threadpool(self.store.undo, rater.name)
         return JSONResponse({"next": "/rank"})
 
     async def owner(self, request: Request) -> Response:
         owner = self._owner(request)
         shown = [{"name": name or "owner", "link": link} for name, link in self.links.items()]
-        return page("owner.html", {"stats": await self._stats(), "links": shown, "csrf": owner.csrf})
+        return render_page("owner.html", {"stats": await self._stats(), "links": shown, "csrf": owner.csrf})
 
     async def stats(self, request: Request) -> Response:
         self._owner(request)
@@ -119,7 +119,7 @@ class RankPages:
 
     async def _sent(self, request: Request) -> tuple[Person, Any]:
         rater = self.people.sender(request)
-        return rater, parsed(await read_body(request, MAX_BODY))
+        return rater, parse_body(await read_body(request, MAX_BODY))
 
     async def _progress(self, rater: Person) -> dict[str, Any]:
         return asdict(await run_in_threadpool(self.store.progress, rater.name))
@@ -143,14 +143,14 @@ class RankPages:
     def _summary(self) -> dict[str, Any]:
         """Of a large study by a process of its own: while one here works out figures, no rater is served."""
         if self.store.num_judgements() > AT_ONCE or self.store.num_items() > AT_ONCE:
-            return figures_elsewhere(self.store.database.path)
-        return figures(self.store)
+            return store_metrics_in_subprocess(self.store.database.path)
+        return store_metrics(self.store)
 
 
-def as_ranking(body: Any) -> Ranking:
+def parse_submission(body: Any) -> SubmittedRanking:
     """Raises Refused for a body of another shape."""
     try:
-        return Ranking.model_validate(body)
+        return SubmittedRanking.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:80]
@@ -165,15 +165,15 @@ def links(store: Store, settings: RankConfig) -> Mapping[str, str]:
     return {name: f"{address}/enter?token={token}" for name, token in tokens.items()}
 
 
-async def refused(request: Request, error: Exception) -> Response:
+async def handle_rank_error(request: Request, error: Exception) -> Response:
     """What went wrong, in words and as a status."""
     match error:
         case Refused():
-            return refusal(request.scope, error)
+            return refusal_response(request.scope, error)
         case StoreError():
             tell(str(error))
             reason = f"The store cannot be used just now: {error.what}."
-            return refusal(request.scope, Refused(503, reason, PATIENCE))
+            return refusal_response(request.scope, Refused(503, reason, PATIENCE))
         case NotDealt():
             status = 404
         case Conflict():
@@ -181,12 +181,12 @@ async def refused(request: Request, error: Exception) -> Response:
         case DataError():
             status = 422
         case HTTPException():
-            return refusal(
+            return refusal_response(
                 request.scope, Refused(error.status_code, "There is no such page.", dict(error.headers or {}))
             )
         case _:
-            return refusal(request.scope, Refused(500, "keel failed; its terminal says why."))
-    return refusal(request.scope, Refused(status, str(error)))
+            return refusal_response(request.scope, Refused(500, "keel failed; its terminal says why."))
+    return refusal_response(request.scope, Refused(status, str(error)))
 
 
 def rank_app(store: Store, settings: RankConfig, instructions: str | None = None) -> ASGIApp:
@@ -195,13 +195,13 @@ def rank_app(store: Store, settings: RankConfig, instructions: str | None = None
     routes = [
         Route("/enter", pages.enter),
         Route("/rank", pages.rank),
-        Route("/judgements", pages.judge, methods=["POST"]),
+        Route("/judgements", pages.submit_ranking, methods=["POST"]),
         Route("/undo", pages.undo, methods=["POST"]),
         Route("/owner", pages.owner),
         Route("/owner/stats.json", pages.stats),
         Route("/static/{name}", static),
     ]
     kinds = (Refused, StoreError, NotDealt, Conflict, DataError, HTTPException, Exception)
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, refused))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, handle_rank_error))
     app.router.redirect_slashes = False
-    return Shield(app, names_of(settings.host, settings.names, settings.address, settings.port), refusal)
+    return Shield(app, accepted_hosts(settings.host, settings.names, settings.address, settings.port), refusal_response)

@@ -14,14 +14,14 @@ from keel.ranking.store import Store
 NICE = 10
 
 
-def figures(store: Store) -> dict[str, Any]:
+def store_metrics(store: Store) -> dict[str, Any]:
     """What `agreement.summary` says of a store."""
     from keel.ranking.agreement import summary  # with numpy, for which no rater should wait
 
     return summary(store.judgements(), store.items(), store.raters(), store.overlap)
 
 
-def figures_elsewhere(path: Path) -> dict[str, Any]:
+def store_metrics_in_subprocess(path: Path) -> dict[str, Any]:
     """The same, of a store that this process has open, by another process. Raises StoreError."""
     command = [sys.executable, "-m", "keel.web.rank.metrics", str(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -36,7 +36,7 @@ def main(path: str) -> None:
     if hasattr(os, "nice"):
         os.nice(NICE)  # raters come first
     with closing(Store.reading(path)) as store:
-        json.dump(figures(store), sys.stdout)
+        json.dump(store_metrics(store), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ MAX_CONNECTIONS = 512
 IDLE_SECONDS = 2.0  # without a ranking, after which the store is left in its one file
 
 
-def serve(store: Store, settings: RankConfig, until: Callable[[], bool] | None = None) -> None:
+def serve_ranking(store: Store, settings: RankConfig, until: Callable[[], bool] | None = None) -> None:
     """Print each private link and serve the pages until `until` says so (asked every second) or a signal comes.
 
     Instructions and tags are those of the settings or, without any, those that the study had before. With
     `settings.browser`, and on a terminal, the first rater's page opens. Raises ConfigError for an address that
     cannot be had, or instructions that cannot be read.
     """
-    instructions = store.remembered("instructions", read_instructions(settings.instructions))
-    settings = settings.model_copy(update={"tags": store.remembered("tags", settings.tags or None, [])})
+    instructions = store.remember("instructions", read_instructions(settings.instructions))
+    settings = settings.model_copy(update={"tags": store.remember("tags", settings.tags or None, [])})
     server = prompt_server(rank_app(store, settings, instructions), MAX_CONNECTIONS)
 
     async def look() -> None:
@@ -54,8 +54,8 @@ def open_link(link: str) -> None:
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
 
-def check_settings(settings: RankConfig) -> None:
-    """Raises ConfigError for what `serve` would stumble over, before a store is touched."""
+def check_rank_settings(settings: RankConfig) -> None:
+    """Raises ConfigError for what `serve_ranking` would stumble over, before a store is touched."""
     check_reach(settings.host, settings.public)
     read_instructions(settings.instructions)
     listening(settings.host, settings.port).close()
