@@ -65,7 +65,8 @@ def test_help_loads_nothing_heavy():
 def test_help_of_a_verb_needs_no_torch(verb: str):
     script = (
         f"import sys; from keel.cli.main import main\ntry:\n    main(['{verb}', '--help'])\n"
-        "except SystemExit as done:\n    sys.exit(done.code or 'torch' in sys.modules)"
+        "except SystemExit as done:\n"
+        "    sys.exit(done.code or bool({'torch', 'pydantic_settings', 'rich.table'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -74,16 +75,15 @@ def test_help_of_a_verb_needs_no_torch(verb: str):
     assert "None" not in done.stdout
 
 
-def test_help_of_train_explains_every_setting(capsys: pytest.CaptureFixture[str]):
+def test_help_all_of_train_explains_every_setting(capsys: pytest.CaptureFixture[str]):
     from keel.config import TrainConfig, setting_names
 
     with pytest.raises(SystemExit) as done:
-        cli.main(["train", "--help"])
+        cli.main(["train", "--help-all"])
     assert done.value.code == 0
     text = capsys.readouterr().out
     for name in setting_names(TrainConfig):
         assert f"--{name.replace('_', '-')} " in text, name
-    assert "of sampling and of every log-probability" in " ".join(text.split())
     assert "(default: 0.05)" in text
     assert "timeout_seconds" in text
 
@@ -95,7 +95,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 def test_help_has_no_words_of_the_library_below(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        cli.main(["drift", "--help"])
+        cli.main(["drift", "--help-all"])
     assert "ifdef" not in capsys.readouterr().out
 
 

@@ -1,14 +1,15 @@
-"""What is in a data file, and what is wrong with it: any file that keel or its neighbours read.
+"""Check what a data file contains and what is wrong with it, and convert it.
 
-Comparisons (keel's rankings, TRL pairs, Anthropic HH, UltraFeedback binarised, NeMo, OpenAI), answers to be ranked,
-texts to imitate, prompts. The file is read to its end; every broken row is counted and the first ones are named.
+keel reads comparisons (keel's rankings, TRL pairs, Anthropic HH, UltraFeedback binarised, NeMo, OpenAI), responses to
+rank, demonstrations and prompts. It reads the file to its end, counts every broken row and names the first ones.
 
-The exit code is 0 when every row can be used and none of their prompts is in a file given by --against; else 2.
-Duplicates, contradictions, ties and empty answers are told, and leave it at 0. --convert writes what can be used, and
-the exit code still says whether that was all.
+The exit code is 0 if every row is usable and shares no prompt with a file given by --against; else it is 2.
+Duplicates, contradictions, ties and empty responses are reported, but leave it at 0. --convert writes the usable rows;
+the exit code still shows whether all rows were usable.
 
-With --model, every row is also read with that model's tokenizer and chat template: what cannot be is named, and --show
-prints rows as tokens, with what is learned or scored marked. Rows that the template refuses make it exit with 2.
+With --model, keel also reads every row with the tokenizer and chat template of that model, and names the rows that
+fail. --show prints rows as tokens, with the learned or scored tokens marked. If the template refuses a row, the exit
+code is 2.
 
 example:
   keel data check pairs.jsonl --against heldout.jsonl --convert rankings.jsonl
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keel.cli.settings import read_command
+from keel.cli.settings import HELP, read_command
 from keel.config import DataCheckConfig
 from keel.errors import ConfigError, DataError
 from keel.terminal import literal
@@ -32,7 +33,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """Returns all figures. Raises DataError, with the figures, for a file that should not be used as it is."""
     if arguments[:1] == ["check"]:
         arguments = arguments[1:]
-    elif arguments[:1] not in (["--help"], ["-h"]):
+    elif not HELP & set(arguments[:1]):
         raise ConfigError("keel data knows one thing: check", fix="keel data check FILE, or see keel data --help")
     settings = read_command("data check", DataCheckConfig, arguments, str(__doc__), plain="path").settings
     from keel.cli.data_tokens import model_metrics

@@ -1,9 +1,8 @@
-"""Say whether runs are healthy, or what is wrong, since when, on what evidence, and which change to try.
+"""Diagnose runs: whether they are healthy, or else what is wrong, since when, and which change to try.
 
-Reads the run folder only: the run may be going on, be finished, or be dead. What each finding means: docs/diagnosis.md.
-A folder that holds runs, such as the stages of one model, stands for all of them, in the order in which they began.
-A run that cannot be read is told at the end, and the exit code says so; of what is found it says nothing, and is 0
-whatever that is: a script reads --json.
+keel reads the run folder only: the run may be running, finished or dead. docs/diagnosis.md explains each finding. A
+folder that holds runs, such as the stages of one model, means all of them, from oldest to newest. A run that cannot be
+read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them with --json.
 
 example:
   keel doctor runs/stories-ppo

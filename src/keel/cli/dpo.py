@@ -1,8 +1,10 @@
-"""Teach a policy by human judgement directly, without a reward model: pairs (prompt, chosen, rejected) or rankings
-(prompt, responses, ranks), the same that keel reward takes.
+"""Train a policy on human preferences directly, without a reward model: pairs or rankings, as for `keel reward`.
+
+A pair is a row of prompt, chosen, rejected; a ranking is a row of prompt, responses, ranks.
 
 example:
-  keel dpo --output runs/dpo --model runs/sft/model --data.path rankings.jsonl --beta 0.1
+  keel dpo --output runs/dpo --model runs/sft/model \\
+      --data.path rankings.jsonl --beta 0.1
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,12 @@
-"""Do a run's reward models still apply to today's prompts? Says which figures moved, in which slices, and what to do.
+"""Test whether the reward models of a run still apply to today's prompts, and in which slices they do not.
 
-The run's policy answers today's prompts and prompts of its training, and the run's reward models judge both. Every
-figure is tested; the chance of any false alarm among all tests is at most 5%. What each says: docs/evaluation.md.
-The exit code is 0 whatever the verdict is: a script reads --json.
+The policy of the run responds to today's prompts and to its training prompts, and the reward models of the run score
+both. Every metric is tested; the probability of any false alarm among all tests is at most 5%. docs/evaluation.md
+explains each metric. The exit code is 0 whatever the verdict; scripts read it with --json.
 
 example:
-  keel drift runs/ppo --prompts.path today.jsonl --slices topic --output drift.json
-  keel drift runs/ppo --answers logged.jsonl
+  keel drift runs/ppo --prompts.path today.jsonl --slices topic
+  keel drift runs/ppo --answers logged.jsonl --output drift.json
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,12 @@
-"""Judge policies on prompts they were not trained on: score, KL, length, entropy, and the win rate against another.
+"""Evaluate policies on held-out prompts: score, KL, length, entropy, and the win rate against another policy.
 
-Several policies stand in one table, each under the shortest name that tells its folder from the others. Every figure
-has its 95% interval over prompts. With a gate that is not met the exit code is 1. What each figure says:
-docs/evaluation.md.
+Several policies are shown in one table, each under the shortest name that identifies its folder. Every metric has a 95%
+confidence interval over prompts. If a gate is not met, the exit code is 1. docs/evaluation.md explains each metric.
 
 example:
-  keel evaluate --policy runs/ppo/policy --policy runs/dpo/policy --against runs/sft/model \\
-      --prompts.path heldout.jsonl --rewards '{"model": "runs/reward/model"}'
-  keel evaluate release.yaml --gate "low(win_rate)>=0.5, kl<=20, slice[refund].truncated<=0.05"
+  keel evaluate --policy runs/ppo/policy --against runs/sft/model \\
+      --prompts.path heldout.jsonl --reward-model runs/reward/model
+  keel evaluate release.yaml --gate "low(win_rate)>=0.5, kl<=20"
   keel evaluate --checkpoints runs/ppo --prompts.path heldout.jsonl
 """
 

@@ -17,21 +17,21 @@ from keel.terminal import tell
 
 # In the order in which a person needs them; each is a module of this package with a function `run`.
 VERBS = {
-    "quickstart": "the whole loop on an embedded world, in minutes",
-    "sft": "teach a language model to imitate completions or text",
-    "sample": "write a model's answers to a file",
-    "rank": "people rank the answers in a web page",
+    "quickstart": "run the full loop on an embedded world, in minutes",
+    "sft": "fine-tune a language model on demonstrations or text",
+    "sample": "write a model's responses to a file",
+    "rank": "let people rank responses in a web page",
     "data": "check a data file, and convert it",
     "reward": "train a reward model, or an ensemble, on human pairs or rankings",
-    "dpo": "teach a policy by the same pairs or rankings, without a reward model",
-    "train": "teach a policy by rewards (ppo, a2c, reinforce, rloo, grpo)",
-    "plan": "forecast memory and time of a run of train, without loading its weights",
-    "evaluate": "judge a policy, alone and against another",
-    "doctor": "say whether runs are healthy, or what is wrong and what to change",
-    "report": "one page about a run, or comparing several",
-    "serve": "all runs under a folder, live, in a web page",
-    "drift": "do a run's reward models still apply to today's prompts?",
-    "serve-reward": "offer a reward model or function to other processes over HTTP",
+    "dpo": "train a policy on the same pairs or rankings, without a reward model",
+    "train": "train a policy on rewards (ppo, a2c, reinforce, rloo, grpo)",
+    "plan": "forecast memory and time of a training run, without loading its weights",
+    "evaluate": "evaluate a policy, alone and against another",
+    "doctor": "diagnose runs: what is wrong, and what to change",
+    "report": "write an HTML page about a run, or comparing several",
+    "serve": "show all runs under a folder in a live web page",
+    "drift": "test whether a run's reward models still apply to today's prompts",
+    "serve-reward": "serve a reward model or function to other processes over HTTP",
 }
 RESUMABLE = ("sft", "reward", "dpo", "train")
 STORAGE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
@@ -141,13 +141,14 @@ def _quiet() -> Iterator[None]:
 
 def _help() -> str:
     verbs = "\n".join(f"  {verb:<14}{purpose}" for verb, purpose in VERBS.items())
-    return f"""keel {__version__}: teach a language model from human judgement
+    return f"""keel {__version__}: train language models from human feedback (RLHF)
 
 usage: keel VERB [RUN.yaml] [--setting value ...] [--debug] [--json]
 
 {verbs}
 
-keel VERB --help shows an example and every setting. Start with: keel quickstart"""
+keel VERB --help shows an example and the main settings, --help-all every setting.
+Start with: keel quickstart"""
 
 
 def _nearest(verb: str) -> str:

@@ -1,8 +1,8 @@
-"""Forecast what a run of `keel train` takes on this machine, memory and seconds a step, without loading its weights.
+"""Forecast memory and seconds per step of a run of `keel train` on this machine, without loading its weights.
 
-Steps of the same run are taken with random models of one layer, and of seven; what a layer adds is multiplied. Seconds
-are of work: what else the machine does is not counted. Scorers that are no models are left out.
-Where the run does not fit, changes are tried in turn until it does.
+keel times steps of the same run with random models of one layer and of seven layers, and extrapolates to all layers. It
+does not count other load on the machine, nor scorers that are not models. If the run does not fit, it tries changes in
+turn until it does.
 
 example:
   keel plan run.yaml

@@ -1,7 +1,8 @@
-"""Run the whole loop on an embedded world of customer support: no network, no download, minutes on two cores.
+"""Run the full loop on an embedded world of customer support: no network, no download, minutes on two cores.
 
-A tiny language model is trained from nothing, answers customers, simulated raters rank its answers, a reward model
-learns from the rankings, and the policy learns from the reward model. A score that no stage ever saw judges the result.
+keel trains a tiny language model from scratch and samples its responses to customers. Simulated raters rank them, a
+reward model learns from the rankings, and the policy learns from the reward model. A score that no stage was trained on
+evaluates the result.
 
 example:
   keel quickstart

@@ -1,9 +1,9 @@
-"""People rank answers in a web page: each rater gets a private link, the owner one to the figures.
+"""Let people rank responses in a web page: each rater gets a private link, and you get one to the statistics.
 
-Every ranking is on the disk before it is acknowledged. Stop with Ctrl-C and go on with the same command.
+Every ranking is on the disk before it is acknowledged. Stop with Ctrl-C, and continue with the same command.
 
 example:
-  keel rank answers.jsonl --raters anna --raters ben --overlap 2
+  keel rank responses.jsonl --raters anna --raters ben --overlap 2
   keel rank --stats
   keel rank --export rankings.jsonl
   keel rank --backup ratings-monday.db

@@ -1,7 +1,7 @@
-"""Write one page about a run, or comparing several: verdict, curves, score against KL, samples, tokens, settings.
+"""Write an HTML page about a run, or comparing several: verdict, curves, score against KL, samples, settings.
 
-Reads the run folders only: runs may be going on, be finished, or be dead. The page holds all it needs and opens
-anywhere, also without a network. A folder that holds runs stands for all of them, as for keel doctor.
+keel reads the run folders only: runs may be running, finished or dead. The page is one file and needs no network. A
+folder that holds runs means all of them, as for `keel doctor`.
 
 example:
   keel report runs/stories-ppo

@@ -1,12 +1,14 @@
-"""Train a reward model on human judgement: pairs (prompt, chosen, rejected) or rankings (prompt, responses, ranks).
+"""Train a reward model on human preferences: pairs (prompt, chosen, rejected) or rankings (prompt, responses, ranks).
 
-With --members it is an ensemble. report.html in the run folder says where it is right, and whether its scores mean what
-they say. With a gate, a model that falls short is saved, but the exit code is 1 and keel train refuses it.
+With --members it is an ensemble. report.html in the run folder shows how often it is right on held-out prompts, and
+whether its scores are calibrated. A model that fails the gate is saved, but the exit code is 1 and `keel train` refuses
+the model.
 
 example:
-  keel reward --output runs/reward --model distilgpt2 --data.path rankings.jsonl --loss listwise
-  keel reward --output runs/reward --model distilgpt2 --data.path rankings.jsonl --members 4 \\
-      --gate accuracy=0.65,ece=0.05
+  keel reward --output runs/reward --model distilgpt2 \\
+      --data.path rankings.jsonl --loss listwise
+  keel reward --output runs/reward --model distilgpt2 \\
+      --data.path rankings.jsonl --members 4 --gate accuracy=0.65,ece=0.05
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,10 @@
-"""Write a model's answers to a file of {"prompt": ..., "responses": [...]} rows, ready to be ranked.
+"""Sample responses of a model to a file of prompts, and write them as rows that `keel rank` reads.
+
+Each row is {"prompt": ..., "responses": [...]}.
 
 example:
-  keel sample --model runs/sft/model --prompts.path prompts.jsonl --sampling.num-responses 4 --output answers.jsonl
+  keel sample --model runs/sft/model --prompts.path prompts.jsonl \\
+      --sampling.num-responses 4 --output responses.jsonl
 """
 
 from typing import Any

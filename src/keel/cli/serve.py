@@ -1,6 +1,6 @@
-"""Show all runs under a folder in a web page, live: what is wrong with each, its curves, and every answer it kept.
+"""Show all runs under a folder in a live web page: findings, curves, and every logged response.
 
-It prints one private link, and reads files only. Stop with Ctrl-C.
+keel prints a private link, and only reads files. Stop with Ctrl-C.
 
 example:
   keel serve runs

@@ -1,7 +1,8 @@
-"""Serve a reward model or a Python reward function over HTTP, for trainers that name it by `rewards: [{url: ...}]`.
+"""Serve a reward model or a Python reward function over HTTP, for trainers that use it as a scorer.
 
-A token guards it: the one in the environment variable KEEL_REWARD_TOKEN, or a new one that is printed. `keel train`
-sends the token in its own KEEL_REWARD_TOKEN; other trainers may append ?token=... to the address.
+`keel train` uses it with `rewards: [{url: ...}]`. Requests need a token: the one in the environment variable
+KEEL_REWARD_TOKEN, or a new one that is printed. `keel train` sends the token of its KEEL_REWARD_TOKEN; other trainers
+may append ?token=... to the address.
 
 example:
   keel serve-reward --model runs/reward/model --port 5000

@@ -1,33 +1,27 @@
-"""From a YAML file and the command line to checked settings, and from a settings class to its help text."""
+"""From a YAML file and the command line to checked settings."""
 
 import argparse
 import json
 import re
-import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Generic, NoReturn, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from keel.cli.help import GLOBAL_FLAGS, HELP_FLAGS, VerbHelp, brief_help, full_help
+from keel.cli.short_forms import SCORERS, add_short_forms, append_scorers, has_short_forms
 from keel.config import nearest, not_a_section, parse, setting_names
 from keel.errors import ConfigError
 from keel.files import read_regular
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
-FLAGS = {
-    "resume": "go on from the newest intact checkpoint in output",
-    "check": "only load everything and run the self-check",
-    "stats": "print progress, agreement and each rater's figures, and end",
-}
 YES_OR_NO = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
-# Read by `main` before a verb sees them; here for --help and for the nearest-name hint.
-GLOBAL_FLAGS = {"json": "print the figures as one JSON object, progress to standard error", "debug": "show tracebacks"}
+HELP = {"-h", *(f"--{flag}" for flag in HELP_FLAGS)}
 
 
 @dataclass(frozen=True)
@@ -54,23 +48,24 @@ def read_command(
     """
     several = bool(plain) and get_origin(settings.model_fields[plain].annotation) is list
     first = f"{plain.upper()}{' ...' if several else ''} | RUN.yaml" if plain else "RUN.yaml"
-    parser = _Parser(verb, settings, about, first)
-    what = f"the setting `{plain}`, or a file of settings" if plain else "settings"
-    many = "*" if several else "?"
-    parser.add_argument("file", nargs=many, metavar=first, help=f"{what}; the command line has the last word")
-    for flag, text in ({name: FLAGS[name] for name in flags} | GLOBAL_FLAGS).items():
-        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    what = f"The setting `{plain}`, or a YAML file of settings" if plain else "YAML file of settings"
+    verb_help = VerbHelp(verb, settings, about, first, f"{what}; flags override the file", flags)
+    asked = HELP & set(map(_kebab, arguments))
+    if asked:
+        print(full_help(verb_help) if "--help-all" in asked else brief_help(verb_help), end="")
+        raise SystemExit(0)
+    parser = _Parser(verb_help, many=several)
     given = _command_line(parser, settings, arguments)
-    options, named = parser.parsed, parser.words
+    options, named, scorers = parser.parsed, parser.words, parser.scorers
     file = named[0] if named and (not plain or (len(named) == 1 and named[0].endswith((".yaml", ".yml")))) else None
     if named and file is None:
         given = {plain: named if several else named[0]} | given
     required = any(field.is_required() for field in settings.model_fields.values())
-    if required and file is None and not given:
+    if required and file is None and not given and not scorers:
         raise ConfigError("no settings given", fix=f"keel {verb} {first}, or see keel {verb} --help")
     from_file = read_yaml(Path(file)) if file else {}
-    where = " and ".join(filter(None, [file, "command line" if given else ""]))
-    checked = parse(settings, merge_settings(from_file, given), where=where)
+    where = " and ".join(filter(None, [file, "command line" if given or scorers else ""]))
+    checked = parse(settings, append_scorers(merge_settings(from_file, given), scorers), where=where)
     return Command(checked, **{flag: getattr(options, flag) for flag in flags})
 
 
@@ -110,6 +105,9 @@ def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[s
 
 def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Sequence[str]) -> dict[str, Any]:
     """What was given, as nested mappings of text: {"algorithm": {"kl_coef": "0.1"}}."""
+    # Imported here, since it takes longer than all else that --help needs.
+    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             create_model(settings.__name__, __base__=(settings, BaseSettings)),  # type: ignore[arg-type]
@@ -172,23 +170,23 @@ def _kebab(argument: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of exiting, and whose help is kept short."""
+    """argparse that raises instead of exiting; its help is written by keel.cli.help."""
 
-    def __init__(self, verb: str, settings: type[BaseModel], about: str, first: str) -> None:
-        width = min(120, shutil.get_terminal_size().columns)
-        super().__init__(
-            prog=f"keel {verb}",
-            usage=f"keel {verb} [{first}] [--setting value ...]",
-            description=about,
-            epilog=_list_help(settings),
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=38, width=width),
-            allow_abbrev=False,
-        )
+    def __init__(self, verb: VerbHelp, many: bool) -> None:
+        super().__init__(prog=f"keel {verb.name}", add_help=False, allow_abbrev=False)
         self.parsed = argparse.Namespace()
         self.words: list[str] = []
+        self.scorers: list[dict[str, Any]] = []
+        self.add_argument("file", nargs="*" if many else "?")
+        for flag in (*verb.flags, *GLOBAL_FLAGS, *HELP_FLAGS):
+            self.add_argument(f"--{flag}", action="store_true")
+        if has_short_forms(verb.settings):
+            add_short_forms(self)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.parsed = super().parse_args(args, namespace)
+        # Taken out of what the library reads, which knows settings only.
+        self.scorers = vars(self.parsed).pop(SCORERS, None) or []
         words = self.parsed.file or []
         self.words = list(words) if isinstance(words, list) else [words]  # the library writes a list as JSON
         return self.parsed
@@ -199,23 +197,6 @@ class _Parser(argparse.ArgumentParser):
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message = f"unknown setting {unknown[1]}; {nearest(unknown[1], known)}"
         raise ConfigError(message, where="command line")
-
-    def format_help(self) -> str:
-        # Defaults of null are told in the text of the setting; "ifdef" is the library's word for a section that may be
-        # left out, whose settings are required only where it is given.
-        text = re.sub(r"\s*\((?:default:\s+(?:None|null)|ifdef:\s+required)\)", "", super().format_help())
-        return re.sub(r" options:\n(  default:[^\n]*\(undefined\)\s?)?", ":\n", text)
-
-
-def _list_help(settings: type[BaseModel]) -> str:
-    """Help for settings that are lists of sections, which argparse shows as JSON only."""
-    lines = []
-    for name, field in settings.model_fields.items():
-        for inner in get_args(field.annotation):
-            if isinstance(inner, type) and issubclass(inner, BaseModel) and field.annotation == list[inner]:  # type: ignore[valid-type]
-                lines.append(f"each of {name}:")
-                lines += [f"  {key:<18}{value.description}" for key, value in inner.model_fields.items()]
-    return "\n".join(lines)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: teach a language model to imitate completions (rows of prompt, completion) or text.
+"""Fine-tune a language model on demonstrations: conversations, rows of prompt and completion, or text.
 
 example:
-  keel sft --output runs/sft --model distilgpt2 --data.path demonstrations.jsonl --epochs 2
+  keel sft --output runs/sft --model distilgpt2 \\
+      --data.path demonstrations.jsonl --epochs 2
 """
 
 from typing import Any

@@ -4,14 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 
 def show(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
     """One row for each figure, one column for each of `columns`. Under torchrun only the first process prints."""
     if os.environ.get("RANK", "0") != "0":
         return
+    # Imported here: every verb imports this module, and --help needs no tables.
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for name in columns:

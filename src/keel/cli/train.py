@@ -1,9 +1,12 @@
-"""Teach a policy by rewards: sample answers, score them, improve (ppo, a2c, reinforce, rloo, grpo).
+"""Train a policy on rewards: sample responses, score them, and update it (ppo, a2c, reinforce, rloo, grpo).
+
+The scorers are reward models, Python functions or HTTP services: --reward-model and --reward-function name them one by
+one; --rewards takes a JSON list with all their settings. The policy is saved in the folder policy of the run folder.
 
 example:
+  keel train --output runs/ppo --policy.model runs/sft/model \\
+      --prompts.path prompts.jsonl --reward-model runs/reward/model
   keel train run.yaml --algorithm.name a2c --algorithm.kl-coef 0.1
-  keel train --output runs/ppo --policy.model runs/sft/model --prompts.path prompts.jsonl \\
-      --rewards '{"model": "runs/reward/model"}'
 """
 
 from typing import Any

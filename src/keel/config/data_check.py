@@ -11,23 +11,23 @@ class DataCheckConfig(ChatSettings):
     """Settings of `keel data check`: what is in a data file, and what is wrong with it."""
 
     path: str
-    """JSON lines, Parquet, or a hub data set"""
+    """File of JSON lines or Parquet, or hub data set, to check"""
     split: str = "train"
-    """which split of a hub data set"""
+    """Split of a hub data set"""
     column: str = "prompt"
-    """of a file of prompts: the column that holds them"""
+    """Column that holds the prompt, in a file of prompts"""
     against: list[str] = []
-    """other files that must not share prompts with it, such as the held-out rows"""
+    """Other files that must not share prompts with this one, such as the held-out rows"""
     convert: str | None = None
-    """write the rows that can be used to this .jsonl file, as rankings of keel's own form"""
+    """Write the usable rows to this .jsonl file, as rankings in keel's format"""
     model: str | None = None
-    """folder or hub id of a model with whose tokenizer and chat template the rows are tried as well"""
+    """Folder or hub id of a model: also read the rows with its tokenizer and chat template"""
     show: CountOrNone = 0
-    """print so many rows as the model's tokens, what is learned or scored marked (needs `model`)"""
+    """Number of rows to print as the tokens of `model`, with the learned or scored tokens marked"""
     max_tokens: Count = 512
-    """with `model`: rows of more tokens are counted"""
+    """With `model`: count the rows that have more tokens than this"""
     turns: Literal["all", "last"] = "all"
-    """with `model`: turns of the assistant that `keel sft` learns in a conversation"""
+    """With `model`: assistant turns of a conversation that `keel sft` learns from"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataCheckConfig":

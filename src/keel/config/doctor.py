@@ -4,7 +4,7 @@ from keel.config.sections import Runs, Settings
 
 
 class DoctorConfig(Settings):
-    """Settings of `keel doctor`: say whether runs are healthy, or what is wrong and what to change."""
+    """Settings of `keel doctor`: diagnose runs."""
 
     runs: Runs
-    """run folders, finished, running or dead"""
+    """Run folders, or folders that hold runs; a run may be finished, running or dead"""

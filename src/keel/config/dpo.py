@@ -1,6 +1,6 @@
 """Settings of `keel dpo`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,23 +10,39 @@ from keel.config.supervised import ComparisonSettings, SupervisedOptim
 
 class DpoOptim(SupervisedOptim):
     learning_rate: Positive = 5e-6
-    """peak learning rate of AdamW"""
+    """Peak learning rate of AdamW"""
 
 
 class DpoConfig(ComparisonSettings):
     """Settings of `keel dpo`: learn a policy from pairs or rankings directly, without a reward model."""
 
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "output",
+        "model",
+        "data.path",
+        "data.eval_path",
+        "loss",
+        "beta",
+        "epochs",
+        "batch_size",
+        "max_tokens",
+        "optim.learning_rate",
+        "lora.r",
+        "seed",
+    )
+
     output: str
-    """the run folder; the result is in output/policy"""
+    """Run folder; the result is saved in its folder policy"""
     loss: Literal["sigmoid", "ipo", "listwise"] = "sigmoid"
-    """DPO on pairs (rankings are turned into pairs), IPO on pairs, or Plackett-Luce DPO on whole rankings"""
+    """sigmoid: DPO on pairs (rankings are turned into pairs); ipo: IPO on pairs; listwise: Plackett-Luce DPO on full
+    rankings"""
     beta: Positive = 0.1
-    """weight of the KL to the start, as kl_coef in `keel train`: larger stays closer"""
+    """Weight of the KL to the initial model, like kl_coef in `keel train`: larger values stay closer to it"""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """chance that a comparison is the wrong way round (sigmoid only)"""
+    """Probability that a comparison is the wrong way round (only for loss sigmoid)"""
     max_tokens: Count = 512
-    """of prompt and answer together; a longer prompt loses its beginning (a chat its oldest turns), an answer that does
-    not fit is refused"""
+    """Longest prompt and response together, in tokens; a longer prompt loses its beginning (a chat its oldest turns),
+    and a response that does not fit is refused"""
     optim: DpoOptim = DpoOptim()
 
     @model_validator(mode="after")

@@ -1,29 +1,42 @@
 """Settings of `keel drift`."""
 
+from typing import ClassVar
+
 from pydantic import model_validator
 
 from keel.config.sections import CountOrNone, Dtype, PromptSettings, Settings
 
 
 class DriftConfig(Settings):
-    """Settings of `keel drift`: do the run's reward models still apply to the prompts or answers of today?"""
+    """Settings of `keel drift`: do the run's reward models still apply to today's prompts or responses?"""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "run",
+        "prompts.path",
+        "prompts.column",
+        "answers",
+        "slices",
+        "max_prompts",
+        "output",
+        "seed",
+    )
 
     run: str
-    """the run folder of `keel train` that made the policy"""
+    """Run folder of the `keel train` run that made the policy"""
     prompts: PromptSettings | None = None
-    """today's prompts; the run's policy answers them"""
+    """Today's prompts, which the policy of the run responds to; give either these or `answers`"""
     answers: str | None = None
-    """instead: logged rows of `prompt, response`, which are judged as they are"""
+    """File of logged `prompt, response` rows to score as they are, instead of `prompts`"""
     slices: list[str] = []
-    """columns by whose values the figures are told apart"""
+    """Columns of the rows; metrics are also computed for each of their values"""
     dtype: Dtype = "float32"
-    """number format of the weights of policy and reference"""
+    """Number format of the weights of policy and reference"""
     output: str | None = None
-    """write figures and answers (JSON) to this file, and beside it what people should rank if the figures moved"""
+    """Write metrics and responses to this JSON file; if a metric moved, also write a file for `keel rank` beside it"""
     max_prompts: CountOrNone = 0
-    """at most so many of today's rows, chosen at random; 0 = all"""
+    """Largest number of today's rows to use, chosen at random; 0 = all"""
     seed: int = 0
-    """of sampling, of the choice of rows and of the tests"""
+    """Random seed of sampling, of the choice of rows and of the tests"""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "DriftConfig":

@@ -1,7 +1,7 @@
 """Settings of `keel evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -9,38 +9,57 @@ from keel.config.sections import CountOrNone, DecodingSettings, Dtype, PromptSet
 
 
 class EvaluateConfig(Settings):
-    """Settings of `keel evaluate`: judge policies, alone and against another, on prompts they were not trained on."""
+    """Settings of `keel evaluate`: evaluate policies, alone and against another, on held-out prompts."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "policy",
+        "against",
+        "checkpoints",
+        "prompts.path",
+        "rewards",
+        "judge",
+        "slices",
+        "gate",
+        "output",
+        "pairs",
+        "judgements",
+        "sampling.num_responses",
+        "sampling.max_response_tokens",
+        "sampling.temperature",
+    )
 
     policy: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)] = []
-    """folder or hub id of the policy to judge; several get a column each"""
+    """Folder or hub id of the policy to evaluate; repeat the flag to compare several in one table"""
     checkpoints: str | None = None
-    """instead: a run folder of keel train, whose start, checkpoints and result are judged; scorers, reference, length
-    and temperature that are not given are those of the run"""
+    """Run folder of `keel train`: evaluate its initial model, checkpoints and result instead of `policy`. Scorers,
+    reference, length and temperature default to those of the run"""
     against: str | None = None
-    """folder of another policy: adds its figures and the win rate against it"""
+    """Folder of another policy to compare with: adds its metrics and the win rate against it"""
     reference: str | None = None
-    """folder that the KL is measured to (default: `against`)"""
+    """Folder of the model that the KL is measured to (default: `against`)"""
     dtype: Dtype = "float32"
-    """number format of the weights of policies and reference"""
+    """Number format of the weights of policies and reference"""
     prompts: PromptSettings
     rewards: Rewards = []
-    """the scorers; their weighted sum is the score"""
+    """Scorers, as a JSON list; the score is their weighted sum"""
     judge: str | None = None
-    """name of the scorer that decides who wins (default: the weighted sum)"""
+    """Name of the scorer that decides who wins (default: the weighted sum of all scorers)"""
     slices: list[str] = []
-    """columns of the prompts, by whose values every figure is told apart"""
+    """Columns of the prompts; metrics are also computed for each of their values"""
     best_of: CountOrNone = 0
-    """what the best 1, 2, ... of so many answers to a prompt are worth; at most sampling.num_responses, 0 = none"""
+    """Measure the score of the best of 1, 2, ... up to this many responses to a prompt; at most sampling.num_responses,
+    0 = none"""
     pairs: str | None = None
-    """write a pair of answers to each prompt to this .jsonl file, for people to judge blindly with keel rank"""
+    """Write a pair of responses to each prompt to this .jsonl file, to be compared blindly with `keel rank`"""
     judgements: str | None = None
-    """what keel rank exported of the `pairs`: adds the win rate by people"""
+    """File that `keel rank` exported for the `pairs`: adds the win rate according to people"""
     gate: str | None = None
-    """what a release must reach, as in "win_rate>=0.6, high(kl)<=20, slice[refund].score>=0"; or a file of such"""
+    """Thresholds that the policy must pass, as in "win_rate>=0.6, high(kl)<=20, slice[refund].score>=0", or a file of
+    them"""
     output: str | None = None
-    """write figures and answers (JSON) to this file, and the verdict of the gate beside it"""
+    """Write metrics and responses to this JSON file, and the outcome of the gate beside it"""
     seed: int = 0
-    """of sampling and of the bootstrap"""
+    """Random seed of sampling and of the bootstrap"""
     sampling: DecodingSettings = DecodingSettings()
 
     @field_validator("policy")

@@ -22,12 +22,17 @@ def parse(settings: type[SettingsT], data: Mapping[str, Any], where: str = "sett
 def setting_names(settings: type[BaseModel], prefix: str = "", kind: Any = object) -> Iterator[str]:
     """Dotted names of all settings, e.g. `algorithm.kl_coef`; with `kind` only of those of that type."""
     for name, field in settings.model_fields.items():
-        inner = next((part for part in _parts(field.annotation) if issubclass(part, BaseModel)), None)
+        inner = section_class(field.annotation)
         if inner is None or name == "rewards":
             if kind in (object, field.annotation):
                 yield prefix + name
         else:
             yield from setting_names(inner, f"{prefix}{name}.", kind)
+
+
+def section_class(annotation: Any) -> type[BaseModel] | None:
+    """The class of settings inside an annotation such as `list[X] | None`; None for a plain value."""
+    return next((part for part in _parts(annotation) if issubclass(part, BaseModel)), None)
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Settings of `keel plan`."""
 
+from typing import ClassVar
+
 from keel.config.sections import Count, Positive
 from keel.config.train import TrainConfig
 
@@ -7,7 +9,23 @@ from keel.config.train import TrainConfig
 class PlanConfig(TrainConfig):
     """Settings of `keel plan`: a run of `keel train`, and what to expect of it."""
 
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "output",
+        "policy.model",
+        "policy.lora.r",
+        "policy.gradient_checkpointing",
+        "prompts.path",
+        "rewards",
+        "algorithm.name",
+        "algorithm.microbatch_tokens",
+        "steps",
+        "rollout.batch_size",
+        "rollout.max_response_tokens",
+        "response_tokens",
+        "memory_gb",
+    )
+
     response_tokens: Count | None = None
-    """mean length of a response to reckon with (default: rollout.max_response_tokens)"""
+    """Expected mean length of a response, in tokens (default: rollout.max_response_tokens)"""
     memory_gb: Positive | None = None
-    """memory to fit into, in GB of 10^9 bytes (default: this machine's)"""
+    """Available memory, in GB of 10^9 bytes (default: that of this machine)"""

@@ -6,15 +6,15 @@ from keel.config.sections import Count, Settings
 
 
 class QuickstartConfig(Settings):
-    """Settings of `keel quickstart`: the whole loop on an embedded world."""
+    """Settings of `keel quickstart`: the full loop on an embedded world."""
 
     output: str = "runs/quickstart"
-    """the folder for everything it makes"""
+    """Folder for all results"""
     seed: int = 0
-    """of the world and of every random stream"""
+    """Random seed, of the embedded world too"""
     algorithm: Literal["ppo", "a2c"] = "ppo"
-    """how the policy learns"""
+    """Algorithm that trains the policy"""
     human: bool = False
-    """you rank the answers in a web page, instead of the simulated raters"""
+    """Rank the responses yourself in a web page, instead of simulated raters"""
     human_rankings: Count = 60
-    """with human: how many are asked for; fewer will do"""
+    """With `human`: number of rankings to ask for; you may stop earlier"""

@@ -1,6 +1,6 @@
 """Settings of `keel rank`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,45 +8,61 @@ from keel.config.sections import Count, Settings, check_host_names
 
 
 class RankConfig(Settings):
-    """Settings of `keel rank`: people rank answers in a web page."""
+    """Settings of `keel rank`: people rank responses in a web page."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "answers",
+        "store",
+        "raters",
+        "overlap",
+        "mode",
+        "instructions",
+        "export",
+        "form",
+        "aggregate",
+        "backup",
+        "host",
+        "public",
+        "port",
+    )
 
     answers: str | None = None
-    """rows of `prompt, responses` (2 to 9 answers), as `keel sample` writes them; needed to begin a store"""
+    """File of `prompt, responses` rows (2 to 9 responses), as `keel sample` writes it; required to create a store"""
     store: str = "ratings.db"
-    """the SQLite file that holds answers, raters and rankings; a later call goes on with it"""
+    """SQLite file that holds responses, raters and rankings; created, or continued if it exists"""
     raters: list[str] = ["me"]
-    """names of the raters, each of whom gets a private link; those of an earlier call stay"""
+    """Names of the raters, each of whom gets a private link; raters of an earlier call are kept"""
     overlap: Count | None = None
-    """raters who rank each item (default: 1, or what the store was told before)"""
+    """Number of raters for each item (default: 1, or the number that the store was created with)"""
     mode: Literal["rankings", "pairs"] = "rankings"
-    """rank all answers of a row, or compare two at a time (rows of more are cut into pairs)"""
+    """rankings: rank all responses of a row; pairs: compare two at a time (longer rows are cut into pairs)"""
     instructions: str | None = None
-    """a text file that raters see before they begin"""
+    """Text file to show to raters on their first page"""
     tags: list[str] = []
-    """labels that a rater may put on an item"""
+    """Labels that a rater may put on an item"""
     seed: int = 0
-    """of the order in which each rater sees the answers, and of the cutting into pairs"""
+    """Random seed of the order in which each rater sees the responses, and of the cutting into pairs"""
     host: str = "127.0.0.1"
-    """address to listen on; one that other machines can reach needs `public`"""
+    """Address to listen on; an address that other machines can reach needs `public`"""
     public: bool = False
-    """allow an address that other machines can reach"""
+    """Allow an address that other machines can reach"""
     names: list[str] = []
-    """further names or addresses under which raters call it, the first of them in the links; needed for 0.0.0.0, which
-    is nobody's name"""
+    """More host names or addresses of this server, the first of them used in the links; required for 0.0.0.0"""
     address: Annotated[str, Field(pattern=r"^https?://[\w.\-\[\]:]+$")] | None = None
-    """where raters find it behind a proxy that speaks TLS, as in https://rank.example"""
+    """Public address behind a proxy that speaks TLS, as in https://rank.example"""
     port: Annotated[int, Field(ge=1, le=65535)] = 8642
-    """port to listen on"""
+    """Port to listen on"""
     browser: bool = True
-    """open the first rater's page in a browser"""
+    """Open the first rater's page in a browser"""
     export: str | None = None
-    """write what was ranked to this file, and end"""
+    """Write the rankings to this file, and exit"""
     backup: str | None = None
-    """write a complete copy of the store to this new file, also while it is in use, and end"""
+    """Write a complete copy of the store to this new file, even while it is in use, and exit"""
     form: Literal["rankings", "pairs"] = "rankings"
-    """of the export: one row a ranking, or one a pair"""
+    """With `export`: one row for each ranking, or one for each pair"""
     aggregate: bool = False
-    """of the export: one consensus for each item, raters weighed by how well they agree (default: one row a rater)"""
+    """With `export`: write one consensus for each item, with raters weighted by their agreement, instead of one row for
+    each rater"""
 
     @model_validator(mode="after")
     def _has_a_name(self) -> "RankConfig":

@@ -7,9 +7,9 @@ class ReportConfig(Settings):
     """Settings of `keel report`: one page about one run, or comparing several."""
 
     runs: Runs
-    """run folders, or folders that hold runs; the first run is the one that samples and tokens are shown of"""
+    """Run folders, or folders that hold runs; samples and tokens are shown of the first run"""
     output: str | None = None
-    """the page to write (default: report.html in the run's folder, of a reward model's run run-report.html; of several
-    runs comparison.html in the first folder that is named)"""
+    """HTML file to write (default: report.html in the run folder, run-report.html for a reward model, and
+    comparison.html in the first folder for several runs)"""
     browser: bool = False
-    """open it"""
+    """Open the page in a browser"""

@@ -1,6 +1,6 @@
 """Settings of `keel reward`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -21,21 +21,37 @@ GATES = {
 class RewardConfig(ComparisonSettings):
     """Settings of `keel reward`: train a reward model on pairs or rankings."""
 
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "output",
+        "model",
+        "data.path",
+        "data.eval_path",
+        "loss",
+        "members",
+        "calibrate",
+        "gate",
+        "epochs",
+        "batch_size",
+        "max_tokens",
+        "optim.learning_rate",
+        "lora.r",
+    )
+
     loss: Literal["pairwise", "listwise"] = "pairwise"
-    """Bradley-Terry on pairs (rankings are turned into pairs), or Plackett-Luce on whole rankings"""
+    """pairwise: Bradley-Terry on pairs (rankings are turned into pairs); listwise: Plackett-Luce on full rankings"""
     center_coef: NonNegative = 0.01
-    """pulls the scores of each prompt's answers towards a mean of zero"""
+    """Weight of a penalty that pulls the scores of each prompt's responses towards a mean of zero"""
     template: str = "{prompt}{response}"
-    """how prompt and response become one text when the prompt is no chat (chats: data.chat_template)"""
+    """How prompt and response become one text when the prompt is not a chat (for chats: data.chat_template)"""
     members: Count = 1
-    """reward models in the ensemble; each has a head, an order of the data and a run folder of its own"""
+    """Number of reward models in the ensemble; each has its head, its order of the data and its run folder"""
     member_models: list[str] = []
-    """weights that the members start from, in turn (default: all from `model`)"""
+    """Models that the members start from, in turn (default: `model` for all)"""
     calibrate: bool = False
-    """divide the scores by the temperature that fits the held-out prompts, so that they are in nats"""
+    """Divide the scores by the temperature that fits the held-out prompts, so that they are in nats"""
     gate: dict[str, float] = {}
-    """what the held-out figures must reach, as in accuracy_low=0.6,ece=0.1 (also accuracy;
-    ece_high, the upper end of the interval of ece; ahead_of_length; loss); `keel train` refuses a model that fails"""
+    """Thresholds for the held-out metrics, as in accuracy_low=0.6,ece=0.1; `keel train` refuses a model that fails.
+    Known: accuracy, accuracy_low, ahead_of_length, loss, ece, ece_high"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RewardConfig":

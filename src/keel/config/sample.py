@@ -1,18 +1,35 @@
 """Settings of `keel sample`."""
 
+from typing import ClassVar
+
 from keel.config.sections import DecodingSettings, Dtype, PromptSettings, Settings
 
 
 class SampleConfig(Settings):
-    """Settings of `keel sample`: write a model's answers to a file of `prompt, responses` rows."""
+    """Settings of `keel sample`: write a model's responses to a file of `prompt, responses` rows."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "model",
+        "prompts.path",
+        "prompts.column",
+        "prompts.chat",
+        "output",
+        "sampling.num_responses",
+        "sampling.max_response_tokens",
+        "sampling.temperature",
+        "sampling.top_p",
+        "sampling.stop",
+        "sampling.batch_size",
+        "seed",
+    )
 
     model: str
-    """a folder or hub id"""
+    """Folder or hub id of the model to sample from"""
     dtype: Dtype = "float32"
-    """number format of the weights"""
+    """Number format of the weights"""
     prompts: PromptSettings
     output: str = "samples.jsonl"
-    """the file to write"""
+    """File to write the responses to"""
     seed: int = 0
-    """of sampling"""
+    """Random seed of sampling"""
     sampling: DecodingSettings = DecodingSettings()

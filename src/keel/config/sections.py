@@ -6,7 +6,7 @@ A line under a field is its help text.
 import json
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -23,26 +23,30 @@ Dtype = Literal["float32", "bfloat16"]
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    main_settings: ClassVar[tuple[str, ...]] = ()
+    """Dotted names that `keel VERB --help` lists, in this order; empty: all. A section is shared by verbs for which
+    different settings matter, so the class of the verb names them."""
+
 
 class LoraSettings(Settings):
     r: Count = 16
-    """rank of the adapter"""
+    """Rank of the LoRA adapter; LoRA is off unless one of its settings is given"""
     alpha: Count = 32
-    """scale of the adapter: it is multiplied by alpha / r"""
+    """Scale of the LoRA adapter: its output is multiplied by alpha / r"""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """names of the layers that get an adapter"""
+    """Names of the layers that get a LoRA adapter"""
 
 
 class ModelSettings(Settings):
     model: str
-    """a folder or hub id of any transformers causal language model"""
+    """Folder or hub id of the model to train: any transformers causal language model"""
     dtype: Dtype = "float32"
-    """number format of the weights"""
+    """Number format of the weights"""
     lora: LoraSettings | None = None
-    """train a low-rank adapter instead of all weights (needs `pip install peft`); a separate critic learns one as well,
-    and policy, reference and critic share one base"""
+    """Train a low-rank adapter instead of all weights (needs `pip install peft`). A separate critic trains an adapter
+    too; policy, reference and critic share one base"""
     gradient_checkpointing: bool = False
-    """compute each layer once more in the backward pass instead of keeping what it computed: a third more work"""
+    """Save memory by computing each layer again in the backward pass: a third more work"""
 
 
 def _scalars(value: Any) -> Any:
@@ -78,57 +82,59 @@ class ChatSettings(Settings):
     """How prompts are put to a chat model."""
 
     chat: bool | None = None
-    """make the user's message of a prompt that is plain text; false leaves it as it is without a word"""
+    """Turn a prompt that is plain text into a user message; false leaves it as it is, without a warning"""
     system: str | None = None
-    """system message of conversations that have none"""
+    """System message for conversations that have none"""
     chat_template: str | None = None
-    """chatml, llama3, dialogue or a file: the chat template to use instead of the tokenizer's; saved with the model"""
+    """Chat template to use instead of the tokenizer's: chatml, llama3, dialogue or a file; saved with the model"""
     template: TemplateSettings = {}
-    """variables for the chat template, as in enable_thinking=false; saved with the model"""
+    """Variables for the chat template, as in enable_thinking=false; saved with the model"""
 
 
 class PromptSettings(ChatSettings):
     path: str
-    """JSON lines, Parquet, or a hub data set with one prompt a row"""
+    """File of JSON lines or Parquet, or hub data set, with one prompt in each row"""
     split: str = "train"
-    """which split of a hub data set"""
+    """Split of a hub data set"""
     column: str = "prompt"
-    """the column that holds the prompt (text, or a list of chat messages)"""
+    """Column that holds the prompt (text, or a list of chat messages)"""
     max_tokens: Count = 512
-    """longest prompt allowed"""
+    """Longest prompt allowed, in tokens"""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """what to do with a longer one; truncate drops a chat's oldest turns, and the beginning of a text"""
+    """What to do with a prompt over max_tokens; truncate drops the oldest turns of a chat, and the beginning of a
+    text"""
 
 
 class RewardSource(Settings):
     """One scorer: exactly one of model, function, url."""
 
     model: str | None = None
-    """folder or hub id of a reward model (sequence classification, one label), with its own tokenizer; or the folder of
-    a peft adapter of one, which shares the memory of its base with the policy's or the reference"""
+    """Folder or hub id of a reward model (sequence classification, one label), used with its tokenizer; or the folder
+    of a peft adapter of one, which shares the memory of its base with the policy or the reference"""
     function: str | None = None
     """FILE.py:NAME of a Python function with the signature of TRL's reward functions, sync or async"""
     url: str | None = None
-    """HTTP scorer: POST {"query": [...], "prompts": [...]} -> {"rewards": [...]}"""
+    """Address of an HTTP scorer: POST {"query": [...], "prompts": [...]} -> {"rewards": [...]}"""
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
-    """name of its metrics, as in rewards/NAME (default: that of the function, of the folder of the run that made the
-    model, or the last part of the address; with a number where another scorer has it)"""
+    """Name in the metrics, as in rewards/NAME (default: that of the function, of the run folder of the model, or the
+    last part of the address; numbered if already in use)"""
     weight: float = 1.0
-    """its weight in the sum of all scorers"""
+    """Weight in the sum of all scorers"""
     noisy: bool = False
-    """the same answer may get another score: skips the self-check's repetition"""
+    """The same response may get different scores: do not check in the self-check that scores repeat"""
     timeout_seconds: Positive | None = None
-    """deadline for one batch of a function or url, retries included (default: 60 for a url, none for a function)"""
+    """Deadline for one batch of a function or url, retries included (default: 60 for a url, none for a function)"""
     combine: Literal["mean", "min", "lower"] = "mean"
-    """score of an ensemble of reward models: mean or minimum over its members, or mean - std_coef * their deviation"""
+    """Score of an ensemble of reward models: mean or minimum of its members, or lower: mean - std_coef * standard
+    deviation"""
     std_coef: NonNegative = 1.0
-    """with combine: lower"""
+    """Number of standard deviations to subtract, with combine: lower"""
     ungated: bool = False
-    """use a reward model although it failed its gate"""
+    """Use a reward model although it failed its gate"""
     chat_template: str | None = None
-    """of a reward model that was made elsewhere: chatml, llama3, dialogue or a file, to read chats with"""
+    """Chat template for a reward model that was not made by keel: chatml, llama3, dialogue or a file"""
     dtype: Dtype = "float32"
-    """number format of a reward model's weights; bfloat16 takes half the memory"""
+    """Number format of the weights of a reward model; bfloat16 takes half the memory"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RewardSource":
@@ -185,37 +191,38 @@ Rewards = Annotated[list[RewardSource], AfterValidator(with_scorer_names)]
 
 class OptimSettings(Settings):
     learning_rate: Positive = 1e-5
-    """peak learning rate of AdamW"""
+    """Peak learning rate of AdamW"""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """shape after the warm-up; linear and cosine end at zero"""
+    """Shape of the learning rate after the warm-up; linear and cosine end at zero"""
     warmup_steps: CountOrNone = 0
-    """optimizer steps of linear warm-up"""
+    """Number of optimizer steps of linear warm-up"""
     weight_decay: NonNegative = 0.0
-    """decoupled weight decay"""
+    """Decoupled weight decay of AdamW"""
     max_grad_norm: Positive = 1.0
-    """gradients of each model are clipped to this norm"""
+    """Largest norm of the gradient of each model; larger gradients are clipped"""
     eps: Positive = 1e-8
-    """epsilon of AdamW (torch form: added to the bias-corrected root)"""
+    """Epsilon of AdamW (torch form: added to the bias-corrected root)"""
     on_fault: Literal["stop", "skip"] = "stop"
-    """an update with a loss or gradient that is not finite, or a gradient that jumps: stop before it, or skip it"""
+    """What to do when the loss or gradient of an update is not finite, or its gradient jumps: stop, or skip the
+    update"""
     max_skips: Count = 3
-    """more skipped updates in a row stop the run"""
+    """Largest number of skipped updates in a row; more stop the run"""
     spike: Annotated[float, Field(gt=1.0)] | None = None
-    """a gradient jumps when its norm is this many times the mean of those before it (null = never)"""
+    """A gradient jumps when its norm is this many times the mean norm of the last 100 updates (null = never)"""
 
 
 class CheckpointSettings(Settings):
     every: CountOrNone = 20
-    """steps between checkpoints; 0 = only at the end"""
+    """Steps between checkpoints; 0 = only at the end"""
     keep: CountOrNone = 2
-    """how many to keep; 0 = all"""
+    """Number of checkpoints to keep; 0 = all"""
     keep_final: bool = True
-    """keep them when the run has finished: they are most of its size, but without them it cannot take more steps"""
+    """Keep checkpoints when the run has finished: they are most of its size, and are needed to take more steps"""
 
 
 class LogSettings(Settings):
     trackers: list[Literal["tensorboard"]] = []
-    """also write metrics to these"""
+    """Trackers that metrics are written to as well"""
 
 
 def as_list(value: Any) -> Any:
@@ -227,21 +234,21 @@ Runs = Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
 
 class DecodingSettings(Settings):
     num_responses: Count = 1
-    """answers per prompt"""
+    """Number of responses to each prompt"""
     batch_size: Count = 64
-    """responses sampled at once"""
+    """Number of responses that are sampled at once"""
     max_response_tokens: Count = 64
-    """longest response"""
+    """Longest response, in tokens"""
     temperature: NonNegative = 1.0
-    """sampling temperature; 0 takes the most likely token (greedy decoding)"""
+    """Sampling temperature; 0 takes the most likely token (greedy decoding)"""
     top_k: CountOrNone = 0
-    """sample among the k most likely tokens; 0 = all"""
+    """Sample only from the k most likely tokens; 0 = all"""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """sample among the most likely tokens that together hold this probability"""
+    """Sample only from the most likely tokens that together have this probability"""
     stop: list[str] = []
-    """texts that end a response, besides the model's own end tokens"""
+    """Texts that end a response, in addition to the end tokens of the model"""
     stop_in_text: bool = True
-    """include an end that is ordinary text, such as a full stop, in the response's text"""
+    """Include an end token that is ordinary text, such as a full stop, in the text of the response"""
 
 
 def check_host_names(host: str, names: Sequence[str]) -> None:

@@ -11,29 +11,30 @@ class ServeRewardConfig(Settings):
     """Settings of `keel serve-reward`: a scorer for other processes."""
 
     model: str | None = None
-    """folder or hub id of a reward model"""
+    """Folder or hub id of a reward model to serve; give either this or `function`"""
     function: str | None = None
-    """FILE.py:NAME of a Python reward function"""
+    """FILE.py:NAME of a Python reward function to serve"""
     combine: Literal["mean", "min", "lower"] = "mean"
-    """score of an ensemble of reward models: mean or minimum over its members, or mean - std_coef * their deviation"""
+    """Score of an ensemble of reward models: mean or minimum of its members, or lower: mean - std_coef * standard
+    deviation"""
     std_coef: NonNegative = 1.0
-    """with combine: lower"""
+    """Number of standard deviations to subtract, with combine: lower"""
     dtype: Dtype = "float32"
-    """number format of a reward model's weights; bfloat16 takes half the memory"""
+    """Number format of the weights of a reward model; bfloat16 takes half the memory"""
     host: str = "127.0.0.1"
-    """address to listen on; one that other machines can reach needs `public`"""
+    """Address to listen on; an address that other machines can reach needs `public`"""
     public: bool = False
-    """allow an address that other machines can reach"""
+    """Allow an address that other machines can reach"""
     names: list[str] = []
-    """further names or addresses under which clients call it; needed for 0.0.0.0, which is nobody's name"""
+    """More host names or addresses of this server; required for 0.0.0.0"""
     port: Annotated[int, Field(ge=1, le=65535)] = 5000
-    """port to listen on"""
+    """Port to listen on"""
     max_rows: Count = 4096
-    """most answers in a request"""
+    """Largest number of responses in a request"""
     max_body_mb: Count = 16
-    """largest body of a request"""
+    """Largest body of a request, in MB"""
     max_waiting: Count = 16
-    """requests that may wait while one is answered"""
+    """Largest number of requests that may wait while one is scored"""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "ServeRewardConfig":

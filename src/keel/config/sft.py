@@ -1,6 +1,6 @@
 """Settings of `keel sft`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from keel.config.supervised import SupervisedSettings
 
@@ -8,5 +8,20 @@ from keel.config.supervised import SupervisedSettings
 class SftConfig(SupervisedSettings):
     """Settings of `keel sft`: imitate the assistant of conversations, completions, or plain text."""
 
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "output",
+        "model",
+        "data.path",
+        "data.eval_path",
+        "data.chat",
+        "epochs",
+        "batch_size",
+        "max_tokens",
+        "optim.learning_rate",
+        "lora.r",
+        "patience",
+        "seed",
+    )
+
     turns: Literal["all", "last"] = "all"
-    """turns of the assistant that are learned in a conversation; those of others never are"""
+    """Assistant turns of a conversation to learn from; other messages are never learned"""

@@ -22,59 +22,61 @@ from keel.config.sections import (
 
 class DataSettings(ChatSettings):
     path: str
-    """JSON lines, Parquet, or a hub data set"""
+    """File of JSON lines or Parquet, or hub data set, with the training rows"""
     split: str = "train"
-    """which split of a hub data set"""
+    """Split of a hub data set"""
     eval_path: str | None = None
-    """held-out rows; without it a share of the prompts is held out"""
+    """File of held-out rows (default: a share of the prompts is held out)"""
     eval_fraction: Fraction = 0.1
-    """share of the prompts held out when there is no eval_path; 0 = none"""
+    """Share of the prompts to hold out when there is no eval_path; 0 = none"""
     watch_fraction: Fraction = 0.1
-    """with patience: share of the other prompts that only say when to stop, so that the held-out ones judge fairly"""
+    """With `patience`: share of the remaining prompts that is used only to decide when to stop, so that the held-out
+    metrics stay unbiased"""
 
 
 class SupervisedOptim(OptimSettings):
     learning_rate: Positive = 5e-5
-    """peak learning rate of AdamW"""
+    """Peak learning rate of AdamW"""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """shape after the warm-up; linear and cosine end at zero"""
+    """Shape of the learning rate after the warm-up; linear and cosine end at zero"""
 
 
 class AtTheEnd(CheckpointSettings):
     every: CountOrNone = 0
-    """steps between checkpoints; 0 = only at the end"""
+    """Steps between checkpoints; 0 = only at the end"""
 
 
 class SupervisedSettings(Settings):
     """What `keel sft`, `keel reward` and `keel dpo` have in common."""
 
     output: str
-    """the run folder; the result is in output/model"""
+    """Run folder; the result is saved in its folder model"""
     seed: int = 0
-    """of every random stream"""
+    """Random seed"""
     model: str
-    """a folder or hub id: the weights to start from"""
+    """Folder or hub id of the model to start from"""
     dtype: Dtype = "float32"
-    """number format of the weights"""
+    """Number format of the weights"""
     lora: LoraSettings | None = None
-    """train a low-rank adapter, merged into the weights at the end (of `keel reward` also in output/model/adapter)"""
+    """Train a low-rank adapter (needs `pip install peft`), which is merged into the weights at the end; `keel reward`
+    also saves it in model/adapter"""
     gradient_checkpointing: bool = False
-    """compute each layer once more in the backward pass instead of keeping what it computed"""
+    """Save memory by computing each layer again in the backward pass: a third more work"""
     data: DataSettings
     epochs: Positive = 1.0
-    """passes over the data; fractions are allowed"""
+    """Passes over the data; fractions are allowed"""
     batch_size: Count = 32
-    """rows per optimizer step"""
+    """Rows in each optimizer step"""
     microbatch_tokens: Count = 16_384
-    """padded tokens per forward pass; never changes the result"""
+    """Padded tokens in each forward pass; lower it to save memory, it never changes the result"""
     max_tokens: Count = 512
-    """of a row; a longer chat loses its oldest turns, a longer text its beginning (of sft, what still does not fit its
-    end)"""
+    """Longest row, in tokens; a longer chat loses its oldest turns, a longer text its beginning (`keel sft` then cuts
+    the end, if a row is still too long)"""
     patience: CountOrNone = 0
-    """end after this many evaluations in a row without a lower loss on the watched prompts, and keep the weights that
-    had the lowest; 0 = learn to the end and keep the last"""
+    """Stop after this many evaluations in a row without a lower loss on the watched prompts, and keep the weights with
+    the lowest loss; 0 = never stop early"""
     eval_every: CountOrNone = 0
-    """optimizer steps between evaluations; 0 = after every pass over the data"""
+    """Optimizer steps between evaluations; 0 = after each pass over the data"""
     optim: SupervisedOptim = SupervisedOptim()
     checkpoint: AtTheEnd = AtTheEnd()
     log: LogSettings = LogSettings()
@@ -84,4 +86,4 @@ class ComparisonSettings(SupervisedSettings):
     """What `keel reward` and `keel dpo` have in common: they learn from comparisons."""
 
     ties: Literal["ignore", "half"] = "ignore"
-    """two answers with the same rank: say nothing, or are half a win for each (pairs only)"""
+    """How to use two responses with the same rank: ignore, or half a win for each (pairs only)"""

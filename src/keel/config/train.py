@@ -1,7 +1,7 @@
 """Settings of `keel train`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -23,39 +23,41 @@ from keel.config.sections import (
 
 class CriticSettings(Settings):
     sharing: Literal["separate", "shared"] = "separate"
-    """a model of its own, or a value head on the policy's trunk"""
+    """separate: the critic is another model; shared: a value head on the policy's trunk"""
     init: str = "policy"
-    """start of a separate critic's trunk: policy, reward (the first reward model, head included) or a folder"""
+    """Initial trunk of a separate critic: policy, reward (the first reward model, head included) or a folder"""
     warmup_steps: CountOrNone = 0
-    """first steps in which only the critic learns"""
+    """Number of first steps in which only the critic learns"""
 
 
 class RolloutSettings(Settings):
     batch_size: Count = 64
-    """responses per step, all ranks together"""
+    """Responses in each step, of all processes together"""
     group_size: Count | None = None
-    """responses per prompt (default: 4 for rloo and grpo, else 1)"""
+    """Responses to each prompt (default: 4 for rloo and grpo, else 1)"""
     max_response_tokens: Count = 64
-    """longest response"""
+    """Longest response, in tokens"""
     temperature: Positive = 1.0
-    """of sampling and of every log-probability"""
+    """Temperature of sampling and of all log-probabilities"""
     stop: list[str] = []
-    """texts that end a response, besides the model's own end tokens"""
+    """Texts that end a response, in addition to the end tokens of the model"""
     stop_in_text: bool = True
-    """include an end that is ordinary text, such as a full stop, in the text that scorers and logs see"""
+    """Include an end token that is ordinary text, such as a full stop, in the text that scorers and logs see"""
 
 
 class RewardShaping(Settings):
     missing_eos_penalty: NonNegative = 0.0
-    """subtracted from the score of a truncated response"""
+    """Penalty subtracted from the score of a truncated response"""
     clip: Positive | None = None
-    """scores are limited to +- this, after normalisation"""
+    """Limit scores to +- this, after normalization"""
     normalize: Literal["none", "reference", "running"] = "none"
-    """shift and scale scores by statistics of the reference's answers (measured once) or of all answers so far"""
+    """Shift and scale scores by the statistics of the reference's responses (measured once), or of all responses so far
+    (running)"""
     segments: str = "none"
-    """none, sentence, or a delimiter: score parts of the answer, each on its last token"""
+    """Score parts of the response, each on its last token: none, sentence, or a delimiter"""
     on_failure: Literal["stop", "drop"] = "stop"
-    """a scorer fails for good: checkpoint and stop, or drop the affected responses and count them"""
+    """What to do when a scorer fails for good: save a checkpoint and stop, or drop the affected responses and count
+    them"""
 
 
 CLIPPED = ("ppo", "grpo")
@@ -64,51 +66,54 @@ CLIPPED = ("ppo", "grpo")
 
 class AlgorithmSettings(Settings):
     name: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"] = "ppo"
-    """which row of the algorithm table"""
+    """Reinforcement learning algorithm"""
     kl_coef: NonNegative = 0.05
-    """weight of the KL to the reference; with 0 it is still measured where a reward model is learned from"""
+    """Weight of the KL to the reference; with 0 the KL is still measured if there is a reward model"""
     kl_in: Literal["reward", "loss"] = "reward"
-    """where the KL acts"""
+    """Where the KL acts: in the reward, or as a term of the loss"""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    """per-token estimate of the KL: k1 in the reward, k2 (the default) or k3 in the loss; others are refused"""
+    """Estimate of the KL for each token: k1 in the reward, k2 (the default) or k3 in the loss; other combinations are
+    refused"""
     target_kl: Positive | None = None
-    """adapt kl_coef towards this objective/kl (nats per response)"""
+    """Adapt kl_coef to reach this objective/kl (nats per response)"""
     kl_horizon: Positive = 10_000.0
-    """responses over which the adaptive kl_coef reacts"""
+    """Number of responses over which the adaptive kl_coef reacts"""
     gamma: Fraction = 1.0
-    """discount per token"""
+    """Discount factor per token"""
     gae_lambda: Fraction = 0.95
-    """GAE: 0 = one-step advantages, 1 = full returns"""
+    """Lambda of GAE: 0 = one-step advantages, 1 = full returns"""
     clip_range_low: Positive = 0.2
-    """ppo, grpo: the ratio is clipped below at 1 - this"""
+    """Clip the probability ratio below at 1 - this (ppo, grpo)"""
     clip_range_high: Positive = 0.2
-    """ppo, grpo: the ratio is clipped above at 1 + this"""
+    """Clip the probability ratio above at 1 + this (ppo, grpo)"""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
-    """bound of the loss for negative advantages, in units of the advantage"""
+    """Bound of the loss for negative advantages, in units of the advantage"""
     value_clip_range: Positive | None = None
-    """limit the critic's move per step, in standard deviations of the returns (the largest so far)"""
+    """Largest change of a value in one step, in standard deviations of the returns (the largest so far)"""
     value_coef: Positive = 0.5
-    """weight of the value loss"""
+    """Weight of the value loss"""
     entropy_coef: NonNegative = 0.0
-    """weight of the entropy bonus"""
+    """Weight of the entropy bonus"""
     update_epochs: Count | None = None
-    """passes over each batch (default: 4 for ppo, else 1)"""
+    """Passes over each batch (default: 4 for ppo, else 1)"""
     minibatch_size: Count | None = None
-    """responses per optimizer step, all ranks (default: a quarter of the batch for ppo, else the whole)"""
+    """Responses in each optimizer step, of all processes together (default: a quarter of the batch for ppo and grpo,
+    else the full batch)"""
     microbatch_tokens: Count = 16_384
-    """padded tokens per forward pass; never changes the result"""
+    """Padded tokens in each forward pass; lower it to save memory, it never changes the result"""
     max_approx_kl: Positive | None = None
-    """end the step's epochs when policy/approx_kl exceeds this"""
+    """End the epochs of a step when policy/approx_kl exceeds this"""
     max_kl: Positive | None = None
-    """a collapse: stop before the update when the answers' mean KL to the reference (nats per response) exceeds this"""
+    """Stop the run before an update whose responses have a mean KL to the reference above this (nats per response)"""
     min_entropy: Positive | None = None
-    """a collapse: stop before the update when the answers' mean entropy (nats per token) is below this"""
+    """Stop the run before an update whose responses have a mean entropy below this (nats per token)"""
     whiten_advantages: bool = True
-    """zero mean and unit variance over the batch (not for rloo and grpo, whose groups do it)"""
+    """Scale advantages to zero mean and unit variance over the batch (rloo and grpo scale within groups instead)"""
     normalize_std: bool = True
-    """grpo: divide by the group's standard deviation (false: as Dr.GRPO, whose loss is reduced differently)"""
+    """Divide advantages by the standard deviation of their group (grpo); false: as Dr.GRPO, which also reduces the loss
+    differently"""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
-    """value after a truncated response: 0, or the critic's"""
+    """Value after a truncated response: terminal = 0, bootstrap = the critic's value"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "AlgorithmSettings":
@@ -131,19 +136,19 @@ class AlgorithmSettings(Settings):
 
 class TrainOptim(OptimSettings):
     critic_learning_rate: Positive | None = None
-    """of the critic or of the value head (default: 3 times learning_rate)"""
+    """Peak learning rate of the critic or value head (default: 3 times learning_rate)"""
 
 
 class RolloutLogSettings(LogSettings):
     rollouts_per_step: CountOrNone = 4
-    """answers written to rollouts.jsonl at every step"""
+    """Number of responses to write to rollouts.jsonl in each step"""
 
 
 class EvaluateDuring(Settings):
     every: CountOrNone = 0
-    """steps between evaluations; 0 = none"""
+    """Steps between evaluations on held-out prompts; 0 = none"""
     prompts: str | None = None
-    """held-out prompts file (its column and length rules are those of `prompts`)"""
+    """File of held-out prompts; column and length limit are those of `prompts`"""
 
 
 ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
@@ -158,20 +163,37 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
 class TrainConfig(Settings):
     """Settings of `keel train`: learn a policy from rewards."""
 
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "output",
+        "policy.model",
+        "policy.lora.r",
+        "prompts.path",
+        "rewards",
+        "algorithm.name",
+        "algorithm.kl_coef",
+        "steps",
+        "rollout.batch_size",
+        "rollout.max_response_tokens",
+        "optim.learning_rate",
+        "evaluate.every",
+        "evaluate.prompts",
+        "seed",
+    )
+
     output: str
-    """the run folder"""
+    """Run folder"""
     seed: int = 0
-    """of every random stream"""
+    """Random seed"""
     steps: Count = 100
-    """collect-and-update steps"""
+    """Number of steps; each samples and scores one batch of responses, and learns from it"""
     policy: ModelSettings
     critic: CriticSettings = CriticSettings()
     reference: str | None = None
-    """folder of the frozen reference (default: the weights that the run starts from)"""
+    """Folder of the frozen reference model (default: the initial policy)"""
     prompts: PromptSettings
     rollout: RolloutSettings = RolloutSettings()
     rewards: Rewards = []
-    """the scorers, e.g. [{"model": "runs/reward/model"}, {"function": "my.py:f", "weight": 0.5}]"""
+    """Scorers, as a JSON list, e.g. [{"model": "runs/reward/model"}, {"function": "my.py:f", "weight": 0.5}]"""
     reward: RewardShaping = RewardShaping()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     optim: TrainOptim = TrainOptim()
@@ -179,8 +201,8 @@ class TrainConfig(Settings):
     evaluate: EvaluateDuring = EvaluateDuring()
     log: RolloutLogSettings = RolloutLogSettings()
     doctor: Literal["quiet", "tell", "stop"] = "tell"
-    """what `keel doctor` finds while the run goes on: nothing is said; critical findings are, and warnings that follow
-    from no other; or a critical one also stops the run, with a checkpoint"""
+    """What `keel doctor` does during the run: tell prints critical findings, and warnings that do not follow from
+    another finding; stop also ends the run at a critical finding, with a checkpoint; quiet does nothing"""
 
     @property
     def measures_kl(self) -> bool:
