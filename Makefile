@@ -3,6 +3,7 @@
 #   make test         install into .venv, then run the tests
 #   make reliability  every fault at every place, a quarter of an hour (KEEL_KILLS=500 for that many random kills)
 #   make check        format, lint, types, import layers
+#   make docs       the documents as a site in build/site; a broken link is an error
 #   make bench        keel beside TRL, in turn (ARGS="--sizes 7M" is passed on); half an hour and more
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -10,9 +11,11 @@ WORKERS ?= 2
 ARGS    ?=
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Not --quiet: that hides warnings from --strict too, and broken links are warnings.
+MKDOCS  := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: quickstart install install-dev test test-fast reliability check bench format clean
+.PHONY: quickstart install install-dev test test-fast reliability check docs bench format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: install
@@ -35,6 +38,10 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(MKDOCS)
+
+docs: install-dev
+	$(MKDOCS)
 
 bench: install-dev
 	$(BIN)/python benchmarks/compare_trl.py $(ARGS)

@@ -19,7 +19,7 @@ from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.packed import reads_packed_rows, reads_single_rows, token_states
 from keel.models.pad_token import read_every_token
 from keel.rollout.decoding.module_decoder import FullDecoder, module_decoder
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 from keel.supervised.dpo import dpo
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
@@ -50,7 +50,7 @@ def answers(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
     prompts = [Prompt(text, text, tokenizer(text).input_ids, {}) for text in PROMPTS]
     pairs = [prompt for prompt in prompts for _ in range(2)]
     numbers = torch.rand(len(pairs), TOKENS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return model, sample(model, pairs, tokenizer, numbers, [2])
+    return model, sample_rollouts(model, pairs, tokenizer, numbers, [2])
 
 
 def plain_logprobs(model: Any, rollouts: Any) -> Tensor:

@@ -28,7 +28,7 @@ from keel.data.prompts import Prompt
 from keel.learn.optim import build_optimizer, microbatches
 from keel.models.actor_critic import ActorCritic
 from keel.models.loading import load_causal_lm
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NO_END = [-1]
@@ -105,7 +105,7 @@ def answers(model: Any, tokenizer: Any, options: argparse.Namespace) -> Rollouts
     rows = torch.randint(FIRST_WORD, options.vocabulary, shape, generator=draw).tolist()
     prompts = [Prompt("", "", tuple(row), {}) for row in rows]
     uniforms = torch.rand(options.batch_size, options.response_tokens, dtype=torch.float64, generator=draw)
-    return sample(model, prompts, tokenizer, uniforms, NO_END)
+    return sample_rollouts(model, prompts, tokenizer, uniforms, NO_END)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from keel.data.prompts import load_prompts
 from keel.learn.targets import analyze_all
 from keel.models.actor_critic import ActorCritic
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def measure(task: Task, rounds: int) -> list[str]:
     for turn in range(rounds + 1):
         batch = prompts[turn * task.batch_size : (turn + 1) * task.batch_size]
         numbers = torch.rand(task.batch_size, task.max_response_tokens, dtype=torch.float64)
-        ours, seconds = clocked(lambda: sample(model, batch, tokenizer, numbers, ends))  # noqa: B023
+        ours, seconds = clocked(lambda: sample_rollouts(model, batch, tokenizer, numbers, ends))  # noqa: B023
         inputs = {"input_ids": ours.prompt_tokens, "attention_mask": ours.prompt_mask.long()}
         limits = {"max_new_tokens": task.max_response_tokens, "pad_token_id": int(tokenizer.pad_token_id or 0)}
         drawing = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "eos_token_id": ends}

@@ -15,7 +15,7 @@ from keel.quickstart.run import (
     reward_settings,
     sampling_settings,
     sft_settings,
-    write_rows,
+    write_jsonl,
     write_world,
 )
 from keel.supervised.reward import reward
@@ -59,7 +59,7 @@ def make_world(folder: Path, seed: int) -> Path:
     for name in JUDGES:
         if not (folder / name / "model").exists():
             learn_judge(run, name)
-    write_rows(folder / "data/one.jsonl", read_lines(folder / "data/rl.jsonl")[:1])
+    write_jsonl(folder / "data/one.jsonl", read_lines(folder / "data/rl.jsonl")[:1])
     return folder
 
 
@@ -75,7 +75,7 @@ def learn_judge(run: Quickstart, name: str) -> None:
     choose, epochs = JUDGES[name]
     rankings = run.root / f"rankings-{name}.jsonl"
     everything, hot = (read_lines(run.root / folder / "rankings.jsonl") for folder in ("mild", "hot"))
-    write_rows(rankings, choose(everything, hot))
+    write_jsonl(rankings, choose(everything, hot))
     values = reward_settings(run).model_dump()
     values |= {"output": run.path(name), "epochs": epochs}
     values["data"]["path"] = str(rankings)

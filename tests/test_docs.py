@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,8 @@ from pydantic_core import PydanticUndefined
 
 from keel import config, failpoints
 from keel.cli.main import main
+
+from .documented import python_blocks, written_blocks
 
 DOCS = Path(__file__).parents[1] / "docs"
 SUPERVISED, ANSWERS = "keel sft, keel reward and keel dpo", "keel sample and keel evaluate"
@@ -150,10 +153,43 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     assert not by_scorer or "rewards/NAME" in known
 
 
-def test_what_the_readme_shows_of_python_is_what_the_type_checker_reads() -> None:
-    shown = (DOCS.parent / "README.md").read_text().split("```python\n")[1:]
-    checked = (Path(__file__).parent / "documented_use.py").read_text()
-    assert checked in [block.partition("```")[0] for block in shown]
+def test_the_type_checker_reads_every_python_block() -> None:
+    """After a change of a block: `python -m tests.documented`."""
+    assert written_blocks() == python_blocks()
+    assert "readme_1.py" in python_blocks()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((DOCS.parent / "README.md").read_text().split()) < 900
+
+
+def links() -> list[tuple[Path, str]]:
+    """Page and target of each link to a file."""
+    pages = [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md"), *(DOCS.parent / "examples").rglob("*.md")]
+    found = [(page, target) for page in pages for target in re.findall(r"\]\(([^)\s#]+)", page.read_text())]
+    return [(page, target) for page, target in found if "://" not in target]
+
+
+def test_every_link_leads_to_a_file() -> None:
+    """`make docs` finds broken links within the site, with their anchors; the other pages are read as they are."""
+    generated = {DOCS / "contributing.md", DOCS / "changelog.md"}
+    broken = [
+        (page.name, target)
+        for page, target in links()
+        if not (page.parent / target).exists() and (page.parent / target).resolve() not in generated
+    ]
+    assert broken == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (DOCS.parent / "mkdocs.yml").read_text()
+    pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
+    assert [page for page in pages if f": {page}" not in navigation and f"- {page}" not in navigation] == []
+
+
+def test_the_picture_of_the_pipeline_is_what_its_script_draws() -> None:
+    drawn = runpy.run_path(str(DOCS / "site" / "pipeline.py"))["picture"]()
+    assert (DOCS / "images" / "pipeline.svg").read_text() == drawn
 
 
 def test_every_failpoint_is_documented() -> None:
@@ -178,3 +214,5 @@ def test_every_finding_is_in_the_catalogue():
     text = (DOCS / "diagnosis.md").read_text()
     documented_titles = dict(re.findall(r"^#### ([\w-]+)\n\*(.+)\*$", text, re.MULTILINE))
     assert documented_titles == {rule.name: rule.title for rule in (*SUPERVISED, *POLICY_LEARNING)}
+    listed = (DOCS / "reference" / "findings.md").read_text()
+    assert set(re.findall(r"^\| \[`([\w-]+)`\]", listed, re.MULTILINE)) == set(documented_titles)

@@ -30,14 +30,15 @@ from .structure.sources import Module, folder_sizes, read_modules
 ROOT = Path(__file__).parents[1]
 
 FOLDER_CIRCLES = [["keel.diagnosis", "keel.diagnosis.rules"]]
-MOST_DUPLICATES = 5
-MOST_PARTICIPLES = 5
+MOST_DUPLICATES = 0
+MOST_PARTICIPLES = 3  # interrupts_deferred(), interrupts_blocked(), interrupts_allowed(): context managers
 MOST_PREPOSITIONS = 0
 
 # Names that may be defined more than once: each module of a verb has one, in the same role.
 SAME_ROLE = {
     "run",  # what the verb does, called by cli/main.py
     "main",  # entry point of a module that is run with `python -m`
+    *("dpo", "reward", "sft"),  # the function of keel.api, and the command's own, which it calls
 }
 
 

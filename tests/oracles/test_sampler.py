@@ -11,7 +11,7 @@ from keel.core.rewards import place_scores
 from keel.data.prompts import Prompt
 from keel.models.actor_critic import ActorCritic
 from keel.models.loading import load_causal_lm, load_tokenizer
-from keel.rollout.sampler import keep_likely, sample
+from keel.rollout.sampler import keep_likely, sample_rollouts
 
 from . import t3
 from .system import plain_logits, rollouts_of, uniforms_for
@@ -60,7 +60,7 @@ def test_twenty_thousand_answers_follow_the_exact_law(
     count = 20_000
     prompts = [prompt(((START,), (0, START), (1, 0, START))[i % 3]) for i in range(count)]
     uniforms = torch.rand(count, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rollouts = sample(t3_model, prompts, load_tokenizer(str(tiny_gpt2)), uniforms, [t3.END], temperature)
+    rollouts = sample_rollouts(t3_model, prompts, load_tokenizer(str(tiny_gpt2)), uniforms, [t3.END], temperature)
     table = {word: [z / temperature for z in logits] for word, logits in t3.REFERENCE.items()}
     rows = zip(rollouts.response_tokens.tolist(), rollouts.lengths.tolist(), strict=True)
     drawn = [tuple(tokens[:length]) for tokens, length in rows]
@@ -84,11 +84,11 @@ def test_an_answer_depends_on_its_own_numbers_alone(folder: Path) -> None:
     prompts = [prompt(tuple(range(4, 5 + i % 5))) for i in range(8)]
     uniforms = torch.rand(8, 6, generator=torch.Generator().manual_seed(1))
     ends = list(range(END, 32, 4))  # so many that rows leave the batch at different times
-    together = sample(model, prompts, tokenizer, uniforms, ends, 0.7)
-    backwards = sample(model, prompts[::-1], tokenizer, uniforms.flip(0), ends, 0.7)
+    together = sample_rollouts(model, prompts, tokenizer, uniforms, ends, 0.7)
+    backwards = sample_rollouts(model, prompts[::-1], tokenizer, uniforms.flip(0), ends, 0.7)
     assert together.lengths.unique().numel() >= 3
     for row in range(8):
-        alone = sample(model, [prompts[row]], tokenizer, uniforms[row : row + 1], ends, 0.7)
+        alone = sample_rollouts(model, [prompts[row]], tokenizer, uniforms[row : row + 1], ends, 0.7)
         for other, place in ((alone, 0), (backwards, 7 - row)):
             ours, theirs = together.response_mask[row], other.response_mask[place]
             assert torch.equal(together.response_tokens[row][ours], other.response_tokens[place][theirs])
@@ -116,7 +116,7 @@ def test_which_tokens_count(folder: Path) -> None:
         assert model.config.pad_token_id == END
     prompts = [prompt(tokens) for tokens, *_ in CASES]
     uniforms = torch.tensor([(uniforms_for(model, p, y) + [0.5] * 4)[:4] for p, y, *_ in CASES])
-    rollouts = sample(model, prompts, tokenizer, uniforms, [END])
+    rollouts = sample_rollouts(model, prompts, tokenizer, uniforms, [END])
     assert rollouts.response_mask.shape == (8, 4)
     for row, (_, reply, count, truncated) in enumerate(CASES):
         assert rollouts.response_mask[row].tolist() == [True] * count + [False] * (4 - count)
@@ -132,7 +132,7 @@ def test_several_end_tokens(folder: Path) -> None:
     replies = [(5, 7), (END,), (5, 6, 5)]
     uniforms = torch.tensor([(uniforms_for(model, (4,), y) + [0.5] * 3)[:3] for y in replies])
     for in_text, first in ((True, ["w1", "w3"]), (False, ["w1"])):
-        rollouts = sample(model, [prompt((4,))] * 3, tokenizer, uniforms, [END, 7], stop_in_text=in_text)
+        rollouts = sample_rollouts(model, [prompt((4,))] * 3, tokenizer, uniforms, [END, 7], stop_in_text=in_text)
         assert rollouts.lengths.tolist() == [2, 1, 3]
         assert rollouts.truncated.tolist() == [False, False, True]
         assert [text.split() for text in rollouts.texts] == [first, [], ["w1", "w2", "w1"]]
@@ -143,7 +143,7 @@ def test_sampled_logprobs_are_those_of_the_tempered_model(folder: Path, temperat
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     uniforms = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
     prompts = [prompt((5,)), prompt((6, 7, 8)), prompt((9, 10)), prompt((4,) * 5)]
-    rollouts = sample(model, prompts, tokenizer, uniforms, [END], temperature)
+    rollouts = sample_rollouts(model, prompts, tokenizer, uniforms, [END], temperature)
     for row, given in enumerate(prompts):
         reply = rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
         logits = plain_logits(model, [*given.tokens, *reply])[len(given.tokens) - 1 : -1]

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from keel.core.losses import clipped_policy_loss
 from keel.data.batches import ScoredRollouts
 from keel.learn.shaping import ScoreStatistics, Shaping
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.training.setup import TrainingSetup
 
@@ -130,7 +130,7 @@ def ended_and_truncated(parts: TrainingSetup) -> ScoredRollouts:
     prompts = [parts.prompts[1]] * 2
     policy = parts.actor_critic.policy
     uniforms = torch.tensor([uniforms_for(policy, prompts[0].tokens, reply, 0.7) for reply in replies])
-    rollouts = sample(policy, prompts, parts.tokenizer, uniforms, parts.end_ids, 0.7)
+    rollouts = sample_rollouts(policy, prompts, parts.tokenizer, uniforms, parts.end_ids, 0.7)
     assert rollouts.response_tokens.tolist() == [list(reply) for reply in replies]
     assert rollouts.truncated.tolist() == [False, True]
     return score(rollouts, parts.scorers, parts.tokenizer)
@@ -168,7 +168,7 @@ def test_the_end_token_learns(folder: Path) -> None:
     parts = parts_of(folder, "a2c", batch_size=2)
     policy, prompt = parts.actor_critic.policy, parts.prompts[1]
     uniforms = torch.tensor([uniforms_for(policy, prompt.tokens, reply, 0.7) for reply in [(2, 2), (5, 6)]])
-    rollouts = sample(policy, [prompt] * 2, parts.tokenizer, uniforms, parts.end_ids, 0.7)
+    rollouts = sample_rollouts(policy, [prompt] * 2, parts.tokenizer, uniforms, parts.end_ids, 0.7)
     assert rollouts.lengths.tolist() == [1, 2]
     scored = score(rollouts, parts.scorers, parts.tokenizer)
     better_to_end = dataclasses.replace(scored, scores=torch.tensor([1.0, -1.0]))

@@ -15,7 +15,7 @@ from keel.evaluation.drift.responses import DriftSetup, logged_rollouts
 from keel.evaluation.sample import EvaluatedPolicy, load_frozen_model, sample_responses
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.rollout.ends import Ends
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 
 from ..runs import settings, train
 
@@ -61,8 +61,8 @@ def test_responses_are_those_without_stop_texts_up_to_their_ends(tiny_policy: Pa
     model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
     prompts = [encode_prompt(text, tokenizer) for text in ("w1 w2", "w5", "w6 w7 w8") for _ in range(8)]
     uniforms = torch.rand(len(prompts), 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    free = sample(model, prompts, tokenizer, uniforms, [2])
-    found = sample(model, prompts, tokenizer, uniforms, [2], stop_texts=PAIRS, stop_in_text=in_text)
+    free = sample_rollouts(model, prompts, tokenizer, uniforms, [2])
+    found = sample_rollouts(model, prompts, tokenizer, uniforms, [2], stop_texts=PAIRS, stop_in_text=in_text)
     by_text = 0
     for row, text in enumerate(found.texts):
         length = int(found.response_mask[row].sum())

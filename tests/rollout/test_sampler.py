@@ -8,7 +8,7 @@ import torch
 
 from keel.data.prompts import Prompt
 from keel.models.loading import load_causal_lm, load_tokenizer
-from keel.rollout.sampler import choose, sample
+from keel.rollout.sampler import choose, sample_rollouts
 
 END = 2
 
@@ -85,7 +85,7 @@ def test_batched_answers_are_those_of_the_slow_way(folder: Path, temperature: fl
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
     prompts = [prompt(5), prompt(6, 7, 8, 9, 10), prompt(END, 4, END), prompt(12, 0, 13), prompt(1), prompt(7, 7)]
     numbers = uniforms(6, 12)
-    rollouts = sample(model, prompts, tokenizer, numbers, sorted(ends), temperature)
+    rollouts = sample_rollouts(model, prompts, tokenizer, numbers, sorted(ends), temperature)
     for row, given in enumerate(prompts):
         expected = slowly(model, given.tokens, numbers[row], ends, temperature)
         assert rollouts.response_tokens[row][rollouts.response_mask[row]].tolist() == expected
@@ -102,7 +102,7 @@ def test_tiny_model_two_tokens_follow_the_exact_law(tiny_policy: Path) -> None:
     law = first.unsqueeze(1) * second
     law[END] = 0.0
     law[END, 0] = first[END]  # the end token has nothing after it
-    rollouts = sample(model, [prompt(5)] * 20_000, tokenizer, uniforms(20_000, 2, seed=3), [END])
+    rollouts = sample_rollouts(model, [prompt(5)] * 20_000, tokenizer, uniforms(20_000, 2, seed=3), [END])
     pairs = rollouts.response_tokens[:, 0] * 32 + rollouts.response_tokens[:, 1]
     counts = torch.bincount(pairs, minlength=1024).double()
     expected = 20_000 * law.flatten()
@@ -118,7 +118,7 @@ def test_a_finished_row_leaves_the_batch(tiny_policy: Path) -> None:
     model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
     sizes: list[int] = []
     handle = model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *a: sizes.append(a[2].shape[0]))
-    rollouts = sample(model, [prompt(5)] * 16, tokenizer, uniforms(16, 10), [END, 7, 11, 19])
+    rollouts = sample_rollouts(model, [prompt(5)] * 16, tokenizer, uniforms(16, 10), [END, 7, 11, 19])
     handle.remove()
     expected = [int((rollouts.lengths > t).sum()) for t in range(int(rollouts.lengths.max()))]
     assert sizes == [1, *expected[1:]]  # the prompt, which is the same for all, is read once
@@ -127,7 +127,7 @@ def test_a_finished_row_leaves_the_batch(tiny_policy: Path) -> None:
 
 def test_texts_keep_their_space_and_lose_the_end(tiny_policy: Path) -> None:
     model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
-    rollouts = sample(model, [prompt(5)] * 16, tokenizer, uniforms(16, 3), [END])
+    rollouts = sample_rollouts(model, [prompt(5)] * 16, tokenizer, uniforms(16, 3), [END])
     for row, text in enumerate(rollouts.texts):
         tokens = rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
         assert text == "".join(f" w{token - 4}" for token in tokens if token > 3)
@@ -140,7 +140,7 @@ def test_the_text_of_a_stop_token_that_is_a_word(tiny_policy: Path, in_text: boo
     model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
     tokenizer.add_tokens(["w8"])  # a marker that is not special
     ends = [END, 7, 11, 12]  # </s>, w3, w7, w8
-    rollouts = sample(model, [prompt(5)] * 64, tokenizer, uniforms(64, 6), ends, stop_in_text=in_text)
+    rollouts = sample_rollouts(model, [prompt(5)] * 64, tokenizer, uniforms(64, 6), ends, stop_in_text=in_text)
     unwritten = {END, 12} if in_text else {END, 7, 11, 12}
     ended: set[int] = set()
     for row, text in enumerate(rollouts.texts):
@@ -152,6 +152,6 @@ def test_the_text_of_a_stop_token_that_is_a_word(tiny_policy: Path, in_text: boo
 
 def test_one_token_at_most(folder: Path) -> None:
     model, tokenizer = load_causal_lm(str(folder)), load_tokenizer(str(folder))
-    rollouts = sample(model, [prompt(5), prompt(6, 7)], tokenizer, uniforms(2, 1), [END])
+    rollouts = sample_rollouts(model, [prompt(5), prompt(6, 7)], tokenizer, uniforms(2, 1), [END])
     assert rollouts.response_tokens.shape == (2, 1)
     assert rollouts.response_mask.all()

@@ -15,7 +15,7 @@ from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
 from keel.evaluation.sample import load_policy
 from keel.learn.update import Updater
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 from keel.training.policy import train_policy
 from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_parts
@@ -109,16 +109,16 @@ def test_a_reference_that_is_not_the_start(parts: TrainingSetup, tiny_policy: Pa
 
 def sampling(change: Callable[[Rollouts], Rollouts]) -> Callable[..., Rollouts]:
     def changed(*arguments: Any, **settings: Any) -> Rollouts:
-        return change(sample(*arguments, **settings))
+        return change(sample_rollouts(*arguments, **settings))
 
     return changed
 
 
 def test_a_sampler_at_another_temperature(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def hotter(*arguments: Any, **settings: Any) -> Rollouts:
-        return sample(*arguments[:-1], temperature=1.1, **settings)
+        return sample_rollouts(*arguments[:-1], temperature=1.1, **settings)
 
-    monkeypatch.setattr("keel.training.setup.sample", hotter)
+    monkeypatch.setattr("keel.training.setup.sample_rollouts", hotter)
     with pytest.raises(ConfigError, match=r"policy: LlamaForCausalLM: sampler and trainer disagree by 0\."):
         self_check(parts)
 
@@ -168,7 +168,7 @@ def all_truncated(rollouts: Rollouts) -> Rollouts:
 def test_ends_that_are_lost(
     parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollouts], Rollouts]
 ) -> None:
-    monkeypatch.setattr("keel.training.setup.sample", sampling(change))
+    monkeypatch.setattr("keel.training.setup.sample_rollouts", sampling(change))
     with pytest.raises(ConfigError, match="sampler: end tokens and response mask disagree"):
         self_check(parts)
 
@@ -247,7 +247,7 @@ def test_bfloat16_is_judged_by_the_mean(
         gaps[0, 0] = 0.38
         return replace(rollouts, logprobs=rollouts.logprobs + gaps)
 
-    monkeypatch.setattr("keel.training.setup.sample", sampling(off))
+    monkeypatch.setattr("keel.training.setup.sample_rollouts", sampling(off))
     parts = parts_of(tiny_policy, {"policy.dtype": "bfloat16"})
     if passes:
         measured = self_check(parts)
@@ -263,9 +263,9 @@ def test_it_runs_on_few_rows_of_unlike_lengths(parts: TrainingSetup, monkeypatch
 
     def sampled(*given: Any, **named: Any) -> Rollouts:
         asked.append([len(prompt.tokens) for prompt in given[1]])
-        return sample(*given, **named)
+        return sample_rollouts(*given, **named)
 
-    monkeypatch.setattr("keel.training.setup.sample", sampled)
+    monkeypatch.setattr("keel.training.setup.sample_rollouts", sampled)
     self_check(parts)
     assert asked == [[1, 3]]
 
@@ -282,6 +282,6 @@ def test_a_verb_that_samples_makes_the_comparison(
     def off(rollouts: Rollouts) -> Rollouts:
         return replace(rollouts, logprobs=rollouts.logprobs + 0.01)
 
-    monkeypatch.setattr("keel.evaluation.sample.sample", sampling(off))
+    monkeypatch.setattr("keel.evaluation.sample.sample_rollouts", sampling(off))
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM: sampler and trainer disagree by 0\.01"):
         load_policy(*given)

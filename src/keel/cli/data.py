@@ -99,7 +99,7 @@ def _print(metrics: Mapping[str, Any]) -> None:
 def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from keel.data.check import num_rows
 
-    prompts, answers = metrics["prompts"], metrics["answers"]
+    prompts, responses = metrics["prompts"], metrics["answers"]
     forms = _counts(metrics["forms"]) if len(metrics["forms"]) > 1 else "".join(metrics["forms"])
     yield "holds", f"{metrics['purpose']} ({forms})" if forms not in ("", metrics["purpose"]) else metrics["purpose"]
     broken = metrics["broken"]["rows"]
@@ -107,11 +107,11 @@ def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if prompts["characters"]:
         yield "prompts", f"{prompts['distinct']:,} distinct; {_counts(prompts['kinds'])}"
         yield "  characters", _lengths(prompts["characters"])
-    if answers["characters"]:
+    if responses["characters"]:
         if metrics["purpose"] != "texts":
-            yield "answers in a row", _sizes(answers["per_row"])
-        yield "  characters" if metrics["purpose"] != "texts" else "characters", _lengths(answers["characters"])
-    findings = {"empty answers": answers["empty"], "duplicate rows": metrics["duplicates"]}
+            yield "answers in a row", _sizes(responses["per_row"])
+        yield "  characters" if metrics["purpose"] != "texts" else "characters", _lengths(responses["characters"])
+    findings = {"empty answers": responses["empty"], "duplicate rows": metrics["duplicates"]}
     if metrics["preferences"]:
         yield from _preferences(metrics["preferences"])
         findings["equal answers"] = metrics["preferences"]["same_answer_both_ways"]

@@ -17,7 +17,7 @@ NAMED_ERRORS = 20
 def check_report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, Any]:
     """All that `keel data check` says, as plain values. Lengths are in characters."""
     entries, rankings = contents.entries, contents.rankings
-    answers = [answer for entry in entries for answer in entry.responses]
+    responses = [response for entry in entries for response in entry.responses]
     prompts = [entry.prompt for entry in entries if entry.prompt is not None]
     return {
         "file": contents.path,
@@ -36,9 +36,9 @@ def check_report(contents: Contents, against: Sequence[Contents] = ()) -> dict[s
         },
         "answers": {
             "per_row": dict(sorted(Counter(len(entry.responses) for entry in entries).items())),
-            "characters": length_quantiles([len(answer) for answer in answers]),
+            "characters": length_quantiles([len(response) for response in responses]),
             "empty": _row_summary(
-                entry.number for entry in entries if not all(answer.strip() for answer in entry.responses)
+                entry.number for entry in entries if not all(response.strip() for response in entry.responses)
             ),
         },
         "duplicates": _duplicates(entries),
@@ -101,11 +101,11 @@ def _preferences(entries: Sequence[Entry]) -> dict[str, Any]:
         not_ranked += ranking.ranks.count(None)
         if any(better == worse for better, worse in pairs):
             same_answer.append(entry.number)
-    answers = sum(len(entry.responses) for entry in entries)
+    responses = sum(len(entry.responses) for entry in entries)
     return {
         "told_apart": told_apart,
         "tied_share": tied / max(1, tied + told_apart),
-        "not_ranked_share": not_ranked / max(1, answers),
+        "not_ranked_share": not_ranked / max(1, responses),
         "chosen_longer_share": longer / unequal if unequal else None,
         "same_answer_both_ways": _row_summary(same_answer),
         "contradictions": _contradictions(entries),

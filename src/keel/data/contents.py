@@ -91,8 +91,8 @@ def _comparison(row: Row, path: str, column: str) -> Entry:
 
 
 def _unranked_responses(row: Row, path: str, column: str) -> Entry:
-    answers = parse_unranked_responses(row, path)
-    return Entry(row.number, "answers to be ranked", answers.prompt, answers.responses)
+    responses = parse_unranked_responses(row, path)
+    return Entry(row.number, "answers to be ranked", responses.prompt, responses.responses)
 
 
 def _text(row: Row, path: str, column: str) -> Entry:
@@ -110,8 +110,8 @@ def _text(row: Row, path: str, column: str) -> Entry:
     messages = require_messages(row, path, kind)
     with naming(row, path):
         turns = learned_turns([], messages)
-    answers = tuple(messages[i]["content"] for i in turns)
-    return Entry(row.number, "conversations", messages[: turns[0]], ("\n".join(answers),))
+    responses = tuple(messages[i]["content"] for i in turns)
+    return Entry(row.number, "conversations", messages[: turns[0]], ("\n".join(responses),))
 
 
 def _prompt(row: Row, path: str, column: str) -> Entry:

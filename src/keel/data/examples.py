@@ -90,13 +90,13 @@ def _text_example(row: Row, path: str, imitation: Imitation) -> Example:
 def _completion_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tuple[list[Example], bool]:
     tokenizer, end_ids, limit = imitation.tokenizer, imitation.end_ids, imitation.max_tokens
     prompt = imitation.asking.convert(require_content(row, path, "prompt"), row, path, tokenizer, notes)
-    answer = require_content(row, path, "completion", may_be_empty=True)
+    response = require_content(row, path, "completion", may_be_empty=True)
     if not isinstance(prompt, str):
-        messages: Messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        messages: Messages = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
         return _chat_examples(row, path, prompt, messages, imitation, notes)
-    if not isinstance(answer, str) and (len(answer) != 1 or answer[0]["role"] != "assistant"):
+    if not isinstance(response, str) and (len(response) != 1 or response[0]["role"] != "assistant"):
         reject(row, path, "a text prompt is followed by a text or by one assistant message")
-    example = encode_response(prompt, answer, tokenizer, end_ids)
+    example = encode_response(prompt, response, tokenizer, end_ids)
     length = len(example.tokens) - example.num_prompt_tokens
     fitting = (
         keep_end(example, max(1, limit - length, limit // 2), tokenizer) if len(example.tokens) > limit else example

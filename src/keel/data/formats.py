@@ -97,10 +97,10 @@ def _nemo(row: Row, path: str) -> Comparison:
     ranks = [require(entry, path, "rank", (int, float)) for entry in entries]
     if not all(_is_mark(rank, by_rank=False) for rank in ranks):
         reject(row, path, '"rank" is no finite number')
-    answers = [require_content(entry, path, "completion", may_be_empty=True) for entry in entries]
-    if isinstance(context, str) and any(isinstance(answer, list) for answer in answers):
+    responses = [require_content(entry, path, "completion", may_be_empty=True) for entry in entries]
+    if isinstance(context, str) and any(isinstance(response, list) for response in responses):
         context = _as_chat(context)
-    texts = tuple(_response_text(row, path, answer, '"completion"') for answer in answers)
+    texts = tuple(_response_text(row, path, response, '"completion"') for response in responses)
     return Comparison(context, texts, dense_ranks(ranks))
 
 
@@ -119,15 +119,15 @@ def _pair(row: Row, path: str) -> Comparison:
     if type(chosen) is not type(rejected):
         reject(row, path, '"chosen" and "rejected" are of different kinds')
     if isinstance(chosen, str):
-        prompt, answers = _text_pair(row, path, chosen, rejected)
+        prompt, responses = _text_pair(row, path, chosen, rejected)
     else:
-        prompt, answers = _chat_pair(row, path, chosen, rejected)
+        prompt, responses = _chat_pair(row, path, chosen, rejected)
     margin = _number(row, path, "margin")
     good, bad = _number(row, path, "score_chosen"), _number(row, path, "score_rejected")
     if good is not None and bad is not None and good < bad:
         reject(row, path, f'"score_chosen" is {good:g}, less than "score_rejected", {bad:g}')
     tied = good is not None and good == bad
-    return Comparison(prompt, answers, (1, 1) if tied else (1, 2), margin or 0.0)
+    return Comparison(prompt, responses, (1, 1) if tied else (1, 2), margin or 0.0)
 
 
 def _number(row: Row, path: str, column: str) -> float | None:
@@ -170,14 +170,14 @@ def _chat_pair(row: Row, path: str, chosen: Messages, rejected: Any) -> tuple[Co
     if chosen[0]["role"] == "assistant":
         given = require_content(row, path, "prompt")
         prompt = _as_chat(given) if isinstance(given, str) else given
-        answers = chosen, rejected
+        responses = chosen, rejected
     else:
         shared = zip(chosen[:-1], rejected[:-1], strict=False)
         prompt = [message for message, _ in takewhile(lambda both: both[0] == both[1], shared)]
-        answers = chosen[len(prompt) :], rejected[len(prompt) :]
+        responses = chosen[len(prompt) :], rejected[len(prompt) :]
         if isinstance(given, list) and given != prompt:
             reject(row, path, '"prompt" and the messages before the answers differ')
-    first, second = (_response_text(row, path, answer, '"chosen" and "rejected"') for answer in answers)
+    first, second = (_response_text(row, path, response, '"chosen" and "rejected"') for response in responses)
     return prompt, (first, second)
 
 
@@ -185,16 +185,16 @@ def _as_chat(prompt: str) -> Messages:
     return [{"role": "user", "content": prompt}]
 
 
-def _response_text(row: Row, path: str, answer: Content, what: str) -> str:
+def _response_text(row: Row, path: str, response: Content, what: str) -> str:
     """An answer given as text, or as one message of the assistant."""
-    if isinstance(answer, str):
-        return answer
-    if len(answer) != 1 or answer[0]["role"] != "assistant":
+    if isinstance(response, str):
+        return response
+    if len(response) != 1 or response[0]["role"] != "assistant":
         reject(row, path, f"{what} must be one assistant message each, after the same messages")
-    further = [key for key in answer[0] if key not in ("role", "content", "name")]
+    further = [key for key in response[0] if key not in ("role", "content", "name")]
     if further:
         reject(row, path, f'an answer in {what} has "{further[0]}"; answers are compared as texts only')
-    return str(answer[0]["content"])
+    return str(response[0]["content"])
 
 
 FORMS: dict[str, tuple[tuple[str, ...], Callable[[Row, str], Comparison]]] = {

@@ -89,9 +89,9 @@ def _comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     if trial.purpose == "comparisons":
         ranking = parse_ranking(row, trial.path)
     else:
-        answers = parse_unranked_responses(row, trial.path)
-        ranks: tuple[int | None, ...] = (None,) * len(answers.responses)
-        ranking = Ranking(answers.prompt, answers.responses, ranks, place=f"{trial.path}:{row.number}")
+        responses = parse_unranked_responses(row, trial.path)
+        ranks: tuple[int | None, ...] = (None,) * len(responses.responses)
+        ranking = Ranking(responses.prompt, responses.responses, ranks, place=f"{trial.path}:{row.number}")
     prompt = imitation.asking.convert(ranking.prompt, row, trial.path, imitation.tokenizer, None)
     ranking = Ranking(prompt, ranking.responses, ranking.ranks, tools=ranking.tools, place=ranking.place)
     if trial.encode is not None:

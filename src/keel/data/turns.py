@@ -48,19 +48,19 @@ class Example:
 
 def encode_response(
     content: Content,
-    answer: Content,
+    response: Content,
     tokenizer: PreTrainedTokenizerBase,
     end_ids: Sequence[int],
     tools: Sequence[Any] | None = None,
 ) -> Example:
     """Ids of a prompt, of the answer to it (text, or one message) and of the token that ends it. Raises DataError."""
     if isinstance(content, str):
-        text = answer if isinstance(answer, str) else answer[0]["content"]
+        text = response if isinstance(response, str) else response[0]["content"]
         before, completion = encode_text(content, tokenizer), _text_ids(content, content + text, tokenizer)
         if not completion or completion[-1] not in end_ids:
             completion = [*completion, end_token(tokenizer, end_ids)]
     else:
-        before, completion = _chat_ids(content, answer, tokenizer, tools)
+        before, completion = _chat_ids(content, response, tokenizer, tools)
         # A sampler stops at the first; a template may write a line break and more behind it.
         ends = [i for i, token in enumerate(completion) if token in end_ids]
         completion = completion[: ends[0] + 1] if ends else [*completion, end_token(tokenizer, end_ids)]
@@ -107,13 +107,15 @@ def encode_ranking(
     prompt: Content | None = ranking.prompt
     was_cut = False
     while prompt is not None:
-        answers = [encode_response(prompt, text, tokenizer, end_ids, ranking.tools) for text in ranking.responses]
-        if max(len(answer.tokens) for answer in answers) <= limit:
-            return answers, was_cut
+        responses = [encode_response(prompt, text, tokenizer, end_ids, ranking.tools) for text in ranking.responses]
+        if max(len(response.tokens) for response in responses) <= limit:
+            return responses, was_cut
         was_cut = True
         if isinstance(prompt, str):
-            longest = max(len(answer.tokens) - answer.num_prompt_tokens for answer in answers)
-            fitting = [keep_end(answer, limit - longest, tokenizer) for answer in answers] if longest < limit else None
+            longest = max(len(response.tokens) - response.num_prompt_tokens for response in responses)
+            fitting = (
+                [keep_end(response, limit - longest, tokenizer) for response in responses] if longest < limit else None
+            )
             return fitting, True
         prompt = without_oldest_turn(prompt)
     return None, True
@@ -141,7 +143,7 @@ def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _chat_ids(
-    content: Messages, answer: Content, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None
+    content: Messages, response: Content, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None
 ) -> tuple[list[int], list[int]]:
     """Ids that are read, and those that follow them.
 
@@ -150,7 +152,7 @@ def _chat_ids(
     """
     goes_on = ends_with_assistant(content)
     before = render_chat(content, tokenizer, not goes_on, tools=tools, ended=not goes_on)
-    whole = render_chat(with_response(content, answer), tokenizer, tools=tools)
+    whole = render_chat(with_response(content, response), tokenizer, tools=tools)
     read, together = before.tokens(tokenizer), whole.tokens(tokenizer)
     if whole.marked.startswith(before.marked):
         if together[: len(read)] == read:

@@ -241,9 +241,9 @@ def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str,
 def _response_rows(evaluated: Mapping[str, EvaluatedResponses]) -> Iterator[dict[str, Any]]:
     """For each prompt the answers of each side with their scores."""
     for row, prompt in enumerate(next(iter(evaluated.values())).prompts):
-        answers: dict[str, Any] = {"prompt": prompt.content}
+        responses: dict[str, Any] = {"prompt": prompt.content}
         for side, found in evaluated.items():
-            answers[side] = found.texts[row]
+            responses[side] = found.texts[row]
             if "score" in found.measured:
-                answers[f"{side}_scores"] = found.measured["score"][row].tolist()
-        yield answers
+                responses[f"{side}_scores"] = found.measured["score"][row].tolist()
+        yield responses

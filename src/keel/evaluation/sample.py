@@ -19,7 +19,7 @@ from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.progress import ProgressDisplay
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
 from keel.world import World, generator
@@ -50,7 +50,7 @@ class EvaluatedPolicy:
         for start in range(0, len(prompts), decoding.batch_size):
             part = prompts[start : start + decoding.batch_size]
             uniforms = torch.rand(len(part), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
-            yield sample(
+            yield sample_rollouts(
                 self.model.policy,
                 part,
                 self.tokenizer,
@@ -77,9 +77,9 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
             truncated += int(rollouts.truncated.sum())
             display.show(len(texts), {"truncated": truncated / len(texts)})
     lines = []
-    for prompt, answers in zip(policy.prompts, group_texts(texts, decoding.num_responses), strict=True):
+    for prompt, responses in zip(policy.prompts, group_texts(texts, decoding.num_responses), strict=True):
         others = {name: value for name, value in prompt.columns.items() if name not in STALE}
-        row = {**others, config.prompts.column: prompt.content, "responses": answers}
+        row = {**others, config.prompts.column: prompt.content, "responses": responses}
         lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     write_atomic(Path(config.output), "".join(lines))
     return {
@@ -115,7 +115,7 @@ def check_player(policy: EvaluatedPolicy, decoding: DecodingSettings) -> None:
     size = len(prompts), min(decoding.max_response_tokens, CHECKED_TOKENS)
     uniforms = torch.rand(*size, generator=generator("check"), dtype=torch.float64)
     temperature = decoding.temperature or 1.0  # of the most likely tokens there are no log-probs to compare
-    found = sample(policy.model.policy, prompts, policy.tokenizer, uniforms, policy.end_ids, temperature)
+    found = sample_rollouts(policy.model.policy, prompts, policy.tokenizer, uniforms, policy.end_ids, temperature)
     compare_passes(policy.model, found, temperature, PASS_TOKENS, where=policy.name)
 
 

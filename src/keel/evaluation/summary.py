@@ -32,7 +32,7 @@ def compute_summary(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedRes
     if config.slices:
         slices = slice_rows(next(iter(evaluated.values())).prompts, config.slices)
         metrics["slices"] = {
-            name: compare_sides(config, {side: answers.rows(rows) for side, answers in evaluated.items()})
+            name: compare_sides(config, {side: responses.rows(rows) for side, responses in evaluated.items()})
             for name, rows in slices.items()
         }
     if config.best_of:
@@ -50,7 +50,7 @@ def compute_summary(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedRes
 def compare_sides(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses]) -> dict[str, Any]:
     """Figures of each side, and of each policy against the other."""
     against = evaluated.get("against")
-    found = {side: answers.compute_metrics() for side, answers in evaluated.items()}
+    found = {side: responses.compute_metrics() for side, responses in evaluated.items()}
     compared = {side: compare(config, own, against) for side, own in evaluated.items() if against and side != "against"}
     clusters = next(iter(evaluated.values())).clusters
     metrics: dict[str, Any] = {"prompts": len(clusters.unique())}

@@ -218,7 +218,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _check_scores(self) -> None:
-        rows = [self.encode("Is it so?", answer) for answer in ("Yes.", "Certainly, as far as anyone knows.")]
+        rows = [self.encode("Is it so?", response) for response in ("Yes.", "Certainly, as far as anyone knows.")]
         plainly = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
         if not torch.allclose(self.score_rows(rows), torch.tensor(plainly), rtol=1e-2, atol=1e-3):
             raise ConfigError(

@@ -92,7 +92,7 @@ def grammar_words() -> list[str]:
     templates = [CUSTOMER, AGENT, *GREETINGS, *MOODS, *REFERENCES, *MENTIONS, *SHRUGS, *FILLERS, RESPONSE_TO_FILLERS]
     templates += [text for pools in (OPENINGS, CLOSINGS) for pool in pools.values() for text in pool]
     templates += [text for topic in TOPICS.values() for text in topic.problems + topic.actions]
-    for answers in (RESPONSES_TO_ACTION, RESPONSES_TO_NUMBER, RESPONSES_TO_MANNERS):
-        templates += answers.values()
+    for responses in (RESPONSES_TO_ACTION, RESPONSES_TO_NUMBER, RESPONSES_TO_MANNERS):
+        templates += responses.values()
     found = set(re.findall(r"\w+|[^\w\s]", " ".join(templates).replace("{item}", "").replace("{number}", "")))
     return sorted(found | set(ITEMS) | set(NUMBERS))

@@ -20,11 +20,11 @@ A good reply is about what was asked, does what was wanted, names the right orde
 """
 
 
-def rank_responses(config: QuickstartConfig, answers: Path, target: Path) -> str:
+def rank_responses(config: QuickstartConfig, responses: Path, target: Path) -> str:
     """Have the answers ranked and write the rankings; says how many there are. Raises DataError without any."""
     store = Store.open(str(target.with_name("ratings.db")), seed=config.seed)
     try:
-        store.add_items(read_unranked_responses(str(answers)))
+        store.add_items(read_unranked_responses(str(responses)))
         if config.human:
             by_hand(store, config)
         else:

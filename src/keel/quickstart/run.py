@@ -141,8 +141,8 @@ def gold(prompts: list[str], completions: list[str], **columns: Any) -> list[flo
 def write_world(run: Quickstart) -> str:
     """Texts, prompts and the untrained model. The splits never write about the same facts."""
     seed = run.config.seed
-    write_rows(run.root / "data/texts.jsonl", ({"text": text} for text in corpus.pretraining_corpus(seed, NUM_TEXTS)))
-    write_rows(run.root / "data/dialogues.jsonl", corpus.sft_data(seed, NUM_DIALOGUES))
+    write_jsonl(run.root / "data/texts.jsonl", ({"text": text} for text in corpus.pretraining_corpus(seed, NUM_TEXTS)))
+    write_jsonl(run.root / "data/dialogues.jsonl", corpus.sft_data(seed, NUM_DIALOGUES))
     unseen = corpus.prompts(seed, NUM_HELD_OUT + NUM_TODAY, "held_out")
     files = {
         "ratings": corpus.prompts(seed, NUM_RATED, "ratings"),
@@ -151,7 +151,7 @@ def write_world(run: Quickstart) -> str:
         "today": unseen[NUM_HELD_OUT:],
     }
     for name, prompts in files.items():
-        write_rows(run.root / f"data/{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
+        write_jsonl(run.root / f"data/{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
     tokenizer = build_tokenizer()
     tiny_llama(run.root / "untrained", tokenizer, seed)
     return f"a support desk of {len(tokenizer)} words; a Llama that knows none of them"
@@ -276,6 +276,6 @@ def summarise(judged: Mapping[str, Any], reward_figures: Mapping[str, float], se
     }
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -103,8 +103,8 @@ def _pair_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every two answers that a row tells apart, in TRL's form: answers to a chat are messages."""
     others = {name: row[name] for name in ("rater", "raters", "weight", "source") if name in row}
     pairs = Ranking(row["prompt"], tuple(row["responses"]), tuple(row["ranks"])).pairs
-    answers = [_response(row["prompt"], response) for response in row["responses"]]
-    return [{"prompt": row["prompt"], "chosen": answers[i], "rejected": answers[j], **others} for i, j in pairs]
+    responses = [_response(row["prompt"], response) for response in row["responses"]]
+    return [{"prompt": row["prompt"], "chosen": responses[i], "rejected": responses[j], **others} for i, j in pairs]
 
 
 def _response(prompt: Content, response: str) -> Content:

@@ -174,8 +174,12 @@ class Store:
             found = db.execute("SELECT * FROM deals WHERE id = ? AND rater = ?", (deal, rater)).fetchone()
             if found is None:
                 raise NotDealt("No such item was dealt to you.")
-            answer = as_ranks(ranks, json.loads(found["shown"]))
-            said = (None if answer is None else encode_json(answer), comment, encode_json(list(dict.fromkeys(tags))))
+            response = as_ranks(ranks, json.loads(found["shown"]))
+            said = (
+                None if response is None else encode_json(response),
+                comment,
+                encode_json(list(dict.fromkeys(tags))),
+            )
             before = db.execute("SELECT * FROM judgements WHERE deal = ?", (deal,)).fetchone()
             if before is not None and before["withdrawn_at"] is None and (*before[4:7],) == said:
                 return

@@ -21,10 +21,10 @@ SHOWN = 3
 LOOKED_AT = 200
 
 
-def distributions(answers: ResponseLog) -> dict[str, dict[str, Any]]:
+def distributions(responses: ResponseLog) -> dict[str, dict[str, Any]]:
     """Figure of SPREAD -> {"steps", "quantiles"}, of those that vary over the answers."""
-    columns = {metric: getattr(answers, metric) for metric in SPREAD}
-    return {metric: bands(answers.step, values) for metric, values in columns.items() if _varies(values)}
+    columns = {metric: getattr(responses, metric) for metric in SPREAD}
+    return {metric: bands(responses.step, values) for metric, values in columns.items() if _varies(values)}
 
 
 def bands(step: Any, values: Any) -> dict[str, Any]:
@@ -43,53 +43,57 @@ def bands(step: Any, values: Any) -> dict[str, Any]:
     }
 
 
-def early_and_late_responses(answers: ResponseLog) -> dict[str, Any]:
+def early_and_late_responses(responses: ResponseLog) -> dict[str, Any]:
     """{"same": whether the prompts are, "pairs": [...]}: answers early and late in a run, with what changed marked.
 
     Of the prompts that were asked at both ends: the one whose score gained most, one in the middle, and the one that
     lost most. Where there is none, the prompts most alike.
     """
     for part in PARTS:
-        pairs = _asked_twice(answers, part)
+        pairs = _asked_twice(responses, part)
         if len(pairs) >= SHOWN:
             break
     if pairs:
         return {
             "same": True,
-            "pairs": [_pair(answers, what, *pair) for what, pair in _marked_difference(answers, pairs)],
+            "pairs": [_pair(responses, what, *pair) for what, pair in _marked_difference(responses, pairs)],
         }
-    return {"same": False, "pairs": [_pair(answers, "", *pair) for pair in _alike(answers)]}
+    return {"same": False, "pairs": [_pair(responses, "", *pair) for pair in _alike(responses)]}
 
 
 def compare_responses(runs: Sequence[ResponseLog]) -> list[dict[str, Any]]:
     """[{"prompt", "answers": [one a run]}]: prompts that all runs were asked in their second half, where their scores
     are furthest apart; the last answer of each."""
-    late = [_last_by_prompt(answers) for answers in runs]
+    late = [_last_by_prompt(responses) for responses in runs]
     common = [prompt for prompt in late[0] if all(prompt in other for other in late[1:])] if late else []
     if len(runs) < 2 or not common:
         return []
     scores = np.array(
-        [[answers.score[own[prompt]] for prompt in common] for answers, own in zip(runs, late, strict=True)]
+        [[responses.score[own[prompt]] for prompt in common] for responses, own in zip(runs, late, strict=True)]
     )
     apart = np.nan_to_num(np.ptp(scores, axis=0), nan=-1.0)
     chosen = [common[place] for place in np.argsort(-apart, kind="stable")[:SHOWN]]
-    rows = [answers.rows([own[prompt] for prompt in chosen]) for answers, own in zip(runs, late, strict=True)]
+    rows = [responses.rows([own[prompt] for prompt in chosen]) for responses, own in zip(runs, late, strict=True)]
     return [
         {"prompt": as_text(own[0].get("prompt", "")), "answers": [_shown(row) for row in own]}
         for own in zip(*rows, strict=True)
     ]
 
 
-def token_rows(answers: ResponseLog) -> list[dict[str, Any]]:
+def token_rows(responses: ResponseLog) -> list[dict[str, Any]]:
     """The best, the worst, the one furthest from the reference and the last: [{"what", "prompt", ..., "row"}]."""
     wanted: dict[int, list[str]] = {}
-    for what, values, sign in (("best", answers.score, 1), ("worst", answers.score, -1), ("highest KL", answers.kl, 1)):
+    for what, values, sign in (
+        ("best", responses.score, 1),
+        ("worst", responses.score, -1),
+        ("highest KL", responses.kl, 1),
+    ):
         if _varies(values):
             wanted.setdefault(int(np.nanargmax(sign * values)), []).append(what)
-    if not len(answers):
+    if not len(responses):
         return []
-    wanted.setdefault(len(answers) - 1, []).append("last")
-    rows = answers.rows(list(wanted))
+    wanted.setdefault(len(responses) - 1, []).append("last")
+    rows = responses.rows(list(wanted))
     return [
         _shown(row) | {"what": " and ".join(what), "prompt": as_text(row.get("prompt", "")), "row": by_token(row)}
         for what, row in zip(wanted.values(), rows, strict=True)
@@ -101,32 +105,32 @@ def by_token(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in BY_TOKEN if name in row}
 
 
-def _asked_twice(answers: ResponseLog, part: float) -> list[tuple[int, int]]:
+def _asked_twice(responses: ResponseLog, part: float) -> list[tuple[int, int]]:
     """(early, late): of each prompt asked in the first and in the last part of the steps, its first and last answer."""
-    if not len(answers):
+    if not len(responses):
         return []
-    first, last = int(answers.step.min()), int(answers.step.max())
+    first, last = int(responses.step.min()), int(responses.step.max())
     early, late = first + part * (last - first), last - part * (last - first)
-    pairs = [(int(own[0]), int(own[-1])) for own in answers.by_prompt().values()]
-    steps = [(int(answers.step[a]), int(answers.step[b])) for a, b in pairs]
+    pairs = [(int(own[0]), int(own[-1])) for own in responses.by_prompt().values()]
+    steps = [(int(responses.step[a]), int(responses.step[b])) for a, b in pairs]
     return [pair for pair, (a, b) in zip(pairs, steps, strict=True) if a < b and a <= early and b >= late]
 
 
-def _marked_difference(answers: ResponseLog, pairs: list[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _marked_difference(responses: ResponseLog, pairs: list[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
     """The greatest gain, the middle one and the greatest loss; pairs without scores last."""
-    change = np.array([answers.score[late] - answers.score[early] for early, late in pairs])
+    change = np.array([responses.score[late] - responses.score[early] for early, late in pairs])
     order = [int(place) for place in np.argsort(-np.nan_to_num(change, nan=-np.inf), kind="stable")]
     named = {order[len(order) // 2]: "in the middle", order[-1]: "least gained, or lost", order[0]: "most gained"}
     yield from ((named[place], pairs[place]) for place in order if place in named)
 
 
-def _alike(answers: ResponseLog) -> list[tuple[int, int]]:
+def _alike(responses: ResponseLog) -> list[tuple[int, int]]:
     """Early and late answers to the prompts that share most words, each answer in one pair at most."""
-    count = min(LOOKED_AT, len(answers) // 2)
+    count = min(LOOKED_AT, len(responses) // 2)
     if not count:
         return []
-    ends = [np.arange(count), np.arange(len(answers) - count, len(answers))]
-    words = [[(number, _word_set(prompt)) for number, prompt, _ in answers.texts(numbers)] for numbers in ends]
+    ends = [np.arange(count), np.arange(len(responses) - count, len(responses))]
+    words = [[(number, _word_set(prompt)) for number, prompt, _ in responses.texts(numbers)] for numbers in ends]
     found = sorted(
         (-len(mine & theirs) / len(mine | theirs), early, late)
         for early, mine in words[0]
@@ -144,8 +148,8 @@ def _word_set(prompt: Any) -> set[str]:
     return set(as_text(prompt).split())
 
 
-def _pair(answers: ResponseLog, what: str, early: int, late: int) -> dict[str, Any]:
-    before, after = answers.rows([early, late])
+def _pair(responses: ResponseLog, what: str, early: int, late: int) -> dict[str, Any]:
+    before, after = responses.rows([early, late])
     prompts = [as_text(row.get("prompt", "")) for row in (before, after)]
     texts = [str(row.get("response", "")) for row in (before, after)]
     return {
@@ -157,13 +161,13 @@ def _pair(answers: ResponseLog, what: str, early: int, late: int) -> dict[str, A
     }
 
 
-def _last_by_prompt(answers: ResponseLog) -> dict[int, int]:
+def _last_by_prompt(responses: ResponseLog) -> dict[int, int]:
     """Prompt -> its last answer, of those in the second half of the steps."""
-    if not len(answers):
+    if not len(responses):
         return {}
-    middle = (int(answers.step.min()) + int(answers.step.max())) / 2
-    last = {prompt: int(numbers[-1]) for prompt, numbers in answers.by_prompt().items()}
-    return {prompt: number for prompt, number in last.items() if answers.step[number] >= middle}
+    middle = (int(responses.step.min()) + int(responses.step.max())) / 2
+    last = {prompt: int(numbers[-1]) for prompt, numbers in responses.by_prompt().items()}
+    return {prompt: number for prompt, number in last.items() if responses.step[number] >= middle}
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

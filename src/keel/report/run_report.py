@@ -17,7 +17,7 @@ from keel.report.frontier import panels
 from keel.report.plots import curve_groups, evidence_plots
 from keel.report.responses import SPREAD, compare_responses, distributions, early_and_late_responses, token_rows
 from keel.report.reward_report import environment
-from keel.report.settings import changed_settings, reproduction
+from keel.report.settings import reproduction, settings_off_default
 from keel.report.summary import format_value, run_rows, tiles
 from keel.run.folder import RunFolder, storage, write_atomic
 from keel.run.read.compare import differences, settings_differences
@@ -94,7 +94,7 @@ def report_sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict
         "beside": compare_responses(kept),
         "tokens": token_rows(kept[answering]),
         "differences": settings_differences(runs) + [row for row in around if None not in row["values"]],
-        "own": changed_settings(runs[0]),
+        "own": settings_off_default(runs[0]),
         "reproduced": reproduced,
     }
 
@@ -133,10 +133,10 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _responses(run: Run) -> ResponseLog:
-    answers = ResponseLog(RunFolder(run.path).rollouts)
-    with storage(answers.file.path):
-        answers.refresh()
-    return answers
+    responses = ResponseLog(RunFolder(run.path).rollouts)
+    with storage(responses.file.path):
+        responses.refresh()
+    return responses
 
 
 def _target(runs: Sequence[Run], output: str | None, home: str | None) -> Path:

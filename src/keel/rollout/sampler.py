@@ -24,7 +24,7 @@ from keel.rollout.ends import Ends
 
 
 @torch.no_grad()
-def sample(
+def sample_rollouts(
     model: Any,
     prompts: list[Prompt],
     tokenizer: PreTrainedTokenizerBase,

@@ -40,12 +40,12 @@ def score(
     disagreement, cut, failures = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
     segmented = parts is not None
     for scorer in scorers:
-        answers, lost, cause = _ask(scorer, rollouts, parts, on_failure)
+        responses, lost, cause = _ask(scorer, rollouts, parts, on_failure)
         failed |= torch.tensor(lost, device=device)
         failures |= {scorer.name: cause} if cause else {}
-        segmented = segmented or any(isinstance(answer, list) for answer in answers)
-        placed = _placed(answers, rollouts, parts, tokenizer, scorer.name).to(device)
-        said = torch.tensor([answer is not None for answer in answers], device=device)
+        segmented = segmented or any(isinstance(response, list) for response in responses)
+        placed = _placed(responses, rollouts, parts, tokenizer, scorer.name).to(device)
+        said = torch.tensor([response is not None for response in responses], device=device)
         total += scorer.weight * placed
         judged |= said
         by_scorer[scorer.name] = placed.sum(1).masked_fill(~said, torch.nan)
@@ -77,25 +77,25 @@ def _ask(
 ) -> tuple[list[Score], list[bool], str]:
     """A scorer's answers, None where it failed, which samples it failed on, and why on the first."""
     try:
-        answers = scorer(rollouts, parts)
+        responses = scorer(rollouts, parts)
     except RewardError as error:
         if on_failure == "stop":
             raise
         return [None] * len(rollouts.texts), [True] * len(rollouts.texts), str(error)
     causes = [
-        RewardError(f"{answer.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
-        for row, answer in enumerate(answers)
-        if isinstance(answer, NoScore)
+        RewardError(f"{response.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
+        for row, response in enumerate(responses)
+        if isinstance(response, NoScore)
     ]
     if causes and on_failure == "stop":
         raise causes[0]
-    scores: list[Score] = [None if isinstance(answer, NoScore) else answer for answer in answers]
-    lost = [isinstance(answer, NoScore) for answer in answers]
+    scores: list[Score] = [None if isinstance(response, NoScore) else response for response in responses]
+    lost = [isinstance(response, NoScore) for response in responses]
     return scores, lost, str(causes[0]) if causes else ""
 
 
 def _placed(
-    answers: list[Score],
+    responses: list[Score],
     rollouts: Rollouts,
     parts: list[list[str]] | None,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,22 +104,22 @@ def _placed(
     """Scores [B, T], each on the last token of what it judges."""
     placed = torch.zeros(rollouts.response_mask.shape)
     last = last_counted_index(rollouts.response_mask).tolist()
-    for row, answer in enumerate(answers):
-        if isinstance(answer, list):
-            texts, values = _segments_of(answer, row, rollouts, parts, name)
+    for row, response in enumerate(responses):
+        if isinstance(response, list):
+            texts, values = _segments_of(response, row, rollouts, parts, name)
             for place, value in zip(token_ends(rollouts, row, texts, tokenizer), values, strict=True):
                 placed[row, place] += value
-        elif isinstance(answer, float):
-            placed[row, last[row]] = answer
+        elif isinstance(response, float):
+            placed[row, last[row]] = response
     return placed
 
 
 def _segments_of(
-    answer: list[Any], row: int, rollouts: Rollouts, parts: list[list[str]] | None, name: str
+    response: list[Any], row: int, rollouts: Rollouts, parts: list[list[str]] | None, name: str
 ) -> tuple[list[str], list[float]]:
     """The texts and scores of one answer's segments: its own (text, score) pairs, or a number for each given part."""
-    if answer and isinstance(answer[0], tuple):
-        texts, values = [text for text, _ in answer], [value for _, value in answer]
+    if response and isinstance(response[0], tuple):
+        texts, values = [text for text, _ in response], [value for _, value in response]
         if "".join(texts) != rollouts.texts[row]:
             raise RewardError(f"the segments of sample {row} do not join to its answer", where=name)
         return texts, values
@@ -127,9 +127,9 @@ def _segments_of(
         raise RewardError(
             f"sample {row} got a list of rewards", where=name, fix="set reward.segments, or return (text, reward) pairs"
         )
-    if len(answer) != len(parts[row]):
-        raise RewardError(f"sample {row} has {len(parts[row])} segments, got {len(answer)} rewards", where=name)
-    return parts[row], answer
+    if len(response) != len(parts[row]):
+        raise RewardError(f"sample {row} has {len(parts[row])} segments, got {len(response)} rewards", where=name)
+    return parts[row], response
 
 
 def token_ends(rollouts: Rollouts, row: int, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -57,11 +57,11 @@ def rollout_rows(
             "tokens": tokens,
             "pieces": pieces(tokenizer, tokens),
             **by_token,
-            **logged_of(scored, row),
+            **logged_columns(scored, row),
         }
 
 
-def logged_of(scored: ScoredRollouts, row: int) -> dict[str, Any]:
+def logged_columns(scored: ScoredRollouts, row: int) -> dict[str, Any]:
     """What reward functions logged of one response; last in a line, for its names and texts may be anything."""
     return {"logged": {name: values[row] for name, values in scored.columns.items()}} if scored.columns else {}
 

@@ -47,11 +47,11 @@ class DpoSplit:
 
     @property
     def all_responses(self) -> list[Example]:
-        return [answer for answers in self.responses for answer in answers]
+        return [response for responses in self.responses for response in responses]
 
     def split(self, values: Tensor) -> list[Tensor]:
         """A value for each answer [M], ranking by ranking."""
-        return list(values.split([len(answers) for answers in self.responses]))
+        return list(values.split([len(responses) for responses in self.responses]))
 
     def to_lists(self, values: Tensor) -> list[list[float]]:
         return [part.tolist() for part in self.split(values)]
@@ -67,7 +67,7 @@ def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
         for name, rankings in (("train", split.train), ("watched", split.watched), ("held_out", split.held_out))
     }
     for side in sides.values():
-        require_embeddings(model, [answer.tokens for answer in side.all_responses], tokenizer, config.data.path)
+        require_embeddings(model, [response.tokens for response in side.all_responses], tokenizer, config.data.path)
     print_remarks(notes.lines())
     return fit(config, dpo_task(config, model, tokenizer, split, sides), resume)
 
@@ -83,14 +83,14 @@ def dpo_task(config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking
             sides[name].reference = sides[name].split(logprobs.to(plain(model).device))
 
     def loss(rows: Sequence[int]) -> Tensor:
-        logprobs = speak([answer for i in rows for answer in train.responses[i]])
+        logprobs = speak([response for i in rows for response in train.responses[i]])
         rewards = implicit_rewards(logprobs, torch.cat([train.reference[i] for i in rows]), config.beta)
         return dpo_losses(rewards, [train.rankings[i] for i in rows], config).sum()
 
     return Task(
         name="dpo",
         model=model,
-        lengths=[sum(len(answer.tokens) for answer in answers) for answers in train.responses],
+        lengths=[sum(len(response.tokens) for response in responses) for responses in train.responses],
         weights=[1] * len(train.rankings),
         row=lambda i: {name: getattr(train.rankings[i], name) for name in ("prompt", "responses", "ranks")},
         loss=loss,
@@ -111,13 +111,13 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
     A prompt that is too long loses its beginning, a chat its oldest turns, and all answers of a ranking are given after
     the same rest of it. An answer is never cut: what people said of the whole is not true of its beginning.
     """
-    answers, too_long, num_cut = [], [], 0
+    responses, too_long, num_cut = [], [], 0
     for ranking in rankings:
         with naming_place(ranking.place):
             found, was_cut = encode_ranking(ranking, tokenizer, ends, limit)
             note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, tokenizer, notes)
         if found:
-            answers.append(found)
+            responses.append(found)
         else:
             too_long.append(ranking.place)
         num_cut += was_cut
@@ -130,18 +130,18 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
             where=too_long[0],
             fix="raise max_tokens, or leave them out",
         )
-    return DpoSplit(rankings, answers, num_cut=num_cut)
+    return DpoSplit(rankings, responses, num_cut=num_cut)
 
 
-def response_logprobs(model: Any, answers: Sequence[Example], microbatch_tokens: int) -> Tensor:
+def response_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens: int) -> Tensor:
     """log pi(y|x): the sum over the answer's tokens, the end token included, with gradient. -> [M]"""
-    if not answers:
+    if not responses:
         return torch.zeros(0)
-    groups = microbatches([len(answer.tokens) for answer in answers], microbatch_tokens)
+    groups = microbatches([len(response.tokens) for response in responses], microbatch_tokens)
     sums = []
     for group in groups:
-        logprobs = -target_losses(model, [answers[i] for i in group])
-        sums += [part.sum() for part in logprobs.split([answers[i].num_targets for i in group])]
+        logprobs = -target_losses(model, [responses[i] for i in group])
+        sums += [part.sum() for part in logprobs.split([responses[i].num_targets for i in group])]
     order = torch.tensor([i for group in groups for i in group], device=sums[0].device)
     return torch.stack(sums)[order.argsort()]
 

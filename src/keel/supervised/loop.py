@@ -30,7 +30,7 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
     with interrupts_handled(), open_run(config.output, config, sources, resume, world) as folder:
         failpoint("start.loaded")
         task.prepare(folder)
-        metrics = train(config, task, folder, resume)
+        metrics = train_task(config, task, folder, resume)
         with interrupts_blocked():
             publish(folder, task, metrics)
             if not config.checkpoint.keep_final:
@@ -38,7 +38,7 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
     return metrics
 
 
-def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: bool) -> dict[str, float]:
+def train_task(config: SupervisedSettings, task: Task, folder: RunFolder, resume: bool) -> dict[str, float]:
     """Take all remaining steps: update, evaluate, log, checkpoint. Returns the final metrics."""
     learner, world = Learner.start(task, config.optim), World.single()
     if resume:
@@ -55,7 +55,7 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
         ProgressDisplay(task.name, total, learner.num_logged) as display,
     ):
         if learner.step == 0:
-            evaluated = evaluate(task)
+            evaluated = evaluate_task(task)
             learner.compare_with_best(evaluated)
             log(sinks, task, 0, as_evaluation(evaluated) | dict(task.facts))
         with interrupts_deferred():
@@ -69,7 +69,7 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
                 step, metrics = learner.step, learner.unlogged
                 if evaluation_due(config, len(task.lengths), step) or step == total:
                     with checkpoint_on_error(save, step, world):
-                        evaluated = evaluate(task)
+                        evaluated = evaluate_task(task)
                     learner.compare_with_best(evaluated)
                     metrics = metrics | as_evaluation(evaluated)
                 failpoint("step.log")
@@ -78,10 +78,10 @@ def train(config: SupervisedSettings, task: Task, folder: RunFolder, resume: boo
                 learner.unlogged = None
                 if is_finished(config, learner, total) or checkpoint_due(step, config.checkpoint.every):
                     save()
-    return final_metrics(learner, evaluated, folder)
+    return result_metrics(learner, evaluated, folder)
 
 
-def evaluate(task: Task) -> dict[str, float]:
+def evaluate_task(task: Task) -> dict[str, float]:
     """Metrics of the held-out rows and, with patience, the loss on the watched ones."""
     return task.evaluate() | ({} if task.watch is None else {"watched_loss": task.watch()})
 
@@ -93,12 +93,12 @@ def is_finished(config: SupervisedSettings, learner: Learner, total: int) -> boo
     return learner.step >= total or bool(config.patience and learner.best.misses >= config.patience)
 
 
-def final_metrics(learner: Learner, evaluated: dict[str, float], folder: RunFolder) -> dict[str, float]:
+def result_metrics(learner: Learner, evaluated: dict[str, float], folder: RunFolder) -> dict[str, float]:
     """Metrics of the result: of the last weights, evaluated already if `evaluated` is not empty, or of the best."""
     task, best = learner.task, learner.best
     if task.watch is not None:
         learner.trained.load_weights(best.weights)
-        evaluated = evaluate(task) | {"best_step": best.step}
+        evaluated = evaluate_task(task) | {"best_step": best.step}
         tell(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept")
     return (evaluated or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
 
@@ -157,17 +157,17 @@ def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float
 
 
 def num_steps(config: SupervisedSettings, num_rows: int) -> int:
-    return math.ceil(num_rows_taken(config, num_rows) / config.batch_size)
+    return math.ceil(num_training_rows(config, num_rows) / config.batch_size)
 
 
-def num_rows_taken(config: SupervisedSettings, num_rows: int) -> int:
+def num_training_rows(config: SupervisedSettings, num_rows: int) -> int:
     """Rows of all passes together; of a pass that is not whole the nearest number, and one at least."""
     return max(1, round(config.epochs * num_rows))
 
 
 def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[int]:
     """Each pass is a fresh shuffle that depends on seed and pass alone; a batch may reach into the next pass."""
-    end = min((step + 1) * config.batch_size, num_rows_taken(config, num_rows))
+    end = min((step + 1) * config.batch_size, num_training_rows(config, num_rows))
     rows: list[int] = []
     for position in range(step * config.batch_size, end):
         epoch, place = divmod(position, num_rows)

@@ -81,7 +81,7 @@ def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> di
         metrics, rows = state.unlogged
         if config.evaluate.every and state.step % config.evaluate.every == 0:
             with checkpoint_on_error(checkpoint, state.step, world):
-                metrics = metrics | evaluate_policy(trainer)
+                metrics = metrics | evaluate_held_out(trainer)
         failpoint("step.log")
         critical = records.log(state.step, metrics, rows)
         state.unlogged = None
@@ -141,7 +141,7 @@ def batch_kept_on_fault(trainer: PolicyTrainer, targets: StepTargets, folder: Ru
         keep(f"{skipped:.0%} of the step's updates were skipped")
 
 
-def evaluate_policy(trainer: PolicyTrainer) -> dict[str, float]:
+def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     """Metrics of the current policy: one response to each held-out prompt, with the same random numbers every time.
 
     The main process computes them, and the others wait.

@@ -89,14 +89,14 @@ def probe(
     began, steps = _work(), list[dict[str, float]]()
     while len(steps) < STEPS[0] or (len(steps) < STEPS[1] and _since(began) < ENOUGH):
         trainer.update_weights(trainer.compute_targets(trainer.score(trainer.sample())))
-        steps.append({**state.seconds, "update": state.seconds["update"] * minibatches_of(config)})
+        steps.append({**state.seconds, "update": state.seconds["update"] * num_minibatches(config)})
     warm = {phase: [each[phase] for each in steps[1:]] for phase in state.seconds}
     warm[START] = [state.seconds[START]]
     fastest = {phase: min(each) for phase, each in warm.items()}  # what disturbs a step makes it longer
     return Cost(state.peaks, fastest, {phase: statistics.median(warm[phase]) - fastest[phase] for phase in warm})
 
 
-def minibatches_of(config: TrainConfig) -> int:
+def num_minibatches(config: TrainConfig) -> int:
     """Number of minibatches in a batch."""
     return max(1, config.rollout.batch_size // (config.algorithm.minibatch_size or config.rollout.batch_size))
 

@@ -27,7 +27,7 @@ from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.rollout.functions import FunctionScorer
-from keel.rollout.sampler import sample
+from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
 from keel.run.reward_files import read_range, require_gate_pass
@@ -87,7 +87,7 @@ class TrainingSetup:
         if at_most is not None:
             chosen = unlike_rows(prompts, at_most)
             prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
-        return sample(
+        return sample_rollouts(
             self.actor_critic.policy,
             list(prompts),
             self.tokenizer,

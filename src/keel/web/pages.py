@@ -70,8 +70,8 @@ def of_deal(deal: Deal) -> dict[str, Any]:
     return {
         "deal": deal.id,
         "messages": page_turns(deal.item.prompt),
-        "answers": (answers := [deal.item.responses[i] for i in deal.shown]),
-        "same": [answers.index(answer) for answer in answers],
+        "answers": (responses := [deal.item.responses[i] for i in deal.shown]),
+        "same": [responses.index(answer) for answer in responses],
         "previous": said
         and {
             "ranks": None if said.ranks is None else [said.ranks[i] for i in deal.shown],

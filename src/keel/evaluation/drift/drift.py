@@ -182,7 +182,7 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
         metrics["to_rank"] = {"file": str(to_rank_beside(config.output)), "rows": len(rows)}
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(to_rank_beside(config.output), lines)
-    answers = [
+    responses = [
         {
             "prompt": prompt.content,
             "response": texts[0],
@@ -190,7 +190,7 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
         }
         for row, (prompt, texts) in enumerate(zip(today.evaluated.prompts, today.evaluated.texts, strict=True))
     ]
-    record = finite({"figures": metrics, "answers": answers})
+    record = finite({"figures": metrics, "answers": responses})
     write_atomic(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -174,10 +174,10 @@ def score_logged_responses(setup: DriftSetup, path: str) -> EvaluatedResponses:
 
 def read_responses(prompts: Sequence[Prompt], path: str) -> list[str]:
     """Raises DataError where a row has none."""
-    answers = [prompt.columns.get("response") for prompt in prompts]
-    if not all(isinstance(text, str) for text in answers):
+    responses = [prompt.columns.get("response") for prompt in prompts]
+    if not all(isinstance(text, str) for text in responses):
         raise DataError('a row has no text in "response"', path, "give rows of `prompt, response`")
-    return [str(text) for text in answers]
+    return [str(text) for text in responses]
 
 
 def logged_rollouts(setup: DriftSetup, path: str) -> Iterator[Rollouts]:
@@ -186,19 +186,19 @@ def logged_rollouts(setup: DriftSetup, path: str) -> Iterator[Rollouts]:
     endings = [(number,) for number in policy.end_ids]
     for start in range(0, len(policy.prompts), size):
         prompts = policy.prompts[start : start + size]
-        answers = read_responses(prompts, path)
+        responses = read_responses(prompts, path)
         rows = [
             encode_response(p.content, a, policy.tokenizer, policy.end_ids, read_tools(p.columns))
-            for p, a in zip(prompts, answers, strict=True)
+            for p, a in zip(prompts, responses, strict=True)
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
-        by_text = [any(text in answer for text in policy.stop_texts) for answer in answers]
+        by_text = [any(text in response for text in policy.stop_texts) for response in responses]
         ends = [  # what was cut, or ended by a stop text, has no end token, and a text may end with one
             len(row.tokens) - int(was_cut or stopped or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
             for row, was_cut, stopped in zip(rows, cut, by_text, strict=True)
         ]
         tokens = [list(row.tokens[row.num_prompt_tokens : end]) for row, end in zip(rows, ends, strict=True)]
-        yield build_rollouts(setup, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, answers)
+        yield build_rollouts(setup, prompts, [list(prompt.tokens) for prompt in prompts], tokens, cut, responses)
 
 
 def build_rollouts(

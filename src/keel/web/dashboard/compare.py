@@ -26,8 +26,8 @@ class PromptSummaries:
     last: Numbers  # [P], number of the newest answer
 
     @classmethod
-    def from_responses(cls, answers: ResponseLog) -> "PromptSummaries":
-        index = answers.index
+    def from_responses(cls, responses: ResponseLog) -> "PromptSummaries":
+        index = responses.index
         order = np.argsort(index.prompt, kind="stable")
         prompts, first, counts = np.unique(index.prompt[order], return_index=True, return_counts=True)
         scores = index.score[order]
@@ -87,9 +87,9 @@ def pair(here: ResponseLog, there: ResponseLog, one: int, other: int) -> dict[st
     }
 
 
-def _choices(answers: ResponseLog, number: int) -> list[dict[str, Any]]:
+def _choices(responses: ResponseLog, number: int) -> list[dict[str, Any]]:
     """The newest answers to the same prompt, newest first."""
-    index = answers.index
+    index = responses.index
     same = np.flatnonzero(index.prompt == index.prompt[number])[::-1][:SHOWN]
     return [
         {"at": int(index.start[each]), "step": int(index.step[each]), "score": round_value(index.score[each])}

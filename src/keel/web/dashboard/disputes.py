@@ -42,17 +42,17 @@ class Dispute:
     numbers: Numbers
 
 
-def between_scorers(answers: ResponseLog, numbers: Numbers) -> list[Dispute]:
+def between_scorers(responses: ResponseLog, numbers: Numbers) -> list[Dispute]:
     """Among these answers, for each prompt: those on whose order two scorers say the opposite, the clearest first.
 
     Of two scorers a and b, the answer that a places highest above b, and the one that b places highest above a. Their
     dispute is as strong as the smaller of the two distances between them.
     """
-    if len(answers.scores) < 2:
+    if len(responses.scores) < 2:
         return []
-    found = [rank_quantiles(column) for column in answers.scores.values()]
+    found = [rank_quantiles(column) for column in responses.scores.values()]
     disputes = []
-    for group in _groups(answers.index.prompt, numbers):
+    for group in _groups(responses.index.prompt, numbers):
         pairs = [pair for one, other in combinations(found, 2) if (pair := _opposite(one[group], other[group]))]
         if pairs:
             chosen = list(dict.fromkeys(place for _, *pair in sorted(pairs, reverse=True) for place in pair))[:MOST]
@@ -83,7 +83,7 @@ def as_rows(disputes: Sequence[Sequence[tuple[ResponseLog, int]]], most: int, so
     for dispute in disputes:
         if len(found) == most:
             break
-        own = [answers.rows([number])[0] for answers, number in dispute]
+        own = [responses.rows([number])[0] for responses, number in dispute]
         responses = list(dict.fromkeys(str(row.get("response", "")) for row in own))
         row = {"prompt": own[0].get("prompt"), "responses": responses, "source": source}
         try:

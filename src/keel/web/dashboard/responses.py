@@ -41,9 +41,9 @@ class Query:
 class Search:
     """Looks for a text in the newest answers first, a while at a time."""
 
-    def __init__(self, answers: ResponseLog, text: str) -> None:
-        self.answers, self.text = answers, text
-        self.low = self.high = len(answers)  # [low, high) has been searched
+    def __init__(self, responses: ResponseLog, text: str) -> None:
+        self.answers, self.text = responses, text
+        self.low = self.high = len(responses)  # [low, high) has been searched
         self.found: Numbers = np.array([], dtype=np.int64)
 
     def advance(self, seconds: float) -> None:
@@ -124,15 +124,15 @@ class RunResponses:
 
     def page(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
         """Some of the answers in the wanted order, and how many there are."""
-        answers, index = self.shown, self.shown.index
-        end = int(index.start[-1] + index.size[-1]) if len(answers) else 0
+        responses, index = self.shown, self.shown.index
+        end = int(index.start[-1] + index.size[-1]) if len(responses) else 0
         until = end if query.until is None else query.until
         query = replace(query, until=until)
         numbers, searched = self._ordered(query)
         total = int(np.searchsorted(index.start, until))
         return {
             "until": until,
-            "newer": len(answers) - total,
+            "newer": len(responses) - total,
             "total": total,
             "matched": len(numbers),
             "read": self.read,
@@ -195,16 +195,16 @@ class RunResponses:
         return ordered, searched
 
     def _rows(self, numbers: Numbers, with_apart: bool) -> list[dict[str, Any]]:
-        answers = self.shown
-        texts = {number: (as_text(prompt), response) for number, prompt, response in answers.texts(np.sort(numbers))}
+        responses = self.shown
+        texts = {number: (as_text(prompt), response) for number, prompt, response in responses.texts(np.sort(numbers))}
         return [
             {
-                "at": int(answers.index.start[number]),
-                "step": int(answers.step[number]),
-                "score": round_value(answers.score[number]),
-                "kl": round_value(answers.kl[number]),
-                "length": int(answers.length[number]),
-                "truncated": bool(answers.truncated[number]),
+                "at": int(responses.index.start[number]),
+                "step": int(responses.step[number]),
+                "score": round_value(responses.score[number]),
+                "kl": round_value(responses.kl[number]),
+                "length": int(responses.length[number]),
+                "truncated": bool(responses.truncated[number]),
                 "apart": round_value(self.score_disagreement[number]) if with_apart else None,
                 "prompt": prompt_snippet(texts[number][0]),
                 "response": texts[number][1][:SNIPPET],

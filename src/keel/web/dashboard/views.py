@@ -39,13 +39,13 @@ def some_steps(runs: RunsBelow, asked: QueryParameters) -> Any:
 
 def list_responses(runs: RunsBelow, asked: QueryParameters) -> Any:
     query, offset = asked.query(), asked.count("offset", 0)
-    with responses_locked(runs.run(asked.text("run"))) as (answers,):
-        return answers.page(query, max(offset, 0), ROWS)
+    with responses_locked(runs.run(asked.text("run"))) as (responses,):
+        return responses.page(query, max(offset, 0), ROWS)
 
 
 def show_response(runs: RunsBelow, asked: QueryParameters) -> Any:
-    with responses_locked(runs.run(asked.text("run"))) as (answers,):
-        row = answers.shown.rows([answers.find_line(asked.count("at", 0))])[0]
+    with responses_locked(runs.run(asked.text("run"))) as (responses,):
+        row = responses.shown.rows([responses.find_line(asked.count("at", 0))])[0]
     return {"row": row, "prompt": as_text(row.get("prompt", "")), "turns": conversation_turns(row.get("prompt"))}
 
 
@@ -58,10 +58,10 @@ def conversation_turns(prompt: Any) -> list[dict[str, str]]:
 def export_disputes(runs: RunsBelow, asked: QueryParameters) -> bytes:
     """A file for `keel rank` of answers on which the run's scorers disagree."""
     run, query, most = runs.run(asked.text("run")), asked.query(), asked.count("most", 50, PROMPTS)
-    with responses_locked(run) as (answers,):
-        numbers, _ = answers.matching(query)
-        found = between_scorers(answers.shown, numbers)
-        rows = as_rows([[(answers.shown, int(number)) for number in each.numbers] for each in found], most, run.title)
+    with responses_locked(run) as (responses,):
+        numbers, _ = responses.matching(query)
+        found = between_scorers(responses.shown, numbers)
+        rows = as_rows([[(responses.shown, int(number)) for number in each.numbers] for each in found], most, run.title)
     return as_lines(rows)
 
 
