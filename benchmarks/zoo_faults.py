@@ -126,7 +126,7 @@ def hot_sampler(temperature: float) -> Fault:
 @contextmanager
 def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) -> Iterator[None]:
     """Inside, `train_policy` builds its parts with the fault in them, and takes these statistics for the start's."""
-    build, measure = policy.build_parts, policy.PolicyTrainer.measure_reference
+    build, measure = policy.build_training_setup, policy.PolicyTrainer.measure_reference
 
     def build_parts(*given: Any) -> TrainingSetup:
         parts: TrainingSetup = build(*given)
@@ -135,10 +135,10 @@ def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) ->
     def measure_reference(trainer: policy.PolicyTrainer) -> None:
         trainer.state.statistics = statistics_of_start
 
-    policy.build_parts = build_parts
+    policy.build_training_setup = build_parts
     if statistics_of_start is not None:
         policy.PolicyTrainer.measure_reference = measure_reference
     try:
         yield
     finally:
-        policy.build_parts, policy.PolicyTrainer.measure_reference = build, measure
+        policy.build_training_setup, policy.PolicyTrainer.measure_reference = build, measure

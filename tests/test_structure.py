@@ -34,7 +34,7 @@ MOST_DUPLICATES = 0
 MOST_PARTICIPLES = 3  # interrupts_deferred(), interrupts_blocked(), interrupts_allowed(): context managers
 MOST_PREPOSITIONS = 0
 
-# Names that may be defined more than once: each module of a verb has one, in the same role.
+# Names that may be defined more than once, each for the same thing.
 SAME_ROLE = {
     "run",  # what the verb does, called by cli/main.py
     "main",  # entry point of a module that is run with `python -m`

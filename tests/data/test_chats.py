@@ -414,9 +414,9 @@ def test_bare_text_for_a_chat_model_is_said_or_made_a_chat(tmp_path: Path):
     [prompt] = load_prompts(path, tokenizer, notes=notes)
     assert prompt.text == "hi"
     assert "set chat to true" in notes.lines()[0]
-    for asking in (PromptFormat(chat=False), PromptFormat(chat=True, system="s")):
+    for prompt_format in (PromptFormat(chat=False), PromptFormat(chat=True, system="s")):
         notes = Notes()
-        [prompt] = load_prompts(path, tokenizer, asking=asking, notes=notes)
+        [prompt] = load_prompts(path, tokenizer, prompt_format=prompt_format, notes=notes)
         assert notes.lines() == []
     assert prompt.content == [system("s"), user("hi")]
 
@@ -433,7 +433,7 @@ def test_a_prompt_that_ends_with_the_assistants_turn_is_continued():
 def test_rows_of_two_kinds_and_empty_turns_are_said(tmp_path: Path):
     path = write(tmp_path / "p.jsonl", {"prompt": [user("a")]}, {"prompt": "b"}, {"prompt": [system(""), user("c")]})
     notes = Notes(bare=False)
-    load_prompts(path, chat_tokenizer(), asking=PromptFormat(chat=False), notes=notes)
+    load_prompts(path, chat_tokenizer(), prompt_format=PromptFormat(chat=False), notes=notes)
     assert any("(line 2): a text, where most rows are the other kind" in line for line in notes.lines())
     assert any("(line 3): message 1 (system) is empty" in line for line in notes.lines())
 

@@ -111,7 +111,7 @@ def test_prompts_keep_their_other_columns(tmp_path: Path, tokenizer: PreTrainedT
     assert (first.content, first.text, first.tokens, first.columns) == ("w0 w1", "w0 w1", (4, 5), {"answer": 3})
     assert second.tokens == (6,)
     [named] = load_prompts(
-        write(tmp_path / "q.jsonl", {"question": "w0"}), tokenizer, asking=PromptFormat(column="question")
+        write(tmp_path / "q.jsonl", {"question": "w0"}), tokenizer, prompt_format=PromptFormat(column="question")
     )
     assert named.tokens == (4,)
 

@@ -14,7 +14,7 @@ from keel.data.batches import Rollouts, TrainingBatch, select_rows
 from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
 from keel.models.actor_critic import ValueUnits
-from keel.training.setup import TrainingSetup, build_parts
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3
@@ -27,7 +27,7 @@ def parts_of(model: Path, **changes: Any) -> TrainingSetup:
     """A run in float64 whose weights stay where they are. All terms of the loss take part."""
     terms = {"algorithm.entropy_coef": 0.01, "algorithm.kl_in": "loss", "algorithm.minibatch_size": 16}
     config = parse(TrainConfig, settings(model, Path("unused"), {**terms, "optim.max_grad_norm": 1e9, **changes}))
-    parts = build_parts(config, [share_of_w3], PROMPTS, ONE)
+    parts = build_training_setup(config, [share_of_w3], PROMPTS, ONE)
     parts.actor_critic.double()
     assert parts.reference is not None
     parts.reference.double()

@@ -16,7 +16,7 @@ from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
 from keel.learn.update import Updater
 from keel.rollout.score import score
-from keel.training.setup import TrainingSetup, build_parts
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import World
 
 PROMPTS = ["w5", "w1 w2 w3", "w9 w9 w4 w4 w0", "w7 w8"]
@@ -41,7 +41,7 @@ def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: A
     for place, value in settings.items():
         section, _, key = place.partition("_")
         values.setdefault(section, {})[key] = value
-    return build_parts(parse(TrainConfig, values), [judge], PROMPTS, ONE)
+    return build_training_setup(parse(TrainConfig, values), [judge], PROMPTS, ONE)
 
 
 def in_double(parts: TrainingSetup) -> TrainingSetup:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keel.report.frontier import panels
-from keel.report.settings import reproduction, settings_off_default
+from keel.report.settings import non_default_settings, reproduction
 from keel.report.summary import ends, format_value, small_plot, tiles
 from keel.run.read.compare import reward_kl_frontier, settings_differences, word_differences
 from keel.run.read.curves import catalogue, labels, metric_groups, thin_curve, trend
@@ -109,7 +109,7 @@ def test_settings_differences_are_those_and_no_others(tmp_path: Path):
 
 def test_own_settings_are_those_that_were_given(tmp_path: Path):
     given = settings(algorithm__name="grpo", algorithm__kl_coef=0.2, rollout__temperature=0.5)
-    found = settings_off_default(read_run(write_run(tmp_path / "run", given)))
+    found = non_default_settings(read_run(write_run(tmp_path / "run", given)))
     assert {row["name"]: row["value"] for row in found if row["needed"]} == {
         "policy.model": "base",
         "prompts.path": "prompts.jsonl",
@@ -127,7 +127,7 @@ def test_own_settings_are_those_that_were_given(tmp_path: Path):
 
 def test_settings_of_another_program_have_no_defaults(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run", {"steps": 6, "rollout": {"kind": "strange"}}))
-    assert settings_off_default(run) == []
+    assert non_default_settings(run) == []
     assert reproduction(run)["command"].startswith("keel train ")
 
 

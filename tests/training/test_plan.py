@@ -23,7 +23,7 @@ from keel.training import probe as probes
 from keel.training.plan import changes_to_fit, possible_changes, resident
 from keel.training.plan_process import plan_in_subprocess
 from keel.training.probe import Cost
-from keel.training.setup import build_parts
+from keel.training.setup import build_training_setup
 from keel.world import World
 
 from ..runs import settings
@@ -204,7 +204,7 @@ def test_no_change_is_proposed_that_is_made_already_or_has_no_effect(run: dict[s
 @pytest.mark.parametrize(("wanted", "mean"), [(None, 6.0), (2, 1.9)])
 def test_answers_have_the_length_that_was_asked_for(run: dict[str, Any], wanted: int | None, mean: float) -> None:
     run["rollout"]["batch_size"] = 512
-    parts = build_parts(parse(TrainConfig, run), [], None, World.single())
+    parts = build_training_setup(parse(TrainConfig, run), [], None, World.single())
     ends = probes._ends(parts, wanted)
     with torch.no_grad():
         for weight in parts.actor_critic.policy.parameters():
@@ -263,7 +263,7 @@ def test_a_minibatch_is_taken_and_counts_as_often_as_there_are(
 def test_the_updater_takes_a_policy_for_what_it_is_at_full_depth(run: dict[str, Any]) -> None:
     """Graphs of small models are in memory together; a few layers are always small."""
     config = parse(TrainConfig, run)
-    updater = build_parts(config, [], None, World.single()).updater
+    updater = build_training_setup(config, [], None, World.single()).updater
     assert updater._small
     assert [probes.OneMinibatch.like(updater, small)._small for small in (True, False)] == [True, False]
     assert plans.policy_is_small(parse(PlanConfig, run))

@@ -14,7 +14,7 @@ import keel
 from keel.config import TrainConfig, parse
 from keel.errors import ConfigError, RewardError
 from keel.run.folder import RunFolder
-from keel.training.setup import build_parts
+from keel.training.setup import build_training_setup
 from keel.world import World
 
 from ..runs import PROMPTS, lines, settings, share_of_w3, train
@@ -119,7 +119,7 @@ def check_models(output: Path, config: dict[str, Any]) -> None:
     from keel.training.state import RunState, restore
 
     folder = RunFolder(output)
-    parts = build_parts(parse(TrainConfig, config), [share_of_w3], PROMPTS, ONE)
+    parts = build_training_setup(parse(TrainConfig, config), [share_of_w3], PROMPTS, ONE)
     checkpoint = latest_checkpoint(folder)
     assert checkpoint is not None
     restore(parts, RunState(0, 0.0), checkpoint)

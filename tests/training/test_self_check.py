@@ -18,7 +18,7 @@ from keel.learn.update import Updater
 from keel.rollout.sampler import sample_rollouts
 from keel.training.policy import train_policy
 from keel.training.self_check import self_check
-from keel.training.setup import TrainingSetup, build_parts
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3, train
@@ -29,7 +29,7 @@ ONE = World(0, 1, torch.device("cpu"))
 def parts_of(
     model: Path, changes: dict[str, Any] | None = None, scorers: tuple[Callable[..., Any], ...] = (share_of_w3,)
 ) -> TrainingSetup:
-    return build_parts(parse(TrainConfig, settings(model, Path("unused"), changes)), scorers, PROMPTS, ONE)
+    return build_training_setup(parse(TrainConfig, settings(model, Path("unused"), changes)), scorers, PROMPTS, ONE)
 
 
 @pytest.fixture

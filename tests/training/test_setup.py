@@ -10,7 +10,7 @@ import torch
 from keel.config import TrainConfig, parse
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.training.setup import TrainingSetup, build_parts, prompts_of_step
+from keel.training.setup import TrainingSetup, build_training_setup, prompts_of_step
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3
@@ -20,7 +20,9 @@ SIX = [Prompt(text, text, (), {}) for text in "abcdef"]
 
 
 def build(model: Path, changes: dict[str, Any], world: World = ONE) -> TrainingSetup:
-    return build_parts(parse(TrainConfig, settings(model, Path("unused"), changes)), [share_of_w3], PROMPTS, world)
+    return build_training_setup(
+        parse(TrainConfig, settings(model, Path("unused"), changes)), [share_of_w3], PROMPTS, world
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     ends += [turn_end] if turn_end is not None and turn_end not in ends else []
     ends = ends or [int(tokenizer.pad_token_id)]
     config = AutoConfig.from_pretrained(name) if (Path(name) / "config.json").is_file() else None
-    asking = PromptFormat(settings.column, settings.chat, settings.system)
-    imitation = Imitation(tokenizer, ends, settings.max_tokens, settings.turns, asking)
+    prompt_format = PromptFormat(settings.column, settings.chat, settings.system)
+    imitation = Imitation(tokenizer, ends, settings.max_tokens, settings.turns, prompt_format)
     scores = any("SequenceClassification" in each for each in getattr(config, "architectures", None) or [])
     template = getattr(config, "keel_template", "{prompt}{response}")
     return Trial(settings.path, purpose, imitation, _reader(tokenizer, template) if scores else None)

@@ -31,7 +31,7 @@ class Imitation:
     end_ids: Sequence[int]  # tokens that end an answer
     max_tokens: int = 512
     turns: str = "all"  # which turns of the assistant are learned: all, or the last
-    asking: PromptFormat = AS_IT_IS
+    prompt_format: PromptFormat = AS_IT_IS
 
 
 def load_examples(
@@ -89,7 +89,7 @@ def _text_example(row: Row, path: str, imitation: Imitation) -> Example:
 
 def _completion_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tuple[list[Example], bool]:
     tokenizer, end_ids, limit = imitation.tokenizer, imitation.end_ids, imitation.max_tokens
-    prompt = imitation.asking.convert(require_content(row, path, "prompt"), row, path, tokenizer, notes)
+    prompt = imitation.prompt_format.convert(require_content(row, path, "prompt"), row, path, tokenizer, notes)
     response = require_content(row, path, "completion", may_be_empty=True)
     if not isinstance(prompt, str):
         messages: Messages = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
@@ -111,8 +111,12 @@ def _chat_examples(
     tokenizer = imitation.tokenizer
     if isinstance(completion, str):
         system = row.values.get("system")  # of ShareGPT's rows
-        asking = replace(imitation.asking, system=system) if isinstance(system, str) and system else imitation.asking
-        read = asking.convert(require_messages(row, path, completion), row, path, tokenizer, notes)
+        prompt_format = (
+            replace(imitation.prompt_format, system=system)
+            if isinstance(system, str) and system
+            else imitation.prompt_format
+        )
+        read = prompt_format.convert(require_messages(row, path, completion), row, path, tokenizer, notes)
         assert not isinstance(read, str)
         completion = read
         if any(message["role"] == "assistant" for message in read) and read[-1]["role"] != "assistant":

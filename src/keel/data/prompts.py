@@ -61,7 +61,7 @@ def load_prompts(
     split: str = "train",
     max_tokens: int = 512,
     too_long: str = "error",
-    asking: PromptFormat = AS_IT_IS,
+    prompt_format: PromptFormat = AS_IT_IS,
     notes: Notes | None = None,
 ) -> list[Prompt]:
     """The prompts of a file, or of `rows`, which errors then call `path`. `too_long`: error, drop, or truncate. A chat
@@ -76,7 +76,7 @@ def load_prompts(
     rows = read_rows(path, split) if rows is None else rows
     for row in rows:
         with naming(row, path):
-            prompt = read_prompt(row, path, tokenizer, asking, notes)
+            prompt = read_prompt(row, path, tokenizer, prompt_format, notes)
             if len(prompt.tokens) > max_tokens:
                 long.append(row.number)
                 if too_long != "truncate":
@@ -93,7 +93,7 @@ def load_prompts(
     for number in long:
         done = "left out" if too_long == "drop" else "shortened"
         notes.add(path, number, f"more than {max_tokens} tokens (prompts.max_tokens); {done}")
-    note_kinds(path, {row.number: row.values[asking.column] for row in rows}, notes)
+    note_kinds(path, {row.number: row.values[prompt_format.column] for row in rows}, notes)
     return prompts
 
 
@@ -101,19 +101,21 @@ def read_prompt(
     row: Row,
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    asking: PromptFormat = AS_IT_IS,
+    prompt_format: PromptFormat = AS_IT_IS,
     notes: Notes | None = None,
 ) -> Prompt:
     """The prompt of a row, at its full length. Raises DataError."""
-    content = asking.convert(require_content(row, path, asking.column), row, path, tokenizer, notes)
-    others = {name: value for name, value in row.values.items() if name != asking.column}
+    content = prompt_format.convert(require_content(row, path, prompt_format.column), row, path, tokenizer, notes)
+    others = {name: value for name, value in row.values.items() if name != prompt_format.column}
     try:
         read_tools(others)
     except ValueError as error:
         reject(row, path, str(error))
     prompt = encode_prompt(content, tokenizer, others)
     if not prompt.tokens:
-        reject(row, path, f'the tokenizer makes no tokens of "{asking.column}", so nothing can be sampled after it')
+        reject(
+            row, path, f'the tokenizer makes no tokens of "{prompt_format.column}", so nothing can be sampled after it'
+        )
     if notes is not None and not isinstance(content, str):
         note_unwritten(content, prompt.text, path, row.number, notes)
         for what in unwritten(content, tokenizer, read_tools(others)):

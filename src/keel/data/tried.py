@@ -58,7 +58,7 @@ class Trial:
 
 def try_rows(trial: Trial, split: str = "train") -> Tried:
     """Every sound row of a file. A row that this model cannot be given is refused, whatever the others are."""
-    tried = Tried(notes=Notes(bare=trial.imitation.asking.chat is None))
+    tried = Tried(notes=Notes(bare=trial.imitation.prompt_format.chat is None))
     read = {"texts": _texts, "comparisons": _comparison, "answers": _comparison, "prompts": _prompt}[trial.purpose]
     for row in scan_rows(trial.path, split):
         if isinstance(row, DataError):
@@ -78,7 +78,7 @@ def _texts(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
 
 def _prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     imitation = trial.imitation
-    prompt = read_prompt(row, trial.path, imitation.tokenizer, imitation.asking, notes)
+    prompt = read_prompt(row, trial.path, imitation.tokenizer, imitation.prompt_format, notes)
     if len(prompt.tokens) > imitation.max_tokens:
         notes.add(trial.path, row.number, TOO_LONG.format(imitation.max_tokens))
     yield TokenRow(row.number, prompt.tokens, [False] * len(prompt.tokens), "")
@@ -92,7 +92,7 @@ def _comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
         responses = parse_unranked_responses(row, trial.path)
         ranks: tuple[int | None, ...] = (None,) * len(responses.responses)
         ranking = Ranking(responses.prompt, responses.responses, ranks, place=f"{trial.path}:{row.number}")
-    prompt = imitation.asking.convert(ranking.prompt, row, trial.path, imitation.tokenizer, None)
+    prompt = imitation.prompt_format.convert(ranking.prompt, row, trial.path, imitation.tokenizer, None)
     ranking = Ranking(prompt, ranking.responses, ranking.ranks, tools=ranking.tools, place=ranking.place)
     if trial.encode is not None:
         rows, was_cut = trial.encode(ranking, limit)

@@ -64,7 +64,7 @@ def read_prompts(
         split=settings.split,
         max_tokens=settings.max_tokens,
         too_long=settings.too_long,
-        asking=read_prompt_format(settings),
+        prompt_format=read_prompt_format(settings),
         notes=notes,
         rows=rows,
     )

@@ -17,7 +17,7 @@ from keel.report.frontier import panels
 from keel.report.plots import curve_groups, evidence_plots
 from keel.report.responses import SPREAD, compare_responses, distributions, early_and_late_responses, token_rows
 from keel.report.reward_report import environment
-from keel.report.settings import reproduction, settings_off_default
+from keel.report.settings import non_default_settings, reproduction
 from keel.report.summary import format_value, run_rows, tiles
 from keel.run.folder import RunFolder, storage, write_atomic
 from keel.run.read.compare import differences, settings_differences
@@ -94,7 +94,7 @@ def report_sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict
         "beside": compare_responses(kept),
         "tokens": token_rows(kept[answering]),
         "differences": settings_differences(runs) + [row for row in around if None not in row["values"]],
-        "own": settings_off_default(runs[0]),
+        "own": non_default_settings(runs[0]),
         "reproduced": reproduced,
     }
 

@@ -19,7 +19,7 @@ UNFINISHED = ("stopped", "died", "failed")
 SCORER = ("model", "function", "url")
 
 
-def settings_off_default(run: Run) -> list[dict[str, Any]]:
+def non_default_settings(run: Run) -> list[dict[str, Any]]:
     """[{"name", "value", "default", "needed"}] for each setting that is not at its default; first those without one.
 
     The defaults are those of this version of keel for the run's algorithm; a setting that it no longer has is left out.

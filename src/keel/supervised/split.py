@@ -53,11 +53,11 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
     Raises ConfigError when a margin meets a loss that has no place for it, DataError when nothing is left.
     """
     data = config.data
-    notes, asking = Notes(), read_prompt_format(data)
+    notes, prompt_format = Notes(), read_prompt_format(data)
 
     def load(path: str) -> list[Ranking]:
         rankings = load_rankings(path, data.split, notes)
-        return [replace(ranking, prompt=asking.content(ranking.prompt)) for ranking in rankings]
+        return [replace(ranking, prompt=prompt_format.content(ranking.prompt)) for ranking in rankings]
 
     rankings = load(data.path)
     if getattr(config, "loss", "") in ("listwise", "ipo") and any(ranking.margin for ranking in rankings):

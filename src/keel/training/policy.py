@@ -21,7 +21,7 @@ from keel.terminal import tell
 from keel.training.faulty_batch import keep_batch
 from keel.training.python_prompts import GIVEN, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
-from keel.training.setup import build_parts
+from keel.training.setup import build_training_setup
 from keel.training.state import restore, save, save_result
 from keel.training.trainer import PolicyTrainer, StepTargets, raise_together
 from keel.training.watch import halt_error
@@ -49,7 +49,7 @@ def train_policy(
         config = parse(TrainConfig, config if prompts is None else with_place(config))
     world = World.from_environment()
     with interrupts_handled():
-        trainer = PolicyTrainer(build_parts(config, scorers, prompts, world))
+        trainer = PolicyTrainer(build_training_setup(config, scorers, prompts, world))
         failpoint("start.loaded")
         if check_only:
             return trainer.check()

@@ -25,7 +25,7 @@ from keel.data.batches import TrainingBatch, select_rows
 from keel.learn.update import Updater
 from keel.models.shallow import shallow_models
 from keel.training.self_check import self_check
-from keel.training.setup import TrainingSetup, build_parts
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState
 from keel.training.trainer import PolicyTrainer
 from keel.world import World, seconds_of_work
@@ -80,7 +80,7 @@ def probe(
     scorers = [] if config.rewards else [_no_opinion]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
     with shallow_models(depths), state.timed(START):
-        parts = build_parts(config, scorers, None, World.single())
+        parts = build_training_setup(config, scorers, None, World.single())
         updater = OneMinibatch.like(parts.updater, small)
         parts = replace(parts, end_ids=_ends(parts, response_tokens), updater=updater)
         state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION

@@ -127,7 +127,7 @@ def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int
     return chosen
 
 
-def build_parts(
+def build_training_setup(
     config: TrainConfig,
     functions: Sequence[Callable[..., Any]],
     prompts: Any,

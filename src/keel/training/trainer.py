@@ -27,7 +27,7 @@ from keel.training.collapse import check_alive, check_finite
 from keel.training.metrics import speed_metrics, step_metrics
 from keel.training.python_prompts import load_training_prompts, with_place
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
-from keel.training.setup import TrainingSetup, build_parts
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState, StepRecord
 from keel.world import World
 
@@ -84,7 +84,7 @@ class PolicyTrainer:
         """
         if not isinstance(config, TrainConfig):
             config = parse(TrainConfig, config if prompts is None else with_place(config))
-        trainer = cls(build_parts(config, scorers, prompts, World.from_environment(), scores_required=False))
+        trainer = cls(build_training_setup(config, scorers, prompts, World.from_environment(), scores_required=False))
         trainer.check()
         if trainer.parts.config.reward.normalize == "reference" and trainer.parts.scorers:
             trainer.measure_reference()
