@@ -69,11 +69,12 @@ def read_every_token(model: Any) -> None:
 
 def _clears_pad_row(model: Any) -> bool:
     """Whether the family's initialization sets the pad token's row to zero though the weight is marked as loaded."""
-    example = nn.Embedding(2, 1, padding_idx=0)
-    nn.init.ones_(example.weight)
-    example.weight._is_hf_initialized = True  # type: ignore[attr-defined]
-    with suppress(*UNFIT):  # some families look for the module in the model
-        model._init_weights(example)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here would change the start of an adapter
+        example = nn.Embedding(2, 1, padding_idx=0)
+        nn.init.ones_(example.weight)
+        example.weight._is_hf_initialized = True  # type: ignore[attr-defined]
+        with suppress(*UNFIT):  # some families look for the module in the model
+            model._init_weights(example)
     return not example.weight[0].any()
 
 
