@@ -4,7 +4,7 @@ import sys
 
 
 def run() -> int:
-    """The exit code of the command line."""
+    """Run the command line and return its exit code."""
     from keel.cli.main import main
 
     return main()

@@ -65,7 +65,7 @@ class _Watch:
             self.timers.append(again)
 
     def restore(self) -> None:
-        """Put the handlers outside back. A timer that came after that would end the process."""
+        """Restore the previous signal handlers, and cancel timers: one that fired afterwards would end the process."""
         for timer in self.timers:
             timer.cancel()
         self.timers = []

@@ -8,8 +8,10 @@ JOINERS = "\u200c\u200d"
 
 
 def literal(text: str) -> str:
-    """Text of somebody else's for a terminal: what would steer it (control characters, escape sequences, marks that
-    turn the direction of writing) is shown as an escape. The joiners inside words and emoji stay."""
+    """Escape control characters, escape sequences and direction marks in text that keel did not write.
+
+    The joiners inside words and emoji stay.
+    """
     return "".join(
         c if c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs" else _escape(c) for c in text
     )

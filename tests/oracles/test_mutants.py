@@ -48,8 +48,8 @@ MUTANTS = [
     Mutant(
         "score on the wrong index",
         "core/rewards.py",
-        "last_counted(response_mask).unsqueeze(1)",
-        "(last_counted(response_mask) - 1).clamp(min=0).unsqueeze(1)",
+        "last_counted_index(response_mask).unsqueeze(1)",
+        "(last_counted_index(response_mask) - 1).clamp(min=0).unsqueeze(1)",
         "core/test_rewards.py::test_the_score_stands_on_the_last_counted_token",
     ),
     Mutant(

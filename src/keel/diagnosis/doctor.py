@@ -1,4 +1,4 @@
-"""Reads a run and says whether it is healthy, or what is wrong, since when, on what evidence, and what to change."""
+"""Diagnose a run: what is wrong, since which step, on what evidence, and what to change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ AT_ONCE = 3  # steps: so much later may it be even where it is milder
 
 
 def diagnose(run: Run) -> Diagnosis:
-    """All findings about a run as it is; each rule sees of step t only what was known by then."""
+    """Return all findings about a run. Each rule uses only data up to a step for that step."""
     last = int(run.steps[-1]) if len(run.steps) else 0
     rules = POLICY_LEARNING if run.stage == "train" else SUPERVISED
     found = [finding for rule in rules for finding in rule_findings(rule, run)] if last else before_first_step(run)
@@ -23,8 +23,9 @@ def diagnose(run: Run) -> Diagnosis:
 
 
 def order_findings(findings: Sequence[Finding], rules: Sequence[Rule], run: Run) -> list[Finding]:
-    """The diagnosis first: what is explained by nothing else, the gravest and of these what lies most upstream, where
-    it can be mended. A cause that is over counts as long as something that follows from it is not; else it comes last.
+    """Sort findings: root causes first, then by severity, then by their order in the pipeline.
+
+    A closed cause counts as open while one of its effects is open; other closed findings come last.
     """
     place = {rule.name: number for number, rule in enumerate(rules)}
     follows = {rule.name: () if rule.of_itself(run) else rule.follows for rule in rules}

@@ -78,7 +78,7 @@ def model_config(name: str, auto_class: Any) -> Any:
 
 
 def truncate(config: Any, layers: int) -> None:
-    """Let a text config have so many layers, and its lists with an entry for each layer as many entries."""
+    """Set the number of layers of a text config, and shorten its per-layer lists to match."""
     count = config.num_hidden_layers
     for key, value in vars(config).items():
         if isinstance(value, list) and len(value) == count:

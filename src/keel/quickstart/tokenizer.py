@@ -12,7 +12,7 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word or mark; `<s>` is put in front, `</s>` is not put behind.
+    """Build a tokenizer with one token per word or punctuation mark, which prepends `<s>` and appends nothing.
 
     Decoding writes no space before a mark, so that every text of the grammar comes back as it was.
     """

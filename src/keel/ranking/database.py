@@ -89,7 +89,7 @@ class Database:
                 close_log(self.connection)
 
     def backup(self, target: Path) -> None:
-        """Write a copy of this moment, complete in itself, to a new file. Raises StoreError, OSError."""
+        """Write a self-contained snapshot of the database to a new file. Raises StoreError, OSError."""
         partial = target.with_name(f".{target.name}.tmp")
         partial.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o600))

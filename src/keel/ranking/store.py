@@ -71,7 +71,7 @@ class Store:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All that is done in the block is one transaction: faster, and nothing counts before its end."""
+        """Run the block as one transaction; nothing is committed until it ends."""
         try:
             with self.database.transaction("IMMEDIATE"):
                 yield

@@ -135,14 +135,14 @@ class _Passing(Exception):
 
 
 def refuse_link_local(addresses: Iterable[str], url: str) -> None:
-    """Raises RewardError for an address at which clouds tell a machine its secrets, however it was written."""
+    """Raise RewardError for the address of a cloud's metadata service, in any notation."""
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         for meant in (address, *embedded_addresses(address)):
             if meant.is_link_local:
                 raise RewardError(f"{address} is a link-local address, where no reward server lives", where=url)
             if meant in METADATA:
-                raise RewardError(f"{address} is where a cloud keeps its machines' secrets", where=url)
+                raise RewardError(f"{address} is the address of a cloud's metadata service", where=url)
 
 
 def embedded_addresses(address: Address) -> list[ipaddress.IPv4Address]:

@@ -88,7 +88,7 @@ def save_checkpoint(
             failpoint("save.old")
             _delete_old(folder, step, keep)
             failpoint("save.done")
-    except SafetensorError as error:  # a full disk comes out of safetensors in these clothes
+    except SafetensorError as error:  # safetensors reports a full disk this way
         raise CheckpointError(str(error), str(partial), "free or repair the storage") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone after a success; after a failure, give the space back

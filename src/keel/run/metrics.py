@@ -33,7 +33,7 @@ class JsonlMetrics:
         self._path = path
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises CheckpointError when the file cannot be written."""
+        """Log the metrics of a step. Raises CheckpointError when the file cannot be written."""
         line = json.dumps({"step": step, **finite(metrics)}, ensure_ascii=False, allow_nan=False)
         append_lines(self._path, [line + "\n"])
 

@@ -26,7 +26,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def load_settings(text: bytes) -> Any:
-    """What a config.yaml says. Raises yaml.YAMLError, ValueError or what else its values cannot be read for."""
+    """Parse the text of a config.yaml. Raises yaml.YAMLError, ValueError, or what a value of another type raises."""
     if len(text) > LARGEST:
         raise ValueError(f"{len(text)} bytes of settings")
     return yaml.load(text.decode(), Loader=_PlainLoader)

@@ -40,7 +40,7 @@ def new_token() -> str:
 
 
 def as_url_host(host: str) -> str:
-    """An address as it stands in a URL."""
+    """Format a host for a URL."""
     return f"[{host}]" if ":" in host else host
 
 
