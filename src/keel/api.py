@@ -188,7 +188,7 @@ def doctor(run: str | Path) -> "Diagnosis":
     """Report what is wrong with a run, as `keel doctor` does: findings with evidence, likely causes and what to change.
 
     Args:
-        run: the run folder, of a run that has ended or goes on.
+        run: the run folder, of a run that has ended or is still running.
 
     Raises ConfigError for a folder that holds no run.
     """

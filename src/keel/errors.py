@@ -67,6 +67,6 @@ class ProcessLost(KeelError, RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end. What was done is saved, and `--resume` goes on from there."""
+    """A signal asked the run to end. Its finished steps are saved, and `--resume` continues from there."""
 
     exit_code = 75

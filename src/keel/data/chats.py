@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Three code points that Unicode reserves for use inside programs: around a control token that a message spells, and
-# where a text that goes on ends.
+# where a text that continues ends.
 OPEN, CLOSE, HERE = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = re.compile(f"[{OPEN}{CLOSE}{HERE}]")
 SPELLED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}{HERE}]*){CLOSE}")

@@ -65,7 +65,7 @@ def _doubt(cause: Cause) -> int:
 
 
 def spans(levels: Levels, patience: int, lasts: bool = False) -> list[tuple[int, int, int, bool]]:
-    """(first place, last place, severity, whether it goes on) of each span of levels above FINE.
+    """(first place, last place, severity, whether it is open) of each span of levels above FINE.
 
     A span begins with the first of `patience` places in a row, and is over after twice as many places without it. Its
     severity is the highest level that held for so long.

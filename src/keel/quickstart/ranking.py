@@ -44,7 +44,7 @@ def rank_responses(config: QuickstartConfig, responses: Path, target: Path) -> s
 
 
 def by_hand(store: Store, config: QuickstartConfig) -> None:
-    """Serve the page until enough is ranked; Ctrl-C goes on with what there is."""
+    """Serve the page until enough is ranked; Ctrl-C continues with the rankings so far."""
     store.add_raters(["you"])
     print(f"rank {config.human_rankings} replies in the page below; Ctrl-C goes on with fewer", flush=True)
     instructions = Path(config.output) / "instructions.txt"

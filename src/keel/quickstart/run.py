@@ -260,7 +260,7 @@ def evaluation_settings(run: Quickstart) -> EvaluateConfig:
 def in_short(diagnosis: Diagnosis) -> str:
     """The verdict, and the first finding."""
     first = next((finding for finding in diagnosis.findings if finding.is_open), None)
-    return f"{diagnosis.verdict}: {first.name}, {first.title}" if first else f"{diagnosis.verdict}, as far as it sees"
+    return f"{diagnosis.verdict}: {first.name}, {first.title}" if first else f"{diagnosis.verdict}: no problems found"
 
 
 def summarise(judged: Mapping[str, Any], reward_figures: Mapping[str, float], seconds: float) -> dict[str, float]:

@@ -39,7 +39,7 @@ def reproduction(run: Run) -> dict[str, Any]:
     """{"command", "resume", "config", "inputs", "machine", "surroundings"}: how to make the run again.
 
     `inputs` are {path: SHA-256} and `machine` what it ran on, both empty for a run that did not write them down;
-    `surroundings` is both of them flat. `resume` is None for a run that has ended or goes on.
+    `surroundings` is both of them flat. `resume` is None for a run that has ended or is still running.
     """
     folder = RunFolder(run.path)
     began = _began(folder)

@@ -118,7 +118,7 @@ def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
 
 
 def checkpoint_to_resume(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint that a resumed run goes on from, or None where it begins again; `say` is told which it is.
+    """Return the checkpoint that a resumed run continues from, or None where it starts again; `say` reports which.
 
     Raises CheckpointError when all are damaged, ConfigError for a finished run whose checkpoints are gone.
     """

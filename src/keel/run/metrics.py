@@ -1,4 +1,4 @@
-"""Figures and answers of a run, one JSON object a line, readable while the run goes on."""
+"""Metrics of a run, one JSON object a line, readable during the run."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def open_sinks(folder: RunFolder, trackers: Sequence[str], done: int, first: int
 
 
 def truncate_after(path: Path, step: int, first: int | None = None) -> None:
-    """Cut a log back to what a run that goes on after `step` has written: each line once, in the order of the steps.
+    """Cut a log back to the steps up to `step`, from which a run continues: each line once, in the order of the steps.
 
     Drops the lines of later steps and a last line that a crash cut short. Lines that stand twice are kept once, as
     they were written last; a line reports that, and which of the steps from `first` on have lost lines (None: any may).

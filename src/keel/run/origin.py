@@ -1,4 +1,4 @@
-"""What a run began with: the files it reads, and the machine. If both are the same, it goes on bit for bit."""
+"""What a run began with: the files it reads, and the machine. If both are the same, a resumed run is bit-identical."""
 
 import hashlib
 import json

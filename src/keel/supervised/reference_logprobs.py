@@ -1,4 +1,4 @@
-"""What the reference says of a run's answers: asked once, kept in the run folder, read back when the run goes on."""
+"""The reference's log-probabilities of a run's responses: computed once, kept in the run folder, read back later."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ FILE = "reference.safetensors"
 def kept_reference(folder: RunFolder, ask: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors that `ask` gave when the run began, on the CPU. Raises CheckpointError when they cannot be kept.
 
-    A run that goes on has the data and the start weights of its beginning (`check_origin`), so a file that is gone or
+    A resumed run has the data and the start weights of its beginning (`check_origin`), so a file that is gone or
     damaged is no loss: they are asked for again, and differ by rounding at most.
     """
     kept = read_reference_logprobs(folder) if folder.holds_run else None

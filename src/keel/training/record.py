@@ -17,7 +17,7 @@ from keel.world import World
 
 @dataclass(frozen=True)
 class Records:
-    """Where a run writes while it goes on. Only the main rank has anything to write to."""
+    """The logs of a run. Only the main process has any."""
 
     sinks: Sequence[MetricSink] = ()
     responses: RolloutLog | None = None
@@ -37,7 +37,7 @@ class Records:
 
 @contextmanager
 def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World) -> Iterator[Records]:
-    """The run folder's logs, cut back to the step that the run goes on from, and the progress display."""
+    """Open the run folder's logs, cut back to the step that the run continues from, and the progress display."""
     if not world.is_main:
         yield Records()
         return

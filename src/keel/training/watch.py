@@ -1,4 +1,4 @@
-"""The doctor at the bedside: while a run goes on, a line when a finding opens or is over."""
+"""Run the doctor's rules during training: print a line when a finding opens or closes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Watch:
 
     @classmethod
     def start(cls, folder: RunFolder, config: TrainConfig) -> "Watch":
-        """Goes on where the run goes on: what is open by then has been told, and is only named again."""
+        """Start where the run continues: findings that are open by then have been reported, and are named again."""
         watch = cls(folder, config.model_dump(mode="json"), config.doctor)
         if config.doctor != "quiet":
             watch.lines = read_metrics(folder.metrics)

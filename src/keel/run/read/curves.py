@@ -25,7 +25,7 @@ NOT_CURVES = ("progress/",)  # counts of what was done
 
 
 class MetricDescription(NamedTuple):
-    """A figure, or a family of them, in the words of metric_descriptions.yaml."""
+    """A metric, or a family of metrics, as metric_descriptions.yaml describes it."""
 
     figure: str
     label: str

@@ -32,7 +32,7 @@ class State:
     """How a run stands."""
 
     standing: Standing  # died: its process is gone and left no word
-    what: str = ""  # why it stopped or failed, in the words of the run
+    what: str = ""  # why it stopped or failed, as the run reported it
 
 
 @dataclass(frozen=True)

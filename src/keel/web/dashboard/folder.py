@@ -15,7 +15,7 @@ from keel.web.dashboard.run import WatchedRun
 
 SHARE = 0.05  # of the time, at most, that is spent on looking for new runs
 SECONDS = 2.0  # between two looks, at least
-PATIENCE = 0.2  # seconds that a request for the list looks at runs for; the next one goes on
+PATIENCE = 0.2  # seconds that a request for the list looks at runs for; the next one continues
 
 
 class RunsBelow:

@@ -16,7 +16,7 @@ from keel.server.limits import Refused
 from keel.web.dashboard.disputes import disagreement
 
 NEWEST = 4_000_000  # bytes at the end of a long file, which are shown until all of it is read
-PATIENCE = 0.4  # seconds that a request reads or searches for; the next one goes on
+PATIENCE = 0.4  # seconds that a request reads or searches for; the next one continues
 WINDOW = 2_000  # answers searched between two looks at the clock
 KEPT = 6  # results, and searches, that are remembered
 SNIPPET = 240  # characters of a prompt and of an answer in the list

@@ -22,7 +22,7 @@ from keel.web.dashboard.file_state import appearance
 from keel.web.dashboard.metrics import MOST_METRICS, Metrics
 from keel.web.dashboard.responses import RunResponses
 
-PATIENCE = 0.6  # seconds that a request reads for; the next one goes on
+PATIENCE = 0.6  # seconds that a request reads for; the next one continues
 AT_ONCE = 1_000  # new points of a curve that travel; of more, the whole curve does, thinned
 SPARK = 60  # points of the small curve in the list
 HEADLINES = (
