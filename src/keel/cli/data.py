@@ -135,7 +135,7 @@ def _preferences(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["pairs"]:
         yield (
             "contradictions",
-            f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one hand; {_format_rows(found)}",
+            f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one rater; {_format_rows(found)}",
         )
 
 

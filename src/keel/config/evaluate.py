@@ -77,7 +77,7 @@ class EvaluateConfig(Settings):
             if getattr(self, name) is not None and len(self.policy) != 1:
                 raise ValueError(f"{name}: only with one policy")
         if self.pairs is not None and self.against is None:
-            raise ValueError("pairs: needs `against`, whose answers stand beside the policy's")
+            raise ValueError("pairs: needs `against`, whose responses are paired with the policy's")
         if self.judgements is not None and self.pairs is None:
             raise ValueError("judgements: give the `pairs` that were judged as well")
         if self.best_of > self.sampling.num_responses:

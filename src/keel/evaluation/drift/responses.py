@@ -72,7 +72,7 @@ def open_drift_setup(config: DriftConfig) -> DriftSetup:
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
     today = load_policy(policy, config.prompts or logged, training_decoding(run), config.dtype)
     chosen = some(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
-    slice_rows(chosen, config.slices)  # a mistake is told before anything is answered
+    slice_rows(chosen, config.slices)  # report a mistake before anything is sampled
     if config.answers:
         read_responses(chosen, config.answers)
     start, notes = run.reference or run.policy.model, describe_unfinished_run(config.run, step, run.steps)
