@@ -1,10 +1,11 @@
 """Settings of `keel train`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from keel.config.algorithms import ALGORITHM_TRAITS, AlgorithmTraits
 from keel.config.sections import (
     CheckpointSettings,
     Count,
@@ -60,12 +61,14 @@ class RewardShaping(Settings):
     them"""
 
 
-CLIPPED = ("ppo", "grpo")
-"""Algorithms whose loss corrects for the distance to the policy that sampled."""
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[tuple(ALGORITHM_TRAITS)]  # so that help and errors list the rows of the table
 
 
 class AlgorithmSettings(Settings):
-    name: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"] = "ppo"
+    name: AlgorithmName = "ppo"
     """Reinforcement learning algorithm"""
     kl_coef: NonNegative = 0.05
     """Weight of the KL to the reference; with 0 the KL is still measured if there is a reward model"""
@@ -115,6 +118,10 @@ class AlgorithmSettings(Settings):
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """Value after a truncated response: terminal = 0, bootstrap = the critic's value"""
 
+    @property
+    def traits(self) -> AlgorithmTraits:
+        return ALGORITHM_TRAITS[self.name]
+
     @model_validator(mode="after")
     def _fits_together(self) -> "AlgorithmSettings":
         if self.kl_in == "loss" and self.kl_estimator == "k1":
@@ -124,7 +131,7 @@ class AlgorithmSettings(Settings):
                 f"kl_estimator {self.kl_estimator} in the reward has a wrong gradient, which can end worse than no "
                 "learning; use k1, or kl_in: loss"
             )
-        if (self.update_epochs or 1) > 1 and self.name not in CLIPPED:
+        if (self.update_epochs or 1) > 1 and not self.traits.clips_ratio:
             raise ValueError(
                 f"{self.name} has no ratio to the policy that sampled, so its gradient holds for one pass over a batch "
                 f"only: update_epochs {self.update_epochs} needs ppo or grpo"
@@ -149,15 +156,6 @@ class EvaluateDuring(Settings):
     """Steps between evaluations on held-out prompts; 0 = none"""
     prompts: str | None = None
     """File of held-out prompts; column and length limit are those of `prompts`"""
-
-
-ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
-    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1},
-    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
-    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
-    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
-    "grpo": {"update_epochs": 1, "minibatches": 4, "group_size": 4},
-}
 
 
 class TrainConfig(Settings):
@@ -226,13 +224,13 @@ class TrainConfig(Settings):
         algorithm, rollout = _as_dict(data.get("algorithm")), _as_dict(data.get("rollout"))
         if not isinstance(algorithm, dict) or not isinstance(rollout, dict):
             return data
-        row = ALGORITHM_DEFAULTS.get(str(algorithm.get("name") or "ppo"))
+        traits = ALGORITHM_TRAITS.get(str(algorithm.get("name") or "ppo"))
         batch_size = rollout.get("batch_size") or RolloutSettings().batch_size
-        if row is not None:
-            _default(algorithm, "update_epochs", row["update_epochs"])
-            _default(rollout, "group_size", row["group_size"])
+        if traits is not None:
+            _default(algorithm, "update_epochs", traits.update_epochs)
+            _default(rollout, "group_size", traits.group_size)
             if str(batch_size).isdigit():
-                _default(algorithm, "minibatch_size", _share(int(batch_size), row["minibatches"]))
+                _default(algorithm, "minibatch_size", _share(int(batch_size), traits.minibatches))
         _default(algorithm, "kl_estimator", "k2" if algorithm.get("kl_in") == "loss" else "k1")
         return {**data, "algorithm": algorithm, "rollout": rollout}
 
@@ -246,9 +244,9 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"rollout.batch_size {batch_size} is no multiple of algorithm.minibatch_size {minibatch_size}"
             )
-        if self.algorithm.name in ("rloo", "grpo") and group_size < 2:
+        if self.algorithm.traits.compares_groups and group_size < 2:
             raise ValueError(f"{self.algorithm.name} compares answers to one prompt: rollout.group_size must be >= 2")
-        if self.critic.warmup_steps >= self.steps and self.algorithm.name in ("ppo", "a2c"):
+        if self.critic.warmup_steps >= self.steps and self.algorithm.traits.needs_critic:
             raise ValueError(
                 f"critic.warmup_steps {self.critic.warmup_steps} of {self.steps} steps leaves none in which the policy "
                 "learns"
