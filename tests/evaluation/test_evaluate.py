@@ -248,7 +248,7 @@ def test_the_best_of_one_is_the_mean_and_of_all_the_largest(tiny_policy: Path, p
     assert curve[0]["score"] == pytest.approx(figures["policy"]["score"])
     assert curve[2]["score"] == pytest.approx(sum(largest) / 3)
     assert curve[2]["rewards/length_of"] == curve[2]["score"]
-    with pytest.raises(ConfigError, match="best_of: 4 of 3 answers to a prompt; lower it, or raise"):
+    with pytest.raises(ConfigError, match="best_of: 4 is more than the 3 responses to a prompt; lower it, or raise"):
         settings(tiny_policy, prompts, best_of=4)
     with pytest.raises(ConfigError, match="without a scorer no answer is best"):
         evaluate_policies(settings(tiny_policy, prompts, best_of=3))

@@ -8,7 +8,7 @@ from keel.config.sections import Settings
 
 
 class ServeConfig(Settings):
-    """Settings of `keel serve`: all runs under a folder, live, in a web page."""
+    """Settings of `keel serve`: show all runs under a folder, live, in a web page."""
 
     folder: str = "runs"
     """Folder whose runs are listed, at any depth"""
