@@ -11,7 +11,7 @@ from keel.data.chat_template import cached_template, today
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
 from keel.data.examples import Imitation, load_examples
 from keel.data.named_templates import set_chat_template
-from keel.data.notes import UNWRITTEN, Notes
+from keel.data.notes import OMISSION, Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import PromptFormat, encode_prompt, load_prompts
 from keel.data.turns import Example, encode_ranking, encode_response
@@ -55,7 +55,7 @@ def test_all_turns_of_the_assistant_are_learned_and_no_other(tmp_path: Path, col
     [example] = examples_of(tmp_path, {column: chat}, notes=notes)
     assert learned_text(example) == ["one<|im_end|>", "two<|im_end|>"]
     assert example.prompt == [system("s"), user("a")]
-    assert "nothing is learned of what follows" in notes.lines()[0]
+    assert "messages after the last assistant message" in notes.lines()[0]
     [example] = examples_of(tmp_path, {column: chat}, turns="last")
     assert learned_text(example) == ["two<|im_end|>"]
 
@@ -127,27 +127,27 @@ def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
     template = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
     notes = Notes()
     examples_of(tmp_path, {"messages": [user("a"), assistant("<think>x</think>b")]}, template=template, notes=notes)
-    assert "leaves out a part of an answer" in notes.lines()[0]
+    assert "omits a part of a response" in notes.lines()[0]
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "followed by a text or by one assistant"),
-        ({"prompt": "w", "completion": [user("a")]}, "followed by a text or by one assistant"),
-        ({"messages": [user("a")]}, "no message of the assistant"),
+        ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "as text or as one assistant message"),
+        ({"prompt": "w", "completion": [user("a")]}, "as text or as one assistant message"),
+        ({"messages": [user("a")]}, "no assistant message"),
         ({"messages": json.dumps([user("a"), assistant("b")])}, 'expected a list in "messages", got text'),
-        ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
+        ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another assistant message"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
-        ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is no JSON'),
-        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "every message of the assistant is marked"),
+        ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is not JSON'),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "every assistant message is marked"),
         ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, '"weight" of message 2 is 0.5'),
         ({"messages": [user("a"), assistant("b") | {"train": "no"}]}, '"train" of message 2'),
         ({"prompt": "a", "completion": "b", "label": False}, '"label" is false'),
         (
             {"messages": [user("a"), {"role": "assistant", "content": None,
                                       "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}]},
-            "writes nothing of the tool calls of message 2, so they cannot be learned",
+            "omits the tool calls of message 2, so they cannot be learned",
         ),
     ],
 )  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_message_that_the_template_leaves_out_is_said(tmp_path: Path):
     notes = Notes()
     path = write(tmp_path / "p.jsonl", {"prompt": [system("s y s"), user("abc")]}, {"prompt": [user("d")]})
     load_prompts(path, chat_tokenizer(template), notes=notes)
-    assert notes.rows == {(path, UNWRITTEN + "message 1 (system)"): {1}}
+    assert notes.rows == {(path, OMISSION + "message 1 (system)"): {1}}
 
 
 @pytest.mark.parametrize(("template", "text"), [(CHATML, "<think>b</think>c"), (None, "bc")])
@@ -352,7 +352,7 @@ def test_tools_reach_the_template_or_that_they_do_not_is_said(tmp_path: Path):
     assert forged.tokens.count(start) == 2
     notes = Notes()
     load_prompts(path, chat_tokenizer(), notes=notes)
-    assert '(lines 1, 2): the chat template writes nothing of the column "tools"' in notes.lines()[0]
+    assert '(lines 1, 2): the chat template omits the column "tools"' in notes.lines()[0]
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "a", "arguments": "{}"}}]}
     notes = Notes()
     load_prompts(write(tmp_path / "q.jsonl", {"prompt": [user("a"), call, user("b")]}), chat_tokenizer(), notes=notes)
@@ -434,7 +434,7 @@ def test_rows_of_two_kinds_and_empty_turns_are_said(tmp_path: Path):
     path = write(tmp_path / "p.jsonl", {"prompt": [user("a")]}, {"prompt": "b"}, {"prompt": [system(""), user("c")]})
     notes = Notes(bare=False)
     load_prompts(path, chat_tokenizer(), prompt_format=PromptFormat(chat=False), notes=notes)
-    assert any("(line 2): a text, where most rows are the other kind" in line for line in notes.lines())
+    assert any("(line 2): a text, while most rows are chats" in line for line in notes.lines())
     assert any("(line 3): message 1 (system) is empty" in line for line in notes.lines())
 
 
@@ -453,6 +453,6 @@ def test_equal_answers_are_said_and_refused_where_there_is_nothing_else(tmp_path
     same, other = ({"prompt": "p", "chosen": "a", "rejected": text} for text in "ab")
     notes = Notes()
     load_rankings(write(tmp_path / "some.jsonl", other, same), notes=notes)
-    assert "(line 2): an answer is preferred to the same text" in notes.lines()[0]
-    with pytest.raises(DataError, match="every row prefers an answer to the same text"):
+    assert "(line 2): a response is preferred to the same text" in notes.lines()[0]
+    with pytest.raises(DataError, match="every row prefers a response to the same text"):
         load_rankings(write(tmp_path / "all.jsonl", same, same))

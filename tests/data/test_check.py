@@ -47,8 +47,8 @@ def test_every_broken_line_is_named_to_the_end(figures: dict[str, Any]):
     why = {entry["line"]: entry["what"] for entry in figures["broken"]["why"]}
     assert list(why) == [4, 6, 7]
     assert why[4].startswith("not JSON")
-    assert "no rank from 1" in why[6]
-    assert 'neither "chosen" and "rejected" nor "responses"' in why[7]
+    assert "an integer from 1" in why[6]
+    assert 'needs "chosen" and "rejected", or "responses"' in why[7]
     assert check_verdict(figures) == "3 of 8 rows cannot be used"
 
 
@@ -93,7 +93,7 @@ def test_prompts_of_another_file_leak_whatever_their_form(tmp_path: Path):
         {"file": other, "prompts": 1, "unread": 0, "rows": 1, "lines": [2]},
         {"file": broken, "prompts": 0, "unread": 1, "rows": 0, "lines": []},
     ]
-    assert check_verdict(figures) == f"prompts of {other} in 1 row, 1 row of {broken} cannot be read"
+    assert check_verdict(figures) == f"1 row with prompts of {other}, 1 row of {broken} cannot be read"
 
 
 KINDS: list[tuple[dict[str, Any], str, str]] = [
@@ -123,7 +123,7 @@ def test_prompts_in_a_column_of_another_name(tmp_path: Path):
 
 def test_only_ties_are_nothing_to_learn_from(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]})
-    assert check_verdict(checked(path)) == "no row prefers one answer to another"
+    assert check_verdict(checked(path)) == "no row prefers one response to another"
 
 
 def test_an_empty_file_and_one_that_is_not_there(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_an_empty_file_and_one_that_is_not_there(tmp_path: Path):
     parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "rows.parquet")
     (tmp_path / "blank.jsonl").write_text("\n\n")
     for path in (write(tmp_path / "rows.jsonl"), tmp_path / "blank.jsonl", tmp_path / "rows.parquet"):
-        with pytest.raises(DataError, match="no rows in it"):
+        with pytest.raises(DataError, match="has no rows"):
             read_contents(str(path))
     with pytest.raises(DataError, match="No such file"):
         read_contents(str(tmp_path / "other.jsonl"))

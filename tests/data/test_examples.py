@@ -90,7 +90,7 @@ def test_a_long_example_loses_its_prompts_beginning_and_then_its_end(
     first, second = load(tmp_path, tokenizer, *rows, max_tokens=3)
     assert (first.tokens, first.num_targets) == ((6, 7, 2), 2)
     assert (second.tokens, second.num_targets) == ((4, 5, 6), 2)
-    with pytest.raises(DataError, match="no row has anything to learn within 1 tokens"):
+    with pytest.raises(DataError, match="no row has a token to learn within 1 tokens"):
         load(tmp_path, tokenizer, *rows, max_tokens=1)
 
 

@@ -34,7 +34,7 @@ def test_every_form_becomes_one(given: dict[str, Any], read: dict[str, Any]):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("hi", "message 2 is no"),
+        ("hi", "message 2 is not"),
         ({"content": "hi"}, 'message 2 has no "role"'),
         ({"role": "asistant", "content": "hi"}, "message 2 has the role 'asistant'; did you mean 'assistant'"),
         ({"role": "model", "content": "hi"}, "did you mean 'assistant'"),
@@ -42,7 +42,7 @@ def test_every_form_becomes_one(given: dict[str, Any], read: dict[str, Any]):
         ({"from": "alien", "value": "hi"}, "message 2 has the role 'alien'"),
         ({"role": "user"}, r'message 2 \(user\) has no "content"'),
         ({"role": "assistant", "content": None}, r'message 2 \(assistant\) has no "content"'),
-        ({"role": "user", "content": 3}, r'"content" of message 2 \(user\) is no text'),
+        ({"role": "user", "content": 3}, r'"content" of message 2 \(user\) is not text'),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "part of type 'image_url'"),
         ({"role": "user", "content": [{"type": "image"}]}, "part of type 'image'"),
     ],

@@ -82,7 +82,7 @@ def test_a_full_ranking_gives_every_pair():
 
 
 BAD = [
-    ({"prompt": "p", "answer": "x"}, 'neither "chosen" and "rejected" nor "responses"'),
+    ({"prompt": "p", "answer": "x"}, 'needs "chosen" and "rejected", or "responses"'),
     ({"prompt": "p", "chosen": "x", "rejectd": "y"}, "did you mean 'rejectd'"),
     ({"prompt": "p", "chosen": "x", "rejected": 3}, 'expected text or a list in "rejected", got a number'),
     ({"prompt": "p", "chosen": "x", "rejected": [assistant("y")]}, "of different kinds"),
@@ -96,9 +96,9 @@ BAD = [
     ({"prompt": "p", "responses": ["a", "b"]}, 'either "ranks"'),
     ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 2]}, 'either "ranks"'),
     ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, '1 "ranks" for 2 responses'),
-    ({"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}, "no rank from 1"),
-    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1.5, 1]}, "no rank from 1"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [True, 1]}, "no number"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}, "an integer from 1"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1.5, 1]}, "an integer from 1"),
+    ({"prompt": "p", "responses": ["a", "b"], "scores": [True, 1]}, "a number or null"),
     ({"responses": ["a", "b"], "scores": [0, 1]}, 'no column "prompt"'),
 ]
 
@@ -112,7 +112,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], reason: str):
 
 
 def test_data_without_any_preference_is_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="no row prefers one answer"):
+    with pytest.raises(DataError, match="no row prefers one response"):
         load(tmp_path, {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]})
 
 

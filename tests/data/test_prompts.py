@@ -44,7 +44,7 @@ def test_rows_are_numbered_as_in_the_file(tmp_path: Path):
 BROKEN = [
     (b'{"a": 1}\n{"a": \n', "not JSON", 2),
     (b'{"a": 1}\n[1]\n', "expected an object, got a list", 2),
-    (b'{"a": NaN}\n', "NaN is no number", 1),
+    (b'{"a": NaN}\n', "NaN is not a number", 1),
     (b'{"a": "\xff"}\n', "not UTF-8", 1),
     (b'{"a": "\\ud800"}\n', "not UTF-8", 1),
 ]
@@ -65,7 +65,7 @@ def test_a_broken_line_is_named(tmp_path: Path, content: bytes, reason: str, lin
 def test_a_file_without_rows_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_rows(str(path))
 
 

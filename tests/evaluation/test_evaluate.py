@@ -190,7 +190,7 @@ def test_policies_have_the_shortest_names_that_tell_them_apart(paths: list[str],
 
 @pytest.mark.parametrize("given", [["runs/ppo/policy", "runs/ppo/policy/"], []])
 def test_no_policy_or_one_twice_is_refused(given: list[str], prompts: str):
-    with pytest.raises(ConfigError, match=r"the same policy is given twice|at least 1 item"):
+    with pytest.raises(ConfigError, match=r"the same policy is in the list twice|at least 1 item"):
         settings(given, prompts)
 
 
