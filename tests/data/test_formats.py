@@ -1,4 +1,4 @@
-"""Comparisons as other tools write them: what each form says, and every way in which a row can be wrong."""
+"""Comparisons in the formats of other tools, and every fault of a row."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_every_form_becomes_a_ranking(form: str, row: dict[str, Any], expected: 
 
 
 def test_all_forms_in_one_file_with_columns_of_nulls(tmp_path: Path):
-    """As a Parquet file holds them: every row has every column."""
+    """In a Parquet file, every row has every column."""
     columns = dict.fromkeys(name for _, row, _ in FORMS for name in row)
     rows = [dict.fromkeys(columns) | row for _, row, _ in FORMS]
     assert load_rankings(write(tmp_path / "rows.jsonl", *rows)) == [expected for *_, expected in FORMS]
@@ -95,7 +95,7 @@ def test_rater_weight_and_source_come_with_every_form(tmp_path: Path):
         assert (ranking.rater, ranking.weight, ranking.source) == ("anna", 0.5, "s")
 
 
-def test_other_columns_make_no_comparison():
+def test_other_columns_are_no_comparison():
     for row in ({"prompt": "p"}, {"prompt": "p", "completion": "c"}, {"text": "t"}, {"query": "q"}, {"chosen": None}):
         assert detect_form(Row(1, row)) is None
 

@@ -39,6 +39,7 @@ ALGORITHM_TRAITS = {
         minibatches=4,
         group_size=1,
     ),
+    # A2C is PPO with one epoch and one minibatch (Huang et al. 2022, arXiv 2205.09123).
     "a2c": AlgorithmTraits(
         advantages="gae",
         clips_ratio=False,

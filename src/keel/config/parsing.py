@@ -26,7 +26,7 @@ def setting_names(settings: type[BaseModel], prefix: str = "", kind: Any = objec
     """Yield the dotted names of all settings, e.g. `algorithm.kl_coef`; with `kind` only those of that type."""
     for name, field in settings.model_fields.items():
         inner = section_class(field.annotation)
-        if inner is None or name == "rewards":
+        if inner is None or name == "rewards":  # a list of scorers is one setting
             if kind in (object, field.annotation):
                 yield prefix + name
         else:

@@ -49,7 +49,7 @@ class RankConfig(Settings):
     names: list[str] = []
     """More host names or addresses of this server, the first of them used in the links; required for 0.0.0.0"""
     address: Annotated[str, Field(pattern=r"^https?://[\w.\-\[\]:]+$")] | None = None
-    """Public address behind a proxy that speaks TLS, as in https://rank.example"""
+    """Public address behind a TLS proxy, as in https://rank.example"""
     port: Annotated[int, Field(ge=1, le=65535)] = 8642
     """Port to listen on"""
     browser: bool = True

@@ -99,8 +99,8 @@ class PromptSettings(ChatSettings):
     max_tokens: Count = 512
     """Longest prompt allowed, in tokens"""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """What to do with a prompt over max_tokens; truncate drops the oldest turns of a chat, and the beginning of a
-    text"""
+    """What to do with a prompt over max_tokens: error stops the run, drop leaves the prompt out, truncate drops the
+    oldest turns of a chat or the beginning of a text"""
 
 
 class RewardSource(Settings):

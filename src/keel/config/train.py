@@ -28,7 +28,7 @@ class CriticSettings(Settings):
     init: str = "policy"
     """Initial trunk of a separate critic: policy, reward (the first reward model, head included) or a folder"""
     warmup_steps: CountOrNone = 0
-    """Number of first steps in which only the critic learns"""
+    """Number of initial steps in which only the critic learns"""
 
 
 class RolloutSettings(Settings):
@@ -234,7 +234,7 @@ class TrainConfig(Settings):
         if traits is not None:
             _set_default(algorithm, "update_epochs", traits.update_epochs)
             _set_default(rollout, "group_size", traits.group_size)
-            if str(batch_size).isdigit():
+            if str(batch_size).isdigit():  # values are not validated yet; the field reports an invalid one
                 _set_default(algorithm, "minibatch_size", _minibatch_size(int(batch_size), traits.minibatches))
         _set_default(algorithm, "kl_estimator", "k2" if algorithm.get("kl_in") == "loss" else "k1")
         return {**data, "algorithm": algorithm, "rollout": rollout}

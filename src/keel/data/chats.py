@@ -104,7 +104,7 @@ def template_omissions(
 ) -> Iterator[str]:
     """Describe what the chat template omits: the tool calls of a message, or the column `tools`.
 
-    The text does not change when the template gets the conversation without it.
+    Something is omitted if the rendered text is the same without it.
     """
     calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
     if not calling and not tools:

@@ -15,7 +15,7 @@ NAMED_ERRORS = 20
 
 
 def check_report(contents: Contents, against: Sequence[Contents] = ()) -> dict[str, Any]:
-    """Return all that `keel data check --json` prints, as plain values. Lengths are in characters."""
+    """Compute the metrics of a file, as plain values for JSON. Lengths are in characters."""
     entries, rankings = contents.entries, contents.rankings
     responses = [response for entry in entries for response in entry.responses]
     prompts = [entry.prompt for entry in entries if entry.prompt is not None]

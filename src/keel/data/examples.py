@@ -112,7 +112,7 @@ def _chat_examples(
     """Encode the assistant turns of a completion: messages, or the name of the column that holds a conversation."""
     tokenizer = imitation.tokenizer
     if isinstance(completion, str):
-        system = row.values.get("system")  # ShareGPT has the system message in its own column
+        system = row.values.get("system")  # ShareGPT has the system message in a separate column
         prompt_format = (
             replace(imitation.prompt_format, system=system)
             if isinstance(system, str) and system

@@ -31,9 +31,7 @@ class Example:
     prompt: Content  # key for the split by prompt; the text itself if there is no prompt
     tokens: tuple[int, ...]
     num_prompt_tokens: int  # read, not learned
-    others: tuple[
-        tuple[int, int], ...
-    ] = ()  # later ranges [start, end) that are not learned: messages between responses
+    others: tuple[tuple[int, int], ...] = ()  # ranges [start, end) between responses, not learned
 
     @property
     def learned(self) -> list[bool]:
