@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from keel.data.chats import read_tools, template_omissions
 from keel.data.messages import Messages, learned_turns, without_oldest_turn
 from keel.data.notes import LOST_RESPONSE, OMISSION, Notes, loses_response, note_mixed_kinds, remarks
-from keel.data.prompts import AS_IT_IS, PromptFormat, encode_text
+from keel.data.prompts import UNCHANGED, PromptFormat, encode_text
 from keel.data.rows import (
     Row,
     read_rows,
@@ -31,7 +31,7 @@ class Imitation:
     end_ids: Sequence[int]  # tokens that end a response
     max_tokens: int = 512
     turns: str = "all"  # assistant turns to learn: all, or last
-    prompt_format: PromptFormat = AS_IT_IS
+    prompt_format: PromptFormat = UNCHANGED
 
 
 def load_examples(

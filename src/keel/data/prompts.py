@@ -50,7 +50,7 @@ class PromptFormat:
         return converted
 
 
-AS_IT_IS = PromptFormat()
+UNCHANGED = PromptFormat()
 
 
 def load_prompts(
@@ -61,7 +61,7 @@ def load_prompts(
     split: str = "train",
     max_tokens: int = 512,
     too_long: str = "error",
-    prompt_format: PromptFormat = AS_IT_IS,
+    prompt_format: PromptFormat = UNCHANGED,
     notes: Notes | None = None,
 ) -> list[Prompt]:
     """Load the prompts of a file, or of `rows`.
@@ -106,7 +106,7 @@ def read_prompt(
     row: Row,
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    prompt_format: PromptFormat = AS_IT_IS,
+    prompt_format: PromptFormat = UNCHANGED,
     notes: Notes | None = None,
 ) -> Prompt:
     """Read the prompt of a row, at its full length. Raises DataError."""
