@@ -360,7 +360,7 @@ def test_other_weights_or_files_are_no_judgement_of_these(blind: EvaluateConfig,
     ("more", "message"),
     [
         ({"pairs": "p.jsonl"}, "pairs: needs `against`"),
-        ({"judgements": "j.jsonl"}, "give the `pairs` that were judged"),
+        ({"judgements": "j.jsonl"}, "set `pairs` too"),
         ({"checkpoints": "runs/x"}, "give either policy or checkpoints"),
     ],
 )

@@ -249,7 +249,7 @@ def test_a_model_that_reaches_its_gate_goes_on(tiny_policy: Path, tmp_path: Path
         ({"gate": {"accuracy": 65}}, "accuracy is at most 1"),
         ({"member_models": ["x"]}, "member_models needs an ensemble"),
         ({"loss": "listwise", "ties": "half"}, "ties: half needs loss: pairwise"),
-        ({"gate": {"ece": 0.1}, "data": {"path": "x", "eval_fraction": 0.0}}, "a gate needs held-out prompts"),
+        ({"gate": {"ece": 0.1}, "data": {"path": "x", "eval_fraction": 0.0}}, "gate needs held-out prompts"),
         ({"calibrate": True, "data": {"path": "x", "eval_fraction": 0.0}}, "calibrate needs held-out prompts"),
     ],
 )
