@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from keel.config.algorithms import ALGORITHM_TRAITS, AlgorithmTraits
+from keel.algorithms import ALGORITHM_TRAITS, AlgorithmTraits
 from keel.config.sections import (
     CheckpointSettings,
     Count,

@@ -1,6 +1,6 @@
 """The functions of each algorithm: how it computes advantages, and its policy loss.
 
-The table of algorithms is `keel.config.algorithms.ALGORITHM_TRAITS`. A new estimator of advantages is a function here.
+The table of algorithms is `keel.algorithms.ALGORITHM_TRAITS`. A new estimator of advantages is a function here.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from keel.config.algorithms import ALGORITHM_TRAITS
+from keel.algorithms import ALGORITHM_TRAITS
 from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss
 from keel.core.rewards import token_rewards

@@ -1,10 +1,12 @@
-"""The table of algorithms: one row for each value of `algorithm.name`. No torch, so that settings can read it.
+"""The table of algorithms: one row for each value of `algorithm.name`, without torch, for settings and doctor.
 
 `keel.learn.algorithms` adds the functions that compute advantages and losses.
 """
 
 from dataclasses import dataclass
 from typing import Literal
+
+DEFAULT_DEVIATION_SETTING = "whiten_advantages"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class AlgorithmTraits:
     needs_critic: bool
     compares_groups: bool
     """Whether advantages are relative to the other responses to the same prompt"""
-    scaled_by: str | None
+    deviation_setting: str | None
     """Setting in `algorithm` under which the advantages have unit variance; None: they keep the scale of the scores"""
     update_epochs: int
     """Default passes over a batch"""
@@ -34,7 +36,7 @@ ALGORITHM_TRAITS = {
         clips_ratio=True,
         needs_critic=True,
         compares_groups=False,
-        scaled_by="whiten_advantages",
+        deviation_setting=DEFAULT_DEVIATION_SETTING,
         update_epochs=4,
         minibatches=4,
         group_size=1,
@@ -45,7 +47,7 @@ ALGORITHM_TRAITS = {
         clips_ratio=False,
         needs_critic=True,
         compares_groups=False,
-        scaled_by="whiten_advantages",
+        deviation_setting=DEFAULT_DEVIATION_SETTING,
         update_epochs=1,
         minibatches=1,
         group_size=1,
@@ -55,7 +57,7 @@ ALGORITHM_TRAITS = {
         clips_ratio=False,
         needs_critic=False,
         compares_groups=False,
-        scaled_by="whiten_advantages",
+        deviation_setting=DEFAULT_DEVIATION_SETTING,
         update_epochs=1,
         minibatches=1,
         group_size=1,
@@ -65,7 +67,7 @@ ALGORITHM_TRAITS = {
         clips_ratio=False,
         needs_critic=False,
         compares_groups=True,
-        scaled_by=None,
+        deviation_setting=None,
         update_epochs=1,
         minibatches=1,
         group_size=4,
@@ -75,7 +77,7 @@ ALGORITHM_TRAITS = {
         clips_ratio=True,
         needs_critic=False,
         compares_groups=True,
-        scaled_by="normalize_std",
+        deviation_setting="normalize_std",
         update_epochs=1,
         minibatches=4,
         group_size=4,
