@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from keel.run.metrics import JsonlMetrics
+from keel.run.metrics_log import JsonlMetrics
 
 from ..runs import lines
 from .children import committed, exhaustive, needs_fork, run, same, start, train_stage

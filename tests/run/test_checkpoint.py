@@ -20,7 +20,7 @@ from keel.run.checkpoint import (
     save_checkpoint,
 )
 from keel.run.folder import RunFolder
-from keel.run.metrics import JsonlMetrics
+from keel.run.metrics_log import JsonlMetrics
 
 
 def save(folder: RunFolder, step: int, keep: int = 0) -> Path:

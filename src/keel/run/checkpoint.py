@@ -22,7 +22,7 @@ from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.folder import RunFolder, remove, sha256, storage, sync
-from keel.run.metrics import sync_to_disk
+from keel.run.metrics_log import sync_to_disk
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from keel.data.batches import ScoredRollouts, TrainingBatch
-from keel.run.metrics import append_lines
+from keel.run.metrics_log import append_lines
 from keel.run.rollout_line import encode_line
 
 CONTEXT = 4  # tokens that decide how the next one is written

@@ -13,11 +13,11 @@ from keel.failpoints import failpoint, poison
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import learning_rate_factor, microbatches, set_learning_rate, warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
-from keel.loop.run import open_run
+from keel.loop.open_run import open_run
 from keel.progress import ProgressDisplay
 from keel.run.faulty_rows import keep_rows
 from keel.run.folder import RunFolder, remove, replace_folder, write_final_metrics
-from keel.run.metrics import MetricSink, open_sinks
+from keel.run.metrics_log import MetricSink, open_sinks
 from keel.supervised.learner import Learner, Task
 from keel.terminal import tell
 from keel.world import World, generator

@@ -14,7 +14,7 @@ from keel.failpoints import failpoint
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
-from keel.loop.run import open_run
+from keel.loop.open_run import open_run
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, remove
 from keel.terminal import tell

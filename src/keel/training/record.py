@@ -9,7 +9,7 @@ from keel.config import TrainConfig
 from keel.diagnosis.findings import Finding
 from keel.progress import ProgressDisplay
 from keel.run.folder import RunFolder
-from keel.run.metrics import MetricSink, open_sinks, truncate_after
+from keel.run.metrics_log import MetricSink, open_sinks, truncate_after
 from keel.run.rollout_log import RolloutLog
 from keel.training.watch import Watch
 from keel.world import World

@@ -24,11 +24,11 @@ from keel.models.actor_critic import ValueUnits
 from keel.models.loading import save_policy
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
-from keel.training.metrics import speed_metrics, step_metrics
 from keel.training.python_prompts import load_training_prompts, with_place
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState, StepRecord
+from keel.training.step_metrics import speed_metrics, step_metrics
 from keel.world import World
 
 ROWS_READ_AGAIN = 8

@@ -10,8 +10,7 @@ import numpy as np
 
 from keel.config import DriftConfig
 from keel.data.prompts import Prompt
-from keel.evaluation.drift.novelty import PromptWordPairs
-from keel.evaluation.drift.responses import (
+from keel.evaluation.drift.measurement import (
     ENOUGH,
     DriftSetup,
     open_drift_setup,
@@ -21,6 +20,7 @@ from keel.evaluation.drift.responses import (
     table,
     training_prompts,
 )
+from keel.evaluation.drift.novelty import PromptWordPairs
 from keel.evaluation.drift.verdict import (
     MetricShift,
     comparable,
