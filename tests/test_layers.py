@@ -67,14 +67,14 @@ LAYERS = {
         "rollout learn.targets learn.pass_check models run stats data core world config progress terminal files errors"
     ),
     "training": Layer.of(
-        "evaluation diagnosis rollout loop learn models run data core kernels world "
+        "evaluation diagnosis rollout loop learn models run stats data core kernels world "
         "config failpoints interrupts progress terminal files errors"
     ),
     "supervised": Layer.of(
         "loop learn models run stats data core world config failpoints interrupts progress terminal errors"
     ),
     "server": Layer.of("rollout data config terminal errors"),
-    "web": Layer.of("ranking diagnosis run.read run.folder run.lock server data files config terminal errors"),
+    "web": Layer.of("ranking diagnosis run.read run.folder run.lock server stats data files config terminal errors"),
     "quickstart": Layer.of(
         "training supervised evaluation diagnosis run.read run.folder ranking web data config interrupts errors"
     ),

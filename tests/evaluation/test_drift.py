@@ -94,10 +94,10 @@ def test_of_figures_with_too_few_answers_the_one_that_takes_most_is_named():
     few = {"says": "too few to say", "today": 0.0, "training": 0.0}
     found = {"score": few | {"takes": 160}, "outside_range/m": few | {"takes": 611}, "kl": few | {"takes": 9_999}}
     assert too_few(found) == [
-        "it takes about 620 answers on each side to show a move of 0.05 in outside_range/m (also too few for score)"
+        "it takes about 620 responses on each side to show a move of 0.05 in outside_range/m (also too few for score)"
     ]
-    assert "no number of answers" in too_few({"score": few | {"takes": None}})[0]
-    assert too_few({}) == ["no score and nothing about the prompts was measured"]
+    assert "no number of responses" in too_few({"score": few | {"takes": None}})[0]
+    assert too_few({}) == ["neither scores nor prompts were measured"]
 
 
 def test_many_tests_need_more_answers_to_say_the_same():
@@ -274,7 +274,7 @@ def test_logged_answers_have_the_figures_that_they_had_when_they_were_sampled(wo
         assert own["today"] == pytest.approx(sum(row[name] for row in rows) / len(rows), abs=1e-4), name
     without = [{name: row[name] for name in ("prompt", "response")} for row in rows]
     notes = drift(asked(world, answers=write(tmp_path / "plain.jsonl", without)))["notes"]
-    assert notes == ["truncated: the logged rows do not say"]
+    assert notes == ["truncated is left out: the logged rows have no column of that name"]
 
 
 def test_prompts_of_the_log_stand_for_a_file_that_is_gone(world: Path, tmp_path: Path):
@@ -283,7 +283,7 @@ def test_prompts_of_the_log_stand_for_a_file_that_is_gone(world: Path, tmp_path:
     (folder / "run" / "config.yaml").write_text(text)
     figures = drift(asked(folder, prompts={"path": str(world / "training.jsonl")}))
     assert 0 < figures["rows"]["training"] <= 16
-    assert "prompts of the run's log stand for those of the training" in figures["notes"][0]
+    assert "the training prompts are read from the run's log" in figures["notes"][0]
     (folder / "run" / "rollouts.jsonl").unlink()
     with pytest.raises(DataError, match="neither the training prompts nor the run's log can be read"):
         drift(asked(folder, prompts={"path": str(world / "training.jsonl")}))
@@ -335,7 +335,7 @@ def test_of_an_unfinished_run_the_policy_that_answers_is_named(world: Path, tmp_
         shutil.copytree(folder / "run" / "policy", checkpoint / "policy")
     shutil.rmtree(folder / "run" / "policy")
     notes = drift(asked(folder, prompts={"path": str(world / "training.jsonl")}, max_prompts=3))["notes"]
-    assert notes == ["the policy of step 1 of 1 answers (the run is not finished)"]
+    assert notes == ["the run is not finished: the policy of step 1 of 1 is used"]
 
 
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_answered(
