@@ -3,7 +3,7 @@
 from typing import Any
 
 from keel.core.best_of import best_of_kl, best_of_weights
-from keel.evaluation.judged import EvaluatedResponses, by_prompt, with_interval
+from keel.evaluation.judged import EvaluatedResponses, interval_entries, sum_by_prompt
 from keel.stats.intervals import mean_interval
 
 
@@ -26,10 +26,10 @@ def best_of_curve(evaluated: EvaluatedResponses, most: int) -> list[dict[str, An
         weights = best_of_weights(evaluated.measured["score"], n)
         point: dict[str, Any] = {"n": n, "prompts": len(clusters.unique()), "kl_bound": best_of_kl(n)}
         for name, measured in values.items():
-            above = by_prompt((weights * measured.nan_to_num()).sum(1), clusters)
-            below = by_prompt((weights * measured.isfinite()).sum(1), clusters)
+            above = sum_by_prompt((weights * measured.nan_to_num()).sum(1), clusters)
+            below = sum_by_prompt((weights * measured.isfinite()).sum(1), clusters)
             value = float(above.sum() / below.sum())
-            point |= with_interval(name, value, mean_interval(above.numpy(), below.numpy()))
+            point |= interval_entries(name, value, mean_interval(above.numpy(), below.numpy()))
         curve.append(point)
     return curve
 

@@ -21,7 +21,7 @@ from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
 from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
 from keel.evaluation.score_once import scored_once
-from keel.evaluation.summary import check_metric_names, compute_summary, decider, side_name
+from keel.evaluation.summary import check_metric_names, compute_summary, deciding_measurement, side_name
 from keel.evaluation.untempered_kl import add_untempered_kl
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
@@ -67,7 +67,7 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
     if config.judgements:
         metrics["people"] = people_metrics(config)
     elif config.pairs:
-        metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], decider(config))
+        metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], deciding_measurement(config))
     if demands:
         metrics["gate"] = gate_verdict(demands, metrics)
     write_evaluation(config, metrics, evaluated)
@@ -75,7 +75,7 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
 
 
 def check_outputs(config: EvaluateConfig, has_gate: bool) -> None:
-    """Check before the work that every output file can be written. Raises ConfigError."""
+    """Check that every output file can be written, before any model is loaded. Raises ConfigError."""
     require_writable(config.output)
     if config.output and has_gate:
         require_writable(certificate_path(Path(config.output)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.config import EvaluateConfig, TrainConfig, parse
 from keel.errors import ConfigError
-from keel.evaluation.judged import EvaluatedResponses, by_prompt
+from keel.evaluation.judged import EvaluatedResponses, sum_by_prompt
 from keel.run.folder import RunFolder
 from keel.run.read.run import read_metrics
 from keel.stats.overoptimisation import Fit, fit_overoptimisation
@@ -121,7 +121,7 @@ def refits(table: Tensor, clusters: Tensor, seed: int) -> list[tuple[Fit, float]
     """
     numbers = clusters.unique(return_inverse=True)[1]
     rows = torch.cat([table.cpu(), torch.ones(len(table), 1, dtype=table.dtype)], 1)  # the ones count the rows
-    by_cluster = by_prompt(rows, numbers)
+    by_cluster = sum_by_prompt(rows, numbers)
     sums = torch.cat([counts @ by_cluster for counts in resamples(len(by_cluster), seed, REFITS)])
     means = (sums[:, :-1] / sums[:, -1:]).view(len(sums), 2, -1).numpy()
     fits = [(fit_overoptimisation(kl, scores), float(kl[-1])) for kl, scores in means]

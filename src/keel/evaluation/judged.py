@@ -49,9 +49,9 @@ class EvaluatedResponses:
         clusters = self.clusters
         for name, value in self.summary().items():
             values = self.measured[name]
-            above, below = by_prompt(values.nansum(1), clusters), by_prompt(self._counts(name), clusters)
+            above, below = sum_by_prompt(values.nansum(1), clusters), sum_by_prompt(self._counts(name), clusters)
             method = share_interval if is_share(name, values) else mean_interval
-            metrics |= with_interval(name, value, method(above.numpy(), below.numpy()))
+            metrics |= interval_entries(name, value, method(above.numpy(), below.numpy()))
         return metrics
 
     def _counts(self, name: str) -> Tensor:
@@ -65,13 +65,13 @@ def is_share(name: str, values: Tensor) -> bool:
     return name == "truncated" or (name.startswith(("score", "rewards/")) and bool(((known == 0) | (known == 1)).all()))
 
 
-def by_prompt(values: Tensor, clusters: Tensor) -> Tensor:
+def sum_by_prompt(values: Tensor, clusters: Tensor) -> Tensor:
     """Sum the rows of each prompt. [N, ...], [N] -> [G, ...]"""
     sums = torch.zeros(int(clusters.max()) + 1, *values.shape[1:], dtype=torch.float64)
     return sums.index_add_(0, clusters, values.double().cpu())
 
 
-def with_interval(name: str, value: float, interval: Interval) -> Metrics:
+def interval_entries(name: str, value: float, interval: Interval) -> Metrics:
     """Return the entries NAME, NAME_low and NAME_high."""
     return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
@@ -109,9 +109,9 @@ def comparison(ours: Tensor, theirs: Tensor, clusters: Tensor | None = None) -> 
 def row_mean(name: str, values: Tensor, clusters: Tensor, is_share: bool = True) -> Metrics:
     """Compute the mean of one value a row [N], with its interval over prompts."""
     numbers = clusters.unique(return_inverse=True)[1]
-    above, below = by_prompt(values, numbers), by_prompt(torch.ones_like(values), numbers)
+    above, below = sum_by_prompt(values, numbers), sum_by_prompt(torch.ones_like(values), numbers)
     method = share_interval if is_share else mean_interval
-    return with_interval(name, float(values.mean()), method(above.numpy(), below.numpy()))
+    return interval_entries(name, float(values.mean()), method(above.numpy(), below.numpy()))
 
 
 def length_controlled_comparison(ours: EvaluatedResponses, theirs: EvaluatedResponses, measure: str) -> Metrics:
@@ -144,12 +144,12 @@ def length_controlled_rate(wins: Tensor, longer_by: Tensor, shares: Tensor, prom
     if overlap >= LEAST_OVERLAP:
         value = float(wins[0])
         if bool((wins == wins[0]).all()):  # nothing varies, so length explains nothing, and the regression has no fit
-            below = by_prompt(shares, clusters)
+            below = sum_by_prompt(shares, clusters)
             ends = share_interval((below * value).numpy(), below.numpy())
         else:
             value = float(length_controlled_win_rate(wins, longer_by, shares))
             ends = _logit_interval(value, length_controlled_deviation(wins, longer_by, shares, clusters), count)
-    return {**with_interval("length_controlled_win_rate", value, ends), "length_overlap": overlap}
+    return {**interval_entries("length_controlled_win_rate", value, ends), "length_overlap": overlap}
 
 
 def _logit_interval(value: float, deviation: float, count: int) -> Interval:

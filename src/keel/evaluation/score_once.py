@@ -45,8 +45,8 @@ class ScoredOnce:
             cut = getattr(self.scorer, "cut", None) or blank
             self.known |= dict(zip((keys[row] for row in new), zip(scores, spread, cut, strict=True), strict=True))
         results = [self.known[key] for key in keys]
-        self.disagreement = complete([spread for _, spread, _ in results])
-        self.cut = complete([cut for _, _, cut in results])
+        self.disagreement = all_or_none([spread for _, spread, _ in results])
+        self.cut = all_or_none([cut for _, _, cut in results])
         return [score for score, _, _ in results]
 
     def keys(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[str]:
@@ -71,7 +71,7 @@ class ScoredOnce:
         return [json.dumps(sample, default=repr) for sample in zip(*read, strict=True)]
 
 
-def complete(values: Sequence[ValueT | None]) -> list[ValueT] | None:
+def all_or_none(values: Sequence[ValueT | None]) -> list[ValueT] | None:
     """Return the values, or None if one of them is missing."""
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else None

@@ -26,7 +26,7 @@ def slice_rows(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, l
             raise ConfigError(f"no prompt has a column {column!r}; {hint}", where="slices")
         rows: dict[str, list[int]] = defaultdict(list)
         for row, prompt in enumerate(prompts):
-            rows[f"{column}={label(prompt.columns.get(column))}"].append(row)
+            rows[f"{column}={value_name(prompt.columns.get(column))}"].append(row)
         if len(rows) > MOST:
             raise ConfigError(
                 f"column {column!r} has {len(rows)} values; slices are for at most {MOST}", where="slices"
@@ -35,6 +35,6 @@ def slice_rows(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, l
     return slices
 
 
-def label(value: Any) -> str:
+def value_name(value: Any) -> str:
     """Return the name of a value: text unchanged, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -69,7 +69,7 @@ def compare_sides(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedRespo
 
 def compare(config: EvaluateConfig, ours: EvaluatedResponses, theirs: EvaluatedResponses) -> dict[str, float]:
     """Compare two policies by the deciding scorer; empty without one."""
-    measure = decider(config)
+    measure = deciding_measurement(config)
     if measure not in ours.measured:
         return {}
     raw = comparison(ours.measured[measure], theirs.measured[measure], ours.clusters)
@@ -82,7 +82,7 @@ def metrics_by_policy(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return by_policy
 
 
-def decider(config: EvaluateConfig) -> str:
+def deciding_measurement(config: EvaluateConfig) -> str:
     """Return the name of the measurement that decides which of two responses is better."""
     return f"rewards/{config.judge}" if config.judge else "score"
 

@@ -13,23 +13,23 @@ from keel.data.prompts import Prompt
 from keel.evaluation.drift.measurement import (
     ENOUGH,
     DriftSetup,
+    choose_prompts,
+    metric_values,
     open_drift_setup,
     sample_and_score_prompts,
     score_logged_responses,
-    some,
-    table,
     training_prompts,
 )
 from keel.evaluation.drift.novelty import PromptWordPairs
 from keel.evaluation.drift.verdict import (
     MetricShift,
-    comparable,
+    comparable_metrics,
     compare_metrics,
     correct_p_values,
     describe_shifts,
-    standing,
-    too_few,
-    unlikely,
+    explain_too_few,
+    mark_unlikely,
+    model_verdict,
 )
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.slices import slice_rows
@@ -71,13 +71,13 @@ def drift(config: DriftConfig) -> dict[str, Any]:
     World.single()
     require_writable(config.output)
     if config.output:
-        require_writable(to_rank_beside(config.output))
+        require_writable(ranking_file(config.output))
     setup = open_drift_setup(config)
     training = training_prompts(setup, config.run)
     today, then = sample_both_sides(config, setup, training)
     groups = {ALL: compare_metrics(then.values, today.values, config.seed)}
     for name, rows in today.slices.items():
-        groups[name] = slice_tests(name, then, today.select_rows(rows), config.seed)
+        groups[name] = compare_slice(name, then, today.select_rows(rows), config.seed)
         if slice_column(name) in slice_columns(then.slices):
             groups[name] |= compare_metrics(then.share(name), today.share(name), config.seed)
     corrected = correct_p_values(groups)
@@ -113,11 +113,11 @@ def count_in_training(name: str, training_slices: Mapping[str, Sequence[int]]) -
     return len(training_slices.get(name, [])) if slice_column(name) in slice_columns(training_slices) else None
 
 
-def slice_tests(name: str, then: MeasuredResponses, today: dict[str, Numbers], seed: int) -> dict[str, MetricShift]:
+def compare_slice(name: str, then: MeasuredResponses, today: dict[str, Numbers], seed: int) -> dict[str, MetricShift]:
     """Compare a slice with the same slice of the training, or the comparable metrics with all of the training."""
     if name in then.slices:
         return compare_metrics(then.select_rows(then.slices[name]), today, seed)
-    return compare_metrics(comparable(then.values), today, seed)
+    return compare_metrics(comparable_metrics(then.values), today, seed)
 
 
 def sample_both_sides(
@@ -125,7 +125,7 @@ def sample_both_sides(
 ) -> tuple[MeasuredResponses, MeasuredResponses]:
     """Measure today's responses, and sample and measure responses to training prompts. Return today's first."""
     known = PromptWordPairs([prompt.content for prompt in training])
-    sample = some(training, max(ENOUGH, len(setup.policy.prompts)), config.seed, "training")
+    sample = choose_prompts(training, max(ENOUGH, len(setup.policy.prompts)), config.seed, "training")
     then = sample_and_score_prompts(setup, sample, config.seed, "training")
     now = (
         score_logged_responses(setup, config.answers)
@@ -137,10 +137,10 @@ def sample_both_sides(
         setup.notes.append(
             f"the training prompts have no column {', '.join(missing)}: its slices are compared with all prompts"
         )
-    values = table(setup, now, known, of_training=False), table(setup, then, known, of_training=True)
+    values = metric_values(setup, now, known, of_training=False), metric_values(setup, then, known, of_training=True)
     if setup.reference is not None:
         for side in values:
-            side["prompt_unlikely"] = unlikely(side["prompt_logprob"], values[1]["prompt_logprob"])
+            side["prompt_unlikely"] = mark_unlikely(side["prompt_logprob"], values[1]["prompt_logprob"])
     return (
         MeasuredResponses(now, values[0], slice_rows(now.prompts, config.slices)),
         MeasuredResponses(then, values[1], slice_rows(sample, columns)),
@@ -154,12 +154,12 @@ def drift_verdict(metrics: Mapping[str, Any], training_slices: Mapping[str, Any]
     is "nothing new", since the slice was not compared with its kind.
     """
     slices: dict[str, str] = {}
-    overall = standing(metrics["figures"])
+    overall = model_verdict(metrics["figures"])
     because = {ALL: verdict_reasons(overall, metrics["figures"])}
     for name, compared in metrics["slices"].items():
         has_column = slice_column(name) in slice_columns(training_slices)
         is_new = has_column and name not in training_slices
-        slices[name] = standing(compared["figures"])
+        slices[name] = model_verdict(compared["figures"])
         if slices[name] == "applies" and not has_column:
             slices[name] = "nothing new"
         if is_new and slices[name] != "does not apply":
@@ -173,7 +173,7 @@ def drift_verdict(metrics: Mapping[str, Any], training_slices: Mapping[str, Any]
 def verdict_reasons(verdict: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the reasons for a verdict other than "applies" or "nothing new"."""
     if verdict == "too few to say":
-        return too_few(metrics)
+        return explain_too_few(metrics)
     return describe_shifts(metrics) if verdict in ALARMING else []
 
 
@@ -182,11 +182,11 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
     if not config.output:
         return
     output = Path(config.output)
-    rows = to_rank(setup, metrics["verdict"], today, config)
+    rows = rows_to_rank(setup, metrics["verdict"], today, config)
     if rows:
-        metrics["to_rank"] = {"file": str(to_rank_beside(config.output)), "rows": len(rows)}
+        metrics["to_rank"] = {"file": str(ranking_file(config.output)), "rows": len(rows)}
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(to_rank_beside(config.output), lines)
+        write_atomic(ranking_file(config.output), lines)
     responses = [
         {
             "prompt": prompt.content,
@@ -199,11 +199,11 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
     write_atomic(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
-def to_rank_beside(output: str) -> Path:
+def ranking_file(output: str) -> Path:
     return Path(output).with_suffix(".rank.jsonl")
 
 
-def to_rank(
+def rows_to_rank(
     setup: DriftSetup, verdict: Mapping[str, Any], today: MeasuredResponses, config: DriftConfig
 ) -> list[dict[str, Any]]:
     """Return rows for `keel rank`: prompts of the slices that moved, each with up to RANKED distinct responses.
@@ -214,7 +214,7 @@ def to_rank(
     if not chosen and verdict["reward_model"] not in ALARMING:
         return []
     rows = sorted(chosen) or list(range(len(today.evaluated.prompts)))
-    prompts = some([today.evaluated.prompts[row] for row in rows], MOST_RANKED, config.seed, "rank")
+    prompts = choose_prompts([today.evaluated.prompts[row] for row in rows], MOST_RANKED, config.seed, "rank")
     texts = sample_and_score_prompts(setup, prompts, config.seed, "rank", copies=RANKED).texts
     logged = [[str(prompt.columns["response"])] if config.answers else [] for prompt in prompts]
     lines = []

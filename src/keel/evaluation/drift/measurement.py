@@ -73,7 +73,7 @@ def open_drift_setup(config: DriftConfig) -> DriftSetup:
     step, policy = list(find_checkpoints(config.run).items())[-1]
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
     today = load_policy(policy, config.prompts or logged, training_decoding(run), config.dtype)
-    chosen = some(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
+    chosen = choose_prompts(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
     slice_rows(chosen, config.slices)  # called for its errors, before anything is sampled
     if config.answers:
         read_responses(chosen, config.answers)
@@ -97,7 +97,7 @@ def describe_unfinished_run(folder: str, step: int, planned: int) -> list[str]:
     return [f"the run is not finished: the policy of step {step} of {planned} is used"]
 
 
-def some(prompts: Sequence[Prompt], count: int, seed: int, which: str) -> list[Prompt]:
+def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int, which: str) -> list[Prompt]:
     """Choose `count` prompts at random, and return them in the order of the file."""
     order = torch.randperm(len(prompts), generator=generator(seed, "drift", which))[:count]
     return [prompts[row] for row in sorted(order.tolist())]
@@ -111,7 +111,7 @@ def training_prompts(setup: DriftSetup, folder: str) -> list[Prompt]:
     except DataError as error:
         setup.notes.append(f"the training prompts are read from the run's log ({error.what}: {settings.path})")
         return logged_prompts(setup, RunFolder(folder))
-    if changed_since(settings, RunFolder(folder)):
+    if has_changed(settings, RunFolder(folder)):
         setup.notes.append(f"{settings.path} has changed since the run began")
     return prompts
 
@@ -143,7 +143,7 @@ def logged_prompts(setup: DriftSetup, folder: RunFolder) -> list[Prompt]:
     return list(prompts.values())
 
 
-def changed_since(settings: PromptSettings, folder: RunFolder) -> bool:
+def has_changed(settings: PromptSettings, folder: RunFolder) -> bool:
     """Whether the file of the training prompts has changed since the run began; False where that is unknown."""
     try:
         began = json.loads(folder.began.read_text(encoding="utf-8"))["inputs"]
@@ -251,7 +251,7 @@ def prompt_logprobs(setup: DriftSetup, prompts: list[Prompt]) -> Numbers:
     return means
 
 
-def table(
+def metric_values(
     setup: DriftSetup, evaluated: EvaluatedResponses, known: PromptWordPairs, of_training: bool
 ) -> dict[str, Numbers]:
     """Return the value of each metric for each response, [N] by name."""

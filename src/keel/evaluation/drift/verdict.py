@@ -10,7 +10,7 @@ import numpy as np
 from keel.stats.two_samples import (
     Numbers,
     Rows,
-    detectable,
+    detectable_distance,
     difference_interval,
     distances,
     holm,
@@ -20,7 +20,7 @@ from keel.stats.two_samples import (
 
 Table = Mapping[str, Numbers]  # metric -> [N], one value for each response
 ShiftVerdict = Literal["moved", "moved a little", "same", "too few to say"]
-Standing = Literal["applies", "in doubt", "does not apply", "too few to say"]
+ModelVerdict = Literal["applies", "in doubt", "does not apply", "too few to say"]
 
 LEVEL = 0.05  # probability of any false alarm among all tests
 NOTABLE = 0.2  # smallest distance that is worth acting on
@@ -85,7 +85,7 @@ def correct_p_values(groups: Mapping[str, Mapping[str, MetricShift]]) -> dict[st
     for group, name in tests:
         shift, p = groups[group][name], p_values[group, name]
         level = LEVEL / len(tests)
-        least = detectable(shift.rows, level)
+        least = detectable_distance(shift.rows, level)
         fields = {field: value for field, value in asdict(shift).items() if field != "rows"}
         result[group][name] = fields | {"p": p, "least": least, "says": classify_shift(name, shift, p, least)}
         if result[group][name]["says"] == "too few to say":
@@ -93,7 +93,7 @@ def correct_p_values(groups: Mapping[str, Mapping[str, MetricShift]]) -> dict[st
     return result
 
 
-def unlikely(logprobs: Numbers, of_training: Numbers) -> Numbers:
+def mark_unlikely(logprobs: Numbers, of_training: Numbers) -> Numbers:
     """Mark prompts that are less likely under the reference than 99% of the training prompts. NaN stays. [N] -> [N]"""
     known = of_training[np.isfinite(of_training)]
     limit = np.quantile(known, UNLIKELY) if len(known) else np.nan
@@ -124,27 +124,27 @@ def notable(name: str) -> float:
     return NOTABLE if share is None or name == "prompt_novelty" else share
 
 
-def standing(metrics: Mapping[str, Mapping[str, Any]]) -> Standing:
+def model_verdict(metrics: Mapping[str, Mapping[str, Any]]) -> ModelVerdict:
     """Return the verdict on the reward models: whether their scores of these responses can be trusted."""
     scorer_shifts = {name: shift for name, shift in metrics.items() if name.startswith(SCORER_METRICS)}
     grounds = {name: shift for name, shift in metrics.items() if name.startswith(GROUNDS)}
-    if any(alarms(name, shift) for name, shift in scorer_shifts.items()):
+    if any(is_alarming(name, shift) for name, shift in scorer_shifts.items()):
         return "does not apply"
-    if any(alarms(name, shift) for name, shift in grounds.items()):
+    if any(is_alarming(name, shift) for name, shift in grounds.items()):
         return "in doubt"
-    return "too few to say" if not grounds or blocking(metrics) else "applies"
+    return "too few to say" if not grounds or undecided_metrics(metrics) else "applies"
 
 
-def blocking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def undecided_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the metrics of the verdict that have too few responses, the one that needs most first."""
     relevant = {name: each for name, each in metrics.items() if name.startswith((*SCORER_METRICS, *GROUNDS))}
     few = {name: each.get("takes") for name, each in relevant.items() if each["says"] == "too few to say"}
     return sorted(few, key=lambda name: -(few[name] or math.inf))
 
 
-def too_few(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def explain_too_few(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Explain the verdict "too few to say": which metric needs how many responses."""
-    names = blocking(metrics)
+    names = undecided_metrics(metrics)
     if not names:
         return ["neither scores nor prompts were measured"]
     takes = metrics[names[0]].get("takes")
@@ -161,12 +161,12 @@ def round_up_estimate(count: int) -> int:
     return -(-count // unit) * unit
 
 
-def alarms(name: str, shift: Mapping[str, Any]) -> bool:
+def is_alarming(name: str, shift: Mapping[str, Any]) -> bool:
     """Whether a shift is evidence against the reward model: a rise, or for scores a shift in either direction."""
     return shift["says"] == "moved" and (name.startswith(SCORES) or shift["today"] > shift["training"])
 
 
-def comparable(table: Table) -> Table:
+def comparable_metrics(table: Table) -> Table:
     """Select the metrics in which a slice can be compared with the training as a whole.
 
     Scores are left out: those of one kind of prompt may differ from those of all kinds without any drift.
@@ -188,7 +188,7 @@ def describe_shifts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     def order(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float]:
         name, shift = item
         kinds = (number for number, start in enumerate((SCORER_METRICS, GROUNDS)) if name.startswith(start))
-        return next(kinds, 2) if alarms(name, shift) else 2, -shift["distance"]
+        return next(kinds, 2) if is_alarming(name, shift) else 2, -shift["distance"]
 
     moved = [(name, shift) for name, shift in metrics.items() if shift["says"] == "moved"]
     lines = [
