@@ -14,7 +14,7 @@ from keel.data.examples import Example
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_causal_lm
 from keel.supervised import loop as supervised
-from keel.supervised.loop import Task, accumulate, rows_of_step
+from keel.supervised.loop import SupervisedTask, accumulate, rows_of_step
 from keel.supervised.sft import evaluate_examples, sft, target_losses
 
 EXAMPLES = [
@@ -84,7 +84,7 @@ def test_the_prompt_gets_no_gradient_as_a_target(tiny_policy: Path):
 
 def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
     model = load_causal_lm(str(tiny_policy)).double()
-    task = Task(
+    task = SupervisedTask(
         name="sft",
         model=model,
         lengths=[len(example.tokens) for example in EXAMPLES],
