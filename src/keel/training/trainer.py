@@ -29,7 +29,7 @@ from keel.training.self_check import require_weight_change, self_check, weight_f
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState, StepRecord
 from keel.training.step_metrics import speed_metrics, step_metrics
-from keel.world import World
+from keel.world import World, raise_together
 
 ROWS_READ_AGAIN = 8
 """Responses that the updated policy reads again, for the ratios in the log: a few percent of the update's time."""
@@ -242,15 +242,3 @@ def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredR
         )
     kept = torch.ones(count, dtype=torch.bool, device=device)
     return ScoredRollouts(rollouts, values, None, {"score": values}, kept)
-
-
-def raise_together(world: World, job: Callable[[], Any]) -> Any:
-    """Run the job and return its result. A RewardError on one process is raised on all, so that none waits for it."""
-    results, error = [], None
-    try:
-        results = [job()]
-    except RewardError as caught:
-        error = caught
-    if world.any(error is not None):
-        raise error or RewardError("a scorer failed in another process", where="rewards")
-    return results[0]
