@@ -156,7 +156,7 @@ def test_the_verdict_has_every_demand_with_what_was_measured():
         ("win_rate)>=0.5", "cannot read"),
         ("0.5<=win_rate", "'win_rate' in '0.5<=win_rate' is not a number"),
         ("low(kl)<=20", r"tests the optimistic end of the interval -> write high\(kl\)"),
-        ("high(score)>=0", r"the safe end is low\(score\)"),
+        ("high(score)>=0", r"write low\(score\)"),
         ("win_rate>=0.5;kl<=2", "is not a number"),
         ("gates.txt", "is neither a demand nor a file"),
         (" , <", "cannot read '<'"),

@@ -291,7 +291,7 @@ def test_what_starts_every_text_stays_when_a_prompt_is_cut(tiny_policy: Path):
 
 def test_an_answer_is_never_cut(tiny_policy: Path, tmp_path: Path):
     rows = [A_WINS, {**A_WINS, "chosen": " w1" * 20}, A_WINS]
-    with pytest.raises(DataError, match=r"1 rankings have answers that leave no room .* 16 tokens") as caught:
+    with pytest.raises(DataError, match=r"1 rankings have responses that leave no room .* 16 tokens") as caught:
         dpo(config(tmp_path, tiny_policy, rows, max_tokens=16))
     assert caught.value.where.endswith(":2")
 

@@ -73,7 +73,7 @@ def test_members_keep_their_checkpoints_until_all_are_joined(tiny_policy: Path, 
     """So a run that ends in between can go on."""
     given = settings(tmp_path, tiny_policy, members=2, checkpoint={"keep_final": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "join", interrupted)
+        patch.setattr(rewards, "join_members", interrupted)
         with pytest.raises(KeyboardInterrupt):
             reward(given)
     reward(given, resume=True)

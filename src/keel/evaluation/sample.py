@@ -46,7 +46,7 @@ class EvaluatedPolicy:
     def sample_responses(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
         """Yield batches of responses, those to one prompt adjacent.
 
-        Each response has its own random numbers, so the batch size does not change it.
+        The random numbers of a response do not depend on the batch size, so neither does the response.
         """
         prompts = [prompt for prompt in self.prompts for _ in range(decoding.num_responses)]
         numbers = generator(*stream)

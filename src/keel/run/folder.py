@@ -162,7 +162,7 @@ class RunFolder:
 
     @contextmanager
     def outcome_recorded(self) -> Iterator[Self]:
-        """Record whether the block ends normally, by an error or by a stop, as the end of the run."""
+        """Record how the run ends: with the block, by an error in it, or by a stop."""
         try:
             yield self
         except BaseException as error:

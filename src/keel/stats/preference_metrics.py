@@ -179,10 +179,10 @@ def accuracy_interval(pairs: Pairs, rankings: Sequence[Ranking]) -> Interval:
 
 
 def final_metrics(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[str, float]) -> dict[str, float]:
-    """Compute all metrics of a finished reward model: with intervals, the temperature, and the metrics that it gives.
+    """Compute all metrics of a finished reward model, with intervals and calibration.
 
     Args:
-        facts: metrics that no training changes, with those of `baselines`. They become part of the result.
+        facts: metrics of the data, among them those of `baselines`. They become part of the result.
     """
     if not held_out:
         return dict(facts)

@@ -167,7 +167,7 @@ def is_alarming(name: str, shift: Mapping[str, Any]) -> bool:
 
 
 def comparable_metrics(table: Table) -> Table:
-    """Select the metrics in which a slice can be compared with the training as a whole.
+    """Select the metrics in which a slice can be compared with all of the training.
 
     Scores are left out: those of one kind of prompt may differ from those of all kinds without any drift.
     """
