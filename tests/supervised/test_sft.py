@@ -142,7 +142,7 @@ def test_a_finished_run_may_leave_its_result_alone(tiny_policy: Path, tmp_path: 
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert "model" in names
     assert "checkpoints" not in names
-    with pytest.raises(ConfigError, match="checkpoints are gone"):
+    with pytest.raises(ConfigError, match="has no checkpoints"):
         sft(config(tmp_path, tiny_policy, epochs=2, checkpoint={"keep_final": False}), resume=True)
 
 
