@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from keel.data.items import read_unranked_responses
 from keel.diagnosis.doctor import diagnose
-from keel.run.metrics import truncate_after
+from keel.run.metrics_log import truncate_after
 from keel.run.read.run import read_run
 from keel.run.rollout_log import RolloutLog
 

@@ -79,9 +79,9 @@ def test_a_figure_that_nobody_measured_fails_the_gate(run: Run):
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        ("win_rat>=0.5", "gate: no figure is called 'win_rat'; did you mean win_rate?"),
+        ("win_rat>=0.5", "gate: no metric is called 'win_rat'; did you mean win_rate?"),
         ("slice[od].score>=0", "no prompt is in slice[od]; did you mean odd?"),
-        ("score>=much", "'much' in 'score>=much' is no number"),
+        ("score>=much", "'much' in 'score>=much' is not a number"),
     ],
 )
 def test_a_mistake_in_the_gate_costs_nothing(run: Run, gate: str, message: str):
@@ -130,7 +130,7 @@ def test_pairs_say_what_comes_next(run: Run, tmp_path: Path):
     assert "(not for raters)" in out
     code, _, err = run("--pairs", pairs)
     assert code == 2
-    assert "exists already -> name another file, or give the judgements of this one" in err
+    assert "already exists -> name another file, or pass its rankings with --judgements" in err
 
 
 @pytest.mark.parametrize(

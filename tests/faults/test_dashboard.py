@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from keel.run.metrics import JsonlMetrics
+from keel.run.metrics_log import JsonlMetrics
 from keel.run.rollout_log import RolloutLog
 from keel.server.request_checks import HEADERS
 from keel.web import pages

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keel.errors import DataError
-from keel.run.metrics import truncate_after
+from keel.run.metrics_log import truncate_after
 from keel.run.read import tail as growing
 from keel.run.read.responses import ResponseLog, as_text
 from keel.run.rollout_log import RolloutLog

@@ -73,7 +73,7 @@ def test_members_keep_their_checkpoints_until_all_are_joined(tiny_policy: Path, 
     """So a run that ends in between can go on."""
     given = settings(tmp_path, tiny_policy, members=2, checkpoint={"keep_final": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "join", interrupted)
+        patch.setattr(rewards, "join_members", interrupted)
         with pytest.raises(KeyboardInterrupt):
             reward(given)
     reward(given, resume=True)
@@ -295,7 +295,7 @@ def test_a_side_that_prefers_nothing_is_said_before_anything_is_learned(tiny_pol
         ties = [tie | {"prompt": f"w{i}"} for i in range(10, 30)]
         config = settings(tmp_path, tiny_policy, [*rows(2), *ties], ties="half", patience=1)
         config = config.model_copy(update={"seed": 1, "data": config.data.model_copy(update={"eval_fraction": 0.0})})
-    with pytest.raises(DataError, match=f"no {side} row prefers one answer to another"):
+    with pytest.raises(DataError, match=f"no {side} row prefers one response to another"):
         reward(config)
 
 

@@ -12,7 +12,7 @@ from keel.data.items import read_unranked_responses
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis, Finding
 from keel.errors import ConfigError
-from keel.run.metrics import truncate_after
+from keel.run.metrics_log import truncate_after
 from keel.run.read.run import State, read_run
 from keel.run.rollout_log import RolloutLog
 from keel.server import request_checks as shield

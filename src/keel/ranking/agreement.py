@@ -14,6 +14,7 @@ from keel.ranking import consensus
 from keel.ranking.judgements import Item, Judgement
 from keel.stats.alpha import alpha, coincidences, ordinal_scale
 from keel.stats.bootstrap import Resamples
+from keel.stats.ranks import mean_ranks
 
 Array = NDArray[Any]
 ByItem = Mapping[int, Sequence[Judgement]]
@@ -85,8 +86,7 @@ def rank_positions(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array
         values = np.full((len(item.responses), width), np.nan)
         for column, judgement in enumerate(by_item[item.number]):
             ranks = _ranks(judgement)
-            middle = (ranks[None, :] < ranks[:, None]).sum(1) + ((ranks[None, :] == ranks[:, None]).sum(1) + 1) / 2
-            values[:, column] = np.where(np.isnan(ranks), np.nan, middle / ((~np.isnan(ranks)).sum() + 1))
+            values[:, column] = mean_ranks(ranks) / ((~np.isnan(ranks)).sum() + 1)
         rows.append(values)
         owners.append(np.full(len(values), place))
     return np.concatenate(rows).round(9), np.concatenate(owners)

@@ -15,6 +15,7 @@ from keel.files import read_regular
 from keel.run.reward_files import HELD_OUT_FILE
 from keel.stats import preference_metrics as judging
 from keel.stats.preference_metrics import Numbers, Pairs
+from keel.stats.ranks import mean_ranks
 
 MATCHED = 0.1  # lengths that differ by less than this share count as equal
 MISTAKES = 20
@@ -107,7 +108,9 @@ def similar_lengths(held_out: HeldOut, pairs: Pairs) -> Any:
 def length_correlation(held_out: HeldOut) -> float:
     """Mean Spearman correlation of score and length among the answers to one prompt; nan where there is none."""
     found = [
-        np.corrcoef(_ranks(scores), _ranks([len(response) for response in ranking.responses]))[0, 1]
+        np.corrcoef(
+            mean_ranks(np.array(scores)), mean_ranks(np.array([len(response) for response in ranking.responses]))
+        )[0, 1]
         for scores, ranking in zip(held_out.scores, held_out.rankings, strict=True)
         if len(set(scores)) > 1 and len({len(response) for response in ranking.responses}) > 1
     ]
@@ -176,11 +179,3 @@ def _by_disagreement(held_out: HeldOut, pairs: Pairs) -> dict[str, Any]:
     part = np.searchsorted(np.quantile(deviation, [0.25, 0.5, 0.75]), deviation, side="left")
     names = ("quarter with the least", "second quarter", "third quarter", "quarter with the most")
     return {name: part == number for number, name in enumerate(names)}
-
-
-def _ranks(values: Sequence[float]) -> Numbers:
-    """Mean ranks, as Spearman's correlation takes them."""
-    array = np.asarray(values, dtype=np.float64)
-    below = (array[:, None] > array).sum(1)
-    equal = (array[:, None] == array).sum(1)
-    return below + (equal - 1) / 2.0

@@ -12,15 +12,14 @@ from keel.data.items import MOST, parse_unranked_responses
 from keel.data.rows import Row
 from keel.errors import DataError
 from keel.run.read.responses import Numbers, ResponseLog
+from keel.stats.ranks import mean_ranks
 
 Column = NDArray[np.float64]
 
 
 def rank_quantiles(values: Column) -> Column:
     """Where each stands among all: 0 lowest, 1 highest, equal ones at their mean; nan stays. [N] -> [N]"""
-    ordered = np.sort(values[np.isfinite(values)])
-    left, right = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
-    return np.where(np.isfinite(values), (left + right - 1) / 2 / max(len(ordered) - 1, 1), np.nan)
+    return (mean_ranks(values) - 1) / max(np.isfinite(values).sum() - 1, 1)
 
 
 def disagreement(scores: Mapping[str, Column], count: int) -> Column:

@@ -1,4 +1,4 @@
-"""The answers that `keel drift` compares: today's and those of the training, by one policy, before the same judges."""
+"""Sample or read the responses that `keel drift` compares, and measure them with the run's reward models."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -35,19 +35,19 @@ from keel.run.reward_files import read_range
 from keel.stats.two_samples import Numbers
 from keel.world import generator
 
-ENOUGH = 600  # training prompts that are answered where today's are fewer
-LOGGED = 5_000  # different prompts of a run's log that stand for its training prompts
+ENOUGH = 600  # training prompts to sample, or as many as there are prompts of today where these are more
+LOGGED = 5_000  # most prompts to read from a run's log, where the file of the training prompts is missing
 
 
 @dataclass(frozen=True)
 class DriftSetup:
-    """The run's policy, what its KL is measured to, and its judges."""
+    """The policy, reference model and scorers of the run."""
 
     run: TrainConfig
     policy: EvaluatedPolicy  # with today's prompts
     reference: ActorCritic | None
     scorers: list[Scorer]
-    notes: list[str]  # what could not be measured, and why
+    notes: list[str]  # what could not be measured and why, for the report
 
     @property
     def scoring(self) -> Scoring:
@@ -59,20 +59,22 @@ class DriftSetup:
 
 
 def training_decoding(run: TrainConfig) -> DecodingSettings:
-    """One answer to a prompt, drawn as in the training."""
+    """Return the decoding settings of the run, for one response to each prompt."""
     names = ("batch_size", "max_response_tokens", "temperature", "stop", "stop_in_text")
-    own = {name: getattr(run.rollout, name) for name in names}
-    return DecodingSettings(**own)
+    return DecodingSettings(**{name: getattr(run.rollout, name) for name in names})
 
 
 def open_drift_setup(config: DriftConfig) -> DriftSetup:
-    """Raises ConfigError without a policy or its judges, DataError for rows that cannot be read."""
+    """Load the run's policy, reference and scorers, and read today's prompts.
+
+    Raises ConfigError without a policy or a scorer, DataError for rows that cannot be read.
+    """
     run = settings_of_run(config.run)
     step, policy = list(find_checkpoints(config.run).items())[-1]
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
     today = load_policy(policy, config.prompts or logged, training_decoding(run), config.dtype)
-    chosen = some(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
-    slice_rows(chosen, config.slices)  # report a mistake before anything is sampled
+    chosen = choose_prompts(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
+    slice_rows(chosen, config.slices)  # called for its errors, before anything is sampled
     if config.answers:
         read_responses(chosen, config.answers)
     start, notes = run.reference or run.policy.model, describe_unfinished_run(config.run, step, run.steps)
@@ -82,58 +84,67 @@ def open_drift_setup(config: DriftConfig) -> DriftSetup:
         reference = None
         notes.append(f"no KL and no log-probabilities of the reference: {error}")
     without = [source.model for source in run.rewards if source.model and read_range(source.model) is None]
-    notes += [f"{model} has no range.json, so it is not known which scores are beyond it" for model in without]
+    notes += [f"{model} has no range.json: scores outside its range cannot be counted" for model in without]
     scorers = build_scorers(run.rewards)
     check_signatures(scorers, [name for prompt in today.prompts for name in prompt.columns])
     return DriftSetup(run, replace(today, prompts=chosen), reference, scorers, notes)
 
 
 def describe_unfinished_run(folder: str, step: int, planned: int) -> list[str]:
-    """A run without its result is judged by its last checkpoint."""
+    """Return a note for a run without a result, whose last checkpoint is used instead."""
     if RunFolder(folder).policy.is_dir():
         return []
-    return [f"the policy of step {step} of {planned} answers (the run is not finished)"]
+    return [f"the run is not finished: the policy of step {step} of {planned} is used"]
 
 
-def some(prompts: Sequence[Prompt], count: int, seed: int, which: str) -> list[Prompt]:
-    """`count` of the prompts, chosen at random, in their order."""
+def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int, which: str) -> list[Prompt]:
+    """Choose `count` prompts at random, and return them in the order of the file."""
     order = torch.randperm(len(prompts), generator=generator(seed, "drift", which))[:count]
     return [prompts[row] for row in sorted(order.tolist())]
 
 
 def training_prompts(setup: DriftSetup, folder: str) -> list[Prompt]:
-    """All prompts of the training; where their file is gone, those in the run's log. Raises DataError without any."""
+    """Read the training prompts from their file or, if it is missing, from the run's log. Raises DataError."""
     settings, tokenizer = setup.run.prompts, setup.policy.tokenizer
     try:
         prompts = read_prompts(settings, tokenizer, quiet=True)
     except DataError as error:
-        setup.notes.append(f"prompts of the run's log stand for those of the training ({error.what}: {settings.path})")
+        setup.notes.append(f"the training prompts are read from the run's log ({error.what}: {settings.path})")
         return logged_prompts(setup, RunFolder(folder))
-    if changed_since(settings, RunFolder(folder)):
+    if has_changed(settings, RunFolder(folder)):
         setup.notes.append(f"{settings.path} has changed since the run began")
     return prompts
 
 
 def logged_prompts(setup: DriftSetup, folder: RunFolder) -> list[Prompt]:
-    """The different prompts in rollouts.jsonl, at most LOGGED of them."""
-    found: dict[str, Prompt] = {}
+    """Read the distinct prompts in rollouts.jsonl, at most LOGGED of them."""
+    prompts: dict[str, Prompt] = {}
     try:
         with folder.rollouts.open("rb") as lines:
             for line in lines:
                 content = json.loads(line)["prompt"]
                 key = json.dumps(content)
-                if key not in found:
-                    found[key] = encode_prompt(content, setup.policy.tokenizer)
-                if len(found) == LOGGED:
+                if key not in prompts:
+                    prompts[key] = encode_prompt(content, setup.policy.tokenizer)
+                if len(prompts) == LOGGED:
                     break
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("neither the training prompts nor the run's log can be read", str(folder.rollouts)) from error
-    if not found:
-        raise DataError("the training prompts are gone, and the run's log is empty", str(folder.rollouts))
-    return list(found.values())
+        raise DataError(
+            "neither the training prompts nor the run's log can be read",
+            str(folder.rollouts),
+            "restore the file of the training prompts",
+        ) from error
+    if not prompts:
+        raise DataError(
+            "the file of the training prompts is missing, and the run's log is empty",
+            str(folder.rollouts),
+            "restore the file of the training prompts",
+        )
+    return list(prompts.values())
 
 
-def changed_since(settings: PromptSettings, folder: RunFolder) -> bool:
+def has_changed(settings: PromptSettings, folder: RunFolder) -> bool:
+    """Whether the file of the training prompts has changed since the run began; False where that is unknown."""
     try:
         began = json.loads(folder.began.read_text(encoding="utf-8"))["inputs"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -144,7 +155,11 @@ def changed_since(settings: PromptSettings, folder: RunFolder) -> bool:
 def sample_and_score_prompts(
     setup: DriftSetup, prompts: Sequence[Prompt], seed: int, which: str, copies: int = 1
 ) -> EvaluatedResponses:
-    """The policy answers and the judges judge."""
+    """Sample `copies` responses to each prompt from the policy, and measure them.
+
+    Args:
+        which: name of the stream of random numbers.
+    """
     decoding = setup.decoding.model_copy(update={"num_responses": copies})
     policy = replace(setup.policy, prompts=list(prompts))
     with ProgressDisplay(f"drift {which}", len(prompts) * copies) as display:
@@ -152,36 +167,34 @@ def sample_and_score_prompts(
 
 
 def score_logged_responses(setup: DriftSetup, path: str) -> EvaluatedResponses:
-    """The judges judge the answers of the file. They are taken to have ended, unless a column `truncated` says not."""
-    parts: list[dict[str, Tensor]] = []
+    """Measure the responses of the file. A response counts as truncated only if its column `truncated` is true."""
+    batches: list[dict[str, Tensor]] = []
     texts: list[str] = []
-    with ProgressDisplay("drift answers", len(setup.policy.prompts)) as display:
+    with ProgressDisplay("drift responses", len(setup.policy.prompts)) as display:
         for rollouts in logged_rollouts(setup, path):
             temperature = setup.decoding.temperature or 1.0
-            parts.append(measure(rollouts, setup.policy, setup.reference, setup.scoring, temperature))
+            batches.append(measure(rollouts, setup.policy, setup.reference, setup.scoring, temperature))
             texts += rollouts.texts
             display.show(len(texts), {})
-    measured = {name: torch.cat([part[name].cpu() for part in parts]).view(-1, 1) for name in parts[0]}
+    measured = {name: torch.cat([batch[name].cpu() for batch in batches]).view(-1, 1) for name in batches[0]}
     if setup.policy.stop_texts and not setup.decoding.stop_in_text:
-        setup.notes.append(
-            "stop texts are left out of the logged rows, which are read as if an end token had ended them"
-        )
+        setup.notes.append("stop texts are missing from the logged rows, which are read as if an end token ended them")
     if not any("truncated" in prompt.columns for prompt in setup.policy.prompts):
         del measured["truncated"]
-        setup.notes.append("truncated: the logged rows do not say")
+        setup.notes.append("truncated is left out: the logged rows have no column of that name")
     return EvaluatedResponses(setup.policy.prompts, group_texts(texts, 1), measured)
 
 
 def read_responses(prompts: Sequence[Prompt], path: str) -> list[str]:
-    """Raises DataError where a row has none."""
+    """Return the column `response` of all prompts. Raises DataError where a row has none."""
     responses = [prompt.columns.get("response") for prompt in prompts]
     if not all(isinstance(text, str) for text in responses):
-        raise DataError('a row has no text in "response"', path, "give rows of `prompt, response`")
+        raise DataError('a row has no text in "response"', path, "give each row a prompt and a response")
     return [str(text) for text in responses]
 
 
 def logged_rollouts(setup: DriftSetup, path: str) -> Iterator[Rollouts]:
-    """The logged answers as the policy would have written them."""
+    """Yield batches of the logged responses, as if the policy had just sampled them."""
     policy, size = setup.policy, setup.decoding.batch_size
     endings = [(number,) for number in policy.end_ids]
     for start in range(0, len(policy.prompts), size):
@@ -193,7 +206,9 @@ def logged_rollouts(setup: DriftSetup, path: str) -> Iterator[Rollouts]:
         ]
         cut = torch.tensor([bool(prompt.columns.get("truncated")) for prompt in prompts])
         by_text = [any(text in response for text in policy.stop_texts) for response in responses]
-        ends = [  # what was cut, or ended by a stop text, has no end token, and a text may end with one
+        # `encode_response` appends an end token. It is removed where the response was cut or ended by a stop text, and
+        # where the logged text already ends with an end token.
+        ends = [
             len(row.tokens) - int(was_cut or stopped or row.tokens[row.num_prompt_tokens : -1][-1:] in endings)
             for row, was_cut, stopped in zip(rows, cut, by_text, strict=True)
         ]
@@ -204,39 +219,42 @@ def logged_rollouts(setup: DriftSetup, path: str) -> Iterator[Rollouts]:
 def build_rollouts(
     setup: DriftSetup,
     prompts: list[Prompt],
-    before: list[list[int]],
-    after: list[list[int]],
+    prompt_ids: list[list[int]],
+    response_ids: list[list[int]],
     cut: Tensor,
     texts: list[str],
 ) -> Rollouts:
-    """Ids that are read and ids that are looked at, as a batch."""
+    """Pad the token ids to a batch. Raises DataError for ids without an embedding."""
     policy, tokenizer = setup.policy.model.policy, setup.policy.tokenizer
-    require_embeddings(policy, [*before, *after], tokenizer, setup.policy.name)
+    require_embeddings(policy, [*prompt_ids, *response_ids], tokenizer, setup.policy.name)
     pad_id, device = fill_id(policy, tokenizer), policy.device
-    prompt_tokens, prompt_mask = (part.to(device) for part in pad_rows(before, pad_id, side="left"))
-    tokens, mask = (part.to(device) for part in pad_rows(after, pad_id))
+    prompt_tokens, prompt_mask = (each.to(device) for each in pad_rows(prompt_ids, pad_id, side="left"))
+    tokens, mask = (each.to(device) for each in pad_rows(response_ids, pad_id))
     blank = torch.zeros(tokens.shape, device=device)
     return Rollouts(prompts, prompt_tokens, prompt_mask, tokens, mask, blank, cut.to(device), texts)
 
 
 def prompt_logprobs(setup: DriftSetup, prompts: list[Prompt]) -> Numbers:
-    """Mean log-probability of a prompt's tokens under the reference, each given those before it; nan for one token."""
-    found = np.full(len(prompts), np.nan)
-    readable = [row for row, prompt in enumerate(prompts) if len(prompt.tokens) > 1]
-    if setup.reference is None or not readable:
-        return found
-    own = [prompts[row] for row in readable]
-    first, rest = [[p.tokens[0]] for p in own], [list(p.tokens[1:]) for p in own]
-    batch = build_rollouts(setup, own, first, rest, torch.zeros(len(own), dtype=torch.bool), [""] * len(own))
+    """Compute the mean log-probability of each prompt's tokens but the first under the reference. -> [N]
+
+    NaN for a prompt of one token, and for all prompts without a reference.
+    """
+    means = np.full(len(prompts), np.nan)
+    rows = [row for row, prompt in enumerate(prompts) if len(prompt.tokens) > 1]
+    if setup.reference is None or not rows:
+        return means
+    longer = [prompts[row] for row in rows]
+    first, rest = [[p.tokens[0]] for p in longer], [list(p.tokens[1:]) for p in longer]
+    batch = build_rollouts(setup, longer, first, rest, torch.zeros(len(longer), dtype=torch.bool), [""] * len(longer))
     sums = reference_logprobs(setup.reference, batch, 1.0, PASS_TOKENS).double().sum(1)
-    found[readable] = (sums / batch.lengths).cpu().numpy()
-    return found
+    means[rows] = (sums / batch.lengths).cpu().numpy()
+    return means
 
 
-def table(
+def metric_values(
     setup: DriftSetup, evaluated: EvaluatedResponses, known: PromptWordPairs, of_training: bool
 ) -> dict[str, Numbers]:
-    """A value for each answer and figure, name -> [N]."""
+    """Return the value of each metric for each response, [N] by name."""
     measured = {name: values[:, 0].double().cpu().numpy() for name, values in evaluated.measured.items()}
     for name in [name for name in measured if name.startswith("cut/")]:
         share = measured.pop(name).mean()
@@ -249,11 +267,11 @@ def table(
     for source, scorer in zip(setup.run.rewards, setup.scorers, strict=True):
         limits = read_range(source.model) if source.model else None
         if limits is not None:
-            said = measured[f"rewards/{scorer.name}"]
-            outside = (said < limits["score_lowest"]) | (said > limits["score_highest"])
-            measured[f"outside_range/{scorer.name}"] = np.where(np.isfinite(said), outside, np.nan)
+            scores = measured[f"rewards/{scorer.name}"]
+            outside = (scores < limits["score_lowest"]) | (scores > limits["score_highest"])
+            measured[f"outside_range/{scorer.name}"] = np.where(np.isfinite(scores), outside, np.nan)
     if len(setup.scorers) == 1:
-        del measured[f"rewards/{setup.scorers[0].name}"]  # it is the score
+        del measured[f"rewards/{setup.scorers[0].name}"]  # the same as the score; a second test of it would cost power
     if setup.reference is not None:
         measured["prompt_logprob"] = prompt_logprobs(setup, evaluated.prompts)
     contents = [prompt.content for prompt in evaluated.prompts]

@@ -1,4 +1,4 @@
-"""The figures of a step (docs/metrics.md): what its answers are worth, what they look like, what the update aims at."""
+"""The metrics of a training step (docs/metrics.md): of its scores, of its responses and of the update's targets."""
 
 import hashlib
 import math
@@ -14,6 +14,7 @@ from keel.data.rows import Content
 from keel.errors import RewardError
 from keel.learn.targets import moments
 from keel.learn.totals import Totals
+from keel.stats.ranks import mean_ranks
 from keel.training.setup import TrainingSetup
 from keel.world import World
 
@@ -23,11 +24,15 @@ NGRAM = 4
 def step_metrics(
     parts: TrainingSetup, scored: ScoredRollouts, token_scores: Tensor, batch: TrainingBatch, kl_coef: float
 ) -> dict[str, float]:
-    """Figures of the answers and of what the update aims at, over all ranks; `token_scores` are the shaped ones."""
+    """Compute the metrics of the responses and of the update's targets, over all ranks.
+
+    Args:
+        token_scores: [B, T], shaped scores.
+    """
     world, group_size = parts.world, parts.config.rollout.group_size or 1
     totals = objective_totals(scored, batch, kl_coef, has_reference=parts.reference is not None)
     add_response_metrics(totals, scored)
-    scorer_totals(totals, parts, scored)
+    add_scorer_metrics(totals, parts, scored)
     totals.add("sampler/approx_kl", approx_kl(batch.logprobs, scored.rollouts.logprobs)[batch.response_mask])
     if group_size > 1:
         totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
@@ -42,23 +47,23 @@ def step_metrics(
 
 
 def objective_totals(scored: ScoredRollouts, batch: TrainingBatch, kl_coef: float, has_reference: bool) -> Totals:
-    """The terms of the objective; dropped answers are in none but their own share."""
+    """Sum the terms of the objective. A dropped response counts in `reward/dropped` alone."""
     totals, mask = Totals(), batch.response_mask
-    whole = mask.any(1)
+    kept = mask.any(1)
     totals.add("objective/scores", scored.scores[scored.kept])
     if has_reference:
         kl = (batch.logprobs - batch.ref_logprobs).masked_fill(~mask, 0.0)
-        totals.add("objective/kl", kl.sum(1)[whole])
-        totals.add("objective/non_score_reward", -kl_coef * kl.sum(1)[whole])
+        totals.add("objective/kl", kl.sum(1)[kept])
+        totals.add("objective/non_score_reward", -kl_coef * kl.sum(1)[kept])
         totals.add("objective/reference_logprob", batch.ref_logprobs[mask])
-    totals.add("objective/rlhf_reward", batch.rewards.sum(1)[whole])
-    totals.add("objective/entropy", -batch.logprobs.masked_fill(~mask, 0.0).sum(1)[whole])
-    totals.add("reward/dropped", 1.0 - whole.float())
+    totals.add("objective/rlhf_reward", batch.rewards.sum(1)[kept])
+    totals.add("objective/entropy", -batch.logprobs.masked_fill(~mask, 0.0).sum(1)[kept])
+    totals.add("reward/dropped", 1.0 - kept.float())
     return totals
 
 
 def add_response_metrics(totals: Totals, scored: ScoredRollouts) -> None:
-    """What the answers look like."""
+    """Add length, truncation and repetition of the responses."""
     rollouts = scored.rollouts
     totals.add("response/length", rollouts.lengths.float())
     totals.add("response/truncated", rollouts.truncated.float())
@@ -66,29 +71,40 @@ def add_response_metrics(totals: Totals, scored: ScoredRollouts) -> None:
     totals.add("response/repetition", torch.tensor([repeated_share(row[mask].tolist()) for row, mask in rows]))
 
 
-def scorer_totals(totals: Totals, parts: TrainingSetup, scored: ScoredRollouts) -> None:
-    """What each scorer said, how far an ensemble's members were apart, how many texts a reward model could not read in
-    full, and how much was said of answers whose scores lie beyond all those of held-out answers."""
+def add_scorer_metrics(totals: Totals, parts: TrainingSetup, scored: ScoredRollouts) -> None:
+    """Add the metrics of each scorer: its scores, and for reward models the scores out of range, the disagreement of
+    an ensemble and the share of texts that were cut. Also add what reward functions logged.
+
+    Raises RewardError where reward functions logged different names in different processes.
+    """
     for name, scores in scored.by_scorer.items():
-        said = scores[scores.isfinite()]
-        totals.add(f"rewards/{name}", said)
+        finite = scores[scores.isfinite()]
+        totals.add(f"rewards/{name}", finite)
         if name in parts.ranges:
-            known = parts.ranges[name]
-            beyond = (said < known["score_lowest"]) | (said > known["score_highest"])
+            limits = parts.ranges[name]
+            beyond = (finite < limits["score_lowest"]) | (finite > limits["score_highest"])
             totals.add(f"outside_range/{name}", beyond.float())
-    names = parts.world.gather(torch.tensor([_number(str(sorted(scored.logged)))], device=scored.scores.device))
+    # The totals are summed over all ranks by position, so every rank must have the same names.
+    names = parts.world.gather(torch.tensor([_hash(str(sorted(scored.logged)))], device=scored.scores.device))
     if len(names.unique()) > 1:
-        raise RewardError("reward functions logged other metrics in one process than in another", where="log_metric")
+        raise RewardError(
+            "reward functions logged different names in different processes",
+            where="log_metric",
+            fix="log the same names in every call",
+        )
     for name, values in scored.logged.items():
         totals.add(f"logged/{name}", torch.tensor(values, dtype=torch.float64))
-    for name, apart in scored.disagreement.items():
-        totals.add(f"disagreement/{name}", apart)
+    for name, deviations in scored.disagreement.items():
+        totals.add(f"disagreement/{name}", deviations)
     for name, cut in scored.cut.items():
         totals.add(f"cut/{name}", cut.float())
 
 
 def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:
-    """The values against what they should have been; core.diagnostics.explained_variance, over all ranks."""
+    """Compare the values with the returns, over all ranks.
+
+    The explained variance is 1 - Var(returns - values) / Var(returns); NaN where the returns do not vary.
+    """
     mask = batch.response_mask
     values, _ = moments(batch.values, mask, world)
     returns, spread = moments(batch.returns, mask, world)
@@ -103,18 +119,18 @@ def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:
 
 
 def full_batch_metrics(scored: ScoredRollouts, world: World) -> dict[str, float]:
-    """Figures that need all answers of all ranks side by side."""
+    """Compute the metrics that need the responses of all ranks together: quantiles, distinct texts, correlations."""
     rollouts = scored.rollouts
     device = scored.scores.device
     scores = world.gather(torch.where(scored.kept, scored.scores, torch.nan).double())
     lengths = world.gather(rollouts.lengths.double())
-    texts = world.gather(torch.tensor([_number(text) for text in rollouts.texts], device=device))
-    prompts = world.gather(torch.tensor([_number(prompt.content) for prompt in rollouts.prompts], device=device))
-    known = scores[scores.isfinite()]
-    low, middle, high = known.quantile(known.new_tensor([0.1, 0.5, 0.9])).tolist() if len(known) else [math.nan] * 3
+    texts = world.gather(torch.tensor([_hash(text) for text in rollouts.texts], device=device))
+    prompts = world.gather(torch.tensor([_hash(prompt.content) for prompt in rollouts.prompts], device=device))
+    finite = scores[scores.isfinite()]
+    low, median, high = finite.quantile(finite.new_tensor([0.1, 0.5, 0.9])).tolist() if len(finite) else [math.nan] * 3
     metrics = {
         "objective/scores_low": low,
-        "objective/scores_median": middle,
+        "objective/scores_median": median,
         "objective/scores_high": high,
         "response/length_std": float(lengths.std(correction=0)),
         "response/distinct": len(texts.unique()) / len(texts),
@@ -122,39 +138,42 @@ def full_batch_metrics(scored: ScoredRollouts, world: World) -> dict[str, float]
         "prompts/distinct": len(prompts.unique()) / len(prompts),
     }
     if len(scored.by_scorer) > 1:
-        for name, said in scored.by_scorer.items():
-            own = world.gather(said.double())
-            finite = own[own.isfinite()]
-            metrics[f"agreement/{name}"] = rank_correlation(scores, own)
+        for name, values in scored.by_scorer.items():
+            gathered = world.gather(values.double())
+            finite = gathered[gathered.isfinite()]
+            metrics[f"agreement/{name}"] = rank_correlation(scores, gathered)
             metrics[f"spread/{name}"] = float(finite.std(correction=0)) if len(finite) else math.nan
     return metrics
 
 
 def credit_metrics(scores: Tensor, batch: TrainingBatch, world: World) -> dict[str, float]:
-    """Correlation of an answer's score [B] with the mean advantage of its first and of its last quarter: whether what
-    an answer was worth reaches the tokens that began it."""
+    """Correlate the scores of the responses [B] with the mean advantages of their first and last quarters.
+
+    `credit/early` near 0 means that the score does not reach the first tokens of a response.
+    """
     mask = batch.response_mask
-    place, length = mask.cumsum(1), mask.sum(1, keepdim=True)
-    quarter = (length + 3) // 4
-    parts = {"credit/early": mask & (place <= quarter), "credit/late": mask & (place > length - quarter)}
-    shown = torch.where(mask.any(1), scores, torch.nan)
-    found = {name: batch.advantages.masked_fill(~part, 0).sum(1) / part.sum(1) for name, part in parts.items()}
-    return {name: correlation(world.gather(shown), world.gather(own)) for name, own in found.items()}
+    position, length = mask.cumsum(1), mask.sum(1, keepdim=True)
+    size = (length + 3) // 4
+    quarters = {"credit/early": mask & (position <= size), "credit/late": mask & (position > length - size)}
+    kept = world.gather(torch.where(mask.any(1), scores, torch.nan))
+    means = {name: batch.advantages.masked_fill(~part, 0).sum(1) / part.sum(1) for name, part in quarters.items()}
+    return {name: correlation(kept, world.gather(mean)) for name, mean in means.items()}
 
 
 def deviation(x: Tensor, mask: Tensor, world: World) -> float:
-    """Biased standard deviation of the counted entries of all ranks."""
+    """Compute the biased standard deviation of the entries in the mask, over all ranks."""
     return float(moments(x, mask, world)[1]) ** 0.5
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:
-    """Spearman's, over the pairs [N] that are both finite; nan when one of them does not vary."""
+    """Compute Spearman's correlation over the pairs [N] that are both finite; NaN when one side does not vary."""
     both = x.isfinite() & y.isfinite()
-    return correlation(_ranks(x[both]), _ranks(y[both]))
+    ranks = [torch.from_numpy(mean_ranks(side[both].cpu().numpy())) for side in (x, y)]
+    return correlation(*ranks)
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's, over the pairs [N] that are both finite; nan when one of them does not vary."""
+    """Compute Pearson's correlation over the pairs [N] that are both finite; NaN when one side does not vary."""
     both = x.isfinite() & y.isfinite()
     pairs = torch.stack([x[both], y[both]]).double()
     if pairs.shape[1] < 2 or bool((pairs.std(1) == 0).any()):
@@ -163,27 +182,20 @@ def correlation(x: Tensor, y: Tensor) -> float:
 
 
 def repeated_share(tokens: list[int], size: int = NGRAM) -> float:
-    """Share of an answer's n-grams that stood in it before; 0 for an answer too short to have two."""
+    """Return the share of n-grams that repeat an earlier one; 0 for a response too short to have two n-grams."""
     count = len(tokens) - size + 1
     if count < 2:
         return 0.0
     return 1 - len({tuple(tokens[i : i + size]) for i in range(count)}) / count
 
 
-def _ranks(x: Tensor) -> Tensor:
-    """Mean ranks: equal values share theirs. [N] -> [N]"""
-    _, inverse, counts = x.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts - 1) / 2)[inverse]
-
-
-def _number(content: Content) -> int:
-    """The same for the same text, on every rank."""
+def _hash(content: Content) -> int:
+    """Hash a text to 64 bits. Python's `hash` differs between processes, and ranks compare these numbers."""
     return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:8], "little", signed=True)
 
 
 def speed_metrics(seconds: Mapping[str, float], step: int, num_responses: int, num_tokens: float) -> dict[str, float]:
-    """Time of each phase of a step, and its rates, over all processes."""
+    """Return the seconds of each phase of a step, and the rates over all processes."""
     total = sum(seconds.values())
     return {
         **{f"time/{phase}_seconds": value for phase, value in seconds.items()},

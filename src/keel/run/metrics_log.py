@@ -1,4 +1,4 @@
-"""Metrics of a run, one JSON object a line, readable during the run."""
+"""Log the metrics of a run: one JSON object a line, which other programs can read during the run."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from keel.run.folder import RunFolder, storage, write_atomic
 from keel.run.json_values import finite
 from keel.terminal import tell
 
-SHOWN = 8  # places of a log that are named in a line
+SHOWN = 8  # most ranges of steps to list in a message
 
 
 class MetricSink(Protocol):
-    """Whatever takes the figures of a step."""
+    """A destination for the metrics of each step."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -27,7 +27,7 @@ class MetricSink(Protocol):
 
 
 class JsonlMetrics:
-    """One line `{"step": 3, "objective/kl": 0.1, ...}` a step; a figure that is not finite becomes null."""
+    """Writes a line `{"step": 3, "objective/kl": 0.1, ...}` for each step. Values that are not finite become null."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,11 +38,11 @@ class JsonlMetrics:
         append_lines(self._path, [line + "\n"])
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the file is open only while a line is written."""
 
 
 class TensorBoardMetrics:
-    """The same figures as TensorBoard events. `first_step` > 1 hides what an interrupted run wrote from there on."""
+    """Writes the metrics as TensorBoard events. `first_step` > 1 hides the later events of an interrupted run."""
 
     def __init__(self, folder: Path, first_step: int = 1) -> None:
         try:
@@ -62,10 +62,14 @@ class TensorBoardMetrics:
 
 @contextmanager
 def open_sinks(folder: RunFolder, trackers: Sequence[str], done: int, first: int) -> Iterator[list[MetricSink]]:
-    """Open the run's metrics for appending, and close them at the end of the block.
+    """Open the metric sinks of a run, and close them at the end of the block.
 
-    The file is cut back to the steps up to `done`; `first` is the step of its first line. Raises CheckpointError for a
-    broken line, ConfigError for a tracker that is not installed.
+    Args:
+        trackers: more sinks besides metrics.jsonl.
+        done: last step to keep in the file; lines of later steps are dropped.
+        first: step of the first line.
+
+    Raises CheckpointError for a broken line, ConfigError for a tracker that is not installed.
     """
     truncate_after(folder.metrics, done, first)
     sinks: list[MetricSink] = [JsonlMetrics(folder.metrics)]
@@ -78,69 +82,73 @@ def open_sinks(folder: RunFolder, trackers: Sequence[str], done: int, first: int
 
 
 def truncate_after(path: Path, step: int, first: int | None = None) -> None:
-    """Cut a log back to the steps up to `step`, from which a run continues: each line once, in the order of the steps.
+    """Keep the lines of a log up to `step`, from which a run continues, each once and in the order of the steps.
 
-    Drops the lines of later steps and a last line that a crash cut short. Lines that stand twice are kept once, as
-    they were written last; a line reports that, and which of the steps from `first` on have lost lines (None: any may).
-    Raises CheckpointError when another line is broken.
+    A last line that a crash cut short is dropped. Of repeated lines the last is kept. Missing and repeated lines are
+    reported.
+
+    Args:
+        first: first step that must have lines; None: any step may have none.
+
+    Raises CheckpointError for any other broken line.
     """
     lines: dict[tuple[int, int], bytes] = {}
-    twice, wanted = set[int](), dict[int, int]()
-    for place, line, rows in _logged_lines(path):
-        if place[0] <= step:
-            if place in lines:
-                twice.add(place[0])
-            lines[place] = line
-            wanted[place[0]] = rows
+    repeated, expected = set[int](), dict[int, int]()
+    for key, line, rows in _logged_lines(path):
+        if key[0] <= step:
+            if key in lines:
+                repeated.add(key[0])
+            lines[key] = line
+            expected[key[0]] = rows
     if path.exists():
-        write_atomic(path, b"".join(lines[place] + b"\n" for place in sorted(lines)))
-    found = Counter(number for number, _ in lines)
-    lost = [] if first is None else [n for n in range(first, step + 1) if found[n] < wanted.get(n, 1)]
-    if lost:
-        tell(f"{path}: lines of step{_ranges(lost)} are missing: the run continues, and the log stays without them")
-    if twice:
-        tell(f"{path}: lines of step{_ranges(sorted(twice))} occur more than once: the last of each is kept")
+        write_atomic(path, b"".join(lines[key] + b"\n" for key in sorted(lines)))
+    counts = Counter(number for number, _ in lines)
+    missing = [] if first is None else [n for n in range(first, step + 1) if counts[n] < expected.get(n, 1)]
+    if missing:
+        tell(f"{path}: lines of step{_ranges(missing)} are missing: the run continues, and the log stays without them")
+    if repeated:
+        tell(f"{path}: lines of step{_ranges(sorted(repeated))} occur more than once: the last of each is kept")
 
 
 def _logged_lines(path: Path) -> Iterator[tuple[tuple[int, int], bytes, int]]:
-    """(step, row of the step), the line, and how many rows the step has, of each whole line."""
+    """Yield (step, row in the step), the line and the number of rows of the step, for each complete line."""
     if not path.exists():
         return
     with storage(path):
-        whole, _, tail = read_regular(path).rpartition(b"\n")
-    lines = whole.split(b"\n") if whole else []
+        complete, _, tail = read_regular(path).rpartition(b"\n")
+    lines = complete.split(b"\n") if complete else []
     last = (0, -1)
     for number, line in enumerate([*lines, tail], start=1):
         try:
             values = json.loads(line)
             step, rows = values["step"], values.get("rows", 1)
-            following = last[1] + 1 if last[0] == step else 0  # of a log that does not number its rows
-            place = (step, values.get("row", following if "prompt" in values else 0))
-            if not all(type(each) is int and each >= 0 for each in (*place, rows)):
+            following = last[1] + 1 if last[0] == step else 0  # for a log that does not number its rows
+            key = (step, values.get("row", following if "prompt" in values else 0))
+            if not all(type(each) is int and each >= 0 for each in (*key, rows)):
                 raise ValueError("no step")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if number > len(lines):  # cut short
+            if number > len(lines):  # the last line has no line feed: a crash cut it short
                 return
-            raise CheckpointError("not a line of this run", f"{path}:{number}", "repair or remove it") from error
-        last = place
-        yield place, line, rows
+            raise CheckpointError("not a line of this run", f"{path}:{number}", "repair or remove the line") from error
+        last = key
+        yield key, line, rows
 
 
 def _ranges(steps: Sequence[int]) -> str:
-    """As in `s 2, 5 to 7`, of ascending numbers; ` 2` of one."""
-    parts: list[list[int]] = []
+    """Format ascending steps as `s 2, 5 to 7`, and a single step as ` 2`, to follow the word "step"."""
+    ranges: list[list[int]] = []
     for step in steps:
-        if parts and step == parts[-1][1] + 1:
-            parts[-1][1] = step
+        if ranges and step == ranges[-1][1] + 1:
+            ranges[-1][1] = step
         else:
-            parts.append([step, step])
-    shown = [f"{low}" if low == high else f"{low} to {high}" for low, high in parts]
+            ranges.append([step, step])
+    shown = [f"{low}" if low == high else f"{low} to {high}" for low, high in ranges]
     more = f" and {len(shown) - SHOWN} more places" if len(shown) > SHOWN else ""
     return f"{'s' if len(steps) > 1 else ''} {', '.join(shown[:SHOWN])}{more}"
 
 
 def sync_to_disk(path: Path) -> None:
-    """What was logged survives a power cut from here on; called before a checkpoint that counts on these lines."""
+    """Make the log survive a power failure. Called before a checkpoint, which relies on the lines logged so far."""
     if path.exists():
         with storage(path), path.open("rb") as file:
             os.fsync(file.fileno())
@@ -148,7 +156,7 @@ def sync_to_disk(path: Path) -> None:
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Append to a log. Raises CheckpointError when it cannot be written."""
-    # Opened anew each time: the lines are there for readers at once, and a folder that went away is noticed.
+    # The file is opened each time: readers see the lines at once, and a folder that was deleted is noticed.
     text = "".join(lines)
     with storage(path):
         failpoint("log.append")

@@ -18,15 +18,15 @@ def open_run(
     world: World,
     code: Iterable[str] = (),
 ) -> Iterator[RunFolder]:
-    """Lock the run folder, and record in it how the run ends.
+    """Lock the run folder, and record at the end of the block how the run ended.
 
-    The main process alone locks and writes; the others read in the folder once it has been accepted.
+    Only the main process locks and writes. The others wait until it has accepted the folder.
 
     Args:
-        sources: files and folders that the run reads, or (name, fingerprint) of what no file holds.
-        code: files of reward functions, which may change between the run and its continuation.
+        sources: files and folders that the run reads, or (name, fingerprint) for data that is not in a file.
+        code: files of reward functions, which may change between the start of the run and its continuation.
 
-    Raises ConfigError for a folder that is in use, holds another run, or whose run read other sources.
+    Raises ConfigError for a folder that is in use or holds another run, and for sources that have changed.
     """
     folder = RunFolder(output)
     if world.is_main:

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from keel.errors import CheckpointError
-from keel.run.metrics import JsonlMetrics, TensorBoardMetrics, truncate_after
+from keel.run.metrics_log import JsonlMetrics, TensorBoardMetrics, truncate_after
 from keel.run.rollout_log import RolloutLog
 
 
