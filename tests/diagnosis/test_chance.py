@@ -93,7 +93,7 @@ def test_a_solved_task_is_a_notice_and_a_constant_score_is_critical():
         columns[figure][25:] = columns["objective/scores_high"][:25].max()
     found = diagnose(run_of(columns, settings())).findings
     assert [(finding.name, finding.severity) for finding in found] == [("no-signal", "notice")]
-    assert found[0].causes[0].what.startswith("the task is learned")
+    assert found[0].causes[0].what.startswith("the task is solved")
 
     columns = healthy(0)
     for figure in ("objective/scores_std", "objective/shaped_scores_std"):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from keel.algorithms import ALGORITHM_TRAITS
 from keel.config.sections import (
     CheckpointSettings,
     Count,
@@ -60,7 +61,7 @@ class RewardShaping(Settings):
     them"""
 
 
-CLIPPED = ("ppo", "grpo")
+CLIPPED = tuple(name for name, traits in ALGORITHM_TRAITS.items() if traits.clips_ratio)
 """Algorithms whose loss corrects for the distance to the policy that sampled."""
 
 

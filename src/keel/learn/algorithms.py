@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from keel.algorithms import ALGORITHM_TRAITS
 from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss
 from keel.core.rewards import token_rewards
@@ -118,10 +119,15 @@ def _clipped(loss: Loss) -> Tensor:
     )
 
 
+# Advantages and policy loss. What other parts read without torch is in keel.algorithms, under the same names.
+FUNCTIONS = {
+    "ppo": (_gae, _clipped),
+    "a2c": (_gae, _gradient),
+    "reinforce": (_returns, _gradient),
+    "rloo": (_rloo, _gradient),
+    "grpo": (_grpo, _clipped),
+}
 ALGORITHMS = {
-    "ppo": Algorithm(_gae, _clipped, needs_critic=True, compares_groups=False),
-    "a2c": Algorithm(_gae, _gradient, needs_critic=True, compares_groups=False),
-    "reinforce": Algorithm(_returns, _gradient, needs_critic=False, compares_groups=False),
-    "rloo": Algorithm(_rloo, _gradient, needs_critic=False, compares_groups=True),
-    "grpo": Algorithm(_grpo, _clipped, needs_critic=False, compares_groups=True),
+    name: Algorithm(*functions, ALGORITHM_TRAITS[name].needs_critic, ALGORITHM_TRAITS[name].compares_groups)
+    for name, functions in FUNCTIONS.items()
 }
