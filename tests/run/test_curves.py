@@ -57,20 +57,20 @@ def test_groups_name_what_a_run_measured_and_nothing_else(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run"))
     found = {group["title"]: group["curves"] for group in metric_groups(run)}
     assert {title: [(curve["figure"], curve["label"]) for curve in curves] for title, curves in found.items()} == {
-        "What the answers are worth": [
+        "Scores": [
             ("objective/scores", "Score"),  # and not rewards/judge, which is the same
             ("objective/kl", "KL to the reference"),
             ("rewards/gold", "Score by gold, held out"),
             ("objective/kl_coef", "Weight of the KL"),
         ],
-        "What the answers look like": [("response/length", "Length"), ("policy/entropy", "Entropy")],
+        "Responses": [("response/length", "Length"), ("policy/entropy", "Entropy")],
         "Held-out evaluation": [
             ("evaluate/score", "Score on held-out prompts"),
             ("evaluate/kl", "KL on held-out prompts"),
         ],
-        "Other figures": [("my/figure", "my/figure")],
+        "Other metrics": [("my/figure", "my/figure")],
     }
-    entropy = found["What the answers look like"][1]
+    entropy = found["Responses"][1]
     assert (entropy["steps"], entropy["values"]) == ([1, 2, 3, 4, 5, 6], [1.0, None, 0.75, 0.5, 0.25, 0.125])
     evaluated = found["Held-out evaluation"][0]
     assert (evaluated["steps"], evaluated["values"]) == ([3, 6], [0.75, 1.25])  # what lies between is no gap

@@ -287,6 +287,6 @@ def test_the_newest_answers_of_a_long_file_are_read_alone(path: Path) -> None:
 def test_a_file_that_changed_under_the_reader_gives_no_nonsense(path: Path) -> None:
     answers = read(path)
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(DataError, match="no answer here"):
+    with pytest.raises(DataError, match="holds no response"):
         answers.rows([3])
     assert list(answers.texts(np.arange(2))) == [(0, "", ""), (1, "", "")]

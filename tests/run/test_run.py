@@ -199,7 +199,7 @@ BAD_SETTINGS = {
 def test_settings_that_no_run_has_are_named(name: str, value: object, tmp_path: Path):
     folder = folder_of(tmp_path / "run", lines_of(3))
     (folder / "config.yaml").write_text(yaml.safe_dump(settings() | {name: value}))
-    with pytest.raises(CheckpointError, match=f"config.yaml: cannot be settings of a run of keel: {name}") as error:
+    with pytest.raises(CheckpointError, match=f"config.yaml: {name}") as error:
         read_run(folder)
     assert error.value.where == f"{folder}/config.yaml"
 

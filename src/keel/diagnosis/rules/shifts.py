@@ -131,13 +131,13 @@ def _drifts(run: Run) -> Holds:
     held_out = run.held_out_scorers()
     if not held_out:
         return is_parallel & is_unexplained
-    is_unseen = np.any([_is_unseen(run, name, shift / spread) for name in held_out], axis=0)
+    is_unseen = np.any([_is_unseen(run, name, shift) for name in held_out], axis=0)
     is_exploit = np.any([held_out_score_fell(run, name) for name in held_out], axis=0)
     return is_parallel & (is_unexplained | is_unseen) & ~is_exploit
 
 
 def _is_unseen(run: Run, name: str, shift: Series) -> Holds:
-    """Whether a held-out scorer moved much less than the score's `shift`, which is in deviations. [S]"""
+    """Whether a held-out scorer moved much less than the score, which moved by `shift`. [S]"""
     width, metric, agreement = window(run), f"rewards/{name}", run[f"agreement/{name}"]
     gain = trailing_mean(run[metric], width) - start_mean(run[metric], width)
     order = trailing_mean(agreement, width)
@@ -145,7 +145,8 @@ def _is_unseen(run: Run, name: str, shift: Series) -> Holds:
     # A scorer that no longer tells responses apart is at its maximum, and would not rise with the score either.
     keeps_up = at_least(relative_spread(run, metric), relative_spread(run, SCORES) / KEEPS_UP)
     with np.errstate(invalid="ignore", divide="ignore"):
-        is_far = at_least(np.abs(shift - gain / deviation_unit(run, metric)), UNSEEN_RISE)
+        difference = shift / deviation_unit(run, SCORES) - gain / deviation_unit(run, metric)
+        is_far = at_least(np.abs(difference), UNSEEN_RISE)
     return is_far & keeps_order & keeps_up
 
 
