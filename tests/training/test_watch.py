@@ -28,7 +28,7 @@ def test_a_finding_is_said_once_when_it_opens(tiny_policy: Path, tmp_path: Path,
     said = [line for line in told(capsys) if "no-signal" in line]
     assert said == [
         "keel: doctor: critical: no-signal since step 1: Responses get equal scores, so there is nothing to learn "
-        "from. -> try rewards: a scorer that tells these responses apart; try it on two responses by hand"
+        "from. -> try rewards: a scorer that distinguishes these responses; try it on two responses by hand"
     ]
 
 

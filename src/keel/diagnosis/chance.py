@@ -65,7 +65,7 @@ def mean_error(run: Run, metric: str) -> Series:
 def bounded_error(run: Run, metric: str, spread: float | Series) -> Series:
     """Return the standard error of a step's mean whose deviation over responses is `spread`. [S]
 
-    It lies between spread / sqrt(responses), if all were independent, and spread / sqrt(prompts), if the responses to
+    It is between spread / sqrt(responses), if all were independent, and spread / sqrt(prompts), if the responses to
     a prompt were all equal. The noise from step to step decides where.
     """
     lowest, highest_error = spread / np.sqrt(responses_per_step(run)), spread / np.sqrt(prompts_per_step(run))

@@ -15,8 +15,8 @@ from keel.run.read.series import Holds, at_least, at_most
 Levels = NDArray[np.int8]
 FINE, NOTICE, WARNING, CRITICAL = range(4)
 
-MEASURED_IN_ZOO = "keel's own rule, measured on runs with this fault (`benchmarks/zoo.py`)"
-TESTED_ON_SYNTHETIC_RUNS = "keel's own rule, tested on synthetic runs (`tests/diagnosis/`)"
+MEASURED_IN_ZOO = "a rule of keel, measured on runs with this fault (`benchmarks/zoo.py`)"
+TESTED_ON_SYNTHETIC_RUNS = "a rule of keel, tested on synthetic runs (`tests/diagnosis/`)"
 
 
 class Bounds(NamedTuple):

@@ -1,4 +1,4 @@
-"""The late effects of other faults: a policy that repeats itself, or one that leaves the reference for nothing."""
+"""Late effects of other faults: a policy that repeats itself, or that moves away from the reference for no gain."""
 
 from collections.abc import Sequence
 

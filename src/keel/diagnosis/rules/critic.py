@@ -158,7 +158,7 @@ def _exploding_evidence(run: Run) -> Sequence[Evidence]:
 def _exploding_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
-            "the critic diverges: it learns from returns that contain its own values",
+            "the critic diverges: it learns from returns that contain its values",
             (f"gae_lambda is {run.setting('algorithm.gae_lambda')}; the lower it is, the more values they contain",),
             (),
             Change("optim.critic_learning_rate", "a third of the current value"),

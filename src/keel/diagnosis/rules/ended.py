@@ -55,7 +55,9 @@ RULES = (
         Documentation(
             measure="how the run ended: `ended.json`, or whether its process exists",
             thresholds=(
-                Threshold("state of the run", notice="its process is gone", critical="it failed, as `ended.json` says"),
+                Threshold(
+                    "state of the run", notice="its process is gone", critical="it failed; `ended.json` has the error"
+                ),
             ),
             source=TESTED_ON_SYNTHETIC_RUNS,
             note="It is reported for a run without any finished step too.",

@@ -87,7 +87,7 @@ def _score_fall(run: Run, name: str) -> Series:
 def loses_rank_agreement(run: Run, name: str) -> Holds:
     """Whether the score no longer orders the responses as a held-out scorer does, which it did at the start. [S]
 
-    Among responses that are all good the order is chance. So both must still tell responses apart as at the start, and
+    Among responses that are all good the order is chance. So both must still distinguish responses as at the start, and
     the held-out scorer must not rise.
     """
     width, metric = window(run), f"agreement/{name}"
@@ -119,7 +119,7 @@ def gains_alone(run: Run, name: str) -> Holds:
     """Whether a held-out scorer shares at most a third of the expected rise. [S]
 
     The rise then comes from what the two scorers do not have in common. It does not count where the held-out scorer has
-    clearly risen, or is at its maximum and no longer tells these responses apart.
+    clearly risen, or is at its maximum and no longer distinguishes these responses.
     """
     metric = f"rewards/{name}"
     gain, errors = score_rise(run, metric)
@@ -134,7 +134,7 @@ def gains_alone(run: Run, name: str) -> Holds:
 def quality_warnings(run: Run) -> Mapping[str, Holds]:
     """Return metric -> where it indicates that responses get no better. Each [S].
 
-    `sharing/NAME` is no metric: it stands for `gains_alone` of a held-out scorer.
+    `sharing/NAME` is not a metric; it is `gains_alone` of a held-out scorer.
     """
     width = window(run)
     warnings: dict[str, Holds] = {}
@@ -172,7 +172,7 @@ def _hacking_levels(run: Run) -> Levels:
         any_warning("disagreement/"),
         any_warning("objective/"),
         any_warning("response/repetition"),
-        # Each alone has its own rule: reward-out-of-range and policy-collapse.
+        # Alone, each of the two has a rule already: reward-out-of-range and policy-collapse.
         any_warning("outside_range/") & any_warning("response/distinct"),
     ]
     count = np.sum(votes, axis=0)
@@ -289,7 +289,7 @@ RULES = (
             combine=f"One row is enough; {WEAK_VOTES} different numbers are critical.",
             note=f"A fall is over within {BACK:g} sd of the best. Agreement counts only while both scorers keep "
             f"{STILL_DIFFER:.0%} of their initial deviation and the held-out one has not risen. Row 1b needs a score "
-            f"{SHARED_GAIN:g} sd up, {EXPECTED:g} sd expected, and a held-out scorer that still tells responses apart; "
+            f"{SHARED_GAIN:g} sd up, {EXPECTED:g} sd expected, and a held-out scorer that distinguishes responses; "
             "it exaggerates where r comes from easy prompts. Repetition does not count while a held-out scorer is "
             "above its start.",
             source="ensembles: Coste et al. 2023; expected rise: Manheim and Garrabrant 2018; " + MEASURED_IN_ZOO,

@@ -57,7 +57,7 @@ def _peak_levels(run: Run) -> Levels:
         is_near, is_past = (np.zeros(len(run.steps), dtype=bool) for _ in range(2))
         for index, near_peak, past_peak in _fits(run, name):  # a result holds until the next fit
             is_near[index:], is_past[index:] = near_peak, past_peak
-        # A fit alone reports peaks that do not exist, so the scorer itself must have fallen too.
+        # A peak counts only once the scorer itself has stopped rising.
         fall, errors = fall_beyond_score(run, name)
         near |= is_near & at_least(fall, NEAR_FALL) & at_least(errors, NEAR_ERRORS)
         past |= is_past & at_least(fall, PAST_FALL) & at_least(errors, PAST_ERRORS)

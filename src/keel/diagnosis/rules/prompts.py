@@ -115,7 +115,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
         (
             gain >= RISE,
             Cause(
-                "the task is solved: little is left to tell responses apart",
+                "the task is solved: the remaining responses hardly differ in quality",
                 (f"the mean score has risen by {gain:.2g} deviations to {mean:.3g}",),
                 (),
                 Change("steps", "stop here, or continue with harder prompts"),
@@ -127,7 +127,7 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
                 "the scorer returns the same score for every response",
                 (f"the scores' standard deviation is 0 at a mean of {mean:.3g}",),
                 applicable_texts((are_alike, "the responses themselves are nearly all the same")),
-                Change("rewards", "a scorer that tells these responses apart; try it on two responses by hand"),
+                Change("rewards", "a scorer that distinguishes these responses; try it on two responses by hand"),
             ),
         ),
         (

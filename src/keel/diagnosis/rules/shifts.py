@@ -142,7 +142,7 @@ def _is_unseen(run: Run, name: str, shift: Series) -> Holds:
     gain = trailing_mean(run[metric], width) - start_mean(run[metric], width)
     order = trailing_mean(agreement, width)
     keeps_order = at_least(order, SAME_ORDER_SHARE * start_mean(agreement, width)) & at_least(order, SAME_ORDER)
-    # A scorer that no longer tells responses apart is at its maximum, and would not rise with the score either.
+    # A scorer that no longer distinguishes responses is at its maximum, and would not rise with the score either.
     keeps_up = at_least(relative_spread(run, metric), relative_spread(run, SCORES) / KEEPS_UP)
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = shift / deviation_unit(run, SCORES) - gain / deviation_unit(run, metric)

@@ -25,7 +25,7 @@ from keel.diagnosis.rule import (
 from keel.run.read.run import Run, Series
 from keel.run.read.series import Holds, at_most, carry_forward, first, last
 
-FEWEST_LOSSES = 10  # with fewer, a trend cannot be told from noise
+FEWEST_LOSSES = 10  # with fewer, a trend cannot be separated from noise
 LOSS_CHANGE, ACCURACY_CHANGE, TREND = 0.01, 0.02, 0.02  # of the first held-out loss; accuracy; of the mean loss
 BFLOAT16_RATE = 1e-4  # AdamW's steps are about as large as the rate, and half of bfloat16's steps at 0.02 to 0.05
 OVERFITTED = Bounds(warning=0.1, critical=0.5)  # of what the held-out loss had gained

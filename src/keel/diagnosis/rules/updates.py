@@ -95,7 +95,7 @@ def _large_causes(run: Run) -> Sequence[Cause]:
 
 
 def score_reach(run: Run) -> Series:
-    """Return how far the updates so far can have moved the mean score at most, in its deviations. [S]
+    """Return the largest change of the mean score that the updates so far can have caused, in its deviations. [S]
 
     The sum over steps of sqrt(2 K), K in nats per response: the bound of `reward-shift`.
     """
@@ -104,7 +104,7 @@ def score_reach(run: Run) -> Series:
 
 
 def projected_reach(run: Run) -> Series:
-    """Return how far the full run can move the mean score at most, at the pace so far, in its deviations. [S]"""
+    """Return the largest possible change of the mean score over the full run at the current pace, in deviations. [S]"""
     planned = run.planned - int(run.setting("critic.warmup_steps", 0))
     return score_reach(run) / np.maximum(policy_steps(run), 1) * max(planned, 1)
 
@@ -136,7 +136,7 @@ def _small_causes(run: Run) -> Sequence[Cause]:
             (step_scale < 0.3, f"policy/step_scale, which scales the learning rate for this, is {step_scale:.2g}"),
         ),
         (),
-        Change("rewards", "scores that tell the responses to a prompt apart; or a lower algorithm.kl_coef"),
+        Change("rewards", "scores that distinguish the responses to a prompt; or a lower algorithm.kl_coef"),
     )
     comparison = f"the scores' deviation {spread:.3g}"
     return [
@@ -208,7 +208,7 @@ RULES = (
             combine="Any row is enough.",
             note="Usual steps are 0.001 to 0.05 nats per token. The rule uses a median, because estimates of a KL have "
             "heavy tails.",
-            source="Schulman et al. 2017 aim at 0.003 to 0.03; OpenAI's own runs have a clipfrac below 0.002; "
+            source="Schulman et al. 2017 aim at 0.003 to 0.03; OpenAI's runs have a clipfrac below 0.002; "
             + MEASURED_IN_ZOO,
         ),
         patience=2,

@@ -21,7 +21,7 @@ Numbers = NDArray[np.int64]
 Range = tuple[float | None, float | None]
 """Lowest and highest value, both inclusive; None: no bound."""
 TOGETHER = 500  # rows parsed together, which is three times as fast as one by one
-GAP = 50_000  # bytes between rows, above which two reads are faster than one
+GAP = 50_000  # bytes between rows, above which a new read begins
 
 
 class ResponseLog:

@@ -19,8 +19,8 @@ from keel.run.folder import RunFolder
 from keel.run.lock import is_running, lock_owner
 from keel.run.read.settings import check_run_settings, named_sources
 
-PARTS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "faults"}
-"""Folders inside a run; the runs below them (members of an ensemble) are not listed."""
+INNER_FOLDERS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "faults"}
+"""Folders inside a run, in which no further runs are searched."""
 Series = NDArray[np.float64]
 Standing = Literal["running", "finished", "stopped", "failed", "died", "unknown"]
 STANDINGS: tuple[Standing, ...] = get_args(Standing)
@@ -147,7 +147,7 @@ def run_folders(root: Path) -> Iterator[Path]:
             is_run = "config.yaml" in names and ("metrics.jsonl" in names or bool(names.get("checkpoints")))
             if is_run:
                 yield folder
-            skipped = PARTS if is_run else set()
+            skipped = INNER_FOLDERS if is_run else set()
             remaining += [
                 folder / name for name, is_dir in names.items() if is_dir and name not in skipped and name[0] != "."
             ]
