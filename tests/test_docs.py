@@ -206,13 +206,3 @@ def test_every_fault_has_its_row() -> None:
             first, *last = (int(number) for number in re.findall(r"F-(\d\d)", part))
             named |= set(range(first, (last or [first])[0] + 1))
     assert named == set(range(1, 41))
-
-
-def test_every_finding_is_in_the_catalogue():
-    from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
-
-    text = (DOCS / "diagnosis.md").read_text()
-    documented_titles = dict(re.findall(r"^#### ([\w-]+)\n\*(.+)\*$", text, re.MULTILINE))
-    assert documented_titles == {rule.name: rule.title for rule in (*SUPERVISED, *POLICY_LEARNING)}
-    listed = (DOCS / "reference" / "findings.md").read_text()
-    assert set(re.findall(r"^\| \[`([\w-]+)`\]", listed, re.MULTILINE)) == set(documented_titles)

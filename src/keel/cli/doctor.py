@@ -1,8 +1,9 @@
 """Diagnose runs: whether they are healthy, or else what is wrong, since when, and which change to try.
 
-keel reads the run folder only: the run may be running, finished or dead. docs/diagnosis.md explains each finding. A
-folder that holds runs, such as the stages of one model, means all of them, from oldest to newest. A run that cannot be
-read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them with --json.
+keel reads the run folder only: the run may be running, finished or dead. docs/reference/findings.md explains each
+finding. A folder that holds runs, such as the stages of one model, means all of them, from oldest to newest. A run
+that cannot be read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them
+with --json.
 
 example:
   keel doctor runs/stories-ppo

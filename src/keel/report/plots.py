@@ -10,7 +10,7 @@ from keel.report.summary import ends, format_value, small_plot
 from keel.run.read.curves import OTHER, catalogue, metric_groups
 from keel.run.read.run import Run
 
-ALWAYS_OPEN = ("Learning", "What the answers are worth", "What the answers look like", "Held-out evaluation")
+ALWAYS_OPEN = ("Learning", "Scores", "Responses", "Held-out evaluation")
 
 
 def curve_groups(
