@@ -8,6 +8,7 @@ import pytest
 
 from keel import config
 from keel.cli import main as cli
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.errors import ConfigError
 
@@ -21,7 +22,7 @@ VERBS: dict[str, tuple[type[config.Settings], list[str]]] = {
 def scorers(verb: str, *more: str) -> list[dict[str, Any]]:
     """The scorers of a command line, without what is left at its default."""
     settings, given = VERBS[verb]
-    rewards = read_command(verb, settings, [*more, *given], "").settings.rewards  # type: ignore[attr-defined]
+    rewards = read_command(Verb(verb, settings), [*more, *given]).settings.rewards  # type: ignore[attr-defined]
     return [source.model_dump(exclude_defaults=True, exclude={"name"}) for source in rewards]
 
 
