@@ -187,17 +187,23 @@ def list_sections(
 
 
 def describe_setting(field: FieldInfo, optional: bool = False) -> str:
-    """Return the help text of a setting and its default. The text itself explains a default of null."""
-    default = field.default
+    """Return the help text of a setting, followed by its default."""
+    default = default_text(field, optional)
+    if default and not field.is_required():
+        default = f"default: {default}"
+    return f"{field.description or ''}{f' ({default})' if default else ''}"
+
+
+def default_text(field: FieldInfo, optional: bool = False) -> str:
+    """Return the default of a setting, or `required`. A default of null or nothing is explained by the help text."""
     if field.is_required():
-        note = "" if optional else "required"
-    elif default is None or default in ([], {}):
-        note = ""
-    elif isinstance(default, bool):
-        note = f"default: {str(default).lower()}"
-    else:
-        note = f"default: {','.join(default) if isinstance(default, list) else default}"
-    return f"{field.description or ''}{f' ({note})' if note else ''}"
+        return "" if optional else "required"
+    default = field.default
+    if default is None or default in ([], {}):
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ",".join(default) if isinstance(default, list) else str(default)
 
 
 def type_name(annotation: Any) -> str:
