@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from keel.cli.main import main
 
 from .documented import python_blocks, written_blocks
 from .reference import list_outdated
+from .reference.metrics import defined_keys, descriptions
 from .reference.settings import EXPLANATIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -134,6 +136,14 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     }  # one for each scorer, under its name
     assert sorted(found - by_scorer - known) == [], "not in docs/metrics.md"
     assert not by_scorer or "rewards/NAME" in known
+
+
+def test_every_described_metric_is_defined_and_the_other_way_round() -> None:
+    """docs/metrics.md, and the descriptions that reports show, from which docs/reference/metrics.md is generated."""
+    patterns, defined = {key for group in descriptions().values() for key in group}, defined_keys()
+    undescribed = {key for key in defined if not any(fnmatchcase(key, pattern) for pattern in patterns)}
+    assert undescribed == {"progress/responses"}, "a count of what was done has no curve"
+    assert {pattern for pattern in patterns if not any(fnmatchcase(key, pattern) for key in defined)} == set()
 
 
 def test_the_generated_pages_of_the_reference_are_up_to_date() -> None:
