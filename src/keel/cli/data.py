@@ -29,6 +29,7 @@ from keel.terminal import literal
 VERB = Verb("data check", DataCheckConfig, str(__doc__), positional="path")
 NAMED_ERRORS = 5
 """number of broken rows, and of line numbers for each finding, that are printed; --json has more"""
+LABEL_WIDTH = 19
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -90,17 +91,17 @@ def _print(metrics: Mapping[str, Any]) -> None:
 
     print(literal(metrics["file"]))
     for name, text in _lines(metrics):
-        print(f"  {name:<17}{literal(text)}")
+        print(f"  {name:<{LABEL_WIDTH}}{literal(text)}")
     for broken in metrics["broken"]["why"][:NAMED_ERRORS]:
-        print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
+        print(f"  {'line ' + str(broken['line']):<{LABEL_WIDTH}}{literal(broken['what'])}")
     for remark in metrics["remarks"] + metrics.get("model", {}).get("remarks", []):
-        print(f"  {'note':<17}{literal(remark)}")
+        print(f"  {'note':<{LABEL_WIDTH}}{literal(remark)}")
     for refused in metrics.get("model", {}).get("refused", {"why": []})["why"][:NAMED_ERRORS]:
-        print(f"  {'line ' + str(refused['line']):<17}{literal(refused['what'])}")
+        print(f"  {'line ' + str(refused['line']):<{LABEL_WIDTH}}{literal(refused['what'])}")
     for row in metrics.get("model", {}).get("shown", []):
         print("\n".join(map(literal, shown_lines(row))))
     if len(metrics["broken"]["why"]) > NAMED_ERRORS:
-        print(f"  {'':<17}and {len(metrics['broken']['why']) - NAMED_ERRORS:,} more; --json lists them")
+        print(f"  {'':<{LABEL_WIDTH}}and {len(metrics['broken']['why']) - NAMED_ERRORS:,} more; --json lists them")
 
 
 def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -90,9 +90,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"keel {__version__}")
         return 0
     if verb not in VERBS:
-        raise ConfigError(
-            f"unknown {'option' if verb[0] == '-' else 'verb'} {verb}; {_nearest(verb)}", fix="keel --help"
-        )
+        if verb.startswith("-"):
+            raise ConfigError(f"unknown option {verb}", fix="write options after the verb, or see keel --help")
+        raise ConfigError(f"unknown verb {verb}; {_nearest(verb)}", fix="keel --help")
     _run(verb, arguments[1:])
     return 0
 

@@ -138,8 +138,11 @@ def _json_lists(arguments: Sequence[str], settings: type[BaseModel]) -> dict[str
 
 def _explain(message: str, settings: type[BaseModel]) -> str:
     """Rewrite an error message of pydantic-settings in terms of settings."""
-    if pairs := re.search(r"Parsing error encountered for (\S+):", message):
-        return f"{pairs[1]}: expected name=value,name=value"
+    if unreadable := re.search(r"Parsing error encountered for (\S+):", message):
+        name = unreadable[1]
+        is_list = name in setting_names(settings, kind=list[str])
+        form = "JSON" if name == "rewards" else "a,b or a JSON list" if is_list else "name=value,name=value"
+        return f"{name}: expected {form}"
     if section := re.match(r'error parsing value for field "(\w+)"', message):
         return not_a_section(settings, [section[1]])
     return message.partition(" from source")[0]
@@ -168,6 +171,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, verb: Verb[Any]) -> None:
         super().__init__(prog=f"keel {verb.name}", add_help=False, allow_abbrev=False)
+        self.command = f"keel {verb.name} [{verb.placeholder}]"
         self.parsed = argparse.Namespace()
         self.words: list[str] = []
         self.scorers: list[dict[str, Any]] = []
@@ -187,11 +191,15 @@ class _Parser(argparse.ArgumentParser):
         return self.parsed
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if unknown:
+        fix = ""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message = f"unknown setting {unknown[1]}; {nearest(unknown[1], known)}"
-        raise ConfigError(message, where="command line")
+        elif extra := re.match(r"unrecognized arguments: (.+)", message):
+            message, fix = f"unexpected arguments: {extra[1]}", f"{self.command} [--setting value ...]"
+        elif incomplete := re.match(r"argument (--\S+): expected one argument", message):
+            message = f"{incomplete[1]} needs a value"
+        raise ConfigError(message, where="command line", fix=fix)
 
 
 class _StrictLoader(yaml.SafeLoader):
