@@ -8,7 +8,7 @@ from typing import Any
 from keel.config import EvaluateConfig, QuickstartConfig, TrainConfig, parse
 from keel.evaluation.evaluate import evaluate_policies
 from keel.quickstart.report import gold_by_step, read_lines, series
-from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, up_to_the_reward_model
+from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, run_reward_stages
 from keel.run.folder import write_atomic
 from keel.training.policy import train_policy
 
@@ -19,7 +19,7 @@ def prepare(folder: Path, seed: int) -> Quickstart:
     """The world with language model, rankings and reward model; made if it is not there (a minute)."""
     run = Quickstart(parse(QuickstartConfig, {"output": str(folder), "seed": seed}))
     if not (folder / "reward" / "model").exists():
-        up_to_the_reward_model(run)
+        run_reward_stages(run)
     return run
 
 

@@ -142,6 +142,6 @@ def _in_main_thread() -> bool:
 
 
 def _print_line(text: str) -> None:
-    # os.write, because print() is not reentrant and may have been interrupted by the signal.
+    # Not print(), which raises RuntimeError if the signal has interrupted another print() to the same stream.
     with suppress(OSError):  # standard error may be closed
         os.write(2, f"\nkeel: {text}\n".encode())
