@@ -1,6 +1,6 @@
 """The language of the example: templates of every sentence that a customer or an agent can write.
 
-`{item}` and `{number}` are slots. A sentence is in lower case and ends in "." or "?". "," is the only other punctuation.
+`{item}` and `{number}` are slots. A sentence is in lower case and ends in "." or "?"; the only other mark is ",".
 """
 
 import re
