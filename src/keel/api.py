@@ -264,5 +264,6 @@ def _prompts_file(config: "Settings | Mapping[str, Any]", prompts: Any) -> Itera
     elif isinstance(prompts, str | Path):
         yield Path(prompts)
     else:
+        # Temporary is enough: unlike training, sampling and evaluation cannot be resumed.
         with tempfile.TemporaryDirectory() as folder:
             yield write_rows(prompts, Path(folder), "prompts", column, column)

@@ -84,6 +84,7 @@ if hasattr(os, "register_at_fork"):  # a process that a reward function forks mu
 @contextmanager
 def interrupts_handled() -> Iterator[None]:
     """Handle signals inside the block. Has no effect in a thread or inside another such block."""
+    # Python sets signal handlers in the main thread only; Windows has no pthread_kill, which the timers need.
     if _watch.previous or not _in_main_thread() or sys.platform == "win32":
         yield
         return
@@ -130,7 +131,7 @@ def _delay(seconds: float) -> Iterator[None]:
         return
     outer_patience, _watch.patience = _watch.patience, seconds
     try:
-        _watch.act()
+        _watch.act()  # a signal that an outer block delays acts here, if this block allows it
         yield
     finally:
         _watch.patience = outer_patience

@@ -63,6 +63,7 @@ class ProgressDisplay:
         now = time.monotonic()
         if not self.is_live and (now - self.last_line > SECONDS_BETWEEN_LINES or done == self.total):
             self.last_line = now
+            # The rate is that of this process: a resumed run starts at `first`.
             left = (now - self.started) / max(1, done - self.first) * (self.total - done)
             self.console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left", soft_wrap=True)
 

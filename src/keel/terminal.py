@@ -9,6 +9,7 @@ JOINERS = "\u200c\u200d"  # zero-width (non-)joiner, which words and emoji need
 
 def literal(text: str) -> str:
     """Escape control characters, escape sequences and direction marks. Joiners inside words and emoji stay."""
+    # isprintable() rejects every space except the ASCII one; those of the category Zs are harmless.
     return "".join(
         c if c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs" else _escape(c) for c in text
     )

@@ -66,7 +66,7 @@ class World:
         """Return the sum over all ranks. At size 1 it is the tensor itself, not a copy."""
         if self.size == 1:
             return tensor
-        total = tensor.clone()
+        total = tensor.clone()  # all_reduce works in place
         with _lost_process_reported():
             dist.all_reduce(total)
         return total
@@ -110,6 +110,7 @@ def generator(*key: int | str) -> torch.Generator:
 
     No generator carries state from step to step, so a resumed run draws the same numbers as an uninterrupted one.
     """
+    # Not hash(), which Python randomises for strings in each process.
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -153,6 +154,7 @@ def _with_threads(threads: int, gradients: bool, job: Callable[[], Any]) -> tupl
     """Run a job, and return its result and its processor seconds."""
     start = time.thread_time()
     torch.set_num_threads(threads)
+    # Gradient mode is a state of the thread, so the job needs that of its caller.
     with torch.set_grad_enabled(gradients):
         return job(), time.thread_time() - start
 

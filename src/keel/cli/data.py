@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """
     if arguments[:1] == ["check"]:
         arguments = arguments[1:]
-    elif not HELP & set(arguments[:1]):
+    elif not HELP & set(arguments[:1]):  # `keel data --help` works without `check`
         raise ConfigError("`keel data` has one subcommand: check", fix="keel data check FILE, or see keel data --help")
     settings = read_command(VERB, arguments).settings
     from keel.cli.data_tokens import model_metrics

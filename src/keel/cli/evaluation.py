@@ -156,6 +156,7 @@ def print_best_of_curve(side: str, curve: list[Mapping[str, Any]], metrics: Mapp
 
 def scorer_metrics(metrics: Mapping[str, Any]) -> list[str]:
     """Return `score` and the scorers. A scorer that equals the score everywhere is left out."""
+    # A single scorer of weight 1 is the score, and would be shown twice.
     scorers = [name for name in metrics if name.startswith("rewards/") and f"{name}_low" in metrics]
     return ["score", *(name for name in scorers if metrics[name] != metrics.get("score"))]
 

@@ -104,6 +104,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         run(arguments)
         return
     failure = None
+    # Everything else that is printed, by libraries too, goes to standard error.
     with contextlib.redirect_stdout(sys.stderr):
         try:
             metrics = run([argument for argument in arguments if argument != "--json"])
@@ -113,7 +114,7 @@ def _run(verb: str, arguments: list[str]) -> None:
             metrics, failure = error.metrics, error
     from keel.run.json_values import finite
 
-    print(json.dumps(finite(metrics)))
+    print(json.dumps(finite(metrics)))  # JSON has no NaN and no infinity
     if failure is not None:
         raise failure
 

@@ -46,6 +46,7 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
 
     if settings.answers is None:
         _check_exists(settings.store)
+    # Rows and settings are checked before the store is opened, so that a mistake creates no store.
     rows = read_unranked_responses(settings.answers) if settings.answers is not None else []
     check_rank_settings(settings)
     with closing(_open_store(settings.store, settings.overlap, settings.seed)) as store:

@@ -44,6 +44,7 @@ def _may_replace(path: Path) -> bool:
     if not path.is_file() or not path.stat().st_size:
         return True
     with open_regular(path) as file:
+        # A limit, because a file that is not an export may be a single long line.
         first_line = file.readline(1_000_000).decode("utf-8-sig", "replace")
     return re.search(r'"raters?"[:,]', first_line) is not None
 

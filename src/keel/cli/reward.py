@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         print_reward_metrics(metrics)
         print(f"report: {write_reward_report(settings.output)}")
     print(f"reward model: {settings.output}/model")
+    # After the report: a model that fails its gate is saved, and its report shows why.
     failed = shortfalls(settings.gate, metrics)
     if failed:
         error = GateFailed(f"below the gate: {'; '.join(failed)}", where=f"{settings.output}/model")

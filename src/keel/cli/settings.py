@@ -62,6 +62,7 @@ def read_command(verb: Verb[SettingsT], arguments: Sequence[str]) -> Command[Set
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises ConfigError with the line of a mistake."""
     try:
+        # utf-8-sig accepts the byte order mark that some editors write.
         content = yaml.load(read_regular(path).decode("utf-8-sig"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(

@@ -23,6 +23,7 @@ class Facts:
     @property
     def split(self) -> str:
         """The only split that uses these facts, so that held-out prompts have new facts and not just new wordings."""
+        # Not hash(), which Python randomises for strings in each process.
         return SPLITS[zlib.crc32(f"{self.topic} {self.item} {self.number}".encode()) % len(SPLITS)]
 
 

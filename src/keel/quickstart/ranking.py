@@ -57,6 +57,7 @@ def rank_in_browser(store: Store, config: QuickstartConfig) -> None:
         parse(RankConfig, {"raters": ["you"], "instructions": str(instructions)}),
         until=lambda: store.num_judgements() >= config.human_rankings,
     )
+    # Ctrl-C ends the page only; the quickstart continues with its next stage.
     clear_interrupt()
 
 

@@ -43,4 +43,5 @@ def rank_everything(store: Store, rater: str, rng: random.Random, noise: float =
 
 
 def _gumbel(rng: random.Random) -> float:
+    # The bounds exclude 0 and 1, for which the logarithms are infinite.
     return -math.log(-math.log(rng.uniform(1e-12, 1 - 1e-12)))

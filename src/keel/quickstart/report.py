@@ -43,7 +43,7 @@ def draw_curves(root: Path, algorithm: str, path: Path) -> None:
     """Draw six curves of the run as a PNG. The gold score is computed here, from the logged responses."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a display
     from matplotlib import pyplot
 
     policy = read_lines(root / algorithm / "metrics.jsonl")

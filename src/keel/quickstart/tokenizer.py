@@ -54,7 +54,7 @@ def tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> N
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # keeps the random state of the caller
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
