@@ -59,7 +59,7 @@ def test_they_are_added_to_those_of_the_flag_and_of_the_file(tmp_path: Path):
         (["--reward-model", '{"model": "a"}'], ["--reward-model", "--rewards"]),
         (["--reward-model", "f.py:f"], ["--reward-model", "--reward-function"]),
         (["--reward-model", ""], ["--reward-model"]),
-        (["--reward-model"], ["--reward-model", "expected one argument"]),
+        (["--reward-model"], ["--reward-model", "needs a value"]),
         (["--reward-modle", "a"], ["--reward-modle", "did you mean --reward-model?"]),
         (["--rewards", "3", "--reward-model", "a"], ["rewards"]),
     ],
