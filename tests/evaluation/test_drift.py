@@ -355,7 +355,7 @@ def test_a_person_reads_a_verdict(world: Path, tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "verdict: in doubt" in shown
     assert "in doubt: kind=[/c]" in shown
-    assert "--output FILE writes what to rank" in shown
+    assert "--output FILE writes the responses to rank" in shown
     assert main([*command, "--output", str(tmp_path / "d.json"), "--json"]) == 0
     shown = capsys.readouterr().out
     assert json.loads(shown)["verdict"]["reward_model"] == "in doubt"

@@ -7,14 +7,9 @@ import pytest
 from keel.diagnosis.rule import Rule
 from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
 
-from . import findings
+from .findings import page
 
 RULES = [*POLICY_LEARNING, *SUPERVISED[:-1]]  # run-ended is in both
-
-
-def test_the_committed_page_is_up_to_date() -> None:
-    """After a change of a rule: `python -m tests.reference`."""
-    assert findings.PAGE.read_text(encoding="utf-8") == findings.render()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -31,5 +26,5 @@ def test_a_rule_is_a_sentence_a_formula_thresholds_and_a_source(rule: Rule) -> N
 
 
 def test_every_finding_has_one_section() -> None:
-    sections = re.findall(r"^## ([a-z-]+)$", findings.render(), re.MULTILINE)
+    sections = re.findall(r"^## ([a-z-]+)$", page(), re.MULTILINE)
     assert sections == list(dict.fromkeys(rule.name for rule in (*POLICY_LEARNING, *SUPERVISED)))

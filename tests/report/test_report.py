@@ -206,7 +206,7 @@ def test_the_command_says_where_the_page_is(tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr()
     verdict = diagnose(read_run(folder)).verdict
     assert json.loads(printed.out) == {"report": f"{folder}/report.html", "verdicts": {str(folder): verdict}}
-    assert printed.err.splitlines() == [f"{folder}: {verdict}", f"the report: {folder}/report.html"]
+    assert printed.err.splitlines() == [f"{folder}: {verdict}", f"report: {folder}/report.html"]
     assert (folder / "report.html").stat().st_size > 4_000_000
 
 

@@ -330,7 +330,7 @@ def test_the_table_says_when_chosen_answers_became_less_likely(capsys: pytest.Ca
     figures |= {"length_sign": 1.0, "length_accuracy": 0.52, "prompts_on_both_sides": 2}
     verb.print_dpo_metrics(figures, beta=0.1)
     shown = capsys.readouterr().out
-    assert "chosen answers have become less likely, by 3 nats each (log-probability -11 before)" in shown
-    assert all(text in shown for text in ("0.75 [0.7, 0.8]", "longer is better", "2 held-out prompts are among"))
+    assert "chosen responses became less likely, by 3 nats each (initial log-probability -11)" in shown
+    assert all(text in shown for text in ("0.75 [0.7, 0.8]", "longer is better", "2 held-out prompts are also"))
     verb.print_dpo_metrics(figures | {"chosen_reward": 0.1}, beta=0.1)
     assert "less likely" not in capsys.readouterr().out

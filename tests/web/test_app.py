@@ -267,7 +267,7 @@ def test_rank_serve_stop_go_on_export(tmp_path: Path, answers: Path, capsys: pyt
             while (page := anna.load()) is not None and Store.open(str(store)).num_judgements() < done:
                 assert anna.say(page, [1, 2, 3]).status_code == 200
         code, out, err = server.stop()
-        assert (code, out) == (0, f"stopped; {done} rankings in {store}; go on with the same command\n")
+        assert (code, out) == (0, f"stopped; {done} rankings in {store}; continue with the same command\n")
         assert "Traceback" not in err
     exported = tmp_path / "rankings.jsonl"
     assert main(["rank", "--store", str(store), "--export", str(exported), "--form", "pairs"]) == 0
@@ -306,9 +306,9 @@ def test_it_serves_until_enough_is_ranked(tmp_path: Path, capsys: pytest.Capture
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "neither answers nor a store": ([], "{store}: no such store -> give answers to begin it: keel rank answers.jsonl"),
-    "figures of nothing": (["--stats"], "{store}: no such store -> begin it: keel rank answers.jsonl"),
-    "an export of nothing": (["--export", "x.jsonl"], "{store}: no such store -> begin it: keel rank answers.jsonl"),
+    "neither answers nor a store": ([], "{store}: no such store -> create it: keel rank responses.jsonl"),
+    "figures of nothing": (["--stats"], "{store}: no such store -> create it: keel rank responses.jsonl"),
+    "an export of nothing": (["--export", "x.jsonl"], "{store}: no such store -> create it: keel rank responses.jsonl"),
     "no answers": (["--answers", "none.jsonl"], "none.jsonl: No such file or directory -> give a file that exists"),
     "no name": (["--answers", "{answers}", "--raters", "a" * 65], "is no name of 1 to 64 printable characters"),
     "reach": (["--answers", "{answers}", "--host", "0.0.0.0", "--names", "box"], "host: 0.0.0.0 can be reached from"),
