@@ -1,8 +1,8 @@
 """Find out what is wrong with runs, since which step, on what evidence, and which setting to change.
 
 keel reads the run folder only, so the run may be running, finished or dead. docs/reference/findings.md explains each
-finding. A folder of several runs, such as the stages of one model, means all of them, oldest first. A run that cannot be
-read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them with --json.
+finding. A folder of several runs, such as the stages of one model, means all of them, oldest first. A run that cannot
+be read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them with --json.
 
 example:
   keel doctor runs/stories-ppo

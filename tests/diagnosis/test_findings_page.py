@@ -7,7 +7,7 @@ import pytest
 from keel.diagnosis.rule import Rule
 from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
 
-from .findings import page
+from ..reference.findings import page
 
 RULES = [*POLICY_LEARNING, *SUPERVISED[:-1]]  # run-ended is in both
 
