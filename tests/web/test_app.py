@@ -19,8 +19,8 @@ from keel.errors import ConfigError
 from keel.ranking.store import Store
 from keel.web.pages import code_parts, page_turns
 from keel.web.rank import app as web
-from keel.web.rank.metrics import store_metrics
 from keel.web.rank.serve import serve_ranking
+from keel.web.rank.study_metrics import store_metrics
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study
 
@@ -310,7 +310,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "figures of nothing": (["--stats"], "{store}: no such store -> begin it: keel rank answers.jsonl"),
     "an export of nothing": (["--export", "x.jsonl"], "{store}: no such store -> begin it: keel rank answers.jsonl"),
     "no answers": (["--answers", "none.jsonl"], "none.jsonl: No such file or directory -> give a file that exists"),
-    "no name": (["--answers", "{answers}", "--raters", "a" * 65], "is no name of 1 to 64 printable characters"),
+    "no name": (["--answers", "{answers}", "--raters", "a" * 65], "is not a name of 1 to 64 printable characters"),
     "reach": (["--answers", "{answers}", "--host", "0.0.0.0", "--names", "box"], "host: 0.0.0.0 can be reached from"),
     "nobody's name": (["--answers", "{answers}", "--host", "0.0.0.0", "--public", "true"], "host 0.0.0.0 needs names"),
     "no instructions": (

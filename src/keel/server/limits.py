@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from keel.errors import ConfigError
-from keel.server.places import WELCOME, Places, welcome
+from keel.server.connections import WELCOME, Places, welcome
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADER_SECONDS = 10.0
@@ -141,7 +141,7 @@ def _no_number(name: str) -> Any:
 
 class PromptProtocol(H11Protocol):
     """HTTP for clients that get to the point: a connection is cut when its first request, or the next one after an
-    answer, has not begun in time, or the answer has not been taken by then; or for another one (places.py)."""
+    answer, has not begun in time, or the answer has not been taken by then; or for another one (connections.py)."""
 
     places: Places
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from keel.server.connections import welcome
 from keel.server.limits import Refused
-from keel.server.places import welcome
 
 TOKEN_HEADER = "x-keel-token"
 

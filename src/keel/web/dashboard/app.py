@@ -15,12 +15,12 @@ from starlette.types import ASGIApp, Scope
 
 from keel.config import ServeConfig
 from keel.errors import CheckpointError, DataError
+from keel.server.connections import welcome
 from keel.server.limits import Refused, new_token
-from keel.server.places import welcome
 from keel.server.request_checks import Shield, Turns, accepted_hosts
 from keel.server.sign_in import People
-from keel.web.dashboard.ask import QueryParameters
 from keel.web.dashboard.folder import RunsBelow
+from keel.web.dashboard.query_parameters import QueryParameters
 from keel.web.dashboard.views import VIEWS, View, both_runs
 from keel.web.pages import render_page, static
 

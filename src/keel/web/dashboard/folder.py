@@ -10,8 +10,8 @@ from typing import Any
 
 from keel.run.read.run import run_folders
 from keel.server.limits import Refused, new_token
-from keel.web.dashboard.doctor import Doctor
-from keel.web.dashboard.run import WatchedRun
+from keel.web.dashboard.doctor_thread import Doctor
+from keel.web.dashboard.watched_run import WatchedRun
 
 SHARE = 0.05  # of the time, at most, that is spent on looking for new runs
 SECONDS = 2.0  # between two looks, at least

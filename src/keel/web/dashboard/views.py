@@ -8,12 +8,12 @@ from typing import Any
 from keel.run.read.compare import settings_differences
 from keel.run.read.responses import as_text
 from keel.server.limits import Refused
-from keel.web.dashboard.ask import QueryParameters
-from keel.web.dashboard.compare import alike, pair, shared_page
 from keel.web.dashboard.disputes import as_rows, between_scorers
 from keel.web.dashboard.folder import RunsBelow
-from keel.web.dashboard.responses import RunResponses
-from keel.web.dashboard.run import WatchedRun
+from keel.web.dashboard.query_parameters import QueryParameters
+from keel.web.dashboard.response_list import RunResponses
+from keel.web.dashboard.run_comparison import alike, pair, shared_page
+from keel.web.dashboard.watched_run import WatchedRun
 from keel.web.pages import page_turns
 
 ROWS = 200  # most rows of a list that travel at once

@@ -26,7 +26,7 @@ from keel.server.request_checks import Shield, Turns, accepted_hosts
 from keel.server.sign_in import People, Person
 from keel.terminal import tell
 from keel.web.pages import of_deal, refusal_response, render_page, static
-from keel.web.rank.metrics import store_metrics, store_metrics_in_subprocess
+from keel.web.rank.study_metrics import store_metrics, store_metrics_in_subprocess
 
 MAX_BODY = 64_000
 FRESH_SECONDS = 2.0  # that the owner's figures serve before they are computed again

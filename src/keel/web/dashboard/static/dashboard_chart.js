@@ -1,7 +1,7 @@
 // A line chart of a figure over the steps. All charts of a page share the step that is pointed at.
 
 import { make, number, svg } from "./dashboard_common.js";
-import { isSeen, requestDraw, unwatch, watch } from "./dashboard_sight.js";
+import { isSeen, requestDraw, unwatch, watch } from "./dashboard_visibility.js";
 
 const HEIGHT = 132;
 const LEFT = 46; // room for the numbers of the axis

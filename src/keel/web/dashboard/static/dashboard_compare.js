@@ -1,6 +1,6 @@
 // Two runs side by side: curves over each other, settings that differ, and what each answered to the same prompts.
 
-import { scoresOf, text, tokenView } from "./dashboard_answer.js";
+import { scoresOf, text, tokenView } from "./dashboard_response.js";
 import { Chart, forget } from "./dashboard_chart.js";
 import { ago, calmly, count, fetched, make, number, remember, remembered, repeat, verdict } from "./dashboard_common.js";
 import { List } from "./dashboard_list.js";

@@ -1,6 +1,6 @@
 // The page of one run: its head, findings and curves follow the run; the answers are a module of their own.
 
-import { startAnswers } from "./dashboard_answers.js";
+import { startAnswers } from "./dashboard_responses.js";
 import { Chart, forget, zoom } from "./dashboard_chart.js";
 import { ago, fetched, make, remember, remembered, repeat, verdict } from "./dashboard_common.js";
 import { drawFindings, spansOf } from "./dashboard_findings.js";

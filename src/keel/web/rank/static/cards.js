@@ -1,7 +1,7 @@
 // The cards on the page: which list each stands in, what is written on it, and which buttons it has.
 
 import { placeOf } from "./order.js";
-import { label } from "./words.js";
+import { label } from "./phrases.js";
 
 const cards = [...document.querySelectorAll(".card")];
 const ranked = document.getElementById("ranked");

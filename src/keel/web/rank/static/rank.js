@@ -6,7 +6,7 @@ import { fold } from "./fold.js";
 import { listen } from "./keys.js";
 import * as order from "./order.js";
 import { isBusy, send, undo } from "./send.js";
-import { describe, missing } from "./words.js";
+import { describe, missing } from "./phrases.js";
 
 const { deal, csrf, previous } = document.querySelector("main").dataset;
 const { count } = cards;

@@ -1,6 +1,6 @@
 // The answers of a run: search, filters and order, the list, and the one that is open. The address says all of it.
 
-import { drawAnswer } from "./dashboard_answer.js";
+import { drawAnswer } from "./dashboard_response.js";
 import { calmly, count, fetched, make, number, remember, remembered, repeat, Trouble } from "./dashboard_common.js";
 import { List } from "./dashboard_list.js";
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from keel.run.read.responses import Range
 from keel.server.limits import Refused
-from keel.web.dashboard.responses import SORTS, Query
+from keel.web.dashboard.response_list import SORTS, Query
 
 LONGEST = 500  # characters
 LARGEST = 2**53  # whole numbers that a page can hold

@@ -23,7 +23,7 @@ def store_metrics(store: Store) -> dict[str, Any]:
 
 def store_metrics_in_subprocess(path: Path) -> dict[str, Any]:
     """The same, of a store that this process has open, by another process. Raises StoreError."""
-    command = [sys.executable, "-m", "keel.web.rank.metrics", str(path)]
+    command = [sys.executable, "-m", "keel.web.rank.study_metrics", str(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]

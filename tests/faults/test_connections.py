@@ -2,7 +2,7 @@
 
 import pytest
 
-from keel.server.places import Places
+from keel.server.connections import Places
 
 
 class Caller:

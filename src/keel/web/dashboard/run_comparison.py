@@ -10,7 +10,7 @@ from keel.run.read.compare import word_differences
 from keel.run.read.curves import round_value
 from keel.run.read.responses import Numbers, ResponseLog, as_text
 from keel.web.dashboard.disputes import Dispute
-from keel.web.dashboard.responses import prompt_snippet
+from keel.web.dashboard.response_list import prompt_snippet
 
 SHOWN = 200  # answers of each run to one prompt that a page offers
 WORDS = 20_000  # characters of two answers that are compared word by word

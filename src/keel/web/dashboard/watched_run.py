@@ -17,10 +17,10 @@ from keel.run.read.curves import is_sparse, metric_groups, round_value, thin_cur
 from keel.run.read.responses import Range
 from keel.run.read.run import Run, State, read_state
 from keel.run.read.settings import check_run_settings
-from keel.web.dashboard.doctor import Case, Doctor
+from keel.web.dashboard.doctor_thread import Case, Doctor
 from keel.web.dashboard.file_state import appearance
-from keel.web.dashboard.metrics import MOST_METRICS, Metrics
-from keel.web.dashboard.responses import RunResponses
+from keel.web.dashboard.metric_columns import MOST_METRICS, Metrics
+from keel.web.dashboard.response_list import RunResponses
 
 PATIENCE = 0.6  # seconds that a request reads for; the next one continues
 AT_ONCE = 1_000  # new points of a curve that travel; of more, the whole curve does, thinned
