@@ -275,11 +275,11 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "zeros": (lambda path: path.write_bytes(bytes(8192)), "not a database -> choose another store"),
     "somebody's tables": (
         lambda path: sqlite(path, "CREATE TABLE mine (x)"),
-        "a database of something else -> choose another store",
+        "a database of another program -> choose another store",
     ),
     "somebody's empty one": (
         lambda path: sqlite(path, "PRAGMA application_id = 7"),
-        "a database of something else -> choose another store",
+        "a database of another program -> choose another store",
     ),
     "a newer schema": (
         lambda path: sqlite(path, f"PRAGMA application_id = {0x6B65656C}", "PRAGMA user_version = 99"),
