@@ -1,62 +1,63 @@
-"""Which connections a server keeps: no address takes all of them, and some are left for who is signed in."""
+"""Limits on open connections, so that neither one address nor clients without a token can use up a server."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
 from starlette.types import Scope
 
-WELCOME = "keel.welcome"
-"""Under this name a request's state holds what to call when it came from somebody who is signed in."""
+ON_AUTHENTICATION = "keel.on_authentication"
+"""Key in the state of a request. The value is called when the request turns out to come from a signed-in client."""
 
 
-class Place(Protocol):
-    """A connection."""
-
+class Connection(Protocol):
     @property
     def address(self) -> str: ...
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether no request of this connection is being processed."""
 
     def drop(self) -> None: ...
 
 
-class Places:
-    """The connections of a server that holds `most`. An address has at most half of them, and who is not signed in
-    three quarters: then the oldest idle connection is dropped for a new one, so that who comes to ask is served."""
+class ConnectionLimits:
+    """The open connections of a server that accepts at most `max_connections`.
 
-    def __init__(self, most: int) -> None:
-        self.each, self.strangers_together = max(most // 2, 1), max(most * 3 // 4, 1)
-        self.strangers: dict[Place, None] = {}  # the oldest first
-        self.signed_in: dict[Place, None] = {}
+    One address has at most half of them. Clients that have not signed in have at most three quarters. Beyond that, the
+    oldest idle connection is dropped in favour of the new one, so that new visitors are still served.
+    """
 
-    def came(self, new: Place) -> None:
-        same = [place for place in (*self.strangers, *self.signed_in) if place.address == new.address]
-        if len(same) >= self.each:
-            self._drop_one(same, new)
-        elif len(self.strangers) >= self.strangers_together:
-            self._drop_one(list(self.strangers), new)
-        self.strangers[new] = None
+    def __init__(self, max_connections: int) -> None:
+        self.max_per_address, self.max_anonymous = max(max_connections // 2, 1), max(max_connections * 3 // 4, 1)
+        self.anonymous: dict[Connection, None] = {}  # oldest first
+        self.signed_in: dict[Connection, None] = {}
 
-    def knows(self, place: Place) -> None:
-        """A request of it came from somebody who is signed in."""
-        if place in self.strangers:
-            del self.strangers[place]
-            self.signed_in[place] = None
+    def add(self, connection: Connection) -> None:
+        same_address = [each for each in (*self.anonymous, *self.signed_in) if each.address == connection.address]
+        if len(same_address) >= self.max_per_address:
+            self._drop_one(same_address, connection)
+        elif len(self.anonymous) >= self.max_anonymous:
+            self._drop_one(list(self.anonymous), connection)
+        self.anonymous[connection] = None
 
-    def leave(self, place: Place) -> None:
-        self.strangers.pop(place, None)
-        self.signed_in.pop(place, None)
+    def promote(self, connection: Connection) -> None:
+        """Exempt a connection of a signed-in client from the limit for anonymous ones."""
+        if connection in self.anonymous:
+            del self.anonymous[connection]
+            self.signed_in[connection] = None
 
-    def _drop_one(self, places: Iterable[Place], new: Place) -> None:
-        oldest = next((place for place in places if place.is_idle), new)
-        self.leave(oldest)
+    def remove(self, connection: Connection) -> None:
+        self.anonymous.pop(connection, None)
+        self.signed_in.pop(connection, None)
+
+    def _drop_one(self, connections: Iterable[Connection], new: Connection) -> None:
+        oldest = next((each for each in connections if each.is_idle), new)
+        self.remove(oldest)
         oldest.drop()
 
 
-def welcome(scope: Scope) -> None:
-    """Note that a request came from somebody who is signed in."""
-    known = scope.get("state", {}).get(WELCOME)
-    if known is not None:
-        known()
+def note_authentication(scope: Scope) -> None:
+    """Record that the request of this scope comes from a signed-in client."""
+    callback = scope.get("state", {}).get(ON_AUTHENTICATION)
+    if callback is not None:
+        callback()

@@ -1,4 +1,4 @@
-"""The doctor of the dashboard: looks at one run after the other in a thread of its own, for long runs take it long."""
+"""A thread that diagnoses the runs of the dashboard one after the other, because a long run takes long."""
 
 import threading
 import time
@@ -9,50 +9,50 @@ from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis
 from keel.run.read.run import Run
 
-SHARE = 0.1  # of the time, at most, that is spent on diagnosing one run
+MAX_SHARE = 0.1  # of the time that may be spent on diagnosing one run
 
 
-class Case:
-    """What is known of one run, which may have gone on since."""
+class RunDiagnosis:
+    """The latest diagnosis of one run. The run may have continued since."""
 
     def __init__(self) -> None:
         self.diagnosis: Diagnosis | None = None
-        self.trouble = ""  # why there is none
-        self.waiting: Run | None = None  # the run as it is to be looked at
-        self.seen: Run | None = None  # the run as it was looked at
-        self.again = 0.0  # not before
+        self.trouble = ""  # why there is no diagnosis
+        self.queued: Run | None = None  # the state of the run that is to be diagnosed
+        self.diagnosed: Run | None = None  # the state of the run that was diagnosed last
+        self.next_time = 0.0  # time.monotonic() before which the run is not diagnosed again
 
     @property
-    def is_seen(self) -> bool:
-        return self.seen is not None
+    def is_done(self) -> bool:
+        return self.diagnosed is not None
 
 
-class Doctor:
-    """Takes cases as they come."""
+class DoctorThread:
+    """Diagnoses queued runs in order."""
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[Case] = SimpleQueue()
+        self.queue: SimpleQueue[RunDiagnosis] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def ask(self, case: Case, run: Run) -> None:
-        """Look at the run when its turn comes, unless that was done, or was done a moment ago."""
-        if case.waiting is None and case.seen is not run and time.monotonic() >= case.again:
-            case.waiting = run
-            self.queue.put(case)
+    def request(self, entry: RunDiagnosis, run: Run) -> None:
+        """Queue a run, unless this state of it was diagnosed or the last diagnosis is too recent."""
+        if entry.queued is None and entry.diagnosed is not run and time.monotonic() >= entry.next_time:
+            entry.queued = run
+            self.queue.put(entry)
 
     def _work(self) -> None:
         while True:
-            case = self.queue.get()
-            run, began = case.waiting, time.monotonic()
+            entry = self.queue.get()
+            run, began = entry.queued, time.monotonic()
             assert run is not None
-            case.trouble = self._look(case, run)
+            entry.trouble = self._diagnose(entry, run)
             now = time.monotonic()
-            case.seen, case.waiting, case.again = run, None, now + (now - began) / SHARE
+            entry.diagnosed, entry.queued, entry.next_time = run, None, now + (now - began) / MAX_SHARE
 
-    def _look(self, case: Case, run: Run) -> str:
+    def _diagnose(self, entry: RunDiagnosis, run: Run) -> str:
         try:
-            case.diagnosis = diagnose(run)
-        except Exception as error:  # noqa: BLE001 - a rule that stumbles over one run must not hide the others
+            entry.diagnosis = diagnose(run)
+        except Exception as error:  # noqa: BLE001 - a rule that fails on one run must not stop the diagnosis of others
             traceback.print_exc()
             return f"the doctor failed on this run: {type(error).__name__}"
         return ""

@@ -1,4 +1,4 @@
-"""Two runs side by side: the prompts that both answered, and what each made of them."""
+"""Comparison of two runs by the prompts that both responded to."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +12,18 @@ from keel.run.read.responses import Numbers, ResponseLog, as_text
 from keel.web.dashboard.disputes import Dispute
 from keel.web.dashboard.response_list import prompt_snippet
 
-SHOWN = 200  # answers of each run to one prompt that a page offers
-WORDS = 20_000  # characters of two answers that are compared word by word
+MAX_CHOICES = 200  # responses of each run to one prompt that a page offers
+MAX_COMPARED = 20_000  # characters of two responses together, up to which they are compared word by word
 
 
 @dataclass(frozen=True)
 class PromptSummaries:
-    """The P prompts of a run in rising order of their key, and its answers to each."""
+    """The P prompts of a run in ascending order of their key, with statistics of the responses to each."""
 
     prompts: Numbers  # [P]
     counts: Numbers  # [P]
-    means: NDArray[np.float64]  # [P], of the scores; nan where none has one
-    last: Numbers  # [P], number of the newest answer
+    means: NDArray[np.float64]  # [P], mean score; NaN if no response has a score
+    last: Numbers  # [P], index of the newest response
 
     @classmethod
     def from_responses(cls, responses: ResponseLog) -> "PromptSummaries":
@@ -39,71 +39,80 @@ class PromptSummaries:
         means = np.divide(sums, scored, out=np.full(len(sums), np.nan), where=scored > 0)
         return cls(prompts, counts, means, order[first + counts - 1])
 
-    def only(self, places: Numbers) -> "PromptSummaries":
-        return PromptSummaries(self.prompts[places], self.counts[places], self.means[places], self.last[places])
+    def select(self, indices: Numbers) -> "PromptSummaries":
+        return PromptSummaries(self.prompts[indices], self.counts[indices], self.means[indices], self.last[indices])
 
 
 def shared_prompts(here: ResponseLog, there: ResponseLog) -> tuple[PromptSummaries, PromptSummaries]:
-    """Both sides of the prompts that both answered."""
-    own, other = PromptSummaries.from_responses(here), PromptSummaries.from_responses(there)
-    _, first, second = np.intersect1d(own.prompts, other.prompts, assume_unique=True, return_indices=True)
-    return own.only(first), other.only(second)
+    """Return the summaries of both runs for the prompts that both responded to, in the same order."""
+    one, other = PromptSummaries.from_responses(here), PromptSummaries.from_responses(there)
+    _, first, second = np.intersect1d(one.prompts, other.prompts, assume_unique=True, return_indices=True)
+    return one.select(first), other.select(second)
 
 
 def shared_page(here: ResponseLog, there: ResponseLog, text: str, by: str, offset: int, limit: int) -> dict[str, Any]:
-    """Some of the prompts that both answered. `by`: what was asked last ("newest"), or gained or lost most."""
-    own, other = shared_prompts(here, there)
-    gain = other.means - own.means
-    order = np.argsort({"better": -gain, "worse": gain}.get(by, -own.last), kind="stable")
+    """Return a page of the prompts that both runs responded to.
+
+    Args:
+        here: Responses of the first run.
+        there: Responses of the second run.
+        text: Only prompts whose text, or newest response, contains this; all if empty.
+        by: Order: `newest` first, or the largest gain (`better`) or loss (`worse`) of the second run's mean score.
+        offset: Number of prompts to skip.
+        limit: Largest number of prompts to return.
+    """
+    one, other = shared_prompts(here, there)
+    gain = other.means - one.means
+    order = np.argsort({"better": -gain, "worse": gain}.get(by, -one.last), kind="stable")
     if text:
-        holds = np.isin(own.last, here.with_text(np.sort(own.last), text))
-        holds |= np.isin(other.last, there.with_text(np.sort(other.last), text))
-        order = order[holds[order]]
+        matches = np.isin(one.last, here.with_text(np.sort(one.last), text))
+        matches |= np.isin(other.last, there.with_text(np.sort(other.last), text))
+        order = order[matches[order]]
     shown = order[offset : offset + limit]
-    prompts = {number: as_text(prompt) for number, prompt, _ in here.texts(np.sort(own.last[shown]))}
+    prompts = {number: as_text(prompt) for number, prompt, _ in here.texts(np.sort(one.last[shown]))}
     rows = [
         {
-            "at": int(here.index.start[own.last[place]]),
-            "there": int(there.index.start[other.last[place]]),
-            "prompt": prompt_snippet(prompts[int(own.last[place])]),
-            "counts": [int(own.counts[place]), int(other.counts[place])],
-            "means": [round_value(own.means[place]), round_value(other.means[place])],
+            "at": int(here.index.start[one.last[index]]),
+            "there": int(there.index.start[other.last[index]]),
+            "prompt": prompt_snippet(prompts[int(one.last[index])]),
+            "counts": [int(one.counts[index]), int(other.counts[index])],
+            "means": [round_value(one.means[index]), round_value(other.means[index])],
         }
-        for place in shown.tolist()
+        for index in shown.tolist()
     ]
-    return {"total": len(own.prompts), "matched": len(order), "offset": offset, "rows": rows}
+    return {"total": len(one.prompts), "matched": len(order), "offset": offset, "rows": rows}
 
 
-def pair(here: ResponseLog, there: ResponseLog, one: int, other: int) -> dict[str, Any]:
-    """Two answers in full, what differs between them, and the other answers to the same prompt."""
+def response_pair(here: ResponseLog, there: ResponseLog, one: int, other: int) -> dict[str, Any]:
+    """Return two responses in full, their word differences, and the other responses to the same prompt."""
     rows = [here.rows([one])[0], there.rows([other])[0]]
     texts = [str(row.get("response", "")) for row in rows]
-    short = sum(map(len, texts)) <= WORDS
+    is_short = sum(map(len, texts)) <= MAX_COMPARED
     return {
         "rows": rows,
         "prompts": [as_text(row.get("prompt", "")) for row in rows],
-        "differences": word_differences(*texts) if short else [],
+        "differences": word_differences(*texts) if is_short else [],
         "choices": [_choices(here, one), _choices(there, other)],
     }
 
 
 def _choices(responses: ResponseLog, number: int) -> list[dict[str, Any]]:
-    """The newest answers to the same prompt, newest first."""
+    """Return the newest responses to the same prompt, newest first."""
     index = responses.index
-    same = np.flatnonzero(index.prompt == index.prompt[number])[::-1][:SHOWN]
+    same = np.flatnonzero(index.prompt == index.prompt[number])[::-1][:MAX_CHOICES]
     return [
         {"at": int(index.start[each]), "step": int(index.step[each]), "score": round_value(index.score[each])}
         for each in same.tolist()
     ]
 
 
-def alike(here: ResponseLog, there: ResponseLog) -> list[Dispute]:
-    """The newest answers of both runs to each shared prompt, those whose scores are nearest first.
+def disputes_between_runs(here: ResponseLog, there: ResponseLog) -> list[Dispute]:
+    """Return the newest responses of both runs to each shared prompt, those with the closest scores first.
 
-    `numbers` are [here, there]; strength is minus the difference of the scores.
+    The `numbers` of a dispute are [index in here, index in there]. Its strength is minus the score difference.
     """
-    own, other = shared_prompts(here, there)
-    apart = np.abs(here.score[own.last] - there.score[other.last])
-    order = np.argsort(apart, kind="stable")
-    both = zip(apart[order], own.last[order], other.last[order], strict=True)
-    return [Dispute(-float(size), np.array([one, two])) for size, one, two in both if np.isfinite(size)]
+    one, other = shared_prompts(here, there)
+    difference = np.abs(here.score[one.last] - there.score[other.last])
+    order = np.argsort(difference, kind="stable")
+    pairs = zip(difference[order], one.last[order], other.last[order], strict=True)
+    return [Dispute(-float(size), np.array([first, second])) for size, first, second in pairs if np.isfinite(size)]

@@ -1,4 +1,4 @@
-"""The owner's figures, worked out here or, so that nobody waits for them, in a process of their own."""
+"""Statistics for the owner's page, computed in this process or, so that raters need not wait, in a separate one."""
 
 import json
 import os
@@ -11,30 +11,32 @@ from typing import Any
 from keel.ranking.database import StoreError
 from keel.ranking.store import Store
 
-NICE = 10
+NICENESS = 10
 
 
 def store_metrics(store: Store) -> dict[str, Any]:
-    """What `agreement.summary` says of a store."""
-    from keel.ranking.agreement import summary  # with numpy, for which no rater should wait
+    """Return `agreement.summary` of a store."""
+    from keel.ranking.agreement import summary  # imports numpy, which the first page need not wait for
 
     return summary(store.judgements(), store.items(), store.raters(), store.overlap)
 
 
 def store_metrics_in_subprocess(path: Path) -> dict[str, Any]:
-    """The same, of a store that this process has open, by another process. Raises StoreError."""
+    """Return the same from a separate process, while this one has the store open. Raises StoreError."""
     command = [sys.executable, "-m", "keel.web.rank.study_metrics", str(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise StoreError(f"the figures cannot be worked out: {last:.200}", str(path))
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise StoreError(
+            f"the statistics cannot be computed: {last_line:.200}", str(path), "see the terminal of keel rank"
+        )
+    metrics: dict[str, Any] = json.loads(done.stdout)
+    return metrics
 
 
 def main(path: str) -> None:
     if hasattr(os, "nice"):
-        os.nice(NICE)  # raters come first
+        os.nice(NICENESS)  # raters come first
     with closing(Store.reading(path)) as store:
         json.dump(store_metrics(store), sys.stdout)
 
