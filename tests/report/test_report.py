@@ -75,7 +75,7 @@ def test_the_page_says_what_its_run_is_worth(tmp_path: Path):
     assert "small \N{MIDDLE DOT} keel report" in found.text
     assert "The score by the held-out gold was highest, 1.67, at 2.33 nats (step 4)" in found.text
     assert "Constant: Weight of the KL objective/kl_coef 0.05" in found.text
-    assert "Most gained Where is my drill?" in found.text
+    assert "Largest gain Where is my drill?" in found.text
     assert found.where("ins")
     assert (
         "step 1 \N{MIDDLE DOT} score \N{MINUS SIGN}2 \N{MIDDLE DOT} KL 0 \N{MIDDLE DOT} 2 tokens who knows."

@@ -1,4 +1,4 @@
-"""Agreement between raters, and other statistics of their rankings: time, position and length bias, each rater.
+"""Agreement between raters, and other statistics of a study: time, position bias, length bias, and raters.
 
 Shapes: I items, R raters, M judgements of one item, U units (one response of one item).
 """
@@ -86,8 +86,8 @@ def rank_positions(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array
     A unit is one response of an item. Its value is its position in a rater's order, from 0 (best) to 1: its mean rank
     over the number of responses ranked plus one, where tied responses share the mean of their places.
 
-    Ranks themselves do not work. The rank after a tie for first place is 2 or 3 by convention, and a rater who leaves
-    responses out uses fewer ranks. (If the responses left out are random, this is the expected position among all.)
+    Ranks themselves are not comparable. The rank after a tie for first place is 2 or 3 by convention, and a rater who leaves
+    responses out uses fewer ranks. If the responses left out are random, the position is the expected one among all.
 
     With these positions each order has the same values. For complete orders by two raters, alpha is then their mean
     rank correlation (Spearman). For two responses it is 2 * agreement - 1. Both hold up to a term of

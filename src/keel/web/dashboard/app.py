@@ -39,7 +39,7 @@ class Dashboard:
     async def enter(self, request: Request) -> Response:
         """Sign a visitor in by the token of the private link, and show the list of runs.
 
-        Each visit gets a cookie of its own, by which its requests are queued. The cookie is strict: browsers do not
+        Each visit gets a different cookie, by which its requests are queued. The cookie is strict: browsers do not
         send it with requests from other sites.
         """
         token = request.query_params.get("token", "")

@@ -1,4 +1,4 @@
-"""A thread that diagnoses the runs of the dashboard one after the other, because a long run takes long."""
+"""A thread that diagnoses the runs of the dashboard one after the other, so that no request waits for a diagnosis."""
 
 import threading
 import time
