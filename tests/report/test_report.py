@@ -82,9 +82,9 @@ def test_the_page_says_what_its_run_is_worth(tmp_path: Path):
         in found.text
     )
     assert "rewards.1.weight 0.0 1.0" in found.text
-    assert "policy.model base must be given" in found.text
+    assert "policy.model base required" in found.text
     assert f"keel train {tmp_path}/small/config.yaml --output {tmp_path}/small-again" in found.text
-    assert "It ran on: device abacus; keel 0.1.0." in found.text
+    assert "Machine: device abacus; keel 0.1.0." in found.text
     assert "base " + "ab" * 32 in found.text
     assert found.data["tokens"][0]["rewards"] == [-0.025, 1.0]
     assert found.data["spread"][0]["score"]["steps"] == [3.33333]  # the mean of 1, 3 and 6
@@ -95,7 +95,7 @@ def test_several_runs_are_compared(tmp_path: Path):
     found = read_report(first, second, first)  # one named twice counts once
     assert "2 runs compared" in found.text
     assert "algorithm.kl_coef 0.05 0.2" in found.text
-    assert "policy.model" not in found.text.partition("Settings Only what differs")[2].partition("Reproduce")[0]
+    assert "policy.model" not in found.text.partition("Settings Only settings that differ")[2].partition("Reproduce")[0]
     assert "The same prompt in each run" in found.text
     assert len(found.data["curves"][0][0]) == 2
     assert [len(panel["runs"]) for panel in found.data["frontier"]] == [2, 2, 2]

@@ -86,8 +86,9 @@ def rank_positions(items: Sequence[Item], by_item: ByItem) -> tuple[Array, Array
     A unit is one response of an item. Its value is its position in a rater's order, from 0 (best) to 1: its mean rank
     over the number of responses ranked plus one, where tied responses share the mean of their places.
 
-    Ranks themselves are not comparable. The rank after a tie for first place is 2 or 3 by convention, and a rater who leaves
-    responses out uses fewer ranks. If the responses left out are random, the position is the expected one among all.
+    Ranks themselves are not comparable. The rank after a tie for first place is 2 or 3 by convention, and a rater who
+    leaves responses out uses fewer ranks. If the responses left out are random, the position is the expected one among
+    all.
 
     With these positions each order has the same values. For complete orders by two raters, alpha is then their mean
     rank correlation (Spearman). For two responses it is 2 * agreement - 1. Both hold up to a term of
