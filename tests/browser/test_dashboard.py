@@ -149,7 +149,7 @@ def test_runs_are_filtered_and_sorted(tmp_path: Path, visits: Callable[[], Visit
 def test_curves_and_answers_follow_a_run(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
     expect(chart(page, "objective/scores")).to_have_attribute("aria-label", "Score: 0.6 at step 6")
-    expect(first_row(page)).to_have_text("we send item 27.cut", use_inner_text=False)
+    expect(first_row(page)).to_have_text("we send item 27.truncated", use_inner_text=False)
     run.go_on(2)
     expect(chart(page, "objective/scores")).to_have_attribute("aria-label", "Score: 0.8 at step 8")
     expect(first_row(page)).to_contain_text("item 35")
@@ -465,7 +465,7 @@ def test_a_link_from_elsewhere_asks_to_load_once_more(run: WrittenRun, visits: C
     assert reply is not None
     assert reply.status == 401
     page.context.add_cookies(cookies)  # as with a strict cookie, which comes along only from the page itself
-    page.get_by_role("link", name="load this page again").click()
+    page.get_by_role("link", name="reload this page").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("first")
 
 

@@ -12,7 +12,7 @@ export function scoreTiles(row) {
   // The score of a single scorer is shown only if it differs from the combined score.
   const shown = scores.length > 1 || scores.some(([, value]) => value !== row.score) ? scores : [];
   for (const [name, value] of shown) list.append(make("div", "by-scorer", make("dt", "", `by ${name}`), make("dd", "", number(value))));
-  if (row.truncated) list.append(make("div", "cut", make("dt", "", "no end token"), make("dd", "", "cut")));
+  if (row.truncated) list.append(make("div", "cut", make("dt", "", "no end token"), make("dd", "", "truncated")));
   return list;
 }
 
