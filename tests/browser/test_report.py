@@ -155,7 +155,7 @@ def test_hostile_texts_do_nothing(show: Open, tmp_path: Path):
     assert re.search("<img src=x onerror", shown)  # as it is written, or cut short, and nothing made of it
     assert plot.locator(".hoverlayer tspan[style*=bold]").count() == 0
     assert page.locator("img").count() == 0
-    for button in page.locator("[data-answer]").all():
+    for button in page.locator("[data-response]").all():
         button.click()
     assert too_wide(page) == 0
 

@@ -1,10 +1,10 @@
-// Only the charts that are on the screen, or near it, are drawn: a page has dozens.
+// Tracking of visible charts. A page has dozens, and only those on the screen or near it are drawn.
 
 const byPlot = new WeakMap();
-const seen = new WeakSet();
-const waiting = new Set(); // to be drawn in the next frame
+const visible = new WeakSet();
+const waiting = new Set(); // charts to draw in the next frame
 
-export const isSeen = (chart) => seen.has(chart);
+export const isVisible = (chart) => visible.has(chart);
 
 export function requestDraw(chart) {
   if (!waiting.size) requestAnimationFrame(drawWaiting);
@@ -16,11 +16,11 @@ function drawWaiting() {
   waiting.clear();
 }
 
-const sight = new IntersectionObserver(
+const visibility = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
       const chart = byPlot.get(target);
-      seen[isIntersecting ? "add" : "delete"](chart);
+      visible[isIntersecting ? "add" : "delete"](chart);
       if (isIntersecting) requestDraw(chart);
     }
   },
@@ -31,17 +31,17 @@ const sizes = new ResizeObserver((entries) => {
   for (const { target, contentRect } of entries) {
     const chart = byPlot.get(target);
     chart.width = contentRect.width;
-    chart.renew();
+    chart.invalidate();
   }
 });
 
 export function watch(chart) {
   byPlot.set(chart.plot, chart);
-  sight.observe(chart.plot);
+  visibility.observe(chart.plot);
   sizes.observe(chart.plot);
 }
 
 export function unwatch(chart) {
-  sight.unobserve(chart.plot);
+  visibility.unobserve(chart.plot);
   sizes.unobserve(chart.plot);
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keel.server.places import Places
+from keel.server.connections import ConnectionLimits
 
 
 class Caller:
@@ -14,45 +14,45 @@ class Caller:
 
 
 def test_an_address_has_half_and_its_oldest_idle_one_goes() -> None:
-    places = Places(8)
+    connections = ConnectionLimits(8)
     busy = Caller("a", is_idle=False)
     callers = [busy, *(Caller("a") for _ in range(5))]
     for caller in callers:
-        places.came(caller)
+        connections.add(caller)
     assert [caller.is_dropped for caller in callers] == [False, True, True, False, False, False]
     other = Caller("b")
-    places.came(other)
+    connections.add(other)
     assert not other.is_dropped
 
 
 def test_who_is_not_signed_in_leaves_places_for_who_is() -> None:
-    places = Places(8)
+    connections = ConnectionLimits(8)
     signed_in = [Caller(f"r{i}") for i in range(2)]
     for caller in signed_in:
-        places.came(caller)
-        places.knows(caller)
+        connections.add(caller)
+        connections.promote(caller)
     strangers = [Caller(f"s{i}") for i in range(20)]
     for caller in strangers:
-        places.came(caller)
+        connections.add(caller)
     assert not any(caller.is_dropped for caller in signed_in)
-    assert sum(not caller.is_dropped for caller in strangers) == 6  # of 8 places
+    assert sum(not caller.is_dropped for caller in strangers) == 6  # of 8
 
 
 @pytest.mark.parametrize("signs_in", [True, False])
 def test_who_is_gone_takes_no_place(signs_in: bool) -> None:
-    places = Places(8)
+    connections = ConnectionLimits(8)
     for _ in range(20):
         caller = Caller("a")
-        places.came(caller)
+        connections.add(caller)
         if signs_in:
-            places.knows(caller)
-        places.leave(caller)
+            connections.promote(caller)
+        connections.remove(caller)
         assert not caller.is_dropped
 
 
 def test_where_nobody_is_idle_the_new_one_goes() -> None:
-    places = Places(4)
+    connections = ConnectionLimits(4)
     callers = [Caller("a", is_idle=False) for _ in range(3)]
     for caller in callers:
-        places.came(caller)
+        connections.add(caller)
     assert [caller.is_dropped for caller in callers] == [False, False, True]

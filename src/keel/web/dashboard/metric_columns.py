@@ -1,4 +1,4 @@
-"""metrics.jsonl as columns that grow as the file grows. What is no line of figures is counted and passed over."""
+"""metrics.jsonl as columns that grow with the file. Lines that hold no metrics are counted and skipped."""
 
 import json
 import time
@@ -13,51 +13,53 @@ from keel.run.read.run import NO_JSON, Run, Series, State, read_step
 from keel.run.read.tail import GrowingFile
 
 NAN = float("nan")
-MOST_METRICS = 2_000  # a run of keel has about a hundred, and some for each scorer
+MAX_METRICS = 2_000  # a run of keel has about a hundred, and a few for each scorer
 
 
-class Metrics:
-    """The figures of S lines. For one thread at a time."""
+class MetricColumns:
+    """The metrics of S logged steps. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.file = GrowingFile(path)
         self.steps = array("q")  # [S]
-        self.columns: dict[str, array[float]] = {}  # figure -> [S], nan where it was not measured
-        self.broken = 0  # whole lines that hold no figures
-        self.is_full = False  # whether it holds more figures than are kept
-        self.cuts = 0  # how often the file was cut back, by a resume
-        self.is_whole = False  # whether all that was there at the last look has been read
+        self.columns: dict[str, array[float]] = {}  # metric -> [S], NaN where it was not measured
+        self.broken = 0  # complete lines that hold no metrics
+        self.is_full = False  # the file has more metrics than are kept
+        self.cuts = 0  # how often the file was truncated, as a resume does
+        self.is_complete = False  # the last refresh read to the end of the file
 
     def refresh(self, seconds: float) -> None:
-        """Read what is new, whole lines only, for about so long. Raises OSError when it cannot be read."""
+        """Read new complete lines for about this many seconds. Raises OSError."""
         if self.file.was_cut():
             self.file, self.steps, self.columns = GrowingFile(self.file.path), array("q"), {}
             self.broken, self.cuts = 0, self.cuts + 1
         end = time.monotonic() + seconds
-        self.is_whole = True
-        before = self.file.end
+        self.is_complete = True
+        start = self.file.end
         for _, data in self.file.blocks():
-            if self.file.end > before and time.monotonic() >= end:
-                self.is_whole = False
+            # At least one block is read, however little time there is, so that each call makes progress.
+            if self.file.end > start and time.monotonic() >= end:
+                self.is_complete = False
                 return
-            for row in _rows(data.split(b"\n")[:-1]):
-                self._add(row)
+            for row in _parse_lines(data.split(b"\n")[:-1]):
+                self._append(row)
 
     @property
     def is_torn(self) -> bool:
-        """Whether the file ends in the middle of a line."""
-        return self.is_whole and self.file.is_torn
+        """Whether the file ends in an incomplete line."""
+        return self.is_complete and self.file.is_torn
 
     def run(self, path: Path, settings: Mapping[str, Any], state: State) -> Run:
-        """All so far. Of a step that was repeated, what was written last."""
+        """Return the run as read so far. If a step was logged more than once, its last line counts."""
         steps = np.array(self.steps, dtype=np.int64)
         columns = {name: _finite(np.array(values)) for name, values in self.columns.items()}
         if (np.diff(steps) <= 0).any():
-            backwards, places = np.unique(steps[::-1], return_index=True)
-            steps, columns = backwards, {name: values[::-1][places] for name, values in columns.items()}
+            # Reversed, because unique() returns the first occurrence, and the last one is wanted.
+            steps, last = np.unique(steps[::-1], return_index=True)
+            columns = {name: values[::-1][last] for name, values in columns.items()}
         return Run(path, settings, steps, columns, state)
 
-    def _add(self, row: Any) -> None:
+    def _append(self, row: Any) -> None:
         try:
             self.steps.append(read_step(row))
         except NO_JSON:
@@ -67,7 +69,7 @@ class Metrics:
         metrics = {name: value for name, value in row.items() if name != "step"}
         for name, value in metrics.items():
             column = self.columns.get(name)
-            if column is None and len(self.columns) >= MOST_METRICS:
+            if column is None and len(self.columns) >= MAX_METRICS:
                 self.is_full = True
                 continue
             if column is None:
@@ -85,12 +87,13 @@ def _finite(values: Series) -> Series:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _rows(lines: list[bytes]) -> list[Any]:
-    """What each line holds; None where that is no JSON."""
+def _parse_lines(lines: list[bytes]) -> list[Any]:
+    """Parse each line as JSON; None for a line that is not JSON."""
     try:
+        # One call for all lines is much faster than one call per line.
         rows = json.loads(b"[" + b",".join(lines) + b"]")
     except NO_JSON:
         rows = []
     if len(rows) == len(lines):
         return list(rows)
-    return [None] if len(lines) == 1 else [row for line in lines for row in _rows([line])]
+    return [None] if len(lines) == 1 else [row for line in lines for row in _parse_lines([line])]

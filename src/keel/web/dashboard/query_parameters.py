@@ -1,27 +1,27 @@
-"""What a page asks for in the address of a request. Whatever does not fit is refused."""
+"""Parsing of the query parameters of a request. Invalid values are refused."""
 
 import math
 from collections.abc import Mapping
 
 from keel.run.read.responses import Range
 from keel.server.limits import Refused
-from keel.web.dashboard.responses import SORTS, Query
+from keel.web.dashboard.response_list import SORTS, ResponseQuery
 
-LONGEST = 500  # characters
-LARGEST = 2**53  # whole numbers that a page can hold
+MAX_LENGTH = 500  # characters
+MAX_INTEGER = 2**53  # JavaScript represents integers exactly up to here
 
 
 class QueryParameters:
-    """The values in an address, by name."""
+    """The query and path parameters of a request. Each method raises Refused for an invalid value."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = values
 
     def text(self, name: str) -> str:
-        """Empty when it is not there. Raises Refused, as all of these do."""
+        """Return a parameter as text, empty if it is missing."""
         text = self.values.get(name, "")
-        if len(text) > LONGEST:
-            raise Refused(400, f"{name} is longer than {LONGEST} characters")
+        if len(text) > MAX_LENGTH:
+            raise Refused(400, f"{name} is longer than {MAX_LENGTH} characters")
         return text
 
     def number(self, name: str) -> float | None:
@@ -31,31 +31,31 @@ class QueryParameters:
         except ValueError:
             value = math.nan
         if value is not None and not math.isfinite(value):
-            raise Refused(400, f"{name} is no number")
+            raise Refused(400, f"{name} is not a number")
         return value
 
-    def count(self, name: str, default: int, most: int = LARGEST) -> int:
+    def count(self, name: str, default: int, most: int = MAX_INTEGER) -> int:
         value = self.number(name)
         if value is None:
             return default
         if value != int(value) or not -1 <= value <= most:
-            raise Refused(400, f"{name} is no whole number up to {most}")
+            raise Refused(400, f"{name} is not a whole number up to {most}")
         return int(value)
 
     def choice(self, name: str, *choices: str) -> str:
-        """The first when it is not there."""
+        """Return one of the choices; the first if the parameter is missing."""
         text = self.text(name) or choices[0]
         if text not in choices:
-            raise Refused(400, f"{name} is one of: {', '.join(choices)}")
+            raise Refused(400, f"{name} must be one of: {', '.join(choices)}")
         return text
 
     def range(self, name: str) -> Range:
         return self.number(f"{name}_from"), self.number(f"{name}_to")
 
-    def query(self) -> Query:
+    def response_query(self) -> ResponseQuery:
         truncated = self.choice("truncated", "any", "yes", "no")
         until = self.count("until", -1)
-        return Query(
+        return ResponseQuery(
             self.range("score"),
             self.range("kl"),
             self.range("length"),

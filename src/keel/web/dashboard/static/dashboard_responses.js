@@ -1,13 +1,13 @@
-// The answers of a run: search, filters and order, the list, and the one that is open. The address says all of it.
+// The responses of a run: search, filters, order, the list, and the open response. The address holds all of this state.
 
-import { drawAnswer } from "./dashboard_answer.js";
-import { calmly, count, fetched, make, number, remember, remembered, repeat, Trouble } from "./dashboard_common.js";
+import { drawResponse } from "./dashboard_response.js";
+import { debounced, count, fetched, make, number, remember, remembered, repeat, Trouble } from "./dashboard_common.js";
 import { List } from "./dashboard_list.js";
 
 const ROW = 52; // pixels
 const form = document.getElementById("filters");
-const section = document.getElementById("answers");
-const drawer = document.getElementById("answer");
+const section = document.getElementById("responses");
+const drawer = document.getElementById("response");
 const newer = document.getElementById("newer");
 const matched = document.getElementById("matched");
 const fields = [...form.elements].filter((field) => field.name);
@@ -16,42 +16,42 @@ const buttons = [...document.querySelectorAll("#list-head button")];
 let path = "";
 let list;
 let sort = { sort: remembered("sort") ?? "step", order: remembered("order") ?? "down" };
-let asked = ""; // the question whose rows are in the list
-let until; // the byte of the file up to which rows are shown: those that come later do not push them about
-let waiting; // the request that a newer question cancels
+let listed = ""; // the query whose rows are in the list
+let until; // byte of the file up to which rows are shown, so that later responses do not move them
+let pending; // AbortController of the current request, which a new query cancels
 
-const question = () => ({ ...Object.fromEntries(fields.map((field) => [field.name, field.value === "any" ? "" : field.value])), ...sort });
+const query = () => ({ ...Object.fromEntries(fields.map((field) => [field.name, field.value === "any" ? "" : field.value])), ...sort });
 
 // ---- the list
 
 const LENGTH = ["tokens", (row) => row.length];
-const APART = ["apart", (row) => number(row.apart)]; // how far apart the scorers place it
-const figuresOf = (row) => [["score", (row) => number(row.score)], ["KL", (row) => number(row.kl)], row.apart === null ? LENGTH : APART, ["step", (row) => row.step]];
+const DISAGREEMENT = ["disagree", (row) => number(row.apart)]; // of the scorers
+const metricsOf = (row) => [["score", (row) => number(row.score)], ["KL", (row) => number(row.kl)], row.apart === null ? LENGTH : DISAGREEMENT, ["step", (row) => row.step]];
 
-// An element of the list is filled again and again: its texts change, its parts stay.
+// List elements are reused: their parts are created once, then only the texts change.
 function fill(element, row) {
   if (!element.parts) {
-    const [response, flag, prompt] = [make("span"), make("span", "flag", "cut"), make("span", "item-prompt muted")];
-    const figures = figuresOf(row).map(([name]) => make("span", `item-figure item-${name}`, make("span", "unit muted", ""), new Text()));
-    element.append(make("span", "item-text", make("span", "item-response", response, flag), prompt), ...figures);
-    element.parts = { response, flag, prompt, figures };
+    const [response, flag, prompt] = [make("span"), make("span", "flag", "truncated"), make("span", "item-prompt muted")];
+    const metrics = metricsOf(row).map(([name]) => make("span", `item-figure item-${name}`, make("span", "unit muted", ""), new Text()));
+    element.append(make("span", "item-text", make("span", "item-response", response, flag), prompt), ...metrics);
+    element.parts = { response, flag, prompt, metrics };
   }
-  const { response, flag, prompt, figures } = element.parts;
+  const { response, flag, prompt, metrics } = element.parts;
   response.textContent = row.response;
   prompt.textContent = row.prompt;
   flag.hidden = !row.truncated;
-  figuresOf(row).forEach(([name, value], at) => {
-    figures[at].firstChild.textContent = name;
-    figures[at].lastChild.data = value(row);
+  metricsOf(row).forEach(([name, value], at) => {
+    metrics[at].firstChild.textContent = name;
+    metrics[at].lastChild.data = value(row);
   });
 }
 
 function describe(page) {
-  const parts = [page.matched === page.total ? `${count(page.total)} answers` : `${count(page.matched)} of ${count(page.total)} answers`];
-  if (page.read < 1) parts.push(`the newest ones; ${Math.floor(100 * page.read)}% of the file read`);
+  const parts = [page.matched === page.total ? `${count(page.total)} responses` : `${count(page.matched)} of ${count(page.total)} responses`];
+  if (page.read < 1) parts.push(`newest only; ${Math.floor(100 * page.read)}% of the file read`);
   if (page.searched < 1) parts.push(`${Math.floor(100 * page.searched)}% searched`);
-  const said = parts.join(", ");
-  if (matched.textContent !== said) matched.textContent = said;
+  const summary = parts.join(", ");
+  if (matched.textContent !== summary) matched.textContent = summary; // a status region is announced again when set
 }
 
 function describeForm(page) {
@@ -64,37 +64,37 @@ function describeForm(page) {
   document.getElementById("filtered").textContent = used ? `(${used})` : "";
   document.getElementById("disputed").hidden = page.scorers.length < 2;
   for (const button of buttons) {
-    const own = button.dataset.sort === sort.sort;
-    button.setAttribute("aria-pressed", own);
-    button.dataset.order = own ? sort.order : "";
+    const active = button.dataset.sort === sort.sort;
+    button.setAttribute("aria-pressed", active);
+    button.dataset.order = active ? sort.order : "";
     if (button.dataset.sort === "disagreement") button.hidden = page.scorers.length < 2;
   }
   newer.hidden = !page.newer;
-  newer.textContent = `${count(page.newer)} newer answer${page.newer === 1 ? "" : "s"}: show`;
+  newer.textContent = `${count(page.newer)} newer response${page.newer === 1 ? "" : "s"}: show`;
 }
 
-// Asks again; rows stay where they are unless the question is another, or the reader stands at the top of the newest.
-async function renew() {
-  const values = question();
-  const says = JSON.stringify(values);
+// Request the list again. Rows stay in place unless the query has changed, or the list is scrolled to the top.
+async function refresh() {
+  const values = query();
+  const key = JSON.stringify(values);
   const follows = list.element.scrollTop === 0 && list.active < 0;
-  const another = says !== asked;
-  waiting?.abort();
-  waiting = new AbortController();
-  const page = await fetched(`${path}/answers.json`, { ...values, until: another || follows ? "" : until }, waiting.signal);
-  if (says !== JSON.stringify(question())) return 0.1;
+  const changed = key !== listed;
+  pending?.abort();
+  pending = new AbortController();
+  const page = await fetched(`${path}/answers.json`, { ...values, until: changed || follows ? "" : until }, pending.signal);
+  if (key !== JSON.stringify(query())) return 0.1;
   section.hidden = page.total === 0;
-  const atEnd = sort.sort === "step" && sort.order === "down"; // where rows that are found later belong
-  if (another || page.until !== until) list.show(page, !another);
+  const atEnd = sort.sort === "step" && sort.order === "down"; // rows that a continued search finds are appended
+  if (changed || page.until !== until) list.show(page, !changed);
   else if (page.matched !== list.total) list[atEnd ? "grow" : "show"](page, true);
-  asked = says;
+  listed = key;
   until = page.until;
   describe(page);
   describeForm(page);
   return page.read < 1 || page.searched < 1 ? 0.05 : 2;
 }
 
-// ---- the open answer
+// ---- the open response
 
 async function open(row, opens) {
   if (!opens && drawer.hidden) return;
@@ -109,8 +109,8 @@ async function showRemembered() {
     return;
   }
   try {
-    const found = await fetched(`${path}/answer.json`, { at });
-    if (at === remembered("answer")) drawAnswer(drawer, found, close);
+    const response = await fetched(`${path}/answer.json`, { at });
+    if (at === remembered("answer")) drawResponse(drawer, response, close);
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
     drawer.replaceChildren(make("p", "alert", error.message));
@@ -137,21 +137,21 @@ function onButton(event) {
   const up = sort.sort === by && sort.order === "down";
   sort = { sort: by, order: up ? "up" : "down" };
   remember(by === "step" && !up ? { sort: null, order: null } : sort);
-  ask();
+  refreshNow();
 }
 
-let ask = () => {};
+let refreshNow = () => {};
 
-export function startAnswers(name) {
+export function startResponses(name) {
   path = `/run/${name}`;
   restore();
   list = new List(document.getElementById("list"), ROW, {
-    load: (offset) => fetched(`${path}/answers.json`, { ...question(), until, offset }),
+    load: (offset) => fetched(`${path}/answers.json`, { ...query(), until, offset }),
     fill,
     open,
   });
-  ask = repeat(renew);
-  const later = calmly(ask, 250);
+  refreshNow = repeat(refresh);
+  const later = debounced(refreshNow, 250);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => {
     if (!event.target.name) return;
@@ -162,19 +162,19 @@ export function startAnswers(name) {
   form.addEventListener("reset", () => {
     setTimeout(() => {
       remember(Object.fromEntries(fields.map((field) => [field.name, null])));
-      ask();
+      refreshNow();
     });
   });
   document.getElementById("list-head").addEventListener("click", onButton);
   newer.addEventListener("click", () => {
     until = "";
-    asked = "";
-    ask();
+    listed = "";
+    refreshNow();
   });
   document.getElementById("download").addEventListener("click", onDownload);
   addEventListener("popstate", () => {
     restore();
-    ask();
+    refreshNow();
     showRemembered();
   });
   document.addEventListener("keydown", (event) => {
@@ -184,6 +184,6 @@ export function startAnswers(name) {
 }
 
 function onDownload(event) {
-  const values = { ...question(), most: document.getElementById("most").value };
+  const values = { ...query(), most: document.getElementById("most").value };
   event.currentTarget.href = `${path}/disputed.jsonl?${new URLSearchParams(values)}`;
 }

@@ -1,23 +1,24 @@
-// One answer in full: prompt, text, scores, and the token view.
+// One response in full: prompt, text, scores, and the token view.
 
 import { make, number } from "./dashboard_common.js";
 
-let channel = "advantage"; // stays from answer to answer
+let channel = "advantage"; // kept from one response to the next
 
-export function scoresOf(row) {
-  const own = [["score", row.score], ["KL", row.kl], ["length", row.length], ["step", row.step]];
-  const parts = Object.entries(row.scores ?? {});
+export function scoreTiles(row) {
+  const metrics = [["score", row.score], ["KL", row.kl], ["length", row.length], ["step", row.step]];
+  const scores = Object.entries(row.scores ?? {});
   const list = make("dl", "tiles small-tiles");
-  for (const [name, value] of own) list.append(make("div", "", make("dt", "", name), make("dd", "", name === "step" ? String(value) : number(value))));
-  const by = parts.length > 1 || parts.some(([, value]) => value !== row.score) ? parts : [];
-  for (const [name, value] of by) list.append(make("div", "by-scorer", make("dt", "", `by ${name}`), make("dd", "", number(value))));
-  if (row.truncated) list.append(make("div", "cut", make("dt", "", "no end token"), make("dd", "", "cut")));
+  for (const [name, value] of metrics) list.append(make("div", "", make("dt", "", name), make("dd", "", name === "step" ? String(value) : number(value))));
+  // The score of a single scorer is shown only if it differs from the combined score.
+  const shown = scores.length > 1 || scores.some(([, value]) => value !== row.score) ? scores : [];
+  for (const [name, value] of shown) list.append(make("div", "by-scorer", make("dt", "", `by ${name}`), make("dd", "", number(value))));
+  if (row.truncated) list.append(make("div", "cut", make("dt", "", "no end token"), make("dd", "", "truncated")));
   return list;
 }
 
 export function tokenView(row) {
   const names = keelTokens.channels(row);
-  if (!names.length) return make("p", "muted small", "This run kept no figures of single tokens.");
+  if (!names.length) return make("p", "muted small", "This run logged no values per token.");
   const view = make("div");
   const buttons = names.map((name) => {
     const button = make("button", "tab", name);
@@ -43,7 +44,7 @@ export function text(content, name = "") {
   return element;
 }
 
-// What may be long scrolls, so it can be reached by keyboard.
+// Make a text that may be long scrollable by keyboard.
 function scrolling(element, name) {
   element.tabIndex = 0;
   element.setAttribute("role", "region");
@@ -51,22 +52,22 @@ function scrolling(element, name) {
   return element;
 }
 
-// A conversation turn by turn, under its roles; any other prompt as it is.
-export function promptOf(prompt, turns) {
+// A conversation by turns with their roles; any other prompt as plain text.
+export function promptElement(prompt, turns) {
   if (!turns?.length) return scrolling(text(prompt, "prompt-text"), "Prompt");
   const turn = ({ role, kind, text: words }) => make("div", `turn ${kind}`, make("h4", "", role), words ? text(words) : make("p", "muted small", "This turn is empty."));
   return scrolling(make("div", "prompt-text turns", ...turns.map(turn)), "Conversation");
 }
 
-export function drawAnswer(drawer, { row, prompt, turns }, close) {
+export function drawResponse(drawer, { row, prompt, turns }, close) {
   const button = make("button", "quiet", "Close");
   button.addEventListener("click", close);
   drawer.replaceChildren(
-    make("header", "title", make("h2", "", `An answer of step ${row.step}`), button),
-    scoresOf(row),
+    make("header", "title", make("h2", "", `Response at step ${row.step}`), button),
+    scoreTiles(row),
     make("h3", "", "Prompt"),
-    promptOf(prompt, turns),
-    make("h3", "", "Answer"),
+    promptElement(prompt, turns),
+    make("h3", "", "Response"),
     text(String(row.response)),
     make("h3", "", "Token by token"),
     tokenView(row),
