@@ -34,8 +34,8 @@ MUTANTS = [
     Mutant(
         "KL sign",
         "core/rewards.py",
-        "placed - kl_coef * kl",
-        "placed + kl_coef * kl",
+        "token_scores - kl_coef * kl",
+        "token_scores + kl_coef * kl",
         "core/test_rewards.py::test_rewards_are_the_score_minus_the_weighted_kl",
     ),
     Mutant(
@@ -61,16 +61,16 @@ MUTANTS = [
     ),
     Mutant(
         "whitening over pads",
-        "learn/targets.py",
-        "mean, var = moments(x, mask, world)",
-        "mean, var = moments(x, torch.ones_like(mask), world)",
+        "core/masked.py",
+        "mean, var = masked_moments(x, mask, all_sum)",
+        "mean, var = masked_moments(x, torch.ones_like(mask), all_sum)",
         "learn/test_targets.py::test_whitened_advantages",
     ),
     Mutant(
         "unbiased variance",
-        "learn/targets.py",
-        "return mean, world.sum(masked_sum((x - mean) ** 2, mask)) / count",
-        "return mean, world.sum(masked_sum((x - mean) ** 2, mask)) / (count - 1)",
+        "core/masked.py",
+        "return mean, all_sum(masked_sum((x - mean) ** 2, mask)) / count",
+        "return mean, all_sum(masked_sum((x - mean) ** 2, mask)) / (count - 1)",
         "learn/test_targets.py::test_whitened_advantages",
     ),
     Mutant(
@@ -105,7 +105,7 @@ MUTANTS = [
         "mean of each micro-batch",
         "learn/update.py",
         "_backward, loss, num_loss_tokens)",
-        "_backward, loss, float(part.response_mask.sum()))",
+        "_backward, loss, float(microbatch.response_mask.sum()))",
         "oracles/test_unchanged.py::test_micro_batches_never_change_the_gradient[tiny_policy-separate-20]",
     ),
     Mutant(
