@@ -197,7 +197,9 @@ def test_longrope_reads_each_row_by_its_own_length() -> None:
     pack_if_possible(model)
     torch.testing.assert_close(token_states(model, *rows(20)), alone(model, 20), rtol=1e-5, atol=1e-5)
     require_positions(model, 10, 4, "m", "sampling")
-    with pytest.raises(ConfigError, match=r"m: longest prompt and answer have 15 tokens, .* more than 14 .*LongRoPE"):
+    with pytest.raises(
+        ConfigError, match=r"m: the longest prompt and response have 15 tokens, .*LongRoPE.* above 14 tokens"
+    ):
         require_positions(model, 11, 4, "m", "sampling")
 
 

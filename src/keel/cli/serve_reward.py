@@ -19,7 +19,7 @@ from keel.errors import ConfigError, Interrupted
 def run(arguments: list[str]) -> dict[str, Any]:
     """Serves until a signal comes; returns where."""
     settings = read_command("serve-reward", ServeRewardConfig, arguments, str(__doc__)).settings
-    from keel.rollout.http import TOKEN
+    from keel.rollout.http_scorer import TOKEN
     from keel.server.limits import as_url_host, check_reach, listening, new_token, prompt_server
     from keel.server.reward import PATH, reward_app
 
