@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from keel.errors import ConfigError, ProcessLost
+from keel.errors import ConfigError, ProcessLost, RewardError
 
 COLLECTIVE_SECONDS = 1800
 """How long a process waits for the others, who may be waiting for their scorers (KEEL_COLLECTIVE_SECONDS)."""
@@ -86,6 +86,21 @@ class World:
         if self.size > 1:
             with _all_there():
                 dist.barrier()
+
+
+def raise_together(world: World, job: Callable[[], Any]) -> Any:
+    """Return the result of `job`, which every process runs.
+
+    Raises RewardError on all processes where any of them raises it, so that none waits for the one that failed.
+    """
+    results, error = [], None
+    try:
+        results = [job()]
+    except RewardError as caught:
+        error = caught
+    if world.any(error is not None):
+        raise error or RewardError("a scorer failed in another process", where="rewards")
+    return results[0]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -124,6 +125,28 @@ def pack_if_possible_without_causality(model: Any) -> None:
     head, model.get_output_embeddings = model.get_output_embeddings, lambda: None
     pack_if_possible(model)
     model.get_output_embeddings = head
+
+
+def test_one_trial_serves_all_models_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy, its critic and a reward model: the same layers under other heads and other weights."""
+    tried: list[str] = []
+
+    def recorded(model: Any) -> Any:
+        tried.append(type(model).__name__)
+        return trial(model)
+
+    monkeypatch.setattr("keel.models.packed.trial", recorded)
+
+    def made(kind: Any, size: int = 20) -> Any:  # no other test has layers of this size
+        return ready(kind(LlamaConfig(**SIZES | {"intermediate_size": size})))
+
+    for kind in (LlamaForCausalLM, LlamaForSequenceClassification, LlamaForCausalLM, Capped):
+        pack_if_possible(model := made(kind))
+        assert reads_packed_rows(model)
+        assert not reads_single_rows(model)
+    assert tried == ["LlamaForCausalLM", "Capped"]
+    pack_if_possible(made(LlamaForCausalLM, size=24))
+    assert tried == ["LlamaForCausalLM", "Capped", "LlamaForCausalLM"]
 
 
 def test_what_is_not_causal_is_refused_by_name() -> None:

@@ -232,8 +232,27 @@ def test_scorers_that_never_answer(tiny_policy: Path) -> None:
 
     with pytest.raises(RewardError, match="no connection"):
         self_check(parts_of(tiny_policy, scorers=(broken,)))
-    with pytest.raises(RewardError, match="rewards: not one answer could be scored"):
+    with pytest.raises(RewardError, match="rewards: not one response could be scored"):
         self_check(parts_of(tiny_policy, {"reward.on_failure": "drop"}, (broken,)))
+
+
+def test_a_scorer_may_need_more_than_the_beginning_of_a_response(
+    tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check reads short responses; one that scores finished answers only is asked again of full ones."""
+    monkeypatch.setattr("keel.training.self_check.PROBE_TOKENS", 2)
+    asked: list[int] = []
+
+    def full_only(completion_ids: list[list[int]]) -> list[float]:
+        asked.append(max(map(len, completion_ids)))
+        if asked[-1] <= 2:
+            raise ValueError("not finished")
+        return [float(len(ids)) for ids in completion_ids]
+
+    parts = parts_of(tiny_policy, {"rollout.max_response_tokens": 8}, (full_only,))
+    parts.end_ids[:] = [-1]  # all responses are as long as they may be
+    assert self_check(parts)["check/score_gap"] == 0.0
+    assert asked == [2, 8, 8, 8]
 
 
 @pytest.mark.parametrize(("typical", "passes"), [(0.04, True), (0.3, False)])

@@ -6,6 +6,7 @@ import torch
 
 from keel.errors import ConfigError
 from keel.models.heads import UNFIT, plain, trunk
+from keel.models.layers import has_known_layers
 from keel.models.positions import num_positions
 from keel.models.sameness import probe_tokens
 
@@ -19,7 +20,7 @@ def require_gradients(model: Any, where: str) -> None:
     Reformer's layers, for example, raise in evaluation mode and have no gradients for adapters.
     """
     first = next((weight for weight in plain(model).parameters() if weight.requires_grad), None)
-    if first is None:
+    if first is None or has_known_layers(trunk(model)):
         return
     row = probe_tokens(model)[0].repeat(TOKENS)[: min(TOKENS, num_positions(model) or TOKENS)]
     try:

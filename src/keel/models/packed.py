@@ -4,6 +4,7 @@ Models whose attention cannot be told so, or that compute anything else across t
 padded rows; those whose tokens depend on the batch around them, one row at a time.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -139,11 +140,67 @@ def left_align(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(1, order), mask.gather(1, order)
 
 
+WITHOUT_EFFECT = {
+    *("_name_or_path", "architectures", "transformers_version", "use_cache"),
+    *("num_labels", "problem_type", "id2label", "label2id", "keel_template", "keel_max_tokens"),
+}
+"""Settings in config.json that no trial depends on. Nor does one on the ids of special tokens, which it avoids."""
+
+
 def pack_if_possible(model: Any) -> None:
     """Let a model read rows in the fastest way that gives the states of each row alone, which is tried.
 
+    A model like one that was tried before reads as that one does: what a trial shows depends on the layers and not on
+    the weights in them, and a run loads several models of one kind.
+
     Raises ConfigError for one that gives no row the same states twice, or whose tokens see later ones.
     """
+    whole: Any = plain(model)
+    kind, head = _kind(model), "" if whole.get_output_embeddings() is None else repr(type(whole))
+    known = _known_ways.get((kind, head))
+    if known is None:
+        _try_ways(model)
+        ways = _Ways(
+            single_rows=whole.keel_reads_single_rows,
+            attention=whole.config.get_text_config()._attn_implementation,
+            head_by_forward=getattr(whole, "keel_head_by_forward", None),
+        )
+        if kind:
+            # Where a language model was tried, a classifier on the same layers needs no trial.
+            _known_ways.update({(kind, head): ways, (kind, ""): ways})
+        return
+    whole.keel_reads_single_rows = known.single_rows
+    whole.config.get_text_config()._attn_implementation = known.attention
+    if head:
+        whole.keel_head_by_forward = known.head_by_forward
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """What a trial showed."""
+
+    single_rows: bool
+    attention: str
+    head_by_forward: bool | None  # None for a classifier
+
+
+_known_ways: dict[tuple[str, str], _Ways] = {}
+"""What trials in this process showed, by kind of model and class of the language model ("" for a classifier)."""
+
+
+def _kind(model: Any) -> str:
+    """Return what a trial depends on: classes of the layers, settings, number format, device. "" where hooks act."""
+    whole, layers = plain(model), list(trunk(model).modules())
+    if any(module._forward_hooks or module._forward_pre_hooks for module in [whole, *layers]):
+        return ""
+    names = [repr(type(layer)) for layer in layers]
+    config = {k: v for k, v in whole.config.to_dict().items() if k not in WITHOUT_EFFECT and not k.endswith("token_id")}
+    attention = whole.config.get_text_config()._attn_implementation
+    return repr((names, sorted(config.items()), attention, whole.dtype, whole.device))
+
+
+def _try_ways(model: Any) -> None:
+    """Set how a model reads rows, and its head, by trial."""
     with trial(model) as (tokens, mask):
         alone = _require_readable(model, tokens, mask)
         if plain(model).get_output_embeddings() is not None:

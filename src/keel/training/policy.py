@@ -23,9 +23,9 @@ from keel.training.python_prompts import GIVEN, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
 from keel.training.setup import build_training_setup
 from keel.training.state import restore, save, save_result
-from keel.training.trainer import PolicyTrainer, StepTargets, raise_together
+from keel.training.trainer import PolicyTrainer, StepTargets
 from keel.training.watch import halt_error
-from keel.world import World
+from keel.world import World, raise_together
 
 
 def train_policy(

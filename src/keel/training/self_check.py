@@ -17,9 +17,12 @@ from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.terminal import tell
 from keel.training.setup import TrainingSetup
+from keel.world import raise_together
 
 PROBE_ROWS = 2, 8
 """Fewest and most responses of the check; in between, one in twenty of a step's."""
+PROBE_TOKENS = 16
+"""Longest response of the check. Each token costs a pass through the policy, however few the responses are."""
 SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
 """Largest difference between two scores of one response in other batches, in units of the largest score."""
 
@@ -28,14 +31,14 @@ def self_check(parts: TrainingSetup) -> dict[str, float]:
     """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError."""
     _check_lengths(parts)
     count = min(max(PROBE_ROWS[0], parts.config.rollout.batch_size // 20), PROBE_ROWS[1])
-    probe = parts.respond(step=1, at_most=count)
+    probe = parts.respond(step=1, at_most=count, max_tokens=PROBE_TOKENS)
     _check_trainable(parts)
     _check_dropout(parts)
     _check_ends(parts, probe)
     trained, measured = _check_logprobs(parts, probe)
     measured |= _check_reference(parts, probe, trained)
     compiled = kernels.available(next(parts.actor_critic.policy.parameters()))
-    return {**measured, **_check_scores(parts, probe), "check/kernels": float(compiled)}
+    return {**measured, **_check_scores(parts, probe, count), "check/kernels": float(compiled)}
 
 
 def require_weight_change(before: torch.Tensor, after: torch.Tensor) -> None:
@@ -109,21 +112,20 @@ def _check_reference(parts: TrainingSetup, probe: Rollouts, ours: Analysis) -> d
     return {"check/reference_gap": gap}
 
 
-def _check_scores(parts: TrainingSetup, probe: Rollouts) -> dict[str, float]:
-    """Scores (and which answers a scorer has none for) do not depend on the batch around an answer, nor on when it
-    is asked."""
+def _check_scores(parts: TrainingSetup, probe: Rollouts, count: int) -> dict[str, float]:
+    """Require scores, and gaps among them, that depend neither on the batch around a response nor on the call."""
     if not parts.scorers:
         return {}
-    rows = list(range(len(probe.texts)))
-    halves = [half for half in (rows[::2], rows[1::2]) if half]
-    order = torch.tensor([row for half in halves for row in half]).argsort()
-    first, apart = parts.score(probe), [parts.score(select_rows(probe, half)).by_scorer for half in halves]
-    if not bool(parts.world.sum(first.kept.sum())):
-        raise RewardError("not one answer could be scored", where="rewards")
+    try:
+        first, second = _score_twice(parts, probe)
+    except RewardError:
+        if parts.config.rollout.max_response_tokens <= PROBE_TOKENS:
+            raise
+        # A scorer may have no score for the beginning of a response, such as JSON that is not closed.
+        first, second = _score_twice(parts, parts.respond(step=1, at_most=count))
     worst = 0.0
     for scorer in (scorer for scorer in parts.scorers if not scorer.noisy):
-        second = torch.cat([half[scorer.name] for half in apart])[order.to(parts.world.device)]
-        gap = _score_gap(first.by_scorer[scorer.name], second)
+        gap = _score_gap(first[scorer.name], second[scorer.name])
         worst = max(worst, gap)
         if gap > score_tolerance(scorer):
             raise RewardError(
@@ -132,6 +134,22 @@ def _check_scores(parts: TrainingSetup, probe: Rollouts) -> dict[str, float]:
                 fix="let it depend on prompt and answer alone, or declare it noisy: true",
             )
     return {"check/score_gap": worst}
+
+
+def _score_twice(parts: TrainingSetup, probe: Rollouts) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the scores of each scorer by its name, of all responses together and of two halves of them, row by row.
+
+    Raises RewardError, on every process, where a scorer fails or no response has a score.
+    """
+    rows = list(range(len(probe.texts)))
+    halves = [half for half in (rows[::2], rows[1::2]) if half]
+    order = torch.tensor([row for half in halves for row in half], device=parts.world.device).argsort()
+    batches = [probe, *(select_rows(probe, half) for half in halves)]
+    together, *separate = raise_together(parts.world, lambda: [parts.score(batch) for batch in batches])
+    if not bool(parts.world.sum(together.kept.sum())):
+        raise RewardError("not one response could be scored", where="rewards")
+    second = {name: torch.cat([half.by_scorer[name] for half in separate])[order] for name in together.by_scorer}
+    return together.by_scorer, second
 
 
 def score_tolerance(scorer: Scorer) -> float:

@@ -1,5 +1,6 @@
 """Everything a run of policy learning needs, built before its loop and handed to it."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,13 +66,15 @@ class TrainingSetup:
         step: int,
         purpose: str = "sample",
         at_most: int | None = None,
+        max_tokens: int | None = None,
         prompts: Sequence[Prompt] | None = None,
     ) -> Rollouts:
         """Sample this process's share of a step's responses; they depend on seed and step alone.
 
         Args:
             purpose: names the stream of random numbers.
-            at_most: so many prompts of unlike lengths are enough.
+            at_most: number of prompts to sample for, chosen to differ in length; by default all.
+            max_tokens: longest response, where it is below `rollout.max_response_tokens`.
             prompts: one for each response, in place of the step's.
         """
         config, rollout = self.config, self.config.rollout
@@ -87,6 +90,7 @@ class TrainingSetup:
         if at_most is not None:
             chosen = unlike_rows(prompts, at_most)
             prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
+        numbers = numbers[:, :max_tokens]
         return sample_rollouts(
             self.actor_critic.policy,
             list(prompts),
@@ -221,11 +225,14 @@ def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> 
         return None
     if config.policy.lora and config.reference is None:
         return ActorCritic(actor_critic.policy)
-    model = load_causal_lm(config.reference or config.policy.model, config.policy.dtype).to(world.device)
+    if config.reference is None:
+        # A copy in memory is faster than a second look at the disk, and cannot differ from the start.
+        return ActorCritic(copy.deepcopy(actor_critic.policy).requires_grad_(False))
+    model = load_causal_lm(config.reference, config.policy.dtype).to(world.device)
     if model.config.get_text_config().vocab_size != actor_critic.policy.config.get_text_config().vocab_size:
         raise ConfigError(
             "the reference has another vocabulary than the policy",
-            where=str(config.reference),
+            where=config.reference,
             fix="name a reference with the policy's tokenizer",
         )
     return ActorCritic(model.requires_grad_(False))

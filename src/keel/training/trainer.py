@@ -29,7 +29,7 @@ from keel.training.python_prompts import load_training_prompts, with_place
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState, StepRecord
-from keel.world import World
+from keel.world import World, raise_together
 
 ROWS_READ_AGAIN = 8
 """Responses that the updated policy reads once more, for the ratios in the log: a few percent of the update's time."""
@@ -235,15 +235,3 @@ def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredR
         raise RewardError(f"the score of response {row} is {float(values[row])}", where="scores", fix="give a number")
     kept = torch.ones(count, dtype=torch.bool, device=device)
     return ScoredRollouts(rollouts, values, None, {"score": values}, kept)
-
-
-def raise_together(world: World, job: Callable[[], Any]) -> Any:
-    """Return the job's result; a RewardError on any process is raised on all of them, so that none waits for it."""
-    results, error = [], None
-    try:
-        results = [job()]
-    except RewardError as caught:
-        error = caught
-    if world.any(error is not None):
-        raise error or RewardError("a scorer failed in another process", where="rewards")
-    return results[0]
