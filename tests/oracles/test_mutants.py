@@ -111,7 +111,7 @@ MUTANTS = [
     Mutant(
         "reference updated",
         "training/setup.py",
-        "return ActorCritic(model.requires_grad_(False))",
+        "return ActorCritic(copy.deepcopy(actor_critic.policy).requires_grad_(False))",
         "return ActorCritic(actor_critic.policy)",
         "oracles/test_unchanged.py::test_the_reference_stays_where_the_policy_started[tiny_policy]",
     ),

@@ -197,7 +197,7 @@ def _merge(model: Any) -> Any:
         merged = model.merge_and_unload()
     matrices = [merged.get_input_embeddings(), merged.get_output_embeddings()]
     if None not in matrices:
-        # The config must match the memory: transformers ties the two matrices again on loading if it says so.
+        # The config must match the memory, since transformers ties the two matrices on loading according to it.
         places = {matrix.weight.data_ptr() for matrix in matrices}
         for config in (merged.config, merged.config.get_text_config()):
             config.tie_word_embeddings = len(places) == 1

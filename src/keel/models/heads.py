@@ -75,7 +75,7 @@ def _logits(model: Any, hidden: Tensor) -> Tensor:
 
 def _logits_by_forward(model: Any, hidden: Tensor) -> Tensor:
     """Compute the logits with the model's forward pass, in which these states replace those of its trunk."""
-    # The shallow copy has its own dictionary of modules, so that the model itself does not change.
+    # The shallow copy gets a new dictionary of modules, so that the model itself does not change.
     shell, original = copy.copy(model), trunk(model)
     shell._modules = {
         name: _FixedTrunk(hidden.reshape(1, -1, hidden.shape[-1])) if module is original else module

@@ -62,9 +62,6 @@ def run_layers(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
     return apply_rms_norm(trunk.norm, hidden)
 
 
-walk = run_layers
-
-
 def lightweight_layers(trunk: Any) -> Any:
     """Return namespaces with the weights of a trunk, for many small passes without gradients.
 

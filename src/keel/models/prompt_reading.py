@@ -38,7 +38,7 @@ def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
-    """Let the token that ends a turn in the chat template of the settings end the model's responses."""
+    """Add the token that ends a turn to the end tokens of the model, if the settings have a chat template."""
     if settings.chat_template is not None:
         stop_at_turns(model, tokenizer)
 
