@@ -30,7 +30,7 @@ from keel.core.kl import kl_estimate
 from keel.core.logprobs import token_logprobs
 from keel.core.losses import clipped_policy_loss, value_loss
 from keel.core.masked import masked_mean, masked_sum, whiten
-from keel.core.rewards import token_rewards
+from keel.core.rewards import place_scores, token_rewards
 
 LETTERS, END, LIMIT = 3, 3, 4  # letters 0, 1, 2; the end token 3; at most four tokens in a response
 VOCABULARY = LETTERS + 1
@@ -133,7 +133,8 @@ def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
             # 4. rewards of tokens: minus the KL to the reference, plus the score on the last token
             logprobs = response_logprobs(policy, prompts, responses)
             ref_logprobs = response_logprobs(reference, prompts, responses)
-            rewards = token_rewards(scores, kl_estimate(logprobs, ref_logprobs, "k1"), mask, kl_coef)
+            kl = kl_estimate(logprobs, ref_logprobs, "k1")
+            rewards = token_rewards(place_scores(scores, mask), kl, mask, kl_coef)
             # 5. advantages and returns, with the values of the critic
             values = response_values(critic, prompts, responses)
             advantages, returns = gae(rewards, values, mask, gamma, gae_lambda)

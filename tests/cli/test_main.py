@@ -202,7 +202,7 @@ def test_model_folder_without_config(capsys: pytest.CaptureFixture[str], recipe:
     (tmp_path / "bare").mkdir()
     code, line = fails(capsys, "train", recipe, "--policy.model", tmp_path / "bare")
     assert code == 2
-    assert f"{tmp_path}/bare: this folder holds no config.json" in line
+    assert f"{tmp_path}/bare: this folder has no config.json" in line
 
 
 def test_missing_column(capsys: pytest.CaptureFixture[str], recipe: Path):

@@ -482,7 +482,9 @@ def test_sample_writes_rows_to_rank(tiny_policy: Path, prompts: str, tmp_path: P
 
 
 def test_what_cannot_fit_is_refused(tiny_policy: Path, prompts: str):
-    with pytest.raises(ConfigError, match=r"longest prompt and answer have 258 tokens, the model only 256 positions"):
+    with pytest.raises(
+        ConfigError, match=r"longest prompt and response have 258 tokens, but the model has only 256 positions"
+    ):
         evaluate_policies(settings(tiny_policy, prompts, sampling={"max_response_tokens": 254}))
 
 

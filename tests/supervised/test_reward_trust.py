@@ -105,7 +105,7 @@ def test_an_ensemble_is_one_scorer_of_a_run_and_can_start_its_critic(tiny_policy
     config = policy_run(tmp_path, tiny_policy, judges, **{"critic.init": "reward"})
     parts = build_training_setup(config, [], None, World.single())
     assert len(parts.scorers) == 1
-    assert parts.scorers[0].judge.combine == "lower"  # type: ignore[attr-defined]
+    assert parts.scorers[0].reward_model.combine == "lower"  # type: ignore[attr-defined]
 
 
 def test_an_ensemble_goes_on_where_it_was_stopped(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -300,7 +300,7 @@ def test_a_side_that_prefers_nothing_is_said_before_anything_is_learned(tiny_pol
 
 
 def test_one_model_has_nothing_to_combine(tiny_policy: Path):
-    with pytest.raises(ConfigError, match="combine: lower is for an ensemble"):
+    with pytest.raises(ConfigError, match="`combine: lower` is for an ensemble"):
         load_reward_model(str(tiny_policy), "lower")
 
 

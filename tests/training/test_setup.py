@@ -30,7 +30,7 @@ def build(model: Path, changes: dict[str, Any], world: World = ONE) -> TrainingS
     [
         (
             {"rollout.max_response_tokens": 254},
-            "longest prompt and answer have 257 tokens, the model only 256 positions",
+            "the longest prompt and response have 257 tokens, but the model has only 256 positions",
         ),
         ({"rollout.stop": ["w1 nowhere"]}, "rollout.stop: this model cannot write the stop text 'w1 nowhere'"),
         ({"critic.init": "reward"}, "critic.init: there is no reward model to start from"),

@@ -25,7 +25,7 @@ CONNECTIONS_BEYOND_QUEUE = 64
 def run(arguments: list[str]) -> dict[str, Any]:
     """Serve the scorer until a signal comes, and return its address."""
     settings = read_command(VERB, arguments).settings
-    from keel.rollout.http import TOKEN
+    from keel.rollout.http_scorer import TOKEN
     from keel.server.limits import as_url_host, check_reach, listening, new_token, prompt_server
     from keel.server.reward import PATH, reward_app
 

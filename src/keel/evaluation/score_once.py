@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from keel.data.batches import Rollouts, select_rows
-from keel.rollout.functions import FunctionScorer, function_arguments
-from keel.rollout.http import HttpScorer
+from keel.rollout.function_scorer import FunctionScorer, function_arguments
+from keel.rollout.http_scorer import HttpScorer
 from keel.rollout.score_check import Score
 from keel.rollout.scorers import Scorer
 

@@ -27,7 +27,7 @@ from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
-from keel.rollout.functions import FunctionScorer
+from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures

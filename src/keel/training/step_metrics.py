@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keel.core.advantages import equal_groups
-from keel.core.diagnostics import approx_kl
+from keel.core.diagnostics import approx_kl, explained_variance
 from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
 from keel.errors import RewardError
@@ -114,7 +114,7 @@ def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:
         "critic/returns": float(returns),
         "critic/returns_std": float(spread) ** 0.5,
         "critic/advantages_std": float(unexplained) ** 0.5,
-        "critic/explained_variance": float(1 - unexplained / spread) if spread > 0 else math.nan,
+        "critic/explained_variance": float(explained_variance(batch.values, batch.returns, mask, world.sum)),
     }
 
 

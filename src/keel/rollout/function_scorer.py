@@ -15,17 +15,17 @@ from keel.data.batches import Rollouts
 from keel.data.messages import Content, ends_with_assistant
 from keel.errors import ConfigError, RewardError
 from keel.rollout.event_loop import EventLoop
-from keel.rollout.foreign import Deadline, error_line, process_kept, reported_when_slow
-from keel.rollout.reward_file import Home
+from keel.rollout.reward_file import RewardFolder
 from keel.rollout.score_check import Score, check_scores
+from keel.rollout.user_code import Deadline, error_line, process_state_restored, reported_when_slow
 
 ALWAYS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What a function is called with whatever the data are."""
+"""Arguments of a reward function for any data."""
 
 
 @dataclass
 class Logged:
-    """What a function logged of one batch."""
+    """What a reward function logged about one batch."""
 
     metrics: dict[str, list[float]] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(default_factory=dict)  # name -> a value for each completion
@@ -34,7 +34,7 @@ class Logged:
 class FunctionScorer:
     """A Python function with the signature of TRL's reward functions, sync or async.
 
-    It gets copies: what it changes in its arguments changes nothing of the run.
+    It gets copies of its arguments, so that it cannot change the run.
     """
 
     def __init__(
@@ -43,25 +43,25 @@ class FunctionScorer:
         self.function, self.name, self.weight, self.noisy = function, name, weight, noisy
         self.place, self.where = f"reward function {name}", where or f"reward function {name}"
         self.takes, self.takes_all, self.required = _parameters(function, self.where)
-        self.columns: list[str] | None = None  # of all prompts, once they are known
-        self.progress = (1, 1)  # steps done, of how many; outside of training as at its end
+        self.columns: list[str] | None = None  # columns of the prompts, once they are known
+        self.progress = (1, 1)  # steps done and steps in all; outside of training as at its end
         self.logged = Logged()
         self._loop = EventLoop()
-        self._home: Home | None = None
+        self._folder: RewardFolder | None = None
         self._deadline: Deadline | None = None
 
-    def within(self, home: Home, timeout_seconds: float | None) -> Self:
-        """The same with the folder that its code imports from, and a deadline for each batch."""
-        self._home, self._deadline = home, Deadline(timeout_seconds) if timeout_seconds else None
+    def within(self, folder: RewardFolder, timeout_seconds: float | None) -> Self:
+        """Set the folder that the function's code can import from, and a deadline for each batch. Return self."""
+        self._folder, self._deadline = folder, Deadline(timeout_seconds) if timeout_seconds else None
         return self
 
     def check(self, columns: list[str], segments: bool) -> None:
-        """Fix the columns that every call hands over. Raises ConfigError where not all it needs is among them."""
+        """Set the columns that every call passes. Raises ConfigError if a required parameter is not among them."""
         self.columns = columns
-        needless = [name for name in columns if name in ALWAYS[:3] and (self.takes_all or name in self.takes)]
-        if needless:
+        ambiguous = [name for name in columns if name in ALWAYS[:3] and (self.takes_all or name in self.takes)]
+        if ambiguous:
             raise ConfigError(
-                f"`{self.name}` takes `{needless[0]}`, which the prompts have as a column and keel passes itself",
+                f"`{self.name}` takes `{ambiguous[0]}`, which is a column of the prompts and an argument from keel",
                 where=self.where,
                 fix="rename the column",
             )
@@ -70,49 +70,50 @@ class FunctionScorer:
             raise ConfigError(complaint, self.where, "rename the parameter, give it a default, or add the column")
 
     def _complaint(self, columns: list[str], segments: bool) -> str:
-        """What is wrong with its parameters, beside what it is called with; empty where nothing is."""
-        given = [*ALWAYS, *(["segments"] if segments else []), *columns]
-        missing = [name for name in self.required if name not in given]
-        if not missing and (self.takes_all or self.takes & set(given)):
+        """Describe what is wrong with the function's parameters; empty if they match its arguments."""
+        arguments = [*ALWAYS, *(["segments"] if segments else []), *columns]
+        missing = [name for name in self.required if name not in arguments]
+        if not missing and (self.takes_all or self.takes & set(arguments)):
             return ""
-        own = f"your columns: {', '.join(columns)}" if columns else "the other columns of the prompts, which have none"
-        needs = f"takes `{missing[0]}`" if missing else "takes none of what it would be called with"
+        others = f"your columns: {', '.join(columns)}" if columns else "your columns, of which the prompts have none"
+        needs = f"takes `{missing[0]}`" if missing else "takes none of its arguments"
         always = ", ".join(f"`{name}`" for name in ALWAYS)
-        return f"`{self.name}` {needs}; reward functions are called with {always} and {own}"
+        return f"`{self.name}` {needs}; reward functions are called with {always} and {others}"
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         self.logged = Logged()
-        own = function_arguments(rollouts, segments, self.columns)
-        if self.columns is None and (complaint := self._complaint(list(own), segments is not None)):
+        values = function_arguments(rollouts, segments, self.columns)
+        if self.columns is None and (complaint := self._complaint(list(values), segments is not None)):
             raise RewardError(complaint, self.place)
-        given = own | self._from_trl(len(rollouts.texts))
-        arguments = {name: value for name, value in given.items() if self.takes_all or name in self.takes}
+        values |= self._trainer_arguments(len(rollouts.texts))
+        arguments = {name: value for name, value in values.items() if self.takes_all or name in self.takes}
 
         def call() -> Any:
             scores = self.function(**arguments)
             return self._loop.outcome(scores) if inspect.isawaitable(scores) else scores
 
-        home: AbstractContextManager[None] = self._home.importable() if self._home else nullcontext()
+        imports: AbstractContextManager[None] = self._folder.importable() if self._folder else nullcontext()
+        slow = reported_when_slow(self.place, "timeout_seconds sets a deadline")
         try:
-            with process_kept(self.place), home, reported_when_slow(self.place, "timeout_seconds sets a deadline"):
+            with process_state_restored(self.place), imports, slow:
                 scores = self._deadline.run(call) if self._deadline else call()
-                # Reading the scores runs code of the function's types.
+                # The scores may be objects of the user's classes, so reading them can run more of the user's code.
                 return check_scores(_without_booleans(scores), rollouts, self.place)
         except (KeyboardInterrupt, RewardError):
             raise
-        except BaseException as error:  # whatever it raises, sys.exit and panics of Rust libraries included
+        except BaseException as error:  # it may raise anything, including SystemExit and panics of Rust libraries
             file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
             place = f"{self.place}{error_line(error, file)}"
             raise RewardError(f"{type(error).__name__}: {error}", place, "fix the function") from error
 
-    def _from_trl(self, count: int) -> dict[str, Any]:
-        """What TRL's trainers hand over besides the data."""
-        found: dict[str, Any] = {}
+    def _trainer_arguments(self, count: int) -> dict[str, Any]:
+        """Return the arguments that TRL's trainers pass besides the data."""
+        arguments: dict[str, Any] = {}
         if self.takes_all or "trainer_state" in self.takes:
             from transformers import TrainerState
 
             done, total = self.progress
-            found["trainer_state"] = TrainerState(global_step=done, max_steps=total, epoch=done / total)
+            arguments["trainer_state"] = TrainerState(global_step=done, max_steps=total, epoch=done / total)
         logged = self.logged
 
         def log_extra(column: str, values: Iterable[Any]) -> None:
@@ -125,11 +126,11 @@ class FunctionScorer:
             number = float(value)
             logged.metrics.setdefault(str(name), []).extend([number] if isfinite(number) else [])
 
-        return found | {"log_extra": log_extra, "log_metric": log_metric}
+        return arguments | {"log_extra": log_extra, "log_metric": log_metric}
 
 
 def _without_booleans(scores: Any) -> Any:
-    """The scores with 1 for True and 0 for False, as TRL's trainers take them."""
+    """Return the scores with 1 for True and 0 for False, which TRL's trainers accept as well."""
     if hasattr(scores, "tolist"):
         scores = scores.tolist()
     if not isinstance(scores, list | tuple):
@@ -138,14 +139,17 @@ def _without_booleans(scores: Any) -> Any:
 
 
 def _parameters(function: Callable[..., Any], where: str) -> tuple[set[str], bool, list[str]]:
-    """Names that can be given as keywords, whether any can, and those without a default. Raises ConfigError."""
+    """Return the keyword parameters, whether the function takes any keyword, and the parameters without a default.
+
+    Raises ConfigError for a required parameter that cannot be passed by keyword.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return set(), True, []
-    by_place = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
-    if by_place:
-        what = f"takes `{by_place[0]}` by position only; reward functions are called by keyword"
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if positional:
+        what = f"takes `{positional[0]}` by position only; reward functions are called by keyword"
         raise ConfigError(what, where, "remove the `/` from its parameters")
     takes = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -155,22 +159,28 @@ def _parameters(function: Callable[..., Any], where: str) -> tuple[set[str], boo
 def function_arguments(
     rollouts: Rollouts, segments: list[list[str]] | None = None, columns: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """What a reward function reads: prompts, completions, completion_ids, the data's columns (by default those that the
-    prompts of this batch have) and, when segment scores are wanted, the completions' `segments`. All are copies, one
-    for each completion: prompts of a group share nothing."""
+    """Return the arguments of a reward function that come from the data.
+
+    These are `prompts`, `completions`, `completion_ids`, the columns of the prompts and, for segment scores, the
+    `segments` of the completions. All values are copies, one per completion, so that the prompts of a group share
+    nothing.
+
+    Args:
+        columns: names of the columns; by default those that the prompts of this batch have.
+    """
     contents: list[Content] = []
     completions: list[Content] = []
     for prompt, text in zip(rollouts.prompts, rollouts.texts, strict=True):
-        asked = deepcopy(prompt.content)
-        if isinstance(asked, str):
+        content = deepcopy(prompt.content)
+        if isinstance(content, str):
             completions.append(text)
-        else:  # as TRL has it, a response that was begun in the prompt is all in the completion
-            begun = asked.pop()["content"] if ends_with_assistant(asked) else ""
+        else:  # as in TRL, the completion includes the beginning of the response if the prompt has it
+            begun = content.pop()["content"] if ends_with_assistant(content) else ""
             completions.append([{"role": "assistant", "content": begun + text}])
-        contents.append(asked)
+        contents.append(content)
     rows = zip(rollouts.response_tokens.cpu(), rollouts.response_mask.cpu(), strict=True)
     if columns is None:
         columns = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
     values = {name: [deepcopy(prompt.columns.get(name)) for prompt in rollouts.prompts] for name in columns}
-    given = {"prompts": contents, "completions": completions, "completion_ids": [r[m].tolist() for r, m in rows]}
-    return {**values, **given, **({} if segments is None else {"segments": deepcopy(segments)})}
+    always = {"prompts": contents, "completions": completions, "completion_ids": [r[m].tolist() for r, m in rows]}
+    return {**values, **always, **({} if segments is None else {"segments": deepcopy(segments)})}

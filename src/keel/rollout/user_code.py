@@ -1,4 +1,4 @@
-"""What surrounds code that is not keel's while it runs: it may fail, take long, or change the process."""
+"""Run code of the user, such as reward functions: it may fail, take long, or change the state of the process."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from keel.terminal import tell
 
 ResultT = TypeVar("ResultT")
 SLOW_SECONDS = 30.0
-"""A batch that takes longer is reported."""
+"""Slower batches are reported."""
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGXCPU", "SIGALRM")
@@ -28,19 +28,22 @@ SIGNALS = [
 
 
 def _handlers() -> list[Any] | None:
-    """Only the main thread can change them."""
+    # Only the main thread can set signal handlers.
     in_main_thread = threading.current_thread() is threading.main_thread()
     return [signal.getsignal(number) for number in SIGNALS] if in_main_thread else None
 
 
 def _set_handlers(handlers: list[Any] | None) -> None:
     for number, handler in zip(SIGNALS, handlers or (), strict=False):
-        if handler is not None:  # not one of Python's
+        if handler is not None:  # None is a handler that Python did not set and cannot restore
             signal.signal(number, handler)
 
 
 def _alarm_pending() -> bool:
-    """Whether a SIGALRM is to come: a function that failed before `signal.alarm(0)` would be interrupted later on."""
+    """Return whether a SIGALRM is pending.
+
+    A function that failed before it called `signal.alarm(0)` leaves one, which would interrupt the run later.
+    """
     return hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
@@ -60,7 +63,7 @@ def _set_streams(streams: tuple[Any, Any]) -> None:
 def _folder() -> str | None:
     try:
         return str(Path.cwd())
-    except FileNotFoundError:  # somebody removed it
+    except FileNotFoundError:  # the folder was removed
         return None
 
 
@@ -71,7 +74,7 @@ def _set_folder(folder: str | None) -> None:
 
 
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "the standard streams": (_streams, _set_streams),  # first, so that a line on the others is seen
+    "the standard streams": (_streams, _set_streams),  # first, so that the warnings about the others are visible
     "the working directory": (_folder, _set_folder),
     "the handlers of signals": (_handlers, _set_handlers),
     "the alarm": (_alarm_pending, _set_alarm_pending),
@@ -85,22 +88,22 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         torch.use_deterministic_algorithms,
     ),
 }
-"""What of the process keel depends on: how to read it, and how to set it. Random states are not among it: every random
-stream of keel is a generator of its own."""
+"""The process state that keel depends on: how to read and how to set each. Global random states are not needed, since
+every random stream of keel has a separate generator."""
 
 _reported: set[tuple[str, str]] = set()
 
 
 @contextmanager
-def process_kept(what: str) -> Iterator[None]:
-    """After it the process is as before; what the code named `what` changed is reported once."""
-    before = {name: read() for name, (read, _) in STATES.items()}
+def process_state_restored(what: str) -> Iterator[None]:
+    """Restore the process state afterwards, and report once what the code named `what` had changed."""
+    initial = {name: read() for name, (read, _) in STATES.items()}
     try:
         yield
     finally:
         for name, (read, restore) in STATES.items():
-            if read() != before[name]:
-                restore(before[name])
+            if read() != initial[name]:
+                restore(initial[name])
                 if (what, name) not in _reported:
                     _reported.add((what, name))
                     tell(f"warning: {what} changed {name}; keel changed it back")
@@ -108,26 +111,29 @@ def process_kept(what: str) -> Iterator[None]:
 
 @contextmanager
 def reported_when_slow(what: str, fix: str) -> Iterator[None]:
-    """Say once that it took longer than SLOW_SECONDS. (Afterwards: a thread that watched would make forks unsafe.)"""
+    """Report once, afterwards, that the code named `what` took longer than SLOW_SECONDS."""
+    # A thread that watched while the code runs would make forks in it unsafe.
     start = time.monotonic()
     yield
     seconds = time.monotonic() - start
     if seconds > SLOW_SECONDS and (what, "slow") not in _reported:
         _reported.add((what, "slow"))
-        tell(f"{what} took {seconds:.0f} s for a batch, in which the run waited for it; {fix}")
+        tell(f"{what} took {seconds:.0f} s for a batch, while the run waited for it; {fix}")
 
 
 class Deadline:
-    """Runs a job in a thread, which is left behind when the job takes too long."""
+    """Runs jobs in a thread, and abandons the thread when a job takes too long."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.left_behind: Future[Any] | None = None
+        self.abandoned: Future[Any] | None = None
 
     def run(self, job: Callable[[], ResultT]) -> ResultT:
-        """The job's result, or what it raised. Raises TimeoutError after `seconds`, and as long as an earlier job
-        still runs: two never run at once."""
-        if self.left_behind is not None and not self.left_behind.done():
+        """Run the job, and return its result or raise its exception.
+
+        Raises TimeoutError after `seconds`, and as long as an abandoned job still runs: two jobs never run at once.
+        """
+        if self.abandoned is not None and not self.abandoned.done():
             raise TimeoutError(f"an earlier batch is still running after more than {self.seconds:g} s")
         result: Future[ResultT] = Future()
         context, with_gradients = copy_context(), torch.is_grad_enabled()
@@ -136,20 +142,20 @@ class Deadline:
             try:
                 with torch.set_grad_enabled(with_gradients):
                     result.set_result(context.run(job))
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the result raises it
+            except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
                 result.set_exception(error)
 
         threading.Thread(target=work, daemon=True).start()
         try:
             return result.result(self.seconds)
         except TimeoutError:
-            if result.done():  # its own
+            if result.done():  # the job itself raised a TimeoutError
                 raise
-            self.left_behind = result
+            self.abandoned = result
             raise TimeoutError(f"no scores within timeout_seconds, {self.seconds:g} s") from None
 
 
 def error_line(error: BaseException, file: str | None) -> str:
-    """The line of the file that the error passed last, such as ` (my.py:7)`."""
+    """Return the last line of the file in the error's traceback, such as ` (my.py:7)`; empty if there is none."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""
