@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from keel.diagnosis.doctor import diagnose
     from keel.run.read.run import read_run
 
-    folders = [folder for path in command.settings.runs for folder in list_runs(path)]
+    folders = [folder for path in command.settings.runs for folder in find_runs(path)]
     diagnoses, errors = [], []
     for folder in folders:
         try:
@@ -59,7 +59,7 @@ def gravest_error(errors: Sequence[KeelError], metrics: Mapping[str, Any] | None
     return gravest
 
 
-def list_runs(path: str) -> list[Path]:
+def find_runs(path: str) -> list[Path]:
     """Return the run folder at `path`, or the run folders below it, oldest first.
 
     Returns `path` itself if there is no run, so that reading it raises the error that names it.

@@ -12,7 +12,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from keel.cli.doctor import list_runs
+from keel.cli.doctor import find_runs
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import ReportConfig
@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     settings = read_command(VERB, arguments).settings
     from keel.report.run_report import write_report
 
-    folders = [str(folder) for path in settings.runs for folder in list_runs(path)]
+    folders = [str(folder) for path in settings.runs for folder in find_runs(path)]
     target, verdicts = write_report(folders, settings.output, home=settings.runs[0])
     for path, verdict in verdicts.items():
         print(f"{literal(path)}: {verdict}")

@@ -27,8 +27,13 @@ class EventLoop:
         _outside_of_loops(self._runner.close)
 
     def __del__(self) -> None:
+        # Garbage is collected anywhere, even inside ThreadPoolExecutor.submit while it holds a lock. A thread that was
+        # started here would wait for that lock, and this thread for the thread.
         with suppress(RuntimeError):  # an abandoned job still runs in the loop
-            self.close()
+            if _runs_loop():
+                self._runner.get_loop().close()
+            else:
+                self._runner.close()
 
 
 def outcome(awaitable: Awaitable[Any]) -> Any:
@@ -42,9 +47,16 @@ def outcome(awaitable: Awaitable[Any]) -> Any:
 
 def _outside_of_loops(job: Callable[[], Any]) -> Any:
     """Run the job and return its result. In a notebook, which already runs an event loop, a thread runs the job."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _runs_loop():
         return job()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(job).result()
+
+
+def _runs_loop() -> bool:
+    """Whether this thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
