@@ -11,7 +11,7 @@ async function fetchMain() {
 }
 
 // Replace the sections that changed. Open details stay open.
-function renew(main) {
+function replaceChangedSections(main) {
   const current = document.querySelectorAll("main > section");
   const next = main.querySelectorAll(":scope > section");
   for (const details of document.querySelectorAll("details[open]")) {
@@ -35,7 +35,7 @@ async function update() {
   if (!main) {
     freshness.textContent = "These statistics are out of date: the server does not respond. Trying again every ten seconds.";
   } else if (!isSelecting()) {
-    renew(main);
+    replaceChangedSections(main);
     freshness.textContent = `As of ${new Date().toLocaleTimeString()}; updated every ten seconds.`;
   }
 }
