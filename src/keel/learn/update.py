@@ -216,7 +216,8 @@ class Updater:
         if self.world.size > 1:
             finite = not float(self.world.sum(torch.tensor(float(not finite), device=self.world.device)))
             for parameter in policy + critic:
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                own = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                own = own if parameter.grad is None else parameter.grad
                 parameter.grad = self.world.sum(own)  # every rank takes part, even one that had nothing to learn from
         if step_scale == 0:
             for parameter in policy:

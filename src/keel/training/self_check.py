@@ -10,6 +10,7 @@ from keel import kernels
 from keel.core.diagnostics import clipfrac
 from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError, RewardError
+from keel.learn.masters import trained_weights
 from keel.learn.pass_check import compare_passes, logprobs_agree
 from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import Analysis
@@ -49,8 +50,8 @@ def require_weight_change(before: torch.Tensor, after: torch.Tensor) -> None:
 
 def weight_fingerprint(parts: TrainingSetup) -> torch.Tensor:
     """A few numbers that change when the trained weights do."""
-    parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
-    return torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+    weights = trained_weights(parts.updater.optimizer, parts.actor_critic.named_parameters())
+    return torch.stack([weight.double().sum().cpu() for weight in weights.values()])
 
 
 def _check_lengths(parts: TrainingSetup) -> None:
