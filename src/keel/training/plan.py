@@ -21,6 +21,7 @@ from keel.config import PlanConfig, parse
 from keel.errors import KeelError
 from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
+from keel.learn.masters import needs_master
 from keel.learn.update import SMALL
 from keel.models.adapters import with_lora
 from keel.models.ensemble import member_folders
@@ -53,7 +54,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "step_seconds": cost.step_seconds,
         "step_seconds_error": cost.step_error,
         "run_hours": cost.step_seconds * config.steps / 3600,
-        "changes": changes_to_fit(config, available) if cost.peak > available else {},
+        "changes": changes_to_fit(config, cost.peak, available) if cost.peak > available else {},
     }
 
 
@@ -80,18 +81,27 @@ def with_members(config: PlanConfig) -> PlanConfig:
     return config.model_copy(update={"rewards": rewards})
 
 
-def changes_to_fit(config: PlanConfig, available: float) -> dict[str, dict[str, float]]:
-    """Forecasts under one change after the other, each on top of those before, until the run fits."""
-    found: dict[str, dict[str, float]] = {}
+def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[str, dict[str, float]]:
+    """Return forecasts under one change after the other, each on top of those before, until the run fits.
+
+    A change that saves nothing is left out: bfloat16, for one, takes more for the weights that learn (2 bytes beside
+    the 4 of the master), and less for frozen models and for what the layers keep for the backward pass.
+
+    Args: `peak` is that of `config`, in bytes.
+    """
+    changes: dict[str, dict[str, float]] = {}
     values = config.model_dump()
     for section, settings in possible_changes(config):
-        values = values | {section: values[section] | settings}
-        cost = forecast(parse(PlanConfig, values))
+        changed = values | {section: values[section] | settings}
+        cost = forecast(parse(PlanConfig, changed))
+        if cost.peak >= peak:
+            continue
+        values, peak = changed, cost.peak
         name = ", ".join(f"{section}.{key}: {str(value).lower()}" for key, value in settings.items())
-        found[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
+        changes[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
         if cost.peak <= available:
             break
-    return found
+    return changes
 
 
 def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -204,8 +214,11 @@ def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str |
 
 def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:
     size = {p: p.numel() * p.dtype.itemsize / MB for p in model.parameters()}
-    trained = sum(size[p] for p in size if p.requires_grad) if learns else 0.0
-    return {"weights": sum(size.values()) if own_base else trained, "gradients": trained, "optimizer": 2 * trained}
+    trained = [p for p in size if p.requires_grad and learns]
+    exact = 4 / MB * sum(p.numel() for p in trained)  # gradients, moments and masters are float32
+    masters = 4 / MB * sum(p.numel() for p in trained if needs_master(p))
+    weights = sum(size.values()) if own_base else sum(size[p] for p in trained)
+    return {"weights": weights, "gradients": exact, "optimizer": 2 * exact + masters}
 
 
 def device_memory() -> float:
