@@ -45,7 +45,8 @@ LAYERS = {
     "interrupts": Layer.of("errors", frozenset()),
     "naming": Layer.of("", frozenset()),
     "progress": Layer.of("", frozenset({"rich"})),
-    "config": Layer.of("naming files errors", SETTINGS),
+    "algorithms": Layer.of("", frozenset()),
+    "config": Layer.of("algorithms naming files errors", SETTINGS),
     "kernels": Layer.of("", frozenset({"torch"})),
     "core": Layer.of("kernels", frozenset({"torch"})),
     "world": Layer.of("errors", frozenset({"torch"})),
@@ -53,7 +54,7 @@ LAYERS = {
     "stats": Layer.of("data.preferences", frozenset({"numpy"})),
     "models": Layer.of("kernels core data world config terminal errors"),
     "rollout": Layer.of("models data kernels core world naming terminal errors"),
-    "learn": Layer.of("models data core world failpoints errors"),
+    "learn": Layer.of("models data core world algorithms failpoints errors"),
     "run": Layer.of("kernels stats data.batches data.preferences world failpoints terminal files errors config"),
     "run.read": Layer.of(
         "run.folder run.lock run.rollout_line data.turn_text files config errors",
@@ -61,7 +62,7 @@ LAYERS = {
     ),
     "loop": Layer.of("learn.guard learn.masters run.checkpoint run.folder run.origin world config interrupts errors"),
     "ranking": Layer.of("stats data terminal files errors"),
-    "diagnosis": Layer.of("run.read stats.overoptimisation", frozenset({"numpy"})),
+    "diagnosis": Layer.of("run.read stats.overoptimisation algorithms", frozenset({"numpy"})),
     "report": Layer.of("diagnosis run.read run.folder run.reward_files stats data files config errors"),
     "evaluation": Layer.of(
         "rollout learn.targets learn.pass_check models run stats data core world config progress terminal files errors"

@@ -55,7 +55,7 @@ def test_leaks_fail(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert code == 2
     assert f"1 with {held_out}, 1 row: line 2" in out
     assert f"0 with {other}, none" in out
-    assert err == f"keel: error: {pairs}: prompts of {held_out} in 1 row\n"
+    assert err == f"keel: error: {pairs}: 1 row with prompts of {held_out}\n"
     assert run(capsys, "check", pairs, "--against", other)[0] == 0
 
 

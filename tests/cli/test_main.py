@@ -212,7 +212,7 @@ def test_empty_data(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: 
     (tmp_path / "prompts.jsonl").write_text("")
     code, line = fails(capsys, "train", recipe)
     assert code == 2
-    assert "prompts.jsonl: no rows in it" in line
+    assert "prompts.jsonl: the file has no rows" in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Conversations as token ids: what is a control token, what is learned, what is dropped."""
+"""Conversations as token ids: control tokens, learned tokens, and what is dropped."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from keel.data.chat_template import cached_template, today
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
 from keel.data.examples import Imitation, load_examples
 from keel.data.named_templates import set_chat_template
-from keel.data.notes import UNWRITTEN, Notes
+from keel.data.notes import OMISSION, Notes
 from keel.data.preferences import Ranking, load_rankings
 from keel.data.prompts import PromptFormat, encode_prompt, load_prompts
 from keel.data.turns import Example, encode_ranking, encode_response
@@ -55,12 +55,12 @@ def test_all_turns_of_the_assistant_are_learned_and_no_other(tmp_path: Path, col
     [example] = examples_of(tmp_path, {column: chat}, notes=notes)
     assert learned_text(example) == ["one<|im_end|>", "two<|im_end|>"]
     assert example.prompt == [system("s"), user("a")]
-    assert "nothing is learned of what follows" in notes.lines()[0]
+    assert "messages after the last assistant message" in notes.lines()[0]
     [example] = examples_of(tmp_path, {column: chat}, turns="last")
     assert learned_text(example) == ["two<|im_end|>"]
 
 
-def test_a_column_system_opens_the_conversation(tmp_path: Path):
+def test_the_column_system_becomes_the_first_message(tmp_path: Path):
     row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}
     [example] = examples_of(tmp_path, row)
     assert example.prompt == [system("s"), user("a")]
@@ -74,13 +74,13 @@ def test_a_users_turns_in_a_completion_are_never_learned(tmp_path: Path):
     assert learned_text(example) == ["y<|im_end|>"]
 
 
-def test_a_greeting_that_answers_nobody_is_read_and_not_learned(tmp_path: Path):
+def test_an_assistant_message_before_the_first_user_message_is_not_learned(tmp_path: Path):
     [example] = examples_of(tmp_path, {"messages": [assistant("hello"), user("a"), assistant("b")]})
     assert learned_text(example) == ["b<|im_end|>"]
 
 
 @pytest.mark.parametrize("flag", ["weight", "train", "training", "trainable", "loss", "loss_mask"])
-def test_a_message_marked_as_not_to_be_learned_is_read_only(tmp_path: Path, flag: str):
+def test_a_message_marked_as_not_to_be_learned_is_only_read(tmp_path: Path, flag: str):
     first, second, third = (assistant(text) for text in ("one", "two", "three"))
     chat = [user("a"), first | {flag: 0}, user("b"), second | {flag: True}, user("c"), third | {flag: False}]
     [example] = examples_of(tmp_path, {"messages": chat})
@@ -98,8 +98,8 @@ def test_a_long_conversation_keeps_the_turn_that_is_learned(tmp_path: Path):
     assert set(learned_text(example)[0]) == {"x"}
 
 
-def test_a_turn_is_learned_as_it_was_read_at_its_time(tmp_path: Path):
-    """A template that forgets earlier thoughts writes another text later on."""
+def test_turns_become_examples_if_later_text_differs(tmp_path: Path):
+    """A template that omits earlier thoughts writes another text for later turns."""
     chat = [user("a"), assistant("<think>x</think>one"), user("b"), assistant("<think>y</think>two")]
     first, second = examples_of(tmp_path, {"messages": chat}, template=FORGETS_THOUGHTS)
     assert learned_text(first) == ["<think>x</think>one<|im_end|>"]
@@ -108,46 +108,46 @@ def test_a_turn_is_learned_as_it_was_read_at_its_time(tmp_path: Path):
     assert first.prompt == second.prompt
 
 
-def test_an_answer_is_learned_from_where_it_parts_from_the_opened_thoughts(tmp_path: Path):
+def test_a_response_is_learned_from_the_first_token_that_differs_from_sampling(tmp_path: Path):
     [example] = examples_of(tmp_path, {"prompt": [user("a")], "completion": "moon"}, template=OPENS_THINKING)
     assert learned_text(example) == ["</think>moon<|im_end|>"]
     tokenizer = chat_tokenizer(OPENS_THINKING)
-    answer = encode_response([user("a")], "<think>\nhm</think>moon", tokenizer, [tokenizer.eos_token_id])
-    assert str(tokenizer.decode(answer.tokens[answer.num_prompt_tokens :])) == "hm</think>moon<|im_end|>"
+    example = encode_response([user("a")], "<think>\nhm</think>moon", tokenizer, [tokenizer.eos_token_id])
+    assert str(tokenizer.decode(example.tokens[example.num_prompt_tokens :])) == "hm</think>moon<|im_end|>"
 
 
-def test_a_prompt_that_is_written_otherwise_is_refused_with_both_texts_and_the_row(tmp_path: Path):
+def test_a_template_that_changes_the_prompt_is_refused_with_both_texts_and_the_row(tmp_path: Path):
     template = "{{ messages | length }}" + CHATML
     with pytest.raises(DataError, match=r"'1<\|im_start\|>.*but '2<\|im_start\|>") as caught:
         examples_of(tmp_path, {"text": "x"}, {"prompt": [user("a")], "completion": "b"}, template=template)
     assert caught.value.where.endswith("rows.jsonl:2")
 
 
-def test_what_a_template_leaves_out_of_an_answer_is_said(tmp_path: Path):
+def test_a_part_of_a_response_that_the_template_omits_is_reported(tmp_path: Path):
     template = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
     notes = Notes()
     examples_of(tmp_path, {"messages": [user("a"), assistant("<think>x</think>b")]}, template=template, notes=notes)
-    assert "leaves out a part of an answer" in notes.lines()[0]
+    assert "omits a part of a response" in notes.lines()[0]
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "followed by a text or by one assistant"),
-        ({"prompt": "w", "completion": [user("a")]}, "followed by a text or by one assistant"),
-        ({"messages": [user("a")]}, "no message of the assistant"),
+        ({"prompt": "w", "completion": [assistant("a"), assistant("b")]}, "as text or as one assistant message"),
+        ({"prompt": "w", "completion": [user("a")]}, "as text or as one assistant message"),
+        ({"messages": [user("a")]}, "no assistant message"),
         ({"messages": json.dumps([user("a"), assistant("b")])}, 'expected a list in "messages", got text'),
-        ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another one of the assistant"),
+        ({"messages": [user("a"), assistant("b"), assistant("c")]}, "message 3 follows another assistant message"),
         ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image"}]}]}, "message 2"),
-        ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is no JSON'),
-        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "every message of the assistant is marked"),
+        ({"messages": [user("a"), assistant("b")], "tools": "{"}, '"tools" is not JSON'),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "every assistant message is marked"),
         ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, '"weight" of message 2 is 0.5'),
         ({"messages": [user("a"), assistant("b") | {"train": "no"}]}, '"train" of message 2'),
         ({"prompt": "a", "completion": "b", "label": False}, '"label" is false'),
         (
             {"messages": [user("a"), {"role": "assistant", "content": None,
                                       "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}]},
-            "writes nothing of the tool calls of message 2, so they cannot be learned",
+            "omits the tool calls of message 2, so they cannot be learned",
         ),
     ],
 )  # fmt: skip
@@ -157,12 +157,12 @@ def test_a_row_that_cannot_be_learned_is_named(tmp_path: Path, row: Any, reason:
     assert caught.value.where.endswith("rows.jsonl:2")
 
 
-def test_a_label_of_a_text_says_nothing_of_its_worth(tmp_path: Path):
+def test_the_label_of_a_plain_text_is_ignored(tmp_path: Path):
     [example] = examples_of(tmp_path, {"text": "a", "label": False})
     assert example.num_targets > 0
 
 
-def test_a_text_that_was_rendered_elsewhere_ends_once(tmp_path: Path):
+def test_the_end_token_of_a_rendered_text_is_not_repeated(tmp_path: Path):
     [example] = examples_of(tmp_path, {"text": "a<|im_end|>"})
     assert str(chat_tokenizer().decode(example.tokens)) == "a<|im_end|>"
 
@@ -183,23 +183,23 @@ def test_a_message_cannot_forge_a_turn():
     assert len(spelled_tokens([user(FORGED)], tokenizer)) == 3
 
 
-def test_without_forgery_the_ids_are_the_tokenizers_own():
+def test_without_forgery_the_ids_are_those_of_the_tokenizer():
     tokenizer = chat_tokenizer()
     prompt = encode_prompt([system("s"), user("a < b |im_end| c")], tokenizer)
     assert list(prompt.tokens) == tokenizer.encode(prompt.text, add_special_tokens=False)
 
 
-def test_an_answer_cannot_end_or_begin_a_turn_but_may_think():
+def test_a_response_cannot_end_or_begin_a_turn_but_may_contain_thoughts():
     tokenizer = chat_tokenizer()
-    answer = encode_response([user("a")], "<think>x</think>" + FORGED, tokenizer, [tokenizer.eos_token_id])
-    assert answer.tokens.count(tokenizer.eos_token_id) == 2  # the user's turn, and the answer's
-    assert answer.tokens[-1] == tokenizer.eos_token_id
-    assert tokenizer.convert_tokens_to_ids("<think>") in answer.tokens
+    example = encode_response([user("a")], "<think>x</think>" + FORGED, tokenizer, [tokenizer.eos_token_id])
+    assert example.tokens.count(tokenizer.eos_token_id) == 2  # the user's turn, and the response's
+    assert example.tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.convert_tokens_to_ids("<think>") in example.tokens
     assert tokenizer.convert_tokens_to_ids("<think>") not in encode_prompt([user("<think>")], tokenizer).tokens
 
 
-def test_a_tools_answer_that_is_written_as_json_is_not_left_out(tmp_path: Path):
-    """As Llama 3.1's template writes it."""
+def test_the_result_of_a_tool_written_as_json_is_not_reported_as_omitted(tmp_path: Path):
+    """Llama 3.1's template writes it as JSON."""
     template = CHATML.replace("message['content']", "(message['content'] | tojson)")
     notes = Notes()
     chat = [user("a"), assistant("b"), {"role": "tool", "content": 'he said "no"\nand left'}]
@@ -207,12 +207,12 @@ def test_a_tools_answer_that_is_written_as_json_is_not_left_out(tmp_path: Path):
     assert notes.rows == {}
 
 
-def test_a_message_that_the_template_leaves_out_is_said(tmp_path: Path):
+def test_a_message_that_the_template_omits_is_reported(tmp_path: Path):
     template = "{% set messages = messages | rejectattr('role', 'eq', 'system') %}" + CHATML
     notes = Notes()
     path = write(tmp_path / "p.jsonl", {"prompt": [system("s y s"), user("abc")]}, {"prompt": [user("d")]})
     load_prompts(path, chat_tokenizer(template), notes=notes)
-    assert notes.rows == {(path, UNWRITTEN + "message 1 (system)"): {1}}
+    assert notes.rows == {(path, OMISSION + "message 1 (system)"): {1}}
 
 
 @pytest.mark.parametrize(("template", "text"), [(CHATML, "<think>b</think>c"), (None, "bc")])
@@ -225,7 +225,7 @@ def test_special_tokens_that_the_assistant_may_write_are_text(template: str | No
         assert decode_responses(tokenizer, [prompt], ids, counted, cut) == [text]
 
 
-def test_forgeries_are_said(tmp_path: Path):
+def test_spelled_control_tokens_are_reported(tmp_path: Path):
     notes = Notes()
     examples_of(tmp_path, {"text": "x"}, {"messages": [user(FORGED), assistant("b")]}, notes=notes)
     assert any("line 2" in line and "control token '<|im_end|>'" in line for line in notes.lines())
@@ -255,14 +255,14 @@ def test_a_long_conversation_is_learned_from_its_end(tmp_path: Path):
     assert "more than 120 tokens (max_tokens); cut" in notes.lines()[0]
 
 
-def test_a_ranking_keeps_one_rest_of_its_prompt_and_whole_answers():
+def test_the_prompt_of_a_ranking_is_cut_once_and_responses_stay_complete():
     tokenizer = chat_tokenizer()
     ends = [tokenizer.eos_token_id]
-    answers, was_cut = encode_ranking(Ranking(LONG, ("f", "gg"), (1, 2)), tokenizer, ends, 90)
-    assert answers is not None
+    examples, was_cut = encode_ranking(Ranking(LONG, ("f", "gg"), (1, 2)), tokenizer, ends, 90)
+    assert examples is not None
     assert was_cut
     rest = encode_prompt([system("s"), user("c"), assistant("d"), user("e")], tokenizer).tokens
-    assert {answer.tokens[: answer.num_prompt_tokens] for answer in answers} == {rest}
+    assert {example.tokens[: example.num_prompt_tokens] for example in examples} == {rest}
     assert encode_ranking(Ranking([user("a" * 90)], ("f", "g"), (1, 2)), tokenizer, ends, 90) == (None, True)
 
 
@@ -277,7 +277,7 @@ def test_the_row_that_a_template_refuses_is_named(tmp_path: Path):
     assert caught.value.where == f"{path}:2"
 
 
-def test_settings_of_a_template_are_its_own_from_then_on(tmp_path: Path):
+def test_variables_become_part_of_the_template(tmp_path: Path):
     switch = "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}off{% endif %}"
     tokenizer = chat_tokenizer(CHATML + switch)
     assert encode_prompt([user("a")], tokenizer).text.endswith("assistant\n")
@@ -290,26 +290,26 @@ def test_settings_of_a_template_are_its_own_from_then_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "eos_token"])
-def test_what_the_template_gets_from_keel_is_no_setting(name: str):
+def test_reserved_variables_are_refused(name: str):
     with pytest.raises(ConfigError, match=name) as caught:
         set_chat_template(chat_tokenizer("{{ messages }}{{ tools }}{{ eos_token }}"), None, {name: "x"})
     assert caught.value.where == "template"
 
 
-def test_named_templates_open_where_an_answer_begins_and_end_it():
+def test_named_templates_begin_and_end_a_response():
     for name in ("chatml", "dialogue"):
         tokenizer = chat_tokenizer(None, eos="<|im_end|>" if name == "chatml" else "<|end|>")
         set_chat_template(tokenizer, name)
         assert turn_end_id(tokenizer) == tokenizer.eos_token_id
-        answer = encode_response([system("s"), user("a")], "b", tokenizer, [tokenizer.eos_token_id])
-        assert str(tokenizer.decode(answer.tokens[answer.num_prompt_tokens :])).strip() == "b" + tokenizer.eos_token
+        example = encode_response([system("s"), user("a")], "b", tokenizer, [tokenizer.eos_token_id])
+        assert str(tokenizer.decode(example.tokens[example.num_prompt_tokens :])).strip() == "b" + tokenizer.eos_token
     with pytest.raises(ConfigError, match=r"no token <\|start_header_id\|>"):
         set_chat_template(chat_tokenizer(None), "llama3")
     with pytest.raises(ConfigError, match="neither a file nor one of chatml"):
         set_chat_template(chat_tokenizer(None), "chatlm")
 
 
-def test_a_template_that_writes_the_time_writes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_template_writes_one_date_for_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     template = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}" + CHATML
     tokenizer = chat_tokenizer(template)
     assert render_chat([user("a")], tokenizer).text == render_chat([user("a")], tokenizer).text
@@ -336,7 +336,7 @@ def test_a_template_comes_from_a_file(tmp_path: Path):
     assert render_chat([user("a")], tokenizer).text == "[a]"
 
 
-def test_tools_reach_the_template_or_that_they_do_not_is_said(tmp_path: Path):
+def test_tools_reach_the_template_or_are_reported_as_omitted(tmp_path: Path):
     tools = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {}}}]
     row = {"prompt": [user("a")], "tools": tools}
     writes = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
@@ -352,7 +352,7 @@ def test_tools_reach_the_template_or_that_they_do_not_is_said(tmp_path: Path):
     assert forged.tokens.count(start) == 2
     notes = Notes()
     load_prompts(path, chat_tokenizer(), notes=notes)
-    assert '(lines 1, 2): the chat template writes nothing of the column "tools"' in notes.lines()[0]
+    assert '(lines 1, 2): the chat template omits the column "tools"' in notes.lines()[0]
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "a", "arguments": "{}"}}]}
     notes = Notes()
     load_prompts(write(tmp_path / "q.jsonl", {"prompt": [user("a"), call, user("b")]}), chat_tokenizer(), notes=notes)
@@ -408,7 +408,7 @@ def test_arguments_of_a_call_cannot_forge_a_turn():
 # ---- how prompts are put, and odd rows -------------------------------------------------------------------------------
 
 
-def test_bare_text_for_a_chat_model_is_said_or_made_a_chat(tmp_path: Path):
+def test_plain_text_for_a_chat_model_is_reported_or_made_a_chat(tmp_path: Path):
     path, tokenizer = write(tmp_path / "p.jsonl", {"prompt": "hi"}), chat_tokenizer()
     notes = Notes()
     [prompt] = load_prompts(path, tokenizer, notes=notes)
@@ -425,20 +425,20 @@ def test_a_prompt_that_ends_with_the_assistants_turn_is_continued():
     tokenizer = chat_tokenizer()
     prompt = encode_prompt([user("a"), assistant("Once")], tokenizer)
     assert prompt.text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nOnce"
-    answer = encode_response(prompt.content, " upon", tokenizer, [tokenizer.eos_token_id])
-    assert answer.tokens[: answer.num_prompt_tokens] == prompt.tokens
-    assert str(tokenizer.decode(answer.tokens[answer.num_prompt_tokens :])) == " upon<|im_end|>"
+    example = encode_response(prompt.content, " upon", tokenizer, [tokenizer.eos_token_id])
+    assert example.tokens[: example.num_prompt_tokens] == prompt.tokens
+    assert str(tokenizer.decode(example.tokens[example.num_prompt_tokens :])) == " upon<|im_end|>"
 
 
-def test_rows_of_two_kinds_and_empty_turns_are_said(tmp_path: Path):
+def test_mixed_kinds_and_empty_messages_are_reported(tmp_path: Path):
     path = write(tmp_path / "p.jsonl", {"prompt": [user("a")]}, {"prompt": "b"}, {"prompt": [system(""), user("c")]})
     notes = Notes(bare=False)
     load_prompts(path, chat_tokenizer(), prompt_format=PromptFormat(chat=False), notes=notes)
-    assert any("(line 2): a text, where most rows are the other kind" in line for line in notes.lines())
+    assert any("(line 2): a text, while most rows are chats" in line for line in notes.lines())
     assert any("(line 3): message 1 (system) is empty" in line for line in notes.lines())
 
 
-def test_preferences_share_any_words_or_messages(tmp_path: Path):
+def test_the_prompt_is_the_shared_beginning_of_words_or_messages(tmp_path: Path):
     rows = [
         {"chosen": "Tell me a joke. Sure thing", "rejected": "Tell me a joke. Surely not"},
         {"chosen": [user("a"), assistant("b"), user("c"), assistant("x")],
@@ -449,10 +449,10 @@ def test_preferences_share_any_words_or_messages(tmp_path: Path):
     assert (chat.prompt, chat.responses) == ([user("a"), assistant("b"), user("c")], ("x", "y"))
 
 
-def test_equal_answers_are_said_and_refused_where_there_is_nothing_else(tmp_path: Path):
+def test_equal_responses_are_reported_and_refused_if_there_is_nothing_else(tmp_path: Path):
     same, other = ({"prompt": "p", "chosen": "a", "rejected": text} for text in "ab")
     notes = Notes()
     load_rankings(write(tmp_path / "some.jsonl", other, same), notes=notes)
-    assert "(line 2): an answer is preferred to the same text" in notes.lines()[0]
-    with pytest.raises(DataError, match="every row prefers an answer to the same text"):
+    assert "(line 2): a response is preferred to the same text" in notes.lines()[0]
+    with pytest.raises(DataError, match="every row prefers a response to the same text"):
         load_rankings(write(tmp_path / "all.jsonl", same, same))

@@ -1,4 +1,4 @@
-"""`keel data check`: everything in a file is counted, everything broken is named."""
+"""`keel data check`: all contents are counted, and all faults are reported."""
 
 import json
 from pathlib import Path
@@ -38,48 +38,48 @@ RANKINGS: list[dict[str, Any] | str] = [
 
 
 @pytest.fixture
-def figures(tmp_path: Path) -> dict[str, Any]:
+def metrics(tmp_path: Path) -> dict[str, Any]:
     return checked(write(tmp_path / "rows.jsonl", *RANKINGS))
 
 
-def test_every_broken_line_is_named_to_the_end(figures: dict[str, Any]):
-    assert (figures["rows"], figures["usable"], figures["broken"]["rows"]) == (8, 5, 3)
-    why = {entry["line"]: entry["what"] for entry in figures["broken"]["why"]}
+def test_every_broken_line_is_reported(metrics: dict[str, Any]):
+    assert (metrics["rows"], metrics["usable"], metrics["broken"]["rows"]) == (8, 5, 3)
+    why = {entry["line"]: entry["what"] for entry in metrics["broken"]["why"]}
     assert list(why) == [4, 6, 7]
     assert why[4].startswith("not JSON")
-    assert "no rank from 1" in why[6]
-    assert 'neither "chosen" and "rejected" nor "responses"' in why[7]
-    assert check_verdict(figures) == "3 of 8 rows cannot be used"
+    assert "an integer from 1" in why[6]
+    assert 'needs "chosen" and "rejected", or "responses"' in why[7]
+    assert check_verdict(metrics) == "3 of 8 rows cannot be used"
 
 
-def test_what_a_file_holds(figures: dict[str, Any]):
-    assert (figures["purpose"], figures["forms"]) == ("comparisons", {"rankings": 4, "pairs": 1})
-    assert figures["prompts"]["distinct"] == 3
-    assert figures["prompts"]["kinds"] == {"text": 4, "chat": 1}
-    assert figures["prompts"]["characters"] == {"median": 3, "p95": 3, "longest": 12}
-    assert figures["answers"]["per_row"] == {2: 2, 3: 3}
-    assert figures["answers"]["characters"] == {"median": 2, "p95": 4, "longest": 5}
-    assert figures["answers"]["empty"] == {"rows": 1, "lines": [5]}
-    assert (figures["raters"], figures["sources"]) == ({"anna": 2, "ben": 1}, {"x": 2})
+def test_contents_of_a_file(metrics: dict[str, Any]):
+    assert (metrics["purpose"], metrics["forms"]) == ("comparisons", {"rankings": 4, "pairs": 1})
+    assert metrics["prompts"]["distinct"] == 3
+    assert metrics["prompts"]["kinds"] == {"text": 4, "chat": 1}
+    assert metrics["prompts"]["characters"] == {"median": 3, "p95": 3, "longest": 12}
+    assert metrics["answers"]["per_row"] == {2: 2, 3: 3}
+    assert metrics["answers"]["characters"] == {"median": 2, "p95": 4, "longest": 5}
+    assert metrics["answers"]["empty"] == {"rows": 1, "lines": [5]}
+    assert (metrics["raters"], metrics["sources"]) == ({"anna": 2, "ben": 1}, {"x": 2})
 
 
-def test_what_a_file_prefers(figures: dict[str, Any]):
-    told = figures["preferences"]
+def test_preferences_of_a_file(metrics: dict[str, Any]):
+    preferences = metrics["preferences"]
     # anna: bbb and cc over a, twice; ben: a over bbb; the chat; same over same. Ties: bbb and cc, twice
-    assert (told["told_apart"], told["tied_share"]) == (7, pytest.approx(2 / 9))
-    assert told["not_ranked_share"] == pytest.approx(1 / 13)
-    assert told["chosen_longer_share"] == pytest.approx(4 / 6)
-    assert told["same_answer_both_ways"] == {"rows": 1, "lines": [9]}
-    assert told["contradictions"] == {"pairs": 1, "one_rater": 0, "rows": 2, "lines": [2, 3]}
-    assert figures["duplicates"] == {"rows": 1, "lines": [3]}
+    assert (preferences["told_apart"], preferences["tied_share"]) == (7, pytest.approx(2 / 9))
+    assert preferences["not_ranked_share"] == pytest.approx(1 / 13)
+    assert preferences["chosen_longer_share"] == pytest.approx(4 / 6)
+    assert preferences["same_answer_both_ways"] == {"rows": 1, "lines": [9]}
+    assert preferences["contradictions"] == {"pairs": 1, "one_rater": 0, "rows": 2, "lines": [2, 3]}
+    assert metrics["duplicates"] == {"rows": 1, "lines": [3]}
 
 
-def test_a_person_who_says_both_contradicts_himself(tmp_path: Path):
+def test_a_rater_who_orders_a_pair_both_ways_is_a_contradiction(tmp_path: Path):
     rows = [{"prompt": "p", "chosen": a, "rejected": b} for a, b in ("xy", "yx", "xz", "xy")]
-    figures = checked(write(tmp_path / "rows.jsonl", *rows))
-    assert figures["preferences"]["contradictions"] == {"pairs": 1, "one_rater": 1, "rows": 2, "lines": [2, 4]}
-    assert figures["duplicates"] == {"rows": 1, "lines": [4]}
-    assert check_verdict(figures) == ""
+    metrics = checked(write(tmp_path / "rows.jsonl", *rows))
+    assert metrics["preferences"]["contradictions"] == {"pairs": 1, "one_rater": 1, "rows": 2, "lines": [2, 4]}
+    assert metrics["duplicates"] == {"rows": 1, "lines": [4]}
+    assert check_verdict(metrics) == ""
 
 
 def test_prompts_of_another_file_leak_whatever_their_form(tmp_path: Path):
@@ -88,12 +88,12 @@ def test_prompts_of_another_file_leak_whatever_their_form(tmp_path: Path):
     )
     other = write(tmp_path / "other.jsonl", {"prompt": CHAT}, {"prompt": "z"})
     broken = write(tmp_path / "broken.jsonl", {"prompt": "q"}, "{")
-    figures = checked(mine, other, broken)
-    assert figures["leaks"] == [
+    metrics = checked(mine, other, broken)
+    assert metrics["leaks"] == [
         {"file": other, "prompts": 1, "unread": 0, "rows": 1, "lines": [2]},
         {"file": broken, "prompts": 0, "unread": 1, "rows": 0, "lines": []},
     ]
-    assert check_verdict(figures) == f"prompts of {other} in 1 row, 1 row of {broken} cannot be read"
+    assert check_verdict(metrics) == f"1 row with prompts of {other}, 1 row of {broken} cannot be read"
 
 
 KINDS: list[tuple[dict[str, Any], str, str]] = [
@@ -108,11 +108,11 @@ KINDS: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("row", "purpose", "form"), KINDS)
-def test_the_columns_say_what_a_file_is_for(row: dict[str, Any], purpose: str, form: str, tmp_path: Path):
-    figures = checked(write(tmp_path / "rows.jsonl", row, row))
-    assert (figures["purpose"], figures["forms"], figures["usable"]) == (purpose, {form: 2}, 2)
-    assert figures["duplicates"] == {"rows": 1, "lines": [2]}
-    assert check_verdict(figures) == ""
+def test_the_columns_decide_the_purpose_of_a_file(row: dict[str, Any], purpose: str, form: str, tmp_path: Path):
+    metrics = checked(write(tmp_path / "rows.jsonl", row, row))
+    assert (metrics["purpose"], metrics["forms"], metrics["usable"]) == (purpose, {form: 2}, 2)
+    assert metrics["duplicates"] == {"rows": 1, "lines": [2]}
+    assert check_verdict(metrics) == ""
 
 
 def test_prompts_in_a_column_of_another_name(tmp_path: Path):
@@ -121,19 +121,19 @@ def test_prompts_in_a_column_of_another_name(tmp_path: Path):
     assert checked(path, column="question")["prompts"]["distinct"] == 1
 
 
-def test_only_ties_are_nothing_to_learn_from(tmp_path: Path):
+def test_a_file_of_ties_only_has_no_preference(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]})
-    assert check_verdict(checked(path)) == "no row prefers one answer to another"
+    assert check_verdict(checked(path)) == "no row prefers one response to another"
 
 
-def test_an_empty_file_and_one_that_is_not_there(tmp_path: Path):
+def test_empty_and_missing_files_are_refused(tmp_path: Path):
     import pyarrow
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "rows.parquet")
     (tmp_path / "blank.jsonl").write_text("\n\n")
     for path in (write(tmp_path / "rows.jsonl"), tmp_path / "blank.jsonl", tmp_path / "rows.parquet"):
-        with pytest.raises(DataError, match="no rows in it"):
+        with pytest.raises(DataError, match="has no rows"):
             read_contents(str(path))
     with pytest.raises(DataError, match="No such file"):
         read_contents(str(tmp_path / "other.jsonl"))

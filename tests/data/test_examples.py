@@ -90,12 +90,12 @@ def test_a_long_example_loses_its_prompts_beginning_and_then_its_end(
     first, second = load(tmp_path, tokenizer, *rows, max_tokens=3)
     assert (first.tokens, first.num_targets) == ((6, 7, 2), 2)
     assert (second.tokens, second.num_targets) == ((4, 5, 6), 2)
-    with pytest.raises(DataError, match="no row has anything to learn within 1 tokens"):
+    with pytest.raises(DataError, match="no row has a token to learn within 1 tokens"):
         load(tmp_path, tokenizer, *rows, max_tokens=1)
 
 
-def test_the_whole_text_is_split_as_one(shared_dir: Path, tmp_path: Path):
-    """The completion alone would begin with a space of its own (two in the text)."""
+def test_prompt_and_completion_are_tokenized_together(shared_dir: Path, tmp_path: Path):
+    """Encoded alone, the completion would begin with an additional space."""
     tokenizer = AutoTokenizer.from_pretrained(shared_dir / "models" / "stories260K")
     [example] = load(tmp_path, tokenizer, {"prompt": "Once upon a time", "completion": " there was"})
     assert list(example.tokens) == [*tokenizer.encode("Once upon a time there was"), 2]
@@ -111,7 +111,7 @@ def test_a_bad_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, 
     assert caught.value.where == f"{tmp_path / 'rows.jsonl'}:2"
 
 
-def test_a_weight_that_is_not_read_is_said(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
+def test_an_ignored_weight_is_reported(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": "w0", "weight": 1.0}, {"text": "w1", "weight": 0.5}, {"text": "w2", "weight": None}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

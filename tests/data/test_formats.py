@@ -1,4 +1,4 @@
-"""Comparisons as other tools write them: what each form says, and every way in which a row can be wrong."""
+"""Comparisons in the formats of other tools, and every fault of a row."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_every_form_becomes_a_ranking(form: str, row: dict[str, Any], expected: 
 
 
 def test_all_forms_in_one_file_with_columns_of_nulls(tmp_path: Path):
-    """As a Parquet file holds them: every row has every column."""
+    """In a Parquet file, every row has every column."""
     columns = dict.fromkeys(name for _, row, _ in FORMS for name in row)
     rows = [dict.fromkeys(columns) | row for _, row, _ in FORMS]
     assert load_rankings(write(tmp_path / "rows.jsonl", *rows)) == [expected for *_, expected in FORMS]
@@ -95,34 +95,34 @@ def test_rater_weight_and_source_come_with_every_form(tmp_path: Path):
         assert (ranking.rater, ranking.weight, ranking.source) == ("anna", 0.5, "s")
 
 
-def test_other_columns_make_no_comparison():
+def test_other_columns_are_no_comparison():
     for row in ({"prompt": "p"}, {"prompt": "p", "completion": "c"}, {"text": "t"}, {"query": "q"}, {"chosen": None}):
         assert detect_form(Row(1, row)) is None
 
 
 BAD = [
-    (NEMO | {"completions": [NEMO["completions"][0]]}, '"completions" is no list of at least two'),  # type: ignore[index]
+    (NEMO | {"completions": [NEMO["completions"][0]]}, '"completions" is not a list of at least two'),  # type: ignore[index]
     (NEMO | {"completions": "ab"}, 'expected a list in "completions", got text'),
     (NEMO | {"completions": [{"rank": 1}, {"rank": 2}]}, 'no column "completion"'),
     (NEMO | {"completions": [{"rank": "1", "completion": "a"}] * 2}, 'expected a number in "rank", got text'),
-    (NEMO | {"completions": [{"rank": 1e999, "completion": "a"}] * 2}, "no finite number"),
+    (NEMO | {"completions": [{"rank": 1e999, "completion": "a"}] * 2}, "not a finite number"),
     (
         NEMO | {"completions": [{"rank": 1, "completion": [user("a")]}] * 2},
         '"completion" must be one assistant message',
     ),
     (NEMO | {"context": " "}, '"context" is empty'),
-    (OPENAI | {"best": 4}, '"best" is 4, which is none of sample0 to sample3'),
+    (OPENAI | {"best": 4}, '"best" is 4; give the number of one of sample0 to sample3'),
     (OPENAI | {"best": -1}, '"best" is -1'),
-    (OPENAI | {"best": 1.5}, '"best" is 1.5, which is none of'),
+    (OPENAI | {"best": 1.5}, '"best" is 1.5; give'),
     (OPENAI | {"best": True}, 'expected a number in "best"'),
-    ({"query": "q", "sample0": "a", "best": 0}, "none of sample0 to sample0"),
+    ({"query": "q", "sample0": "a", "best": 0}, "one of sample0 to sample0"),
     ({"query": "q", "best": 0}, '"best" is 0'),
     ({"query": "q", "sample0": "a", "sample2": "b", "best": 0}, 'no column "sample1"'),
     (OPENAI | {"sample1": None}, 'expected text in "sample1", got null'),
     (ULTRA | {"score_chosen": 1.0}, '"score_chosen" is 1, less than "score_rejected", 7'),
     (ULTRA | {"score_chosen": "8"}, 'expected a number in "score_chosen"'),
     (ULTRA | {"rejected": [user("q"), assistant("b")]}, "one assistant message each, after the same messages"),
-    (ULTRA | {"prompt": [user("other")]}, '"prompt" and the messages before the answers differ'),
+    (ULTRA | {"prompt": [user("other")]}, '"prompt" differs from the messages before the responses'),
     (ULTRA | {"chosen": [user("p")]}, "one assistant message each"),
     ({"chosen": "a", "rejected": "b"}, "share no beginning"),
     ({"prompt": "p", "chosen": "a"}, 'no column "rejected"'),

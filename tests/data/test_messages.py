@@ -1,4 +1,4 @@
-"""Messages in the forms that files have, and what is said of one that cannot be read."""
+"""Messages in the formats of data files, and the errors for invalid ones."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_every_form_becomes_one(given: dict[str, Any], read: dict[str, Any]):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("hi", "message 2 is no"),
+        ("hi", "message 2 is not"),
         ({"content": "hi"}, 'message 2 has no "role"'),
         ({"role": "asistant", "content": "hi"}, "message 2 has the role 'asistant'; did you mean 'assistant'"),
         ({"role": "model", "content": "hi"}, "did you mean 'assistant'"),
@@ -42,12 +42,12 @@ def test_every_form_becomes_one(given: dict[str, Any], read: dict[str, Any]):
         ({"from": "alien", "value": "hi"}, "message 2 has the role 'alien'"),
         ({"role": "user"}, r'message 2 \(user\) has no "content"'),
         ({"role": "assistant", "content": None}, r'message 2 \(assistant\) has no "content"'),
-        ({"role": "user", "content": 3}, r'"content" of message 2 \(user\) is no text'),
+        ({"role": "user", "content": 3}, r'"content" of message 2 \(user\) is not text'),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "part of type 'image_url'"),
         ({"role": "user", "content": [{"type": "image"}]}, "part of type 'image'"),
     ],
 )
-def test_what_cannot_be_read_is_named(bad: Any, reason: str):
+def test_an_invalid_message_is_reported_with_its_number(bad: Any, reason: str):
     with pytest.raises(ValueError, match=reason):
         as_messages([user("first"), bad])
 
@@ -66,7 +66,7 @@ def test_a_text_becomes_a_users_message_behind_the_system_message():
     assert as_chat([system("own"), user("a")], "s") == [system("own"), user("a")]
 
 
-def test_the_oldest_turn_goes_and_the_instructions_stay():
+def test_the_oldest_turn_is_dropped_and_the_instructions_stay():
     chat = [system("s"), user("a"), assistant("b"), {"role": "tool", "content": "t"}, user("c"), assistant("d")]
     assert without_oldest_turn(chat) == [system("s"), user("c"), assistant("d")]
     assert without_oldest_turn([system("s"), user("c"), assistant("d")]) is None

@@ -10,7 +10,7 @@ def test_rows_are_padded_on_either_side():
     assert mask.tolist() == [[True, True], [False, True]]
 
 
-def test_microbatches_hold_every_row_once_within_the_budget():
+def test_microbatches_contain_every_row_once_within_the_limit():
     lengths = [3, 9, 1, 4, 4, 12, 2]
     groups = microbatches(lengths, 12)
     assert sorted(i for group in groups for i in group) == list(range(7))
@@ -18,6 +18,6 @@ def test_microbatches_hold_every_row_once_within_the_budget():
     assert groups[0] == [5]
 
 
-def test_a_row_longer_than_the_budget_goes_alone():
+def test_a_row_longer_than_the_limit_is_a_group():
     assert microbatches([50, 1, 1], 10) == [[0], [1, 2]]
     assert microbatches([], 10) == []

@@ -1,4 +1,4 @@
-"""Pairs and rankings: every form the data may have, and every way in which a row can be wrong."""
+"""Pairs and rankings in every format, and every fault of a row."""
 
 import json
 from pathlib import Path
@@ -35,13 +35,13 @@ def test_pairs(tmp_path: Path):
     assert with_margin.margin == 2.0
 
 
-def test_a_prompt_may_lie_inside_two_transcripts(tmp_path: Path):
+def test_the_prompt_may_be_inside_two_transcripts(tmp_path: Path):
     start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Well?\n\nAssistant:"
     [pair] = load(tmp_path, {"chosen": start + " So so.", "rejected": start + " So what."})
     assert (pair.prompt, pair.responses) == (start, (" So so.", " So what."))
 
 
-def test_transcripts_that_part_earlier_share_less(tmp_path: Path):
+def test_transcripts_that_differ_earlier_have_a_shorter_prompt(tmp_path: Path):
     start = "\n\nHuman: Hi\n\nAssistant:"
     rest = " Hello\n\nHuman: Well?\n\nAssistant: Yes"
     [pair] = load(tmp_path, {"chosen": start + rest, "rejected": start + " No"})
@@ -61,10 +61,10 @@ def test_chats_in_the_forms_in_use(tmp_path: Path, row: dict[str, Any]):
     assert load(tmp_path, row) == [Ranking([user("p")], ("a", "b"), (1, 2))]
 
 
-def test_ranks_and_scores_say_the_same(tmp_path: Path):
-    answers = {"prompt": "p", "responses": ["a", "b", "c", "d"]}
+def test_ranks_and_scores_are_equivalent(tmp_path: Path):
+    row = {"prompt": "p", "responses": ["a", "b", "c", "d"]}
     by_rank, by_score = load(
-        tmp_path, {**answers, "ranks": [2, 1, None, 1]}, {**answers, "scores": [-1.5, 3, None, 3.0], "ranks": None}
+        tmp_path, {**row, "ranks": [2, 1, None, 1]}, {**row, "scores": [-1.5, 3, None, 3.0], "ranks": None}
     )
     assert by_rank == by_score
     assert by_rank.ranks == (2, 1, None, 1)
@@ -72,7 +72,7 @@ def test_ranks_and_scores_say_the_same(tmp_path: Path):
     assert by_rank.ranked == Ranking("p", ("b", "d", "a"), (1, 1, 2))
 
 
-def test_ties_and_unranked_answers_give_no_pair():
+def test_ties_and_unranked_responses_give_no_pair():
     rankings = [Ranking("p", ("a", "b", "c", "d"), (2, 1, None, 1)), Ranking("q", ("x", "y"), (1, 1))]
     assert to_pairs(rankings) == [Ranking("p", ("b", "a"), (1, 2)), Ranking("p", ("d", "a"), (1, 2))]
 
@@ -82,7 +82,7 @@ def test_a_full_ranking_gives_every_pair():
 
 
 BAD = [
-    ({"prompt": "p", "answer": "x"}, 'neither "chosen" and "rejected" nor "responses"'),
+    ({"prompt": "p", "answer": "x"}, 'needs "chosen" and "rejected", or "responses"'),
     ({"prompt": "p", "chosen": "x", "rejectd": "y"}, "did you mean 'rejectd'"),
     ({"prompt": "p", "chosen": "x", "rejected": 3}, 'expected text or a list in "rejected", got a number'),
     ({"prompt": "p", "chosen": "x", "rejected": [assistant("y")]}, "of different kinds"),
@@ -96,9 +96,9 @@ BAD = [
     ({"prompt": "p", "responses": ["a", "b"]}, 'either "ranks"'),
     ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 2]}, 'either "ranks"'),
     ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, '1 "ranks" for 2 responses'),
-    ({"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}, "no rank from 1"),
-    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1.5, 1]}, "no rank from 1"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [True, 1]}, "no number"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}, "an integer from 1"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1.5, 1]}, "an integer from 1"),
+    ({"prompt": "p", "responses": ["a", "b"], "scores": [True, 1]}, "a number or null"),
     ({"responses": ["a", "b"], "scores": [0, 1]}, 'no column "prompt"'),
 ]
 
@@ -112,7 +112,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], reason: str):
 
 
 def test_data_without_any_preference_is_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="no row prefers one answer"):
+    with pytest.raises(DataError, match="no row prefers one response"):
         load(tmp_path, {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]})
 
 

@@ -1,4 +1,4 @@
-"""Data files: what is read, and what is said of a row that cannot be."""
+"""Data files and prompts: what is read, and the errors for invalid rows."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def write(path: Path, *rows: Any) -> str:
 
 
 def adding(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
-    """The same tokenizer, putting special tokens around a text as many do."""
+    """Make the tokenizer put special tokens around a text, as many do."""
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -44,7 +44,7 @@ def test_rows_are_numbered_as_in_the_file(tmp_path: Path):
 BROKEN = [
     (b'{"a": 1}\n{"a": \n', "not JSON", 2),
     (b'{"a": 1}\n[1]\n', "expected an object, got a list", 2),
-    (b'{"a": NaN}\n', "NaN is no number", 1),
+    (b'{"a": NaN}\n', "NaN is not a number", 1),
     (b'{"a": "\xff"}\n', "not UTF-8", 1),
     (b'{"a": "\\ud800"}\n', "not UTF-8", 1),
 ]
@@ -65,7 +65,7 @@ def test_a_broken_line_is_named(tmp_path: Path, content: bytes, reason: str, lin
 def test_a_file_without_rows_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_rows(str(path))
 
 
@@ -86,7 +86,7 @@ def test_parquet_gives_the_same_rows(tmp_path: Path):
     assert [row.values for row in rows] == [{"prompt": "a", "ranks": [1, None]}, {"prompt": "b", "ranks": [2, 1]}]
 
 
-def test_a_damaged_parquet_file_is_one_clean_line(tmp_path: Path):
+def test_a_damaged_parquet_file_is_one_line_of_error(tmp_path: Path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"junk")
     with pytest.raises(DataError, match="cannot read it"):
@@ -117,7 +117,7 @@ def test_prompts_keep_their_other_columns(tmp_path: Path, tokenizer: PreTrainedT
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n ", [], [{"role": "user"}], [1], None, 7])
-def test_a_prompt_must_say_something(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, prompt: Any):
+def test_an_empty_prompt_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, prompt: Any):
     path = write(tmp_path / "p.jsonl", {"prompt": "w0"}, {"prompt": prompt})
     with pytest.raises(DataError) as caught:
         load_prompts(path, tokenizer)
@@ -125,7 +125,7 @@ def test_a_prompt_must_say_something(tmp_path: Path, tokenizer: PreTrainedTokeni
 
 
 def test_a_prompt_must_have_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
-    """Some tokenizers leave out characters that they do not know."""
+    """Some tokenizers drop characters that they do not know."""
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     path = write(tmp_path / "p.jsonl", {"prompt": "w0\u200b"}, {"prompt": "\u200b"})
     with pytest.raises(DataError) as caught:
@@ -156,7 +156,7 @@ def test_a_start_that_the_text_spells_is_not_doubled(tmp_path: Path, tokenizer: 
     assert prompt.tokens == (1, 4, 5, 6)
 
 
-def test_special_tokens_before_a_prompt_stay_and_those_after_it_go(tokenizer: PreTrainedTokenizerBase):
+def test_special_tokens_before_a_prompt_stay_and_those_after_it_do_not(tokenizer: PreTrainedTokenizerBase):
     assert encode_text("w0 </s>", adding(tokenizer, "<s> $A </s>")) == [1, 4, 2]
     assert encode_text("w0", adding(tokenizer, "$A </s>")) == [4]
 

@@ -190,7 +190,7 @@ def test_policies_have_the_shortest_names_that_tell_them_apart(paths: list[str],
 
 @pytest.mark.parametrize("given", [["runs/ppo/policy", "runs/ppo/policy/"], []])
 def test_no_policy_or_one_twice_is_refused(given: list[str], prompts: str):
-    with pytest.raises(ConfigError, match=r"the same policy is given twice|at least 1 item"):
+    with pytest.raises(ConfigError, match=r"the same policy is in the list twice|at least 1 item"):
         settings(given, prompts)
 
 
@@ -248,7 +248,7 @@ def test_the_best_of_one_is_the_mean_and_of_all_the_largest(tiny_policy: Path, p
     assert curve[0]["score"] == pytest.approx(figures["policy"]["score"])
     assert curve[2]["score"] == pytest.approx(sum(largest) / 3)
     assert curve[2]["rewards/length_of"] == curve[2]["score"]
-    with pytest.raises(ConfigError, match="best_of: 4 of 3 answers to a prompt; lower it, or raise"):
+    with pytest.raises(ConfigError, match="best_of: 4 is more than the 3 responses to a prompt; lower it, or raise"):
         settings(tiny_policy, prompts, best_of=4)
     with pytest.raises(ConfigError, match="without a scorer no answer is best"):
         evaluate_policies(settings(tiny_policy, prompts, best_of=3))
@@ -360,7 +360,7 @@ def test_other_weights_or_files_are_no_judgement_of_these(blind: EvaluateConfig,
     ("more", "message"),
     [
         ({"pairs": "p.jsonl"}, "pairs: needs `against`"),
-        ({"judgements": "j.jsonl"}, "give the `pairs` that were judged"),
+        ({"judgements": "j.jsonl"}, "set `pairs` too"),
         ({"checkpoints": "runs/x"}, "give either policy or checkpoints"),
     ],
 )

@@ -104,9 +104,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "latin-1": (b'{"prompt": "caf\xe9"}\n', "data.jsonl:1: not UTF-8 text"),
     "a broken line": (b'{"prompt": "w1"}\n' * 6 + b'{"prompt": \n', "data.jsonl:7: not JSON"),
     "a number of 5,000 digits": (b'{"prompt": "w1", "n": ' + b"9" * 5000 + b"}\n", "data.jsonl:1: not JSON"),
-    "a key twice": (b'{"prompt": "w1", "prompt": "w2"}\n', "data.jsonl:1: not JSON: 'prompt' stands in it twice"),
-    "empty": (b"", "no rows in it"),
-    "nothing but white space": (b"\n \r\n", "no rows in it"),
+    "a key twice": (b'{"prompt": "w1", "prompt": "w2"}\n', "data.jsonl:1: not JSON: the key 'prompt' occurs twice"),
+    "empty": (b"", "has no rows"),
+    "nothing but white space": (b"\n \r\n", "has no rows"),
     "deep": (b'{"prompt": ' + b"[" * 100_000 + b"\n", "data.jsonl:1: not JSON"),
     "a list": (b'["w1"]\n', "data.jsonl:1: expected an object, got a list"),
     "an array over lines": (b'[\n{"prompt": "w1"}\n]\n', "data.jsonl:1: not JSON"),
@@ -184,7 +184,7 @@ def test_f17_a_file_that_unpacks_to_far_more_is_refused_in_time(
     parquet.write_table(pyarrow.table({"prompt": texts}), path, compression="zstd", store_schema=False)
     assert path.stat().st_size < 1000
     monkeypatch.setattr(rows, "UNPACKED", 10**7)
-    with pytest.raises(DataError, match=r"trap\.parquet: its rows unpack to more than 0\.0 GB"):
+    with pytest.raises(DataError, match=r"trap\.parquet: the rows unpack to more than 0\.0 GB"):
         read_rows(str(path))
 
 

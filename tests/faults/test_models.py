@@ -204,7 +204,7 @@ TEMPLATES = {
         "{% set x = namespace(y='aaaaaaaa') %}{% for i in range(60) %}" + DOUBLING + "{% endfor %}{{ x.y }}",
         "takes more than 5 s or 512 MB",
     ),
-    "long": ("{{ 'a' * 3000000 }}", "makes 3,000,000 characters"),
+    "long": ("{{ 'a' * 3000000 }}", "writes 3,000,000 characters"),
     "reaches out": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses these messages"),
     "opens a file": ("{{ messages.__init__.__globals__['open']('/etc/passwd').read() }}", "refuses these messages"),
     "imports": ("{% import 'os' as os %}{{ os }}", "refuses these messages"),
@@ -236,8 +236,8 @@ def test_f29_a_trial_is_judged_by_its_work(
     job: Callable[[], object], pauses: int, in_time: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(templates, "SECONDS", 1)
-    monkeypatch.setattr(templates, "PAUSES", pauses)
-    assert templates.ends_in_time(job) is in_time
+    monkeypatch.setattr(templates, "POLLS", pauses)
+    assert templates.runs_within_limits(job) is in_time
 
 
 # ---- tokenizers and vocabularies -------------------------------------------------------------------------------------

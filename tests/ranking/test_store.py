@@ -134,9 +134,9 @@ BAD_ROWS = {
     '{"prompt": " ", "responses": ["a", "b"]}': '"prompt" is empty',
     '{"prompt": "p", "response": ["a", "b"]}': "no column \"responses\"; did you mean 'response'?",
     '{"prompt": "p", "responses": "ab"}': 'expected a list in "responses", got text',
-    '{"prompt": "p", "responses": ["a"]}': '1 in "responses"; people can rank 2 to 9',
-    '{"prompt": "p", "responses": ["a","b","c","d","e","f","g","h","i","j"]}': '10 in "responses"; people can rank',
-    '{"prompt": "p", "responses": ["a", null]}': '"responses" holds something that is no text',
+    '{"prompt": "p", "responses": ["a"]}': '1 in "responses"; give 2 to 9',
+    '{"prompt": "p", "responses": ["a","b","c","d","e","f","g","h","i","j"]}': '10 in "responses"; give 2 to 9',
+    '{"prompt": "p", "responses": ["a", null]}': '"responses" has an entry that is not text',
     '{"prompt": [{"role": "user"}], "responses": ["a", "b"]}': '"prompt": message 1 (user) has no "content"',
 }
 

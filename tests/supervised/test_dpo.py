@@ -104,8 +104,8 @@ def test_a_margin_needs_a_loss_that_has_a_place_for_it(tiny_policy: Path, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing belongs to loss: sigmoid; ipo has no place for it"),
-        ({"loss": "listwise", "ties": "half"}, "ties: half belongs to pairs"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing needs loss: sigmoid; remove it for ipo"),
+        ({"loss": "listwise", "ties": "half"}, "ties: half needs pairs"),
         ({"label_smoothing": 0.5}, "less than 0.5"),
         ({"beta": 0}, "beta: Input should be greater than 0, got 0"),
     ],

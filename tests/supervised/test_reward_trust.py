@@ -245,11 +245,11 @@ def test_a_model_that_reaches_its_gate_goes_on(tiny_policy: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gate": {"acuracy": 0.6}}, "no figure is called acuracy"),
-        ({"gate": {"accuracy": 65}}, "accuracy is a share, at most 1"),
-        ({"member_models": ["x"]}, "member_models are for an ensemble"),
-        ({"loss": "listwise", "ties": "half"}, "ties: half belongs to loss: pairwise"),
-        ({"gate": {"ece": 0.1}, "data": {"path": "x", "eval_fraction": 0.0}}, "a gate needs held-out prompts"),
+        ({"gate": {"acuracy": 0.6}}, "unknown metric acuracy"),
+        ({"gate": {"accuracy": 65}}, "accuracy is at most 1"),
+        ({"member_models": ["x"]}, "member_models needs an ensemble"),
+        ({"loss": "listwise", "ties": "half"}, "ties: half needs loss: pairwise"),
+        ({"gate": {"ece": 0.1}, "data": {"path": "x", "eval_fraction": 0.0}}, "gate needs held-out prompts"),
         ({"calibrate": True, "data": {"path": "x", "eval_fraction": 0.0}}, "calibrate needs held-out prompts"),
     ],
 )

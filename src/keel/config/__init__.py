@@ -1,4 +1,4 @@
-"""All settings, as frozen data. Nothing here imports torch, so that help and errors come at once."""
+"""Settings of every verb, as frozen pydantic models. No torch here: help and errors must be fast."""
 
 from keel.config.data_check import DataCheckConfig
 from keel.config.doctor import DoctorConfig

@@ -8,7 +8,7 @@ from keel.config.sections import ChatSettings, Count, CountOrNone
 
 
 class DataCheckConfig(ChatSettings):
-    """Settings of `keel data check`: what is in a data file, and what is wrong with it."""
+    """Settings of `keel data check`: report the contents and the faults of a data file."""
 
     path: str
     """File of JSON lines or Parquet, or hub data set, to check"""
@@ -32,5 +32,5 @@ class DataCheckConfig(ChatSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> "DataCheckConfig":
         if self.show and self.model is None:
-            raise ValueError("show: give the model whose tokens are shown")
+            raise ValueError("show: set model, whose tokens are printed")
         return self

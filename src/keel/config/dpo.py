@@ -14,7 +14,7 @@ class DpoOptim(SupervisedOptim):
 
 
 class DpoConfig(ComparisonSettings):
-    """Settings of `keel dpo`: learn a policy from pairs or rankings directly, without a reward model."""
+    """Settings of `keel dpo`: train a policy on pairs or rankings directly, without a reward model."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "output",
@@ -48,7 +48,7 @@ class DpoConfig(ComparisonSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> "DpoConfig":
         if self.loss != "sigmoid" and self.label_smoothing:
-            raise ValueError(f"label_smoothing belongs to loss: sigmoid; {self.loss} has no place for it")
+            raise ValueError(f"label_smoothing needs loss: sigmoid; remove it for {self.loss}")
         if self.loss == "listwise" and self.ties == "half":
-            raise ValueError("ties: half belongs to pairs; the listwise loss reads ties as unknown order")
+            raise ValueError("ties: half needs pairs; the listwise loss treats ties as unknown order")
         return self

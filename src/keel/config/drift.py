@@ -8,7 +8,7 @@ from keel.config.sections import CountOrNone, Dtype, PromptSettings, Settings
 
 
 class DriftConfig(Settings):
-    """Settings of `keel drift`: do the run's reward models still apply to today's prompts or responses?"""
+    """Settings of `keel drift`: test whether a run's reward models still apply to today's prompts or responses."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "run",
@@ -24,7 +24,7 @@ class DriftConfig(Settings):
     run: str
     """Run folder of the `keel train` run that made the policy"""
     prompts: PromptSettings | None = None
-    """Today's prompts, which the policy of the run responds to; give either these or `answers`"""
+    """Today's prompts, for which the policy of the run samples responses; give either these or `answers`"""
     answers: str | None = None
     """File of logged `prompt, response` rows to score as they are, instead of `prompts`"""
     slices: list[str] = []
@@ -39,7 +39,7 @@ class DriftConfig(Settings):
     """Random seed of sampling, of the choice of rows and of the tests"""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "DriftConfig":
+    def _check_source(self) -> "DriftConfig":
         if (self.prompts is None) == (self.answers is None):
             raise ValueError("give either prompts.path or answers")
         return self

@@ -9,7 +9,7 @@ from keel.config.sections import CountOrNone, DecodingSettings, Dtype, PromptSet
 
 
 class EvaluateConfig(Settings):
-    """Settings of `keel evaluate`: evaluate policies, alone and against another, on held-out prompts."""
+    """Settings of `keel evaluate`: evaluate policies on held-out prompts, separately or against another policy."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "policy",
@@ -64,25 +64,25 @@ class EvaluateConfig(Settings):
 
     @field_validator("policy")
     @classmethod
-    def _each_once(cls, policies: list[str]) -> list[str]:
+    def _refuse_duplicates(cls, policies: list[str]) -> list[str]:
         if len({Path(policy) for policy in policies}) < len(policies):
-            raise ValueError("the same policy is given twice")
+            raise ValueError("the same policy is in the list twice")
         return policies
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "EvaluateConfig":
+    def _check_combinations(self) -> "EvaluateConfig":
         if bool(self.policy) == (self.checkpoints is not None):
             raise ValueError("give either policy or checkpoints")
         for name in ("gate", "pairs"):
             if getattr(self, name) is not None and len(self.policy) != 1:
                 raise ValueError(f"{name}: only with one policy")
         if self.pairs is not None and self.against is None:
-            raise ValueError("pairs: needs `against`, whose responses are paired with the policy's")
+            raise ValueError("pairs: needs `against`, whose responses are paired with those of the policy")
         if self.judgements is not None and self.pairs is None:
-            raise ValueError("judgements: give the `pairs` that were judged as well")
+            raise ValueError("judgements: set `pairs` too, the file that the people compared")
         if self.best_of > self.sampling.num_responses:
             raise ValueError(
-                f"best_of: {self.best_of} of {self.sampling.num_responses} answers to a prompt; "
+                f"best_of: {self.best_of} is more than the {self.sampling.num_responses} responses to a prompt; "
                 "lower it, or raise sampling.num_responses"
             )
         return self

@@ -1,4 +1,4 @@
-"""From a plain mapping (a YAML file merged with the command line) to settings, or one clear ConfigError."""
+"""Parse settings from a plain mapping: a YAML file merged with the command line."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,10 @@ SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 def parse(settings: type[SettingsT], data: Mapping[str, Any], where: str = "settings") -> SettingsT:
-    """Check a plain mapping against `settings`; raises ConfigError in one line, with the nearest known name."""
+    """Parse a mapping into settings.
+
+    Raises ConfigError of one line for the first error, with the nearest known name for an unknown one.
+    """
     try:
         return settings.model_validate(data)
     except ValidationError as error:
@@ -20,10 +23,10 @@ def parse(settings: type[SettingsT], data: Mapping[str, Any], where: str = "sett
 
 
 def setting_names(settings: type[BaseModel], prefix: str = "", kind: Any = object) -> Iterator[str]:
-    """Dotted names of all settings, e.g. `algorithm.kl_coef`; with `kind` only of those of that type."""
+    """Yield the dotted names of all settings, e.g. `algorithm.kl_coef`; with `kind` only those of that type."""
     for name, field in settings.model_fields.items():
         inner = section_class(field.annotation)
-        if inner is None or name == "rewards":
+        if inner is None or name == "rewards":  # a list of scorers is one setting
             if kind in (object, field.annotation):
                 yield prefix + name
         else:
@@ -31,51 +34,52 @@ def setting_names(settings: type[BaseModel], prefix: str = "", kind: Any = objec
 
 
 def section_class(annotation: Any) -> type[BaseModel] | None:
-    """The class of settings inside an annotation such as `list[X] | None`; None for a plain value."""
-    return next((part for part in _parts(annotation) if issubclass(part, BaseModel)), None)
+    """Return the settings class inside an annotation such as `list[X] | None`; None for a plain value."""
+    return next((each for each in _plain_classes(annotation) if issubclass(each, BaseModel)), None)
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint such as `did you mean kl_coef?`, or the whole list when nothing is near."""
+    """Return a hint such as `did you mean kl_coef?`, or the list of known names if none is similar."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {match[0]}?" if match else f"known: {', '.join(known)}"
 
 
 def _explain(error: ValidationError, settings: type[BaseModel]) -> str:
-    # a misspelt name comes before what is missing for it
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    # A misspelt name also causes a "missing" error; report the cause.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
-        owner = _descend(settings, path[:-1])
-        return f"unknown setting {name}; {nearest(path[-1], list(owner.model_fields))}"
+        section = _section_at(settings, path[:-1])
+        return f"unknown setting {name}; {nearest(path[-1], list(section.model_fields))}"
     if first["type"] == "missing":
         return f"setting {name} is missing"
     if first["type"] in ("model_type", "model_attributes_type"):
         return not_a_section(settings, path)
     message = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    shown = f", got {given!r}" if path and not isinstance(given, dict | list) else ""
+    value = first["input"]
+    shown = f", got {value!r}" if path and not isinstance(value, dict | list) else ""
     return f"{name}: {message}{shown}" if name else message
 
 
 def not_a_section(settings: type[BaseModel], path: list[str]) -> str:
-    """What to say when a plain value stands where a section should: its first setting is what was likely meant."""
+    """Return the error for a plain value in place of a section; it suggests the first setting of the section."""
     name = ".".join(path)
-    return f"{name} is a section of settings; did you mean {name}.{next(iter(_descend(settings, path).model_fields))}?"
+    return (
+        f"{name} is a section of settings; did you mean {name}.{next(iter(_section_at(settings, path).model_fields))}?"
+    )
 
 
-def _descend(settings: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    for part in path:
-        field = settings.model_fields.get(part)
+def _section_at(settings: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    for name in path:
+        field = settings.model_fields.get(name)  # None for the index of a list
         if field is not None:
-            settings = next((t for t in _parts(field.annotation) if issubclass(t, BaseModel)), settings)
+            settings = section_class(field.annotation) or settings
     return settings
 
 
-def _parts(annotation: Any) -> Iterator[type]:
-    """The plain classes inside an annotation such as `list[X] | None`."""
+def _plain_classes(annotation: Any) -> Iterator[type]:
     if isinstance(annotation, type):
         yield annotation
     for inner in get_args(annotation):
-        yield from _parts(inner)
+        yield from _plain_classes(inner)

@@ -7,7 +7,7 @@ from keel.config.train import TrainConfig
 
 
 class PlanConfig(TrainConfig):
-    """Settings of `keel plan`: a run of `keel train`, and what to expect of it."""
+    """Settings of `keel plan`: forecast memory and time of a `keel train` run."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "output",

@@ -6,7 +6,7 @@ from keel.config.sections import Count, Settings
 
 
 class QuickstartConfig(Settings):
-    """Settings of `keel quickstart`: the full loop on an embedded world."""
+    """Settings of `keel quickstart`: run all stages on an embedded world."""
 
     output: str = "runs/quickstart"
     """Folder for all results"""

@@ -8,7 +8,7 @@ from keel.config.sections import Count, Settings, check_host_names
 
 
 class RankConfig(Settings):
-    """Settings of `keel rank`: people rank responses in a web page."""
+    """Settings of `keel rank`: collect rankings of responses from people in a web page."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "answers",
@@ -29,19 +29,19 @@ class RankConfig(Settings):
     answers: str | None = None
     """File of `prompt, responses` rows (2 to 9 responses), as `keel sample` writes it; required to create a store"""
     store: str = "ratings.db"
-    """SQLite file that holds responses, raters and rankings; created, or continued if it exists"""
+    """SQLite file that holds responses, raters and rankings; created if it does not exist"""
     raters: list[str] = ["me"]
     """Names of the raters, each of whom gets a private link; raters of an earlier call are kept"""
     overlap: Count | None = None
     """Number of raters for each item (default: 1, or the number that the store was created with)"""
     mode: Literal["rankings", "pairs"] = "rankings"
-    """rankings: rank all responses of a row; pairs: compare two at a time (longer rows are cut into pairs)"""
+    """rankings: rank all responses of a row; pairs: compare two at a time (longer rows are split into pairs)"""
     instructions: str | None = None
     """Text file to show to raters on their first page"""
     tags: list[str] = []
     """Labels that a rater may put on an item"""
     seed: int = 0
-    """Random seed of the order in which each rater sees the responses, and of the cutting into pairs"""
+    """Random seed of the order in which each rater sees the responses, and of the split into pairs"""
     host: str = "127.0.0.1"
     """Address to listen on; an address that other machines can reach needs `public`"""
     public: bool = False
@@ -49,7 +49,7 @@ class RankConfig(Settings):
     names: list[str] = []
     """More host names or addresses of this server, the first of them used in the links; required for 0.0.0.0"""
     address: Annotated[str, Field(pattern=r"^https?://[\w.\-\[\]:]+$")] | None = None
-    """Public address behind a proxy that speaks TLS, as in https://rank.example"""
+    """Public address behind a TLS proxy, as in https://rank.example"""
     port: Annotated[int, Field(ge=1, le=65535)] = 8642
     """Port to listen on"""
     browser: bool = True
@@ -65,6 +65,6 @@ class RankConfig(Settings):
     each rater"""
 
     @model_validator(mode="after")
-    def _has_a_name(self) -> "RankConfig":
+    def _check_host(self) -> "RankConfig":
         check_host_names(self.host, self.names)
         return self

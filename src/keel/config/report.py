@@ -4,7 +4,7 @@ from keel.config.sections import Runs, Settings
 
 
 class ReportConfig(Settings):
-    """Settings of `keel report`: one page about one run, or comparing several."""
+    """Settings of `keel report`: write one page about a run, or a comparison of several."""
 
     runs: Runs
     """Run folders, or folders that hold runs; samples and tokens are shown of the first run"""

@@ -7,7 +7,7 @@ from pydantic import model_validator
 from keel.config.sections import Count, NonNegative
 from keel.config.supervised import ComparisonSettings
 
-# Name in a gate -> figure, and whether it has to be at least or at most what the gate says.
+# Name in a gate -> metric, and whether the threshold is a lower or an upper bound.
 GATES = {
     "accuracy": ("accuracy", ">="),
     "accuracy_low": ("accuracy_low", ">="),
@@ -40,11 +40,11 @@ class RewardConfig(ComparisonSettings):
     loss: Literal["pairwise", "listwise"] = "pairwise"
     """pairwise: Bradley-Terry on pairs (rankings are turned into pairs); listwise: Plackett-Luce on full rankings"""
     center_coef: NonNegative = 0.01
-    """Weight of a penalty that pulls the scores of each prompt's responses towards a mean of zero"""
+    """Weight of a penalty that pulls the mean score of each prompt's responses to zero"""
     template: str = "{prompt}{response}"
     """How prompt and response become one text when the prompt is not a chat (for chats: data.chat_template)"""
     members: Count = 1
-    """Number of reward models in the ensemble; each has its head, its order of the data and its run folder"""
+    """Number of reward models in the ensemble; each has a separate head, data order and run folder"""
     member_models: list[str] = []
     """Models that the members start from, in turn (default: `model` for all)"""
     calibrate: bool = False
@@ -54,18 +54,18 @@ class RewardConfig(ComparisonSettings):
     Known: accuracy, accuracy_low, ahead_of_length, loss, ece, ece_high"""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "RewardConfig":
+    def _check_combinations(self) -> "RewardConfig":
         unknown = [name for name in self.gate if name not in GATES]
         if unknown:
-            raise ValueError(f"gate: no figure is called {unknown[0]}; known: {', '.join(GATES)}")
+            raise ValueError(f"gate: unknown metric {unknown[0]}; known: {', '.join(GATES)}")
         beyond = [name for name, bound in self.gate.items() if name != "loss" and abs(bound) > 1]
         if beyond:
-            raise ValueError(f"gate: {beyond[0]} is a share, at most 1")
+            raise ValueError(f"gate: {beyond[0]} is at most 1; give a fraction, not a percentage")
         if self.member_models and self.members == 1:
-            raise ValueError("member_models are for an ensemble; set members")
+            raise ValueError("member_models needs an ensemble; set members to 2 or more")
         if self.loss == "listwise" and self.ties == "half":
-            raise ValueError("ties: half belongs to loss: pairwise; the listwise loss reads ties as unknown order")
+            raise ValueError("ties: half needs loss: pairwise; the listwise loss treats ties as unknown order")
         if (self.calibrate or self.gate) and not (self.data.eval_path or self.data.eval_fraction):
-            asked = "calibrate" if self.calibrate else "a gate"
-            raise ValueError(f"{asked} needs held-out prompts; set data.eval_fraction or data.eval_path")
+            setting = "calibrate" if self.calibrate else "gate"
+            raise ValueError(f"{setting} needs held-out prompts; set data.eval_fraction or data.eval_path")
         return self

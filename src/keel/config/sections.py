@@ -1,7 +1,4 @@
-"""Sections of settings that several verbs share. Frozen data: no torch, nothing here acts.
-
-A line under a field is its help text.
-"""
+"""Sections of settings that several verbs share. The docstring of a field is its help text."""
 
 import json
 from collections.abc import Sequence
@@ -24,8 +21,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     main_settings: ClassVar[tuple[str, ...]] = ()
-    """Dotted names that `keel VERB --help` lists, in this order; empty: all. A section is shared by verbs for which
-    different settings matter, so the class of the verb names them."""
+    """Dotted names that `keel VERB --help` lists, in this order; empty: all. Declared by the class of the verb, because
+    verbs that share a section list different settings of it."""
 
 
 class LoraSettings(Settings):
@@ -46,11 +43,11 @@ class ModelSettings(Settings):
     """Train a low-rank adapter instead of all weights (needs `pip install peft`). A separate critic trains an adapter
     too; policy, reference and critic share one base"""
     gradient_checkpointing: bool = False
-    """Save memory by computing each layer again in the backward pass: a third more work"""
+    """Save memory by computing each layer again in the backward pass, for a third more work"""
 
 
-def _scalars(value: Any) -> Any:
-    """A command line gives text: `false` means no, `3` a number."""
+def _parse_values(value: Any) -> Any:
+    """Parse variables from the command line, where values are text: `false` is a bool, `3` a number."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -58,10 +55,10 @@ def _scalars(value: Any) -> Any:
             return value
     if not isinstance(value, dict):
         return value
-    return {name: _scalar(entry) for name, entry in value.items()}
+    return {name: _parse_value(entry) for name, entry in value.items()}
 
 
-def _scalar(value: Any) -> Any:
+def _parse_value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     words = {"true": True, "false": False, "null": None}
@@ -74,12 +71,13 @@ def _scalar(value: Any) -> Any:
 
 
 TemplateSettings = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | float | str | None], BeforeValidator(_scalars)
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | float | str | None],
+    BeforeValidator(_parse_values),
 ]
 
 
 class ChatSettings(Settings):
-    """How prompts are put to a chat model."""
+    """How prompts are presented to a chat model."""
 
     chat: bool | None = None
     """Turn a prompt that is plain text into a user message; false leaves it as it is, without a warning"""
@@ -101,16 +99,16 @@ class PromptSettings(ChatSettings):
     max_tokens: Count = 512
     """Longest prompt allowed, in tokens"""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """What to do with a prompt over max_tokens; truncate drops the oldest turns of a chat, and the beginning of a
-    text"""
+    """What to do with a prompt over max_tokens: error stops the run, drop leaves the prompt out, truncate drops the
+    oldest turns of a chat or the beginning of a text"""
 
 
 class RewardSource(Settings):
-    """One scorer: exactly one of model, function, url."""
+    """A scorer: exactly one of model, function, url."""
 
     model: str | None = None
     """Folder or hub id of a reward model (sequence classification, one label), used with its tokenizer; or the folder
-    of a peft adapter of one, which shares the memory of its base with the policy or the reference"""
+    of a peft adapter of one, which shares its base with the policy or the reference"""
     function: str | None = None
     """FILE.py:NAME of a Python function with the signature of TRL's reward functions, sync or async"""
     url: str | None = None
@@ -121,7 +119,7 @@ class RewardSource(Settings):
     weight: float = 1.0
     """Weight in the sum of all scorers"""
     noisy: bool = False
-    """The same response may get different scores: do not check in the self-check that scores repeat"""
+    """The same response may get different scores; the self-check then does not test that scores repeat"""
     timeout_seconds: Positive | None = None
     """Deadline for one batch of a function or url, retries included (default: 60 for a url, none for a function)"""
     combine: Literal["mean", "min", "lower"] = "mean"
@@ -137,20 +135,20 @@ class RewardSource(Settings):
     """Number format of the weights of a reward model; bfloat16 takes half the memory"""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "RewardSource":
+    def _check_combinations(self) -> "RewardSource":
         if sum(kind is not None for kind in (self.model, self.function, self.url)) != 1:
-            raise ValueError("give exactly one of model, function, url")
+            raise ValueError("set exactly one of model, function, url")
         if self.model is not None and self.timeout_seconds is not None:
             raise ValueError("timeout_seconds: a reward model has no deadline; remove it")
         if self.chat_template is not None and not self.model:
-            raise ValueError("chat_template is for a reward model")
+            raise ValueError("chat_template needs model; remove it for a function or url")
         if self.dtype != "float32" and not self.model:
-            raise ValueError("dtype is for a reward model")
+            raise ValueError("dtype needs model; remove it for a function or url")
         return self
 
     @property
     def label(self) -> str:
-        """The name, or what it is by default."""
+        """Name of the scorer, or the default for it, which another scorer may have too."""
         if self.name is not None:
             return self.name
         if self.function is not None:
@@ -158,19 +156,19 @@ class RewardSource(Settings):
         if self.model is None:
             return clean_name((self.url or "").partition("?")[0].rstrip("/").rpartition("/")[2]) or "url"
         parts = [*PurePath(self.model).parts]
-        while len(parts) > 1 and parts[-1] in ("model", "adapter"):  # what every run calls its result
+        while len(parts) > 1 and parts[-1] in ("model", "adapter"):  # every run has these folders
             parts.pop()
-        start = -2 if parts and parts[-1].isdecimal() else -1  # members/0
+        start = -2 if parts and parts[-1].isdecimal() else -1  # of an ensemble: members/0
         return clean_name("_".join(parts[start:])) or "model"
 
 
 def scorer_names(sources: Sequence[RewardSource]) -> list[str]:
-    """One name for each scorer, which no other has. Raises ValueError for two names given that clash."""
+    """Return a unique name for each scorer. Raises ValueError if two explicit names clash."""
     taken: list[str] = []
     for name in filter(None, (source.name for source in sources)):
         if (other := clashing(name, taken)) is not None:
-            same = "two scorers have the name" if other == name else f"beside a scorer {other}, no other may be called"
-            raise ValueError(f"{same} {name}; give each a `name` of its own")
+            clash = "are equal" if other == name else "clash, because intervals end in _low and _high"
+            raise ValueError(f"the scorer names {other} and {name} {clash}; give each scorer a different `name`")
         taken.append(name)
     names = []
     for source in sources:
@@ -181,7 +179,7 @@ def scorer_names(sources: Sequence[RewardSource]) -> list[str]:
 
 
 def with_scorer_names(sources: list[RewardSource]) -> list[RewardSource]:
-    """The same with every scorer's name written down, so that whoever reads the settings later finds it there."""
+    """Fill in the name of every scorer, so that the saved settings have the names that the metrics use."""
     pairs = zip(sources, scorer_names(sources), strict=True)
     return [source.model_copy(update={"name": name}) for source, name in pairs]
 
@@ -217,12 +215,12 @@ class CheckpointSettings(Settings):
     keep: CountOrNone = 2
     """Number of checkpoints to keep; 0 = all"""
     keep_final: bool = True
-    """Keep checkpoints when the run has finished: they are most of its size, and are needed to take more steps"""
+    """Keep the checkpoints of a finished run: they take most of its space, and are needed to train for more steps"""
 
 
 class LogSettings(Settings):
     trackers: list[Literal["tensorboard"]] = []
-    """Trackers that metrics are written to as well"""
+    """Trackers that also receive the metrics"""
 
 
 def as_list(value: Any) -> Any:
@@ -252,6 +250,6 @@ class DecodingSettings(Settings):
 
 
 def check_host_names(host: str, names: Sequence[str]) -> None:
-    """Raises ValueError for an address that is nobody's name, by which no client can call."""
+    """Raise ValueError for the wildcard address without names: no client can call a server by that address."""
     if host in ("0.0.0.0", "::") and not names:
-        raise ValueError(f"host {host} needs names, those that clients call it by")
+        raise ValueError(f"host {host} needs names; list the names or addresses that clients use")

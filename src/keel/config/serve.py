@@ -8,7 +8,7 @@ from keel.config.sections import Settings
 
 
 class ServeConfig(Settings):
-    """Settings of `keel serve`: all runs under a folder, live, in a web page."""
+    """Settings of `keel serve`: show all runs under a folder, live, in a web page."""
 
     folder: str = "runs"
     """Folder whose runs are listed, at any depth"""
@@ -19,7 +19,7 @@ class ServeConfig(Settings):
     names: list[str] = []
     """More host names or addresses of this server; required for 0.0.0.0"""
     address: Annotated[str, Field(pattern=r"^https?://[\w.\-\[\]:]+$")] | None = None
-    """Public address behind a proxy that speaks TLS, as in https://runs.example"""
+    """Public address behind a TLS proxy, as in https://runs.example"""
     port: Annotated[int, Field(ge=1, le=65535)] = 8643
     """Port to listen on"""
     browser: bool = True

@@ -8,7 +8,7 @@ from keel.config.sections import Count, Dtype, NonNegative, RewardSource, Settin
 
 
 class ServeRewardConfig(Settings):
-    """Settings of `keel serve-reward`: a scorer for other processes."""
+    """Settings of `keel serve-reward`: serve a scorer to other processes over HTTP."""
 
     model: str | None = None
     """Folder or hub id of a reward model to serve; give either this or `function`"""
@@ -37,11 +37,11 @@ class ServeRewardConfig(Settings):
     """Largest number of requests that may wait while one is scored"""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "ServeRewardConfig":
+    def _check_combinations(self) -> "ServeRewardConfig":
         if (self.model is None) == (self.function is None):
-            raise ValueError("give exactly one of model, function")
+            raise ValueError("set exactly one of model, function")
         if self.dtype != "float32" and self.model is None:
-            raise ValueError("dtype is for a reward model")
+            raise ValueError("dtype needs model; remove it for a function")
         check_host_names(self.host, self.names)
         return self
 

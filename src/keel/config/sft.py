@@ -6,7 +6,7 @@ from keel.config.supervised import SupervisedSettings
 
 
 class SftConfig(SupervisedSettings):
-    """Settings of `keel sft`: imitate the assistant of conversations, completions, or plain text."""
+    """Settings of `keel sft`: imitate the assistant in conversations, completions, or plain text."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "output",

@@ -1,6 +1,7 @@
 """Settings that `keel sft`, `keel reward` and `keel dpo` share.
 
-A section whose defaults differ from those of `keel train` is a class of its own: one setting given leaves the others.
+A section whose defaults differ from those of `keel train` is a separate class. With an instance such as
+`OptimSettings(schedule="cosine")` as the default, setting one value of the section would reset the others.
 """
 
 from typing import Literal
@@ -30,8 +31,8 @@ class DataSettings(ChatSettings):
     eval_fraction: Fraction = 0.1
     """Share of the prompts to hold out when there is no eval_path; 0 = none"""
     watch_fraction: Fraction = 0.1
-    """With `patience`: share of the remaining prompts that is used only to decide when to stop, so that the held-out
-    metrics stay unbiased"""
+    """With `patience`: share of the remaining prompts that only decides when to stop, so that the held-out metrics stay
+    unbiased"""
 
 
 class SupervisedOptim(OptimSettings):
@@ -41,13 +42,13 @@ class SupervisedOptim(OptimSettings):
     """Shape of the learning rate after the warm-up; linear and cosine end at zero"""
 
 
-class AtTheEnd(CheckpointSettings):
+class SupervisedCheckpoint(CheckpointSettings):
     every: CountOrNone = 0
     """Steps between checkpoints; 0 = only at the end"""
 
 
 class SupervisedSettings(Settings):
-    """What `keel sft`, `keel reward` and `keel dpo` have in common."""
+    """Settings that `keel sft`, `keel reward` and `keel dpo` share."""
 
     output: str
     """Run folder; the result is saved in its folder model"""
@@ -61,7 +62,7 @@ class SupervisedSettings(Settings):
     """Train a low-rank adapter (needs `pip install peft`), which is merged into the weights at the end; `keel reward`
     also saves it in model/adapter"""
     gradient_checkpointing: bool = False
-    """Save memory by computing each layer again in the backward pass: a third more work"""
+    """Save memory by computing each layer again in the backward pass, for a third more work"""
     data: DataSettings
     epochs: Positive = 1.0
     """Passes over the data; fractions are allowed"""
@@ -78,12 +79,12 @@ class SupervisedSettings(Settings):
     eval_every: CountOrNone = 0
     """Optimizer steps between evaluations; 0 = after each pass over the data"""
     optim: SupervisedOptim = SupervisedOptim()
-    checkpoint: AtTheEnd = AtTheEnd()
+    checkpoint: SupervisedCheckpoint = SupervisedCheckpoint()
     log: LogSettings = LogSettings()
 
 
 class ComparisonSettings(SupervisedSettings):
-    """What `keel reward` and `keel dpo` have in common: they learn from comparisons."""
+    """Settings that `keel reward` and `keel dpo` share: both learn from comparisons."""
 
     ties: Literal["ignore", "half"] = "ignore"
     """How to use two responses with the same rank: ignore, or half a win for each (pairs only)"""

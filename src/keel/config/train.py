@@ -1,10 +1,11 @@
 """Settings of `keel train`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from keel.algorithms import ALGORITHM_TRAITS, AlgorithmTraits
 from keel.config.sections import (
     CheckpointSettings,
     Count,
@@ -23,11 +24,11 @@ from keel.config.sections import (
 
 class CriticSettings(Settings):
     sharing: Literal["separate", "shared"] = "separate"
-    """separate: the critic is another model; shared: a value head on the policy's trunk"""
+    """separate: the critic is a second model; shared: a value head on the policy's trunk"""
     init: str = "policy"
     """Initial trunk of a separate critic: policy, reward (the first reward model, head included) or a folder"""
     warmup_steps: CountOrNone = 0
-    """Number of first steps in which only the critic learns"""
+    """Number of initial steps in which only the critic learns"""
 
 
 class RolloutSettings(Settings):
@@ -56,21 +57,25 @@ class RewardShaping(Settings):
     segments: str = "none"
     """Score parts of the response, each on its last token: none, sentence, or a delimiter"""
     on_failure: Literal["stop", "drop"] = "stop"
-    """What to do when a scorer fails for good: save a checkpoint and stop, or drop the affected responses and count
-    them"""
+    """What to do when a scorer fails after all retries: save a checkpoint and stop, or drop the affected responses and
+    count them"""
 
 
-CLIPPED = ("ppo", "grpo")
-"""Algorithms whose loss corrects for the distance to the policy that sampled."""
+_CLIPPED = [name for name, traits in ALGORITHM_TRAITS.items() if traits.clips_ratio]
+
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[tuple(ALGORITHM_TRAITS)]  # a Literal, so that help and errors list the names
 
 
 class AlgorithmSettings(Settings):
-    name: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"] = "ppo"
+    name: AlgorithmName = "ppo"
     """Reinforcement learning algorithm"""
     kl_coef: NonNegative = 0.05
     """Weight of the KL to the reference; with 0 the KL is still measured if there is a reward model"""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Where the KL acts: in the reward, or as a term of the loss"""
+    """Where to put the KL: in the reward, or as a term of the loss"""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """Estimate of the KL for each token: k1 in the reward, k2 (the default) or k3 in the loss; other combinations are
     refused"""
@@ -87,7 +92,7 @@ class AlgorithmSettings(Settings):
     clip_range_high: Positive = 0.2
     """Clip the probability ratio above at 1 + this (ppo, grpo)"""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
-    """Bound of the loss for negative advantages, in units of the advantage"""
+    """Upper bound of the loss for negative advantages, in units of the advantage (ppo, grpo)"""
     value_clip_range: Positive | None = None
     """Largest change of a value in one step, in standard deviations of the returns (the largest so far)"""
     value_coef: Positive = 0.5
@@ -115,22 +120,26 @@ class AlgorithmSettings(Settings):
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """Value after a truncated response: terminal = 0, bootstrap = the critic's value"""
 
+    @property
+    def traits(self) -> AlgorithmTraits:
+        return ALGORITHM_TRAITS[self.name]
+
     @model_validator(mode="after")
-    def _fits_together(self) -> "AlgorithmSettings":
+    def _check_combinations(self) -> "AlgorithmSettings":
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_estimator k1 in the loss has a gradient of zero on average; use k2 or k3")
         if self.kl_in == "reward" and self.kl_estimator in ("k2", "k3"):
             raise ValueError(
-                f"kl_estimator {self.kl_estimator} in the reward has a wrong gradient, which can end worse than no "
-                "learning; use k1, or kl_in: loss"
+                f"kl_estimator {self.kl_estimator} in the reward has a wrong gradient, which can be worse than no "
+                "training; use k1, or kl_in: loss"
             )
-        if (self.update_epochs or 1) > 1 and self.name not in CLIPPED:
+        if (self.update_epochs or 1) > 1 and not self.traits.clips_ratio:
             raise ValueError(
-                f"{self.name} has no ratio to the policy that sampled, so its gradient holds for one pass over a batch "
-                f"only: update_epochs {self.update_epochs} needs ppo or grpo"
+                f"update_epochs {self.update_epochs}: {self.name} has no ratio to the policy that sampled, so its "
+                f"gradient is right for one pass only; use {' or '.join(_CLIPPED)}, or update_epochs 1"
             )
         if self.target_kl is not None and self.kl_coef == 0:
-            raise ValueError("target_kl adapts kl_coef, which must then be above 0")
+            raise ValueError("target_kl adapts kl_coef; set kl_coef above 0")
         return self
 
 
@@ -151,17 +160,8 @@ class EvaluateDuring(Settings):
     """File of held-out prompts; column and length limit are those of `prompts`"""
 
 
-ALGORITHM_DEFAULTS: dict[str, dict[str, int]] = {
-    "ppo": {"update_epochs": 4, "minibatches": 4, "group_size": 1},
-    "a2c": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
-    "reinforce": {"update_epochs": 1, "minibatches": 1, "group_size": 1},
-    "rloo": {"update_epochs": 1, "minibatches": 1, "group_size": 4},
-    "grpo": {"update_epochs": 1, "minibatches": 4, "group_size": 4},
-}
-
-
 class TrainConfig(Settings):
-    """Settings of `keel train`: learn a policy from rewards."""
+    """Settings of `keel train`: train a policy on rewards."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
         "output",
@@ -206,57 +206,62 @@ class TrainConfig(Settings):
 
     @property
     def measures_kl(self) -> bool:
-        """Whether a reference is there. A reward model knows only answers like those of the start, so with one the
-        distance is looked at even where it costs nothing."""
+        """Whether the run measures the KL, and so needs a reference.
+
+        With a reward model, the KL is measured even if kl_coef is 0: the scores are trustworthy only for responses like
+        those of the initial policy.
+        """
         learned_from_model = any(source.model and source.weight for source in self.rewards)
         return self.algorithm.kl_coef > 0 or self.reference is not None or learned_from_model
 
     @property
     def optimizer_steps(self) -> int:
-        """Weight updates of the full run."""
+        """Optimizer steps of the full run."""
         minibatches = self.rollout.batch_size // (self.algorithm.minibatch_size or self.rollout.batch_size)
         return self.steps * (self.algorithm.update_epochs or 1) * minibatches
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, data: Any) -> Any:
-        """Write the defaults that depend on the algorithm into the settings, so that the saved file shows them."""
+    def _fill_in_defaults(cls, data: Any) -> Any:
+        """Fill in the defaults that depend on the algorithm, so that the saved settings contain them."""
         if not isinstance(data, Mapping):
             return data
         algorithm, rollout = _as_dict(data.get("algorithm")), _as_dict(data.get("rollout"))
         if not isinstance(algorithm, dict) or not isinstance(rollout, dict):
             return data
-        row = ALGORITHM_DEFAULTS.get(str(algorithm.get("name") or "ppo"))
+        traits = ALGORITHM_TRAITS.get(str(algorithm.get("name") or "ppo"))
         batch_size = rollout.get("batch_size") or RolloutSettings().batch_size
-        if row is not None:
-            _default(algorithm, "update_epochs", row["update_epochs"])
-            _default(rollout, "group_size", row["group_size"])
-            if str(batch_size).isdigit():
-                _default(algorithm, "minibatch_size", _share(int(batch_size), row["minibatches"]))
-        _default(algorithm, "kl_estimator", "k2" if algorithm.get("kl_in") == "loss" else "k1")
+        if traits is not None:
+            _set_default(algorithm, "update_epochs", traits.update_epochs)
+            _set_default(rollout, "group_size", traits.group_size)
+            if str(batch_size).isdigit():  # values are not validated yet; the field reports an invalid one
+                _set_default(algorithm, "minibatch_size", _minibatch_size(int(batch_size), traits.minibatches))
+        _set_default(algorithm, "kl_estimator", "k2" if algorithm.get("kl_in") == "loss" else "k1")
         return {**data, "algorithm": algorithm, "rollout": rollout}
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "TrainConfig":
+    def _check_sizes(self) -> "TrainConfig":
         batch_size, group_size = self.rollout.batch_size, self.rollout.group_size or 1
         minibatch_size = self.algorithm.minibatch_size or batch_size
         if batch_size % group_size:
-            raise ValueError(f"rollout.batch_size {batch_size} is no multiple of rollout.group_size {group_size}")
+            raise ValueError(f"rollout.batch_size {batch_size} is not a multiple of rollout.group_size {group_size}")
         if batch_size % minibatch_size:
             raise ValueError(
-                f"rollout.batch_size {batch_size} is no multiple of algorithm.minibatch_size {minibatch_size}"
+                f"rollout.batch_size {batch_size} is not a multiple of algorithm.minibatch_size {minibatch_size}"
             )
-        if self.algorithm.name in ("rloo", "grpo") and group_size < 2:
-            raise ValueError(f"{self.algorithm.name} compares answers to one prompt: rollout.group_size must be >= 2")
-        if self.critic.warmup_steps >= self.steps and self.algorithm.name in ("ppo", "a2c"):
+        if self.algorithm.traits.compares_groups and group_size < 2:
             raise ValueError(
-                f"critic.warmup_steps {self.critic.warmup_steps} of {self.steps} steps leaves none in which the policy "
-                "learns"
+                f"{self.algorithm.name} compares responses to one prompt: set rollout.group_size to 2 or more"
+            )
+        if self.critic.warmup_steps >= self.steps and self.algorithm.traits.needs_critic:
+            raise ValueError(
+                f"critic.warmup_steps {self.critic.warmup_steps} of {self.steps} steps leaves no step for the policy; "
+                "lower it"
             )
         if self.evaluate.every and not self.evaluate.prompts:
             raise ValueError("evaluate.every needs evaluate.prompts, a file of held-out prompts")
         if self.critic.sharing == "shared" and self.critic.init != "policy":
-            raise ValueError("critic.init needs critic.sharing: separate")
+            raise ValueError("critic.init needs critic.sharing: separate; remove one of the two")
         return self
 
 
@@ -266,11 +271,11 @@ def _as_dict(value: Any) -> Any:
     return dict(value or {}) if isinstance(value, Mapping | None) else value
 
 
-def _share(whole: int, parts: int) -> int:
-    """The largest divisor of `whole` that is at most whole / parts."""
-    return next(size for size in range(max(1, whole // parts), 0, -1) if whole % size == 0)
+def _minibatch_size(batch_size: int, minibatches: int) -> int:
+    """Return the largest divisor of the batch size that is at most batch_size / minibatches."""
+    return next(size for size in range(max(1, batch_size // minibatches), 0, -1) if batch_size % size == 0)
 
 
-def _default(settings: dict[str, Any], key: str, value: Any) -> None:
+def _set_default(settings: dict[str, Any], key: str, value: Any) -> None:
     if settings.get(key) is None:
         settings[key] = value

@@ -1,1 +1,1 @@
-"""What flows between the parts: prompts, preferences, examples, batches."""
+"""Data files and the values read from them: prompts, comparisons, examples and batches."""

@@ -1,7 +1,7 @@
-"""What flows through a step of policy learning. Each stage has only the fields that exist by then.
+"""Batches of a policy-learning step, one class for each stage: sampled, scored, ready for the update.
 
-B responses in a batch, P prompt tokens, T response tokens. Prompts are padded left, responses right; padding is
-known by the masks alone.
+B responses in a batch, P prompt tokens, T response tokens. Prompts are padded left, responses right. Only the masks
+identify padding, because the pad token may also be a real token.
 """
 
 from collections.abc import Sequence
@@ -16,44 +16,44 @@ from keel.data.prompts import Prompt
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Prompts and the policy's answers."""
+    """Prompts and the responses that the policy sampled."""
 
     prompts: list[Prompt]  # B; rows of one group are adjacent and share their prompt
     prompt_tokens: Tensor  # [B, P]
     prompt_mask: Tensor  # [B, P] bool
     response_tokens: Tensor  # [B, T]
     response_mask: Tensor  # [B, T] bool, True = sampled by the policy, the end token included
-    logprobs: Tensor  # [B, T], of each token as it was sampled
-    truncated: Tensor  # [B] bool, stopped by the length limit
+    logprobs: Tensor  # [B, T], of the sampled tokens under the policy that sampled
+    truncated: Tensor  # [B] bool, True = stopped by the length limit
     texts: list[str]  # B; the responses as text, without special tokens
 
     @property
     def lengths(self) -> Tensor:
-        """Response tokens of each row. [B]"""
+        """Number of response tokens of each row. [B]"""
         return self.response_mask.sum(1)
 
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """Answers and what the scorers said of them."""
+    """Rollouts with the scores of all scorers."""
 
     rollouts: Rollouts
-    scores: Tensor  # [B], weighted sum over scorers, before any shaping
+    scores: Tensor  # [B], weighted sum over scorers, before shaping
     segment_scores: Tensor | None  # [B, T], the same sum on the last token of each segment; None without segments
-    by_scorer: dict[str, Tensor]  # name -> [B], NaN where the scorer had nothing to say
+    by_scorer: dict[str, Tensor]  # scorer -> [B], NaN where the scorer does not apply
     kept: Tensor  # [B] bool, False where scoring failed and the response is dropped
-    disagreement: dict[str, Tensor] = field(default_factory=dict)  # of each ensemble: name -> [B], its members' std
+    disagreement: dict[str, Tensor] = field(default_factory=dict)  # ensemble -> [B], standard deviation of its members
     cut: dict[str, Tensor] = field(
         default_factory=dict
-    )  # of each reward model: name -> [B] bool, text too long to read
-    failures: dict[str, str] = field(default_factory=dict)  # name -> what the first failure was
-    logged: dict[str, list[float]] = field(default_factory=dict)  # metrics that reward functions logged
-    columns: dict[str, list[Any]] = field(default_factory=dict)  # name -> [B], values that they logged
+    )  # reward model -> [B] bool, the text was too long to read fully
+    failures: dict[str, str] = field(default_factory=dict)  # scorer -> description of its first failure
+    logged: dict[str, list[float]] = field(default_factory=dict)  # values of log_metric
+    columns: dict[str, list[Any]] = field(default_factory=dict)  # name -> [B], values of log_extra
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Everything the update needs, per token."""
+    """Inputs of the update, per token."""
 
     prompt_tokens: Tensor  # [B, P]
     prompt_mask: Tensor  # [B, P] bool
@@ -75,17 +75,17 @@ BatchT = TypeVar("BatchT", Rollouts, TrainingBatch)
 
 
 def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:
-    """The given rows in the given order, trimmed to their longest prompt and response."""
+    """Return these rows in this order, trimmed to their longest prompt and response."""
     index = torch.as_tensor(rows, device=batch.response_mask.device)
     prompt_width = max(1, int(batch.prompt_mask[index].sum(1).max()))
     response_width = max(1, int(batch.response_mask[index].sum(1).max()))
-    chosen: dict[str, Any] = {}
-    for own in fields(batch):
-        value = getattr(batch, own.name)
+    selected: dict[str, Any] = {}
+    for name in (each.name for each in fields(batch)):
+        value = getattr(batch, name)
         if isinstance(value, list):
-            chosen[own.name] = [value[row] for row in rows]
-        elif own.name.startswith("prompt_"):
-            chosen[own.name] = value[index, -prompt_width:]
+            selected[name] = [value[row] for row in rows]
+        elif name.startswith("prompt_"):
+            selected[name] = value[index, -prompt_width:]
         else:
-            chosen[own.name] = value[index, :response_width] if value.dim() == 2 else value[index]
-    return replace(batch, **chosen)
+            selected[name] = value[index, :response_width] if value.dim() == 2 else value[index]
+    return replace(batch, **selected)

@@ -1,5 +1,8 @@
-"""Chat templates are programs that come with a model. Jinja's sandbox keeps them from the machine; the limits here
-keep one that never ends, or fills the memory, from the run."""
+"""Render chat templates within limits of time, memory and length.
+
+A chat template is a program that comes with a model. Jinja's sandbox protects the machine from it. The limits here
+protect the run from a template that never ends or fills the memory.
+"""
 
 import json
 import os
@@ -20,94 +23,106 @@ from keel.errors import ConfigError, DataError
 if sys.platform != "win32":
     import resource
 
-SECONDS = 5  # of processor time: a machine that is busy, or was paused, makes no template a bad one
-PAUSES, PAUSE = 60_000, 0.002  # how often and how long the child is waited for, should it hang without working
+SECONDS = 5  # of processor time, not of the clock: a busy or suspended machine must not fail a good template
+POLLS, POLL_SECONDS = 60_000, 0.002  # two minutes for a child that hangs and uses no processor time
 MEGABYTES = 512
-CHARACTERS = 2_000_000
-NOW = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how a template asks for the date
+CHARACTERS = 2_000_000  # of one rendered conversation
+NOW = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")  # a template's call for the date
 
 
 class Template:
-    """A tokenizer's chat template. Its first conversation is tried in a child process (on Linux)."""
+    """A tokenizer's chat template. On Linux, a child process renders the first conversation as a test."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.where, self.tried = tokenizer, tokenizer.name_or_path, sys.platform != "linux"
+        self.tokenizer, self.where = tokenizer, tokenizer.name_or_path
+        self.tested = sys.platform != "linux"
 
     def render(self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None = None) -> str:
-        """Return the conversation as text. `tools` are the functions that the model may call, as JSON schemas.
+        """Return the conversation as text.
 
-        Raises DataError when the template refuses the messages, ConfigError when it exceeds the limits.
+        Args:
+            tools: functions that the model may call, as JSON schemas.
+
+        Raises DataError if the template refuses the messages, ConfigError if it exceeds the limits.
         """
-        if not self.tried and not ends_in_time(lambda: [self._text(messages, both, tools) for both in (True, False)]):
+        if not self.tested and not runs_within_limits(
+            lambda: [self._text(messages, prompted, tools) for prompted in (True, False)]
+        ):
             raise ConfigError(
                 f"the chat template takes more than {SECONDS} s or {MEGABYTES} MB for one conversation",
                 where=self.where,
                 fix="repair it, or use another tokenizer",
             )
-        self.tried = True
+        self.tested = True
         try:
             text = self._text(messages, add_generation_prompt, tools)
-        except ConfigError:  # of the environment, not of the rows
+        except ConfigError:  # of SOURCE_DATE_EPOCH, not of these messages
             raise
-        except Exception as error:  # a program of somebody else's may raise anything
+        except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template refuses these messages: {error}", where=self.where) from error
         if len(text) > CHARACTERS:
-            raise ConfigError(f"the chat template makes {len(text):,} characters of one conversation", self.where)
+            raise ConfigError(f"the chat template writes {len(text):,} characters for one conversation", self.where)
         return text
 
     def writes_date(self) -> bool:
-        """Whether the same conversation reads otherwise on another day."""
+        """Whether the template writes the date: the same conversation differs on another day."""
         chat: Messages = [{"role": "user", "content": "x"}]
         try:
             self.render(chat, True)
             return self._text(chat, True, None) != self._text(chat, True, None, today() + timedelta(days=40))
-        except Exception:  # noqa: BLE001 - it wants other messages, and refuses in its own time what it cannot write
+        except Exception:  # noqa: BLE001 - the template needs other messages; render() reports it for real ones
             return False
 
     def _text(
         self, messages: Messages, add_generation_prompt: bool, tools: Sequence[Any] | None, when: datetime | None = None
     ) -> str:
-        given = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "tools": tools}
         source = self.tokenizer.chat_template
-        if isinstance(source, str) and NOW.search(source):  # transformers takes no function among its arguments
+        if isinstance(source, str) and NOW.search(source):
+            # apply_chat_template accepts no replacement for strftime_now, so write the date into the source.
             date = when or today()
-            given["chat_template"] = NOW.sub(lambda call: json.dumps(date.strftime(call[2])), source)
-        return str(self.tokenizer.apply_chat_template(messages, **given))
+            options["chat_template"] = NOW.sub(lambda call: json.dumps(date.strftime(call[2])), source)
+        return str(self.tokenizer.apply_chat_template(messages, **options))
 
 
 @cache
 def today() -> datetime:
-    """Return the time that templates write: one for the whole process, since a text that was rendered before midnight
-    is compared with one from after it; that of SOURCE_DATE_EPOCH, where it is set. Raises ConfigError."""
+    """Return the time that templates write: that of SOURCE_DATE_EPOCH if set, else of the first call.
+
+    It is fixed for the process, because texts from before and after midnight are compared token by token.
+    Raises ConfigError for an invalid SOURCE_DATE_EPOCH.
+    """
     source = os.environ.get("SOURCE_DATE_EPOCH")
     if source is None:
         return datetime.now().astimezone()
     try:
         return datetime.fromtimestamp(int(source), UTC)
     except (ValueError, OverflowError, OSError) as error:
-        raise ConfigError(f"{source!r} is no time in seconds since 1970", "SOURCE_DATE_EPOCH", "correct it") from error
+        raise ConfigError(
+            f"{source!r} is not a time in seconds since 1970", "SOURCE_DATE_EPOCH", "give an integer"
+        ) from error
 
 
 @cache
 def cached_template(tokenizer: Any, source: str) -> Template:
-    """One for each tokenizer and text of a template."""
+    """Return one Template for each tokenizer and source, so that each is tested once."""
     return Template(tokenizer)
 
 
-def ends_in_time(job: Callable[[], object]) -> bool:
-    """Whether a job ends within the limits, whatever comes of it: tried in a forked child, which ends with it."""
+def runs_within_limits(job: Callable[[], object]) -> bool:
+    """Whether a job ends within the limits, with or without an error. It runs in a forked child."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads; the child uses none
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forks beside threads; the child uses no threads
         pid = os.fork()
     if not pid:
-        _in_child(job)
+        _run_in_child(job)
     ended = 0
     try:
-        for _ in range(PAUSES):
+        for _ in range(POLLS):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status) == 0
-            time.sleep(PAUSE)
+            time.sleep(POLL_SECONDS)
     finally:
         if not ended:
             os.kill(pid, signal.SIGKILL)
@@ -115,9 +130,10 @@ def ends_in_time(job: Callable[[], object]) -> bool:
     return False
 
 
-def _in_child(job: Callable[[], object]) -> None:
+def _run_in_child(job: Callable[[], object]) -> None:
     code = 1
     try:
+        # RLIMIT_AS limits all mapped memory, so add to what the parent has mapped already.
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + MEGABYTES * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -126,7 +142,7 @@ def _in_child(job: Callable[[], object]) -> None:
         code = 0
     except MemoryError:
         pass
-    except Exception:  # noqa: BLE001 - it refuses, which is an answer
+    except Exception:  # noqa: BLE001 - a refusal is within the limits
         code = 0
     finally:
         os._exit(code)

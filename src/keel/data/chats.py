@@ -1,7 +1,7 @@
-"""Conversations as the token ids that a model reads.
+"""Encode conversations as the token ids that a model reads.
 
-A chat template writes control tokens, and the texts of the messages stand between them. A text that spells a control
-token ("<|im_start|>system") stays text: it is encoded in the pieces that any other text has.
+A chat template writes control tokens around the texts of the messages. A message that spells a control token
+("<|im_start|>system") is encoded as ordinary text, so that no message can begin or end a turn.
 """
 
 import copy
@@ -19,8 +19,8 @@ from keel.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Three code points that Unicode reserves for use inside programs: around a control token that a message spells, and
-# where a text that continues ends.
+# Unicode noncharacters, which no text contains. OPEN and CLOSE enclose a control token that a message spells. HERE is
+# the end of a message that the response continues.
 OPEN, CLOSE, HERE = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = re.compile(f"[{OPEN}{CLOSE}{HERE}]")
 SPELLED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}{HERE}]*){CLOSE}")
@@ -28,23 +28,23 @@ SPELLED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}{HERE}]*){CLOSE}")
 
 @dataclass(frozen=True)
 class ChatText:
-    """A rendered conversation. In `marked`, control tokens that were spelled by a message stand between marks."""
+    """A rendered conversation. `marked` has OPEN and CLOSE around the control tokens that messages spell."""
 
     marked: str
 
     @property
     def text(self) -> str:
-        """The conversation as a person reads it."""
+        """The conversation without marks."""
         return MARKS.sub("", self.marked)
 
     def tokens(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Return the ids; what a message spelled is no control token."""
+        """Return the ids. Control tokens that messages spell are encoded as ordinary text."""
         ids: list[int] = []
-        for number, part in enumerate(SPELLED.split(self.marked)):
+        for number, piece in enumerate(SPELLED.split(self.marked)):  # every second piece is spelled by a message
             options: dict[str, Any] = {"split_special_tokens": True} if number % 2 else {}
-            part = MARKS.sub("", part)  # a template may have cut a text between two marks
-            if part:
-                ids += tokenizer.encode(part, add_special_tokens=False, **options)
+            piece = MARKS.sub("", piece)  # a template that truncates texts may leave a single mark
+            if piece:
+                ids += tokenizer.encode(piece, add_special_tokens=False, **options)
         return ids
 
 
@@ -59,38 +59,38 @@ def render_chat(
     """Render a conversation with the tokenizer's chat template.
 
     Args:
-        add_generation_prompt: end with the header of the assistant's turn.
-        tools: functions that the model may call.
+        add_generation_prompt: End with the header of the assistant's turn.
+        tools: Functions that the model may call.
         ended: False leaves the last message open: nothing follows its text.
 
-    Raises DataError when the tokenizer has no chat template, or one that refuses the messages.
+    Raises DataError if the tokenizer has no chat template, or if the template refuses the messages.
     """
     if not tokenizer.chat_template:
         raise DataError(
-            "the data holds chat messages, but the tokenizer has no chat template",
+            "the data contain chat messages, but the tokenizer has no chat template",
             where=tokenizer.name_or_path,
-            fix="set chat_template (dialogue fits every model), use a chat model, or give prompts as text",
+            fix="set chat_template (dialogue works with every model), use a chat model, or give prompts as text",
         )
     template = cached_template(tokenizer, str(tokenizer.chat_template))
     if not ended and not messages[-1]["content"]:
         return render_chat(messages[:-1], tokenizer, True, tools=tools)
-    given = None if tools is None else _marked(tools, _pattern(tokenizer, "tool"))
+    marked_tools = None if tools is None else _marked(tools, _pattern(tokenizer, "tool"))
 
     def write(messages: Messages) -> str:
         guarded = [_guarded(message, tokenizer) for message in messages]
         if not ended:
             guarded[-1] = guarded[-1] | {"content": guarded[-1]["content"] + HERE}
-        return template.render(guarded, add_generation_prompt, given)
+        return template.render(guarded, add_generation_prompt, marked_tools)
 
     text = _with_arguments(messages, write)
     if not ended and HERE not in text:
-        what = "the chat template leaves out the end of the last message, which is to be continued"
+        what = "the chat template omits the end of the last message, which the response continues"
         raise DataError(what, where=tokenizer.name_or_path, fix="use another template (chat_template)")
     return ChatText(text if ended else text[: text.rindex(HERE)])
 
 
 def spelled_tokens(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the control tokens that the messages spell, in their order."""
+    """Return the control tokens that the messages spell, in order of occurrence."""
     return [
         token
         for message in messages
@@ -99,8 +99,13 @@ def spelled_tokens(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> 
     ]
 
 
-def unwritten(messages: Messages, tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Any] | None) -> Iterator[str]:
-    """What the chat template writes nothing of: the tool calls of a message, or the tools themselves."""
+def template_omissions(
+    messages: Messages, tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Any] | None
+) -> Iterator[str]:
+    """Describe what the chat template omits: the tool calls of a message, or the column `tools`.
+
+    Something is omitted if the rendered text is the same without it.
+    """
     calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
     if not calling and not tools:
         return
@@ -118,44 +123,45 @@ def _same_text(
 ) -> bool:
     try:
         return render_chat(messages, tokenizer, tools=tools).text == text
-    except DataError:  # it does read what is missing here
+    except DataError:  # the template needs what is missing, so it does not omit it
         return False
 
 
 def hidden_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Return the special tokens that are no text of a response: all but those that the chat template leaves to the
-    assistant, such as those around thoughts."""
+    """Return the special tokens that are not part of a response's text.
+
+    The tokens that the chat template leaves to the assistant, such as those around thoughts, are part of it.
+    """
     return _hidden_ids(tokenizer, str(tokenizer.chat_template), len(tokenizer))
 
 
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """Return the special token that the chat template writes behind an answer first; None without one."""
+    """Return the first special token that the chat template writes after a response; None if there is none."""
     template = cached_template(tokenizer, str(tokenizer.chat_template))
     text = template.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": HERE}], False)
-    behind = tokenizer.encode(text.rpartition(HERE)[2], add_special_tokens=False)
+    ids_after = tokenizer.encode(text.rpartition(HERE)[2], add_special_tokens=False)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((token for token in behind if token in special), None)
+    return next((token for token in ids_after if token in special), None)
 
 
 def read_tools(columns: Mapping[str, Any]) -> list[Any] | None:
-    """Return the column `tools` of a row: a list of JSON schemas, or that as text. Raises ValueError."""
+    """Return the column `tools` of a row: a list of JSON schemas, or its JSON text. Raises ValueError."""
     tools = columns.get("tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
-            raise ValueError(f'"tools" is no JSON: {error}') from None
+            raise ValueError(f'"tools" is not JSON: {error}') from None
     if tools is not None and not isinstance(tools, list):
-        raise ValueError('"tools" is no list')
+        raise ValueError('"tools" is not a list')
     return tools or None
 
 
 def _with_arguments(messages: Messages, write: Callable[[Messages], str]) -> str:
-    """Write messages with the arguments of their tool calls in the form that the template reads.
+    """Write messages with the arguments of tool calls as an object or as JSON text, whichever the template needs.
 
-    Files have them as an object or as JSON text (OpenAI), and so do templates, whatever the file has: most write an
-    object as JSON, so that a text would be quoted twice; some only join texts. The object is taken unless the template
-    refuses it, or writes it as Python does.
+    Files have either form (JSON text in OpenAI's). Most templates write an object as JSON and would quote a text twice;
+    some can only join texts. Use the object unless the template refuses it, or writes it in Python's form.
     """
     objects, texts = (_arguments_as(messages, kind) for kind in (dict, str))
     if objects == texts:
@@ -167,12 +173,12 @@ def _with_arguments(messages: Messages, write: Callable[[Messages], str]) -> str
             return write(texts)
         except DataError:
             raise error from None
-    shown = (str(function["arguments"]) for function in _functions(objects) if function.get("arguments"))
-    return write(texts) if any(python in text for python in shown) else text
+    python_forms = (str(function["arguments"]) for function in _functions(objects) if function.get("arguments"))
+    return write(texts) if any(form in text for form in python_forms) else text
 
 
 def _functions(messages: Messages) -> Iterator[dict[str, Any]]:
-    """The called functions of all messages: each call, or what it holds under `function`."""
+    """Yield the called functions of all messages: the value of `function` in a call, or the call itself."""
     for message in messages:
         calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
@@ -181,7 +187,7 @@ def _functions(messages: Messages) -> Iterator[dict[str, Any]]:
 
 
 def _arguments_as(messages: Messages, kind: type) -> Messages:
-    """A copy of the messages whose arguments of tool calls are objects or JSON texts; what is neither stays."""
+    """Copy the messages with the arguments of tool calls as `kind`; arguments that cannot be converted stay."""
     copies = copy.deepcopy(messages)
     for function in _functions(copies):
         arguments = function.get("arguments")
@@ -198,17 +204,17 @@ def _arguments_as(messages: Messages, kind: type) -> Messages:
 
 
 def _guarded(message: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """The message with marks around every control token that its texts spell."""
+    """Return the message with marks around every control token that its texts spell."""
     pattern = _pattern(tokenizer, message["role"])
     return {key: value if key == "role" else _marked(value, pattern) for key, value in message.items()}
 
 
 def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
-    """A text, or what holds texts, with marks around what the pattern finds. Raises DataError for a mark in it."""
+    """Return a value with marks around each match in its texts. Raises DataError for a text that contains a mark."""
     if isinstance(value, str):
         if MARKS.search(value):
-            raise DataError("a message holds one of U+FDD0 to U+FDD2, which are no characters", fix="leave them out")
-        return pattern.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", value)
+            raise DataError("a message contains U+FDD0, U+FDD1 or U+FDD2, which are not characters", fix="remove them")
+        return pattern.sub(lambda match: f"{OPEN}{match[0]}{CLOSE}", value)
     if isinstance(value, dict):
         return {_marked(key, pattern): _marked(entry, pattern) for key, entry in value.items()}
     return [_marked(entry, pattern) for entry in value] if isinstance(value, list) else value
@@ -245,15 +251,15 @@ def _pattern(tokenizer: "PreTrainedTokenizerBase", role: str) -> re.Pattern[str]
 def _control_tokens(
     tokenizer: "PreTrainedTokenizerBase", template: str, num_tokens: int, by_assistant: bool
 ) -> re.Pattern[str]:
-    """What a message must not spell.
+    """Return the pattern of the tokens that a message may not write as control tokens.
 
-    The assistant's own tokens, such as those around its thoughts and calls, are its to write; but not those that end
-    or begin a turn.
+    The assistant may write special tokens of its format, such as those around thoughts and calls, but none that begins
+    or ends a turn. `num_tokens` is a cache key: the vocabulary may grow.
     """
     control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     if by_assistant:
         try:
-            # of its own, so that the first real conversation is still the one that is tried
+            # A new Template: the cached one must still test the first real conversation.
             turn = Template(tokenizer).render([{"role": "user", "content": "x"}], False)
         except DataError:
             turn = " ".join(control)

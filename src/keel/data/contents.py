@@ -1,8 +1,8 @@
-"""A data file as `keel data check` reads it: to its end, whatever is in it.
+"""Read a data file for `keel data check`: to its end, past all faults.
 
-A file serves one of four purposes, and the columns of most of its rows say which: comparisons (any form of
-`keel.data.formats`), answers to be ranked (`prompt, responses`), texts to imitate (`prompt, completion`, or `text`),
-or prompts. A row that the purpose's reader would refuse is broken.
+A file has one of four purposes, decided by the columns of most rows: comparisons (any form of `keel.data.formats`),
+responses to be ranked (`prompt, responses`), texts to imitate (`prompt, completion`, or `text`), or prompts. A row that
+the reader for the purpose refuses is broken.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from keel.data.preferences import Ranking, parse_ranking
 from keel.data.rows import (
     Content,
     Row,
-    naming,
     refuse_undesirable,
     require_content,
     require_messages,
+    row_in_errors,
     row_kind,
     scan_rows,
 )
@@ -30,16 +30,16 @@ from keel.errors import DataError
 class Entry:
     """A row that can be used."""
 
-    number: int  # its line
+    number: int  # line of the file, from 1
     form: str
     prompt: Content | None  # None for a text without one
     responses: tuple[str, ...]
-    ranking: Ranking | None = None  # of comparisons
+    ranking: Ranking | None = None  # only of comparisons
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All of a file."""
+    """The rows of a file."""
 
     path: str
     purpose: str
@@ -52,19 +52,22 @@ class Contents:
 
 
 def read_contents(path: str, split: str = "train", column: str = "prompt") -> Contents:
-    """Every row, sound or broken, to the end of the file. `column` holds the prompts of a file of prompts.
+    """Read every row of a file, usable or broken.
 
-    Raises DataError when the file cannot be read at all.
+    Args:
+        column: Column that holds the prompt, in a file of prompts.
+
+    Raises DataError if the file cannot be read at all, or has no row.
     """
-    found = list(scan_rows(path, split))
-    if not found:
-        raise DataError("no rows in it", where=path)
-    rows = [row for row in found if isinstance(row, Row)]
+    scanned = list(scan_rows(path, split))
+    if not scanned:
+        raise DataError("the file has no rows", where=path)
+    rows = [row for row in scanned if isinstance(row, Row)]
     purposes = Counter(_purpose(row, column) for row in rows)
     purpose = purposes.most_common(1)[0][0] if purposes else "prompts"
     entries: list[Entry] = []
     broken: list[DataError] = []
-    for row in found:
+    for row in scanned:
         try:
             if isinstance(row, DataError):
                 raise row
@@ -104,11 +107,11 @@ def _text(row: Row, path: str, column: str) -> Entry:
         prompt = require_content(row, path, "prompt")
         completion = require_content(row, path, "completion", may_be_empty=True)
         if not isinstance(completion, str):
-            with naming(row, path):
+            with row_in_errors(row, path):
                 learned_turns(as_chat(prompt), completion)
         return Entry(row.number, "prompt and completion", prompt, (plain_text(completion),))
     messages = require_messages(row, path, kind)
-    with naming(row, path):
+    with row_in_errors(row, path):
         turns = learned_turns([], messages)
     responses = tuple(messages[i]["content"] for i in turns)
     return Entry(row.number, "conversations", messages[: turns[0]], ("\n".join(responses),))

@@ -1,71 +1,72 @@
-"""Texts to imitate: conversations, rows of `prompt` and `completion`, or plain `text`."""
+"""Read examples to imitate: conversations, rows of `prompt` and `completion`, or plain `text`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import read_tools, unwritten
+from keel.data.chats import read_tools, template_omissions
 from keel.data.messages import Messages, learned_turns, without_oldest_turn
-from keel.data.notes import LOST, UNWRITTEN, Notes, is_lost, note_kinds, remarks
-from keel.data.prompts import AS_IT_IS, PromptFormat, encode_text
+from keel.data.notes import LOST_RESPONSE, OMISSION, Notes, loses_response, note_mixed_kinds, remarks
+from keel.data.prompts import UNCHANGED, PromptFormat, encode_text
 from keel.data.rows import (
     Row,
-    naming,
     read_rows,
     refuse_undesirable,
     reject,
     require_content,
     require_messages,
+    row_in_errors,
     row_kind,
 )
-from keel.data.turns import Example, encode_response, encode_turns, end_token, keep_end
+from keel.data.turns import Example, cut_prompt, encode_response, encode_turns, end_token
 from keel.errors import DataError
 
 
 @dataclass(frozen=True)
 class Imitation:
-    """How rows become examples."""
+    """How to turn rows into examples."""
 
     tokenizer: PreTrainedTokenizerBase
-    end_ids: Sequence[int]  # tokens that end an answer
+    end_ids: Sequence[int]  # tokens that end a response
     max_tokens: int = 512
-    turns: str = "all"  # which turns of the assistant are learned: all, or the last
-    prompt_format: PromptFormat = AS_IT_IS
+    turns: str = "all"  # assistant turns to learn: all, or last
+    prompt_format: PromptFormat = UNCHANGED
 
 
 def load_examples(
     path: str, imitation: Imitation, split: str = "train", notes: Notes | None = None
 ) -> tuple[list[Example], int]:
-    """The examples of a file, none longer than `max_tokens`, and how many rows were cut for that.
+    """Load the examples of a file, cut to `max_tokens`. Also return the number of rows that were cut.
 
-    Raises DataError for a bad row, or when no example has anything to learn.
+    Raises DataError for a bad row, or if no example has a token to learn.
     """
     notes = notes if notes is not None else Notes()
     examples: list[Example] = []
     num_cut = 0
     rows = read_rows(path, split)
     for row in rows:
-        found, was_cut = read_examples(row, path, imitation, notes)
-        examples += found
+        row_examples, was_cut = read_examples(row, path, imitation, notes)
+        examples += row_examples
         num_cut += was_cut
-    note_kinds(path, {row.number: row.values.get("prompt", row.values.get("text", ())) for row in rows}, notes)
+    note_mixed_kinds(path, {row.number: row.values.get("prompt", row.values.get("text", ())) for row in rows}, notes)
     if not any(example.num_targets > 0 for example in examples):
         limit = imitation.max_tokens
-        raise DataError(f"no row has anything to learn within {limit} tokens", where=path, fix="raise max_tokens")
+        raise DataError(f"no row has a token to learn within {limit} tokens", where=path, fix="raise max_tokens")
     return examples, num_cut
 
 
 def read_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tuple[list[Example], bool]:
-    """What a row teaches, and whether it was cut. Raises DataError naming file and line.
+    """Return the examples of a row, and whether it was cut.
 
-    A prompt that is too long loses its beginning, a conversation its oldest turns, and what is still too long its end.
+    A long text prompt loses its beginning, a long conversation its oldest turns; what is still too long loses its end.
+    Raises DataError with file and line.
     """
     limit = imitation.max_tokens
     refuse_undesirable(row, path)
     if row.values.get("weight") not in (None, 1):
-        notes.add(path, row.number, 'the column "weight" is not read: every row counts the same')
-    with naming(row, path):
+        notes.add(path, row.number, 'the column "weight" is ignored: all rows count the same')
+    with row_in_errors(row, path):
         kind = row_kind(row)
         if kind == "text":
             examples, dropped = [_text_example(row, path, imitation)], False
@@ -82,7 +83,7 @@ def read_examples(row: Row, path: str, imitation: Imitation, notes: Notes) -> tu
 def _text_example(row: Row, path: str, imitation: Imitation) -> Example:
     text = str(require_content(row, path, "text"))
     tokens = encode_text(text, imitation.tokenizer)
-    if tokens[-1] not in imitation.end_ids:  # a text that was rendered elsewhere has one
+    if tokens[-1] not in imitation.end_ids:  # a text that another tool rendered may end with one
         tokens.append(end_token(imitation.tokenizer, imitation.end_ids))
     return Example(text, tuple(tokens), 0)
 
@@ -95,11 +96,12 @@ def _completion_examples(row: Row, path: str, imitation: Imitation, notes: Notes
         messages: Messages = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
         return _chat_examples(row, path, prompt, messages, imitation, notes)
     if not isinstance(response, str) and (len(response) != 1 or response[0]["role"] != "assistant"):
-        reject(row, path, "a text prompt is followed by a text or by one assistant message")
+        reject(row, path, "after a text prompt, give the completion as text or as one assistant message")
     example = encode_response(prompt, response, tokenizer, end_ids)
     length = len(example.tokens) - example.num_prompt_tokens
+    # The prompt keeps at least half of the limit; a completion longer than the rest loses its end.
     fitting = (
-        keep_end(example, max(1, limit - length, limit // 2), tokenizer) if len(example.tokens) > limit else example
+        cut_prompt(example, max(1, limit - length, limit // 2), tokenizer) if len(example.tokens) > limit else example
     )
     return [fitting], fitting is not example
 
@@ -107,20 +109,20 @@ def _completion_examples(row: Row, path: str, imitation: Imitation, notes: Notes
 def _chat_examples(
     row: Row, path: str, prompt: Messages, completion: Messages | str, imitation: Imitation, notes: Notes
 ) -> tuple[list[Example], bool]:
-    """What the assistant says in a completion (messages, or the column that holds them) after a prompt."""
+    """Encode the assistant turns of a completion: messages, or the name of the column that holds a conversation."""
     tokenizer = imitation.tokenizer
     if isinstance(completion, str):
-        system = row.values.get("system")  # of ShareGPT's rows
+        system = row.values.get("system")  # ShareGPT has the system message in a separate column
         prompt_format = (
             replace(imitation.prompt_format, system=system)
             if isinstance(system, str) and system
             else imitation.prompt_format
         )
-        read = prompt_format.convert(require_messages(row, path, completion), row, path, tokenizer, notes)
-        assert not isinstance(read, str)
-        completion = read
-        if any(message["role"] == "assistant" for message in read) and read[-1]["role"] != "assistant":
-            notes.add(path, row.number, "nothing is learned of what follows the last message of the assistant")
+        conversation = prompt_format.convert(require_messages(row, path, completion), row, path, tokenizer, notes)
+        assert not isinstance(conversation, str)
+        completion = conversation
+        if any(message["role"] == "assistant" for message in completion) and completion[-1]["role"] != "assistant":
+            notes.add(path, row.number, "the messages after the last assistant message are ignored")
     else:
         for remark in remarks(completion, tokenizer, len(prompt) + 1):
             notes.add(path, row.number, remark)
@@ -129,13 +131,13 @@ def _chat_examples(
         tools = read_tools(row.values)
     except ValueError as error:
         reject(row, path, str(error))
-    for what in unwritten([*prompt, *completion], tokenizer, tools):
-        notes.add(path, row.number, UNWRITTEN + what)
-    if is_lost([*prompt, *completion], tokenizer, tools):
-        notes.add(path, row.number, LOST)
+    for omission in template_omissions([*prompt, *completion], tokenizer, tools):
+        notes.add(path, row.number, OMISSION + omission)
+    if loses_response([*prompt, *completion], tokenizer, tools):
+        notes.add(path, row.number, LOST_RESPONSE)
     examples = encode_turns(prompt, completion, tokenizer, imitation.end_ids, imitation.turns, tools)
     dropped = False
-    key = examples[0].prompt
+    key = examples[0].prompt  # of the full conversation, so that a cut does not move the row in a split by prompt
     while max(len(example.tokens) for example in examples) > imitation.max_tokens:
         shorter = without_oldest_turn(prompt or completion)
         if shorter is None:

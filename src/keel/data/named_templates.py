@@ -1,6 +1,6 @@
-"""Chat templates that can be given to a model by name, from a file, or with settings of their own.
+"""Set the chat template of a tokenizer by name or from a file, and its variables.
 
-What is set here is part of the tokenizer from then on, and is saved with the model.
+The template and the variables become part of the tokenizer, so they are saved with the model.
 """
 
 import json
@@ -23,7 +23,7 @@ LLAMA3 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"""
 
-# Encoders start a text with their class token and end it with a separator, which nothing else would write into a chat.
+# Encoders begin a text with their class token and end it with a separator; in a chat only the template can write them.
 DIALOGUE = """\
 {%- if cls_token is defined and cls_token -%}{{ cls_token }}
 {%- elif bos_token is defined and bos_token -%}{{ bos_token }}{%- endif -%}
@@ -40,32 +40,33 @@ NEEDED = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
-"""Tokens that a named template writes; a vocabulary without them would spell them in pieces."""
+"""Tokens that a template writes. A vocabulary without them would encode them as ordinary text."""
 
-
-GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
-"""Variables that a template gets with each conversation."""
+RESERVED_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
+"""Variables that a template gets with each conversation, so that settings cannot set them."""
 
 
 def set_chat_template(tokenizer: Any, source: str | None, settings: Mapping[str, Any] | None = None) -> None:
-    """Give the tokenizer a chat template and the settings with which it is rendered from now on.
+    """Set the chat template of a tokenizer, and defaults for its variables.
 
     Args:
-        source: a name of `NAMED` or a file; None keeps the tokenizer's template.
-        settings: variables of the template and their values, such as `enable_thinking: false`.
+        source: A name of `NAMED` or a file; None keeps the tokenizer's template.
+        settings: Variables of the template and their values, such as `enable_thinking: false`.
 
-    Raises ConfigError for a template that cannot be read, or one whose tokens are not in the vocabulary.
+    Raises ConfigError if the template cannot be read, lacks a variable, or writes a token that the vocabulary lacks.
     """
     if source is not None:
         tokenizer.chat_template = _template(source, tokenizer)
     if settings:
-        taken = [name for name in settings if name in GIVEN or name in tokenizer.special_tokens_map]
-        if taken:
-            raise ConfigError(f"keel itself gives {taken[0]!r} to the chat template", "template", "leave it out")
+        reserved = [name for name in settings if name in RESERVED_VARIABLES or name in tokenizer.special_tokens_map]
+        if reserved:
+            raise ConfigError(f"{reserved[0]!r} is set by keel for each conversation", "template", "remove it")
         template = tokenizer.chat_template
         if not template:
             raise ConfigError(
-                "the tokenizer has no chat template to take these settings", "template", "set chat_template as well"
+                "the tokenizer has no chat template that could use these variables",
+                "template",
+                "set chat_template as well",
             )
         tokenizer.chat_template = (
             {name: with_settings(text, settings) for name, text in template.items()}
@@ -75,19 +76,21 @@ def set_chat_template(tokenizer: Any, source: str | None, settings: Mapping[str,
 
 
 def with_settings(template: str, settings: Mapping[str, Any]) -> str:
-    """Return the template with these values for variables that its caller does not give."""
+    """Return the template with defaults for variables that its caller does not set."""
     lines = [
         f"{{%- if {name} is not defined -%}}{{%- set {name} = {_literal(value)} -%}}{{%- endif %}}"
         for name, value in settings.items()
     ]
     unused = [name for name in settings if name not in template]
     if unused:
-        raise ConfigError(f"the chat template has no variable {unused[0]!r}", "template", "name one that it reads")
+        raise ConfigError(
+            f"the chat template has no variable {unused[0]!r}", "template", "correct the name, or remove it"
+        )
     return "".join(lines) + ("\n" if template.startswith("\n") else "") + template
 
 
 def _literal(value: Any) -> str:
-    """A value in Jinja's words."""
+    """Return a value as a Jinja literal."""
     return "none" if value is None else json.dumps(value)
 
 
@@ -99,17 +102,19 @@ def _template(source: str, tokenizer: Any) -> str:
             raise ConfigError(
                 f"the vocabulary has no token {missing[0]}, which the chat template {source} writes",
                 where=tokenizer.name_or_path,
-                fix="set chat_template to dialogue, which needs the model's end token only",
+                fix="set chat_template to dialogue, which needs only the model's end token",
             )
         return NAMED[source]
     path = Path(source)
     if not path.is_file():
         raise ConfigError(
-            f"{source!r} is neither a file nor one of {', '.join(NAMED)}", where="chat_template", fix="name one of them"
+            f"{source!r} is neither a file nor one of {', '.join(NAMED)}",
+            where="chat_template",
+            fix="give one of these",
         )
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot read the chat template: {error}", where=source, fix="name chatml, llama3, dialogue or a file"
+            f"cannot read the chat template: {error}", where=source, fix="give chatml, llama3, dialogue or a text file"
         ) from error

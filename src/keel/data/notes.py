@@ -1,53 +1,53 @@
-"""What is worth a word about rows that can be used: each remark once, with the rows it is true of."""
+"""Remarks on rows that are usable but odd. Each remark is printed once, with its rows."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from keel.data.chats import render_chat, spelled_tokens, unwritten
+from keel.data.chats import render_chat, spelled_tokens, template_omissions
 from keel.data.messages import Content, Messages, with_response
 
-NAMED = 5
-"""Lines that a remark names; all are counted."""
-BARE = "a text is given to the model as it is, though it has a chat template; set chat to true, or to false if so meant"
-LOST = "the chat template leaves out a part of an answer"
-UNWRITTEN = "the chat template writes nothing of "
+LISTED_LINES = 5
+"""Lines that a remark lists; all are counted."""
+BARE_TEXT = "a chat model gets plain text without its chat template; set chat to true, or to false if this is intended"
+LOST_RESPONSE = "the chat template omits a part of a response"
+OMISSION = "the chat template omits "
 
 
 @dataclass
 class Notes:
     """Remarks on the rows of data files."""
 
-    bare: bool = True  # whether a text given to a chat model is worth a word
+    bare: bool = True  # whether to remark on plain text for a chat model
     rows: dict[tuple[str, str], set[int]] = field(default_factory=dict)  # (file, remark) -> lines
 
     def add(self, path: str, line: int, remark: str) -> None:
-        """Note a remark on one row; twice on the same row counts once."""
+        """Add a remark on a row. The same remark on the same row counts once."""
         self.rows.setdefault((path, remark), set()).add(line)
 
     def add_for_place(self, place: str, remark: str) -> None:
-        """The same for a row known by its place, `FILE:LINE`."""
+        """Add a remark on the row at a place `FILE:LINE`; an empty place is ignored."""
         path, _, line = place.rpartition(":")
         if path:
             self.add(path, int(line), remark)
 
     def lines(self) -> list[str]:
-        """Return one line for each remark: file, what, how many rows, the first lines."""
+        """Return one line for each remark: file, number of rows, the first lines, the remark."""
         return [
-            f"{path}: {len(lines):,} row{'' if len(lines) == 1 else 's'} ({named_lines(sorted(lines))}): {remark}"
+            f"{path}: {len(lines):,} row{'' if len(lines) == 1 else 's'} ({line_list(sorted(lines))}): {remark}"
             for (path, remark), lines in self.rows.items()
         ]
 
 
-def named_lines(lines: Sequence[int]) -> str:
-    """`line 3`, `lines 2, 5, 9, 11, 12, ...`"""
-    named = ", ".join(map(str, lines[:NAMED])) + (", ..." if len(lines) > NAMED else "")
-    return f"line{'' if len(lines) == 1 else 's'} {named}"
+def line_list(lines: Sequence[int]) -> str:
+    """Return the first lines as text: `line 3`, or `lines 2, 5, 9, 11, 12, ...`."""
+    listed = ", ".join(map(str, lines[:LISTED_LINES])) + (", ..." if len(lines) > LISTED_LINES else "")
+    return f"line{'' if len(lines) == 1 else 's'} {listed}"
 
 
 def remarks(messages: Messages, tokenizer: Any = None, first: int = 1) -> Iterator[str]:
-    """What is odd about a conversation that can be read; its messages are numbered from `first` on."""
+    """Yield remarks on a readable conversation. `first` is the number of its first message."""
     for number, message in enumerate(messages, start=first):
         if not message["content"].strip() and message["role"] != "assistant":
             yield f"message {number} ({message['role']}) is empty"
@@ -55,28 +55,35 @@ def remarks(messages: Messages, tokenizer: Any = None, first: int = 1) -> Iterat
         yield f"a message spells the control token {spelled[0]!r}, which is read as plain text"
 
 
-def note_kinds(path: str, prompts: Mapping[int, Any], notes: Notes) -> None:
-    """A remark on the fewer rows of a file that holds texts and chats; line -> prompt."""
+def note_mixed_kinds(path: str, prompts: Mapping[int, Any], notes: Notes) -> None:
+    """Remark on the less frequent kind of prompts in a file of texts and chats. `prompts` maps lines to prompts."""
     chats = [line for line, prompt in prompts.items() if not isinstance(prompt, str)]
     texts = [line for line, prompt in prompts.items() if isinstance(prompt, str)]
     if chats and texts:
-        fewer, kind = (chats, "a chat") if len(chats) <= len(texts) else (texts, "a text")
-        for line in fewer:
-            notes.add(path, line, f"{kind}, where most rows are the other kind")
+        lines, remark = (
+            (chats, "a chat, while most rows are texts")
+            if len(chats) <= len(texts)
+            else (texts, "a text, while most rows are chats")
+        )
+        for line in lines:
+            notes.add(path, line, remark)
 
 
-def note_unwritten(messages: Messages, text: str, path: str, line: int, notes: Notes) -> None:
-    """A remark on each message, but for the assistant's, that a chat template wrote nothing of into this text."""
+def note_omitted_messages(messages: Messages, text: str, path: str, line: int, notes: Notes) -> None:
+    """Remark on each message that is missing in the rendered text; assistant messages are not checked."""
     written = "".join(text.split())
     for number, message in enumerate(messages, start=1):
         content = message["content"]
-        forms = (content, json.dumps(content, ensure_ascii=False)[1:-1])  # Llama 3.1 writes a tool's answer as JSON
+        forms = (
+            content,
+            json.dumps(content, ensure_ascii=False)[1:-1],
+        )  # Llama 3.1 writes the result of a tool as JSON
         if message["role"] != "assistant" and not any("".join(form.split()) in written for form in forms):
-            notes.add(path, line, f"{UNWRITTEN}message {number} ({message['role']})")
+            notes.add(path, line, f"{OMISSION}message {number} ({message['role']})")
 
 
-def is_lost(messages: Messages, tokenizer: Any, tools: Sequence[Any] | None) -> bool:
-    """Whether the template does not write the last answer as it is, such as one that leaves thoughts out."""
+def loses_response(messages: Messages, tokenizer: Any, tools: Sequence[Any] | None) -> bool:
+    """Whether the template changes the text of the last assistant message, for example by omitting thoughts."""
     last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "assistant"), None)
     if last is None:
         return False
@@ -87,16 +94,16 @@ def is_lost(messages: Messages, tokenizer: Any, tools: Sequence[Any] | None) -> 
 def note_comparison(
     prompt: Content, responses: Sequence[str], tools: Sequence[Any] | None, place: str, tokenizer: Any, notes: Notes
 ) -> None:
-    """Remarks on a prompt and its answers as a model with this tokenizer reads them."""
+    """Add remarks on a prompt and its responses as a model with this tokenizer reads them."""
     if isinstance(prompt, str):
         if notes.bare and tokenizer.chat_template:
-            notes.add_for_place(place, BARE)
+            notes.add_for_place(place, BARE_TEXT)
         return
     for response in responses:
         messages = with_response(prompt, response)
         for remark in remarks(messages, tokenizer):
             notes.add_for_place(place, remark)
-        if is_lost(messages, tokenizer, tools):
-            notes.add_for_place(place, LOST)
-        for what in unwritten(messages, tokenizer, tools):
-            notes.add_for_place(place, UNWRITTEN + what)
+        if loses_response(messages, tokenizer, tools):
+            notes.add_for_place(place, LOST_RESPONSE)
+        for omission in template_omissions(messages, tokenizer, tools):
+            notes.add_for_place(place, OMISSION + omission)

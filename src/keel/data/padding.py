@@ -1,4 +1,4 @@
-"""Rows of unequal length become rectangles, with as little padding as can be."""
+"""Pad rows of unequal length, and group rows into micro-batches with little padding."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[Tensor, Tensor]:
-    """Token ids as tokens [N, L] and mask [N, L] bool (True = real), padded on the `right` or the `left`."""
+    """Return tokens [N, L] and mask [N, L] bool (True = real token). `side` is where the padding is: right or left."""
     width = max(map(len, rows))
     tokens = torch.full((len(rows), width), pad_id)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        tokens[i, place] = torch.tensor(row, dtype=tokens.dtype)
-        mask[i, place] = True
+        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        tokens[i, columns] = torch.tensor(row, dtype=tokens.dtype)
+        mask[i, columns] = True
     return tokens, mask
 
 
 def microbatches(lengths: Sequence[int], microbatch_tokens: int) -> list[list[int]]:
-    """Groups of rows, each of at most `microbatch_tokens` padded tokens or of a single row.
+    """Group row indices so that each group has at most `microbatch_tokens` padded tokens, or is a single row.
 
-    The longest come first: a group is as wide as its first row, and memory that does not suffice shows at once.
+    The longest rows come first. A group is then as wide as its first row, and a lack of memory shows in the first pass.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -33,4 +33,5 @@ def microbatches(lengths: Sequence[int], microbatch_tokens: int) -> list[list[in
 
 
 def next_multiple(count: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is at least `count`."""
     return -(-count // step) * step

@@ -1,4 +1,4 @@
-"""Prompts as the policy reads them."""
+"""Load prompts and encode them as the policy reads them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,51 +6,51 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.data.chats import read_tools, render_chat, unwritten
+from keel.data.chats import read_tools, render_chat, template_omissions
 from keel.data.messages import as_chat, ends_with_assistant, without_oldest_turn
-from keel.data.notes import BARE, UNWRITTEN, Notes, named_lines, note_kinds, note_unwritten, remarks
-from keel.data.rows import Content, Row, naming, read_rows, reject, require_content
+from keel.data.notes import BARE_TEXT, OMISSION, Notes, line_list, note_mixed_kinds, note_omitted_messages, remarks
+from keel.data.rows import Content, Row, read_rows, reject, require_content, row_in_errors
 from keel.errors import DataError
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt in all its forms."""
+    """A prompt as content, text and tokens, with the other columns of its row."""
 
-    content: Content  # as in the file, or what is left of it within the limit
-    text: str  # what the policy reads: the content, or the chat template rendered up to where the answer begins
-    tokens: tuple[int, ...]  # the text, tokenised once; answers are appended to these ids
-    columns: dict[str, Any]  # the row's other columns, for reward functions
+    content: Content  # as in the file, or what remains of it within the length limit
+    text: str  # what the policy reads: the content, or the chat rendered up to the beginning of the response
+    tokens: tuple[int, ...]  # ids of the text; the ids of the response are appended to them
+    columns: dict[str, Any]  # the other columns of the row, for reward functions
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Where a row has its prompt, and how that is put to a model."""
+    """Column of the prompt, and how to present the prompt to a model."""
 
     column: str = "prompt"
-    chat: bool | None = None  # True makes a user's message of a text; None leaves it as it is, and says so
-    system: str | None = None  # the system message of a conversation that has none
+    chat: bool | None = None  # True turns a text into a user message; None keeps it and adds a remark; False keeps it
+    system: str | None = None  # system message of conversations that have none
 
     def content(self, content: Content) -> Content:
-        """Return a prompt as it is put. A system message needs a conversation."""
+        """Return a prompt in the form for the model. The system message applies only to conversations."""
         return content if isinstance(content, str) and not self.chat else as_chat(content, self.system)
 
     def convert(self, content: Content, row: Row, path: str, tokenizer: Any, notes: Notes | None) -> Content:
-        """The same, with a remark on what looks unintended."""
-        put = self.content(content)
+        """Return a prompt in the form for the model, and add remarks on what looks unintended."""
+        converted = self.content(content)
         if notes is not None:
-            if isinstance(put, str):
+            if isinstance(converted, str):
                 if self.system is not None:
-                    notes.add(path, row.number, "a text has no system message; set chat to true")
+                    notes.add(path, row.number, "the system message is not used for plain text; set chat to true")
                 if self.chat is None and tokenizer.chat_template:
-                    notes.add(path, row.number, BARE)
+                    notes.add(path, row.number, BARE_TEXT)
             else:
-                for remark in remarks(put, tokenizer):
+                for remark in remarks(converted, tokenizer):
                     notes.add(path, row.number, remark)
-        return put
+        return converted
 
 
-AS_IT_IS = PromptFormat()
+UNCHANGED = PromptFormat()
 
 
 def load_prompts(
@@ -61,21 +61,26 @@ def load_prompts(
     split: str = "train",
     max_tokens: int = 512,
     too_long: str = "error",
-    prompt_format: PromptFormat = AS_IT_IS,
+    prompt_format: PromptFormat = UNCHANGED,
     notes: Notes | None = None,
 ) -> list[Prompt]:
-    """The prompts of a file, or of `rows`, which errors then call `path`. `too_long`: error, drop, or truncate. A chat
-    loses its oldest turns, but never a system message or a part of one; a text loses its beginning. What scorers read
-    is what is left.
+    """Load the prompts of a file, or of `rows`.
 
-    Raises DataError for a bad row, a prompt that is too long and not to be shortened, or when none is left.
+    Args:
+        path: File or hub data set; with `rows`, their name in errors.
+        max_tokens: Longest prompt, in tokens.
+        too_long: What to do with a longer prompt: error, drop, or truncate. A truncated chat loses its oldest turns,
+            never a system message or a part of a message; a text loses its beginning. Scorers read what remains.
+
+    Raises DataError for a bad row, for a prompt that is too long and must not or cannot be shortened, or if no prompt
+    remains.
     """
     prompts: list[Prompt] = []
-    long, fixed = list[int](), list[int]()  # lines; of the second the last turn alone is too long
+    long, not_shortened = list[int](), list[int]()  # lines; in the second, the last turn alone is too long
     notes = notes if notes is not None else Notes()
     rows = read_rows(path, split) if rows is None else rows
     for row in rows:
-        with naming(row, path):
+        with row_in_errors(row, path):
             prompt = read_prompt(row, path, tokenizer, prompt_format, notes)
             if len(prompt.tokens) > max_tokens:
                 long.append(row.number)
@@ -83,17 +88,17 @@ def load_prompts(
                     continue
                 shorter = shorten_prompt(prompt, tokenizer, max_tokens)
                 if shorter is None:
-                    fixed.append(row.number)
+                    not_shortened.append(row.number)
                     continue
                 prompt = shorter
         prompts.append(prompt)
-    _check_long(path, max_tokens, too_long, long, fixed)
+    _check_lengths(path, max_tokens, too_long, long, not_shortened)
     if not prompts:
         raise DataError(f"all prompts have more than {max_tokens} tokens", where=path, fix="raise prompts.max_tokens")
     for number in long:
-        done = "left out" if too_long == "drop" else "shortened"
-        notes.add(path, number, f"more than {max_tokens} tokens (prompts.max_tokens); {done}")
-    note_kinds(path, {row.number: row.values[prompt_format.column] for row in rows}, notes)
+        action = "dropped" if too_long == "drop" else "shortened"
+        notes.add(path, number, f"more than {max_tokens} tokens (prompts.max_tokens); {action}")
+    note_mixed_kinds(path, {row.number: row.values[prompt_format.column] for row in rows}, notes)
     return prompts
 
 
@@ -101,10 +106,10 @@ def read_prompt(
     row: Row,
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    prompt_format: PromptFormat = AS_IT_IS,
+    prompt_format: PromptFormat = UNCHANGED,
     notes: Notes | None = None,
 ) -> Prompt:
-    """The prompt of a row, at its full length. Raises DataError."""
+    """Read the prompt of a row, at its full length. Raises DataError."""
     content = prompt_format.convert(require_content(row, path, prompt_format.column), row, path, tokenizer, notes)
     others = {name: value for name, value in row.values.items() if name != prompt_format.column}
     try:
@@ -113,52 +118,50 @@ def read_prompt(
         reject(row, path, str(error))
     prompt = encode_prompt(content, tokenizer, others)
     if not prompt.tokens:
-        reject(
-            row, path, f'the tokenizer makes no tokens of "{prompt_format.column}", so nothing can be sampled after it'
-        )
+        reject(row, path, f'the tokenizer has no tokens for "{prompt_format.column}"; give a prompt that it can encode')
     if notes is not None and not isinstance(content, str):
-        note_unwritten(content, prompt.text, path, row.number, notes)
-        for what in unwritten(content, tokenizer, read_tools(others)):
-            notes.add(path, row.number, UNWRITTEN + what)
+        note_omitted_messages(content, prompt.text, path, row.number, notes)
+        for omission in template_omissions(content, tokenizer, read_tools(others)):
+            notes.add(path, row.number, OMISSION + omission)
     return prompt
 
 
 def encode_prompt(
     content: Content, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, Any] | None = None
 ) -> Prompt:
-    """Text as the tokenizer starts a text (without the end some add); a chat through the template, nothing added.
+    """Encode a prompt. A text begins with the tokenizer's start tokens; a chat is rendered with the chat template.
 
-    The template also gets the column `tools`. A chat that ends with the assistant's turn is left open there.
+    The template also gets the column `tools`. A chat that ends with the assistant's turn is left open at its end.
     """
     columns = dict(columns or {})
     if isinstance(content, str):
         text, tokens = content, encode_text(content, tokenizer)
     else:
-        goes_on = ends_with_assistant(content)
-        rendered = render_chat(content, tokenizer, not goes_on, tools=read_tools(columns), ended=not goes_on)
+        is_continued = ends_with_assistant(content)
+        rendered = render_chat(content, tokenizer, not is_continued, tools=read_tools(columns), ended=not is_continued)
         text, tokens = rendered.text, rendered.tokens(tokenizer)
     return Prompt(content, text, tuple(tokens), columns)
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a text that continues: with the special tokens the tokenizer puts before it, not those it puts after."""
+    """Encode a text that the model continues: with the tokenizer's start tokens, without its end tokens."""
     start, rest = split_start(text, tokenizer)
     return start + rest
 
 
 def split_start(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Ids that start every text of the tokenizer, and those of the text itself.
+    """Return the ids that the tokenizer puts before every text, and the ids of the text.
 
-    A text that was rendered elsewhere may spell the start ("<s>"); it is not doubled.
+    A text that another tool rendered may already begin with the start token ("<s>"); it is not repeated.
     """
     full, bare = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
-    starts = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
-    start = full[: next(starts, 0)]
+    positions = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
+    start = full[: next(positions, 0)]
     return start, bare[len(start) :] if bare[: len(start)] == start else bare
 
 
 def shorten_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt | None:
-    """A prompt of at most so many tokens; None for a chat whose last turn has more."""
+    """Shorten a prompt to at most `max_tokens`; None for a chat whose last turn alone is longer."""
     if isinstance(prompt.content, str):
         return _keep_end(prompt, tokenizer, max_tokens)
     content: Content | None = prompt.content
@@ -170,25 +173,24 @@ def shorten_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_token
     return prompt
 
 
-def _check_long(path: str, max_tokens: int, too_long: str, long: list[int], fixed: list[int]) -> None:
-    """Raises DataError."""
+def _check_lengths(path: str, max_tokens: int, too_long: str, long: list[int], not_shortened: list[int]) -> None:
     what = f"more than {max_tokens} tokens"
     if long and too_long == "error":
         raise DataError(
-            f"{len(long)} prompts have {what} ({named_lines(long)})",
+            f"{len(long)} prompts have {what} ({line_list(long)})",
             where=path,
             fix="raise prompts.max_tokens, or set prompts.too_long to drop or truncate",
         )
-    if fixed:
+    if not_shortened:
         raise DataError(
-            f"the last turn and the system message alone have {what} ({named_lines(fixed)})",
+            f"the last turn and the system message alone have {what} ({line_list(not_shortened)})",
             where=path,
             fix="raise prompts.max_tokens, or set prompts.too_long to drop",
         )
 
 
 def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:
-    """Drop tokens from the front, but not the special ones that start a text."""
+    """Drop tokens from the beginning, but keep the tokenizer's start tokens."""
     start = tuple(split_start(prompt.text, tokenizer)[0])
     end = prompt.tokens[len(prompt.tokens) - (max_tokens - len(start)) :]
     text = str(tokenizer.decode(list(end)))
@@ -196,7 +198,7 @@ def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: in
 
 
 def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
-    """Indices of so many prompts, or all: the shortest, the longest, and some in between."""
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
-    count = min(count, len(order))
-    return [order[place * (len(order) - 1) // max(count - 1, 1)] for place in range(count)]
+    """Return the indices of `count` prompts, or of all: the shortest, the longest, and evenly spaced ranks between."""
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
+    count = min(count, len(by_length))
+    return [by_length[i * (len(by_length) - 1) // max(count - 1, 1)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Rows of data given in Python, as those of a file."""
+"""Convert data passed from Python to rows like those of a file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,40 +12,42 @@ from keel.errors import ConfigError, DataError
 
 
 def rows_from_python(values: Any, name: str, text_column: str, chat_column: str) -> list[Row]:
-    """Copy the rows of a list or of a datasets.Dataset: mappings with columns, texts, or chats.
+    """Copy the rows of a list or a datasets.Dataset. An item is a mapping of columns, a text, or a chat.
 
     Args:
-        name: what errors call the rows, as in "prompts".
-        text_column, chat_column: the column of an item that is a text, or a list of messages.
+        name: Name of the rows in errors, such as "prompts".
+        text_column: Column for an item that is a text.
+        chat_column: Column for an item that is a list of messages.
 
-    Raises ConfigError for anything but a list or a Dataset, DataError for an item that is none of these.
+    Raises ConfigError for anything but a list or a Dataset, DataError for an invalid item.
     """
-    given = given_in_python(name)
-    rows = [
-        Row(number, _copied(_columns(value, text_column, chat_column, f"{given}:{number}"), f"{given}:{number}"))
-        for number, value in enumerate(_items(values, name), start=1)
-    ]
+    source = given_in_python(name)
+    rows = []
+    for number, value in enumerate(_items(values, name), start=1):
+        where = f"{source}:{number}"
+        rows.append(Row(number, _copy_columns(_columns(value, text_column, chat_column, where), where)))
     if not rows:
         raise ConfigError(f"no {name}", where=name, fix="give at least one")
     return rows
 
 
 def given_in_python(name: str) -> str:
-    """What settings and errors name in place of a file."""
+    """Return the name that settings and errors have in place of a path."""
     return f"{name} given in Python"
 
 
 def write_rows(values: Any, folder: Path, name: str, text_column: str, chat_column: str) -> Path:
-    """Write rows given in Python to a JSON lines file, whose name depends on its content. Returns its path.
+    """Write rows passed from Python to a JSON lines file, and return its path.
 
-    Raises ConfigError or DataError for rows that a file cannot hold.
+    The file name contains a hash of the content, so that other rows get another file.
+    Raises ConfigError or DataError for rows that JSON cannot represent.
     """
     rows = rows_from_python(values, name, text_column, chat_column)
     try:
         content = "".join(json.dumps(row.values, ensure_ascii=False) + "\n" for row in rows).encode()
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"a row cannot be written as JSON: {error}", given_in_python(name), "give plain values"
+            f"a row cannot be written as JSON: {error}", given_in_python(name), "give texts, numbers, lists or dicts"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{sha256(content).hexdigest()[:12]}.jsonl"
@@ -55,7 +57,7 @@ def write_rows(values: Any, folder: Path, name: str, text_column: str, chat_colu
 
 def _items(values: Any, name: str) -> Sequence[Any]:
     if isinstance(values, str | bytes | PurePath):
-        raise ConfigError(f"a text or path where a list of {name} belongs", name, f"name a file in {name}.path")
+        raise ConfigError(f"expected a list of {name}, got a text or a path", name, f"set {name}.path to read a file")
     if isinstance(values, Sequence):
         return values
     from datasets import Dataset
@@ -73,22 +75,25 @@ def _columns(value: Any, text_column: str, chat_column: str, where: str) -> dict
     if isinstance(value, str | list):
         return {text_column if isinstance(value, str) else chat_column: value}
     kind = type(value).__name__
-    raise DataError(f"expected text, a list of messages or a row of columns, got {kind}", where=where)
+    raise DataError(f"expected a text, a list of messages or a dict of columns, got {kind}", where=where)
 
 
-def _copied(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """A copy of a row. Raises DataError for one that no file could hold, or that reward functions cannot get."""
+def _copy_columns(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Copy the values of a row, so that reward functions cannot change the caller's objects.
+
+    Raises DataError for values that a file could not hold, or that cannot be copied.
+    """
     for name, value in values.items():
         if not isinstance(name, str):
-            raise DataError(f"a column is called {name!r}, which is no text", where=where, fix="rename it")
+            raise DataError(f"the column name {name!r} is not text", where=where, fix="rename it")
         try:
-            json.dumps(value, ensure_ascii=False, default=repr).encode()  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False, default=repr).encode()  # raises for half of a surrogate pair
             values[name] = deepcopy(value)
         except UnicodeEncodeError as error:
-            raise DataError(f'"{name}" holds something that is no Unicode text', where=where) from error
-        except Exception as error:  # somebody else's object may raise anything
+            raise DataError(f'"{name}" contains text that is not valid Unicode', where=where) from error
+        except Exception as error:  # a caller's object may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise DataError(
-                f'"{name}" cannot be copied and written down ({reason})', where, "give plain values"
+                f'"{name}" cannot be copied ({reason})', where, "give texts, numbers, lists or dicts"
             ) from error
     return values

@@ -1,4 +1,4 @@
-"""Rows of a data file. Whatever is wrong with one is said as `file:line`."""
+"""Read rows of data files. Errors name the place of a row as `FILE:LINE`."""
 
 import difflib
 import json
@@ -12,33 +12,31 @@ from keel.data.messages import Content, Messages, as_messages
 from keel.errors import DataError
 from keel.files import machine_memory, open_regular, read_regular
 
-__all__ = ["Content", "Messages"]  # the rest of the package knows them by this module
+__all__ = ["Content", "Messages"]  # other modules import them from here
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-"""Columns that hold whole conversations; the first that a row has is read."""
+"""Columns that hold conversations; the first one in a row is read."""
 
 KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", type(None): "null"}
 
+ROWS_AT_ONCE = 16  # rows of Parquet to unpack at once
 
-ROWS_AT_ONCE = 16  # unpacked from Parquet
-UNPACKED, UNPACKED_TIMES = (
-    2**30,
-    1000,
-)  # a file whose rows take more than both of these, in bytes and in its sizes, is a trap
+# A file that unpacks to more than both, bytes and multiples of its size, is treated as a decompression bomb.
+UNPACKED, UNPACKED_TIMES = 2**30, 1000
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of a data file."""
 
-    number: int  # line of the file (or row of the data set), from 1
+    number: int  # line of the file, or row of the data set, from 1
     values: dict[str, Any]
 
 
 def read_rows(path: str, split: str = "train") -> list[Row]:
-    """All rows of a .jsonl or .parquet file, or of a hub data set (`owner/name`, or `owner/name:config`).
+    """Read all rows of a .jsonl or .parquet file, or of a hub data set (`owner/name`, or `owner/name:config`).
 
-    Raises DataError when it cannot be read, naming the line, or has no row.
+    Raises DataError for the first line that cannot be read, or if there is no row.
     """
     rows = []
     for row in scan_rows(path, split):
@@ -46,14 +44,14 @@ def read_rows(path: str, split: str = "train") -> list[Row]:
             raise row
         rows.append(row)
     if not rows:
-        raise DataError("no rows in it", where=path)
+        raise DataError("the file has no rows", where=path)
     return rows
 
 
 def scan_rows(path: str, split: str = "train") -> Iterator[Row | DataError]:
-    """Each row, or what is wrong with its line: one broken line does not hide the others.
+    """Yield each row, or a DataError for a line that cannot be read, so that one fault does not hide the others.
 
-    Raises DataError when the file or the data set cannot be read at all.
+    Raises DataError if the file or the data set cannot be read at all.
     """
     file = Path(path)
     if file.suffix in (".jsonl", ".json"):
@@ -64,20 +62,23 @@ def scan_rows(path: str, split: str = "train") -> Iterator[Row | DataError]:
 
 
 def require(row: Row, path: str, column: str, kinds: tuple[type, ...] = (str,)) -> Any:
-    """The value of a column, which must be of one of `kinds`. Raises DataError."""
+    """Return the value of a column, which must be of one of `kinds`. Raises DataError."""
     if column not in row.values:
         near = difflib.get_close_matches(column, row.values, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(row.values) or 'none'}"
         reject(row, path, f'no column "{column}"; {hint}')
     value = row.values[column]
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or isinstance(value, bool):  # a bool is an int
         expected = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds))
         reject(row, path, f'expected {expected} in "{column}", got {KINDS.get(type(value), type(value).__name__)}')
     return value
 
 
 def require_content(row: Row, path: str, column: str, may_be_empty: bool = False) -> Content:
-    """Text (not just white space, unless an empty answer is an answer) or chat messages. Raises DataError."""
+    """Return a column that holds text or chat messages. Raises DataError.
+
+    Text of white space only is refused, except where an empty response is valid.
+    """
     value = require(row, path, column, (str, list))
     if isinstance(value, str):
         if not value.strip() and not may_be_empty:
@@ -87,13 +88,14 @@ def require_content(row: Row, path: str, column: str, may_be_empty: bool = False
         messages = as_messages(value)
     except ValueError as error:
         reject(row, path, f'"{column}": {error}')
+    # A message with a third key, such as tool_calls, is not empty.
     if not may_be_empty and not any(message["content"].strip() or len(message) > 2 for message in messages):
-        reject(row, path, f'no message in "{column}" says anything')
+        reject(row, path, f'all messages in "{column}" are empty')
     return messages
 
 
 def require_messages(row: Row, path: str, column: str) -> Messages:
-    """Chat messages, of which at least one has content. Raises DataError."""
+    """Return a column that holds chat messages, at least one of them not empty. Raises DataError."""
     require(row, path, column, (list,))
     messages = require_content(row, path, column)
     assert not isinstance(messages, str)
@@ -101,7 +103,7 @@ def require_messages(row: Row, path: str, column: str) -> Messages:
 
 
 def row_kind(row: Row) -> str:
-    """Return `text`, `completion`, or the column that holds a conversation. A column of nulls is none."""
+    """Return `text`, `completion`, or the column that holds a conversation. A column with null counts as missing."""
     if row.values.get("completion") is not None:
         return "completion"
     column = next((name for name in CONVERSATIONS if row.values.get(name) is not None), None)
@@ -109,9 +111,11 @@ def row_kind(row: Row) -> str:
 
 
 def refuse_undesirable(row: Row, path: str) -> None:
-    """Raise DataError for a completion that the row labels undesirable, as TRL's data for KTO do."""
+    """Raise DataError for a completion with `label: false`, which is undesirable in TRL's data for KTO."""
     if row.values.get("completion") is not None and row.values.get("label") is False:
-        reject(row, path, '"label" is false: an undesirable completion, and keel sft imitates every row; leave it out')
+        reject(
+            row, path, '"label" is false (an undesirable completion); keel sft imitates every row, so remove this one'
+        )
 
 
 def reject(row: Row, path: str, what: str) -> NoReturn:
@@ -119,28 +123,29 @@ def reject(row: Row, path: str, what: str) -> NoReturn:
 
 
 @contextmanager
-def naming(row: Row, path: str) -> Iterator[None]:
-    """Let an error about a row say which row that is: a tokenizer knows itself only."""
+def row_in_errors(row: Row, path: str) -> Iterator[None]:
+    """Add the place of a row to a DataError of code that does not know it, such as rendering."""
     with naming_place(f"{path}:{row.number}"):
         yield
 
 
 @contextmanager
 def naming_place(place: str) -> Iterator[None]:
-    """The same for a row known by its place, `FILE:LINE`; the empty place names nothing."""
+    """Add a place `FILE:LINE` to a DataError; an empty place changes nothing."""
     try:
         yield
     except DataError as error:
         if not place or error.where.startswith(place.rpartition(":")[0] + ":"):
             raise
-        owner = f" ({error.where})" if error.where else ""
-        raise DataError(f"{error.what}{owner}", where=place, fix=error.fix) from error
+        origin = f" ({error.where})" if error.where else ""
+        raise DataError(f"{error.what}{origin}", where=place, fix=error.fix) from error
 
 
 def _scan_json_lines(file: Path) -> Iterator[Row | DataError]:
     try:
-        with _fitting(str(file)):
-            lines = read_regular(file).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        with _memory_error_explained(str(file)):
+            # Split bytes at \n: str.splitlines() would also split at U+2028 inside a text.
+            lines = read_regular(file).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without a byte order mark
     except OSError as error:
         raise DataError(error.strerror or str(error), where=str(file), fix="give a file that exists") from error
     for number, line in enumerate(lines, start=1):
@@ -151,78 +156,77 @@ def _scan_json_lines(file: Path) -> Iterator[Row | DataError]:
 def _json_row(line: bytes, number: int, path: str) -> Row | DataError:
     where = f"{path}:{number}"
     try:
-        values = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once_each)
-        if b"\\ud" in line.lower():  # half of a surrogate pair is JSON, but no text
+        values = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicate_keys)
+        if b"\\ud" in line.lower():  # half of a surrogate pair is valid JSON, but not text
             json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeError) else f"not JSON: {error}"
-        return DataError(reason, where=where, fix="one JSON object a line")
+        return DataError(reason, where=where, fix="write one JSON object per line")
     if not isinstance(values, dict):
         return DataError(f"expected an object, got {KINDS.get(type(values), type(values).__name__)}", where=where)
     return Row(number, values)
 
 
 def _read_parquet(path: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a Parquet file, which can hold many times its size: it is unpacked a little at a time and counted."""
+    """Yield the rows of a Parquet file. It may unpack to many times its size, so unpack in steps and count."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
-        with open_regular(path) as file, _fitting(path):
+        with open_regular(path) as file, _memory_error_explained(path):
             batches = ParquetFile(file).iter_batches(ROWS_AT_ONCE)
-            yield from _counted((row for batch in batches for row in batch.to_pylist()), path)
+            yield from _limit_size((row for batch in batches for row in batch.to_pylist()), path)
     except (OSError, pyarrow.ArrowException) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"cannot read it: {reason}", path, "give a .jsonl or .parquet file") from error
 
 
 @contextmanager
-def _fitting(path: str) -> Iterator[None]:
-    """Raises DataError where the rows of a file do not fit into memory."""
+def _memory_error_explained(path: str) -> Iterator[None]:
+    """Raise DataError in place of MemoryError."""
     try:
         yield
     except MemoryError as error:
-        raise DataError("its rows do not fit into memory", where=path, fix="give a part of them") from error
+        raise DataError("the rows do not fit into memory", where=path, fix="split the file") from error
 
 
-def _counted(rows: Iterable[Mapping[str, Any]], path: str) -> Iterator[Mapping[str, Any]]:
-    """The same rows. Raises DataError before their texts take half of the memory, or far more than the file."""
+def _limit_size(rows: Iterable[Mapping[str, Any]], path: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows. Raise DataError before their texts take half of the memory, or far more than the file."""
     limit = min(machine_memory() / 2, max(UNPACKED, UNPACKED_TIMES * Path(path).stat().st_size))
-    left = limit
+    remaining = limit
     for row in rows:
-        left -= _size(row)
-        if left < 0:
-            raise DataError(f"its rows unpack to more than {limit / 1e9:.1f} GB", path, "give a part of them")
+        remaining -= _num_characters(row)
+        if remaining < 0:
+            raise DataError(f"the rows unpack to more than {limit / 1e9:.1f} GB", path, "split the file")
         yield row
 
 
-def _size(value: Any) -> int:
-    """Characters of all the texts in a value."""
+def _num_characters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 0
+        return sum(map(_num_characters, value.values()))
+    return sum(map(_num_characters, value)) if isinstance(value, list) else 0
 
 
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return values
 
 
 def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a Parquet file or a hub data set, streamed so that no copy is written to a cache."""
+    """Yield the rows of a Parquet file or a hub data set. Streaming writes no copy to a cache."""
     if path.startswith((".", "/", "~")) and not Path(path).exists():
         raise DataError("no such file", where=path)
     if Path(path).exists() and not Path(path).is_dir() and not path.endswith(".parquet"):
-        raise DataError("neither .jsonl nor .parquet", where=path, fix="write its rows as JSON lines")
+        raise DataError("the file is neither .jsonl nor .parquet", where=path, fix="convert it to JSON lines")
     if path.endswith(".parquet"):
         yield from _read_parquet(path)
         return
@@ -230,7 +234,7 @@ def _read_data_set(path: str, split: str) -> Iterator[Mapping[str, Any]]:
 
     name, _, config = path.partition(":")
     try:
-        with _fitting(path):
+        with _memory_error_explained(path):
             yield from datasets.load_dataset(name, config or None, split=split, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

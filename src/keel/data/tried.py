@@ -1,6 +1,6 @@
-"""The rows of a data file as one model reads them: what `keel data check --model` says and shows.
+"""Encode the rows of a data file as a model reads them, for `keel data check --model`.
 
-The tokens and marks are those of training: the same functions make them.
+Tokens and marks come from the functions that training uses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,33 +13,33 @@ from keel.data.items import parse_unranked_responses
 from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking, parse_ranking
 from keel.data.prompts import read_prompt
-from keel.data.rows import Row, naming, scan_rows
+from keel.data.rows import Row, row_in_errors, scan_rows
 from keel.data.turns import encode_ranking
 from keel.errors import DataError
 
 Encode = Callable[[Ranking, int], tuple[list[list[int]], bool]]
-"""How a reward model reads the answers of a ranking within a limit, and whether their prompt was cut."""
+"""Encode the responses of a ranking for a reward model within a limit of tokens; also whether a prompt was cut."""
 TOO_LONG = "more than {} tokens (max_tokens)"
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Token ids, and for each whether it is marked."""
+    """Token ids, and a mark for each."""
 
     line: int
     tokens: Sequence[int]
     marked: Sequence[bool]
-    mark: str  # what the mark means: learned, compared or scored
+    mark: str  # meaning of the mark: learned, compared or scored
 
     def runs(self, tokenizer: Any) -> Iterator[tuple[str, list[str]]]:
-        """Neighbouring tokens with the same mark, as (mark or `read`, their texts)."""
+        """Yield runs of tokens with the same mark, as (mark or `read`, texts of the tokens)."""
         for marked, run in groupby(zip(self.tokens, self.marked, strict=True), key=lambda pair: pair[1]):
             yield (self.mark if marked else "read"), [str(tokenizer.decode([token])) for token, _ in run]
 
 
 @dataclass
-class Tried:
-    """What came of it."""
+class TrialResult:
+    """Encoded rows, errors of rows that the model cannot read, and remarks."""
 
     rows: list[TokenRow] = field(default_factory=list)
     refused: list[DataError] = field(default_factory=list)
@@ -48,35 +48,40 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trial:
-    """A file and how its rows are read."""
+    """A file, and how to read its rows."""
 
     path: str
     purpose: str  # as in `keel.data.contents`
     imitation: Imitation
-    encode: Encode | None = None  # of a reward model; None reads comparisons as a policy does
+    encode: Encode | None = None  # for a reward model; None encodes comparisons as keel dpo does
 
 
-def try_rows(trial: Trial, split: str = "train") -> Tried:
-    """Every sound row of a file. A row that this model cannot be given is refused, whatever the others are."""
-    tried = Tried(notes=Notes(bare=trial.imitation.prompt_format.chat is None))
-    read = {"texts": _texts, "comparisons": _comparison, "answers": _comparison, "prompts": _prompt}[trial.purpose]
+def try_rows(trial: Trial, split: str = "train") -> TrialResult:
+    """Encode every usable row of a file. Collect the errors of rows that the model cannot read, and continue."""
+    result = TrialResult(notes=Notes(bare=trial.imitation.prompt_format.chat is None))
+    encode = {
+        "texts": _encode_texts,
+        "comparisons": _encode_comparison,
+        "answers": _encode_comparison,
+        "prompts": _encode_prompt,
+    }[trial.purpose]
     for row in scan_rows(trial.path, split):
         if isinstance(row, DataError):
             continue
         try:
-            with naming(row, trial.path):
-                tried.rows += read(row, trial, tried.notes)
+            with row_in_errors(row, trial.path):
+                result.rows += encode(row, trial, result.notes)
         except DataError as error:
-            tried.refused.append(error)
-    return tried
+            result.refused.append(error)
+    return result
 
 
-def _texts(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
+def _encode_texts(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     for example in read_examples(row, trial.path, trial.imitation, notes)[0]:
         yield TokenRow(row.number, example.tokens, example.learned, "learned")
 
 
-def _prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
+def _encode_prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     imitation = trial.imitation
     prompt = read_prompt(row, trial.path, imitation.tokenizer, imitation.prompt_format, notes)
     if len(prompt.tokens) > imitation.max_tokens:
@@ -84,7 +89,7 @@ def _prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     yield TokenRow(row.number, prompt.tokens, [False] * len(prompt.tokens), "")
 
 
-def _comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
+def _encode_comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     imitation, limit = trial.imitation, trial.imitation.max_tokens
     if trial.purpose == "comparisons":
         ranking = parse_ranking(row, trial.path)
@@ -96,14 +101,14 @@ def _comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
     ranking = Ranking(prompt, ranking.responses, ranking.ranks, tools=ranking.tools, place=ranking.place)
     if trial.encode is not None:
         rows, was_cut = trial.encode(ranking, limit)
-        found = [TokenRow(row.number, ids, [False] * (len(ids) - 1) + [True], "scored") for ids in rows]
+        token_rows = [TokenRow(row.number, ids, [False] * (len(ids) - 1) + [True], "scored") for ids in rows]
     else:
         examples, was_cut = encode_ranking(ranking, imitation.tokenizer, imitation.end_ids, limit)
         if examples is None:
-            raise DataError(f"an answer leaves no room for a prompt within {limit} tokens", fix="raise max_tokens")
-        found = [TokenRow(row.number, each.tokens, each.learned, "compared") for each in examples]
+            raise DataError(f"a response leaves no room for a prompt within {limit} tokens", fix="raise max_tokens")
+        token_rows = [TokenRow(row.number, each.tokens, each.learned, "compared") for each in examples]
     if was_cut:
         notes.add(trial.path, row.number, TOO_LONG.format(limit))
-    if trial.encode is None or not isinstance(prompt, str):  # a reward model has a template of its own for texts
+    if trial.encode is None or not isinstance(prompt, str):  # a reward model reads texts with its setting `template`
         note_comparison(prompt, ranking.responses, ranking.tools, ranking.place, imitation.tokenizer, notes)
-    yield from found
+    yield from token_rows

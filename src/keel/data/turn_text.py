@@ -1,4 +1,4 @@
-"""The turns of a conversation in words."""
+"""Conversations as text for people."""
 
 import json
 from collections.abc import Mapping
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def turn_text(message: Mapping[str, Any]) -> str:
-    """The text of a turn and, as JSON, what it holds beside: parts that are no text, calls of tools."""
+    """Return the text of a turn, followed by its other values (other parts, tool calls) as JSON."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
     texts = [part["text"] if isinstance(part, Mapping) and "text" in part else part for part in parts]
-    shown = [text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in texts if text]
+    lines = [text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in texts if text]
     more = {name: value for name, value in message.items() if name not in ("role", "content") and value}
-    return "\n".join([*shown, *([json.dumps(more, ensure_ascii=False, indent=1)] if more else [])])
+    return "\n".join([*lines, *([json.dumps(more, ensure_ascii=False, indent=1)] if more else [])])
 
 
 def content_text(content: Any) -> str:
-    """Return a prompt as text; a conversation as `role: text` lines."""
+    """Return a prompt as text, a conversation as lines `role: text`."""
     if isinstance(content, str):
         return content
     return "\n".join(f"{message['role']}: {turn_text(message)}" for message in content)

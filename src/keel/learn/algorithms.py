@@ -1,6 +1,6 @@
-"""The algorithms, as rows of one table. They differ in how they assign credit and in their policy loss, no more.
+"""The functions of each algorithm: how it computes advantages, and its policy loss.
 
-To add one, write its two functions and a row.
+The table of algorithms is `keel.algorithms.ALGORITHM_TRAITS`. A new estimator of advantages is a function here.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from keel.algorithms import ALGORITHM_TRAITS
 from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss
 from keel.core.rewards import token_rewards
@@ -118,10 +119,19 @@ def _clipped(loss: Loss) -> Tensor:
     )
 
 
+ADVANTAGES: dict[str, Callable[[Credit], tuple[Tensor, Tensor]]] = {
+    "gae": _gae,
+    "returns": _returns,
+    "rloo": _rloo,
+    "grpo": _grpo,
+}
+
 ALGORITHMS = {
-    "ppo": Algorithm(_gae, _clipped, needs_critic=True, compares_groups=False),
-    "a2c": Algorithm(_gae, _gradient, needs_critic=True, compares_groups=False),
-    "reinforce": Algorithm(_returns, _gradient, needs_critic=False, compares_groups=False),
-    "rloo": Algorithm(_rloo, _gradient, needs_critic=False, compares_groups=True),
-    "grpo": Algorithm(_grpo, _clipped, needs_critic=False, compares_groups=True),
+    name: Algorithm(
+        ADVANTAGES[traits.advantages],
+        _clipped if traits.clips_ratio else _gradient,
+        traits.needs_critic,
+        traits.compares_groups,
+    )
+    for name, traits in ALGORITHM_TRAITS.items()
 }

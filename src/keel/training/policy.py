@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from keel.config import DecodingSettings, TrainConfig, parse
-from keel.config.train import CLIPPED
 from keel.errors import Diverged
 from keel.evaluation.evaluate import sample_and_score
 from keel.evaluation.sample import EvaluatedPolicy
@@ -110,7 +109,7 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
     measured = trainer.check()
     if warning := warmup_warning(config.optim.warmup_steps, config.optimizer_steps):
         _tell(world, warning)
-    if (config.algorithm.minibatch_size or 0) < config.rollout.batch_size and config.algorithm.name not in CLIPPED:
+    if (config.algorithm.minibatch_size or 0) < config.rollout.batch_size and not config.algorithm.traits.clips_ratio:
         _tell(
             world,
             f"warning: {config.algorithm.name} has no ratio to the policy that sampled: with algorithm.minibatch_size "
