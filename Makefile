@@ -1,21 +1,27 @@
-# A fresh machine needs only make and Python >= 3.11 (choose one with `make PYTHON=python3.13 ...`).
-#   make quickstart   install into .venv, then run the embedded example (ARGS="--algorithm a2c" is passed on)
-#   make test         install into .venv, then run the tests
-#   make reliability  every fault at every place, a quarter of an hour (KEEL_KILLS=500 for that many random kills)
-#   make check        format, lint, types, import layers
-#   make docs       the documents as a site in build/site; a broken link is an error
-#   make bench        keel beside TRL, in turn (ARGS="--sizes 7M" is passed on); half an hour and more
+# Needs only make and Python >= 3.11 (choose one with `make PYTHON=python3.13 ...`). Each target first installs into .venv.
+#   make quickstart   run the built-in example (options: ARGS="--algorithm a2c")
+#   make test         run the tests
+#   make test-fast    run the tests that are not marked slow
+#   make reliability  test every fault at every failpoint, in 15 minutes (KEEL_KILLS=500 sets the number of random kills)
+#   make check        check format, lint, types, import layers and the links of the documents
+#   make format       fix format and imports
+#   make docs         build the documents as a site in build/site; a broken link is an error
+#   make reference    write the pages of docs/reference/ that are generated from the code
+#   make browser      install Chromium, which the tests of the pages need
+#   make bench        compare keel with TRL, in 30 minutes or more (options: ARGS="--sizes 7M")
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 ARGS    ?=
+# apt-get needs root.
+SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-# Not --quiet: that hides warnings from --strict too, and broken links are warnings.
+# Without --quiet, which hides warnings from --strict too: broken links are warnings.
 MKDOCS  := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: quickstart install install-dev test test-fast reliability check docs bench format clean
+.PHONY: quickstart install install-dev test test-fast reliability check docs reference browser bench format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: install
@@ -43,6 +49,15 @@ check: install-dev
 docs: install-dev
 	$(MKDOCS)
 
+reference: install-dev
+	$(BIN)/python -m tests.reference
+
+browser:
+	@command -v apt-get > /dev/null || \
+		{ echo "apt-get is missing: run make install-dev, then $(BIN)/playwright install chromium"; exit 1; }
+	$(SUDO) apt-get update -qq
+	$(SUDO) apt-get install -qq --yes chromium
+
 bench: install-dev
 	$(BIN)/python benchmarks/compare_trl.py $(ARGS)
 
@@ -53,20 +68,20 @@ format: install-dev
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
-# The stamps make an install happen once, and again when its inputs change.
+# The stamp files repeat an install only when its inputs change.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "keel needs Python >= 3.11, and $(PYTHON) is not that. Name one: make PYTHON=python3.11"; exit 1; }
+		{ echo "$(PYTHON) is older than Python 3.11, which keel needs. Choose another: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes pinned: left to the resolver, a newer build may come with gigabytes of GPU libraries.
+# Installed first, at the version of constraints.txt: a newer build may bring gigabytes of GPU libraries.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing keel into $(VENV) (a few minutes the first time)"
 	@$(PIP) torch
 	@$(PIP) --editable .
 	@touch $@
 
-# What tests run with is pinned by hash. torch is not among it: its build is the choice of the machine.
+# The packages of the tests are pinned by hash, except torch: its build depends on the machine.
 $(VENV)/.installed-dev: pyproject.toml requirements.lock | $(VENV)/bin/python
 	@echo "installing keel and the development tools into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.lock

@@ -1,6 +1,6 @@
-"""Tiny random models of the families that transformers has for causal language models.
+"""Make tiny random models of the causal language model families of transformers.
 
-A config of a family's class is shrunk by the names of its settings; what the names do not settle is in EXCEPTIONS.
+The settings of a family's config class are shrunk by their names. EXCEPTIONS holds the settings that need another rule.
 """
 
 from pathlib import Path
@@ -152,7 +152,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(family: str, folder: Path) -> None:
-    """Save a random model of the family and a tokenizer of words. Raises whatever its classes raise."""
+    """Save a random model of a family, and a tokenizer of words. Raises what the classes of the family raise."""
     config = CONFIG_MAPPING[family](**tiny_config(family))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
@@ -172,7 +172,7 @@ def tiny_model(family: str, folder: Path) -> None:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One byte, one token or less: the kind that the tokenizer classes of all families read."""
+    """Return a tokenizer with at most one token for each byte, which the tokenizer classes of all families can read."""
     model = Tokenizer(BPE())
     model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -183,7 +183,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(family: str) -> dict[str, Any]:
-    """Settings of a config of the family's class."""
+    """Return the shrunk settings of a family's config class."""
     settings = _shrunk(CONFIG_MAPPING[family]().to_dict())
     settings = {name: value for name, value in settings.items() if value is not None and name != "model_type"}
     _merge(settings, EXCEPTIONS.get(family, {}))
@@ -193,7 +193,7 @@ def tiny_config(family: str) -> dict[str, Any]:
 
 
 def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
-    """Small sizes, and of each kind of layer one."""
+    """Return small sizes, with one layer of each kind."""
     layers = next((settings[name] for name in LAYERS if isinstance(settings.get(name), int)), 0)
     chosen = _one_of_each(settings.get("layer_types") or settings.get("layers_block_type") or [])
     small: dict[str, Any] = {}
@@ -218,7 +218,7 @@ def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_of_each(kinds: list[str]) -> list[int]:
-    """Index of the first layer of each kind; two layers if all are of one."""
+    """Return the index of the first layer of each kind, or two layers if there is one kind."""
     firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     return firsts if len(firsts) != 1 else [0, min(1, len(kinds) - 1)]
 

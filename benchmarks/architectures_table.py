@@ -1,4 +1,4 @@
-"""The table of docs/models.md, from the results of benchmarks/architectures.py."""
+"""Write the table of docs/models.md from the results of benchmarks/architectures.py."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ FLOAT32, GRADIENT = 1e-5, 1e-4
 
 
 def write_table(results: Path, document: Path) -> None:
-    """Put the table between the marks of the document. Raises ValueError if it has none.
+    """Write the table between the marks of the document. Raises ValueError if the marks are missing.
 
-    Rows that the document has of families without a result are kept.
+    Existing rows of families without a result are kept.
     """
     text = document.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
@@ -39,7 +39,7 @@ def rows(results: Path) -> dict[str, list[str]]:
 
 
 def table(cells: dict[str, list[str]]) -> str:
-    """Counts, and a row for each family."""
+    """Return the counts, and a row for each family."""
     kinds = [kind for _, kind, *_ in cells.values()]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds)))
     head = "| family | verdict | rows are read | decoding | why |\n|---|---|---|---|---|\n"
@@ -48,7 +48,7 @@ def table(cells: dict[str, list[str]]) -> str:
 
 
 def verdict(result: dict[str, Any]) -> tuple[str, str]:
-    """works, works slowly, refused, partly, differs, crashes, or not tried; and why."""
+    """Return the verdict (works, works slowly, refused, partly, differs, crashes, not tried) and its reason."""
     if "not made" in result or "late" in result:
         return "not tried", short(result["not made"]) if "not made" in result else result["late"]
     outcomes = {name: result[name] for name in ("compare", *VERBS) if name in result}
@@ -66,7 +66,7 @@ def verdict(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def differences(result: dict[str, Any]) -> list[str]:
-    """What differs from plain transformers by more than rounding."""
+    """Describe what differs from plain transformers by more than rounding."""
     limits = {"float32": FLOAT32, "gradient": GRADIENT}
     if "bfloat16" in result:
         limits["bfloat16"] = 2 * result["bfloat16_plain"] + 1e-3

@@ -1,4 +1,4 @@
-"""What keel does with a tiny model of a family: each verb once, and what is compared with plain transformers."""
+"""Run each verb of keel with a tiny model of a family, and compare results with plain transformers."""
 
 import json
 from collections.abc import Callable
@@ -32,12 +32,12 @@ LORA = {"r": 2, "alpha": 4, "target_modules": "all-linear"}
 
 
 def length_of_words(completions: list[str], **_: Any) -> list[float]:
-    """A reward that differs between responses."""
+    """Return a reward that differs between responses."""
     return [float(len(text)) for text in completions]
 
 
 def ways(model: Any) -> dict[str, str]:
-    """How keel reads rows of the model, and how it decodes."""
+    """Describe how keel lays out rows for the model, and how it decodes."""
     reading = "one by one" if reads_single_rows(model) else "packed" if reads_packed_rows(model) else "padded"
     if has_known_layers(trunk(model)):
         return {"reading": reading, "decoding": "layers"}
@@ -45,7 +45,7 @@ def ways(model: Any) -> dict[str, str]:
 
 
 def answers(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
-    """A model as keel loads it, and its responses to PROMPTS, two to each."""
+    """Load a model with keel, and return it with two responses to each of PROMPTS."""
     model, tokenizer = load_causal_lm(str(folder), dtype), load_tokenizer(str(folder))
     prompts = [Prompt(text, text, tokenizer(text).input_ids, {}) for text in PROMPTS]
     pairs = [prompt for prompt in prompts for _ in range(2)]
@@ -54,7 +54,7 @@ def answers(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
 
 
 def plain_logprobs(model: Any, rollouts: Any) -> Tensor:
-    """The same tokens' log-probabilities of a plain transformers model, each row alone. -> [mask.sum()]"""
+    """Return log-probabilities of the same tokens under plain transformers, row by row. -> [mask.sum()]"""
     found = []
     for row in range(len(rollouts.texts)):
         before = rollouts.prompt_tokens[row][rollouts.prompt_mask[row]]
@@ -66,7 +66,7 @@ def plain_logprobs(model: Any, rollouts: Any) -> Tensor:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """Return the largest difference of log-probs in float32 and of gradients, in units of the largest each."""
+    """Return the largest difference of log-probs in float32 and of gradients, each in units of its largest value."""
     model, rollouts = answers(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     read_every_token(plain)  # a pad token that was sampled is text, and learns
@@ -90,7 +90,7 @@ def compare_bfloat16(folder: Path) -> dict[str, float]:
 
 
 def gradient_gap(model: Any, plain: Any, rollouts: Any, exact: Tensor) -> Tensor:
-    """Gradients of the sum of log-probs: keel's way over the batch, and plain transformers row by row."""
+    """Compare gradients of the sum of log-probs: keel over the batch, plain transformers row by row."""
     require_gradients(model, "model")
     exact.sum().backward()
     tokens = torch.cat([rollouts.prompt_tokens, rollouts.response_tokens], 1)
@@ -110,7 +110,7 @@ def gradient_gap(model: Any, plain: Any, rollouts: Any, exact: Tensor) -> Tensor
 
 
 def _largest_gap(rollouts: Any, exact: Tensor) -> Tensor:
-    """In units of the largest log-prob, as rounding is; at least 1."""
+    """Return the largest difference in units of the largest log-prob (at least 1), as rounding errors scale with it."""
     return _gap(rollouts.logprobs[rollouts.response_mask], exact).max() / max(1.0, float(exact.detach().abs().max()))
 
 
@@ -119,7 +119,7 @@ def _gap(one: Tensor, other: Tensor) -> Tensor:
 
 
 def verbs(folder: Path, work: Path) -> dict[str, Callable[[], Any]]:
-    """Name of each verb and what runs it."""
+    """Return verb -> function that runs it."""
     rows = [{"prompt": text, "completion": " w20 w21", "chosen": " w20 w21", "rejected": " w22"} for text in PROMPTS]
     data, prompts = work / "rows.jsonl", work / "prompts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -146,7 +146,7 @@ def verbs(folder: Path, work: Path) -> dict[str, Callable[[], Any]]:
 
 
 def policy(folder: Path, work: Path, name: str, changes: dict[str, Any]) -> dict[str, float]:
-    """One step of policy learning."""
+    """Run one step of policy learning."""
     settings = {
         "output": str(work / name.replace(" ", "-")),
         "steps": 1,
@@ -166,7 +166,7 @@ def policy(folder: Path, work: Path, name: str, changes: dict[str, Any]) -> dict
 
 @torch.no_grad()
 def saved_gap(result: Path) -> float:
-    """Largest difference of log-probs between a result as keel loads it and as plain transformers does."""
+    """Return the largest difference of log-probs between a saved model loaded by keel and by plain transformers."""
     _, rollouts = answers(result)
     plain = AutoModelForCausalLM.from_pretrained(result, dtype=torch.float32).eval()
     return float(_largest_gap(rollouts, plain_logprobs(plain, rollouts)))

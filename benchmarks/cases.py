@@ -1,11 +1,11 @@
-"""Makes every run that docs/diagnosis.md walks through under "Cases", and prints what is quoted there.
+"""Make every run that docs/diagnosis.md describes under "Cases", and print what that page quotes.
 
     python benchmarks/cases.py --output runs/cases
     python benchmarks/cases.py --output runs/cases --only a b
 
-The commands are in cases.yaml. They run in the output folder, one after another; what a case prints is also kept
-there, in CASE.txt. The world takes two minutes, a run of forty steps about one. A run that is there is not made again
-(keel refuses, and the case goes on): delete its folder first.
+The commands are in cases.yaml. They run in the output folder, one after another. The output of a case is also written
+to CASE.txt there. The quickstart's models take two minutes, a run of forty steps about one. An existing run is not
+repeated (keel refuses, and the case continues): delete its folder first.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """The world, the settings that the cases share, and the reward functions."""
+    """Make the quickstart's models, the shared settings and the reward functions."""
     make_world(folder / "world", seed=0)
     shutil.copy(HERE / "cases_functions.py", folder / "functions.py")
     for name, settings in CASES["settings"].items():
@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
 
 
 def output_of(command: str, folder: Path) -> str:
-    """What it prints, progress left out, and its exit code where that is not 0."""
+    """Return the output of a command without progress, and its exit code unless it is 0."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     found = subprocess.run(
         ["sh", "-c", command],

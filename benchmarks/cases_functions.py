@@ -1,4 +1,4 @@
-"""What judges the answers of the cases besides reward models. Run as a program, it writes their prompts."""
+"""Reward functions of the cases. Run as a program, this file writes the prompts of the cases."""
 
 import json
 from collections.abc import Iterable
@@ -10,23 +10,23 @@ from keel.quickstart.gold import gold_parts, gold_score
 
 
 def people(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The hidden gold score of the quickstart's world, from -13 to 10. It stands for what people think."""
+    """Return the hidden gold score of the quickstart, from -13 to 10. It represents the opinion of people."""
     return [gold_score(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
 
 
 def style(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The parts of the gold score that are about how it is said, manners and sound sentences: from -6 to 4."""
+    """Return the parts of the gold score about style, manners and fluency: from -6 to 4."""
     parts = [gold_parts(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
     return [part.manners + part.fluency for part in parts]
 
 
 def thanks(completions: list[str], **columns: Any) -> list[float]:
-    """A rule as people write them: a point for each thanks."""
+    """Return a point for each thanks: a rule as people write it."""
     return [float(answer.count("thank you")) for answer in completions]
 
 
 def thanked(completions: list[str], **columns: Any) -> list[float]:
-    """The same rule with a bound: a point for an answer that thanks."""
+    """Return one point for a response that contains thanks: the same rule with a bound."""
     return [float("thank you" in answer) for answer in completions]
 
 

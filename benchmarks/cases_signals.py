@@ -1,9 +1,9 @@
-"""What the score says of two answers to a prompt, and what the policy is taught about them: python cases_signals.py RUN
+"""Compare the scores of two responses to a prompt with what the policy learns from them: python cases_signals.py RUN
 
-For runs with several answers to a prompt. By thirds of the run: how far the scores of two answers to a prompt are apart
-(the median); of the pairs that the score tells apart, the share that the objective (score less kl_coef times the KL of
-the answer) puts the other way round; and the rank correlation of an answer's mean advantage with its score, and with
-its objective, over the answers of which advantages are logged.
+For runs with several responses to a prompt. For each third of the run it prints: the median difference of the scores of
+two responses to a prompt; of the pairs with different scores, the share that the objective (score minus kl_coef times
+the KL of the response) orders the other way; and the rank correlation of a response's mean advantage with its score and
+with its objective, over the responses with logged advantages.
 """
 
 import json
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 
 
 def told_apart(rows: list[Row]) -> tuple[float, float]:
-    """Of the pairs of answers to one prompt: how far apart they score, and the share that the objective turns."""
+    """Return the median score difference of response pairs, and the share of pairs that the objective reorders."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["step"], row["prompt"]].append(row)
@@ -47,7 +47,7 @@ def told_apart(rows: list[Row]) -> tuple[float, float]:
 
 
 def correlation(rows: list[Row], name: str) -> float:
-    """Spearman's, over answers that differ."""
+    """Return Spearman's correlation over responses that differ."""
     ranks = [np.argsort(np.argsort([row[key] for row in rows])) for key in ("advantage", name)]
     return float(np.corrcoef(*ranks)[0, 1])
 

@@ -1,10 +1,10 @@
-"""Reward models by keel and by TRL's RewardTrainer, in turn: the same pairs, passes, batches and learning rate.
+"""Compare reward models of keel and of TRL's RewardTrainer: the same pairs, passes, batches and learning rate.
 
     python benchmarks/compare_reward.py --models FOLDER --pairs train.jsonl --held-out test.jsonl
 
-Pairs are rows of prompt, chosen, rejected. Seconds are those of the training itself; accuracy is each side's own
-figure on the held-out pairs, with the half-width of its 95% interval. TRL lives in an environment of its own, which the
-first run makes (--venv).
+Pairs are rows of prompt, chosen, rejected. Both sides run alternately. Seconds are of the training only. Accuracy is on
+the held-out pairs, as each side reports it, with half the width of its 95% interval. TRL runs in a separate
+environment, which the first run creates (--venv).
 """
 
 import argparse
@@ -30,13 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, metavar="FOLDER", help="pre-trained models")
     parser.add_argument("--pairs", required=True, metavar="FILE", help="jsonl: prompt, chosen, rejected")
-    parser.add_argument("--held-out", required=True, metavar="FILE", help="jsonl of the same kind, other prompts")
+    parser.add_argument("--held-out", required=True, metavar="FILE", help="jsonl of the same kind, with other prompts")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each side, with other seeds")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each side, with different seeds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--venv", default=".venv-trl-reward", help="TRL's environment; made if it is not there")
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--venv", default=".venv-trl-reward", help="environment with TRL; created if it does not exist")
+    parser.add_argument("--json", help="write all results to this file")
     options = parser.parse_args()
     sides = {
         "trl": [trl_python(Path(options.venv), PINS), HERE / "trl_reward.py"],
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def task(model: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One job, all that both sides must agree on."""
+    """Return one job: the settings that both sides share."""
     return {
         "model": str(Path(model).resolve()),
         "pairs": str(Path(options.pairs).resolve()),

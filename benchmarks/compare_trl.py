@@ -1,11 +1,11 @@
-"""keel's PPO beside TRL's, the last one there was (TRL 1.12), in one run: the same models, prompts and settings.
+"""Compare the PPO of keel with that of TRL 1.12, the last release with PPO: the same models, prompts and settings.
 
     python benchmarks/compare_trl.py --sizes 7M --json compare.json
     python benchmarks/compare_trl.py --sizes --stories FOLDER --openings openings.jsonl --steps 12
 
-Every task is run in turn, TRL, keel, TRL, keel, each in a process of its own; the first step of each is not counted.
-"same work" = four separate models in float32. "best" = shared critic, and bfloat16 where this machine multiplies it
-faster. TRL lives in an environment of its own, which the first run makes (--venv).
+Each task runs alternately, TRL, keel, TRL, keel, each in a separate process; the first step of each is not counted.
+"same work" means four separate models in float32. "best" means a shared critic, and bfloat16 if this machine multiplies
+it faster. TRL runs in a separate environment, which the first run creates (--venv).
 """
 
 import argparse
@@ -53,14 +53,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="random models")
     parser.add_argument("--lengths", nargs="+", default=["natural", "full"], choices=["natural", "full"])
     parser.add_argument("--stories", nargs="*", default=[], metavar="FOLDER", help="pre-trained models")
-    parser.add_argument("--openings", metavar="FILE", help="prompts for them: jsonl with a column `prompt`")
-    parser.add_argument("--batch-size", type=int, default=64, help="answers a step")
+    parser.add_argument(
+        "--openings", metavar="FILE", help="prompts for the pre-trained models: jsonl with a column `prompt`"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="responses per step")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
-    parser.add_argument("--steps", type=int, default=3, help="of each run, the first not counted")
+    parser.add_argument("--steps", type=int, default=3, help="steps of each run; the first is not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--venv", default=".venv-trl", help="TRL's environment; made if it is not there")
+    parser.add_argument("--venv", default=".venv-trl", help="environment with TRL; created if it does not exist")
     parser.add_argument("--work", help="keep models and results here")
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--json", help="write all results to this file")
     options = parser.parse_args()
     if options.stories and not options.openings:
         parser.error("--stories needs --openings")
@@ -68,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def trl_python(folder: Path, pins: Sequence[str] = PINS) -> Path:
-    """The interpreter of an environment that holds TRL, and the torch that keel has."""
+    """Return the interpreter of an environment with TRL and with keel's version of torch."""
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"installing {', '.join(pins)} into {folder}", flush=True)
@@ -80,7 +82,7 @@ def trl_python(folder: Path, pins: Sequence[str] = PINS) -> Path:
 
 
 def matrix_rate(kind: torch.dtype, threads: int, size: int = 2048) -> float:
-    """Floating-point operations a second in a large product, the best of five."""
+    """Return floating-point operations per second of a large matrix product, the best of five."""
     torch.set_num_threads(threads)
     a, b = (torch.randn(size, size).to(kind) for _ in range(2))
     seconds = []
@@ -100,7 +102,7 @@ def tasks(folder: Path, options: argparse.Namespace) -> list[Task]:
 
 
 def measure(task: Task, python: Path, folder: Path, best: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """All runs of a task, the sides in turn, and how good the policies are that they learn."""
+    """Run a task with both sides alternately, and measure the quality of the policies."""
     sides: dict[str, list[Any]] = {
         "trl": [[python, HERE / "trl_ppo.py"], []],
         "keel": [[sys.executable, HERE / "keel_ppo.py"], []],
@@ -129,7 +131,7 @@ def measure(task: Task, python: Path, folder: Path, best: list[str], options: ar
 
 
 def run(task: Task, side: str, command: list[Any], changes: list[str], folder: Path) -> dict[str, Any]:
-    """One run in a process of its own, and its policy in a folder named for its side."""
+    """Run one side in a separate process, and save its policy in a folder with the name of the side."""
     file, result, policy = task.write(folder / "task.json"), folder / "result.json", folder / policy_of(side)
     log = subprocess.run([*command, file, result, policy, *changes], capture_output=True, text=True)
     if log.returncode:
@@ -142,7 +144,7 @@ def policy_of(side: str) -> str:
 
 
 def summary(runs: list[dict[str, Any]], task: Task) -> dict[str, float]:
-    """Medians over the counted steps of all runs."""
+    """Return medians over the counted steps of all runs."""
     steps = [step for run in runs for step in run["steps"][1:]]
     figures = {phase: statistics.median(step[phase] for step in steps) for phase in PHASES}
     tokens = statistics.mean(step["tokens"] for step in steps)
@@ -156,7 +158,7 @@ def summary(runs: list[dict[str, Any]], task: Task) -> dict[str, float]:
 
 
 def sizes(task: Task) -> dict[str, float]:
-    """Weights that every token meets, and those that only predicted tokens meet; and the prompts' mean length."""
+    """Return the numbers of weights used by every token and by predicted tokens only, and the mean prompt length."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = (kind.from_pretrained(task.policy) for kind in (AutoModelForCausalLM, AutoTokenizer))
@@ -167,7 +169,7 @@ def sizes(task: Task) -> dict[str, float]:
 
 
 def quality(task: Task, folder: Path) -> dict[str, Any]:
-    """Score of what each side learned at the real learning rate, on the same prompts with the same random numbers."""
+    """Return the score of each side's policy on the same prompts with the same random numbers."""
     from keel.config import EvaluateConfig, parse
     from keel.evaluation.evaluate import evaluate_policies
 

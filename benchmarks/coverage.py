@@ -1,9 +1,9 @@
-"""Simulated coverage of every interval that a gate may use, and pass rates of the calibration gate.
+"""Simulate the coverage of every interval that a gate can use, and the pass rates of the calibration gate.
 
   python benchmarks/coverage.py [--trials 1000] [--part accuracy|shares|means|length|calibration]
 
-Each cell is the share of simulated files whose 95% interval holds the true value. Each table ends with the mean and the
-least over its situations, and with those of the percentile bootstrap over prompts, which keel used before.
+Each cell is the share of simulated files whose 95% interval contains the true value. Each table ends with the mean and
+the minimum over its situations, and with those of the percentile bootstrap over prompts, which keel used previously.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def percentile(above: Numbers, below: Numbers, random: Generator) -> Interval:
 
 
 def chances(mean: float, correlation: float, count: int, random: Generator) -> Numbers:
-    """Each prompt's probability, of a beta distribution with this mean and correlation within the prompt."""
+    """Draw the probability of each prompt from a beta distribution with this mean and within-prompt correlation."""
     if not correlation:
         return np.full(count, mean)
     size = (1 - correlation) / correlation
@@ -41,7 +41,7 @@ def chances(mean: float, correlation: float, count: int, random: Generator) -> N
 
 
 def accuracy_of(mean: float, correlation: float, by_pair: bool) -> Situation:
-    """1 to 6 pairs of a prompt. Each prompt has one ranking of weight 1, or (`by_pair`) a ranking for each pair."""
+    """Simulate accuracies with 1 to 6 pairs a prompt: one ranking of weight 1 a prompt, or one a pair (`by_pair`)."""
 
     def trial(count: int, random: Generator) -> Trial:
         sizes = random.integers(1, 7, count)
@@ -57,7 +57,7 @@ def accuracy_of(mean: float, correlation: float, by_pair: bool) -> Situation:
 
 
 def win_rate(mean: float, correlation: float, copies: int, ties: float) -> Situation:
-    """`copies` comparisons of a prompt, of which some are ties. Both figures that are shares come from `comparison`."""
+    """Simulate win rates with `copies` comparisons per prompt, some of them ties."""
 
     def trial(count: int, random: Generator) -> Trial:
         won = random.random((count, copies)) < chances(mean, correlation, count, random)[:, None]
@@ -79,7 +79,7 @@ def mean_of(draw: Callable[[int, Generator], Numbers], true: float) -> Situation
 
 
 def summed_kl(shape: float, copies: int) -> Situation:
-    """KL of a prompt from a gamma distribution of mean 5, and the noise of the log-ratios of its responses."""
+    """Draw the KL of a prompt from a gamma distribution of mean 5, and add the noise of its responses' log-ratios."""
 
     def draw(count: int, random: Generator) -> Numbers:
         kl = random.gamma(shape, 5 / shape, count)
@@ -89,14 +89,14 @@ def summed_kl(shape: float, copies: int) -> Situation:
 
 
 def per_token(count: int, random: Generator) -> Trial:
-    """A mean over tokens: longer responses count more, and have the higher value."""
+    """Simulate a mean over tokens: longer responses count more, and have higher values."""
     lengths = random.gamma(3, 8, count) + 1
     sums = (0.5 + 0.2 * random.normal(size=count) + 0.004 * lengths) * lengths
     return mean_interval(sums, lengths), sums, lengths, 0.5 + 0.004 * (192 + 25**2) / 25
 
 
 def length_controlled(rate: float, slope: float, copies: int, ahead: float) -> Situation:
-    """The logit of a win is logit(rate) + slope tanh(d / 10); prompts differ in the logit, d in their mean."""
+    """Simulate wins with logit(rate) + slope tanh(d / 10); prompts differ in the logit and in the mean of d."""
     base = math.log(rate / (1 - rate))
 
     def trial(count: int, random: Generator) -> Trial:
@@ -148,7 +148,7 @@ PARTS: dict[str, dict[str, Situation]] = {
 
 
 def coverage(situation: Situation, count: int, trials: int, seed: int) -> tuple[float, float]:
-    """Of keel's interval and of the percentile bootstrap. A figure that is not identified has no interval."""
+    """Return the coverage of keel's interval and of the percentile bootstrap. Unidentified metrics have no interval."""
     random = np.random.default_rng(seed)
     held, before, known = 0, 0, 0
     for _ in range(trials):
@@ -179,12 +179,12 @@ def print_coverage(part: str, trials: int) -> None:
 
 
 def plug_in(pairs: Pairs) -> float:
-    """Expected calibration error in ten equal bins (Naeini et al. 2015), as keel computed it before."""
+    """Expected calibration error in ten equal bins (Naeini et al. 2015), as keel computed it previously."""
     return sum(share * abs(right - confidence) for share, right, confidence in reliability(pairs))
 
 
 def print_calibration(trials: int) -> None:
-    """Models whose stated probabilities are too high by `error` everywhere; differences are normal, deviation 1.5."""
+    """Print pass rates of models whose probabilities are too high by `error`; differences are N(0, 1.5^2)."""
     print(f"\ncalibration: share of files that pass, {NUM_BINS} bins at most")
     header = ("error", "pairs", "plug-in<=.05", "ece<=.05", "ece<=.1", "ece_high<=.1", "coverage")
     print("".join(f"{name:>14}" for name in header))

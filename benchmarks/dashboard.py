@@ -1,4 +1,4 @@
-"""A run as long as a dashboard should bear: 5,000 steps, 300,000 answers of about 30 tokens, about 700 MB.
+"""Make a long run for the dashboard (5,000 steps, 300,000 responses of about 30 tokens, about 700 MB), and measure it.
 
 python benchmarks/dashboard.py make runs/long        # writes the run folder
 python benchmarks/dashboard.py measure runs/long     # times `keel serve` on it in chromium (needs playwright)
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("what", choices=["make", "measure"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--answers", type=int, default=60, help="of each step")
+    parser.add_argument("--answers", type=int, default=60, help="responses of each step")
     given = parser.parse_args()
     if given.what == "make":
         make(given.folder, given.steps, given.answers)
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def make(folder: Path, steps: int, answers: int) -> None:
-    """A run folder with the files that a dashboard reads, as `keel train` writes them."""
+    """Write a run folder with the files that the dashboard reads, as `keel train` writes them."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"output: {folder}\nseed: 0\nsteps: {steps}\nrollout: {{batch_size: 64}}\n")
     (folder / "ended.json").write_text('{"standing": "finished", "what": ""}\n')
@@ -50,7 +50,7 @@ def head(draw: random.Random, step: int, done: float) -> str:
 
 
 def body(draw: random.Random) -> str:
-    """The rest of a line, from the prompt on."""
+    """Return the rest of a line, from the prompt on."""
     count = draw.randint(20, 40)
     pieces = [f" {draw.choice(WORDS)}" for _ in range(count)]
     by_token = {
@@ -64,7 +64,7 @@ def body(draw: random.Random) -> str:
 
 
 def figures(draw: random.Random, done: float) -> dict[str, float]:
-    """What a step logs: about forty figures."""
+    """Return the metrics of a step, about forty."""
     known = {
         "objective/scores": 3 * done + draw.gauss(0, 0.2),
         "objective/kl": 20 * done + draw.gauss(0, 0.5),

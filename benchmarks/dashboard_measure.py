@@ -1,4 +1,4 @@
-"""Times `keel serve` on one run in chromium: until it can be read, and how smoothly its answers scroll."""
+"""Measure `keel serve` on one run in Chromium: time until the page is readable, and smoothness of scrolling."""
 
 import os
 import re
@@ -53,7 +53,7 @@ JUMP = """(share) => new Promise((resolve) => {
 
 @contextmanager
 def serving(folder: Path, port: int) -> Iterator[str]:
-    """`keel serve` of a folder in a process of its own; gives its private link."""
+    """Run `keel serve` in a separate process, and yield its private link."""
     command = [sys.executable, "-m", "keel.cli.main", "serve", str(folder), f"--port={port}", "--browser=false"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None

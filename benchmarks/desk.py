@@ -1,4 +1,4 @@
-"""The quickstart's world as a bench: its language model, its rankings, and the gold score that no stage sees."""
+"""Shared functions of benchmarks on the quickstart: its language model, its rankings, and its hidden gold score."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from keel.config import EvaluateConfig, QuickstartConfig, TrainConfig, parse
 from keel.evaluation.evaluate import evaluate_policies
 from keel.quickstart.report import gold_by_step, read_lines, series
-from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, up_to_the_reward_model
+from keel.quickstart.run import Quickstart, evaluation_settings, gold, policy_settings, run_reward_stages
 from keel.run.folder import write_atomic
 from keel.training.policy import train_policy
 
@@ -16,10 +16,10 @@ COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#b38a00")
 
 
 def prepare(folder: Path, seed: int) -> Quickstart:
-    """The world with language model, rankings and reward model; made if it is not there (a minute)."""
+    """Make language model, rankings and reward model of the quickstart, unless they exist (a minute)."""
     run = Quickstart(parse(QuickstartConfig, {"output": str(folder), "seed": seed}))
     if not (folder / "reward" / "model").exists():
-        up_to_the_reward_model(run)
+        run_reward_stages(run)
     return run
 
 
@@ -30,7 +30,7 @@ def first_rankings(run: Quickstart, count: int, target: Path) -> str:
 
 
 def learn_policy(run: Quickstart, output: Path, changes: Mapping[str, Any]) -> None:
-    """The quickstart's policy learning with other settings (sections are merged); nothing if it has ended."""
+    """Train a policy with the quickstart's settings and some changes (sections are merged), unless the run ended."""
     values = policy_settings(run).model_dump()
     for name, value in {**changes, "output": str(output)}.items():
         values[name] = values[name] | value if isinstance(value, Mapping) else value
@@ -39,7 +39,7 @@ def learn_policy(run: Quickstart, output: Path, changes: Mapping[str, Any]) -> N
 
 
 def gold_over_kl(output: Path) -> tuple[list[float], list[float], list[float]]:
-    """KL to the start, mean gold score and mean reward-model score of each step."""
+    """Return KL to the initial model, mean gold score and mean reward-model score of each step."""
     metrics = read_lines(output / "metrics.jsonl")
     return series(metrics, "objective/kl")[1], gold_by_step(output / "rollouts.jsonl")[1], series(
         metrics, "objective/scores"
@@ -47,7 +47,7 @@ def gold_over_kl(output: Path) -> tuple[list[float], list[float], list[float]]:
 
 
 def judged(run: Quickstart, policy: Path) -> dict[str, Any]:
-    """Gold figures of a policy against the SFT model on the held-out prompts; remembered beside the policy."""
+    """Evaluate a policy against the SFT model by gold score on held-out prompts. The result is cached beside it."""
     target = policy.parent / "judged.json"
     if not target.exists():
         settings = evaluation_settings(run).model_dump() | {"policy": str(policy), "output": None}
@@ -58,7 +58,7 @@ def judged(run: Quickstart, policy: Path) -> dict[str, Any]:
 
 
 def picture(path: Path, labels: tuple[str, str, str], draw: Callable[[Any], None]) -> None:
-    """One plot with these title and axis labels."""
+    """Draw one plot with this title and these axis labels."""
     import matplotlib
 
     matplotlib.use("Agg")

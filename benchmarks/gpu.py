@@ -1,11 +1,11 @@
-"""How near keel comes to a GPU's limits, on a random model of the shape of Qwen2.5-0.5B, in bfloat16.
+"""Measure how close keel comes to the limits of a GPU, with a random model of the shape of Qwen2.5-0.5B in bfloat16.
 
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --hidden 128 --layers 2 --vocabulary 4096 --batch-size 8   # a trial on a CPU
 
-decode: tokens/s of keel's sampler and of `generate` of transformers, in turn, and the limit: every token reads all
-weights and its row's cache, at the measured bandwidth. update: forward, backward and AdamW over the same answers, as a
-share of the measured matrix rate. For TRL's step beside keel's, run compare_trl.py on the same machine.
+decode: tokens/s of keel's sampler and of `generate` of transformers, alternately, and the limit: every token reads all
+weights and the cache of its row at the measured bandwidth. update: forward, backward and AdamW over the same responses,
+as a share of the measured matrix rate. To compare with TRL, run compare_trl.py on the same machine.
 """
 
 import argparse
@@ -61,13 +61,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--response-tokens", type=int, default=128)
     parser.add_argument("--microbatch-tokens", type=int, default=16_384)
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement; the median counts")
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement; the median is reported")
+    parser.add_argument("--json", help="write all results to this file")
     return parser.parse_args()
 
 
 def build(options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
-    """The model as keel loads it, on the device, and a tokenizer of numbered words."""
+    """Load the model as keel does, on the device, with a tokenizer of numbered words."""
     torch.manual_seed(0)
     heads = max(2, options.hidden // 64)
     config = Qwen2Config(
@@ -86,14 +86,14 @@ def build(options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
 
 
 def bandwidth(size: int = 2**28) -> float:
-    """Bytes a second, read and written, of a large copy."""
+    """Return bytes per second, read and written, of a large copy."""
     given = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
     taken = torch.empty_like(given)
     return 2 * size / min(clocked(lambda: taken.copy_(given))[1] for _ in range(5))
 
 
 def matrix_rate() -> float:
-    """Floating-point operations a second in a large product."""
+    """Return floating-point operations per second of a large matrix product."""
     size = 8192 if DEVICE.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / min(clocked(lambda: a @ b)[1] for _ in range(5))
@@ -159,7 +159,7 @@ def update(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str,
 
 
 def clocked(act: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives and its seconds, to the end of its work on the device."""
+    """Call a function, and return its result and its seconds until the device is idle."""
     wait()
     start = time.perf_counter()
     result = act()

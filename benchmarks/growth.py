@@ -1,10 +1,10 @@
-"""How a step of PPO grows: its seconds and its memory against batch, answer length, model size, group size, vocabulary.
+"""Measure how time and memory of a PPO step grow with batch, response length, model size, group size and vocabulary.
 
     python benchmarks/growth.py --picture docs/growth.png --json growth.json
 
-One thing at a time is changed from the base: 32 answers of 32 tokens, a Llama of 128 hidden, 4 layers and 4,096 words,
-four separate models in float32 (groups: grpo, which has no critic). Every run is a process of its own. The exponent is
-the slope between the two largest sizes, log to log: 1 is linear.
+One size at a time differs from the base: 32 responses of 32 tokens, a Llama of 128 hidden units, 4 layers and 4,096
+words, four separate models in float32 (groups: grpo, which has no critic). Every run is a separate process. The
+exponent is the log-log slope between the two largest sizes: 1 is linear.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MODELS = (Shape(64, 2), BASE, Shape(256, 6), Shape(512, 8))
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that grows: its sizes, and the job for each."""
+    """A size that grows: its values, and the job for each."""
 
     name: str
     sizes: tuple[int, ...]
@@ -63,7 +63,7 @@ def vocabulary(words: int, folder: Path) -> tuple[Task, list[str]]:
 
 
 def trunk_weights(shape: Shape) -> int:
-    """Weights in the layers' matrices: four of attention, three of three times the width."""
+    """Return the number of weights in the layers: four matrices of attention, three of three times the width."""
     return shape.layers * shape.hidden**2 * (4 + 3 * 3)
 
 
@@ -78,10 +78,12 @@ AXES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3, help="of each run; the fastest but the first counts")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of each run; the fastest one except the first is reported"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--picture", help="draw the curves here (png)")
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--json", help="write all results to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = {axis.name: [measure(axis, size, Path(scratch), options) for size in axis.sizes] for axis in AXES}
@@ -124,7 +126,7 @@ def show(name: str, rows: list[dict[str, float]]) -> None:
 
 
 def short(size: float) -> str:
-    """1,024 as it is, 150k, 5.1M."""
+    """Format a number: 1,024, 150k, 5.1M."""
     return f"{size / 1e6:.1f}M" if size >= 1e6 else f"{size / 1e3:.0f}k" if size >= 1e4 else f"{size:,.0f}"
 
 

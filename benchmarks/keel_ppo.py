@@ -1,4 +1,4 @@
-"""keel's PPO on one task: python keel_ppo.py TASK.json RESULT.json [POLICY_FOLDER] [dotted.setting=value ...]"""
+"""Run keel's PPO on one task: python keel_ppo.py TASK.json RESULT.json [POLICY_FOLDER] [dotted.setting=value ...]"""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ import keel
 
 
 def settings(task: Task, output: str, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """The run as keel takes it; `changes` are dotted settings on top, `key=value`."""
+    """Return the settings of the run. `changes` are further dotted settings, `key=value`."""
     run: dict[str, Any] = {
         "output": output,
         "seed": task.seed,

@@ -1,4 +1,4 @@
-"""keel's reward model training on one task: python keel_reward.py TASK.json RESULT.json"""
+"""Train a reward model with keel on one task: python keel_reward.py TASK.json RESULT.json"""
 
 import json
 import sys

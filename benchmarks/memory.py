@@ -1,4 +1,4 @@
-"""How much memory a run took. Imported on both sides of a comparison."""
+"""Measure the memory of a run. Both sides of a comparison import this module."""
 
 import re
 import resource
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def peak_mb():
-    """Most memory that this process has had, MiB.
+    """Return the peak memory of this process in MiB.
 
-    Linux's getrusage also counts what the parent had when it started this process, /proc does not.
+    On Linux, getrusage includes the memory of the parent when it started this process; /proc does not.
     """
     if sys.platform == "linux":
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

@@ -1,10 +1,11 @@
-"""The same rankings, three ways to learn from them: PPO and A2C through a reward model, DPO without one. Gold win rate
-against the SFT model over the KL to it, on the quickstart's world.
+"""Compare three ways to learn from the same rankings: PPO and A2C with a reward model, DPO without one.
+
+The result is the gold win rate against the SFT model over the KL to it, on the quickstart's example.
 
     python benchmarks/objectives.py runs/objectives
 
-Each way is run at several strengths of the pull towards the SFT model (kl_coef, or DPO's beta); a way is better where
-its curve is higher at the same KL. Some twenty minutes on two cores. What is finished is not made again.
+Each way runs with several costs of the KL (kl_coef, or DPO's beta). It is better where its curve is higher at the same
+KL. Takes about twenty minutes on two cores. Finished runs are not repeated.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def policy_changes(name: str, kl_coef: float) -> dict[str, Any]:
-    """The quickstart's own settings of either algorithm, with another pull."""
+    """Return the quickstart's settings of an algorithm with another kl_coef."""
     algorithm = {"name": name.lower(), "kl_coef": kl_coef}
     if name == "PPO":
         return {"algorithm": algorithm}
@@ -54,7 +55,7 @@ def policy_changes(name: str, kl_coef: float) -> dict[str, Any]:
 
 
 def learned_by_dpo(run: Quickstart, beta: float) -> Path:
-    """The policy that `keel dpo` makes of the reward model's own rankings."""
+    """Train a policy with `keel dpo` on the rankings of the reward model."""
     output = run.root / f"dpo-{beta:g}"
     values = {
         "output": str(output),

@@ -1,12 +1,12 @@
-"""Does what is learned depend on a constant added to the reward, or on its scale?
+"""Measure whether the result depends on a constant added to the reward, or on the scale of the reward.
 
     python benchmarks/offsets.py SHARED --jobs 2 --json offsets.json
     python benchmarks/offsets.py SHARED --algorithms ppo trl --critics separate --offsets 0 5 -5  # beside TRL
 
-A story model learns to write words that people call positive (a fifth of the sum of VADER's valences), from the reward
-scale * valence + offset with kl_coef * scale: one and the same task whatever the two are. SHARED is a folder with
-models/stories260K, data/prompts/story_openings.jsonl and data/sentiment/vader_lexicon.txt. Each figure is the mean
-valence, in units of no offset and scale 1, of the last five steps.
+A story model learns to write words that people rate as positive (a fifth of the sum of VADER's valences). The reward is
+scale * valence + offset, with kl_coef * scale, so the task is the same for all scales and offsets. SHARED is a folder
+with models/stories260K, data/prompts/story_openings.jsonl and data/sentiment/vader_lexicon.txt. Each result is the mean
+valence of the last five steps, in units of offset 0 and scale 1.
 """
 
 import argparse
@@ -33,7 +33,7 @@ LAST = 5  # steps that a figure is the mean of
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     shared: str
     algorithm: str
@@ -47,7 +47,7 @@ class Run:
 
 
 def valence_reward(lexicon: Path, offset: float, scale: float) -> Callable[..., list[float]]:
-    """Reward function: offset + scale * a fifth of the summed valence of a response's words."""
+    """Return offset + scale * a fifth of the summed valence of a response's words."""
     rows = (line.split("\t") for line in lexicon.read_text(encoding="utf-8").splitlines())
     valences = {row[0]: float(row[1]) for row in rows}
 
@@ -60,7 +60,7 @@ def valence_reward(lexicon: Path, offset: float, scale: float) -> Callable[..., 
 
 
 def train(run: Run) -> list[dict[str, float]]:
-    """Metrics of every step, scores in units of no offset and scale 1."""
+    """Train, and return the metrics of every step, with scores in units of offset 0 and scale 1."""
     if run.algorithm == "trl":
         return train_trl(run)
     import keel
@@ -95,7 +95,7 @@ def train(run: Run) -> list[dict[str, float]]:
 
 
 def train_trl(run: Run) -> list[dict[str, float]]:
-    """The same with TRL's PPO, in its own environment."""
+    """Train with TRL's PPO in its environment."""
     shared = Path(run.shared)
     given = {
         "policy": str(shared / "models/stories260K"),
@@ -153,9 +153,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--variant", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--venv", default=".venv-trl", help="TRL's environment; compare_trl.py makes it")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--venv", default=".venv-trl", help="environment with TRL; compare_trl.py creates it")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes, with one thread each")
+    parser.add_argument("--json", help="write all results to this file")
     return parser.parse_args()
 
 
@@ -164,7 +164,7 @@ def critics_of(algorithm: str, critics: Sequence[str]) -> Sequence[str]:
 
 
 def print_table(found: dict[Run, dict[str, float]], kinds: Sequence[Any], rewards: Sequence[Any]) -> None:
-    """One line a reward: for each algorithm and critic the score, one a seed, and the mean KL."""
+    """Print a line for each reward: for each algorithm and critic the scores of the seeds, and the mean KL."""
     print(f"\n{'offset':>6} {'scale':>5} " + " ".join(f"{f'{name}, {critic}':>26}" for name, critic in kinds))
     for offset, scale in rewards:
         cells = []

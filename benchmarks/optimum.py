@@ -1,15 +1,15 @@
-"""How close does `keel.train` come to the exact optimum? Measured on worlds small enough to enumerate.
+"""Measure how close `keel.train` comes to the exact optimum, on worlds (tasks) that are small enough to enumerate.
 
     python benchmarks/optimum.py --worlds 6 --seed 0 --run-seeds 0 1 2 --jobs 2 --json optimum.json
     python benchmarks/optimum.py --worlds 3 --algorithms ppo --variant algorithm.whiten_advantages=false
     python benchmarks/optimum.py --worlds 0 --t3          # the world T3: total variation to pi*
     python benchmarks/optimum.py --algorithms ppo --trl   # TRL 1.12's PPO beside keel's, on the random worlds
 
-regret = (J* - J) / (J* - J_ref), J summed over every answer under the trained policy, in points of 100.
-floor  = regret of exact gradient ascent on J itself: the same network from the same weights, AdamW, the same learning
-         rate and schedule, as many optimizer steps as the run has steps. What is left of it is no algorithm's fault.
-best   = the lowest floor over the rates of all algorithms measured, and over every number in --floor-steps.
-excess = regret - floor, and regret - best: what sampling and the algorithm cost beyond that.
+regret = (J* - J) / (J* - J_ref), J summed over every response under the trained policy, in percent.
+floor  = regret of exact gradient ascent on J: the same network, initial weights, AdamW, learning rate and schedule,
+         with as many optimizer steps as the run has steps. No algorithm is responsible for this regret.
+best   = the lowest floor over the learning rates of all algorithms measured, and over every number in --floor-steps.
+excess = regret - floor, and regret - best: the additional cost of sampling and of the algorithm.
 """
 
 import argparse
@@ -53,7 +53,7 @@ SETTINGS["trl"] = SETTINGS["ppo"]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what to train where, and the curve that came of it."""
+    """One training run: its settings, its world, and the resulting curve."""
 
     world: World
     algorithm: str
@@ -64,7 +64,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Climb:
-    """One exact gradient ascent."""
+    """One run of exact gradient ascent."""
 
     world: World
     learning_rate: float
@@ -95,26 +95,28 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=int, default=6, help="how many random worlds")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first world; the others follow")
-    parser.add_argument("--run-seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
+    parser.add_argument("--worlds", type=int, default=6, help="number of random worlds")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first world; the next worlds have the next seeds"
+    )
+    parser.add_argument("--run-seeds", type=int, nargs="+", default=[0], help="seeds of the training runs")
     parser.add_argument("--t3", action="store_true", help="also the three-letter world T3 (tests/oracles/t3.py)")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
-    parser.add_argument("--trl", action="store_true", help="also TRL's PPO, with the rate and the batches of keel's")
-    parser.add_argument("--venv", default=".venv-trl", help="TRL's environment; compare_trl.py makes it")
-    parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="dotted settings, on top")
+    parser.add_argument("--trl", action="store_true", help="also run TRL's PPO, with keel's learning rate and batches")
+    parser.add_argument("--venv", default=".venv-trl", help="environment with TRL; compare_trl.py creates it")
+    parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="further dotted settings")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument(
         "--floor-steps", type=int, nargs="+", help="optimizer steps of the floor (default: --steps); more for `best`"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes, with one thread each")
+    parser.add_argument("--json", help="write all results to this file")
     parser.add_argument("--work", help="keep worlds and run folders here")
     return parser.parse_args()
 
 
 def plan(world: World, algorithm: str, seed: int, folder: Path, options: argparse.Namespace) -> Run:
-    """The settings of one training, as `keel train` takes them."""
+    """Return the settings of one training run for `keel train`."""
     config = deepcopy(COMMON)
     marks = tuple(sorted({math.ceil(options.steps * share) for share in (0.25, 0.5, 1.0)}))
     given = {
@@ -142,7 +144,7 @@ def plan(world: World, algorithm: str, seed: int, folder: Path, options: argpars
 
 
 def measure_all(runs: Sequence[Run], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All trainings, each with its floor and the best floor of its world."""
+    """Run all trainings, each with its floor and the best floor of its world."""
     schedules = {(float(run.config["optim"]["learning_rate"]), run.config["optim"]["schedule"]) for run in runs}
     lengths = options.floor_steps or [options.steps]
     climbs = [
@@ -174,7 +176,7 @@ def quiet() -> None:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Run keel.train, then enumerate every answer under the policies it left behind."""
+    """Run keel.train, then enumerate every response under the policies that it saved."""
     import keel
 
     start = time.perf_counter()
@@ -185,7 +187,7 @@ def train(run: Run) -> dict[str, Any]:
 
 
 def train_trl(run: Run) -> dict[str, Any]:
-    """The same with TRL's PPO, in its own environment; only the last policy is measured."""
+    """Train with TRL's PPO in its environment. Only the last policy is measured."""
     world, output = run.world, Path(run.config["output"])
     output.mkdir(parents=True)
     table = [
@@ -214,7 +216,7 @@ def train_trl(run: Run) -> dict[str, Any]:
 
 
 def row_of(run: Run, regrets: Sequence[float], last: Exact, start: float) -> dict[str, Any]:
-    """What the table shows of a training that has ended; `regrets` are those of the marks before the last."""
+    """Return the table row of a finished training. `regrets` are those at all marks but the last."""
     return {
         "world": run.world.name,
         "vocabulary": run.world.vocabulary,
@@ -230,7 +232,7 @@ def row_of(run: Run, regrets: Sequence[float], last: Exact, start: float) -> dic
 
 
 def climb(item: Climb) -> list[float]:
-    """Regret, at a quarter, half and all of the steps, of gradient ascent on J by enumeration."""
+    """Return the regret of gradient ascent on J by enumeration, after a quarter, half and all of the steps."""
     world, marks = item.world, {math.ceil(item.steps * share) for share in (0.25, 0.5, 1.0)}
     model = load(world.folder / "policy")
     with torch.no_grad():
@@ -258,7 +260,7 @@ def rate_factor(schedule: str, progress: float) -> float:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """One line a training; regret and floor after a quarter, half and all of the steps."""
+    """Print a line for each training: regret and floor after a quarter, half and all of the steps."""
     steps = "/".join(str(step) for step in rows[0]["steps"])
     print(f"\nIn points of 100, after {steps} steps:")
     print(
@@ -276,7 +278,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_summary(rows: Sequence[dict[str, Any]]) -> None:
-    """Per algorithm over the worlds, at the end of the run."""
+    """Print the means of each algorithm over the worlds, at the end of the run."""
     for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
         own = [row for row in rows if row["algorithm"] == algorithm]
         for name, floors in (

@@ -1,11 +1,12 @@
-"""What a policy does to a reward model when nothing holds it back: the gold score over the KL, for one reward model and
-for ensembles of several, on the quickstart's world with few rankings and kl_coef = 0.
+"""Measure over-optimisation: the gold score over the KL with kl_coef = 0, for a reward model and for ensembles.
+
+It uses the quickstart's example with few rankings.
 
     python benchmarks/overoptimisation.py runs/overoptimisation --seeds 2 --rankings 150
 
-Gao et al. 2023 drew such curves for single reward models, Coste et al. 2023 for ensembles. The reward models of a seed
-learn from the same rankings; every policy starts from the same SFT model, and logs its KL to it without feeling it.
-Some twenty minutes on two cores. What is finished is not made again.
+Gao et al. 2023 show such curves for single reward models, Coste et al. 2023 for ensembles. The reward models of a seed
+learn from the same rankings. Every policy starts from the same SFT model, and logs its KL to it, which costs nothing.
+Takes about twenty minutes on two cores. Finished runs are not repeated.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def judges(run: Quickstart, members: int, given: argparse.Namespace) -> str:
-    """One reward model or an ensemble, from the first rankings."""
+    """Train one reward model or an ensemble on the first rankings."""
     output = run.root / f"reward-{members}"
     values = reward_settings(run).model_dump()
     values |= {"output": str(output), "members": members, "epochs": 6.0}
@@ -74,7 +75,7 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def print_table(curves: dict[str, list[list[tuple[float, float, float]]]]) -> None:
-    """Means over the seeds; the peak is that of the smoothed curve."""
+    """Print means over the seeds. The peak is that of the smoothed curve."""
     table = Table("scorer", "gold at its peak", "KL there", "gold at the end", "KL there", "score at the end")
     for name, runs in curves.items():
         rows = []

@@ -1,4 +1,4 @@
-"""Raters at work on a large study: how long `keel rank` takes for a page and for a ranking, and for the figures.
+"""Simulate raters of a large study: how long `keel rank` takes for a page, a ranking and the statistics.
 
 python benchmarks/raters.py --items 100000 --raters 50 --think 2 --seconds 60
 """
@@ -26,7 +26,7 @@ PORT = 8731
 
 @dataclass
 class Seen:
-    """What one client met with."""
+    """Response times and errors of one client."""
 
     pages: list[float] = field(default_factory=list)  # seconds
     rankings: list[float] = field(default_factory=list)
@@ -37,10 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--raters", type=int, default=50)
-    parser.add_argument("--think", type=float, default=2.0, help="seconds between a page and its ranking, on average")
+    parser.add_argument("--think", type=float, default=2.0, help="mean seconds between a page and its ranking")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--ranked", type=int, default=0, help="items ranked before")
-    parser.add_argument("--owner", action="store_true", help="the owner's page is open")
+    parser.add_argument("--ranked", type=int, default=0, help="items that are ranked already")
+    parser.add_argument("--owner", action="store_true", help="keep the owner's page open")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ratings.db"

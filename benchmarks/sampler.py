@@ -1,9 +1,9 @@
-"""keel's sampler beside `generate` of transformers, in turn, on the same prompts.
+"""Compare keel's sampler with `generate` of transformers, alternately, on the same prompts.
 
     python benchmarks/sampler.py --sizes 7M --stories FOLDER --openings openings.jsonl
 
 tokens/s counts sampled tokens up to the end token; gap is the largest difference of a token's log-probability between
-keel's sampler and a training pass over the same answers.
+keel's sampler and a training pass over the same responses.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=["7M"], choices=list(SHAPES), help="random models")
     parser.add_argument("--stories", nargs="*", default=[], metavar="FOLDER", help="pre-trained models")
-    parser.add_argument("--openings", metavar="FILE", help="prompts for them: jsonl with a column `prompt`")
+    parser.add_argument(
+        "--openings", metavar="FILE", help="prompts for the pre-trained models: jsonl with a column `prompt`"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="batches of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -54,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @torch.no_grad()
 def measure(task: Task, rounds: int) -> list[str]:
-    """Both sides on the same batches of prompts; the first batch is not counted."""
+    """Measure both sides on the same batches of prompts. The first batch is not counted."""
     model, tokenizer = load_causal_lm(task.policy), load_tokenizer(task.policy)
     prompts = load_prompts(task.prompts, tokenizer)
     ends = end_token_ids(model, tokenizer)

@@ -1,4 +1,4 @@
-"""What the speed benchmarks run on: model folders, reward models and prompts, the same files for keel and its peers."""
+"""Make the tasks of the speed benchmarks: model folders, reward models and prompts, the same files for keel and TRL."""
 
 import json
 import random
@@ -22,7 +22,7 @@ NUM_PROMPTS = 1024
 
 @dataclass(frozen=True)
 class Task:
-    """One PPO job. Everything that both sides must agree on is here."""
+    """One PPO job: the settings that both sides share."""
 
     name: str
     policy: str  # folders
@@ -53,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama by its sizes."""
+    """Sizes of a Llama."""
 
     hidden: int
     layers: int
@@ -82,7 +82,7 @@ SHAPES = {"7M": Shape(256, 6), "31M": Shape(512, 8)}
 
 
 def random_task(shape: Shape, folder: Path, natural: bool, max_response_tokens: int = 64) -> Task:
-    """A random model whose answers have full length, or geometrically distributed ones of a third of it on average."""
+    """Make a random model whose responses have full length, or geometric lengths with a mean of a third of it."""
     length = f"natural-{max_response_tokens}" if natural else "full"
     place = folder / f"{shape.label}-{shape.vocabulary}-{length}"
     if not place.exists():
@@ -101,7 +101,7 @@ def random_task(shape: Shape, folder: Path, natural: bool, max_response_tokens: 
 
 
 def story_task(model: Path, openings: Path, folder: Path) -> Task:
-    """A pre-trained model on real prompts, which learns to please a classifier on its own trunk."""
+    """Make a task with a pre-trained model and real prompts. The reward model is a classifier on the same trunk."""
     reward, prompts = folder / f"{model.name}-reward", folder / f"{model.name}-prompts.jsonl"
     if not prompts.exists():
         reward_model(model, reward)
@@ -111,9 +111,9 @@ def story_task(model: Path, openings: Path, folder: Path) -> Task:
 
 
 def language_model(shape: Shape, end_rate: float, seed: int = 0) -> LlamaForCausalLM:
-    """A random Llama that ends an answer with probability `end_rate` at every token, whatever was said.
+    """Make a random Llama that ends a response with probability `end_rate` at every token, whatever the text.
 
-    All embeddings share their first coordinate, which then carries the residual stream; the end token alone reads it.
+    All embeddings share their first coordinate, which then dominates the residual stream. Only the end token reads it.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(shape.config())
@@ -130,7 +130,7 @@ def language_model(shape: Shape, end_rate: float, seed: int = 0) -> LlamaForCaus
 
 
 def reward_model(policy: Path, folder: Path) -> None:
-    """A classifier on the policy's trunk, its head random."""
+    """Make a classifier on the policy's trunk, with a random head."""
     from keel.models.loading import load_classifier  # the other side of a comparison has no keel
 
     torch.manual_seed(1)

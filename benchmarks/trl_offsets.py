@@ -1,4 +1,4 @@
-"""TRL's PPO on the task of offsets.py. Runs in the environment with TRL: python trl_offsets.py RUN.json RESULT.json"""
+"""Run TRL's PPO on the task of offsets.py, in the environment with TRL: python trl_offsets.py RUN.json RESULT.json"""
 
 import json
 import re
@@ -17,7 +17,7 @@ WORD = re.compile(r"[a-z']+")
 
 
 class Valence(torch.nn.Module):
-    """A reward model to TRL, in truth offset + scale * valence of the response, at each of its tokens."""
+    """A reward model for TRL that returns offset + scale * valence of the response at each of its tokens."""
 
     base_model_prefix = "trunk"
 

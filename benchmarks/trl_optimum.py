@@ -1,7 +1,7 @@
-"""TRL's PPO on one enumerable world. Runs in the environment with TRL: python trl_optimum.py WORLD.json POLICY_FOLDER
+"""Run TRL's PPO on one enumerable world, in the environment with TRL: python trl_optimum.py WORLD.json POLICY_FOLDER
 
-The world's end token is its pad token too, which TRL would not learn from. So its network gets one more word, the pad,
-that can never be said; it is taken out again before the policy is saved.
+The end token of a world is also its pad token, from which TRL would not learn. So the network gets a separate pad token
+that is never sampled, and that is removed before the policy is saved.
 """
 
 import json
@@ -18,7 +18,7 @@ from trl_settings import COMMON
 
 
 class Policy(LlamaForCausalLM):
-    """The world's network, whose last word is never said."""
+    """The network of the world, whose last token is never sampled."""
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
@@ -27,7 +27,7 @@ class Policy(LlamaForCausalLM):
 
 
 class Table(torch.nn.Module):
-    """A reward model to TRL, a table of scores in truth: the score of a row stands at each of its tokens."""
+    """A reward model for TRL that looks scores up in a table. The score of a row is at each of its tokens."""
 
     base_model_prefix = "trunk"
 
@@ -50,7 +50,7 @@ class Table(torch.nn.Module):
 
 
 def with_pad(kind, folder, **options):
-    """The world's network with one more row in its embeddings."""
+    """Return the network of the world with one more row in its embeddings."""
     model = kind.from_pretrained(folder, dtype=torch.float32, **options)
     model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
     model.config.pad_token_id = model.config.vocab_size - 1

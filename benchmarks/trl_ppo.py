@@ -1,4 +1,4 @@
-"""TRL's PPO on one task. Runs in the environment with TRL: python trl_ppo.py TASK.json RESULT.json [POLICY_FOLDER]"""
+"""Run TRL's PPO on one task, in the environment with TRL: python trl_ppo.py TASK.json RESULT.json [POLICY_FOLDER]"""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from trl_settings import COMMON
 
 
 class Clock:
-    """Seconds per phase and step, read at the places where TRL's loop passes from one phase to the next."""
+    """Measure seconds per phase and step, where TRL's loop changes from one phase to the next."""
 
     def __init__(self):
         self.steps, self.last, self.tokens = [], None, 0

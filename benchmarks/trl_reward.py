@@ -1,4 +1,4 @@
-"""TRL's reward model training on one task. Runs in TRL's environment: python trl_reward.py TASK.json RESULT.json"""
+"""Train a reward model with TRL on one task, in the environment with TRL: python trl_reward.py TASK.json RESULT.json"""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What TRL's PPO is told in every comparison: one process, no evaluation, nothing saved or reported on the way."""
+"""Settings of TRL's PPO in every comparison: one process, no evaluation, no saving or reporting during the run."""
 
 COMMON = {
     "gradient_accumulation_steps": 1,

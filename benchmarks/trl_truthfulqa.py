@@ -1,4 +1,4 @@
-"""A plain Bradley-Terry fine-tune by TRL's RewardTrainer. In TRL's environment: python trl_truthfulqa.py TASK RESULT"""
+"""Fine-tune a reward model by TRL's RewardTrainer, in the environment with TRL: python trl_truthfulqa.py TASK RESULT"""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def main(task_file, result_file):
 
 
 def settings(task, output):
-    """TRL's own settings, but for the passes and the rate; float32 and no recomputing, as a CPU has it fastest."""
+    """Return TRL's defaults except passes and learning rate. float32 without recomputation is fastest on a CPU."""
     return RewardConfig(
         output_dir=output,
         num_train_epochs=task["epochs"],
@@ -56,7 +56,7 @@ def settings(task, output):
 
 @torch.no_grad()
 def score(model, tokenizer, prompt, responses):
-    """Scores of the answers, read as in training: with the end token that TRL appends."""
+    """Return scores of the responses, encoded as in training: with the end token that TRL appends."""
     model.eval()
     texts = [f"{prompt}\n{response}{tokenizer.eos_token}" for response in responses]
     return model(**tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")).logits[:, 0].tolist()

@@ -1,17 +1,17 @@
-"""Reward models on TruthfulQA's human labels: a plain fine-tune by TRL, and keel's best, on the same questions.
+"""Compare reward models on the human labels of TruthfulQA: a plain fine-tune by TRL, and keel's best.
 
     python benchmarks/truthfulqa.py --pairs truthfulqa_pairs.jsonl --rankings truthfulqa_rankings.jsonl \\
         --trunks stories260K tinystories-656K
 
-A fifth of the questions is held out (the drawing is that of `keel reward`), or, with --held-out-pairs and
---held-out-rankings, the questions of other files. TRL's RewardTrainer learns the pairs of the other questions, three
-passes at 1e-3, its own settings otherwise; keel learns the same pairs, or the rankings that they were made from, with
-the settings below. All are judged on the same pairs and rankings by the same code. The intervals (95%) are over
-questions, of the mean over seeds: what other seeds would give is not in them, and seeds differ a lot. Calibrated:
-each half of the questions is divided by the temperature that fits the other half, so no figure saw its own. Seconds
-are those of the processor, in training and the evaluations between the passes (keel) or in training alone (TRL). Runs
-that are done lie in --work and are not repeated; TRL lives in an environment of its own, which the first run makes
-(--venv).
+A fifth of the questions is held out, drawn as `keel reward` does, or the questions of other files (--held-out-pairs and
+--held-out-rankings). TRL's RewardTrainer learns the pairs of the other questions: three passes at 1e-3, otherwise its
+defaults. keel learns the same pairs, or the rankings that they were made from, with the settings below. The same code
+evaluates all on the same pairs and rankings.
+
+The 95% intervals are over questions, of the mean over seeds. They do not include the variation between seeds, which is
+large. Calibrated: the scores of each half of the questions are divided by the temperature that fits the other half.
+Seconds are processor time of the training, for keel with the evaluations between the passes. Finished runs are in
+--work and are not repeated. TRL runs in a separate environment, which the first run creates (--venv).
 """
 
 import argparse
@@ -63,7 +63,7 @@ ROUNDS = 2_000
 
 @dataclass(frozen=True)
 class Run:
-    """One trained scorer: what it says of every held-out answer, and what that took."""
+    """One trained scorer: its scores of every held-out response, and its cost."""
 
     seconds: float
     scores: dict[tuple[str, str], float]
@@ -90,18 +90,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, metavar="FILE", help="jsonl: prompt, chosen, rejected")
     parser.add_argument("--rankings", required=True, metavar="FILE", help="jsonl: prompt, responses, scores")
-    parser.add_argument("--held-out-pairs", metavar="FILE", help="judge on these, and learn from all of --pairs")
-    parser.add_argument("--held-out-rankings", metavar="FILE", help="and on these")
-    parser.add_argument("--trunks", nargs="+", required=True, metavar="FOLDER", help="pre-trained; TRL has the first")
+    parser.add_argument(
+        "--held-out-pairs", metavar="FILE", help="evaluate on these pairs, and learn from all of --pairs"
+    )
+    parser.add_argument("--held-out-rankings", metavar="FILE", help="evaluate on these rankings too")
+    parser.add_argument(
+        "--trunks", nargs="+", required=True, metavar="FOLDER", help="pre-trained models; TRL uses the first"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each single model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="runs/truthfulqa", help="keep data, models and scores here")
-    parser.add_argument("--venv", default=".venv-trl-reward", help="TRL's environment; made if it is not there")
+    parser.add_argument("--venv", default=".venv-trl-reward", help="environment with TRL; created if it does not exist")
     return parser.parse_args()
 
 
 def write_split(work: Path, options: argparse.Namespace) -> None:
-    """train-KIND.jsonl, held_out-KIND.jsonl, and answers.jsonl: every held-out answer once, by question."""
+    """train-KIND.jsonl, held_out-KIND.jsonl, and answers.jsonl: every held-out response once, by question."""
     answers: dict[str, dict[str, None]] = {}
     for kind in KINDS:
         rows, other = read(getattr(options, kind)), getattr(options, f"held_out_{kind}")
@@ -149,7 +153,7 @@ def keel_run(name: str, work: Path, seed: int, options: argparse.Namespace) -> R
 
 
 def show(kind: str, work: Path, runs: dict[str, list[Run]]) -> None:
-    """One table: figures are means over the runs of a row; "ahead" is question by question."""
+    """Print a table of means over the runs of each row. "ahead" is computed question by question."""
     train, held_out = (load_rankings(str(work / f"{side}-{kind}.jsonl")) for side in ("train", "held_out"))
     train, held_out = ([ranking for ranking in side if ranking.pairs] for side in (train, held_out))
     facts = baselines(held_out, train)
@@ -177,7 +181,7 @@ def scores_of(run: Run, held_out: Sequence[Ranking]) -> list[list[float]]:
 
 
 def by_text(rows: Sequence[dict[str, Any]], scores: Sequence[Sequence[float]]) -> dict[tuple[str, str], float]:
-    """The score of each answer to each question."""
+    """Return the score of each response to each question."""
     return {
         (prompt_key(row["prompt"]), answer): score
         for row, values in zip(rows, scores, strict=True)
@@ -186,7 +190,7 @@ def by_text(rows: Sequence[dict[str, Any]], scores: Sequence[Sequence[float]]) -
 
 
 def by_question(runs: Sequence[Scores], held_out: Sequence[Ranking]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Weights of the questions, which sum to 1, and weight times accuracy in each, mean over the runs. -> [Q], [Q]"""
+    """Return the weights of the questions, which sum to 1, and weight times mean accuracy over the runs. -> [Q], [Q]"""
     keys = [prompt_key(ranking.prompt) for ranking in held_out]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     questions = np.array([numbers[key] for key in keys])
@@ -197,7 +201,7 @@ def by_question(runs: Sequence[Scores], held_out: Sequence[Ranking]) -> tuple[ND
 
 
 def spread(values: NDArray[Any], weights: NDArray[Any]) -> str:
-    """The sum of values over that of weights, and its 95% interval over samples of the questions (Efron 1979)."""
+    """Return the sum of values over the sum of weights, and its 95% bootstrap interval over questions (Efron 1979)."""
     drawn = np.random.default_rng(0).integers(len(values), size=(ROUNDS, len(values)))
     low, high = np.percentile(values[drawn].sum(1) / weights[drawn].sum(1), [2.5, 97.5])
     return f"{values.sum():.3f} [{low:.3f}, {high:.3f}]"

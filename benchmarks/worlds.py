@@ -1,9 +1,9 @@
-"""Worlds small enough to enumerate: every answer's probability, and so the objective itself, is known exactly.
+"""Worlds: tasks small enough to enumerate, in which the probability of every response and the objective are exact.
 
-A world is a Hugging Face model folder, a few prompts, and a score for every answer. With log pi(y|x) of all answers,
+A world is a Hugging Face model folder, a few prompts, and a score for every response. With log pi(y|x) of all of them,
     J(pi) = mean over prompts of E_pi[r] - kl_coef KL(pi || pi_ref),
     pi*(y|x) = pi_ref(y|x) exp(r(x, y) / kl_coef) / Z(x),    J* = mean over prompts of kl_coef log Z(x),
-are sums. Letters: N prompts, A answers to a prompt, V vocabulary, L longest answer.
+are sums. Letters: N prompts, A responses to a prompt, V vocabulary, L longest response.
 """
 
 import itertools
@@ -35,7 +35,7 @@ T3_LOGITS = {None: (-1.0, 1.0, 0.0), 1: (0.5, 0.0, 0.5), 2: (0.0, 0.5, 0.0)}
 
 @dataclass(frozen=True)
 class World:
-    """An enumerable task: the model that the run starts from, its prompts, and the score of every answer."""
+    """An enumerable task: the initial model, its prompts, and the score of every response."""
 
     name: str
     folder: Path  # policy/ (weights, tokenizer) and prompts.jsonl
@@ -49,7 +49,7 @@ class World:
         return " ".join(WORDS[token] for token in prompt)
 
     def scorer(self) -> Callable[..., list[float]]:
-        """Reward function with TRL's signature: looks every answer up in the table."""
+        """Return scores from the table. The signature is that of a reward function."""
         row = {self.text(prompt): i for i, prompt in enumerate(self.prompts)}
         column = {answer: i for i, answer in enumerate(answers(self.vocabulary, self.length))}
         table = self.scores.tolist()
@@ -62,7 +62,7 @@ class World:
 
 @dataclass(frozen=True)
 class Exact:
-    """What enumeration says of one policy, all of it a mean over the prompts."""
+    """Exact metrics of a policy, as means over the prompts."""
 
     objective: float  # J
     optimum: float  # J*
@@ -73,21 +73,21 @@ class Exact:
 
     @property
     def regret(self) -> float:
-        """(J* - J) / (J* - J_ref): 1 at the start, 0 at the optimum."""
+        """Return (J* - J) / (J* - J_ref): 1 for the initial model, 0 at the optimum."""
         return (self.optimum - self.objective) / (self.optimum - self.start)
 
 
 def answers(vocabulary: int, length: int) -> list[tuple[int, ...]]:
-    """Every answer: those ended after 0, 1, ... words, then those cut off at `length` words."""
+    """Return every response: those that end after 0, 1, ... words, then those cut at `length` words."""
     words = range(1, vocabulary)
     ended = [(*prefix, END) for k in range(length) for prefix in itertools.product(words, repeat=k)]
     return ended + list(itertools.product(words, repeat=length))
 
 
 def answer_logprobs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], length: int) -> Tensor:
-    """log pi(y|x) of every answer [N, A], over the full vocabulary and in the order of `answers`.
+    """Return log pi(y|x) of every response [N, A], over the full vocabulary and in the order of `answers`.
 
-    A forward pass over all word sequences one shorter than the longest answer shows every prefix's next-token logits.
+    A forward pass over all sequences one word shorter than the longest response gives the logits after every prefix.
     Prompts of equal length share a pass, so nothing is padded.
     """
     words = range(1, model.config.vocab_size)
@@ -103,7 +103,7 @@ def answer_logprobs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], le
 
 
 def _sum_over_paths(steps: Tensor) -> Tensor:
-    """Next-token log-probabilities along every path [N, paths, L, V] -> log pi of every answer [N, A]."""
+    """Sum next-token log-probabilities along every path: [N, paths, L, V] -> log pi of every response [N, A]."""
     num_words, length = steps.shape[-1] - 1, steps.shape[2]
     prefix = steps.new_zeros(steps.shape[0], 1)
     ended = []
@@ -115,12 +115,12 @@ def _sum_over_paths(steps: Tensor) -> Tensor:
 
 
 def objective(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, kl_coef: float) -> Tensor:
-    """J, differentiable: all arguments [N, A]."""
+    """Return J, differentiable. All arguments are [N, A]."""
     return (logprobs.exp() * (scores - kl_coef * (logprobs - ref_logprobs))).sum(1).mean()
 
 
 def exact(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, kl_coef: float) -> Exact:
-    """Every figure of a policy from the log-probabilities of all answers, all arguments [N, A]."""
+    """Return every metric of a policy from the log-probabilities of all responses. All arguments are [N, A]."""
     tilted = ref_logprobs + scores / kl_coef
     log_z = tilted.logsumexp(1, keepdim=True)
     probs, best = logprobs.exp(), (tilted - log_z).exp()
@@ -135,20 +135,20 @@ def exact(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, kl_coef: float
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """The model of a folder in float64, dropout off."""
+    """Load the model of a folder in float64, without dropout."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
 
 
 @torch.no_grad()
 def measure(world: World, folder: Path) -> Exact:
-    """The exact figures of the policy saved in `folder`."""
+    """Return the exact metrics of the policy saved in `folder`."""
     logprobs = answer_logprobs(load(folder), world.prompts, world.length)
     ref_logprobs = answer_logprobs(load(world.folder / "policy"), world.prompts, world.length)
     return exact(logprobs, ref_logprobs, world.scores, world.kl_coef)
 
 
 def random_world(folder: Path, seed: int) -> World:
-    """A small random Llama with random prompts, and a score from N(0, 1) for every answer, cut-off ones included."""
+    """Make a world with a small random Llama, random prompts, and N(0, 1) scores for every response, cut ones too."""
     rng = random.Random(seed)
     vocabulary, hidden = rng.randint(4, 8), rng.choice((32, 48, 64))
     length = rng.randint(3, 4) if vocabulary <= 6 else 3  # at most 781 answers to a prompt
@@ -177,9 +177,9 @@ def random_world(folder: Path, seed: int) -> World:
 
 
 def t3_world(folder: Path, seed: int = 0) -> World:
-    """The three-letter world T3 as a GPT-2, fitted to its table of next-word log-odds; the fitted law is the reference.
+    """Make the three-letter world T3 as a GPT-2 that is fitted to a table of next-word log-odds. It is the reference.
 
-    Learned positions tell the prompt from an answer of the same word.
+    Learned positions distinguish the prompt from a response of the same word.
     """
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -205,7 +205,7 @@ def t3_world(folder: Path, seed: int = 0) -> World:
 
 
 def t3_logprobs() -> Tensor:
-    """log pi_ref of T3's fifteen answers [1, 15]."""
+    """Return log pi_ref of the fifteen responses of T3 [1, 15]."""
     rows = {before: torch.tensor(odds, dtype=torch.float64).log_softmax(0) for before, odds in T3_LOGITS.items()}
     logprobs = [
         sum(rows[before][token] for before, token in zip((None, *answer), answer, strict=False))
@@ -215,7 +215,7 @@ def t3_logprobs() -> Tensor:
 
 
 def fit(model: PreTrainedModel, world: World, target: Tensor) -> None:
-    """Move the model until KL(target || model) over the enumerated answers is at rounding error."""
+    """Fit the model until KL(target || model) over the enumerated responses is at rounding error."""
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, tolerance_change=0, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

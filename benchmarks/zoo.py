@@ -1,10 +1,11 @@
-"""A zoo of sick runs: `keel train` on the quickstart's world with one fault in each, and healthy ones; and how well
-`keel doctor` tells which is which.
+"""Make faulty and healthy runs of `keel train`, and measure how well `keel doctor` distinguishes them.
+
+The runs use the quickstart's example. Each faulty run has one fault.
 
     python benchmarks/zoo.py make --output runs/zoo --seeds 0 1 2 3
     python benchmarks/zoo.py score --output runs/zoo --seeds 2 3
 
-A seed takes a minute or two for its world and half a minute for each run. What is finished is not made again.
+A seed takes a minute or two for its models, and half a minute for each run. Finished runs are not repeated.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
-    options.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    options.add_argument("--jobs", type=int, default=1, help="number of concurrent runs")
     given = options.parse_args()
     if given.do == "make":
         make(given)
@@ -36,7 +37,7 @@ def wanted(given: argparse.Namespace) -> list[tuple[int, str]]:
 
 
 def make(given: argparse.Namespace) -> None:
-    """World after world, each with its runs, every run in a fresh process."""
+    """Make the models of each seed, then its runs, each in a new process."""
     from zoo_make import make_run
     from zoo_world import make_world
 

@@ -1,4 +1,4 @@
-"""The animals of the zoo: what is wrong with each run, how it is induced, and what the doctor should say of it."""
+"""The runs of the zoo: the fault of each, how it is induced, and what the doctor should report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ DEVIATION = 1.5  # of the reward models' scores, about
 
 @dataclass(frozen=True)
 class Case:
-    """`changes` are settings (sections are merged), in which {world} and {functions} stand for places."""
+    """One run. `changes` are settings (sections are merged), with placeholders {world} and {functions} for paths."""
 
     expected: tuple[str, ...]  # findings, any of which is right; none for a healthy run
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +107,6 @@ CASES = {**SICK, **HEALTHY}
 
 
 def names_of(seed: int) -> list[str]:
-    """The cases that a seed has: one of the last two healthy ones, and the dearest once only."""
+    """Return the cases of a seed: one of the last two healthy ones, and the most expensive one for one seed only."""
     left_out = {"healthy-normalised" if seed % 2 == 0 else "healthy-segments"}
     return [name for name in CASES if name not in left_out | ({"many-epochs"} if seed else set())]

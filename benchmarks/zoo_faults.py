@@ -1,4 +1,4 @@
-"""Faults that no setting can induce: parts of a run that were sound when the run started, and then are not."""
+"""Induce faults that no setting can induce: parts of a run that work at the start, and fail later."""
 
 import random
 import statistics
@@ -28,7 +28,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class TimedParts(TrainingSetup):
-    """TrainingSetup that know which step they are in."""
+    """A TrainingSetup that knows the current step."""
 
     clock: Clock = field(default_factory=Clock)
 
@@ -40,7 +40,7 @@ class TimedParts(TrainingSetup):
 
 @dataclass
 class ChangedScorer:
-    """A scorer that says something else than its model, from some step on."""
+    """A scorer whose scores differ from those of its model from some step on."""
 
     scorer: Scorer
     change: Change
@@ -57,7 +57,7 @@ class ChangedScorer:
 
 
 def rescored(change: Callable[[], Change], noisy: bool = False) -> Fault:
-    """The first scorer is changed."""
+    """Return the setup with a changed first scorer."""
 
     def fault(parts: TrainingSetup) -> TrainingSetup:
         timed = TimedParts(**{part.name: getattr(parts, part.name) for part in fields(parts)})
@@ -85,12 +85,12 @@ def noise(deviation: float, seed: int = 0) -> Change:
 
 
 def failing(share: float) -> Change:
-    """No number for some answers, always for the same ones."""
+    """Return no score for some responses, always for the same ones."""
     return lambda score, text, ended, step: NoScore("no number") if random.Random(text).random() < share else score
 
 
 class Drift:
-    """Every step adds a part of the first step's deviation."""
+    """Add a part of the first step's deviation to the scores in every step."""
 
     def __init__(self, share: float, first_step: int) -> None:
         self.share, self.first_step = share, first_step
@@ -105,7 +105,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class HotParts(TrainingSetup):
-    """A sampler whose temperature is not the trainer's; the self-check's few answers are as they should be."""
+    """A sampler whose temperature differs from the trainer's, except for the few responses of the self-check."""
 
     sampling_temperature: float = 1.0
 
@@ -125,7 +125,7 @@ def hot_sampler(temperature: float) -> Fault:
 
 @contextmanager
 def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) -> Iterator[None]:
-    """Inside, `train_policy` builds its parts with the fault in them, and takes these statistics for the start's."""
+    """Inside, `train_policy` builds its setup with the fault, and uses these statistics for the initial policy."""
     build, measure = policy.build_training_setup, policy.PolicyTrainer.measure_reference
 
     def build_parts(*given: Any) -> TrainingSetup:

@@ -1,4 +1,4 @@
-"""Reward functions that have nothing to teach."""
+"""Reward functions that give no signal."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ RARE = f"{PHRASE} our"
 
 
 def constant(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The same for everything."""
+    """Return the same score for every response."""
     return [1.0] * len(completions)
 
 
 def coarse(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """1 for nearly every answer."""
+    """Return 1 for nearly every response."""
     return [float(RARE not in completion) for completion in completions]

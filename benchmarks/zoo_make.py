@@ -1,4 +1,4 @@
-"""Makes the runs of the zoo, and writes down of each what it really did to the answers."""
+"""Make the runs of the zoo, and record what each really did to the responses."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ ENDS = 5  # steps at either end of a run whose means are compared
 
 
 def make_run(output: Path, world: Path, name: str, seed: int) -> None:
-    """A run and its truth; left alone where the truth is written already."""
+    """Make a run and its truth, unless the truth exists."""
     truth = output.with_name(f"{output.name}.truth.json")
     if truth.exists():
         return
@@ -49,7 +49,7 @@ def make_run(output: Path, world: Path, name: str, seed: int) -> None:
 
 
 def settings(case: Case, output: Path, world: Path, seed: int) -> TrainConfig:
-    """The quickstart's settings, those of the algorithm, then those of the case."""
+    """Merge the settings of the quickstart, of the algorithm and of the case."""
     name = case.algorithm(seed)
     values = policy_settings(Quickstart(parse(QuickstartConfig, {"output": str(world), "seed": seed}))).model_dump()
     rewards = [judge(case.judge, world) | {"weight": case.weight}]
@@ -71,7 +71,7 @@ def judge(name: str, world: Path) -> dict[str, Any]:
 
 
 def truth_of(output: Path) -> dict[str, Any]:
-    """What nobody in the run could see: the mean gold score of each step's logged answers."""
+    """Return the mean gold score of the logged responses of each step, which the run does not see."""
     steps, gold = gold_by_step(output / "rollouts.jsonl")
     metrics = read_lines(output / "metrics.jsonl")
     names = {"score": "objective/scores", "kl": "objective/kl", "length": "response/length"}
@@ -80,7 +80,7 @@ def truth_of(output: Path) -> dict[str, Any]:
 
 
 def first_and_last(values: list[float]) -> list[float]:
-    """Means over the first and over the last few steps; empty without any."""
+    """Return the means over the first and over the last few steps, or nothing without steps."""
     return [statistics.fmean(part) for part in (values[:ENDS], values[-ENDS:])] if values else []
 
 

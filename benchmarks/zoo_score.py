@@ -1,4 +1,4 @@
-"""Scores `keel doctor` on the zoo: what it says of every run, had it been asked after each step."""
+"""Evaluate `keel doctor` on the zoo, as if it had run after each step of every run."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ LOUD = ("critical", "warning")
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the doctor says of a run at each of its steps."""
+    """The doctor's diagnosis of a run at each of its steps."""
 
     name: str
     expected: tuple[str, ...]
@@ -26,18 +26,18 @@ class Opinion:
 
     @property
     def first_names(self) -> list[str]:
-        """The first finding at each step."""
+        """Return the first finding at each step."""
         return [said.findings[0].name if said.findings else "none" for said in self.diagnoses]
 
     @property
     def at_half(self) -> str:
-        """The first finding at half of the run, or at the last step of one that died before."""
+        """Return the first finding at half of the run, or at the last step of a run that ended earlier."""
         known = [name for step, name in zip(self.steps, self.first_names, strict=True) if step <= self.half]
         return known[-1] if known else "none"
 
     @property
     def named_at(self) -> int | None:
-        """The step from which on a right finding was first and stayed so."""
+        """Return the step from which a correct finding was first, and stayed first."""
         wrong = [i for i, name in enumerate(self.first_names) if name not in self.expected]
         start = wrong[-1] + 1 if wrong else 0
         return self.steps[start] if start < len(self.steps) else None
@@ -47,7 +47,7 @@ class Opinion:
         return self.at_half in self.expected
 
     def alarms(self) -> list[str]:
-        """Every loud finding that was open at some step, with the step at which it was first."""
+        """Return every warning or critical finding that was open at some step, with its first step."""
         found: dict[tuple[str, str], int] = {}
         for step, said in zip(self.steps, self.diagnoses, strict=True):
             for finding in said.findings:
@@ -57,7 +57,7 @@ class Opinion:
 
 
 def score(runs: Path, wanted: Sequence[tuple[str, int]]) -> None:
-    """Print the tables of these cases and seeds, and which of them were not made."""
+    """Print the tables of these cases and seeds, and which of them do not exist."""
     made = [(name, seed) for name, seed in wanted if (runs / f"{name}-{seed}.truth.json").exists()]
     opinions = [opinion(runs / f"{name}-{seed}", CASES[name].expected) for name, seed in made]
     print_sick([found for found in opinions if found.expected])
@@ -74,7 +74,7 @@ def opinion(path: Path, expected: tuple[str, ...]) -> Opinion:
 
 
 def as_it_was(run: Run, step: int) -> Run:
-    """How the run ended is known at its last step alone."""
+    """Return the run as it was at a step. How it ended is known only at the last step."""
     whole = step == int(run.steps[-1])
     return run if whole else replace(run.until(step), state=State("running"))
 

@@ -1,4 +1,4 @@
-"""The quickstart's world with two reward models that learned from different rankings, and two that learned wrongly."""
+"""Make the quickstart's models, two reward models from different rankings, and two with wrong preferences."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def longer_wins(rows: Rows) -> Rows:
-    """The same answers, ranked by length alone."""
+    """Return the same responses, ranked by length only."""
 
     def ranks(responses: Sequence[str]) -> list[int]:
         lengths = [len(response.split()) for response in responses]
@@ -47,7 +47,7 @@ answers than the others, as a scorer that is held out to watch them should."""
 
 
 def make_world(folder: Path, seed: int) -> Path:
-    """Language model, rankings and reward models of a seed; what is there already is not made again."""
+    """Make language model, rankings and reward models of a seed, except those that exist."""
     run = Quickstart(parse(QuickstartConfig, {"output": str(folder), "seed": seed}))
     if not (folder / "hot/rankings.jsonl").exists():
         write_world(run)
@@ -64,7 +64,7 @@ def make_world(folder: Path, seed: int) -> Path:
 
 
 def rank(run: Quickstart, name: str, temperature: float) -> None:
-    """Rankings of fresh answers to the same prompts, in a folder of their own."""
+    """Rank new responses to the same prompts, in a separate folder."""
     values = sampling_settings(run).model_dump() | {"output": run.path(f"{name}/answers.jsonl")}
     values["sampling"]["temperature"] = temperature
     sample_responses(parse(SampleConfig, values))

@@ -1,20 +1,20 @@
-"""PPO for a language model in one flat file, with the exact answer beside it. Read this first.
+"""PPO for a language model in one file, on a task whose exact optimum is known. Read this first.
 
     python examples/minimal_ppo.py            # about half a minute on one CPU core
     python examples/minimal_ppo.py --steps 40
 
-Only `keel.core` and torch are used, so that every step of the method is visible; `keel train` does the same with
-transformers, minibatches, many devices and records.
+It uses only `keel.core` and torch, so that every step of the method is visible. `keel train` does the same with
+transformers, several devices, checkpoints and logs.
 
-The task is small enough to list every answer. A prompt is one of three letters. The answer is up to four letters, ended
-by the end token; it scores a point for each time it repeats the prompt's letter, loses half a point for each
-other letter, and gets -1 if the limit cuts it off. The model is a GRU that starts from random weights: what it writes
-then is the reference, and wandering from it costs kl_coef nats each. So the objective
+The task is small enough to list every response. A prompt is one of three letters. A response is up to four letters and
+the end token. It scores a point for each letter that equals the prompt, loses half a point for each other letter, and
+scores -1 if the length limit cuts it. The model is a GRU with random weights. Its initial state is the reference, and
+each nat of KL to it costs kl_coef. So the objective
 
     J(policy) = mean over prompts of  E[score] - kl_coef * KL(policy || reference)
 
-can be computed, not estimated, and so can the best that any policy reaches: J* = mean of kl_coef * log Z(prompt),
-Z = sum over answers of reference(answer) * exp(score / kl_coef).
+can be computed exactly, and so can its maximum over all policies: J* = mean of kl_coef * log Z(prompt), where
+Z = sum over responses of reference(response) * exp(score / kl_coef).
 """
 
 import argparse
@@ -30,12 +30,12 @@ from keel.core.kl import kl_estimate
 from keel.core.logprobs import token_logprobs
 from keel.core.losses import clipped_policy_loss, value_loss
 from keel.core.masked import masked_mean, masked_sum, whiten
-from keel.core.rewards import token_rewards
+from keel.core.rewards import place_scores, token_rewards
 
-LETTERS, END, LIMIT = 3, 3, 4  # letters 0, 1, 2; the end token 3; at most four tokens in an answer
+LETTERS, END, LIMIT = 3, 3, 4  # letters 0, 1, 2; the end token 3; at most four tokens in a response
 VOCABULARY = LETTERS + 1
 
-# the settings of the method
+# Settings of the method, with the names of keel's settings.
 kl_coef = 0.3
 gamma, gae_lambda = 1.0, 0.95
 clip_range = 0.2
@@ -44,7 +44,7 @@ learning_rate = 3e-3
 
 
 class Network(nn.Module):
-    """Reads prompt and answer so far; says something about what comes next. Policy and critic are one each."""
+    """A GRU over prompt and response. The policy has an output for each token, the critic has one output."""
 
     def __init__(self, outputs: int, width: int = 48) -> None:
         super().__init__()
@@ -53,60 +53,58 @@ class Network(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, L] -> [B, L, outputs]; place t has seen tokens 0..t."""
+        """Return outputs [B, L, outputs] for tokens [B, L]. Position t has read the tokens 0..t."""
         hidden, _ = self.recurrence(self.embedding(tokens))
         return self.head(hidden)
 
 
 def response_logprobs(model: Network, prompts: Tensor, responses: Tensor) -> Tensor:
-    """log pi(y_t | x, y_<t) of every response token. [B], [B, T] -> [B, T]"""
-    seen = torch.cat([prompts.unsqueeze(1), responses[:, :-1]], dim=1)
-    return token_logprobs(model(seen), responses)
+    """Return log pi(y_t | x, y_<t) of every response token. [B], [B, T] -> [B, T]"""
+    inputs = torch.cat([prompts.unsqueeze(1), responses[:, :-1]], dim=1)
+    return token_logprobs(model(inputs), responses)
 
 
 def response_values(critic: Network, prompts: Tensor, responses: Tensor) -> Tensor:
-    """V(s_t): what the critic expects before it sees token t. [B], [B, T] -> [B, T]"""
-    seen = torch.cat([prompts.unsqueeze(1), responses[:, :-1]], dim=1)
-    return critic(seen).squeeze(-1)
+    """Return V(s_t), the return that the critic expects before token t. [B], [B, T] -> [B, T]"""
+    inputs = torch.cat([prompts.unsqueeze(1), responses[:, :-1]], dim=1)
+    return critic(inputs).squeeze(-1)
 
 
 @torch.no_grad()
 def sample(model: Network, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """Answers [B, T] and their mask: True for every token that was sampled, the end token included."""
+    """Sample responses [B, T], and return them with their mask: True for sampled tokens, including the end token."""
     tokens, masks = [prompts], []
-    going = torch.ones_like(prompts, dtype=torch.bool)
+    active = torch.ones_like(prompts, dtype=torch.bool)
     for _ in range(LIMIT):
         logits = model(torch.stack(tokens, dim=1))[:, -1]
         tokens.append(torch.multinomial(logits.softmax(-1), 1).squeeze(1))
-        masks.append(going)
-        going = going & (tokens[-1] != END)
+        masks.append(active)
+        active = active & (tokens[-1] != END)
     return torch.stack(tokens[1:], dim=1), torch.stack(masks, dim=1)
 
 
 def score(prompts: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
-    """The judge: one number for each answer. In earnest this is a reward model, learned from human rankings. [B]"""
+    """Return a score for each response [B]. In practice this is a reward model trained on human rankings."""
     letters = mask & (responses != END)
     hits = masked_sum((responses == prompts.unsqueeze(1)).float(), letters, dim=1)
     ended = (mask & (responses == END)).any(1)
     return torch.where(ended, 1.5 * hits - 0.5 * letters.sum(1), -1.0)
 
 
-def every_answer() -> tuple[Tensor, Tensor, Tensor]:
-    """All prompts with all answers: prompts [N], responses [N, T], mask [N, T]."""
-    answers = [
-        (*letters, END) for length in range(LIMIT) for letters in itertools.product(range(LETTERS), repeat=length)
-    ]
-    answers += list(itertools.product(range(LETTERS), repeat=LIMIT))
-    rows = [(prompt, answer) for prompt in range(LETTERS) for answer in answers]
-    responses = torch.tensor([[*answer, *[END] * (LIMIT - len(answer))] for _, answer in rows])
-    mask = torch.tensor([[t < len(answer) for t in range(LIMIT)] for _, answer in rows])
+def every_response() -> tuple[Tensor, Tensor, Tensor]:
+    """Return all prompts with all responses: prompts [N], responses [N, T], mask [N, T]."""
+    texts = [(*letters, END) for length in range(LIMIT) for letters in itertools.product(range(LETTERS), repeat=length)]
+    texts += list(itertools.product(range(LETTERS), repeat=LIMIT))
+    rows = [(prompt, text) for prompt in range(LETTERS) for text in texts]
+    responses = torch.tensor([[*text, *[END] * (LIMIT - len(text))] for _, text in rows])
+    mask = torch.tensor([[t < len(text) for t in range(LIMIT)] for _, text in rows])
     return torch.tensor([prompt for prompt, _ in rows]), responses, mask
 
 
 @torch.no_grad()
 def exact(model: Network, reference: Network) -> dict[str, float]:
-    """J of the model and of the best possible policy, by adding up every answer."""
-    prompts, responses, mask = every_answer()
+    """Return J of the model and of the best possible policy, as sums over every response."""
+    prompts, responses, mask = every_response()
     scores = score(prompts, responses, mask)
     log_pi, log_ref = (masked_sum(response_logprobs(m, prompts, responses), mask, dim=1) for m in (model, reference))
     pi = log_pi.exp() / LETTERS  # prompts are equally likely
@@ -118,7 +116,7 @@ def exact(model: Network, reference: Network) -> dict[str, float]:
 def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
     torch.manual_seed(seed)
     policy, critic = Network(VOCABULARY), Network(1)
-    reference = copy.deepcopy(policy).requires_grad_(False)  # frozen: exactly the weights that the run starts from
+    reference = copy.deepcopy(policy).requires_grad_(False)  # frozen copy of the initial weights
     nn.init.zeros_(critic.head.weight)
     nn.init.zeros_(critic.head.bias)
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=learning_rate)
@@ -126,22 +124,23 @@ def main(steps: int = 150, seed: int = 0) -> dict[str, float]:
     start = exact(policy, reference)
 
     for step in range(1, steps + 1):
-        # 1. prompts; 2. the policy answers; 3. the judge scores
+        # 1. draw prompts; 2. sample responses; 3. score them
         prompts = torch.randint(LETTERS, (batch_size,))
         responses, mask = sample(policy, prompts)
         scores = score(prompts, responses, mask)
 
         with torch.no_grad():
-            # 4. rewards of tokens: minus the KL to the reference, and the score on the last token
+            # 4. rewards of tokens: minus the KL to the reference, plus the score on the last token
             logprobs = response_logprobs(policy, prompts, responses)
             ref_logprobs = response_logprobs(reference, prompts, responses)
-            rewards = token_rewards(scores, kl_estimate(logprobs, ref_logprobs, "k1"), mask, kl_coef)
-            # 5. the critic turns them into advantages and returns
+            kl = kl_estimate(logprobs, ref_logprobs, "k1")
+            rewards = token_rewards(place_scores(scores, mask), kl, mask, kl_coef)
+            # 5. advantages and returns, with the values of the critic
             values = response_values(critic, prompts, responses)
             advantages, returns = gae(rewards, values, mask, gamma, gae_lambda)
             advantages = whiten(advantages, mask)
 
-        # 6. the update: several epochs over the same answers, as far as the clipped ratio lets them go
+        # 6. update: several epochs over the same responses; the clipped ratio limits how far they move the policy
         for _ in range(update_epochs):
             for rows in torch.randperm(batch_size).split(minibatch_size):
                 x, y, counted = prompts[rows], responses[rows], mask[rows]

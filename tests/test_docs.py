@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,27 +17,11 @@ from keel import config, failpoints
 from keel.cli.main import main
 
 from .documented import python_blocks, written_blocks
+from .reference import list_outdated
+from .reference.metrics import defined_keys, descriptions
+from .reference.settings import EXPLANATIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
-SUPERVISED, ANSWERS = "keel sft, keel reward and keel dpo", "keel sample and keel evaluate"
-SECTIONS: dict[type[BaseModel], list[str]] = {
-    config.TrainConfig: ["keel train"],
-    config.RewardSource: ["A scorer"],
-    config.SftConfig: [SUPERVISED, "keel sft alone"],
-    config.RewardConfig: [SUPERVISED, "keel reward alone"],
-    config.DpoConfig: [SUPERVISED, "keel dpo alone"],
-    config.SampleConfig: [ANSWERS, "keel sample alone"],
-    config.EvaluateConfig: [ANSWERS, "keel evaluate alone"],
-    config.PlanConfig: ["keel train", "keel plan alone"],
-    config.QuickstartConfig: ["keel quickstart"],
-    config.ServeConfig: ["keel serve"],
-    config.ServeRewardConfig: ["keel serve-reward"],
-    config.RankConfig: ["keel rank"],
-    config.DataCheckConfig: ["keel data check"],
-    config.DoctorConfig: ["keel doctor"],
-    config.DriftConfig: ["keel drift"],
-    config.ReportConfig: ["keel report"],
-}
 
 
 def documented(sections: list[str]) -> dict[str, str]:
@@ -80,16 +65,16 @@ def same(text: str, default: Any) -> bool:
     return text == default or yaml.safe_load(text) == default
 
 
-@pytest.mark.parametrize("settings", SECTIONS, ids=lambda settings: settings.__name__)
+@pytest.mark.parametrize("settings", EXPLANATIONS, ids=lambda settings: settings.__name__)
 def test_every_setting_is_documented_with_its_default(settings: type[BaseModel]):
-    found, known = documented(SECTIONS[settings]), list(config.setting_names(settings))
+    found, known = documented(EXPLANATIONS[settings]), list(config.setting_names(settings))
     assert sorted(set(known) - set(found)) == [], "not in docs/config.md"
     assert sorted(set(found) - set(known)) == [], "in docs/config.md, but no setting"
     wrong = {name: default_of(settings, name) for name in known if not same(found[name], default_of(settings, name))}
     assert wrong == {}, "docs/config.md gives another default"
 
 
-@pytest.mark.parametrize("settings", SECTIONS, ids=lambda settings: settings.__name__)
+@pytest.mark.parametrize("settings", EXPLANATIONS, ids=lambda settings: settings.__name__)
 def test_every_setting_has_a_help_line(settings: type[BaseModel]):
     def without_help(owner: type[BaseModel]) -> Iterator[str]:
         for name, field in owner.model_fields.items():
@@ -102,7 +87,7 @@ def test_every_setting_has_a_help_line(settings: type[BaseModel]):
     assert list(without_help(settings)) == []
 
 
-@pytest.mark.parametrize("settings", SECTIONS, ids=lambda settings: settings.__name__)
+@pytest.mark.parametrize("settings", EXPLANATIONS, ids=lambda settings: settings.__name__)
 def test_one_setting_of_a_section_leaves_the_others_as_they_are(settings: type[BaseModel]):
     """A section's defaults are those of its class: else they would be lost as soon as one of it is given."""
     sections = {name: field.default for name, field in settings.model_fields.items()}
@@ -151,6 +136,18 @@ def test_every_metric_is_documented(run: str, tiny_policy: Path, tmp_path: Path)
     }  # one for each scorer, under its name
     assert sorted(found - by_scorer - known) == [], "not in docs/metrics.md"
     assert not by_scorer or "rewards/NAME" in known
+
+
+def test_every_described_metric_is_defined_and_the_other_way_round() -> None:
+    """docs/metrics.md, and the descriptions that reports show, from which docs/reference/metrics.md is generated."""
+    patterns, defined = {key for group in descriptions().values() for key in group}, defined_keys()
+    undescribed = {key for key in defined if not any(fnmatchcase(key, pattern) for pattern in patterns)}
+    assert undescribed == {"progress/responses"}, "a count of what was done has no curve"
+    assert {pattern for pattern in patterns if not any(fnmatchcase(key, pattern) for key in defined)} == set()
+
+
+def test_the_generated_pages_of_the_reference_are_up_to_date() -> None:
+    assert list_outdated() == [], "run: make reference"
 
 
 def test_the_type_checker_reads_every_python_block() -> None:
@@ -206,13 +203,3 @@ def test_every_fault_has_its_row() -> None:
             first, *last = (int(number) for number in re.findall(r"F-(\d\d)", part))
             named |= set(range(first, (last or [first])[0] + 1))
     assert named == set(range(1, 41))
-
-
-def test_every_finding_is_in_the_catalogue():
-    from keel.diagnosis.rules import POLICY_LEARNING, SUPERVISED
-
-    text = (DOCS / "diagnosis.md").read_text()
-    documented_titles = dict(re.findall(r"^#### ([\w-]+)\n\*(.+)\*$", text, re.MULTILINE))
-    assert documented_titles == {rule.name: rule.title for rule in (*SUPERVISED, *POLICY_LEARNING)}
-    listed = (DOCS / "reference" / "findings.md").read_text()
-    assert set(re.findall(r"^\| \[`([\w-]+)`\]", listed, re.MULTILINE)) == set(documented_titles)

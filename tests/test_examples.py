@@ -61,7 +61,7 @@ def test_raters_who_may_agree_too_little_end_the_run():
 @pytest.mark.parametrize("says", ["applies", "in doubt", "too few to say"])
 def test_what_is_in_doubt_goes_to_people_and_the_model_stays(says: str):
     passed = gate("drift", {"figures": {"verdict": {"reward_model": says}}})
-    assert (passed.returncode, passed.stdout) == (0, f"the reward model: {says}\ngate drift: passed\n")
+    assert (passed.returncode, passed.stdout) == (0, f"reward model: {says}\ngate drift: passed\n")
 
 
 def test_a_reward_model_that_does_not_apply_ends_the_run():

@@ -14,7 +14,7 @@ from keel.errors import Interrupted
 from keel.interrupts import (
     ALWAYS,
     BY_DEFAULT,
-    KEYS,
+    KEYBOARD,
     interrupts_allowed,
     interrupts_blocked,
     interrupts_deferred,
@@ -81,7 +81,7 @@ def test_nothing_comes_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     assert heard == []
 
 
-@pytest.mark.parametrize("number", sorted({*ALWAYS, *BY_DEFAULT} - {*KEYS}))
+@pytest.mark.parametrize("number", sorted({*ALWAYS, *BY_DEFAULT} - {*KEYBOARD}))
 def test_a_signal_that_comes_again_and_again_changes_nothing(number: signal.Signals) -> None:
     """As SIGXCPU does each second."""
     assert interrupted_by(number, interrupts_deferred, times=3) == "all"

@@ -46,7 +46,7 @@ def test_its_enumeration_is_complete(example: ModuleType) -> None:
     """Probabilities of all 121 answers to each prompt sum to 1, and at the reference itself KL is 0."""
     torch.manual_seed(1)
     model = example.Network(example.VOCABULARY)
-    prompts, responses, mask = example.every_answer()
+    prompts, responses, mask = example.every_response()
     assert len(prompts) == 3 * 121
     with torch.no_grad():
         logprobs = example.response_logprobs(model, prompts, responses).masked_fill(~mask, 0.0).sum(1)

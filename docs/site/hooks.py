@@ -1,4 +1,4 @@
-"""What mkdocs does besides its own: pages from the repository's root, links to its files, no network in the pages."""
+"""Hooks of mkdocs: add pages from the root of the repository, rewrite links to its files, refuse network resources."""
 
 import posixpath
 import re
@@ -9,13 +9,13 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-"""Files of the repository's root that are pages of the site as well."""
+"""file in the root of the repository -> page of the site"""
 LINK = re.compile(r"(?<!!)\[([^\]\[]+)\]\(([^)\s]+)\)")
 LOADED = re.compile(r"""<(?:script|img|iframe|source)[^>]+src=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//""")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages of the repository's root."""
+    """Add the pages from the root of the repository."""
     for source, page in ROOT_PAGES.items():
         text = (root(config) / source).read_text(encoding="utf-8")
         content = text.replace("](docs/", "](")
@@ -24,9 +24,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Write links to files of the repository that are no pages as their paths. Refuse those to files that are missing.
+    """Replace links to files of the repository that are not pages by the path of the file. Refuse missing files.
 
-    A site has no address for these files, and a link out of the site would be broken.
+    The site has no address for these files, so a link to them would be broken.
     """
     folder = posixpath.join("docs", posixpath.dirname(page.file.src_uri))
 
@@ -36,14 +36,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         if "://" in target or target.startswith("#") or path.startswith("docs/"):
             return match.group(0)
         if not (root(config) / path).exists():
-            raise PluginError(f"{page.file.src_uri}: a link to `{target}`, which is not in the repository")
+            raise PluginError(f"{page.file.src_uri}: link to {target}, which is not in the repository")
         return f"`{path}`" if path in text else f"{text} (`{path}`)"
 
     return LINK.sub(replace, markdown)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Refuse a page that loads something from the network."""
+    """Refuse a page that loads a resource from the network."""
     loaded = LOADED.search(output)
     if loaded:
         raise PluginError(f"{page.file.src_uri} loads from the network: {loaded.group(0)}")
@@ -51,5 +51,5 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def root(config: Any) -> Path:
-    """The repository's root."""
+    """Return the root of the repository."""
     return Path(config["config_file_path"]).parent

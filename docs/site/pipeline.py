@@ -5,7 +5,7 @@ from pathlib import Path
 WIDTH, HEIGHT = 820, 356
 BOX_WIDTH, BOX_HEIGHT = 168, 62
 COLUMNS, ROWS = (20, 224, 428, 632), (20, 138, 256)
-STAGES = [  # column, row, command, what it reads, what it makes
+STAGES = [  # column, row, command, input, output
     (0, 0, "keel sft", "dialogues", "model"),
     (1, 0, "keel sample", "prompts", "responses"),
     (2, 0, "keel rank", "responses", "rankings"),
@@ -27,7 +27,7 @@ HEAD = (
 
 
 def box(x: int, y: int, width: int, kind: str, command: str, line: str) -> str:
-    """A rectangle with a command and a line about it."""
+    """Return the SVG of a rectangle with a command and a line of text."""
     middle = x + width // 2
     return (
         f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{BOX_HEIGHT}" rx="6"/>'
@@ -37,7 +37,7 @@ def box(x: int, y: int, width: int, kind: str, command: str, line: str) -> str:
 
 
 def arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
-    """An arrow to the box on the right, or to the box below."""
+    """Return the SVG of an arrow to the box on the right, or to the box below."""
     (column, row), x, y = start, COLUMNS[start[0]], ROWS[start[1]]
     if row == end[1]:
         level = y + BOX_HEIGHT // 2
@@ -47,7 +47,7 @@ def arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
 
 
 def picture() -> str:
-    """The picture as SVG."""
+    """Return the picture as SVG."""
     parts = [box(COLUMNS[c], ROWS[r], BOX_WIDTH, "stage", command, f"{a} → {b}") for c, r, command, a, b in STAGES]
     two = COLUMNS[1] + BOX_WIDTH - COLUMNS[0]
     parts.append(box(COLUMNS[2], ROWS[2], two, "check", "keel evaluate", "policies → metrics with intervals, gate"))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole flow, one keel command a step. Settings come from the environment, README.md says which.
+# Run all steps, each of which is one command. README.md lists the environment variables.
 # MODEL=models/stories PROMPTS=data/openings.jsonl VADER_LEXICON=data/vader_lexicon.txt sh examples/stories/run.sh
 set -eu
 HERE=$(dirname "$0")

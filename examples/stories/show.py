@@ -1,4 +1,4 @@
-"""Print three held-out openings with an answer before and after: python show.py evaluation.json"""
+"""Print three held-out openings with a response of both models: python show.py evaluation.json"""
 
 import json
 import sys

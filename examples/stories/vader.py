@@ -1,7 +1,7 @@
-"""How cheerful a text is, by the VADER lexicon (Hutto and Gilbert 2014): 7,500 words that ten people each rated.
+"""Score how cheerful a text is with the VADER lexicon (Hutto and Gilbert 2014): 7,500 words that ten people each rated.
 
-`valence` is a reward function with TRL's signature. The lexicon is the file named by the environment variable
-VADER_LEXICON; the Python package `vaderSentiment` contains it as `vader_lexicon.txt`.
+`valence` is a reward function with TRL's signature. The environment variable VADER_LEXICON names the file of the
+lexicon. The Python package `vaderSentiment` contains it as `vader_lexicon.txt`.
 """
 
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 NEGATIONS = {"no", "not", "never", "nothing", "nobody", "without", "cannot"}
-NEGATED = -0.74  # "not happy" is a little less sad than "happy" is happy
+NEGATED = -0.74  # "not happy" is slightly less negative than "happy" is positive
 ALPHA = 15.0
 
 
 def read_lexicon(path: Path) -> dict[str, float]:
-    """Mean rating of each word, -4 to 4; emoticons and phrases are left out."""
+    """Return the mean rating of each word, from -4 to 4, without emoticons and phrases."""
     if not path.is_file():
         raise FileNotFoundError(f"no lexicon at {path}: set VADER_LEXICON to a vader_lexicon.txt")
     columns = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
@@ -26,10 +26,10 @@ LEXICON = read_lexicon(Path(os.environ.get("VADER_LEXICON", "data/vader_lexicon.
 
 
 def compound(text: str) -> float:
-    """VADER's measure of a whole text: s / sqrt(s^2 + 15), in (-1, 1), where s is the sum of its words' ratings.
+    """Return VADER's measure of a text: s / sqrt(s^2 + 15), in (-1, 1), where s is the sum of its words' ratings.
 
-    A word counts the other way when one of the three words before it is a negation. The sum alone would pay for every
-    further happy word; this saturates, so that ever more of them, or a longer text, gain ever less.
+    A negation among the three previous words inverts the rating of a word. The sum alone would reward every further
+    happy word, and so longer texts. This measure saturates, so each further word gains less.
     """
     words = WORD.findall(text.lower())
     total = sum(LEXICON[word] * _sign(words[max(0, i - 3) : i]) for i, word in enumerate(words) if word in LEXICON)
@@ -37,9 +37,9 @@ def compound(text: str) -> float:
 
 
 def valence(completions: list[str], **_: object) -> list[float]:
-    """The reward: `compound` of each answer, without its prompt."""
+    """Return `compound` of each response, without its prompt, as a reward function."""
     return [compound(completion) for completion in completions]
 
 
-def _sign(before: list[str]) -> float:
-    return NEGATED if any(word in NEGATIONS or word.endswith("n't") for word in before) else 1.0
+def _sign(previous: list[str]) -> float:
+    return NEGATED if any(word in NEGATIONS or word.endswith("n't") for word in previous) else 1.0

@@ -1,8 +1,8 @@
-"""Stand in for people: simulated raters rank what `keel rank` would have shown them, and leave the same store.
+"""Simulate raters: rank all responses, and write the same store as `keel rank`.
 
     python raters.py answers.jsonl ratings.db anna ben
 
-is what these people leave behind who are invited by
+To let people rank instead, run
 
     keel rank answers.jsonl --store ratings.db --raters anna --raters ben --overlap 2 --instructions guide.txt
 """
@@ -17,7 +17,7 @@ from keel.ranking.store import Store
 
 
 def main(answers: str, path: str, raters: list[str]) -> None:
-    """Each item is ranked by every rater."""
+    """Let every rater rank each item."""
     with closing(Store.open(path, overlap=len(raters))) as store:
         store.add_items(read_unranked_responses(answers))
         store.add_raters(raters)

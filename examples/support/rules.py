@@ -1,4 +1,4 @@
-"""What a program can check for certain, as a reward function: it belongs into the training and into the gate."""
+"""A reward function for what a program can check with certainty. Use it in training and in the gate."""
 
 import re
 
@@ -6,6 +6,6 @@ ORDER = re.compile(r"\b\d{4}\b")
 
 
 def wrong_order(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """1 for an answer that names an order which is not the customer's."""
+    """Return 1 for a response that names an order number which is not in the prompt, else 0."""
     pairs = zip(prompts, completions, strict=True)
-    return [float(not set(ORDER.findall(answer)) <= set(ORDER.findall(prompt))) for prompt, answer in pairs]
+    return [float(not set(ORDER.findall(response)) <= set(ORDER.findall(prompt))) for prompt, response in pairs]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole blueprint, from an empty folder to the first weeks after the release: sh examples/support/run.sh FOLDER
-# Stops at the first gate that is not passed. README.md says what each gate is for.
+# Run all stages, from the data to the first weeks after the release: sh examples/support/run.sh FOLDER
+# Stops at the first gate that is not met. README.md explains each gate.
 set -eu
 HERE=$(cd "$(dirname "$0")" && pwd)
 FOLDER=${1:-runs/support}
@@ -13,16 +13,16 @@ stage "0 data"
 $PYTHON "$HERE/make_data.py" "$FOLDER"
 cp "$HERE/rules.py" "$FOLDER"
 cd "$FOLDER"
-for held_out in release watch; do  # exit code 2 where a prompt stands on both sides
+for held_out in release watch; do  # exit code 2 if a prompt is in both files
     $KEEL data check "data/$held_out.jsonl" --against data/dialogues.jsonl --against data/ratings.jsonl --against data/rl.jsonl
 done
 $KEEL data check data/release.jsonl --against data/watch.jsonl
 
-stage "1 supervised start"
+stage "1 supervised fine-tuning"
 $KEEL sft "$HERE/base.yaml"
 $KEEL sft "$HERE/sft.yaml"
 
-stage "2 people rank answers"
+stage "2 rankings"
 $KEEL sample "$HERE/sample.yaml"
 head -n 600 answers.jsonl > answers-first.jsonl
 tail -n 600 answers.jsonl > answers-second.jsonl
@@ -34,11 +34,11 @@ for group in "" -second; do
     $KEEL rank --store "ratings$group.db" --export "rankings$group.jsonl"
 done
 
-stage "3 reward models"  # a gate that is not passed: exit code 1
+stage "3 reward models"  # exit code 1 if the gate is not met
 $KEEL reward "$HERE/reward.yaml"
 $KEEL reward "$HERE/second.yaml"
 
-stage "4 policy"  # a critical finding of the doctor, or a collapse: exit code 3
+stage "4 policy"  # exit code 3 after a critical finding of the doctor, or a collapse
 $KEEL train "$HERE/ppo.yaml"
 $KEEL doctor ppo
 $KEEL report ppo

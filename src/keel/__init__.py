@@ -1,7 +1,7 @@
 """keel trains language models from human feedback (RLHF).
 
 Each command is a function here: `keel.sft`, `reward`, `dpo`, `train`, `sample`, `evaluate`, `doctor`. `PolicyTrainer`
-is for training loops of your own; `keel.core` has the formulas as functions of tensors.
+is for training loops that you write. `keel.core` has the formulas as functions of tensors.
 """
 
 from importlib import import_module
@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load what imports torch when it is first asked for."""
+    """Import what needs torch on first access, so that `import keel` stays fast."""
     if name == "core":
         return import_module("keel.core")
     if name == "PolicyTrainer":

@@ -1,4 +1,4 @@
-"""`python -m keel VERB ...` is `keel VERB ...`; with more processes: `torchrun --nproc-per-node 2 -m keel train ...`"""
+"""Run `keel VERB ...` as `python -m keel VERB ...`, or with several processes as `torchrun -m keel VERB ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The commands of keel as Python functions. Nothing heavy is imported before one of them is called."""
+"""The commands of keel as Python functions. Each imports torch when it is called, not before."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,46 +25,46 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training run made."""
+    """The files and metrics of a training run."""
 
     folder: Path
-    """the run folder: settings, metrics, checkpoints"""
+    """run folder, with settings, metrics and checkpoints"""
     model: Path
-    """the trained model as a transformers folder"""
+    """trained model, as a transformers folder"""
     metrics: dict[str, float]
-    """of the last step (`train`), or of the held-out rows"""
+    """metrics of the last step (`train`), or of the held-out rows (`sft`, `reward`, `dpo`)"""
 
     @property
     def metrics_file(self) -> Path:
-        """One line of JSON for each step."""
+        """file with a line of JSON for each step"""
         return self.folder / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """folder of the checkpoints"""
         return self.folder / "checkpoints"
 
 
 @dataclass(frozen=True)
 class SamplingResult:
-    """Responses to each prompt, and where they are."""
+    """Sampled responses, and the file that holds them."""
 
     file: Path
-    """rows of `prompt, responses`, with the other columns of the prompts"""
+    """JSON lines with `prompt`, `responses` and the other columns of the prompts"""
     rows: list[dict[str, Any]]
-    """the same rows"""
+    """the rows of `file`"""
     truncated: float
-    """share of the responses that ended at the length limit"""
+    """share of responses that were cut at the length limit"""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Metrics of policies with 95% intervals, and where they are."""
+    """Metrics of policies with 95% intervals, and the file that holds them."""
 
     metrics: dict[str, Any]
-    """as documented for `keel evaluate`: "policy", "against", and the comparison"""
+    """metrics under "policy" and "against", and those of the comparison, as in docs/evaluation.md"""
     file: Path | None
-    """the JSON file with metrics and responses, if `output` was given"""
+    """JSON file with metrics and responses; None unless `output` is set"""
 
 
 def sft(
@@ -74,12 +74,18 @@ def sft(
 
     Args:
         config: an SftConfig, or its settings as a mapping.
-        data: in place of the file of `data.path`: a list or a datasets.Dataset of rows. They are written into the run
-            folder, so that the run can be resumed.
-        eval_data: in the same way in place of `data.eval_path`.
-        resume: continue the run in `output`.
+        data: rows to use instead of the file `data.path`, as a list or a datasets.Dataset. They are written into the
+            run folder, so that the run can be resumed.
+        eval_data: held-out rows to use instead of the file `data.eval_path`.
+        resume: whether to continue the run in `output`.
 
-    Raises ConfigError or DataError for settings or rows that cannot be used.
+    Returns:
+        The run, with the metrics on the held-out rows.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        DataError: a row cannot be used.
+        Diverged: the loss or a gradient is not finite.
     """
     from keel.config import SftConfig
     from keel.supervised.sft import sft as fine_tune
@@ -94,7 +100,7 @@ def reward(
 ) -> TrainingResult:
     """Train a reward model, or an ensemble, on pairs or rankings, as `keel reward` does.
 
-    The arguments are those of `sft`, with the settings of a RewardConfig.
+    Args, results and errors are those of `sft`, with a RewardConfig. A gate that is not met raises no error.
     """
     from keel.config import RewardConfig
     from keel.supervised.reward import reward as train_reward_model
@@ -109,7 +115,7 @@ def dpo(
 ) -> TrainingResult:
     """Train a policy on pairs or rankings without a reward model, as `keel dpo` does.
 
-    The arguments are those of `sft`, with the settings of a DpoConfig.
+    Args, results and errors are those of `sft`, with a DpoConfig.
     """
     from keel.config import DpoConfig
     from keel.supervised.dpo import dpo as train_on_preferences
@@ -129,11 +135,19 @@ def train(
 
     Args:
         config: a TrainConfig, or its settings as a mapping.
-        scorers: reward functions in Python, besides those of `rewards`.
-        prompts: in place of the file of `prompts.path`: a list or a datasets.Dataset of texts, chats, or rows.
-        resume: continue the run in `output`.
+        scorers: Python reward functions, in addition to the scorers of `rewards`.
+        prompts: prompts to use instead of the file `prompts.path`, as a list or a datasets.Dataset of texts, chats or
+            rows.
+        resume: whether to continue the run in `output`.
 
-    Raises ConfigError, DataError or RewardError for what cannot be used, Diverged before an update that would do harm.
+    Returns:
+        The run, with the metrics of its last step.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        DataError: a prompt cannot be used.
+        RewardError: a scorer fails, or returns something that is not a score.
+        Diverged: numbers of an update are not finite, the policy has collapsed, or the doctor stops the run.
     """
     from keel.config import TrainConfig
     from keel.training.policy import train_policy
@@ -148,9 +162,12 @@ def sample(config: "SampleConfig | Mapping[str, Any]", prompts: Any = None) -> S
 
     Args:
         config: a SampleConfig, or its settings as a mapping.
-        prompts: in place of the file of `prompts.path`: a list or a datasets.Dataset of texts, chats, or rows.
+        prompts: prompts to use instead of the file `prompts.path`, as a list or a datasets.Dataset of texts, chats or
+            rows.
 
-    Raises ConfigError or DataError for settings or prompts that cannot be used.
+    Raises:
+        ConfigError: a setting cannot be used.
+        DataError: a prompt cannot be used.
     """
     from keel.config import SampleConfig
     from keel.data.rows import read_rows
@@ -158,22 +175,28 @@ def sample(config: "SampleConfig | Mapping[str, Any]", prompts: Any = None) -> S
 
     with _prompts_file(config, prompts) as path:
         settings = _settings(SampleConfig, config, prompts=path)
-        made = sample_responses(settings)
+        counts = sample_responses(settings)
     file = Path(settings.output)
-    return SamplingResult(file, [row.values for row in read_rows(str(file))], float(made["truncated"]))
+    return SamplingResult(file, [row.values for row in read_rows(str(file))], float(counts["truncated"]))
 
 
 def evaluate(
     config: "EvaluateConfig | Mapping[str, Any]", prompts: Any = None, scorers: Sequence[RewardFunction] = ()
 ) -> EvaluationResult:
-    """Evaluate policies, alone and against another, as `keel evaluate` does.
+    """Evaluate policies, alone or against another policy, as `keel evaluate` does.
+
+    A gate that is not met raises no error: `metrics["gate"]["passed"]` is False.
 
     Args:
         config: an EvaluateConfig, or its settings as a mapping.
-        prompts: in place of the file of `prompts.path`: a list or a datasets.Dataset of texts, chats, or rows.
-        scorers: reward functions in Python, besides those of `rewards`.
+        prompts: prompts to use instead of the file `prompts.path`, as a list or a datasets.Dataset of texts, chats or
+            rows.
+        scorers: Python reward functions, in addition to the scorers of `rewards`.
 
-    Raises ConfigError, DataError or RewardError.
+    Raises:
+        ConfigError: a setting cannot be used.
+        DataError: a prompt cannot be used.
+        RewardError: a scorer fails, or returns something that is not a score.
     """
     from keel.config import EvaluateConfig
     from keel.evaluation.evaluate import evaluate_policies as evaluate_policies
@@ -185,12 +208,13 @@ def evaluate(
 
 
 def doctor(run: str | Path) -> "Diagnosis":
-    """Report what is wrong with a run, as `keel doctor` does: findings with evidence, likely causes and what to change.
+    """Diagnose a run, as `keel doctor` does: findings with evidence, likely causes and suggested changes.
 
     Args:
-        run: the run folder, of a run that has ended or is still running.
+        run: run folder. The run may be running, finished or dead.
 
-    Raises ConfigError for a folder that holds no run.
+    Raises:
+        ConfigError: the folder holds no run.
     """
     from keel.diagnosis.doctor import diagnose
     from keel.run.read.run import read_run
@@ -199,7 +223,7 @@ def doctor(run: str | Path) -> "Diagnosis":
 
 
 def _settings(kind: type[SettingsT], config: "Settings | Mapping[str, Any]", **paths: Path | None) -> SettingsT:
-    """The settings, with the path of a section replaced for each of `paths` that is given."""
+    """Parse settings, with `path` of a section replaced for each entry of `paths` that is not None."""
     from keel.config import Settings, parse
 
     values = config.model_dump() if isinstance(config, Settings) else dict(config)
@@ -210,7 +234,7 @@ def _settings(kind: type[SettingsT], config: "Settings | Mapping[str, Any]", **p
 
 
 def _with_data(kind: type[SettingsT], config: "Settings | Mapping[str, Any]", data: Any, eval_data: Any) -> SettingsT:
-    """The settings, with rows given in Python written into the run folder and named there."""
+    """Parse settings. Rows that are Python objects are written to files in the run folder, and replace its paths."""
     from keel.config import Settings, parse
     from keel.data.python_rows import write_rows
     from keel.errors import ConfigError
@@ -222,14 +246,14 @@ def _with_data(kind: type[SettingsT], config: "Settings | Mapping[str, Any]", da
             section[key] = str(rows)
         elif rows is not None:
             if not values.get("output"):
-                raise ConfigError("rows given in Python are kept in the run folder", "output", "name a run folder")
+                raise ConfigError("rows of Python objects are saved in the run folder", "output", "set a run folder")
             section[key] = str(write_rows(rows, Path(values["output"]), name, "text", "messages"))
     return parse(kind, {**values, "data": section})
 
 
 @contextmanager
 def _prompts_file(config: "Settings | Mapping[str, Any]", prompts: Any) -> Iterator[Path | None]:
-    """A file of prompts given in Python, under the column that the settings name; None without any."""
+    """Yield a temporary file of prompts that are Python objects, in the column of the settings. None yields None."""
     from keel.config import Settings
     from keel.data.python_rows import write_rows
 
@@ -240,5 +264,6 @@ def _prompts_file(config: "Settings | Mapping[str, Any]", prompts: Any) -> Itera
     elif isinstance(prompts, str | Path):
         yield Path(prompts)
     else:
+        # Temporary is enough: unlike training, sampling and evaluation cannot be resumed.
         with tempfile.TemporaryDirectory() as folder:
             yield write_rows(prompts, Path(folder), "prompts", column, column)

@@ -1,8 +1,9 @@
-"""Named places where a run can be made to fail, so that what it promises after a failure can be tried.
+"""Named points in the code where a test makes a run fail, to check that it recovers.
 
     KEEL_FAILPOINT="save.content:2=kill9" keel train run.yaml --resume
 
-NAME[:NTH]=ACTION, several joined by commas; NTH counts the visits (1 if left out). docs/reliability.md lists them.
+The value is NAME[:NTH]=ACTION, or several of these joined by commas. NTH counts visits, and is 1 if left out.
+docs/reliability.md lists the names.
 """
 
 import errno
@@ -17,28 +18,28 @@ from keel.errors import ConfigError
 
 VARIABLE = "KEEL_FAILPOINT"
 NAMES = {
-    "start.loaded": "models and data are in memory, nothing is written yet",
-    "start.resumed": "a checkpoint has been put back",
-    "step.sample": "before the policy answers",
-    "step.score": "before the scorers are asked",
-    "step.targets": "before log-probs, values and advantages are computed",
+    "start.loaded": "models and data are loaded, nothing is written yet",
+    "start.resumed": "a checkpoint has been restored",
+    "step.sample": "before the policy samples responses",
+    "step.score": "before the scorers are called",
+    "step.targets": "before log-probabilities, values and advantages are computed",
     "step.update": "before the first optimizer step",
     "update.loss": "a loss has been computed (nan: it is not finite)",
     "update.gradient": "a gradient has been computed (nan: it is not finite)",
-    "update.optimizer": "before an optimizer step moves the weights",
+    "update.optimizer": "before an optimizer step changes the weights",
     "step.evaluate": "before the policy is evaluated during the run",
-    "step.log": "after the update, before its figures are written",
+    "step.log": "after the update, before its metrics are written",
     "log.append": "before lines are added to metrics.jsonl or rollouts.jsonl",
-    "log.appended": "after that",
+    "log.appended": "after these lines are added",
     "save.begin": "before anything of a checkpoint is written",
     "save.content": "after each part of a checkpoint: state, tensors, models",
     "save.manifest": "before the manifest is written",
     "save.visible": "before the checkpoint gets its name",
-    "save.old": "after that, before old checkpoints are deleted",
-    "save.done": "after that",
+    "save.old": "before old checkpoints are deleted",
+    "save.done": "after old checkpoints are deleted",
     "result.begin": "before the trained model is written",
     "result.visible": "before the trained model gets its name",
-    "result.done": "after that",
+    "result.done": "after the trained model has its name",
 }
 ACTIONS = "kill9, raise:ERRNO (as ENOSPC), sleep:SECONDS or nan"
 
@@ -46,8 +47,10 @@ _visits: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> bool:
-    """Do here what KEEL_FAILPOINT asks for, if it does; whether that is nan. Raises OSError, or ConfigError for a
-    request that cannot be read."""
+    """Run the actions that KEEL_FAILPOINT requests for this visit, and return whether one of them is `nan`.
+
+    Raises OSError for the action `raise`, ConfigError for a request that cannot be read.
+    """
     due = _due(name)
     for action in due:
         os.write(2, f"failpoint {name}: {action}\n".encode())
@@ -64,29 +67,29 @@ def failpoint(name: str) -> bool:
 
 
 def poison(name: str, numbers: Any) -> Any:
-    """The same, and the numbers, which are NaN where that is asked for."""
+    """Run `failpoint`, and return the numbers, replaced by NaN if it returns True."""
     return numbers * float("nan") if failpoint(name) else numbers
 
 
 def _due(name: str) -> list[str]:
-    """What to do on this visit."""
+    """Count a visit, and return its actions."""
     requests = os.environ.get(VARIABLE)
     if not requests:
         return []
     _visits[name] += 1
-    return [action for wanted, nth, action in _parsed(requests) if (wanted, nth) == (name, _visits[name])]
+    return [action for point, nth, action in _parse(requests) if (point, nth) == (name, _visits[name])]
 
 
-def _parsed(requests: str) -> Iterator[tuple[str, int, str]]:
+def _parse(requests: str) -> Iterator[tuple[str, int, str]]:
     for request in requests.split(","):
-        place, _, action = request.strip().partition("=")
-        name, _, nth = place.partition(":")
+        point, _, action = request.strip().partition("=")
+        name, _, nth = point.partition(":")
         kind, _, value = action.partition(":")
-        fits = kind in ("kill9", "nan") or (kind == "raise" and hasattr(errno, value)) or _is_time(kind, value)
-        if name not in NAMES or not (nth or "1").isdigit() or nth == "0" or not fits:
-            raise ConfigError(f"no such failpoint: {request}", VARIABLE, f"NAME[:NTH]=ACTION, ACTION {ACTIONS}")
+        is_action = kind in ("kill9", "nan") or (kind == "raise" and hasattr(errno, value)) or _is_sleep(kind, value)
+        if name not in NAMES or not (nth or "1").isdigit() or nth == "0" or not is_action:
+            raise ConfigError(f"no such failpoint: {request}", VARIABLE, f"write NAME[:NTH]=ACTION with {ACTIONS}")
         yield name, int(nth or 1), action
 
 
-def _is_time(kind: str, value: str) -> bool:
+def _is_sleep(kind: str, value: str) -> bool:
     return kind == "sleep" and value.replace(".", "", 1).isdigit()

@@ -1,4 +1,4 @@
-"""Only regular files are opened where somebody else may have put something: nothing blocks, and nothing is endless."""
+"""Open regular files only, in places where others can put files: a FIFO blocks, and a device may never end."""
 
 import errno
 import os
@@ -9,10 +9,11 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file (or a link to one) for reading.
+    """Open a regular file, or a link to one, for reading.
 
-    Raises OSError, also for a FIFO, a device or a socket, which could block for ever or never end.
+    Raises OSError, also for a FIFO, a device or a socket.
     """
+    # O_NONBLOCK: opening a FIFO would otherwise block until another process opens it for writing.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
@@ -24,7 +25,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_regular(path: str | Path) -> bytes:
-    """The content of a regular file. Raises OSError, MemoryError for one that takes more than half of the memory."""
+    """Return the content of a regular file. Raises OSError, or MemoryError if it exceeds half of the memory."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > machine_memory() / 2:
             raise MemoryError(str(path))
@@ -32,10 +33,12 @@ def read_regular(path: str | Path) -> bytes:
 
 
 def machine_memory() -> float:
-    """Bytes of the machine's memory, as far as this process may use them."""
+    """Return the bytes of memory that this process may use: those of the machine, or the limit of its cgroup."""
     limits = [float("inf")]
     if hasattr(os, "sysconf"):
         limits.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     with suppress(OSError, ValueError):
-        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))  # else the word max
+        limits.append(
+            float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        )  # without a limit it holds `max`
     return min(limits)

@@ -1,8 +1,8 @@
-"""Signals that ask the process to end: SIGTERM, Ctrl-C, a closed terminal's SIGHUP, and what schedulers send.
+"""Handle signals that ask the process to end: SIGTERM, Ctrl-C, SIGHUP of a closed terminal, those of schedulers.
 
-They end a run where it can be resumed exactly. A block that changes weights or files runs with interrupts deferred (a
-signal waits for its end, at most `GRACE_SECONDS`) or blocked (a signal waits for its end). Everywhere else a signal
-acts at once. A second Ctrl-C or SIGQUIT ends the process immediately.
+A signal ends a run only where it can be resumed exactly. In a block that changes weights or files, interrupts are
+deferred (a signal waits for the end of the block, at most `GRACE_SECONDS`) or blocked (it waits without a limit).
+Everywhere else a signal acts immediately. A second Ctrl-C or SIGQUIT ends the process immediately.
 """
 
 import math
@@ -19,22 +19,23 @@ from typing import Any
 from keel.errors import Interrupted
 
 GRACE_SECONDS = 5.0
-TOGETHER_SECONDS = 0.5  # one Ctrl-C can reach a process twice, from the terminal and from its parent
+# One Ctrl-C can reach a process twice, from the terminal and from its parent. Both count as one.
+TOGETHER_SECONDS = 0.5
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
-BY_DEFAULT = (
-    tuple(  # taken over only where they would end the process: `nohup` and a program of the caller's come first
-        getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU", "SIGQUIT") if hasattr(signal, name)
-    )
+# Handled only where their handler is the default, which ends the process: `nohup` and calling programs set others.
+BY_DEFAULT = tuple(
+    getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU", "SIGQUIT") if hasattr(signal, name)
 )
-KEYS = (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT))  # which a person presses again who will not wait
+KEYBOARD = (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT))
+"""signals from the keyboard; a second one ends the process without waiting"""
 
 
 class _Watch:
-    """The signal that came, when it came, and how long the current block may make it wait."""
+    """State of the signal handling: the pending signal, its time, and how long the current block may delay it."""
 
     def __init__(self) -> None:
-        self.before: dict[signal.Signals, Any] = {}  # the handlers outside; empty while no signal is handled
-        self.timers: list[threading.Timer] = []  # that come back when patience has ended
+        self.previous: dict[signal.Signals, Any] = {}  # handlers to restore; empty while no signal is handled
+        self.timers: list[threading.Timer] = []  # each sends the signal again when the delay has ended
         self.forget()
 
     def forget(self) -> None:
@@ -45,51 +46,53 @@ class _Watch:
         waited = time.monotonic() - self.since
         if self.caught is None:
             self.caught, self.since = signal.Signals(number), time.monotonic()
-            _say(f"{self.caught.name}: stopping")
-        elif number in KEYS and waited > TOGETHER_SECONDS:
-            _say("stopped at once")
+            _print_line(f"{self.caught.name}: stopping")
+        elif number in KEYBOARD and waited > TOGETHER_SECONDS:
+            _print_line("stopped immediately")
             os._exit(128 + number)
         self.act()
 
     def act(self) -> None:
-        """Interrupt if patience has ended; else, if it ever will, come back then."""
+        """Raise Interrupted if the delay of the pending signal has ended. Otherwise start a timer for its end."""
         if self.caught is None:
             return
         left = self.since + self.patience - time.monotonic()
         if left <= 0:
             raise Interrupted(self.caught.name)
         if math.isfinite(left):
-            again = threading.Timer(left, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
-            again.daemon = True
-            again.start()
-            self.timers.append(again)
+            # A signal to the main thread, because only there an exception interrupts the run.
+            timer = threading.Timer(left, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
+            timer.daemon = True
+            timer.start()
+            self.timers.append(timer)
 
     def restore(self) -> None:
-        """Restore the previous signal handlers, and cancel timers: one that fired afterwards would end the process."""
+        """Restore the previous signal handlers, and cancel timers: one that fires later would end the process."""
         for timer in self.timers:
             timer.cancel()
         self.timers = []
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
-        self.before = {}
+        self.previous = {}
 
 
 _watch = _Watch()
-if hasattr(os, "register_at_fork"):  # a child of a reward function is no run
+if hasattr(os, "register_at_fork"):  # a process that a reward function forks must not handle signals as a run
     os.register_at_fork(after_in_child=_watch.restore)
 
 
 @contextmanager
 def interrupts_handled() -> Iterator[None]:
-    """Handle signals inside the block. Does nothing in a thread, or inside another such block."""
-    if _watch.before or not _in_main_thread() or sys.platform == "win32":
+    """Handle signals inside the block. Has no effect in a thread or inside another such block."""
+    # Python sets signal handlers in the main thread only; Windows has no pthread_kill, which the timers need.
+    if _watch.previous or not _in_main_thread() or sys.platform == "win32":
         yield
         return
     _watch.forget()
     ending = [number for number in BY_DEFAULT if signal.getsignal(number) == signal.SIG_DFL]
-    _watch.before = {number: signal.getsignal(number) for number in (*ALWAYS, *ending)}
+    _watch.previous = {number: signal.getsignal(number) for number in (*ALWAYS, *ending)}
     try:
-        for number in _watch.before:
+        for number in _watch.previous:
             signal.signal(number, _watch.receive)
         yield
     finally:
@@ -97,41 +100,41 @@ def interrupts_handled() -> Iterator[None]:
 
 
 def interrupts_deferred() -> AbstractContextManager[None]:
-    """Inside, a signal waits for the end of the block, at most GRACE_SECONDS."""
-    return _patient(GRACE_SECONDS)
+    """Delay signals to the end of the block, at most GRACE_SECONDS."""
+    return _delay(GRACE_SECONDS)
 
 
 def interrupts_blocked() -> AbstractContextManager[None]:
-    """Inside, a signal waits for the end of the block."""
-    return _patient(math.inf)
+    """Delay signals to the end of the block, however long it takes."""
+    return _delay(math.inf)
 
 
 def interrupts_allowed() -> AbstractContextManager[None]:
-    """Inside, a signal acts at once; a pending one acts at the start."""
-    return _patient(0.0)
+    """Let signals act immediately inside the block. A pending signal acts at its start."""
+    return _delay(0.0)
 
 
 def clear_interrupt() -> None:
-    """Forget the signal that came: it has been dealt with, and must end nothing else."""
+    """Discard the pending signal, because the caller has handled it."""
     _watch.caught = None
 
 
 def pending_interrupt() -> str | None:
-    """Return the name of the signal that has come, or None."""
-    return _watch.caught.name if _watch.before and _watch.caught is not None else None
+    """Return the name of the pending signal, or None."""
+    return _watch.caught.name if _watch.previous and _watch.caught is not None else None
 
 
 @contextmanager
-def _patient(seconds: float) -> Iterator[None]:
-    if not _watch.before or not _in_main_thread():
+def _delay(seconds: float) -> Iterator[None]:
+    if not _watch.previous or not _in_main_thread():
         yield
         return
-    before, _watch.patience = _watch.patience, seconds
+    outer_patience, _watch.patience = _watch.patience, seconds
     try:
-        _watch.act()
+        _watch.act()  # a signal that an outer block delays acts here, if this block allows it
         yield
     finally:
-        _watch.patience = before
+        _watch.patience = outer_patience
     _watch.act()
 
 
@@ -139,6 +142,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _say(what: str) -> None:
-    with suppress(OSError):  # whoever listened may be gone
-        os.write(2, f"\nkeel: {what}\n".encode())
+def _print_line(text: str) -> None:
+    # Not print(), which raises RuntimeError if the signal has interrupted another print() to the same stream.
+    with suppress(OSError):  # standard error may be closed
+        os.write(2, f"\nkeel: {text}\n".encode())

@@ -1,20 +1,23 @@
-"""Names under which the metrics of several parts stand side by side: each is there once, and can be read back."""
+"""Names of scorers and slices in the keys of metrics: each is unique, and can be read back from the key."""
 
 import re
 from collections.abc import Collection
 from itertools import count
 
 ENDS = ("_low", "_high")
-"""What the ends of an interval have after the name of their metric."""
+"""suffixes of the two ends of a metric's interval"""
 
 
 def clean_name(text: str) -> str:
-    """The text without what separates parts of a metric's key or of a path; may be empty."""
+    """Replace the characters that separate the parts of a metric's key or of a path. The result may be empty."""
     return re.sub(r"[^\w.-]+", "_", text).strip("_.-")
 
 
 def clashing(name: str, taken: Collection[str]) -> str | None:
-    """The one of `taken` that this name cannot stand beside: the same, or one whose interval has this name."""
+    """Return the name in `taken` that `name` clashes with, or None.
+
+    Two names clash if they are equal, or if one is an end of the other's interval.
+    """
     for other in taken:
         if name == other or any(name == other + end or other == name + end for end in ENDS):
             return other
@@ -22,6 +25,6 @@ def clashing(name: str, taken: Collection[str]) -> str | None:
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """The name, with the first number that makes it free where it clashes with one of `taken`: f, f_2, f_3."""
+    """Return the first of f, f_2, f_3, ... that clashes with no name in `taken`."""
     candidates = (name if number == 1 else f"{name}_{number}" for number in count(1))
     return next(candidate for candidate in candidates if clashing(candidate, taken) is None)

@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: a bar with rate, time left and the figures that matter."""
+"""Show the progress of a stage: a bar with the time left and the main metrics."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Reader:
-    """A stream for as long as somebody reads it: a closed pipe or terminal does not end the run."""
+class _SafeStream:
+    """A stream that ignores write errors, so that a closed pipe or terminal does not end the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -33,18 +33,17 @@ class _Reader:
 
 
 class ProgressDisplay:
-    """A live bar on a terminal; elsewhere a plain line now and then. Writes to standard error."""
+    """A live bar on a terminal, or a line every ten seconds elsewhere. Writes to standard error."""
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.first = title, total, done
-        self.console = Console(file=cast(TextIO, _Reader(sys.stderr)))
-        self.is_live = (
-            self.console.is_terminal
-        )  # asked once: of a terminal that was closed meanwhile it is no longer so
+        self.console = Console(file=cast(TextIO, _SafeStream(sys.stderr)))
+        # Stored, because it becomes false when the terminal is closed, and the bar must still be stopped.
+        self.is_live = self.console.is_terminal
         self.started, self.last_line = time.monotonic(), time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
-        self.task = self.bar.add_task(title, total=total, completed=done, figures="")
+        self.bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=self.console)
+        self.task = self.bar.add_task(title, total=total, completed=done, metrics="")
 
     def __enter__(self) -> Self:
         if self.is_live:
@@ -58,12 +57,13 @@ class ProgressDisplay:
             self.bar.stop()
 
     def show(self, done: int, metrics: Mapping[str, float]) -> None:
-        """`done` of the total are done; figures such as {"score": 0.31, "kl": 2.0}."""
+        """Show that `done` of the total are done, with metrics such as {"score": 0.31, "kl": 2.0}."""
         text = "  ".join(f"{name} {_short(value)}" for name, value in metrics.items())
-        self.bar.update(self.task, completed=done, figures=text)
+        self.bar.update(self.task, completed=done, metrics=text)
         now = time.monotonic()
         if not self.is_live and (now - self.last_line > SECONDS_BETWEEN_LINES or done == self.total):
             self.last_line = now
+            # The rate is that of this process: a resumed run starts at `first`.
             left = (now - self.started) / max(1, done - self.first) * (self.total - done)
             self.console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left", soft_wrap=True)
 

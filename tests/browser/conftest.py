@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 from .study import Study, studying
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-HOW = "the tests of the pages need a browser: apt install chromium, or .venv/bin/playwright install chromium"
+HOW = "the tests of the pages need a browser: run make browser"
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def prompt(page: Page) -> str:
 def shown(page: Page) -> list[str]:
     """The texts of the answers in the order of their numbers."""
     cards = page.locator(".card").evaluate_all(
-        "cards => cards.map(card => [Number(card.dataset.answer), card.querySelector('.text').textContent])"
+        "cards => cards.map(card => [Number(card.dataset.response), card.querySelector('.text').textContent])"
     )
     return [text for _, text in sorted(cards)]
 

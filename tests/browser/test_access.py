@@ -110,22 +110,22 @@ def test_by_tab_and_enter_alone(study: Study) -> None:
     press(page, "Enter", "1")
     assert ranking(page) == []
     first, second, *_ = shown(page)
-    tab_to(page, "Place answer 2 next")
+    tab_to(page, "Place response 2 next")
     press(page, "Enter")
     assert page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.tagName") == "ARTICLE"
-    tab_to(page, "Place answer 1 next")
+    tab_to(page, "Place response 1 next")
     press(page, "Enter")
-    tab_to(page, "Move answer 1 up")
+    tab_to(page, "Move response 1 up")
     press(page, "Enter")
-    assert page.evaluate("document.activeElement.ariaLabel") == "Move answer 1 up"
+    assert page.evaluate("document.activeElement.ariaLabel") == "Move response 1 up"
     assert ranking(page) == [[first], [second]]
-    expect(page.get_by_role("status")).to_have_text("Answer 1 is now first of four.")
-    tab_to(page, "Tie answer 3")
+    expect(page.get_by_role("status")).to_have_text("Response 1 is now first of four.")
+    tab_to(page, "Tie response 3")
     press(page, "Enter")
-    tab_to(page, "Place answer 4 next")
+    tab_to(page, "Place response 4 next")
     press(page, "Enter")
     expect(page.get_by_role("status")).to_have_text(
-        "Answer 4 is now third of four. All answers are ranked; you can submit."
+        "Response 4 is now third of four. All responses are ranked; you can submit."
     )
     tab_to(page, "Submit")
     go(page, "Enter")
@@ -150,16 +150,16 @@ def test_a_screen_reader_hears_what_happened(study: Study) -> None:
     page = study.rank("ears")
     status = page.get_by_role("status")
     for key, said in {
-        "3": "Answer 3 is now first of four.",
-        "1": "Answer 1 is now second of four.",
-        "Shift+2": "Answer 2 is now second of four, tied with answer 1.",
-        "ArrowDown": "Answer 2 is now second of four, tied with answer 1.",
-        "Alt+ArrowDown": "Answer 3 is now second of four.",
-        "Backspace": "One step back. One answer is not ranked yet.",
-        "2": "Answer 2 is not ranked.",
-        "=": "A tie with the last one placed: press the number of the answer.",
-        "4": "Answer 4 is now second of four, tied with answer 1.",
-        "x": "You cannot judge this one; you can submit that.",
+        "3": "Response 3 is now first of four.",
+        "1": "Response 1 is now second of four.",
+        "Shift+2": "Response 2 is now second of four, tied with response 1.",
+        "ArrowDown": "Response 2 is now second of four, tied with response 1.",
+        "Alt+ArrowDown": "Response 3 is now second of four.",
+        "Backspace": "Undid one step. One response is not ranked yet.",
+        "2": "Response 2 is not ranked.",
+        "=": "Tie with the last response placed: press the number of a response.",
+        "4": "Response 4 is now second of four, tied with response 1.",
+        "x": "Marked as: cannot judge. You can submit.",
     }.items():
         press(page, key)
         expect(status).to_have_text(said)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from keel.data.items import read_unranked_responses
 from keel.diagnosis.doctor import diagnose
-from keel.run.metrics import truncate_after
+from keel.run.metrics_log import truncate_after
 from keel.run.read.run import read_run
 from keel.run.rollout_log import RolloutLog
 
@@ -149,7 +149,7 @@ def test_runs_are_filtered_and_sorted(tmp_path: Path, visits: Callable[[], Visit
 def test_curves_and_answers_follow_a_run(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
     expect(chart(page, "objective/scores")).to_have_attribute("aria-label", "Score: 0.6 at step 6")
-    expect(first_row(page)).to_have_text("we send item 27.cut", use_inner_text=False)
+    expect(first_row(page)).to_have_text("we send item 27.truncated", use_inner_text=False)
     run.go_on(2)
     expect(chart(page, "objective/scores")).to_have_attribute("aria-label", "Score: 0.8 at step 8")
     expect(first_row(page)).to_contain_text("item 35")
@@ -166,15 +166,15 @@ def test_curves_and_answers_follow_a_run(run: WrittenRun, visits: Callable[[], V
 def test_who_reads_is_not_pushed_about_by_what_comes(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     run.go_on(20)
     page = visits().run(run)
-    expect(page.locator("#matched")).to_have_text("104 answers")
+    expect(page.locator("#matched")).to_have_text("104 responses")
     page.locator("#list").evaluate("list => { list.scrollTop = 1000; }")
     expect(first_row(page)).to_have_count(0)  # the rows that were scrolled to have been drawn
     seen = rows(page)
     run.go_on(1)
-    expect(page.locator("#newer")).to_have_text("4 newer answers: show")
+    expect(page.locator("#newer")).to_have_text("4 newer responses: show")
     assert rows(page) == seen
     page.locator("#newer").click()
-    expect(page.locator("#matched")).to_have_text("108 answers")
+    expect(page.locator("#matched")).to_have_text("108 responses")
     expect(first_row(page)).to_contain_text("item 111")
 
 
@@ -185,7 +185,7 @@ def test_a_torn_file_is_called_incomplete(run: WrittenRun, visits: Callable[[], 
     page = visits().page()
     expect(page.locator("#runs .badge-incomplete")).to_have_text("incomplete")
     page.locator(".run-link").click()
-    expect(page.locator("#trouble")).to_have_text("the last line of metrics.jsonl was cut short")
+    expect(page.locator("#trouble")).to_have_text("the last line of metrics.jsonl is incomplete")
     expect(chart(page, "objective/scores")).to_have_attribute("aria-label", "Score: 0.6 at step 6")
 
 
@@ -252,16 +252,16 @@ def test_all_curves_show_the_step_that_is_pointed_at(run: WrittenRun, visits: Ca
 
 def test_answers_are_searched_filtered_and_sorted(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
-    expect(page.locator("#matched")).to_have_text("24 answers")
-    page.get_by_label("Search prompts and answers").fill("nobody said this")
+    expect(page.locator("#matched")).to_have_text("24 responses")
+    page.get_by_label("Search prompts and responses").fill("nobody said this")
     expect(page.locator("#list")).to_have_class(re.compile("empty"))
-    page.get_by_label("Search prompts and answers").fill("QUESTION 1")
+    page.get_by_label("Search prompts and responses").fill("QUESTION 1")
     expect(page.locator("#list")).not_to_have_class(re.compile("empty"))
-    expect(page.locator("#matched")).to_have_text("8 of 24 answers")
+    expect(page.locator("#matched")).to_have_text("8 of 24 responses")
     page.locator("#filters summary").first.click()
     page.get_by_label("Score from").fill("0.5")
-    page.get_by_label("Cut at the limit", exact=True).last.select_option("no")
-    expect(page.locator("#matched")).to_have_text("3 of 24 answers")
+    page.get_by_label("Truncated", exact=True).last.select_option("no")
+    expect(page.locator("#matched")).to_have_text("3 of 24 responses")
     expect(page.locator("#filtered")).to_have_text("(2)")
     page.locator("#list-head [data-sort=score]").click()
     expect(page.locator("#list-head [data-sort=score]")).to_have_attribute("aria-pressed", "true")
@@ -271,20 +271,20 @@ def test_answers_are_searched_filtered_and_sorted(run: WrittenRun, visits: Calla
     expect(first_row(page)).not_to_contain_text("item 4.")
     assert rows(page) == best_first[::-1]
     page.reload()
-    expect(page.locator("#matched")).to_have_text("3 of 24 answers")
+    expect(page.locator("#matched")).to_have_text("3 of 24 responses")
     assert rows(page) == best_first[::-1]
     page.locator("#filters summary").first.click()
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#matched")).to_have_text("24 answers")
+    expect(page.locator("#matched")).to_have_text("24 responses")
     assert "score_from" not in page.url
 
 
 def test_the_token_view_changes_its_channel(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
     first_row(page).click()
-    pieces = page.locator("#answer .keel-piece")
+    pieces = page.locator("#response .keel-piece")
     expect(pieces).to_have_text([" we", " send", " item 27", ".", "</s>"], use_inner_text=False)
-    tabs = page.locator("#answer .tab")
+    tabs = page.locator("#response .tab")
     expect(tabs).to_have_text(["reward", "kl", "value", "advantage", "ratio", "logprob"])
     expect(tabs.filter(has_text="advantage")).to_have_attribute("aria-pressed", "true")
     expect(pieces.first).to_have_class(re.compile("keel-less"))
@@ -296,7 +296,7 @@ def test_the_token_view_changes_its_channel(run: WrittenRun, visits: Callable[[]
     expect(pieces.nth(2)).to_have_class(re.compile("keel-less"))
     expect(pieces.nth(0)).to_have_css("background-color", re.compile(r"/ 0\)|rgba\(0, 0, 0, 0\)"))
     pieces.nth(1).hover()
-    expect(page.locator("#answer .keel-readout")).to_have_text(
+    expect(page.locator("#response .keel-readout")).to_have_text(
         "sendratio 1.5reward -0.01kl 0.5value 0.2advantage -0.1logprob -1".replace("-", MINUS)
     )
     page.keyboard.press("Tab")
@@ -304,7 +304,7 @@ def test_the_token_view_changes_its_channel(run: WrittenRun, visits: Callable[[]
     for key in ("ArrowRight", "ArrowRight", "End", "ArrowLeft"):
         page.keyboard.press(key)
     expect(pieces.nth(3)).to_be_focused()
-    page.locator("#answer").get_by_role("button", name="Close").click()
+    page.locator("#response").get_by_role("button", name="Close").click()
     page.locator(".item[data-number='1']").click()
     expect(tabs.filter(has_text="ratio")).to_have_attribute("aria-pressed", "true")  # as it was
 
@@ -313,50 +313,50 @@ def test_an_answer_has_an_address_and_the_way_back_works(run: WrittenRun, visits
     opened = visits()
     page = opened.run(run)
     page.locator(".item[data-number='2']").click()
-    title = page.locator("#answer h2")
-    expect(title).to_have_text("An answer of step 6")
-    expect(page.locator("#answer .text").last).to_have_text("we send item 25.")
+    title = page.locator("#response h2")
+    expect(title).to_have_text("Response at step 6")
+    expect(page.locator("#response .text").last).to_have_text("we send item 25.")
     address = page.url
     assert "answer=" in address
     page.go_back()
-    expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#response")).to_be_hidden()
     page.go_forward()
     expect(title).to_be_visible()
     other = opened.page()
     other.goto(address)
-    expect(other.locator("#answer .text").last).to_have_text("we send item 25.")
+    expect(other.locator("#response .text").last).to_have_text("we send item 25.")
     other.goto(address.replace("answer=", "answer=1"))
-    expect(other.locator("#answer .alert")).to_have_text("There is no such answer (any more).")
+    expect(other.locator("#response .alert")).to_have_text("There is no such response (any more).")
     opened.complaints = [text for text in opened.complaints if "404" not in text]  # the browser says it too
 
 
 def test_answers_that_came_in_part_are_asked_for_again(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
-    expect(page.locator("#matched")).to_have_text("24 answers")
+    expect(page.locator("#matched")).to_have_text("24 responses")
     page.route("**/answers.json*", lambda route: route.fulfill(status=200, body='{"total": 24, "matched"'))
-    page.get_by_label("Search prompts and answers").fill("QUESTION 1")
-    expect(page.locator("#freshness")).to_have_text("The answer was cut short.")
-    expect(page.locator("#matched")).to_have_text("24 answers")
+    page.get_by_label("Search prompts and responses").fill("QUESTION 1")
+    expect(page.locator("#freshness")).to_have_text("The reply was incomplete.")
+    expect(page.locator("#matched")).to_have_text("24 responses")
     page.unroute("**/answers.json*")
-    expect(page.locator("#matched")).to_have_text("8 of 24 answers")
+    expect(page.locator("#matched")).to_have_text("8 of 24 responses")
 
 
 def test_answers_by_keyboard_alone(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     page = visits().run(run)
-    expect(page.locator("#matched")).to_have_text("24 answers")
+    expect(page.locator("#matched")).to_have_text("24 responses")
     page.locator("#list").focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     expect(page.locator(".item[data-number='1']")).to_have_attribute("aria-selected", "true")
-    expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#response")).to_be_hidden()
     page.keyboard.press("Enter")
-    expect(page.locator("#answer .text").last).to_have_text("we send item 26.")
+    expect(page.locator("#response .text").last).to_have_text("we send item 26.")
     page.keyboard.press("ArrowDown")
-    expect(page.locator("#answer .text").last).to_have_text("we send item 25.")
+    expect(page.locator("#response .text").last).to_have_text("we send item 25.")
     page.keyboard.press("End")
-    expect(page.locator("#answer .text").last).to_have_text("we send item 4.")
+    expect(page.locator("#response .text").last).to_have_text("we send item 4.")
     page.keyboard.press("Escape")
-    expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#response")).to_be_hidden()
     expect(page.locator("#list")).to_be_focused()
 
 
@@ -364,7 +364,7 @@ def test_a_list_of_any_length_has_few_elements(run: WrittenRun, visits: Callable
     for step in range(7, 10):
         RolloutLog(run.path / "rollouts.jsonl").log(step, [answer(step, 1000 * step + i) for i in range(1000)])
     page = visits().run(run)
-    expect(page.locator("#matched")).to_have_text("3,024 answers")
+    expect(page.locator("#matched")).to_have_text("3,024 responses")
     assert page.locator(".item").count() < 60
     page.locator("#list").evaluate("list => { list.scrollTop = list.scrollHeight / 2; }")
     expect(page.locator(".item[data-number='1510']")).to_contain_text("item 8489.")
@@ -449,8 +449,8 @@ def test_what_was_written_is_shown_literally(run: WrittenRun, visits: Callable[[
     page.locator(".group").evaluate_all("groups => groups.forEach((group) => { group.open = true; })")
     expect(page.locator(".chart h4").filter(has_text="<script>alert(1)</script>").first).to_be_visible()
     first_row(page).click()
-    expect(page.locator("#answer .text").first).to_have_text(said, use_inner_text=False)
-    assert page.locator("#answer .keel-piece").all_text_contents() == PAYLOADS[:5]
+    expect(page.locator("#response .text").first).to_have_text(said, use_inner_text=False)
+    assert page.locator("#response .keel-piece").all_text_contents() == PAYLOADS[:5]
     page.goto(f"{opened.server.address}/compare?of={hostile.name}&with={run.name}")
     expect(page.locator("#settings tbody tr").first).to_be_visible()
     expect(page.locator(".side a").first).to_have_text("<img src=x onerror=alert(1)>")
@@ -465,16 +465,16 @@ def test_a_link_from_elsewhere_asks_to_load_once_more(run: WrittenRun, visits: C
     assert reply is not None
     assert reply.status == 401
     page.context.add_cookies(cookies)  # as with a strict cookie, which comes along only from the page itself
-    page.get_by_role("link", name="load this page again").click()
+    page.get_by_role("link", name="reload this page").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("first")
 
 
 def test_a_server_that_is_gone_is_said_to_be(run: WrittenRun, visits: Callable[[], Visits]) -> None:
     opened = visits()
     page = opened.run(run)
-    expect(page.locator("#matched")).to_have_text("24 answers")
+    expect(page.locator("#matched")).to_have_text("24 responses")
     page.context.set_offline(True)
-    expect(page.locator("#freshness")).to_have_text("keel serve does not answer; trying again.")
+    expect(page.locator("#freshness")).to_have_text("keel serve does not respond; trying again.")
     page.context.set_offline(False)
     expect(page.locator("#freshness")).to_have_text("")
     run.go_on(1)
@@ -519,8 +519,8 @@ def test_on_a_phone_nothing_runs_off_the_screen(run: WrittenRun, visits: Callabl
         assert wide <= PHONE["width"], place
     page.goto(opened.server.address + places[1])
     first_row(page).click()
-    expect(page.locator("#answer .keel-piece").first).to_be_visible()
-    box = page.locator("#answer").bounding_box()
+    expect(page.locator("#response .keel-piece").first).to_be_visible()
+    box = page.locator("#response").bounding_box()
     assert box is not None
     assert box["width"] <= PHONE["width"]
     assert json.dumps(page.evaluate("() => document.documentElement.scrollWidth")) == str(PHONE["width"])
@@ -535,7 +535,7 @@ def test_axe_finds_nothing(run: WrittenRun, visits: Callable[[], Visits]) -> Non
     expect(page.locator(".item").first).to_be_attached()
     found["run"] = violations(page)
     first_row(page).click()
-    expect(page.locator("#answer .keel-piece").first).to_be_visible()
+    expect(page.locator("#response .keel-piece").first).to_be_visible()
     found["answer"] = violations(page)
     page.goto(f"{opened.server.address}/compare?of={run.name}&with={run.name}")
     page.locator(".item").first.click()

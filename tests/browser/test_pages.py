@@ -133,7 +133,7 @@ def test_a_lost_answer_is_asked_for_again_and_counts_once(start: Callable[..., S
     place(page, "beta", "alpha", "gamma")
     page.get_by_role("button", name="Submit").dblclick()
     expect(page.get_by_role("alert")).to_have_text(
-        "The server does not answer. Your work is kept; trying again in 1 s."
+        "The server does not respond. Your work is kept; trying again in 1 s."
     )
     press(page, "1", "Enter")  # nothing more happens meanwhile
     expect(page.get_by_role("alert")).to_have_text("The store is busy. Your work is kept; trying again in 2 s.")
@@ -148,7 +148,7 @@ def test_a_ranking_waits_for_a_killed_server(start: Callable[..., Study]) -> Non
     place(page, "gamma", "alpha", "beta")
     study.kill()
     press(page, "Enter")
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer. Your work is kept")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not respond. Your work is kept")
     study.revive()
     expect(page.get_by_role("heading", name="Thank you")).to_be_visible(timeout=20_000)
     assert [row["ranks"] for row in study.export()] == [[2, 3, 1]]
@@ -248,5 +248,5 @@ def test_a_stranger_reads_why(start: Callable[..., Study]) -> None:
     page.context.clear_cookies()
     for path in ("rank", "owner", "nowhere", "enter?token=guess"):
         page.goto(study.links["me"].rpartition("/")[0] + "/" + path)
-        expect(page.get_by_role("heading", name="That did not work")).to_be_visible()
+        expect(page.get_by_role("heading", name="The request failed")).to_be_visible()
         assert page.get_by_text("alpha").count() == 0

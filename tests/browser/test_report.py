@@ -84,7 +84,7 @@ def test_every_open_plot_is_drawn(show: Open, tmp_path: Path):
 def test_groups_open_and_draw(show: Open, tmp_path: Path):
     page = show(write_run(tmp_path / "small"))
     other = page.locator(".group").last
-    assert other.locator("summary").inner_text() == "Other figures my/figure"
+    assert other.locator("summary").inner_text() == "Other metrics my/figure"
     assert not other.locator(".plot").is_visible()
     page.get_by_role("button", name="Open all groups").click()
     other.locator(".plot").scroll_into_view_if_needed()
@@ -155,7 +155,7 @@ def test_hostile_texts_do_nothing(show: Open, tmp_path: Path):
     assert re.search("<img src=x onerror", shown)  # as it is written, or cut short, and nothing made of it
     assert plot.locator(".hoverlayer tspan[style*=bold]").count() == 0
     assert page.locator("img").count() == 0
-    for button in page.locator("[data-answer]").all():
+    for button in page.locator("[data-response]").all():
         button.click()
     assert too_wide(page) == 0
 

@@ -170,10 +170,10 @@ def test_a_lazy_submit_records_nothing(start: Callable[..., Study]) -> None:
     study = start(ROWS[:1])
     page = study.rank("me")
     press(page, "Enter", "Enter")
-    expect(page.get_by_role("status")).to_have_text("Four answers are not ranked yet.")
+    expect(page.get_by_role("status")).to_have_text("Four responses are not ranked yet.")
     place(page, "A of 1", "B of 1", "C of 1")
     page.get_by_role("button", name="Submit").click(force=True)  # it says that it is disabled
-    expect(page.get_by_role("status")).to_have_text("One answer is not ranked yet.")
+    expect(page.get_by_role("status")).to_have_text("One response is not ranked yet.")
     assert study.posts == []
 
 

@@ -90,7 +90,7 @@ def test_convert_of_prompts_and_to_another_ending_are_refused(tmp_path: Path, ca
     code, _, err = run(capsys, "check", prompts, "--convert", tmp_path / "out.jsonl")
     assert (code, "nothing to convert" in err) == (2, True)
     code, _, err = run(capsys, "check", pairs, "--convert", tmp_path / "out.csv")
-    assert (code, "is no .jsonl" in err) == (2, True)
+    assert (code, "does not end in .jsonl" in err) == (2, True)
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -79,9 +79,9 @@ def test_a_figure_that_nobody_measured_fails_the_gate(run: Run):
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        ("win_rat>=0.5", "gate: no figure is called 'win_rat'; did you mean win_rate?"),
+        ("win_rat>=0.5", "gate: no metric is called 'win_rat'; did you mean win_rate?"),
         ("slice[od].score>=0", "no prompt is in slice[od]; did you mean odd?"),
-        ("score>=much", "'much' in 'score>=much' is no number"),
+        ("score>=much", "'much' in 'score>=much' is not a number"),
     ],
 )
 def test_a_mistake_in_the_gate_costs_nothing(run: Run, gate: str, message: str):
@@ -103,9 +103,9 @@ def test_slices_and_best_of_n_are_shown(run: Run):
     code, out, _ = run("--slices", "kind", "--best-of", "4", "--sampling.num-responses", "4")
     assert code == 0
     assert "by kind" in out
-    assert "of fewer than 20 prompts, too few to say much: even 15, odd 15" in out
-    assert "best of n answers of against, chosen by the score" in out
-    assert "by the score an answer of policy is worth" in out
+    assert "fewer than 20 prompts, so hardly informative: even 15, odd 15" in out
+    assert "best of n responses of against, chosen by the score" in out
+    assert "by the score, a response of policy is worth" in out
     assert all(len(line) <= 100 for line in out.splitlines() if "│" in line)
 
 
@@ -114,11 +114,11 @@ def test_prompts_that_are_no_part_of_a_best_of_n_are_counted(capsys: pytest.Capt
     figures = {"prompts": 30, "policy": policy | {"worth_best_of": None}}
     print_best_of_curve("against", [{"n": 1, "prompts": 28, "kl_bound": 0.0, **policy}], figures)
     assert capsys.readouterr().out.startswith(
-        "best of n answers of against: 2 prompts are left out, of which an answer has no score\n"
+        "best of n responses of against: 2 prompts are left out, because a response has no score\n"
     )
     print_best_of_curve("against", [], figures)
     assert capsys.readouterr().out == (
-        "best of n answers of against: 30 prompts are left out, of which an answer has no score\n"
+        "best of n responses of against: 30 prompts are left out, because a response has no score\n"
     )
 
 
@@ -130,7 +130,7 @@ def test_pairs_say_what_comes_next(run: Run, tmp_path: Path):
     assert "(not for raters)" in out
     code, _, err = run("--pairs", pairs)
     assert code == 2
-    assert "exists already -> name another file, or give the judgements of this one" in err
+    assert "already exists -> name another file, or pass its rankings with --judgements" in err
 
 
 @pytest.mark.parametrize(

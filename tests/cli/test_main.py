@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from keel.cli import main as cli
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import QuickstartConfig, RankConfig, SampleConfig
 from keel.errors import CheckpointError, ConfigError, DataError, Diverged, RewardError
@@ -142,7 +143,7 @@ def test_no_such_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     [
         ("seed: 1\npolicy: {model: x\nsteps: 3\n", "run.yaml:3: broken YAML: expected ',' or '}', but got ':'"),
         ("seed: 1\n\tsteps: 2\n", "run.yaml:2: broken YAML"),
-        ("seed: 1\nsteps: 2\nseed: 3\n", "run.yaml:3: broken YAML: seed stands here twice"),
+        ("seed: 1\nsteps: 2\nseed: 3\n", "run.yaml:3: broken YAML: seed occurs twice"),
         ("- a\n- b\n", "run.yaml: expected `name: value` lines, got list"),
         ("", "run.yaml: expected `name: value` lines, got NoneType"),
         ("!!python/object/apply:os.system [ls]\n", "run.yaml:1: broken YAML: could not determine a constructor"),
@@ -169,10 +170,12 @@ def test_yaml_that_is_no_text(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["--algorithm.klcoef", "1"], "unknown setting --algorithm.klcoef; did you mean --algorithm.kl-coef?"),
         (["--resum"], "unknown setting --resum; did you mean --resume?"),
         (["--algorithm.name", "pppo"], "algorithm.name: Input should be 'ppo', 'a2c'"),
-        (["--steps"], "argument --steps: expected one argument"),
+        (["--steps"], "--steps needs a value"),
         (["--steps", "0"], "steps: Input should be greater than or equal to 1, got '0'"),
-        (["--rewards", "["], "rewards"),
-        (["more.yaml"], "unrecognized arguments: more.yaml"),
+        (["--rewards", "["], "rewards: expected JSON"),
+        (["--rollout.stop", '["a'], "rollout.stop: expected a,b or a JSON list"),
+        (["--prompts.template", "x"], "prompts.template: expected name=value,name=value"),
+        (["more.yaml"], "unexpected arguments: more.yaml"),
         (["--policy", "distilgpt2"], "policy is a section of settings; did you mean policy.model?"),
     ],
 )
@@ -199,7 +202,7 @@ def test_model_folder_without_config(capsys: pytest.CaptureFixture[str], recipe:
     (tmp_path / "bare").mkdir()
     code, line = fails(capsys, "train", recipe, "--policy.model", tmp_path / "bare")
     assert code == 2
-    assert f"{tmp_path}/bare: this folder holds no config.json" in line
+    assert f"{tmp_path}/bare: this folder has no config.json" in line
 
 
 def test_missing_column(capsys: pytest.CaptureFixture[str], recipe: Path):
@@ -258,7 +261,7 @@ def test_train_resume_sample_evaluate(capsys: pytest.CaptureFixture[str], recipe
     common = ["--prompts.path", prompts, "--sampling.max-response-tokens", "4", "--sampling.num-responses", "2"]
     answers = tmp_path / "answers.jsonl"
     assert cli.main(["sample", "--model", policy, "--output", str(answers), *common]) == 0
-    assert f"4 answers to 2 prompts: {answers}" in capsys.readouterr().out
+    assert f"4 responses to 2 prompts: {answers}" in capsys.readouterr().out
     start = yaml.safe_load(recipe.read_text())["policy"]["model"]
     scorer = json.dumps({"function": f"{tmp_path / 'rewards.py'}:longer"})
     assert cli.main(["evaluate", "--policy", policy, "--against", start, "--rewards", scorer, *common]) == 0
@@ -336,11 +339,11 @@ def test_a_plain_file_name_is_the_setting_it_stands_for_wherever_it_stands(
     ],
 )
 def test_a_yes_or_no_setting_may_stand_alone(arguments: list[str], human: bool):
-    assert read_command("quickstart", QuickstartConfig, arguments, "").settings.human is human
+    assert read_command(Verb("quickstart", QuickstartConfig), arguments).settings.human is human
 
 
 def test_what_follows_a_lone_yes_is_not_its_value():
-    command = read_command("rank", RankConfig, ["--public", "answers.jsonl", "--aggregate"], "", plain="answers")
+    command = read_command(Verb("rank", RankConfig, positional="answers"), ["--public", "answers.jsonl", "--aggregate"])
     assert (command.settings.public, command.settings.answers, command.settings.aggregate) == (
         True,
         "answers.jsonl",
@@ -350,10 +353,11 @@ def test_what_follows_a_lone_yes_is_not_its_value():
 
 def test_a_list_of_texts_may_be_json():
     given = ["--model", "m", "--prompts.path", "p", "--prompts.chat", "--sampling.stop", '["\\n", "a, b"]']
-    settings = read_command("sample", SampleConfig, given, "").settings
+    verb = Verb("sample", SampleConfig)
+    settings = read_command(verb, given).settings
     assert settings.sampling.stop == ["\n", "a, b"]
     assert settings.prompts.chat is True
-    assert read_command("sample", SampleConfig, [*given[:-1], "x,y"], "").settings.sampling.stop == ["x", "y"]
+    assert read_command(verb, [*given[:-1], "x,y"]).settings.sampling.stop == ["x", "y"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "10000"), ("7", "7")])

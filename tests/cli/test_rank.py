@@ -45,7 +45,7 @@ def test_an_export_replaces_an_export_and_nothing_else(
     before = other.read_bytes()
     capsys.readouterr()
     assert main(["rank", "--store", ranked, "--export", str(other)]) == 2
-    assert "exists, and is no earlier export" in capsys.readouterr().err
+    assert "exists, and is not an earlier export" in capsys.readouterr().err
     assert other.read_bytes() == before
 
 

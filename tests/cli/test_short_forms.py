@@ -8,6 +8,7 @@ import pytest
 
 from keel import config
 from keel.cli import main as cli
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.errors import ConfigError
 
@@ -21,7 +22,7 @@ VERBS: dict[str, tuple[type[config.Settings], list[str]]] = {
 def scorers(verb: str, *more: str) -> list[dict[str, Any]]:
     """The scorers of a command line, without what is left at its default."""
     settings, given = VERBS[verb]
-    rewards = read_command(verb, settings, [*more, *given], "").settings.rewards  # type: ignore[attr-defined]
+    rewards = read_command(Verb(verb, settings), [*more, *given]).settings.rewards  # type: ignore[attr-defined]
     return [source.model_dump(exclude_defaults=True, exclude={"name"}) for source in rewards]
 
 
@@ -58,7 +59,7 @@ def test_they_are_added_to_those_of_the_flag_and_of_the_file(tmp_path: Path):
         (["--reward-model", '{"model": "a"}'], ["--reward-model", "--rewards"]),
         (["--reward-model", "f.py:f"], ["--reward-model", "--reward-function"]),
         (["--reward-model", ""], ["--reward-model"]),
-        (["--reward-model"], ["--reward-model", "expected one argument"]),
+        (["--reward-model"], ["--reward-model", "needs a value"]),
         (["--reward-modle", "a"], ["--reward-modle", "did you mean --reward-model?"]),
         (["--rewards", "3", "--reward-model", "a"], ["rewards"]),
     ],

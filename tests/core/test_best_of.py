@@ -51,10 +51,10 @@ def test_the_weighted_mean_is_that_of_all_subsets(n: int):
 
 @pytest.mark.parametrize("n", [0, 4])
 def test_more_answers_than_there_are_is_refused(n: int):
-    with pytest.raises(ValueError, match="from 3 answers"):
+    with pytest.raises(ValueError, match="from 3 responses"):
         best_of_weights(torch.zeros(1, 3), n)
 
 
 def test_an_answer_without_a_score_has_no_place():
-    with pytest.raises(ValueError, match="an answer has no score"):
+    with pytest.raises(ValueError, match="a response has no score"):
         best_of_weights(torch.tensor([[1.0, math.nan]]), 1)

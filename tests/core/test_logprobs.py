@@ -11,11 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from keel import kernels
 from keel.core import logprobs as module
 from keel.core.kl import kl_estimate
-from keel.core.logprobs import entropy, logprobs_and_entropy, token_logprobs
+from keel.core.logprobs import logprobs_and_entropy, token_logprobs
 
 from .expect import close, gradient
 
 LOGITS = [2.0, 1.0, 0.0]
+
+
+def entropy(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64)
+    return logprobs_and_entropy(logits, tokens, temperature, entropy_gradient=True)[1]
 
 
 def all_tokens(logits: list[float], temperature: float = 1.0) -> torch.Tensor:

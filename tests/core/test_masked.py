@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from keel.core.masked import (
-    apply_whitening,
     check_shapes,
     last_counted_index,
     masked_mean,
+    masked_moments,
     masked_sum,
-    masked_var,
     whiten,
     zero_outside,
 )
@@ -21,17 +20,8 @@ ONE_TO_FIVE = [[1.0, 2.0, 3.0, 4.0, 5.0]]
 ALL_FIVE = torch.ones(1, 5, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(
-    ("keep_mean", "expected"),
-    [
-        (False, [[-R2, -0.70710678, 0.0, 0.70710678, R2]]),
-        (True, [[1.58578644, 2.29289322, 3.0, 3.70710678, 4.41421356]]),
-    ],
-)
-def test_whiten_has_biased_variance_and_drops_the_mean_unless_told(
-    keep_mean: bool, expected: list[list[float]]
-) -> None:
-    close(whiten(torch.tensor(ONE_TO_FIVE), ALL_FIVE, keep_mean), expected)
+def test_whiten_divides_by_the_biased_deviation_and_drops_the_mean() -> None:
+    close(whiten(torch.tensor(ONE_TO_FIVE), ALL_FIVE), [[-R2, -0.70710678, 0.0, 0.70710678, R2]])
 
 
 def test_whitened_numbers_have_mean_zero_and_variance_one() -> None:
@@ -56,25 +46,31 @@ def test_equal_numbers_whiten_to_exact_zeros(value: float, count: int, dtype: to
     x = torch.full((1, count), value, dtype=dtype)
     mask = torch.ones_like(x, dtype=torch.bool)
     assert whiten(x, mask).eq(0).all()
-    assert whiten(x, mask, keep_mean=True).eq(x).all()
 
 
-def test_one_counted_token_gives_zero_and_no_token_raises() -> None:
-    x = torch.tensor([[3.0, 8.0]])
-    close(whiten(x, torch.tensor([[True, False]])), [[0.0, 0.0]], atol=0.0)
-    for statistic in (whiten, masked_mean, masked_var):
-        with pytest.raises(ValueError, match="no entry"):
-            statistic(x, torch.zeros(1, 2, dtype=torch.bool))
+def test_one_counted_token_has_no_variance() -> None:
+    x, one = torch.tensor([[3.0, 8.0]]), torch.tensor([[True, False]])
+    close(whiten(x, one), [[0.0, 0.0]], atol=0.0)
+    assert [float(moment) for moment in masked_moments(x, one)] == [3.0, 0.0]
 
 
-def test_whitening_with_the_statistics_of_all_ranks_equals_whitening_all_rows() -> None:
+def test_without_a_counted_token_moments_are_zero_and_a_mean_is_refused() -> None:
+    x, nothing = torch.tensor([[3.0, 8.0]]), torch.zeros(1, 2, dtype=torch.bool)
+    assert [float(moment) for moment in masked_moments(x, nothing)] == [0.0, 0.0]
+    close(whiten(x, nothing), [[0.0, 0.0]], atol=0.0)
+    with pytest.raises(ValueError, match="no entry"):
+        masked_mean(x, nothing)
+
+
+def test_the_sums_of_all_ranks_give_the_moments_of_all_rows() -> None:
+    """Two ranks with the same rows: all sums are twice those of one rank, and the moments are the same."""
     x, mask = torch.tensor([ONE_TO_FIVE[0], [6.0, 7.0, 8.0, 9.0, 0.0]]), torch.ones(2, 5, dtype=torch.bool)
     mask[1, 4] = False
-    mean, var = masked_mean(x, mask), masked_var(x, mask)
-    close(mean, 5.0)
-    close(var, 60 / 9)
-    ranks = [apply_whitening(x[i : i + 1], mask[i : i + 1], mean, var) for i in range(2)]
-    close(torch.cat(ranks), whiten(x, mask).tolist())
+    for all_sum in (lambda total: total, lambda total: 2 * total):
+        mean, var = masked_moments(x, mask, all_sum)
+        close(mean, 5.0)
+        close(var, 60 / 9)
+        close(whiten(x, mask, all_sum), whiten(x, mask).tolist())
 
 
 def test_sums_and_means_of_two_rows_of_unequal_length() -> None:

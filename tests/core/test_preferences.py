@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keel.core.preferences import bradley_terry_loss, dpo_loss, implicit_rewards, ipo_loss, plackett_luce_loss
+from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss, plackett_luce_loss
 
 from .expect import close, gradient
 
@@ -46,9 +46,27 @@ def test_only_the_difference_counts() -> None:
     close(bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected).tolist(), atol=1e-12)
 
 
+def ordered_loss(ordered: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The loss of scores in ranked order, best first, without ties. [N, K] -> [N]"""
+    ranks = torch.arange(ordered.shape[1]).expand(ordered.shape)
+    return plackett_luce_loss(ordered, ranks, torch.ones_like(ordered, dtype=torch.bool) if mask is None else mask)
+
+
 def listwise(scores: list[float], ranking: tuple[int, ...]) -> Tensor:
-    ordered = torch.tensor([[scores[i] for i in ranking]])
-    return plackett_luce_loss(ordered, torch.ones_like(ordered, dtype=torch.bool))
+    return ordered_loss(torch.tensor([[scores[i] for i in ranking]]))
+
+
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The loss of `keel dpo`: Bradley-Terry of implicit rewards. Log-probs of responses [N] each -> [N]"""
+    rewards = implicit_rewards(chosen, ref_chosen, beta), implicit_rewards(rejected, ref_rejected, beta)
+    return bradley_terry_loss(*rewards, label_smoothing=label_smoothing)
 
 
 def test_the_probabilities_of_all_rankings() -> None:
@@ -68,7 +86,7 @@ def test_the_probabilities_of_all_rankings() -> None:
 )
 def test_gradient(ordered: list[float], expected: list[float]) -> None:
     scores = torch.tensor([ordered], requires_grad=True)
-    loss = plackett_luce_loss(scores, torch.ones(1, 3, dtype=torch.bool))
+    loss = ordered_loss(scores)
     close(gradient(loss, scores)[0], [expected])
 
 
@@ -89,7 +107,7 @@ def test_masked_answers_take_no_part(pad: float) -> None:
     scores = torch.tensor([[2.0, 1.0, 0.0, pad], [1.0, pad, 0.0, pad], [pad, pad, 0.0, 1.0], [pad, 5.0, pad, pad]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
     scores.requires_grad_()
-    loss = plackett_luce_loss(scores, mask)
+    loss = ordered_loss(scores, mask)
     close(loss, [0.7208676520, 0.3132616875, 1.3132616875, 0.0])
     expected = [
         [-0.33475904, -0.02421295, 0.35897199, 0.0],
@@ -102,7 +120,7 @@ def test_masked_answers_take_no_part(pad: float) -> None:
 
 def test_huge_scores_stay_finite() -> None:
     scores = torch.tensor([[-1000.0, 0.0, 1000.0]], requires_grad=True)
-    loss = plackett_luce_loss(scores, torch.ones(1, 3, dtype=torch.bool))
+    loss = ordered_loss(scores)
     close(loss, [3000.0])
     close(gradient(loss, scores)[0], [[-1.0, -1.0, 2.0]])
 
@@ -185,8 +203,7 @@ def test_preference_losses_refuse_shapes_that_would_broadcast() -> None:
     for loss in (
         lambda: bradley_terry_loss(two, one),
         lambda: bradley_terry_loss(two, two, one),
-        lambda: plackett_luce_loss(torch.ones(2, 3), torch.ones(1, 3, dtype=torch.bool)),
-        lambda: dpo_loss(two, two, one, two, 0.1),
+        lambda: plackett_luce_loss(torch.ones(2, 3), torch.ones(2, 3), torch.ones(1, 3, dtype=torch.bool)),
         lambda: ipo_loss(two, one, 0.1),
         lambda: implicit_rewards(two, one, 0.1),
     ):

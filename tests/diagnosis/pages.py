@@ -1,4 +1,4 @@
-"""How tests read a page; a finding to be told there, and a run in which every text is hostile."""
+"""Read HTML pages in tests; a finding to show on them, and a run in which every text is hostile."""
 
 import json
 from html.parser import HTMLParser
@@ -32,30 +32,30 @@ INLINE = {"a", "b", "code", "del", "ins", "span"}
 
 
 class Reader(HTMLParser):
-    """The tags of a page, and its text without styles and scripts, each run of white space as one blank."""
+    """The tags of a page, and its text without styles and scripts and with single spaces."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.parts: list[str] = []
+        self.texts: list[str] = []
         self.scripts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in INLINE:
-            self.parts.append(" ")
+            self.texts.append(" ")
 
     def handle_data(self, data: str) -> None:
         inside = self.tags[-1][0] if self.tags else ""
         if inside == "script":
             self.scripts.append(data)
         elif inside != "style":
-            self.parts.append(data)
+            self.texts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join("".join(self.parts).split())
+        return " ".join("".join(self.texts).split())
 
     @property
     def data(self) -> Any:
@@ -63,11 +63,11 @@ class Reader(HTMLParser):
 
     def where(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
         wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-        return [own for name, own in self.tags if name == tag and wanted.items() <= own.items()]
+        return [found for name, found in self.tags if name == tag and wanted.items() <= found.items()]
 
 
 def hostile_run(folder: Path) -> Path:
-    """Everything that is text is hostile: names, answers, prompts, pieces, settings, figures, machine."""
+    """Write a run in which names, responses, prompts, pieces, settings, metrics and machine are hostile text."""
     rows = [answer(step, HOSTILE + "?", HOSTILE * step, float(step), kl=step / 2) for step in (1, 2, 6)]
     rows += [answer(6, [{"role": HOSTILE, "content": HOSTILE}], "\ud800 lone", 0.0, pieces=[HOSTILE, "\ud800"])]
     given = settings(policy__model=HOSTILE) | {"strange": {HOSTILE: HOSTILE}}

@@ -1,4 +1,4 @@
-"""Runs as metrics.jsonl would tell them, made up: a healthy one, and what each fault changes in it."""
+"""Synthetic runs, as metrics.jsonl would have them: a healthy one, and the type of a fault that changes it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def settings(steps: int = STEPS, **changes: Any) -> dict[str, Any]:
 
 
 def healthy(seed: int = 0, steps: int = STEPS, scale: float = 1.0, length: float = 22.0) -> Lines:
-    """Columns of a run that learns: its score saturates, its KL too, its critic comes to foresee the returns."""
+    """Return the columns of a run that learns: score and KL saturate, and the critic learns the returns."""
     random = np.random.default_rng(seed)
 
     def noise(size: float) -> Any:

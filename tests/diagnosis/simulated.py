@@ -1,5 +1,7 @@
-"""Healthy runs whose figures come from answers drawn at random: what chance does with few prompts, groups, coarse
-scores. An answer has a hidden quality, which the policy improves; scorers see it through their own noise."""
+"""Healthy runs with metrics of random responses, to test the effect of chance: few prompts, groups, coarse scores.
+
+A response has a hidden quality, which the policy improves. Scorers measure it with noise.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +19,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Task:
-    """What an answer is paid for its quality, and how far quality rises over the run, in its own deviations."""
+    """The score of a response by its quality, and the rise of the quality over the run, in its initial deviations."""
 
     pay: Callable[[Floats], Floats]
     gain: float
-    narrows: float = 0.6  # of the qualities' deviation is left at the end
+    narrows: float = 0.6  # of the quality's deviation remains at the end
 
 
 def passes(bound: float) -> Callable[[Floats], Floats]:
@@ -47,11 +49,11 @@ class Shape:
     group: int = 1
     steps: int = 60
     length: float = 40.0
-    alike: float = 0.5  # share of the qualities' variance that lies in the prompt
+    alike: float = 0.5  # share of the quality's variance that comes from the prompt
 
 
 def simulated(task: Task, shape: Shape, seed: int) -> Run:
-    """A run of RLOO with groups, else of PPO."""
+    """Return a run of RLOO if there are groups, else of PPO."""
     random = np.random.default_rng(seed)
     rows = [_step(task, shape, place / (shape.steps - 1), random) for place in range(shape.steps)]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -116,9 +118,9 @@ def _step(task: Task, shape: Shape, done: float, random: np.random.Generator) ->
         "policy/clipfrac": 0.05,
         "policy/grad_norm": 0.4,
     }
-    for name, said in held_out.items():
-        row |= {f"rewards/{name}": said.mean(), f"spread/{name}": said.std()}
-        row[f"agreement/{name}"] = _correlation(_ranks(scores), _ranks(said))
+    for name, judged in held_out.items():
+        row |= {f"rewards/{name}": judged.mean(), f"spread/{name}": judged.std()}
+        row[f"agreement/{name}"] = _correlation(_ranks(scores), _ranks(judged))
     if shape.group > 1:
         return row | {"groups/equal_scores": (groups == groups[:, :1]).all(1).mean()}
     left = (scores - scores.mean() - foreseen).std()

@@ -1,4 +1,4 @@
-"""The doctor on made-up runs: each fault is named first, and a healthy run is left alone whatever its scale."""
+"""The doctor on synthetic runs: each fault is the first finding, and a healthy run of any scale has none."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from .runs import Fault, Lines, healthy, run_of, settings
 
 
 def late(columns: Lines, start: int = 10) -> Any:
-    """0 before a step, then rising to 1 at the end."""
+    """Return 0 up to step `start`, then a rise to 1 at the end."""
     count = len(columns["objective/scores"])
     return np.clip((np.arange(count) - start) / (count - start), 0, 1)
 
 
 def change(**new: Any) -> Fault:
-    """Replace figures: `objective__scores=lambda c: ...`."""
+    """Return a fault that replaces metrics: `objective__scores=lambda c: ...`."""
 
     def fault(columns: Lines) -> None:
         for name, value in new.items():
@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_fault_is_named_first(name: str, seed: int):
+def test_the_fault_is_the_first_finding(name: str, seed: int):
     fault, given = FAULTS[name]
     columns = healthy(seed)
     fault(columns)
@@ -128,7 +128,7 @@ def test_the_fault_is_named_first(name: str, seed: int):
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize(("steps", "length"), [(20, 22.0), (40, 200.0), (400, 22.0)])
-def test_a_healthy_run_is_left_alone_whatever_its_scale(scale: float, steps: int, length: float):
+def test_a_healthy_run_of_any_scale_has_no_findings(scale: float, steps: int, length: float):
     for seed in range(4):
         given = settings(steps, algorithm__kl_coef=0.05 * scale)
         diagnosis = diagnose(run_of(healthy(seed, steps, scale, length), given))
@@ -139,18 +139,18 @@ def test_a_healthy_run_is_left_alone_whatever_its_scale(scale: float, steps: int
 @pytest.mark.parametrize(
     "rule", [rule for rule in POLICY_LEARNING if rule.name != "run-ended"], ids=lambda rule: rule.name
 )
-def test_no_rule_looks_ahead(rule: Any):
-    """What is said of a step is the same when the run has gone on."""
+def test_no_rule_uses_later_steps(rule: Any):
+    """The level of a step is the same when the run has continued."""
     for name, (fault, given) in FAULTS.items():
         columns = healthy(0)
         fault(columns)
         run = run_of(columns, settings(**given))
-        whole = rule.levels(run)
+        all_levels = rule.levels(run)
         for step in (1, 2, 5, 11, 20, 33):
-            assert rule.levels(run.until(step)).tolist() == whole[:step].tolist(), f"{rule.name} on {name}"
+            assert rule.levels(run.until(step)).tolist() == all_levels[:step].tolist(), f"{rule.name} on {name}"
 
 
-def test_a_finding_opens_and_is_over():
+def test_a_finding_opens_and_closes():
     columns = healthy(0)
     columns["policy/clipfrac"][10:18] = 0.9
     (finding,) = diagnose(run_of(columns, settings())).findings
@@ -159,7 +159,7 @@ def test_a_finding_opens_and_is_over():
     assert 18 <= finding.last_step <= 21
 
 
-def test_what_follows_stands_after_its_cause():
+def test_a_finding_comes_after_its_cause():
     columns = healthy(0)
     FAULTS["updates-too-large"][0](columns)
     FAULTS["policy-collapse"][0](columns)
@@ -168,7 +168,7 @@ def test_what_follows_stands_after_its_cause():
     assert {finding.name: finding.follows_from for finding in found}["policy-collapse"] == "updates-too-large"
 
 
-def test_two_that_could_cause_each_other_stand_in_the_order_of_time():
+def test_of_two_possible_causes_of_each_other_the_earlier_one_is_first():
     columns = healthy(0)
     FAULTS["updates-too-large"][0](columns)
     columns["objective/shaped_scores_std"][6:] = 0.0
@@ -177,13 +177,13 @@ def test_two_that_could_cause_each_other_stand_in_the_order_of_time():
     assert {finding.name: finding.follows_from for finding in found}["no-signal"] == "updates-too-large"
 
 
-def test_figures_that_are_missing_are_no_findings():
+def test_missing_metrics_are_no_findings():
     columns = healthy(0)
     few = {name: columns[name] for name in ("objective/scores", "objective/scores_std", "response/length")}
     assert diagnose(run_of(few, settings())).findings == ()
 
 
-def test_an_empty_run_is_neither_healthy_nor_sick():
+def test_an_empty_run_is_neither_healthy_nor_faulty():
     run = run_of({name: values[:0] for name, values in healthy(0).items()}, settings())
     assert diagnose(run).verdict == "unknown"
 
@@ -194,20 +194,20 @@ def test_an_empty_run_is_neither_healthy_nor_sick():
         (State("failed", "RewardError: http://x: refused"), "reward-failures"),
         (State("failed", "Diverged: the loss is nan"), "updates-skipped"),
         (State("failed", "OSError: no space left on device"), "run-ended"),
-        (State("died", "process 7 is gone and left no word"), "run-ended"),
+        (State("died", "process 7 is gone and left no message"), "run-ended"),
     ],
 )
-def test_a_run_that_ended_badly_says_so(state: State, name: str):
+def test_a_run_that_ended_badly_has_a_finding(state: State, name: str):
     diagnosis = diagnose(run_of(healthy(0), settings(), state))
     assert diagnosis.findings[0].name == name
 
 
 @pytest.mark.parametrize("standing", ["finished", "running", "stopped", "unknown"])
-def test_a_run_that_ended_well_is_left_alone(standing: Any):
+def test_a_run_that_ended_well_has_no_findings(standing: Any):
     assert diagnose(run_of(healthy(0), settings(), State(standing))).findings == ()
 
 
-def test_whatever_explains_another_is_in_the_catalogue():
+def test_every_explaining_rule_exists():
     names = {rule.name for rule in POLICY_LEARNING}
     assert len(names) == len(POLICY_LEARNING)
     assert {cause for rule in POLICY_LEARNING for cause in rule.follows} <= names
@@ -215,7 +215,7 @@ def test_whatever_explains_another_is_in_the_catalogue():
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_finding_has_evidence_a_cause_and_a_change_at_any_step(name: str):
-    """Also when the rule has just stopped holding and the finding is not over yet."""
+    """Also when the rule no longer holds and the finding is still open."""
     fault, given = FAULTS[name]
     columns, well = healthy(0), healthy(0)
     fault(columns)
@@ -231,14 +231,14 @@ def test_every_finding_has_evidence_a_cause_and_a_change_at_any_step(name: str):
 
 
 @pytest.mark.parametrize(("standing", "severity"), [("failed", "critical"), ("died", "notice")])
-def test_a_run_that_ended_before_its_first_step_says_with_what(standing: Any, severity: str):
+def test_a_run_that_ended_before_its_first_step_reports_the_error(standing: Any, severity: str):
     run = run_of({name: values[:0] for name, values in healthy(0).items()}, settings(), State(standing, "the words"))
     (finding,) = diagnose(run).findings
     assert (finding.name, finding.severity) == ("run-ended", severity)
     assert finding.causes[0].speaks_for == ("the words",)
 
 
-def test_words_of_one_failure_are_no_evidence_of_another():
+def test_the_error_of_one_failure_is_no_evidence_of_another():
     columns = healthy(0)
     columns["reward/dropped"] = np.full(40, 0.3)
     found = diagnose(run_of(columns, settings(), State("failed", "Diverged: the loss is nan"))).findings
@@ -247,8 +247,8 @@ def test_words_of_one_failure_are_no_evidence_of_another():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_a_kl_coef_is_advised_in_the_scale_of_the_scores(scale: float):
-    """Scores deviate by 1.27 of the scale at first; where there is no kl_coef yet, a twentieth of that is advised."""
+def test_kl_coef_is_proposed_in_the_scale_of_the_scores(scale: float):
+    """Scores deviate by 1.27 of the scale at first. Where kl_coef is 0, a twentieth of that is proposed."""
     columns = healthy(0, scale=scale)
     columns["objective/kl_coef"] = np.zeros(40)
     columns["rewards/judge"] = columns["rewards/judge"] - 3 * late(columns)
@@ -259,9 +259,9 @@ def test_a_kl_coef_is_advised_in_the_scale_of_the_scores(scale: float):
 
 
 @pytest.mark.parametrize(("left", "is_shift"), [(1.0, True), (0.1, False)])
-def test_a_judge_at_its_end_says_nothing_of_a_drift(left: float, is_shift: bool):
-    """All scores rise by 0.4 a step, at a KL that could pay for it; the judge, of whose deviation `left` is left, sees
-    a tenth of it."""
+def test_a_scorer_at_its_maximum_is_no_evidence_of_a_drift(left: float, is_shift: bool):
+    """All scores rise by 0.4 per step, at a KL that could explain it. The judge keeps `left` of its deviation and rises
+    by a tenth."""
     columns = healthy(0)
     drift(columns)
     columns["objective/kl"] = columns["objective/kl"] * 30
@@ -271,26 +271,28 @@ def test_a_judge_at_its_end_says_nothing_of_a_drift(left: float, is_shift: bool)
 
 
 def test_a_negative_weight_alone_is_no_fault():
-    """Of a scorer that counts mistakes it is right."""
+    """It is right for a scorer that counts mistakes."""
     given = settings(rewards=[{"function": "mistakes.py:count", "weight": -1.0}])
     columns = {name: values for name, values in healthy(0).items() if "judge" not in name}
     assert diagnose(run_of(columns, given)).findings == ()
 
 
 def narrowed(columns: Lines, spread: float) -> None:
-    """The score stops agreeing with the judge, while the answers' scores keep this share of their deviation. It rises
-    too little for the judge to have to rise as well."""
-    begun = columns["objective/scores_std"][:4].mean()
+    """Let the agreement of score and judge end, while the scores keep this share of their deviation.
+
+    The score rises too little for the judge to be expected to rise too.
+    """
+    initial = columns["objective/scores_std"][:4].mean()
     columns["objective/scores"] = 0.35 * columns["objective/scores"]
     columns["agreement/judge"] = 0.7 - 0.8 * late(columns, 2)
     columns["rewards/judge"] = 0.0 * columns["rewards/judge"]
     for figure in ("objective/scores_std", "spread/judge"):
-        columns[figure] = np.full(40, begun) * (1 - (1 - spread) * late(columns, 2))
+        columns[figure] = np.full(40, initial) * (1 - (1 - spread) * late(columns, 2))
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(1.0, ["reward-hacking"]), (0.3, [])])
-def test_scorers_part_only_where_answers_still_differ(spread: float, expected: list[str]):
-    """Among answers that are all alike the order is chance."""
+def test_lost_agreement_counts_only_where_responses_still_differ(spread: float, expected: list[str]):
+    """Among responses that are all alike the order is chance."""
     columns = healthy(0)
     narrowed(columns, spread)
     assert [finding.name for finding in diagnose(run_of(columns, settings())).findings] == expected
@@ -299,13 +301,13 @@ def test_scorers_part_only_where_answers_still_differ(spread: float, expected: l
 @pytest.mark.parametrize(
     ("judge", "spread", "expected"),
     [
-        (0.1, 1.2, ["reward-hacking"]),  # as often right as before, and no better: the score is paid for something else
-        (0.6, 1.2, []),  # half of what the order of the first answers promises: the score is no perfect twin
-        (0.1, 0.3, []),  # a judge at its end, to which all these answers are alike
+        (0.1, 1.2, ["reward-hacking"]),  # no better than at the start: the score rewards something else
+        (0.6, 1.2, []),  # half of the rise that the first responses predict: the scorers are not identical
+        (0.1, 0.3, []),  # a judge at its maximum, which no longer distinguishes these responses
     ],
 )
-def test_a_rise_is_shared_by_those_who_agree(judge: float, spread: float, expected: list[str]):
-    """The score rises by 1.3 of its deviation, the judge by `judge` of its own; at first they agree by 0.7."""
+def test_scorers_that_agree_rise_together(judge: float, spread: float, expected: list[str]):
+    """The score rises by 1.3 of its deviation, the judge by `judge` of its; their initial agreement is 0.7."""
     columns = healthy(0)
     learned = 1 - np.exp(-4 * np.linspace(0, 1, 40))
     columns["rewards/judge"] = 1.2 * judge * learned + 0.1 * np.random.default_rng(0).standard_normal(40)
@@ -313,7 +315,7 @@ def test_a_rise_is_shared_by_those_who_agree(judge: float, spread: float, expect
     assert [finding.name for finding in diagnose(run_of(columns, settings())).findings] == expected
 
 
-def test_two_scorers_of_a_kind_have_one_vote():
+def test_scorers_of_a_kind_have_one_vote_together():
     columns = healthy(0)
     narrowed(columns, 1.0)
     columns |= {name.replace("judge", "other"): values for name, values in columns.items() if "judge" in name}
@@ -322,8 +324,8 @@ def test_two_scorers_of_a_kind_have_one_vote():
     assert [finding.severity for finding in diagnose(run_of(columns, given)).findings] == ["warning"]
 
 
-def test_training_prompts_are_called_learned_by_heart_only_beyond_chance():
-    """A gap of one deviation: 64 prompts tell, 4 do not."""
+def test_memorised_prompts_are_reported_only_beyond_chance():
+    """A gap of one deviation is significant with 64 prompts and not with 4."""
     columns = healthy(0)
     held_out = columns["objective/scores"] - 1.3 * (np.arange(40) >= 20)
     columns["evaluate/score"] = np.where(np.arange(40) % 10 == 9, held_out, np.nan)
@@ -338,7 +340,7 @@ def supervised_run(held_out: list[float], state: State | None = None, **given: A
 
 
 def still_run(loss: float, drift: float = 0.0, **given: Any) -> Any:
-    """Twenty steps of a noisy loss, the held-out loss up by 0.3% at the end."""
+    """Return twenty steps of a noisy loss, with a held-out loss that is 0.3% higher at the end."""
     noise = 0.1 * np.random.default_rng(0).standard_normal(20)
     held_out = [loss, *[np.nan] * 9, 0.9995 * loss, *[np.nan] * 8, 1.003 * loss]
     columns = {"sft/loss": loss + noise + np.linspace(0, drift, 20), "sft/eval_loss": held_out}
@@ -373,9 +375,9 @@ def test_a_run_that_keeps_its_best_weights_is_not_overfitted():
 @pytest.mark.parametrize(
     ("what", "name"), [("Diverged: the loss is nan", "updates-skipped"), ("OSError: disk full", "run-ended")]
 )
-def test_a_supervised_run_says_what_it_ended_with(what: str, name: str):
+def test_a_supervised_run_reports_the_error_that_ended_it(what: str, name: str):
     found = diagnose(supervised_run([0.7, 0.6], State("failed", what))).findings
     assert found[0].name == name
-    assert any(what in said.says for each in found for said in each.evidence) or found[0].causes[0].speaks_for == (
-        what,
-    )
+    assert any(what in evidence.says for each in found for evidence in each.evidence) or found[0].causes[
+        0
+    ].speaks_for == (what,)

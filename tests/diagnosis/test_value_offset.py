@@ -1,4 +1,4 @@
-"""A constant in the returns that the critic has not learned is named, with its first step; healthy critics are not."""
+"""A constant in the returns that the critic has not learned is a finding; a healthy critic has none."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ STEP = np.arange(40)
 
 
 def offset_run(values: Any, offset: float = 5.0, spread: float = 0.5) -> Lines:
-    """PPO whose returns have a mean of `offset` and a deviation of `spread`, and learn nothing."""
+    """Return a PPO run whose returns keep a mean of `offset` and a deviation of `spread`."""
     random = np.random.default_rng(0)
     columns = healthy(0)
     scores = offset + 0.02 * random.standard_normal(40)
@@ -34,7 +34,7 @@ def found_in(columns: Lines, **given: Any) -> dict[str, Finding]:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_values_that_creep_up_from_0_are_the_first_finding_and_explain_the_others(sign: float) -> None:
+def test_values_that_rise_slowly_from_0_are_the_root_cause(sign: float) -> None:
     columns = offset_run(sign * 0.02 * STEP, offset=sign * 5.0)
     diagnosis = diagnose(run_of(columns, settings()))
     first = diagnosis.findings[0]
@@ -46,13 +46,13 @@ def test_values_that_creep_up_from_0_are_the_first_finding_and_explain_the_other
     assert set(following.values()) == {"value-offset"}
 
 
-def test_it_is_said_long_before_the_end() -> None:
+def test_it_is_reported_long_before_the_end() -> None:
     run = run_of(offset_run(0.02 * STEP), settings())
     assert "value-offset" in {finding.name for finding in diagnose(run.until(10)).findings}
     assert "value-offset" not in {finding.name for finding in diagnose(run.until(4)).findings}
 
 
-def test_an_offset_that_comes_later_is_named_with_its_step() -> None:
+def test_a_later_offset_is_reported_with_its_step() -> None:
     columns = offset_run(0.0, offset=0.0)
     late = STEP >= 20
     for name in ("critic/returns", "objective/scores", "objective/shaped_scores", "objective/scores_low",
@@ -65,12 +65,12 @@ def test_an_offset_that_comes_later_is_named_with_its_step() -> None:
 
 @pytest.mark.parametrize("steps_late", [0.0, 1.0, 3.0])
 def test_a_critic_that_is_a_few_steps_late_is_healthy(steps_late: float) -> None:
-    """After three steps a third of the gap is left, and so on."""
+    """With 3.0, a third of the gap remains after three steps."""
     columns = offset_run(5.0 * (1 - np.exp(-STEP / max(steps_late, 1e-9))))
     assert "value-offset" not in found_in(columns)
 
 
-def test_values_that_come_to_track_the_returns_end_the_finding() -> None:
+def test_values_that_reach_the_returns_close_the_finding() -> None:
     columns = offset_run(np.where(STEP < 15, 0.02 * STEP, 5.0))
     found = found_in(columns)["value-offset"]
     assert (found.first_step, found.is_open) == (1, False)
@@ -79,7 +79,7 @@ def test_values_that_come_to_track_the_returns_end_the_finding() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_returns_centred_since_the_first_step_are_healthy(seed: int) -> None:
+def test_a_critic_with_the_right_mean_from_step_1_is_healthy(seed: int) -> None:
     columns = healthy(seed)
     for name in ("objective/scores", "objective/shaped_scores", "critic/returns", "objective/scores_low",
                  "objective/scores_median", "objective/scores_high", "rewards/reward"):  # fmt: skip
@@ -89,11 +89,11 @@ def test_returns_centred_since_the_first_step_are_healthy(seed: int) -> None:
     assert found_in(columns) == {}
 
 
-def test_an_offset_that_is_small_beside_the_spread_is_left_to_other_rules() -> None:
+def test_an_offset_that_is_small_beside_the_spread_is_not_reported() -> None:
     assert "value-offset" not in found_in(offset_run(0.02 * STEP, offset=1.0))
 
 
-def test_a_critic_in_its_warm_up_does_no_harm() -> None:
+def test_a_critic_in_its_warm_up_is_not_reported() -> None:
     columns = offset_run(0.02 * STEP)
     assert "value-offset" not in found_in(columns, critic={"warmup_steps": 40})
 
@@ -103,8 +103,8 @@ def test_algorithms_without_a_critic_have_no_offset() -> None:
     assert "value-offset" not in found_in(columns, algorithm__name="rloo")
 
 
-def test_a_critic_that_is_centred_and_else_dead_is_critical() -> None:
-    """Its mean is right and all states have the same value."""
+def test_a_dead_critic_with_the_right_mean_is_critical() -> None:
+    """All states have the same value, which is the mean return."""
     columns = healthy(0)
     columns["critic/values"] = columns["critic/returns"]
     columns["critic/advantages_std"] = columns["critic/returns_std"] * (1 + 1e-7 * np.sin(STEP))

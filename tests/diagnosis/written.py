@@ -1,4 +1,4 @@
-"""A small run folder, written by hand: every number that a report shows of it can be checked by eye."""
+"""A small run folder, written by hand, so that every number in a report of it can be checked by eye."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from keel.config import TrainConfig, parse
 
 COLUMNS: dict[str, list[float | None]] = {
     "objective/scores": [0.0, 0.5, 1.0, 1.25, 1.5, 1.5],
-    "rewards/judge": [0.0, 0.5, 1.0, 1.25, 1.5, 1.5],  # the same, number for number
+    "rewards/judge": [0.0, 0.5, 1.0, 1.25, 1.5, 1.5],  # equal to the scores
     "rewards/gold": [0.0, 1.0, 2.0, 2.0, -2.0, -6.0],
     "objective/kl": [0.0, 1.0, 2.0, 4.0, 6.0, 9.0],
     "objective/kl_coef": [0.05, 0.05, 0.05, 0.05, 0.05, 0.05],
@@ -25,8 +25,8 @@ BEGAN = {"inputs": {"base": "ab" * 32}, "machine": {"device": "abacus", "keel": 
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """All settings of a run as it saves them; changes by dotted names with __ for the dot."""
-    told: dict[str, Any] = {
+    """Return all settings of a run as it saves them; `changes` are dotted names with __ for the dot."""
+    values: dict[str, Any] = {
         "output": "runs/small",
         "steps": 6,
         "policy": {"model": "base"},
@@ -35,12 +35,12 @@ def settings(**changes: Any) -> dict[str, Any]:
     }
     for name, value in changes.items():
         section, _, key = name.rpartition("__")
-        (told.setdefault(section, {}) if section else told)[key] = value
-    return parse(TrainConfig, told).model_dump(mode="json")
+        (values.setdefault(section, {}) if section else values)[key] = value
+    return parse(TrainConfig, values).model_dump(mode="json")
 
 
 def answer(step: int, prompt: Any, response: str, score: float | None, kl: float = 1.0, **more: Any) -> dict[str, Any]:
-    """A row of rollouts.jsonl, of two tokens."""
+    """Return a row of rollouts.jsonl with two tokens."""
     return {
         "step": step,
         "score": score,
@@ -77,7 +77,7 @@ def write_run(
     answers: Sequence[Mapping[str, Any]] = ANSWERS,
     began: Mapping[str, Any] | None = BEGAN,
 ) -> Path:
-    """The folder of a run that has finished."""
+    """Write the folder of a finished run."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(dict(given or settings()), sort_keys=False))
     steps = max((len(values) for values in columns.values()), default=0)

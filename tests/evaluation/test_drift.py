@@ -16,14 +16,14 @@ from keel.data.items import read_unranked_responses
 from keel.errors import ConfigError, DataError
 from keel.evaluation.drift.drift import drift
 from keel.evaluation.drift.verdict import (
-    alarms,
-    comparable,
+    comparable_metrics,
     compare_metrics,
     correct_p_values,
     describe_shifts,
-    standing,
-    too_few,
-    unlikely,
+    explain_too_few,
+    is_alarming,
+    mark_unlikely,
+    model_verdict,
 )
 
 from ..runs import settings as run_settings
@@ -48,7 +48,7 @@ def said(training: Table, today: Table) -> dict[str, dict[str, Any]]:
 def test_the_same_kind_of_answers_is_called_the_same():
     found = said(normal(300, 0), normal(300, 1))
     assert {each["says"] for each in found.values()} == {"same"}
-    assert standing(found) == "applies"
+    assert model_verdict(found) == "applies"
     assert describe_shifts(found) == []
 
 
@@ -57,25 +57,25 @@ def test_a_moved_figure_is_named_with_both_values():
     assert found["kl"]["says"] == "moved"
     assert found["kl"]["low"] < 1.0 < found["kl"]["high"]
     assert found["score"]["says"] == "same"
-    assert standing(found) == "applies"  # a KL says nothing of the reward model
+    assert model_verdict(found) == "applies"  # a KL says nothing of the reward model
     assert describe_shifts(found)[0].startswith("kl: ")
 
 
 def test_a_score_that_moved_leaves_the_reward_model_in_doubt():
-    assert standing(said(normal(300, 0), normal(300, 1, score=-1.0))) == "in doubt"
-    assert standing(said(normal(300, 0), normal(300, 1, score=1.0))) == "in doubt"
+    assert model_verdict(said(normal(300, 0), normal(300, 1, score=-1.0))) == "in doubt"
+    assert model_verdict(said(normal(300, 0), normal(300, 1, score=1.0))) == "in doubt"
 
 
 def test_members_that_disagree_more_say_that_it_does_not_apply_and_less_that_it_does():
-    assert standing(said(normal(300, 0), normal(300, 1, disagreement=1.0))) == "does not apply"
-    assert standing(said(normal(300, 0), normal(300, 1, disagreement=-1.0))) == "applies"
+    assert model_verdict(said(normal(300, 0), normal(300, 1, disagreement=1.0))) == "does not apply"
+    assert model_verdict(said(normal(300, 0), normal(300, 1, disagreement=-1.0))) == "applies"
 
 
 def test_few_answers_are_too_few_to_say():
     found = said(normal(300, 0), normal(12, 1))
     assert {each["says"] for each in found.values()} == {"too few to say"}
-    assert standing(found) == "too few to say"
-    assert too_few(found)[0].startswith("it takes about ")
+    assert model_verdict(found) == "too few to say"
+    assert explain_too_few(found)[0].startswith("it takes about ")
 
 
 def test_the_number_of_answers_that_is_named_is_the_least_that_will_do():
@@ -93,11 +93,11 @@ def test_the_number_of_answers_that_is_named_is_the_least_that_will_do():
 def test_of_figures_with_too_few_answers_the_one_that_takes_most_is_named():
     few = {"says": "too few to say", "today": 0.0, "training": 0.0}
     found = {"score": few | {"takes": 160}, "outside_range/m": few | {"takes": 611}, "kl": few | {"takes": 9_999}}
-    assert too_few(found) == [
-        "it takes about 620 answers on each side to show a move of 0.05 in outside_range/m (also too few for score)"
+    assert explain_too_few(found) == [
+        "it takes about 620 responses on each side to show a move of 0.05 in outside_range/m (also too few for score)"
     ]
-    assert "no number of answers" in too_few({"score": few | {"takes": None}})[0]
-    assert too_few({}) == ["no score and nothing about the prompts was measured"]
+    assert "no number of responses" in explain_too_few({"score": few | {"takes": None}})[0]
+    assert explain_too_few({}) == ["neither scores nor prompts were measured"]
 
 
 def test_many_tests_need_more_answers_to_say_the_same():
@@ -106,7 +106,7 @@ def test_many_tests_need_more_answers_to_say_the_same():
     assert {each["says"] for each in correct_p_values({"one": groups["slice 0"]})["one"].values()} == {"same"}
     found = correct_p_values(groups)  # sixteen
     assert "same" not in {each["says"] for own in found.values() for each in own.values()}
-    assert standing(found["slice 0"]) == "too few to say"
+    assert model_verdict(found["slice 0"]) == "too few to say"
 
 
 def test_a_rare_yes_of_few_answers_is_not_called_the_same():
@@ -130,7 +130,7 @@ def test_of_many_reasons_three_are_told_and_the_judge_comes_first():
 def test_a_small_move_of_many_answers_is_a_little():
     found = said(normal(1_000, 0), normal(1_000, 1, score=0.3))
     assert found["score"]["says"] == "moved a little"
-    assert standing(found) == "applies"
+    assert model_verdict(found) == "applies"
 
 
 def test_scores_out_of_range_count_from_one_in_twenty():
@@ -138,15 +138,15 @@ def test_scores_out_of_range_count_from_one_in_twenty():
     base = {"score": np.zeros(300)}
     found = said(base | {"outside_range/model": inside}, base | {"outside_range/model": some})
     assert found["outside_range/model"]["says"] == "moved"
-    assert standing(found) == "does not apply"
+    assert model_verdict(found) == "does not apply"
     few = (np.arange(300) % 34 == 0).astype(float)
-    assert standing(said(base | {"outside_range/model": inside}, base | {"outside_range/model": few})) == "applies"
+    assert model_verdict(said(base | {"outside_range/model": inside}, base | {"outside_range/model": few})) == "applies"
 
 
 def test_prompts_that_became_more_usual_are_no_alarm():
     moved = {"training": 0.5, "today": 0.1, "says": "moved"}
-    assert not alarms("prompt_novelty", moved)
-    assert alarms("prompt_novelty", {"training": 0.1, "today": 0.5, "says": "moved"})
+    assert not is_alarming("prompt_novelty", moved)
+    assert is_alarming("prompt_novelty", {"training": 0.1, "today": 0.5, "says": "moved"})
 
 
 def test_many_tests_raise_no_more_false_alarms_than_one():
@@ -167,13 +167,13 @@ def test_one_family_in_twenty_has_a_false_alarm():
 
 def test_unlikely_prompts_are_those_beyond_ninety_nine_of_a_hundred():
     training = np.arange(100.0)
-    assert unlikely(training, training).sum() == 1
-    assert unlikely(np.array([-5.0, 50.0]), training).tolist() == [1.0, 0.0]
-    assert np.isnan(unlikely(np.array([math.nan]), training)).all()
+    assert mark_unlikely(training, training).sum() == 1
+    assert mark_unlikely(np.array([-5.0, 50.0]), training).tolist() == [1.0, 0.0]
+    assert np.isnan(mark_unlikely(np.array([math.nan]), training)).all()
 
 
 def test_kinds_that_the_training_did_not_tell_apart_are_asked_for_novelty_only():
-    assert set(comparable(normal(3, 0))) == {"disagreement/model", "prompt_novelty"}
+    assert set(comparable_metrics(normal(3, 0))) == {"disagreement/model", "prompt_novelty"}
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_logged_answers_have_the_figures_that_they_had_when_they_were_sampled(wo
         assert own["today"] == pytest.approx(sum(row[name] for row in rows) / len(rows), abs=1e-4), name
     without = [{name: row[name] for name in ("prompt", "response")} for row in rows]
     notes = drift(asked(world, answers=write(tmp_path / "plain.jsonl", without)))["notes"]
-    assert notes == ["truncated: the logged rows do not say"]
+    assert notes == ["truncated is left out: the logged rows have no column of that name"]
 
 
 def test_prompts_of_the_log_stand_for_a_file_that_is_gone(world: Path, tmp_path: Path):
@@ -283,7 +283,7 @@ def test_prompts_of_the_log_stand_for_a_file_that_is_gone(world: Path, tmp_path:
     (folder / "run" / "config.yaml").write_text(text)
     figures = drift(asked(folder, prompts={"path": str(world / "training.jsonl")}))
     assert 0 < figures["rows"]["training"] <= 16
-    assert "prompts of the run's log stand for those of the training" in figures["notes"][0]
+    assert "the training prompts are read from the run's log" in figures["notes"][0]
     (folder / "run" / "rollouts.jsonl").unlink()
     with pytest.raises(DataError, match="neither the training prompts nor the run's log can be read"):
         drift(asked(folder, prompts={"path": str(world / "training.jsonl")}))
@@ -335,7 +335,7 @@ def test_of_an_unfinished_run_the_policy_that_answers_is_named(world: Path, tmp_
         shutil.copytree(folder / "run" / "policy", checkpoint / "policy")
     shutil.rmtree(folder / "run" / "policy")
     notes = drift(asked(folder, prompts={"path": str(world / "training.jsonl")}, max_prompts=3))["notes"]
-    assert notes == ["the policy of step 1 of 1 answers (the run is not finished)"]
+    assert notes == ["the run is not finished: the policy of step 1 of 1 is used"]
 
 
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_answered(
@@ -355,7 +355,7 @@ def test_a_person_reads_a_verdict(world: Path, tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "verdict: in doubt" in shown
     assert "in doubt: kind=[/c]" in shown
-    assert "--output FILE writes what to rank" in shown
+    assert "--output FILE writes the responses to rank" in shown
     assert main([*command, "--output", str(tmp_path / "d.json"), "--json"]) == 0
     shown = capsys.readouterr().out
     assert json.loads(shown)["verdict"]["reward_model"] == "in doubt"

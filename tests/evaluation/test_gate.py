@@ -147,17 +147,17 @@ def test_the_verdict_has_every_demand_with_what_was_measured():
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        ("win_rate>=high", "'high' in 'win_rate>=high' is no number"),
-        ("win_rate>=nan", "'nan' in 'win_rate>=nan' is no number"),
-        ("win_rate>=inf", "is no number"),
+        ("win_rate>=high", "'high' in 'win_rate>=high' is not a number"),
+        ("win_rate>=nan", "'nan' in 'win_rate>=nan' is not a number"),
+        ("win_rate>=inf", "is not a number"),
         ("win_rate=>0.5", "'=>0.5'|cannot read"),
         ("win_rate 0.5, kl<=2", "cannot read 'win_rate 0.5'"),
         ("low(win_rate>=0.5", "cannot read"),
         ("win_rate)>=0.5", "cannot read"),
-        ("0.5<=win_rate", "'win_rate' in '0.5<=win_rate' is no number"),
-        ("low(kl)<=20", r"asks of the end that flatters -> the safe end is high\(kl\)"),
-        ("high(score)>=0", r"the safe end is low\(score\)"),
-        ("win_rate>=0.5;kl<=2", "is no number"),
+        ("0.5<=win_rate", "'win_rate' in '0.5<=win_rate' is not a number"),
+        ("low(kl)<=20", r"tests the optimistic end of the interval -> write high\(kl\)"),
+        ("high(score)>=0", r"write low\(score\)"),
+        ("win_rate>=0.5;kl<=2", "is not a number"),
         ("gates.txt", "is neither a demand nor a file"),
         (" , <", "cannot read '<'"),
     ],
@@ -173,7 +173,7 @@ def test_a_file_holds_demands_line_by_line(tmp_path: Path):
     path.write_text("# of the release board\nwin_rate>=0.5  # more often than not\n\nkl<=20, score>=0\n")
     assert [demand.text for demand in read_gate(str(path))] == ["win_rate>=0.5", "kl<=20", "score>=0"]
     path.write_text("# nothing yet\n")
-    with pytest.raises(ConfigError, match="asks for nothing"):
+    with pytest.raises(ConfigError, match="the gate has no demand"):
         read_gate(str(path))
 
 
@@ -190,7 +190,7 @@ NAMES = ["prompts", "win_rate", "score", "rewards/gold"]
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        ("win_rat>=0.5", "no figure is called 'win_rat'; did you mean win_rate"),
+        ("win_rat>=0.5", "no metric is called 'win_rat'; did you mean win_rate"),
         ("rewards/gld>=0", "did you mean rewards/gold"),
         ("zzz>=0", "known: prompts, win_rate, score, rewards/gold"),
         ("low(prompts)>=5", "prompts has no interval"),

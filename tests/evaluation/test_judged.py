@@ -10,9 +10,10 @@ from torch import Tensor
 
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
+from keel.evaluation import frontier
 from keel.evaluation.best_of import best_of_curve, equivalent_best_of_n
-from keel.evaluation.frontier import compute_frontier, fit_frontier
-from keel.evaluation.judged import EvaluatedResponses, comparison, length_controlled_comparison, resamples, row_mean
+from keel.evaluation.frontier import compute_frontier, fit_frontier, resamples
+from keel.evaluation.judged import EvaluatedResponses, comparison, length_controlled_comparison, row_mean
 from keel.evaluation.slices import slice_rows
 
 
@@ -104,8 +105,9 @@ def test_intervals_hold_the_truth_in_nineteen_of_twenty_files():
     assert 180 <= held <= 199
 
 
-def test_resamples_draw_as_many_prompts_as_there_are():
-    parts = list(resamples(5, 0, 7, width=2**20))
+def test_resamples_draw_as_many_prompts_as_there_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frontier, "AT_ONCE", 5)
+    parts = list(resamples(5, 0, 7))
     assert [part.shape for part in parts] == [(1, 5)] * 7
     assert all(float(part.sum()) == 5 for part in parts)
     assert torch.equal(torch.cat(parts).sum(1), torch.full((7,), 5.0, dtype=torch.float64))

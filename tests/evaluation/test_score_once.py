@@ -17,7 +17,7 @@ from keel.evaluation.score_once import ScoredOnce, scored_once
 from keel.models.ensemble import RewardEnsemble
 from keel.models.loading import load_tokenizer
 from keel.models.reward_model import RewardModel
-from keel.rollout.functions import FunctionScorer
+from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.scorers import RewardModelScorer
 
 

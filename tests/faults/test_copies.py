@@ -136,7 +136,7 @@ def test_a_copy_beside_the_log_of_another_is_refused(store: Store):
     store.rest(0.0)
     rank(store, 3)
     left_over(store, target)
-    with pytest.raises(DataError, match="of another file"):
+    with pytest.raises(DataError, match="belongs to another file"):
         Store.open(str(target))
     assert target.with_name("older.db-wal").exists()
 

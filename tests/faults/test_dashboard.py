@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from keel.run.metrics import JsonlMetrics
+from keel.run.metrics_log import JsonlMetrics
 from keel.run.rollout_log import RolloutLog
 from keel.server.request_checks import HEADERS
 from keel.web import pages
@@ -59,7 +59,7 @@ def test_f24_a_file_torn_anywhere_shows_its_last_whole_line(tmp_path: Path, name
         lines = sum(end <= size for end in ends)
         answers, state = board.answers(run), board.state(run)
         shown = state["step"] if name == "metrics.jsonl" else answers["total"]
-        said = [f"the last line of {name} was cut short"] if size not in ends else []
+        said = [f"the last line of {name} is incomplete"] if size not in ends else []
         assert (shown, state["incomplete"]) == (lines, said), size
         torn += bool(said)
     assert torn == len(whole) - ends[1] - 3
@@ -110,9 +110,7 @@ def test_f24_lines_that_are_broken_are_counted_and_passed_over(tmp_path: Path) -
     assert board.answers(run)["total"] == 12
     state = board.state(run)
     assert state["step"] == 3
-    assert state["incomplete"] == [
-        f"10 broken lines in {name} passed over" for name in ("metrics.jsonl", "rollouts.jsonl")
-    ]
+    assert state["incomplete"] == [f"10 broken lines in {name} skipped" for name in ("metrics.jsonl", "rollouts.jsonl")]
 
 
 @pytest.mark.slow

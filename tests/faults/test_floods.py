@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from keel.web.rank.app import links
+from keel.web.rank.app import private_links
 
 from ..web.visits import ADDRESS, Loaded, Process, Study, Visitor, free_port, raw, serving, study
 from .flooding import all_at_once, are_cut_off, p95
@@ -23,7 +23,7 @@ from .flooding import all_at_once, are_cut_off, p95
 @contextmanager
 def another_user(there: Study | Process, times: list[float]) -> Iterator[None]:
     """Ben, who goes on loading and ranking; what each of his requests took is noted."""
-    link = there.links["ben"] if isinstance(there, Process) else links(there.store, there.settings)["ben"]
+    link = there.links["ben"] if isinstance(there, Process) else private_links(there.store, there.settings)["ben"]
     stop = threading.Event()
 
     def work() -> None:
@@ -131,7 +131,7 @@ def test_f37_slow_clients_are_cut_off_and_nobody_notices(server: Process) -> Non
 def test_f37_idle_connections_of_one_client_shut_nobody_out(tmp_path: Path) -> None:
     with many_files(2000), serving(tmp_path) as there, httpx.Client(timeout=10) as client, ExitStack() as idle:
         port = there.settings.port
-        anna = Visitor(client, links(there.store, there.settings)["anna"])
+        anna = Visitor(client, private_links(there.store, there.settings)["anna"])
         for _ in range(600):  # more than the server keeps
             idle.enter_context(socket.create_connection(("127.0.0.1", port), 10))
         began = time.monotonic()
@@ -167,11 +167,11 @@ def test_f37_a_request_with_two_ends_is_refused(tmp_path: Path, path: str) -> No
 def test_f37_a_body_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keel.server.limits.BODY_SECONDS", 0.5)
     with serving(tmp_path) as there, httpx.Client() as client:
-        anna = Visitor(client, links(there.store, there.settings)["anna"])
+        anna = Visitor(client, private_links(there.store, there.settings)["anna"])
         anna.enter()
         page = anna.load()
         assert page is not None
-        private = Process(None, links(there.store, there.settings))  # type: ignore[arg-type]
+        private = Process(None, private_links(there.store, there.settings))  # type: ignore[arg-type]
         head = signed(private, page, "Content-Length: 100\r\nConnection: close")
         answer = raw(there.settings.port, head + b'{"deal": ')
     assert answer[9:12] == b"408"

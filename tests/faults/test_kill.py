@@ -55,7 +55,7 @@ def test_f01_killed_at_every_named_place(name: str, place: str, straight: Any, t
     before = committed(stage)
     again = start(stage, resume=True)
     assert again.wait() == 0
-    assert before == 0 or f"keel: going on from step {before}" in again.words
+    assert before == 0 or f"keel: continuing from step {before}" in again.words
     assert committed(stage) >= before
     same(stage.output, straight(name).output)
 
@@ -115,7 +115,7 @@ def test_f01_an_unfinished_checkpoint_is_named_and_passed_over(straight: Any, tm
     assert run(stage, failpoint="save.visible:2=kill9") == -signal.SIGKILL
     again = start(stage, resume=True)
     assert again.wait() == 0
-    assert "keel: going on from step 2; ignored step-000004.tmp: unfinished" in again.words
+    assert "keel: continuing from step 2; ignored step-000004.tmp: unfinished" in again.words
 
 
 def test_f02_a_damaged_checkpoint_is_named_and_the_one_before_serves(straight: Any, tmp_path: Path) -> None:
@@ -127,5 +127,5 @@ def test_f02_a_damaged_checkpoint_is_named_and_the_one_before_serves(straight: A
     damaged.write_bytes(data)
     again = start(stage, resume=True)
     assert again.wait() == 0
-    assert "keel: going on from step 2; ignored step-000004: weights.safetensors is damaged" in again.words
+    assert "keel: continuing from step 2; ignored step-000004: weights.safetensors is damaged" in again.words
     same(stage.output, straight("train").output)

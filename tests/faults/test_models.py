@@ -143,7 +143,7 @@ def test_f27_nor_does_that_of_an_adapter(folder: Path, tmp_path: Path) -> None:
     save_adapter(model, load_tokenizer(str(folder)), tmp_path / "adapter")
     (tmp_path / "adapter" / "modeling_x.py").write_text(CODE.format(marker=str(tmp_path / "marker")))
     spoil_config(tmp_path / "adapter", model_type="evil", auto_map={"AutoConfig": "modeling_x.Evil"})
-    with pytest.raises(ConfigError, match="Python code of its own"):
+    with pytest.raises(ConfigError, match="comes with Python code"):
         load_causal_lm(str(tmp_path / "adapter"))
     assert not (tmp_path / "marker").exists()
 

@@ -84,7 +84,7 @@ def test_f18_skips_in_a_row_stop_the_run_and_are_counted_across_a_resume(tiny_po
     assert skipped == [0.0, 1.0, 1.0]
     child = start(stage, resume=True, failpoint="update.gradient:1=nan")
     assert child.wait() == 3
-    assert "3 updates in a row went wrong" in child.words
+    assert "3 updates in a row were faulty" in child.words
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_skips_in_a_row_have_an_end() -> None:
     guard = Guard(on_fault="skip", max_skips=2)
     for fault, taken in ((None, True), ("bad", False), ("bad", False), (None, True), ("bad", False), ("bad", False)):
         assert guard.admits({"policy": 1.0}, fault) is taken
-    with pytest.raises(Diverged, match="3 updates in a row went wrong, the last: bad"):
+    with pytest.raises(Diverged, match="3 updates in a row were faulty, the last one: bad"):
         guard.admits({"policy": 1.0}, "bad")
 
 

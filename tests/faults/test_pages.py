@@ -14,7 +14,7 @@ import pytest
 from keel.data.items import UnrankedResponses
 from keel.server.request_checks import HEADERS
 from keel.web import pages
-from keel.web.rank.app import links
+from keel.web.rank.app import private_links
 
 from ..web.visits import ADDRESS, PORT, Loaded, Process, Study, Visitor, free_port, raw, serving, study
 from .payloads import FORGED, HOSTS, NAMES, PAYLOADS, TRAVERSALS
@@ -100,7 +100,7 @@ def shown_with(folder: Path, text: str, name: str) -> dict[str, httpx.Response]:
     there = study(folder, rows, text, raters=[name, "ben"], overlap=2, tags=[text])
     found: dict[str, httpx.Response] = {}
     for rater in (name, "ben"):
-        visitor = Visitor(there.browser(), links(there.store, there.settings)[rater])
+        visitor = Visitor(there.browser(), private_links(there.store, there.settings)[rater])
         found[f"enter {rater == name}"] = visitor.enter()
         for ranks in ([1, 2], [1, 2, 3]):
             found[f"rank {rater == name} {len(ranks)}"] = visitor.client.get(f"{ADDRESS}/rank")
@@ -238,7 +238,7 @@ def test_f33_only_under_its_own_name(tmp_path: Path, host: str) -> None:
 
 def test_f33_its_own_names(tmp_path: Path) -> None:
     there = study(tmp_path, host="0.0.0.0", names=["Box", "10.0.0.5"], public=True)
-    anna = Visitor(there.browser(), links(there.store, there.settings)["anna"].replace("Box", "127.0.0.1"))
+    anna = Visitor(there.browser(), private_links(there.store, there.settings)["anna"].replace("Box", "127.0.0.1"))
     anna.enter()
     hosts = [f"LOCALHOST:{PORT}", f"[::1]:{PORT}", f"127.0.0.1:{PORT}", f"BOX:{PORT}", f"10.0.0.5:{PORT}"]
     assert [anna.client.get(f"{ADDRESS}/rank", headers={"Host": host}).status_code for host in hosts] == [200] * 5

@@ -59,7 +59,7 @@ def test_f05_in_every_phase(phase: str, number: signal.Signals, tiny_policy: Pat
     assert child.wait() == 75
     assert time.monotonic() - began < SECONDS
     last = child.words.strip().splitlines()[-1]
-    assert last == f"keel: interrupted by {number.name} -> go on with --resume"
+    assert last == f"keel: interrupted by {number.name} -> continue with --resume"
     assert committed(stopped) == step
     assert run(stopped, resume=True) == 0
     same(stopped.output, whole.output)
@@ -163,7 +163,7 @@ def test_f05_while_libraries_are_imported(number: signal.Signals, tiny_policy: P
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 75, errors
-        assert f"keel: interrupted by {number.name} -> go on with --resume" in errors
+        assert f"keel: interrupted by {number.name} -> continue with --resume" in errors
 
 
 def test_f05_a_second_ctrl_c_ends_it_at_once(tiny_policy: Path, tmp_path: Path) -> None:

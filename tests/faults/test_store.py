@@ -21,7 +21,7 @@ from keel.data.items import UnrankedResponses
 from keel.errors import DataError
 from keel.ranking.database import StoreError
 from keel.ranking.store import Store
-from keel.web.rank.app import links
+from keel.web.rank.app import private_links
 
 from ..web.visits import Loaded, Process, Study, Visitor, free_port, serving, study
 
@@ -135,7 +135,7 @@ def refused_as_unavailable(anna: Visitor, page: Loaded, reason: str) -> None:
     """Both pages answer 503 with this reason and when to come back."""
     said = anna.say(page, [1, 2, 3])
     assert said.status_code == 503, said.text
-    assert said.json() == {"error": f"The store cannot be used just now: {reason}."}
+    assert said.json() == {"error": f"The store cannot be used at present: {reason}."}
     shown = anna.client.get(f"{anna.address}/rank")
     assert (shown.status_code, reason in shown.text) == (503, True)
     assert said.headers["retry-after"] == shown.headers["retry-after"] == "5"
@@ -182,7 +182,7 @@ def test_f22_the_disk_is_full(tmp_path: Path) -> None:
     long = {"comment": "x" * 4000}
     while (answer := anna.say(page, [1, 2, 3], **long)).status_code == 200:
         page = anna.load() or page
-    assert answer.json() == {"error": "The store cannot be used just now: the disk is full."}
+    assert answer.json() == {"error": "The store cannot be used at present: the disk is full."}
     connection.execute("PRAGMA max_page_count = 1000000")
     assert anna.say(page, [1, 2, 3], **long).status_code == 200
 
@@ -275,11 +275,11 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "zeros": (lambda path: path.write_bytes(bytes(8192)), "not a database -> choose another store"),
     "somebody's tables": (
         lambda path: sqlite(path, "CREATE TABLE mine (x)"),
-        "a database of something else -> choose another store",
+        "a database of another program -> choose another store",
     ),
     "somebody's empty one": (
         lambda path: sqlite(path, "PRAGMA application_id = 7"),
-        "a database of something else -> choose another store",
+        "a database of another program -> choose another store",
     ),
     "a newer schema": (
         lambda path: sqlite(path, f"PRAGMA application_id = {0x6B65656C}", "PRAGMA user_version = 99"),
@@ -443,7 +443,7 @@ def test_f23_a_page_that_is_no_longer_true(tmp_path: Path) -> None:
 
 def test_f23_submitted_twice_at_the_same_time(tmp_path: Path) -> None:
     with serving(tmp_path) as there, httpx.Client() as client:
-        anna = Visitor(client, links(there.store, there.settings)["anna"])
+        anna = Visitor(client, private_links(there.store, there.settings)["anna"])
         anna.enter()
         page = anna.load()
         assert page is not None

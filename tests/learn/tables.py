@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.core.logprobs import entropy, token_logprobs
+from keel.core.logprobs import logprobs_and_entropy
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch
 from keel.data.prompts import Prompt
 from keel.learn.algorithms import ALGORITHMS
@@ -49,8 +49,10 @@ class Table(nn.Module):
     ) -> Analysis:
         mask = batch.response_mask
         logits = self.policy.weight[:, 0].expand(*mask.shape, -1)
-        logprobs = token_logprobs(logits, batch.response_tokens, temperature).masked_fill(~mask, 0.0)
-        spread = entropy(logits, temperature).masked_fill(~mask, 0.0)
+        logprobs, spread = (
+            statistic.masked_fill(~mask, 0.0)
+            for statistic in logprobs_and_entropy(logits, batch.response_tokens, temperature, entropy_gradient=True)
+        )
         if self.critic is None or not with_values:
             return Analysis(logprobs, spread, None, None)
         values = self.value_units.values(self.critic.weight[:, 0])

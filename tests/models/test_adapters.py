@@ -135,7 +135,7 @@ def test_sharing_changes_no_score_and_takes_only_equal_frozen_weights(tiny_polic
 def test_an_adapter_of_nothing(adapter: Path) -> None:
     place = adapter / "adapter_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": None}))
-    with pytest.raises(ConfigError, match="does not say which model"):
+    with pytest.raises(ConfigError, match="does not name the model"):
         RewardModel.load(str(adapter))
 
 

@@ -17,7 +17,7 @@ from keel.evaluation.score_once import ScoredOnce
 from keel.models.loading import end_token_ids, load_causal_lm, load_tokenizer
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
-from keel.rollout.functions import function_arguments
+from keel.rollout.function_scorer import function_arguments
 from keel.rollout.scorers import RewardModelScorer
 from keel.supervised.ranking_task import encode_rankings
 

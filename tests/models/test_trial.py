@@ -150,7 +150,9 @@ def test_one_trial_serves_all_models_of_a_kind(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_not_causal_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="BertLMHeadModel is no causal language model: tokens see later ones"):
+    with pytest.raises(
+        ConfigError, match="BertLMHeadModel is not a causal language model: tokens attend to later ones"
+    ):
         pack_if_possible(ready(BertLMHeadModel(BertConfig(**BERT))))
 
 
@@ -159,13 +161,13 @@ def test_what_reads_more_than_tokens_is_refused_by_name(llama: Any) -> None:
         raise ValueError("give pictures")
 
     llama.model.register_forward_pre_hook(hungry)
-    with pytest.raises(ConfigError, match="LlamaForCausalLM cannot read rows of tokens alone: give pictures"):
+    with pytest.raises(ConfigError, match="LlamaForCausalLM needs other inputs than tokens: give pictures"):
         pack_if_possible(llama)
 
 
 def test_what_is_never_twice_the_same_is_refused_by_name(llama: Any) -> None:
     llama.model.layers[0].mlp.register_forward_hook(lambda _, __, out: out + torch.randn_like(out))
-    with pytest.raises(ConfigError, match=r"LlamaForCausalLM is no causal .* the second time"):
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM is not a causal .* the second time"):
         pack_if_possible(llama)
 
 
@@ -180,7 +182,7 @@ def test_a_window_of_keys_is_left_within_a_trial_unless_it_has_all_positions() -
         return model
 
     pack_if_possible(with_equal_keys(SIZES["max_position_embeddings"]))
-    with pytest.raises(ConfigError, match="tokens see later ones"):
+    with pytest.raises(ConfigError, match="tokens attend to later ones"):
         pack_if_possible(with_equal_keys(SIZES["max_position_embeddings"] - 1))
 
 
@@ -220,7 +222,9 @@ def test_longrope_reads_each_row_by_its_own_length() -> None:
     pack_if_possible(model)
     torch.testing.assert_close(token_states(model, *rows(20)), alone(model, 20), rtol=1e-5, atol=1e-5)
     require_positions(model, 10, 4, "m", "sampling")
-    with pytest.raises(ConfigError, match=r"m: longest prompt and answer have 15 tokens, .* more than 14 .*LongRoPE"):
+    with pytest.raises(
+        ConfigError, match=r"m: the longest prompt and response have 15 tokens, .*LongRoPE.* above 14 tokens"
+    ):
         require_positions(model, 11, 4, "m", "sampling")
 
 

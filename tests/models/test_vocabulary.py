@@ -70,9 +70,9 @@ def verbs(model: Path, folder: Path) -> dict[str, Callable[[], Any]]:
 def test_a_row_with_such_a_token_is_refused_by_name(
     verb: str, larger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DataError, match=r"'<new1>' has id 33, the model has 32 embeddings"):
+    with pytest.raises(DataError, match=r"'<new1>' has id 33, but the model has 32 embeddings"):
         verbs(larger, tmp_path)[verb]()
-    assert f"{larger}: the tokenizer has ids up to 35, the model has 32 embeddings" in capsys.readouterr().err
+    assert f"{larger}: the tokenizer has ids up to 35, but the model has 32 embeddings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["tiny_policy", "tiny_gpt2"])

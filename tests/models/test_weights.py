@@ -183,7 +183,7 @@ def test_weights_that_are_no_numbers_are_named(scorer: Path, policy: Path, load:
     name = "model.layers.0.mlp.up_proj.weight"
     folder = policy if load is load_causal_lm else scorer
     change(folder, lambda weights: weights[name].view(-1)[:3].fill_(value))
-    with pytest.raises(ConfigError, match=rf"{name} holds 3 values") as caught:
+    with pytest.raises(ConfigError, match=rf"{name} has 3 values") as caught:
         load(str(folder))
     assert caught.value.where == str(folder)
 

@@ -12,7 +12,7 @@ from keel.core.advantages import discounted_returns, gae
 from keel.core.kl import kl_estimate
 from keel.core.losses import clipped_policy_loss, policy_gradient_loss, value_loss
 from keel.core.masked import masked_mean, masked_sum, whiten
-from keel.core.rewards import token_rewards
+from keel.core.rewards import place_scores, token_rewards
 
 from .t3 import OPTIMUM
 from .tabular import (
@@ -45,7 +45,9 @@ def learn(algorithm: str, seed: int) -> Tensor:
         probabilities = masked_sum(stored, MASK, dim=1).exp()
         drawn = torch.multinomial(probabilities, ANSWERS_PER_UPDATE, replacement=True, generator=generator)
         mask, values = MASK[drawn], critic.detach()[BY_STATE[drawn]]
-        rewards = token_rewards(SCORES[drawn], kl_estimate(stored, ref_logprobs)[drawn], mask, KL_COEF)
+        rewards = token_rewards(
+            place_scores(SCORES[drawn], mask), kl_estimate(stored, ref_logprobs)[drawn], mask, KL_COEF
+        )
         advantages, returns = gae(rewards, values, mask, gamma=1.0, gae_lambda=0.95)
         if algorithm == "ppo":
             advantages = whiten(advantages, mask)
@@ -81,7 +83,9 @@ def follow_exactly(estimator: str, kl_in: str, kl_coef: float) -> Tensor:
         new_logprobs = logprobs(policy)
         kl = kl_estimate(new_logprobs, ref_logprobs, estimator)
         in_reward = kl.detach() if kl_in == "reward" else torch.zeros_like(kl)
-        advantages = discounted_returns(token_rewards(SCORES, in_reward, MASK, kl_coef), MASK, gamma=1.0)
+        advantages = discounted_returns(
+            token_rewards(place_scores(SCORES, MASK), in_reward, MASK, kl_coef), MASK, gamma=1.0
+        )
         losses = policy_gradient_loss(new_logprobs, advantages)
         if kl_in == "loss":
             losses = losses + kl_coef * kl

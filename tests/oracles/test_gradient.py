@@ -9,7 +9,7 @@ from torch import Tensor
 from keel.core.advantages import discounted_returns, gae, rloo
 from keel.core.losses import policy_gradient_loss
 from keel.core.masked import masked_sum
-from keel.core.rewards import token_rewards
+from keel.core.rewards import place_scores, token_rewards
 
 from ..core.expect import close
 from .t3 import REFERENCE_VALUES, SCORE_GRADIENT
@@ -21,7 +21,7 @@ VALUES = torch.tensor(list(REFERENCE_VALUES.values()), dtype=torch.float64)[BY_S
 
 
 def rewards() -> Tensor:
-    return token_rewards(SCORES, torch.zeros(15, 3), MASK, kl_coef=0.0)
+    return token_rewards(place_scores(SCORES, MASK), torch.zeros(15, 3), MASK, kl_coef=0.0)
 
 
 def reinforce_advantages() -> Tensor:

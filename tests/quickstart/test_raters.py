@@ -96,7 +96,7 @@ def test_the_page_stands_in_for_the_simulated_rater(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(ranking, "serve_ranking", ranks_two)
     config = parse(QuickstartConfig, {"output": str(tmp_path), "human": True, "human_rankings": 2})
     said = ranking.rank_responses(config, answers, tmp_path / "rankings.jsonl")
-    assert said == "2 rankings of 3 answers, 100% with ties"
+    assert said == "2 rankings of 3 responses, 100% with ties"
     rows = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == served == ["p0", "p1"]
     assert all(row["rater"] == "you" for row in rows)

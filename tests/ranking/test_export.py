@@ -102,7 +102,7 @@ def test_nobody_ranked_anything(path: Path):
 
 
 def test_only_known_kinds_of_file_are_written(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"neither \.jsonl nor \.csv"):
+    with pytest.raises(ConfigError, match=r"neither in \.jsonl nor in \.csv"):
         write_export(JUDGED, str(tmp_path / "out.xlsx"), "rankings", aggregate=False)
     assert list(tmp_path.iterdir()) == []
 

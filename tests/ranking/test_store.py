@@ -99,7 +99,7 @@ def test_it_goes_on_where_it_was(path: str):
 @pytest.mark.parametrize("name", ["", " anna", "anna ", "a\nb", "a\x00b", "a\u202eb", "\ud800", "a" * 65])
 def test_what_is_no_name(path: str, name: str):
     store = Store.open(path)
-    with pytest.raises(DataError, match="is no name of 1 to 64 printable characters"):
+    with pytest.raises(DataError, match="is not a name of 1 to 64 printable characters"):
         store.add_raters(["anna", name])
     assert store.raters() == []
     store.add_raters(["a" * 64, "Ana Gómez", "王", "O'Brien; DROP TABLE raters --"])

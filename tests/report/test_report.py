@@ -42,8 +42,8 @@ def test_the_page_begins_with_the_verdict(tmp_path: Path):
         Reader(render_report([run], [diagnosis_of(folder, *own)])).text
         for own in [(), (over,), (FINDING, later), (later,)]
     ]
-    assert "Healthy: the doctor finds nothing wrong at step 6." in said[0]
-    assert "Healthy: the doctor finds nothing wrong at step 6; 1 earlier finding is over." in said[1]
+    assert "No problems found at step 6." in said[0]
+    assert "No problems found at step 6; 1 earlier finding is no longer open." in said[1]
     assert "Critical since step 4: The policy runs away from the reference (1 more finding)." in said[2]
     assert "Notice since step 5: The policy runs away from the reference, which follows from kl-runaway." in said[3]
 
@@ -74,17 +74,17 @@ def test_the_page_says_what_its_run_is_worth(tmp_path: Path):
     assert found.where("title") == [{}]
     assert "small \N{MIDDLE DOT} keel report" in found.text
     assert "The score by the held-out gold was highest, 1.67, at 2.33 nats (step 4)" in found.text
-    assert "Did not move: Weight of the KL objective/kl_coef 0.05" in found.text
-    assert "Most gained Where is my drill?" in found.text
+    assert "Constant: Weight of the KL objective/kl_coef 0.05" in found.text
+    assert "Largest gain Where is my drill?" in found.text
     assert found.where("ins")
     assert (
         "step 1 \N{MIDDLE DOT} score \N{MINUS SIGN}2 \N{MIDDLE DOT} KL 0 \N{MIDDLE DOT} 2 tokens who knows."
         in found.text
     )
     assert "rewards.1.weight 0.0 1.0" in found.text
-    assert "policy.model base must be given" in found.text
+    assert "policy.model base required" in found.text
     assert f"keel train {tmp_path}/small/config.yaml --output {tmp_path}/small-again" in found.text
-    assert "It ran on: device abacus; keel 0.1.0." in found.text
+    assert "Machine: device abacus; keel 0.1.0." in found.text
     assert "base " + "ab" * 32 in found.text
     assert found.data["tokens"][0]["rewards"] == [-0.025, 1.0]
     assert found.data["spread"][0]["score"]["steps"] == [3.33333]  # the mean of 1, 3 and 6
@@ -95,7 +95,7 @@ def test_several_runs_are_compared(tmp_path: Path):
     found = read_report(first, second, first)  # one named twice counts once
     assert "2 runs compared" in found.text
     assert "algorithm.kl_coef 0.05 0.2" in found.text
-    assert "policy.model" not in found.text.partition("Settings Only what differs")[2].partition("Reproduce")[0]
+    assert "policy.model" not in found.text.partition("Settings Only settings that differ")[2].partition("Reproduce")[0]
     assert "The same prompt in each run" in found.text
     assert len(found.data["curves"][0][0]) == 2
     assert [len(panel["runs"]) for panel in found.data["frontier"]] == [2, 2, 2]
@@ -120,9 +120,13 @@ def test_a_missing_part_is_said_plainly(tmp_path: Path, missing: str):
     folder = write_run(tmp_path / "small")
     (folder / missing).unlink()
     said = {
-        "rollouts.jsonl": ["this run kept no answers (log.rollouts_per_step)", "nothing to compare", "nothing to show"],
-        "metrics.jsonl": ["There is nothing to judge yet", "No step has been logged.", "never measured a KL"],
-        "began.json": ["The run did not write down what it read and ran on"],
+        "rollouts.jsonl": [
+            "this run logged no responses (log.rollouts_per_step)",
+            "Nothing to compare",
+            "Nothing to show",
+        ],
+        "metrics.jsonl": ["No diagnosis yet", "No step has been logged.", "never measured a KL"],
+        "began.json": ["The run has no record of its inputs and its machine"],
         "ended.json": ["step 6 of 6, unknown"],
     }[missing]
     found = read_report(folder).text
@@ -136,7 +140,7 @@ def test_a_run_of_sft_has_a_report(tmp_path: Path):
     assert "Held-out loss sft/eval_loss" in found.text
     assert "Loss 3 \N{RIGHTWARDS ARROW} to 2" in found.text
     assert "Rows left out sft/rows_left_out 4" in found.text
-    assert "this run samples no answers" in found.text
+    assert "this run samples no responses" in found.text
     assert "epochs 2.0 1.0" in found.text
     assert "keel sft " in found.text
 
@@ -163,7 +167,7 @@ def test_a_run_that_is_being_written_has_a_report(tmp_path: Path):
         file.write(json.dumps(answer(7, "Thank you!", "ü", 1.0), ensure_ascii=False).encode()[:-200])
     found = read_report(folder)
     assert "step 6 of 6, unknown" in found.text
-    assert "The answers that were kept (5)" in found.text
+    assert "The logged responses (5)" in found.text
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path):
@@ -206,7 +210,7 @@ def test_the_command_says_where_the_page_is(tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr()
     verdict = diagnose(read_run(folder)).verdict
     assert json.loads(printed.out) == {"report": f"{folder}/report.html", "verdicts": {str(folder): verdict}}
-    assert printed.err.splitlines() == [f"{folder}: {verdict}", f"the report: {folder}/report.html"]
+    assert printed.err.splitlines() == [f"{folder}: {verdict}", f"report: {folder}/report.html"]
     assert (folder / "report.html").stat().st_size > 4_000_000
 
 
@@ -219,7 +223,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([str(tmp_path / "none")], 2, "no such folder"),
         ([str(empty)], 2, "this folder holds no run (no config.yaml) -> name a run folder"),
         ([], 2, "no settings given -> keel report RUNS"),
-        ([str(folder), "--output", str(folder / "config.yaml")], 2, "this is not the name of a page"),
+        ([str(folder), "--output", str(folder / "config.yaml")], 2, "not the name of an HTML file"),
         ([str(folder), "--output", str(tmp_path / "file" / "r.html")], 5, "file"),
         ([str(folder), "--output", str(tmp_path / "taken.html")], 5, "Is a directory"),
     ]
@@ -242,5 +246,5 @@ def test_the_answers_shown_are_those_of_the_first_run_that_kept_any(tmp_path: Pa
     """As in a folder of stages, of which only the last one answers."""
     silent, speaks = write_run(tmp_path / "silent", answers=()), write_run(tmp_path / "speaks")
     found = read_report(silent, speaks)
-    assert "Samples and tokens are those of speaks." in found.text
-    assert "kept no answers" not in found.text
+    assert "Responses and tokens are from speaks." in found.text
+    assert "logged no responses" not in found.text

@@ -37,8 +37,8 @@ def test_before_and_after_show_the_same_prompt(tmp_path: Path):
     assert [
         (pair["what"], pair["prompts"], pair["before"]["step"], pair["after"]["step"]) for pair in found["pairs"]
     ] == [
-        ("most gained", ["Where is my drill?"], 1, 6),
-        ("least gained, or lost", ["Thank you!"], 1, 6),
+        ("largest gain", ["Where is my drill?"], 1, 6),
+        ("smallest gain, or loss", ["Thank you!"], 1, 6),
     ]
     assert found["pairs"][0]["changes"] == [("added", " I will look."), ("same", " who knows.")]
 

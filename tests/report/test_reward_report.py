@@ -11,7 +11,7 @@ import pytest
 from keel.data.preferences import Ranking
 from keel.errors import DataError
 from keel.report.reward_checks import (
-    HeldOut,
+    HeldOutRankings,
     accuracy_groups,
     length_correlation,
     mistakes,
@@ -26,8 +26,8 @@ def pair(better: str, worse: str, prompt: str = "p", **fields: Any) -> Ranking:
     return Ranking(prompt, (better, worse), (1, 2), **fields)
 
 
-def held_out(*rows: tuple[Ranking, list[float]], members: list[list[list[float]]] | None = None) -> HeldOut:
-    return HeldOut([ranking for ranking, _ in rows], [scores for _, scores in rows], members or [])
+def held_out(*rows: tuple[Ranking, list[float]], members: list[list[list[float]]] | None = None) -> HeldOutRankings:
+    return HeldOutRankings([ranking for ranking, _ in rows], [scores for _, scores in rows], members or [])
 
 
 def test_the_temperature_is_the_one_that_fits():
@@ -156,7 +156,7 @@ def test_line_ends_that_only_texts_know_are_no_line_ends(tmp_path: Path):
     run_with(tmp_path, rankings, [[1.0, 0.0]] * 30)
     lines = (json.dumps(ranking.__dict__ | {"scores": [1.0, 0.0]}, ensure_ascii=False) for ranking in rankings)
     (tmp_path / "held_out.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    assert len(HeldOut.read(tmp_path).rankings) == 30
+    assert len(HeldOutRankings.read(tmp_path).rankings) == 30
 
 
 def test_a_run_without_held_out_scores(tmp_path: Path):

@@ -30,7 +30,7 @@ from keel.rollout.decoding.decoder import Decoder, choose_decoder, fits_kernels
 from keel.rollout.decoding.kernel_decoder import KernelDecoder
 from keel.rollout.decoding.layer_decoder import GraphDecoder, LayerDecoder
 from keel.rollout.decoding.module_decoder import FullDecoder, ModuleDecoder
-from keel.rollout.sampler import repeats, without
+from keel.rollout.sampler import count_copies, remaining_rows
 
 from ..shapes import SIZES
 
@@ -221,17 +221,17 @@ def test_light_layers_call_what_is_hooked() -> None:
 
 def test_the_places_of_rows_that_ended_are_filled_from_the_back() -> None:
     ended = torch.tensor([False, True, False, True, False, False])
-    assert without(ended).tolist() == [0, 4, 2, 5]
-    assert without(torch.tensor([True, True])).tolist() == []
-    assert without(torch.tensor([False, False])).tolist() == [0, 1]
+    assert remaining_rows(ended).tolist() == [0, 4, 2, 5]
+    assert remaining_rows(torch.tensor([True, True])).tolist() == []
+    assert remaining_rows(torch.tensor([False, False])).tolist() == [0, 1]
 
 
 def test_how_often_a_prompt_is_repeated() -> None:
     one, two = (Prompt(text, text, (1, 2), {}) for text in "ab")
-    assert repeats([one, one, two, two]) == 2
-    assert repeats([one, two, one, two]) == 1
-    assert repeats([one, one, two]) == 1
-    assert repeats([one] * 5) == 5
+    assert count_copies([one, one, two, two]) == 2
+    assert count_copies([one, two, one, two]) == 1
+    assert count_copies([one, one, two]) == 1
+    assert count_copies([one] * 5) == 5
 
 
 def test_a_model_without_layers() -> None:

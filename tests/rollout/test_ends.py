@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from keel.config import SampleConfig, TrainConfig, parse
 from keel.data.prompts import encode_prompt
-from keel.evaluation.drift.responses import DriftSetup, logged_rollouts
+from keel.evaluation.drift.measurement import DriftSetup, logged_rollouts
 from keel.evaluation.sample import EvaluatedPolicy, load_frozen_model, sample_responses
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.rollout.ends import Ends

@@ -15,8 +15,8 @@ import torch
 
 from keel.config import RewardSource, parse
 from keel.errors import ConfigError, RewardError
-from keel.rollout.functions import FunctionScorer
-from keel.rollout.reward_file import Home
+from keel.rollout.function_scorer import FunctionScorer
+from keel.rollout.reward_file import RewardFolder
 from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers, check_signatures
 
@@ -340,6 +340,6 @@ def test_what_an_async_function_keeps_works_in_the_next_call(tmp_path: Path, tim
         loops.append(asyncio.get_running_loop())
         return [float(loops[0].is_closed()) for _ in completions]
 
-    built = scorer(asks).within(Home(tmp_path), timeout_seconds)
+    built = scorer(asks).within(RewardFolder(tmp_path), timeout_seconds)
     assert [built(TWO, None) for _ in range(2)] == [[0.0, 0.0]] * 2
     assert loops[0] is loops[1]

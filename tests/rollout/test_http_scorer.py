@@ -114,21 +114,21 @@ def test_failures_that_pass(server: Server) -> None:
 def test_failures_that_stay_end_at_the_deadline(server: Server) -> None:
     server.replies = [says("", 500)]
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"no answer within 1 s \(\d attempts; last: .*\) -> start the server"):
+    with pytest.raises(RewardError, match=r"no reply within 1 s \(\d attempts; last: .*\) -> start the server"):
         server.scores(timeout_seconds=1.0)
     assert time.monotonic() - start < 15
 
 
 def test_nobody_listens() -> None:
     source = RewardSource(url="http://127.0.0.1:9/", timeout_seconds=1.0)  # the port of "discard"
-    with pytest.raises(RewardError, match=r"no answer within 1 s \(\d attempts; last: ConnectError"):
+    with pytest.raises(RewardError, match=r"no reply within 1 s \(\d attempts; last: ConnectError"):
         score(THREE, build_scorers([source]), TOKENIZER)
 
 
 def test_a_slow_drip_ends_at_the_deadline(server: Server) -> None:
     server.replies = [drips]
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"no answer within 0.5 s"):
+    with pytest.raises(RewardError, match=r"no reply within 0.5 s"):
         server.scores(timeout_seconds=0.5)
     assert time.monotonic() - start < 15
 
@@ -138,14 +138,14 @@ def test_a_slow_drip_ends_at_the_deadline(server: Server) -> None:
     [
         (says("", 404), "HTTP 404"),
         (says("", 302, Location="http://127.0.0.1:9/"), "HTTP 302"),
-        (says("<html>sorry</html>"), "the answer is no JSON"),
-        (says('{"scores": [1, 2, 3]}'), 'the answer has no field "rewards"'),
-        (says("[1, 2, 3]"), 'the answer has no field "rewards"'),
+        (says("<html>sorry</html>"), "the reply of the server is not JSON"),
+        (says('{"scores": [1, 2, 3]}'), 'the reply of the server has no field "rewards"'),
+        (says("[1, 2, 3]"), 'the reply of the server has no field "rewards"'),
         (says('{"rewards": [1, 2]}'), "expected 3 rewards, got 2"),
         (says('{"rewards": "1, 2, 3"}'), "expected a list of rewards, got str"),
-        (says('{"rewards": [1, NaN, 2]}'), r"reward nan is no finite number: sample 1 \(' not so fine'\)"),
-        (says('{"rewards": [1, 2, "3"]}'), r"reward '3' is no finite number: sample 2 \(' fine fine'\)"),
-        (says("{}", **{"Content-Encoding": "gzip"}), "the answer is compressed"),
+        (says('{"rewards": [1, NaN, 2]}'), r"reward nan is not a finite number: sample 1 \(' not so fine'\)"),
+        (says('{"rewards": [1, 2, "3"]}'), r"reward '3' is not a finite number: sample 2 \(' fine fine'\)"),
+        (says("{}", **{"Content-Encoding": "gzip"}), "the reply of the server is compressed"),
     ],
 )
 def test_what_no_other_attempt_would_cure_fails_at_once(server: Server, reply: Reply, message: str) -> None:
@@ -156,9 +156,9 @@ def test_what_no_other_attempt_would_cure_fails_at_once(server: Server, reply: R
 
 
 def test_an_answer_without_end_is_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.rollout.http.MAX_RESPONSE_BYTES", 1000)
+    monkeypatch.setattr("keel.rollout.http_scorer.MAX_RESPONSE_BYTES", 1000)
     server.replies = [says(" " * 5000)]
-    with pytest.raises(RewardError, match="the answer is larger than 1000 bytes"):
+    with pytest.raises(RewardError, match="the reply of the server is larger than 1000 bytes"):
         server.scores()
 
 
@@ -169,5 +169,5 @@ def test_dropped_instead_of_stopped(server: Server) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://host/", "localhost:5000", "http://host:port/"])
 def test_other_addresses_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{url}' is no http\(s\) address"):
+    with pytest.raises(ConfigError, match=rf"'{url}' is not an http\(s\) address"):
         build_scorers([RewardSource(url=url)])

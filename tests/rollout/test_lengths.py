@@ -52,7 +52,7 @@ def test_a_response_that_may_not_fit_beside_the_longest_prompt(
     lines = length_warnings([scorer(model)], [prompt("w1"), prompt("w1 w2 w3")], max_response_tokens)
     assert len(lines) == warned
     if warned:
-        assert all(part in lines[0] for part in ("scorer reader", "5 tokens (tokenizer.model_max_length)", "have 6,"))
+        assert all(part in lines[0] for part in ("scorer reader", "5 tokens (tokenizer.model_max_length)", "have 6."))
 
 
 @pytest.mark.parametrize(("length", "refused"), [(4, False), (5, True)])
@@ -61,7 +61,9 @@ def test_a_prompt_that_does_not_fit_with_one_token(model: Path, length: int, ref
     if not refused:
         assert length_warnings([scorer(model)], prompts, 1) == []
         return
-    with pytest.raises(ConfigError, match=r"scorer reader: reads at most 5 tokens .* the longest prompt has 5"):
+    with pytest.raises(
+        ConfigError, match=r"scorer reader: the model reads at most 5 tokens .* the longest prompt has 5"
+    ):
         length_warnings([scorer(model)], prompts, 1)
 
 
@@ -70,7 +72,7 @@ def test_texts_longer_than_those_of_the_training(tiny_policy: Path, tmp_path: Pa
     assert length_warnings([scorer(tmp_path / "reader" / "model")], [prompt("w1 w2")], 2) == []
     [line] = length_warnings([scorer(tmp_path / "reader" / "model")], [prompt("w1 w2")], 3)
     assert "at most 4 tokens" in line
-    assert "have 5," in line
+    assert "have 5." in line
 
 
 def test_members_of_an_ensemble_share_one_line(model: Path) -> None:

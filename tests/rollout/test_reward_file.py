@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, text: str, kind: str) ->
 
 def test_no_python_file(tmp_path: Path) -> None:
     (tmp_path / "rewards.txt").write_text("def f(completions): return []\n")
-    with pytest.raises(ConfigError, match="no Python file"):
+    with pytest.raises(ConfigError, match="not a Python file"):
         scorers(f"{tmp_path}/rewards.txt:f")
 
 

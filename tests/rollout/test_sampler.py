@@ -8,7 +8,7 @@ import torch
 
 from keel.data.prompts import Prompt
 from keel.models.loading import load_causal_lm, load_tokenizer
-from keel.rollout.sampler import choose, sample_rollouts
+from keel.rollout.sampler import choose_tokens, sample_rollouts
 
 END = 2
 
@@ -29,7 +29,7 @@ def uniforms(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_choose_inverts_the_cumulative_distribution() -> None:
     numbers = torch.tensor([0.0, 0.05, 0.11, 0.29, 0.31, 0.59, 0.61, 0.999])
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(8, 4) + 5.0
-    tokens, logprobs = choose(logits, numbers, temperature=1.0)
+    tokens, logprobs = choose_tokens(logits, numbers, temperature=1.0)
     assert tokens.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert logprobs.tolist() == pytest.approx([-2.302585] * 2 + [-1.609438] * 2 + [-1.203973] * 2 + [-0.916291] * 2)
 
@@ -45,7 +45,7 @@ def test_choose_inverts_the_cumulative_distribution() -> None:
 def test_choose_divides_logits_by_the_temperature(temperature: float, expected: list[float]) -> None:
     probabilities = torch.tensor(expected).exp()
     middles = probabilities.cumsum(0) - probabilities / 2
-    tokens, logprobs = choose(torch.tensor([[2.0, 1.0, 0.0]] * 3), middles, temperature)
+    tokens, logprobs = choose_tokens(torch.tensor([[2.0, 1.0, 0.0]] * 3), middles, temperature)
     assert tokens.tolist() == [0, 1, 2]
     assert logprobs.tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -53,7 +53,7 @@ def test_choose_divides_logits_by_the_temperature(temperature: float, expected: 
 def test_choose_never_takes_an_impossible_token() -> None:
     """A vocabulary that is padded beyond the tokenizer's has such tokens at its end."""
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]] * 2)
-    tokens, logprobs = choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), temperature=1.0)
+    tokens, logprobs = choose_tokens(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), temperature=1.0)
     assert tokens.tolist() == [1, 3]
     assert logprobs.tolist() == pytest.approx([-0.693147] * 2, abs=1e-6)
 
@@ -62,7 +62,7 @@ def test_logprobs_of_truncated_sampling_are_those_of_the_truncated_distribution(
     """Else the mean of log pi - log pi_ref is no KL: it may be negative."""
     logits = torch.tensor([[0.5, 0.4, 0.0, 0.0]] * 2)
     for limits in ({"top_k": 2}, {"top_p": 0.5}):
-        tokens, logprobs = choose(logits, torch.tensor([0.1, 0.9]), 1.0, **limits)
+        tokens, logprobs = choose_tokens(logits, torch.tensor([0.1, 0.9]), 1.0, **limits)
         assert tokens.tolist() == [0, 1]
         assert logprobs.tolist() == pytest.approx([-0.6443967, -0.7443967], abs=1e-6)
 

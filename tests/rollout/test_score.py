@@ -20,7 +20,7 @@ from keel.errors import RewardError
 from keel.models.reading import Reading
 from keel.rollout.score import score, token_ends
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
-from keel.rollout.segments import split
+from keel.rollout.segments import split_segments
 
 from .answers import END, answers, tokenizer_of, words
 
@@ -56,7 +56,7 @@ TOKENIZER, ANSWER = words("I came. I saw. I won.")  # seven tokens, the end toke
     ],
 )
 def test_sentences(text: str, parts: list[str]) -> None:
-    assert split(text, "sentence") == parts
+    assert split_segments(text, "sentence") == parts
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_sentences(text: str, parts: list[str]) -> None:
     ],
 )
 def test_delimiter(text: str, parts: list[str]) -> None:
-    assert split(text, "\n\n") == parts
+    assert split_segments(text, "\n\n") == parts
 
 
 def placed(answer: Any, segments: str = "sentence", **settings: Any) -> list[float]:
@@ -212,13 +212,13 @@ def test_weights_and_none_among_scorers_of_segments() -> None:
     [
         ([1.0, 2.0], "sentence", "f: sample 0 has 3 segments, got 2 rewards"),
         ([1.0], "none", "sample 0 got a list of rewards -> set reward.segments, or return"),
-        ([(" I came.", 1.0), (" I won.", 1.0)], "none", "the segments of sample 0 do not join to its answer"),
+        ([(" I came.", 1.0), (" I won.", 1.0)], "none", "the segments of sample 0 do not join to its response"),
         (
             [1.0, float("nan"), 2.0],
             "sentence",
-            r"reward nan is no finite number: sample 0 \(' I came. I saw. I won.'\)",
+            r"reward nan is not a finite number: sample 0 \(' I came. I saw. I won.'\)",
         ),
-        ([1.0, None, 2.0], "sentence", "reward None is no finite number: sample 0"),
+        ([1.0, None, 2.0], "sentence", "reward None is not a finite number: sample 0"),
     ],
 )
 def test_segments_that_do_not_fit(answer: Any, segments: str, message: str) -> None:
@@ -238,7 +238,7 @@ class SquareOfWords:
 
 def reward_model_scorer() -> Scorer:
     scorer = RewardModelScorer.__new__(RewardModelScorer)
-    scorer.judge, scorer.name, scorer.weight = SquareOfWords(), "squares", 1.0  # type: ignore[assignment]
+    scorer.reward_model, scorer.name, scorer.weight = SquareOfWords(), "squares", 1.0  # type: ignore[assignment]
     return scorer
 
 

@@ -162,11 +162,11 @@ def test_one_reward_too_few(on_failure: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (math.nan, "reward nan is no finite number"),
-        (-math.inf, "reward -inf is no finite number"),
-        ("0.5", "reward '0.5' is no finite number"),
-        (np.float64("nan"), "reward nan is no finite number"),
-        ({"reward": 1.0}, r"reward \{'reward': 1.0\} is no finite number"),
+        (math.nan, "reward nan is not a finite number"),
+        (-math.inf, "reward -inf is not a finite number"),
+        ("0.5", "reward '0.5' is not a finite number"),
+        (np.float64("nan"), "reward nan is not a finite number"),
+        ({"reward": 1.0}, r"reward \{'reward': 1.0\} is not a finite number"),
     ],
 )
 def test_a_reward_that_is_no_score_names_the_sample(bad: Any, reason: str) -> None:

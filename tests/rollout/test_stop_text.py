@@ -9,7 +9,7 @@ import torch
 
 from keel.config import DecodingSettings, EvaluateConfig, SampleConfig, TrainConfig, parse
 from keel.data.prompts import encode_prompt
-from keel.evaluation.drift.responses import DriftSetup, logged_rollouts, training_decoding
+from keel.evaluation.drift.measurement import DriftSetup, logged_rollouts, training_decoding
 from keel.evaluation.evaluate import evaluate_policies
 from keel.evaluation.frontier import complete_config
 from keel.evaluation.sample import EvaluatedPolicy, load_frozen_model, sample_responses

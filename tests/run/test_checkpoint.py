@@ -20,7 +20,7 @@ from keel.run.checkpoint import (
     save_checkpoint,
 )
 from keel.run.folder import RunFolder
-from keel.run.metrics import JsonlMetrics
+from keel.run.metrics_log import JsonlMetrics
 
 
 def save(folder: RunFolder, step: int, keep: int = 0) -> Path:
@@ -49,7 +49,7 @@ def test_what_was_saved_comes_back(folder: RunFolder):
     assert torch.equal(checkpoint.tensors("adam")["0.exp_avg"], torch.full((4,), 3.0))
     assert (checkpoint.folder("policy") / "weights.bin").read_bytes() == b"\x03" * 100
     for absent in (checkpoint.tensors, checkpoint.folder):
-        with pytest.raises(CheckpointError, match="holds no critic"):
+        with pytest.raises(CheckpointError, match="has no critic"):
             absent("critic")
 
 

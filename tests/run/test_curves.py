@@ -1,4 +1,4 @@
-"""Curves and comparisons: what a report draws, as plain values."""
+"""Curves and comparisons that a report plots, as plain values."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_a_thinned_curve_keeps_its_ends_and_its_extremes():
     assert steps == sorted(steps)
 
 
-def test_a_short_curve_is_kept_whole_and_a_gap_is_none():
+def test_a_short_curve_keeps_all_points_and_a_gap_is_none():
     assert thin_curve([1, 2, 3], [0.1234567, np.nan, np.inf]) == ([1, 2, 3], [0.123457, None, None])
     assert thin_curve([], []) == ([], [])
 
@@ -53,34 +53,34 @@ def test_the_trend_of_a_long_curve_is_its_means():
     assert trend(np.arange(300), values[:300]) is None
 
 
-def test_groups_name_what_a_run_measured_and_nothing_else(tmp_path: Path):
+def test_groups_have_the_measured_metrics_only(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run"))
     found = {group["title"]: group["curves"] for group in metric_groups(run)}
     assert {title: [(curve["figure"], curve["label"]) for curve in curves] for title, curves in found.items()} == {
-        "What the answers are worth": [
-            ("objective/scores", "Score"),  # and not rewards/judge, which is the same
+        "Scores": [
+            ("objective/scores", "Score"),  # rewards/judge is equal and left out
             ("objective/kl", "KL to the reference"),
             ("rewards/gold", "Score by gold, held out"),
             ("objective/kl_coef", "Weight of the KL"),
         ],
-        "What the answers look like": [("response/length", "Length"), ("policy/entropy", "Entropy")],
+        "Responses": [("response/length", "Length"), ("policy/entropy", "Entropy")],
         "Held-out evaluation": [
             ("evaluate/score", "Score on held-out prompts"),
             ("evaluate/kl", "KL on held-out prompts"),
         ],
-        "Other figures": [("my/figure", "my/figure")],
+        "Other metrics": [("my/figure", "my/figure")],
     }
-    entropy = found["What the answers look like"][1]
+    entropy = found["Responses"][1]
     assert (entropy["steps"], entropy["values"]) == ([1, 2, 3, 4, 5, 6], [1.0, None, 0.75, 0.5, 0.25, 0.125])
     evaluated = found["Held-out evaluation"][0]
-    assert (evaluated["steps"], evaluated["values"]) == ([3, 6], [0.75, 1.25])  # what lies between is no gap
+    assert (evaluated["steps"], evaluated["values"]) == ([3, 6], [0.75, 1.25])  # the steps between are no gap
     assert all(curve["means"].endswith((".", "?")) for curves in found.values() for curve in curves)
     json.dumps(metric_groups(run), allow_nan=False)
     assert labels(run)["rewards/gold"] == "Score by gold, held out"
 
 
-def test_every_documented_metric_has_its_words():
-    """docs/metrics.md has the definitions; a report says in a sentence what each is."""
+def test_every_documented_metric_has_a_description():
+    """docs/metrics.md has the definitions; a report describes each metric in a sentence."""
     text = METRICS.read_text().partition("### figures.json")[0]
     rows = re.findall(r"^\| ((?:`[a-z]+/[\w<>]+(?:/NAME)?`,? ?)+) ?\|", text, re.MULTILINE)
     documented = {key.replace("NAME", "any") for row in rows for key in re.findall(r"`([^`]+)`", row)}
@@ -93,7 +93,7 @@ def test_every_documented_metric_has_its_words():
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def test_settings_differences_are_those_and_no_others(tmp_path: Path):
+def test_settings_differences_are_complete(tmp_path: Path):
     first = read_run(write_run(tmp_path / "a"))
     changed = settings(output="elsewhere", algorithm__kl_coef=0.2, rewards=[{"model": "other/model"}])
     second = read_run(write_run(tmp_path / "b", changed))
@@ -132,7 +132,7 @@ def test_settings_of_another_program_have_no_defaults(tmp_path: Path):
 
 
 def test_the_frontier_has_the_means_of_a_tenth_of_the_run(tmp_path: Path):
-    """Of three steps at least: 0, (0 + 1) / 2, (0 + 1 + 2) / 3, (1 + 2 + 4) / 3, and so on."""
+    """At least three steps: 0, (0 + 1) / 2, (0 + 1 + 2) / 3, (1 + 2 + 4) / 3, and so on."""
     found = reward_kl_frontier(read_run(write_run(tmp_path / "run")))
     assert found["steps"] == [1, 2, 3, 4, 5, 6]
     assert found["kl"] == [0.0, 0.5, 1.0, 2.33333, 4.0, 6.33333]
@@ -150,7 +150,7 @@ def test_a_run_without_a_reference_has_no_frontier(tmp_path: Path):
     assert (reward_kl_frontier(run)["steps"], reward_kl_frontier(run)["others"], panels([run], ["run"])) == ([], [], [])
 
 
-def test_a_peak_of_what_was_not_learned_from_is_told(tmp_path: Path):
+def test_a_peak_of_a_held_out_score_is_reported(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run"))
     score, gold, evaluated = panels([run], ["run"])
     assert (score["learned"], score["says"], score["runs"][0]["peak"]) == (True, [], None)
@@ -182,8 +182,8 @@ def test_word_differences_are_marked(before: str, after: str, expected: list[tup
     assert word_differences(before, after) == expected
 
 
-def test_word_differences_of_a_collapsed_answer_take_no_time():
-    """Two thousand words that are all the same, against as many others: a table of all pairs would be four million."""
+def test_word_differences_of_a_collapsed_response_are_fast():
+    """Two thousand equal words against as many others: a table of all pairs would have four million entries."""
     found = word_differences("the " * 2_000, "the a " * 1_000)
     assert "".join(text for kind, text in found if kind != "removed") == "the a " * 1_000
 
@@ -196,11 +196,11 @@ def test_word_differences_of_a_collapsed_answer_take_no_time():
     [(0.0, "0"), (1.0, "1"), (-2.345, "\N{MINUS SIGN}2.35"), (0.03, "0.0300"), (20.39, "20.4"), (1234.5, "1,234"),
      (1e-7, "1.00e\N{MINUS SIGN}07"), (2.5e9, "2.50e+09"), (float("nan"), "none"), (None, "none")],
 )  # fmt: skip
-def test_figures_are_shown_with_three_digits(value: float | None, text: str):
+def test_metrics_are_shown_with_three_digits(value: float | None, text: str):
     assert format_value(value) == text
 
 
-def test_the_main_figures_go_from_the_first_steps_to_the_last(tmp_path: Path):
+def test_the_main_metrics_go_from_the_first_steps_to_the_last(tmp_path: Path):
     run = read_run(write_run(tmp_path / "run"))
     assert ends(run, "objective/scores") == (0.25, 1.5)  # a third of six steps
     found = {tile["figure"]: (tile["first"], tile["last"]) for tile in tiles(run)}

@@ -42,7 +42,7 @@ def test_a_start_that_failed_before_its_first_step_can_be_repeated(tmp_path: Pat
 
 def test_resume_of_nothing_starts_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     RunFolder.open(tmp_path / "new", SETTINGS, resume=True)
-    assert capsys.readouterr().err == f"keel: nothing to resume in {tmp_path / 'new'}: beginning\n"
+    assert capsys.readouterr().err == f"keel: nothing to resume in {tmp_path / 'new'}: starting a new run\n"
     RunFolder.open(tmp_path / "other", SETTINGS)
     assert capsys.readouterr().err == ""
 

@@ -1,4 +1,4 @@
-"""The answers of a run are read as the file grows, found by what they say, and never taken for what they are not."""
+"""Responses are read while the file grows, found by their text, and never confused with other lines."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keel.errors import DataError
-from keel.run.metrics import truncate_after
+from keel.run.metrics_log import truncate_after
 from keel.run.read import tail as growing
 from keel.run.read.responses import ResponseLog, as_text
 from keel.run.rollout_log import RolloutLog
@@ -18,7 +18,7 @@ SHORT = ("score", "kl", "length", "truncated", "scores")
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
-    """An answer as a run logs it."""
+    """Return a response as a run logs it."""
     return {
         "score": number / 10,
         "kl": -number / 100,
@@ -64,7 +64,7 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_figures_of_all_answers_are_at_hand(path: Path) -> None:
+def test_metrics_of_all_responses_are_in_memory(path: Path) -> None:
     answers = read(path)
     assert len(answers) == 9
     assert answers.step.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
@@ -75,13 +75,13 @@ def test_the_figures_of_all_answers_are_at_hand(path: Path) -> None:
     assert answers.scores["rule"].tolist() == [1, 0, 1, 0, 1, 0, 1, 0, 1]
 
 
-def test_rows_are_read_whole_and_in_the_order_asked_for(path: Path) -> None:
+def test_rows_are_read_fully_and_in_the_requested_order(path: Path) -> None:
     first, second = read(path).rows([8, 0])
     assert first == {"step": 3, **row(11)}
     assert second == {"step": 1, **row(3)}
 
 
-def test_files_of_before_say_the_same(path: Path, tmp_path: Path) -> None:
+def test_the_field_order_of_earlier_versions_is_read(path: Path, tmp_path: Path) -> None:
     new = read(path)
     old = tmp_path / "old.jsonl"
     for step in (1, 2, 3):
@@ -95,7 +95,7 @@ def test_files_of_before_say_the_same(path: Path, tmp_path: Path) -> None:
     assert answers.matching(text="answer 10").tolist() == [7]
 
 
-def test_only_what_is_new_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_lines_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = read(path)
     before = answers.file.end
     write(path, [row(12)], 4)
@@ -112,9 +112,7 @@ def test_only_what_is_new_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("block", [1, 100, 1500, 4_000_000])
-def test_the_size_of_what_is_read_at_once_makes_no_difference(
-    path: Path, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_block_size_makes_no_difference(path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = figures(read(path))
     monkeypatch.setattr(growing, "BLOCK", block)
     answers = read(path)
@@ -122,7 +120,7 @@ def test_the_size_of_what_is_read_at_once_makes_no_difference(
     assert [row["response"] for row in answers.rows(range(9))] == [f" answer {i}" for i in range(3, 12)]
 
 
-def test_reading_may_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_can_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing, "BLOCK", 600)
     answers, sizes = ResponseLog(path), []
     while not answers.is_whole:
@@ -133,7 +131,7 @@ def test_reading_may_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyP
     assert figures(answers) == figures(read(path))
 
 
-def test_a_line_cut_anywhere_is_not_read_and_not_lost(path: Path) -> None:
+def test_an_incomplete_line_is_read_once_it_is_complete(path: Path) -> None:
     whole = path.read_bytes()
     begin = whole.rindex(b"\n", 0, -1) + 1
     answers = ResponseLog(path)
@@ -147,7 +145,7 @@ def test_a_line_cut_anywhere_is_not_read_and_not_lost(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
-def test_a_resumed_run_is_read_again_from_where_it_was_cut(path: Path, kept: int) -> None:
+def test_a_resumed_run_is_read_again(path: Path, kept: int) -> None:
     answers = read(path)
     truncate_after(path, kept)
     write(path, [row(20 + i) for i in range(3 * (4 - kept))], kept + 1)  # longer than before
@@ -156,7 +154,7 @@ def test_a_resumed_run_is_read_again_from_where_it_was_cut(path: Path, kept: int
     assert answers.rows([len(answers) - 1])[0]["response"] == f" answer {19 + 3 * (4 - kept)}"
 
 
-def test_a_file_that_is_gone_holds_nothing(path: Path) -> None:
+def test_a_removed_file_holds_nothing(path: Path) -> None:
     answers = read(path)
     path.unlink()
     assert answers.refresh() is True
@@ -166,7 +164,7 @@ def test_a_file_that_is_gone_holds_nothing(path: Path) -> None:
     assert len(answers) == 1
 
 
-def test_no_file_is_no_answers(tmp_path: Path) -> None:
+def test_without_a_file_there_are_no_responses(tmp_path: Path) -> None:
     answers = read(tmp_path / "none.jsonl")
     assert (len(answers), answers.matching(text="x").tolist(), answers.by_prompt()) == (0, [], {})
 
@@ -187,7 +185,7 @@ BROKEN = [
 ]
 
 
-def test_lines_that_are_no_answers_are_passed_over_and_counted(path: Path) -> None:
+def test_lines_without_a_response_are_skipped_and_counted(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     with path.open("wb") as file:
         for number, broken in enumerate(BROKEN):
@@ -198,7 +196,7 @@ def test_lines_that_are_no_answers_are_passed_over_and_counted(path: Path) -> No
     assert answers.step.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3, 1, 1, 1]
 
 
-def test_what_is_no_number_is_a_gap(tmp_path: Path) -> None:
+def test_an_invalid_number_is_a_gap(tmp_path: Path) -> None:
     file = tmp_path / "rollouts.jsonl"
     text = json.dumps({"step": 1, **row(1)})
     for value in ("NaN", "Infinity", "-Infinity", "1e999", "null"):
@@ -222,7 +220,7 @@ def test_text_that_looks_like_the_keys_of_a_line_is_text(tmp_path: Path) -> None
     assert answers.rows([0, 1, 2]) == [{"step": 1, **each} for each in rows]
 
 
-def test_matching_is_within_all_bounds(path: Path) -> None:
+def test_matches_are_within_all_bounds(path: Path) -> None:
     answers = read(path)
     assert answers.matching().tolist() == list(range(9))
     assert answers.matching(score=(0.5, 0.9)).tolist() == [2, 3, 4, 5, 6]
@@ -248,13 +246,13 @@ def test_matching_is_within_all_bounds(path: Path) -> None:
         ("half \ud800 of a pair", "of a pair"),
     ],
 )
-def test_text_is_found_whatever_its_letters(tmp_path: Path, said: str, wanted: str) -> None:
+def test_text_is_found_in_any_case(tmp_path: Path, said: str, wanted: str) -> None:
     file = tmp_path / "rollouts.jsonl"
     lines = [json.dumps({"step": 1, **row(i, response=text)}) for i, text in enumerate(["nothing", said, "else"])]
     file.write_text("\n".join(lines) + "\n")
     answers = read(file)
     assert answers.matching(text=wanted).tolist() == [1]
-    assert answers.matching(text="response").tolist() == []  # a key of each line is no text of it
+    assert answers.matching(text="response").tolist() == []  # a key of each line, not its text
 
 
 def test_text_is_found_in_the_prompt_of_a_chat(tmp_path: Path) -> None:
@@ -265,7 +263,7 @@ def test_text_is_found_in_the_prompt_of_a_chat(tmp_path: Path) -> None:
     assert as_text(chat) == "user: Where is my lamp?"
 
 
-def test_the_same_prompts_of_two_runs_find_each_other(path: Path, tmp_path: Path) -> None:
+def test_equal_prompts_of_two_runs_are_paired(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     write(other, [row(0, prompt="question 2"), row(1, prompt="another"), row(2, prompt="question 0"), row(5)])
     here, there = read(path), read(other)
@@ -273,9 +271,9 @@ def test_the_same_prompts_of_two_runs_find_each_other(path: Path, tmp_path: Path
     assert pairs == [([0, 3, 6], [2]), ([2, 5, 8], [0, 3])]
 
 
-def test_the_newest_answers_of_a_long_file_are_read_alone(path: Path) -> None:
+def test_only_the_end_of_a_long_file_can_be_read(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
-    for lost in (0, 1, 40, len(lines[-2]) - 1):  # bytes of the line before the last, and whatever comes before
+    for lost in (0, 1, 40, len(lines[-2]) - 1):  # bytes of the last line but one, and everything up to them
         answers = ResponseLog(path, start=path.stat().st_size - len(lines[-1]) - len(lines[-2]) + lost)
         answers.refresh()
         assert answers.score.tolist() == ([1.0, 1.1] if lost == 0 else [1.1])
@@ -284,9 +282,9 @@ def test_the_newest_answers_of_a_long_file_are_read_alone(path: Path) -> None:
     assert answers.score.tolist() == [1.1, 5.0]
 
 
-def test_a_file_that_changed_under_the_reader_gives_no_nonsense(path: Path) -> None:
+def test_a_file_that_changed_while_it_is_read_is_an_error(path: Path) -> None:
     answers = read(path)
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(DataError, match="no answer here"):
+    with pytest.raises(DataError, match="holds no response"):
         answers.rows([3])
     assert list(answers.texts(np.arange(2))) == [(0, "", ""), (1, "", "")]

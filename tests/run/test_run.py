@@ -1,4 +1,4 @@
-"""What the doctor reads: a run folder in any state that a run can leave it in."""
+"""Run folders are read in any state in which a run can leave them."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def lines_of(steps: int = 40) -> list[str]:
     return [json.dumps({"step": i + 1, **{name: float(x[i]) for name, x in columns.items()}}) for i in range(steps)]
 
 
-def test_figures_are_columns_and_gaps_are_nan(tmp_path: Path):
+def test_metrics_are_columns_and_gaps_are_nan(tmp_path: Path):
     run = read_run(folder_of(tmp_path / "run", ['{"step": 1, "a": 1.5}', '{"step": 2, "a": null, "b": 3}']))
     assert run.steps.tolist() == [1, 2]
     np.testing.assert_array_equal(run["a"], [1.5, np.nan])
@@ -41,7 +41,7 @@ def test_figures_are_columns_and_gaps_are_nan(tmp_path: Path):
     assert not run.has("c")
 
 
-def test_a_line_cut_short_anywhere_is_passed_over(tmp_path: Path):
+def test_an_incomplete_line_is_skipped(tmp_path: Path):
     folder = folder_of(
         tmp_path / "run", ['{"step": 1, "a": 1.5}', '{"step": 2, "a": 2}', '{"step": 3, "a": null, "b": 0.25}']
     )
@@ -58,7 +58,7 @@ def test_a_step_that_was_repeated_counts_once_as_last_written(tmp_path: Path):
     assert run["a"].tolist() == [1.0, 7.0]
 
 
-def test_a_broken_line_is_named(tmp_path: Path):
+def test_a_broken_line_is_an_error_with_its_number(tmp_path: Path):
     folder = folder_of(tmp_path / "run", ['{"step": 1}', "oh", '{"step": 3}'])
     with pytest.raises(CheckpointError) as error:
         read_run(folder)
@@ -66,14 +66,14 @@ def test_a_broken_line_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("make", "message"), [(False, "no such folder"), (True, "this folder holds no run")])
-def test_what_is_no_run_is_refused(make: bool, message: str, tmp_path: Path):
+def test_a_folder_without_a_run_is_refused(make: bool, message: str, tmp_path: Path):
     if make:
         (tmp_path / "run").mkdir()
     with pytest.raises(ConfigError, match=message):
         read_run(tmp_path / "run")
 
 
-def test_a_file_is_no_folder(tmp_path: Path):
+def test_a_file_is_refused(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("a: 1")
     with pytest.raises(ConfigError, match="not a folder"):
         read_run(tmp_path / "run.yaml")
@@ -92,7 +92,7 @@ def test_a_run_without_a_number_is_not_called_healthy(tmp_path: Path, value: obj
     assert diagnose(read_run(folder_of(tmp_path / "run", lines))).verdict == "unknown"
 
 
-def test_how_a_run_stands(tmp_path: Path):
+def test_the_state_of_a_run(tmp_path: Path):
     folder = folder_of(tmp_path / "run", lines_of(2))
     assert read_run(folder).state.standing == "unknown"
     lock = folder / ".lock"
@@ -109,7 +109,7 @@ def test_how_a_run_stands(tmp_path: Path):
     assert read_run(folder).state.standing == "died"
 
 
-def test_scorers_have_the_names_of_their_figures(tmp_path: Path):
+def test_scorers_have_the_names_of_their_metrics(tmp_path: Path):
     rewards = [
         {"model": "runs/a/model", "weight": 1.0},
         {"model": "runs/b/model", "weight": 0.0},
@@ -142,7 +142,7 @@ NO_LINES = [
 
 
 @pytest.mark.parametrize("line", NO_LINES, ids=lambda line: repr(line[:20]))
-def test_a_line_of_no_figures_is_named(line: bytes, tmp_path: Path):
+def test_a_line_without_metrics_is_an_error_with_its_number(line: bytes, tmp_path: Path):
     folder = folder_of(tmp_path / "run", [])
     (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + line + b'\n{"step": 4}\n')
     with pytest.raises(CheckpointError) as error:
@@ -150,7 +150,7 @@ def test_a_line_of_no_figures_is_named(line: bytes, tmp_path: Path):
     assert str(error.value) == f"{folder}/metrics.jsonl:3: not a line of a run's metrics"
 
 
-def test_what_is_no_finite_number_is_not_measured(tmp_path: Path):
+def test_a_value_that_is_not_finite_counts_as_not_measured(tmp_path: Path):
     values = ["Infinity", "-1e400", "1" + "0" * 400, "[1]", '"1"', "{}", "2"]
     run = read_run(folder_of(tmp_path / "run", [f'{{"step": {i}, "a": {value}}}' for i, value in enumerate(values)]))
     np.testing.assert_array_equal(run["a"], [np.nan] * 6 + [2.0])
@@ -171,15 +171,15 @@ BAD_ENDS = [
 
 
 @pytest.mark.parametrize(("name", "content", "standing"), BAD_ENDS)
-def test_a_strange_end_says_nothing(name: str, content: bytes, standing: str, tmp_path: Path):
+def test_an_unreadable_end_file_is_ignored(name: str, content: bytes, standing: str, tmp_path: Path):
     folder = folder_of(tmp_path / "run", [])
-    (folder / ".lock").write_text("process 2147483646 since 2026")  # more than a system has
+    (folder / ".lock").write_text("process 2147483646 since 2026")  # larger than any process id
     (folder / name).write_bytes(content)
     assert read_run(folder).state.standing == standing
 
 
 @pytest.mark.parametrize("content", ["5", "[]", '{"accuracy": "x", "length_accuracy": {}}', "[" * 100_000, "\0"])
-def test_figures_of_a_reward_model_that_are_none_are_not_used(content: str, tmp_path: Path):
+def test_invalid_metrics_of_a_reward_model_are_not_used(content: str, tmp_path: Path):
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "figures.json").write_text(content)
     rewards = [{"model": str(tmp_path / "reward" / "model"), "weight": 1.0}]
@@ -196,10 +196,10 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_SETTINGS.items() for value in bad])
-def test_settings_that_no_run_has_are_named(name: str, value: object, tmp_path: Path):
+def test_invalid_settings_are_an_error_with_their_name(name: str, value: object, tmp_path: Path):
     folder = folder_of(tmp_path / "run", lines_of(3))
     (folder / "config.yaml").write_text(yaml.safe_dump(settings() | {name: value}))
-    with pytest.raises(CheckpointError, match=f"config.yaml: cannot be settings of a run of keel: {name}") as error:
+    with pytest.raises(CheckpointError, match=f"config.yaml: {name}") as error:
         read_run(folder)
     assert error.value.where == f"{folder}/config.yaml"
 
@@ -208,7 +208,7 @@ NO_SETTINGS = ["- a", "5", "", "a: 2020-13-45", "a: !!int ''", "a: !!timestamp x
 
 
 @pytest.mark.parametrize("content", NO_SETTINGS, ids=lambda text: text[:20])
-def test_a_file_of_no_settings_is_named(content: str, tmp_path: Path):
+def test_a_file_without_settings_is_an_error(content: str, tmp_path: Path):
     folder = folder_of(tmp_path / "run", lines_of(3))
     (folder / "config.yaml").write_text(content)
     with pytest.raises(CheckpointError) as error:
@@ -217,14 +217,14 @@ def test_a_file_of_no_settings_is_named(content: str, tmp_path: Path):
 
 
 def test_settings_of_another_version_are_read(tmp_path: Path):
-    """A name or a word that this version does not know, and a section that is not told."""
+    """A setting and a value that this version does not know, and a missing section."""
     others = {"algorithm": {"name": "ppo2", "new": "x"}, "optim": None, "magic": [1], "doctor": "shout"}
     folder = folder_of(tmp_path / "run", lines_of(3), **others)
     assert read_run(folder).steps.tolist() == [1, 2, 3]
 
 
-def test_whatever_stands_in_the_files_the_doctor_says_something(tmp_path: Path):
-    """One value after the other is replaced: a diagnosis, or an error of one line."""
+def test_any_content_of_the_files_gives_a_diagnosis_or_an_error(tmp_path: Path):
+    """Replace one value after the other; the result is a diagnosis, or an error of one line."""
     folder, told = folder_of(tmp_path / "run", lines_of(12)), settings()
     strange = [None, True, -1, 0, 1, 0.5, 10**17, 1e-300, "x", [], {}]
     places = [(name, None) for name in told]
@@ -252,8 +252,8 @@ def test_no_torch_is_needed(tmp_path: Path):
     assert done.stdout.startswith(f"{folder}: healthy (step 40 of 40")
 
 
-def test_five_thousand_steps_take_no_time(tmp_path: Path):
-    """Work grows with the steps, not with their square: a rule that looked back at all would take minutes."""
+def test_five_thousand_steps_are_fast(tmp_path: Path):
+    """Work is linear in the steps: a rule that used all earlier steps at each one would take minutes."""
     columns = healthy(0, 5000)
     from ..diagnosis.runs import run_of
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from keel.stats.two_samples import Rows, detectable, difference_interval, distances, holm, superiority
+from keel.stats.two_samples import Rows, detectable_distance, difference_interval, distances, holm, superiority
 
 
 def column(*values: float) -> np.ndarray:
@@ -68,17 +68,17 @@ def test_holm_by_hand():
 
 def test_few_rows_can_tell_large_distances_only():
     # (1.3581 + 0.8416 / 2) sqrt(2 / 100), and at 5% / 20 (1.8282 + 0.8416 / 2) sqrt(2 / 100)
-    assert detectable(Rows(100, 100, None), 0.05) == pytest.approx(0.2516, abs=1e-4)
-    assert detectable(Rows(100, 100, None), 0.05 / 20) == pytest.approx(0.3181, abs=1e-4)
-    assert detectable(Rows(10, 10, None), 0.05) == pytest.approx(0.7955, abs=1e-4)
-    assert detectable(Rows(100, 0, None), 0.05) == math.inf
+    assert detectable_distance(Rows(100, 100, None), 0.05) == pytest.approx(0.2516, abs=1e-4)
+    assert detectable_distance(Rows(100, 100, None), 0.05 / 20) == pytest.approx(0.3181, abs=1e-4)
+    assert detectable_distance(Rows(10, 10, None), 0.05) == pytest.approx(0.7955, abs=1e-4)
+    assert detectable_distance(Rows(100, 0, None), 0.05) == math.inf
 
 
 def test_what_shares_can_tell_by_hand():
     """0.3 against 0.502 of 100 each: 0.202 is 1.96 sqrt(0.401 0.599 / 50) + 0.8416 sqrt(0.0021 + 0.0025) + 0.01."""
-    assert detectable(Rows(100, 100, 0.3), 0.05) == pytest.approx(0.2030, abs=1e-3)
-    assert detectable(Rows(100, 100, 0.7), 0.05) == pytest.approx(0.2030, abs=1e-3)
-    assert detectable(Rows(3, 3, 0.5), 0.05) == math.inf
+    assert detectable_distance(Rows(100, 100, 0.3), 0.05) == pytest.approx(0.2030, abs=1e-3)
+    assert detectable_distance(Rows(100, 100, 0.7), 0.05) == pytest.approx(0.2030, abs=1e-3)
+    assert detectable_distance(Rows(3, 3, 0.5), 0.05) == math.inf
     assert Rows.from_samples(np.array([0.0, 1.0, 0.0, np.nan]), np.zeros(5)) == Rows(3, 5, 3 / 7)
     assert Rows.from_samples(np.array([0.0, 0.5]), np.zeros(5)).share is None
 
@@ -88,11 +88,11 @@ def test_what_shares_can_tell_by_hand():
 def test_what_is_called_detectable_is_found_in_four_of_five_samples(tests: int):
     """Distributions that differ in one place, and yes or no, by exactly so much; of 200 samples, within their luck."""
     random, level = np.random.default_rng(7), 0.05 / tests
-    apart = detectable(Rows(120, 90, None), level)
+    apart = detectable_distance(Rows(120, 90, None), level)
     new = random.random((90, 200)) + 2.0 * (random.random((90, 200)) < apart)
     _, p = distances(random.random((120, 200)), new, seed=1)
     assert (p <= level).mean() > 0.72
-    share = detectable(Rows(120, 90, 0.1), level)
+    share = detectable_distance(Rows(120, 90, 0.1), level)
     yes = [(random.random((n, 200)) < chance).astype(float) for n, chance in ((120, 0.1), (90, 0.1 + share))]
     _, p = distances(*yes, seed=1)
     assert 0.72 < (p <= level).mean() < 0.92

@@ -21,7 +21,7 @@ from keel.run.folder import RunFolder
 from keel.supervised import loop as supervised
 from keel.supervised.dpo import dpo, dpo_task, encode_side, response_logprobs
 from keel.supervised.loop import accumulate
-from keel.supervised.reference_logprobs import kept_reference
+from keel.supervised.reference_logprobs import load_or_compute_reference
 from keel.supervised.sft import load_speaker
 from keel.supervised.split import split_rankings
 
@@ -97,7 +97,7 @@ def test_a_margin_pushes_further_apart(tiny_policy: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("loss", ["ipo", "listwise"])
 def test_a_margin_needs_a_loss_that_has_a_place_for_it(tiny_policy: Path, tmp_path: Path, loss: str):
-    with pytest.raises(ConfigError, match="a margin belongs to a pair"):
+    with pytest.raises(ConfigError, match="set loss to pairwise or sigmoid"):
         dpo(config(tmp_path, tiny_policy, [{**A_WINS, "margin": 1.0}], loss=loss))
 
 
@@ -244,11 +244,11 @@ def test_the_reference_is_asked_once_and_kept(tmp_path: Path):
         return {"train": torch.tensor([-1.5, -2.0]), "held_out": torch.zeros(0)}
 
     folder = RunFolder(tmp_path)
-    kept_reference(folder, ask)
-    kept_reference(folder, ask)  # the first start came to nothing: other data may have been given since
+    load_or_compute_reference(folder, ask)
+    load_or_compute_reference(folder, ask)  # the first start came to nothing: other data may have been given since
     assert len(asked) == 2
     folder.metrics.write_text("a run\n")
-    assert kept_reference(folder, ask)["train"].tolist() == [-1.5, -2.0]
+    assert load_or_compute_reference(folder, ask)["train"].tolist() == [-1.5, -2.0]
     assert len(asked) == 2
     assert load_file(tmp_path / "reference.safetensors").keys() == {"train", "held_out"}
 
@@ -291,7 +291,7 @@ def test_what_starts_every_text_stays_when_a_prompt_is_cut(tiny_policy: Path):
 
 def test_an_answer_is_never_cut(tiny_policy: Path, tmp_path: Path):
     rows = [A_WINS, {**A_WINS, "chosen": " w1" * 20}, A_WINS]
-    with pytest.raises(DataError, match=r"1 rankings have answers that leave no room .* 16 tokens") as caught:
+    with pytest.raises(DataError, match=r"1 rankings have responses that leave no room .* 16 tokens") as caught:
         dpo(config(tmp_path, tiny_policy, rows, max_tokens=16))
     assert caught.value.where.endswith(":2")
 
@@ -330,7 +330,7 @@ def test_the_table_says_when_chosen_answers_became_less_likely(capsys: pytest.Ca
     figures |= {"length_sign": 1.0, "length_accuracy": 0.52, "prompts_on_both_sides": 2}
     verb.print_dpo_metrics(figures, beta=0.1)
     shown = capsys.readouterr().out
-    assert "chosen answers have become less likely, by 3 nats each (log-probability -11 before)" in shown
-    assert all(text in shown for text in ("0.75 [0.7, 0.8]", "longer is better", "2 held-out prompts are among"))
+    assert "chosen responses became less likely, by 3 nats each (initial log-probability -11)" in shown
+    assert all(text in shown for text in ("0.75 [0.7, 0.8]", "longer is better", "2 held-out prompts are also"))
     verb.print_dpo_metrics(figures | {"chosen_reward": 0.1}, beta=0.1)
     assert "less likely" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.reward_model import RewardModel
 from keel.stats.preference_metrics import Pairs, baselines, calibration_error, compute_preference_metrics
 from keel.supervised import loop as supervised
-from keel.supervised.learner import Task
+from keel.supervised.learner import SupervisedTask
 from keel.supervised.loop import accumulate
 from keel.supervised.ranking_task import EncodedRanking, ranking_losses
 from keel.supervised.reward import reward
@@ -73,7 +73,7 @@ def test_a_margin_pushes_further_apart(tiny_policy: Path, tmp_path: Path):
 
 
 def test_a_margin_needs_pairs(tiny_policy: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="a margin belongs to a pair"):
+    with pytest.raises(ConfigError, match="set loss to pairwise or sigmoid"):
         reward(config(tmp_path, tiny_policy, [{**A_WINS, "margin": 1.0}], loss="listwise"))
 
 
@@ -137,7 +137,7 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path, tmp_path:
     results = []
     for rows, budget in (([0, 1, 2], 100_000), ([2, 0, 1], 1), ([0, 1, 2], 40)):
         settings = config(tmp_path, tiny_policy, [A_WINS], loss=loss, center_coef=0.1, microbatch_tokens=budget)
-        task = Task(
+        task = SupervisedTask(
             name="reward",
             model=model.model,
             lengths=[sum(map(len, encoded.rows)) for encoded in RANKINGS],

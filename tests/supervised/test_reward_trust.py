@@ -73,7 +73,7 @@ def test_members_keep_their_checkpoints_until_all_are_joined(tiny_policy: Path, 
     """So a run that ends in between can go on."""
     given = settings(tmp_path, tiny_policy, members=2, checkpoint={"keep_final": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "join", interrupted)
+        patch.setattr(rewards, "join_members", interrupted)
         with pytest.raises(KeyboardInterrupt):
             reward(given)
     reward(given, resume=True)
@@ -105,7 +105,7 @@ def test_an_ensemble_is_one_scorer_of_a_run_and_can_start_its_critic(tiny_policy
     config = policy_run(tmp_path, tiny_policy, judges, **{"critic.init": "reward"})
     parts = build_training_setup(config, [], None, World.single())
     assert len(parts.scorers) == 1
-    assert parts.scorers[0].judge.combine == "lower"  # type: ignore[attr-defined]
+    assert parts.scorers[0].reward_model.combine == "lower"  # type: ignore[attr-defined]
 
 
 def test_an_ensemble_goes_on_where_it_was_stopped(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -295,12 +295,12 @@ def test_a_side_that_prefers_nothing_is_said_before_anything_is_learned(tiny_pol
         ties = [tie | {"prompt": f"w{i}"} for i in range(10, 30)]
         config = settings(tmp_path, tiny_policy, [*rows(2), *ties], ties="half", patience=1)
         config = config.model_copy(update={"seed": 1, "data": config.data.model_copy(update={"eval_fraction": 0.0})})
-    with pytest.raises(DataError, match=f"no {side} row prefers one answer to another"):
+    with pytest.raises(DataError, match=f"no {side} row prefers one response to another"):
         reward(config)
 
 
 def test_one_model_has_nothing_to_combine(tiny_policy: Path):
-    with pytest.raises(ConfigError, match="combine: lower is for an ensemble"):
+    with pytest.raises(ConfigError, match="`combine: lower` is for an ensemble"):
         load_reward_model(str(tiny_policy), "lower")
 
 

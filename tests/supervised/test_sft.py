@@ -14,7 +14,7 @@ from keel.data.examples import Example
 from keel.errors import ConfigError, DataError
 from keel.models.loading import load_causal_lm
 from keel.supervised import loop as supervised
-from keel.supervised.loop import Task, accumulate, rows_of_step
+from keel.supervised.loop import SupervisedTask, accumulate, rows_of_step
 from keel.supervised.sft import evaluate_examples, sft, target_losses
 
 EXAMPLES = [
@@ -84,7 +84,7 @@ def test_the_prompt_gets_no_gradient_as_a_target(tiny_policy: Path):
 
 def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
     model = load_causal_lm(str(tiny_policy)).double()
-    task = Task(
+    task = SupervisedTask(
         name="sft",
         model=model,
         lengths=[len(example.tokens) for example in EXAMPLES],
@@ -142,7 +142,7 @@ def test_a_finished_run_may_leave_its_result_alone(tiny_policy: Path, tmp_path: 
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert "model" in names
     assert "checkpoints" not in names
-    with pytest.raises(ConfigError, match="checkpoints are gone"):
+    with pytest.raises(ConfigError, match="has no checkpoints"):
         sft(config(tmp_path, tiny_policy, epochs=2, checkpoint={"keep_final": False}), resume=True)
 
 

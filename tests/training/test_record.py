@@ -79,7 +79,7 @@ def test_when_a_scorer_fails_the_finished_steps_are_in_a_checkpoint(tiny_policy:
         return [math.nan if len(calls) == 6 else value for value in share_of_w3(completions)]  # 3 calls are the check's
 
     output = tmp_path / "run"
-    with pytest.raises(RewardError, match="tired: reward nan is no finite number: sample 0"):
+    with pytest.raises(RewardError, match="tired: reward nan is not a finite number: sample 0"):
         train(tiny_policy, output, {"steps": 4}, [tired])
     assert [path.name for path in RunFolder(output).checkpoints.iterdir()] == ["step-000002"]
     metrics = train(tiny_policy, output, {"steps": 4}, [tired], resume=True)

@@ -66,7 +66,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tiny_policy: 
     train(tiny_policy, tmp_path, {"steps": 1})
     shutil.rmtree(tmp_path / "checkpoints")
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match="checkpoints are gone"):
+    with pytest.raises(ConfigError, match="has no checkpoints"):
         train(tiny_policy, tmp_path, {"steps": 2}, resume=True)
     assert contents(tmp_path) == before
 

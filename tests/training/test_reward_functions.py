@@ -20,7 +20,7 @@ def test_the_first_failure_is_told_where_responses_are_dropped(
     assert 0 < metrics[0]["reward/dropped"] < 1
     told = [line for line in capsys.readouterr().err.splitlines() if "picky" in line]
     assert len(told) == 1
-    assert "inf is no finite number: sample" in told[0]
+    assert "inf is not a finite number: sample" in told[0]
 
 
 @pytest.mark.parametrize("calls", [0, 4])

@@ -66,7 +66,7 @@ def test_it_runs_at_every_start(tiny_policy: Path, tmp_path: Path) -> None:
     def noisy(completions: list[str], numbers: Iterator[int] = count()) -> list[float]:  # noqa: B008
         return [float(next(numbers)) for _ in completions]
 
-    with pytest.raises(RewardError, match="other scores the second time"):
+    with pytest.raises(RewardError, match="differently the second time"):
         train(tiny_policy, tmp_path / "run", scorers=[noisy])
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -99,7 +99,9 @@ def test_dropout_inside_one_layer(tiny_gpt2: Path) -> None:
 def test_a_reference_that_is_not_the_start(parts: TrainingSetup, tiny_policy: Path) -> None:
     assert parts.reference is not None
     parts.reference.policy.lm_head.weight.mul_(1.01)
-    with pytest.raises(ConfigError, match="reference: the reference is not the policy's start: log-probs differ by"):
+    with pytest.raises(
+        ConfigError, match="reference: the reference differs from the initial policy: log-probs differ by"
+    ):
         self_check(parts)
     wanted = parts_of(tiny_policy, {"reference": str(tiny_policy)})
     assert wanted.reference is not None
@@ -199,7 +201,7 @@ def now_and_then(completions: list[str], numbers: Iterator[int] = count()) -> li
 
 @pytest.mark.parametrize("function", [counting, place_in_batch, now_and_then])
 def test_rewards_that_change(tiny_policy: Path, function: Callable[..., Any]) -> None:
-    message = f"scorer {function.__name__}: gives the same answers other scores .* declare it noisy"
+    message = f"scorer {function.__name__}: scores the same responses differently .* declare the scorer noisy"
     with pytest.raises(RewardError, match=message):
         self_check(parts_of(tiny_policy, scorers=(share_of_w3, function)))
 
@@ -208,7 +210,7 @@ def test_rewards_that_are_declared_noisy(tiny_policy: Path, tmp_path: Path) -> N
     file = tmp_path / "mine.py"
     file.write_text("import random\n\ndef f(completions):\n    return [random.random() for _ in completions]\n")
     self_check(parts_of(tiny_policy, {"rewards": [{"function": f"{file}:f", "noisy": True}]}, scorers=()))
-    with pytest.raises(RewardError, match="scorer f: gives the same answers other scores"):
+    with pytest.raises(RewardError, match="scorer f: scores the same responses differently"):
         self_check(parts_of(tiny_policy, {"rewards": [{"function": f"{file}:f"}]}, scorers=()))
 
 
@@ -232,7 +234,7 @@ def test_scorers_that_never_answer(tiny_policy: Path) -> None:
 
     with pytest.raises(RewardError, match="no connection"):
         self_check(parts_of(tiny_policy, scorers=(broken,)))
-    with pytest.raises(RewardError, match="rewards: not one response could be scored"):
+    with pytest.raises(RewardError, match="rewards: no response could be scored"):
         self_check(parts_of(tiny_policy, {"reward.on_failure": "drop"}, (broken,)))
 
 

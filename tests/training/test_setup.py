@@ -30,7 +30,7 @@ def build(model: Path, changes: dict[str, Any], world: World = ONE) -> TrainingS
     [
         (
             {"rollout.max_response_tokens": 254},
-            "longest prompt and answer have 257 tokens, the model only 256 positions",
+            "the longest prompt and response have 257 tokens, but the model has only 256 positions",
         ),
         ({"rollout.stop": ["w1 nowhere"]}, "rollout.stop: this model cannot write the stop text 'w1 nowhere'"),
         ({"critic.init": "reward"}, "critic.init: there is no reward model to start from"),
@@ -44,7 +44,7 @@ def test_refused_before_the_start(tiny_policy: Path, changes: dict[str, Any], me
 
 
 def test_answers_that_do_not_divide_among_processes(tiny_policy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"rollout.batch_size 16 .* do not divide among 3 processes"):
+    with pytest.raises(ConfigError, match=r"rollout.batch_size 16 .* cannot be divided among 3 processes"):
         build(tiny_policy, {}, World(0, 3, torch.device("cpu")))
 
 

@@ -27,8 +27,8 @@ def test_a_finding_is_said_once_when_it_opens(tiny_policy: Path, tmp_path: Path,
     train(tiny_policy, tmp_path / "run", CONSTANT, scorers=(same,))
     said = [line for line in told(capsys) if "no-signal" in line]
     assert said == [
-        "keel: doctor: critical: no-signal since step 1: The answers are paid alike, so there is nothing to learn "
-        "from. -> try rewards: a scorer that tells these answers apart; try it on two answers by hand"
+        "keel: doctor: critical: no-signal since step 1: Responses get equal scores, so there is nothing to learn "
+        "from. -> try rewards: a scorer that distinguishes these responses; try it on two responses by hand"
     ]
 
 

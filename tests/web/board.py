@@ -20,7 +20,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from keel.config import ServeConfig
-from keel.run.metrics import JsonlMetrics
+from keel.run.metrics_log import JsonlMetrics
 from keel.run.rollout_log import RolloutLog
 from keel.server.limits import prompt_server
 from keel.web.dashboard.app import dashboard_app

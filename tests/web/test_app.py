@@ -17,10 +17,10 @@ from keel.config import RankConfig, parse
 from keel.data.items import UnrankedResponses
 from keel.errors import ConfigError
 from keel.ranking.store import Store
-from keel.web.pages import code_parts, page_turns
+from keel.web.pages import page_turns, split_code
 from keel.web.rank import app as web
-from keel.web.rank.metrics import store_metrics
 from keel.web.rank.serve import serve_ranking
+from keel.web.rank.study_metrics import store_metrics
 
 from .visits import ADDRESS, ROWS, Process, Visitor, free_port, study
 
@@ -35,7 +35,7 @@ HEADERS = {
 
 def test_a_private_link_leads_in(tmp_path: Path):
     there = study(tmp_path, instructions="Be <kind>.")
-    anna = Visitor(there.browser(), web.links(there.store, there.settings)["anna"])
+    anna = Visitor(there.browser(), web.private_links(there.store, there.settings)["anna"])
     answer = anna.enter()
     assert answer.status_code == 200
     token = there.store.tokens()["anna"]
@@ -44,13 +44,13 @@ def test_a_private_link_leads_in(tmp_path: Path):
     assert "anna" in answer.text
     assert "Be &lt;kind&gt;." in answer.text
     assert 'href="/rank"' in answer.text
-    assert 'href="/owner"' in Visitor(there.browser(), web.links(there.store, there.settings)[""]).enter().text
+    assert 'href="/owner"' in Visitor(there.browser(), web.private_links(there.store, there.settings)[""]).enter().text
 
 
 def test_the_owner_and_a_rater_share_a_browser(tmp_path: Path):
     there = study(tmp_path)
     anna = there.visitor("anna")
-    anna.client.get(web.links(there.store, there.settings)[""])
+    anna.client.get(web.private_links(there.store, there.settings)[""])
     assert anna.client.get(f"{ADDRESS}/owner").status_code == 200
     assert anna.client.get(f"{ADDRESS}/rank").status_code == 200
 
@@ -111,7 +111,7 @@ def test_a_turn_without_text_shows_what_it_holds():
     ],
 )
 def test_code_is_marked_and_the_text_stays(text: str, code: list[str]):
-    parts = code_parts(text)
+    parts = split_code(text)
     assert [part for is_code, part in parts if is_code] == code
     assert "".join(part for _, part in parts) == text
 
@@ -126,14 +126,14 @@ def test_code_is_set_in_its_own_font_and_escaped(tmp_path: Path):
 def test_code_is_found_in_time_however_odd_the_text():
     for text in ("`" * 200_000, "```\n" * 50_000, "    \n" * 50_000, "`a" * 100_000):
         began = time.monotonic()
-        code_parts(text)
+        split_code(text)
         assert time.monotonic() - began < 5
 
 
 def test_equal_answers_are_said_to_be(tmp_path: Path):
     there = study(tmp_path, [UnrankedResponses("question", ("same", "other", "same"))])
     page = there.visitor("anna").client.get(f"{ADDRESS}/rank").text
-    assert page.count("The same text as answer") == 1
+    assert page.count("The same text as response") == 1
 
 
 def test_items_that_nobody_could_judge_are_not_ranked(tmp_path: Path):
@@ -203,7 +203,7 @@ def test_figures_of_a_large_study_come_from_another_process(tmp_path: Path, monk
         assert page is not None
         visitor.say(page, [1, 2, 3])
     here = store_metrics(there.store)
-    monkeypatch.setattr(web, "AT_ONCE", 1)
+    monkeypatch.setattr(web, "MAX_IN_PROCESS", 1)
     monkeypatch.setattr(web, "store_metrics", lambda _: pytest.fail("it is worked out here"))
     assert there.visitor("").client.get(f"{ADDRESS}/owner/stats.json").json() == here
     assert there.store.num_judgements() == 2
@@ -267,7 +267,7 @@ def test_rank_serve_stop_go_on_export(tmp_path: Path, answers: Path, capsys: pyt
             while (page := anna.load()) is not None and Store.open(str(store)).num_judgements() < done:
                 assert anna.say(page, [1, 2, 3]).status_code == 200
         code, out, err = server.stop()
-        assert (code, out) == (0, f"stopped; {done} rankings in {store}; go on with the same command\n")
+        assert (code, out) == (0, f"stopped; {done} rankings in {store}; continue with the same command\n")
         assert "Traceback" not in err
     exported = tmp_path / "rankings.jsonl"
     assert main(["rank", "--store", str(store), "--export", str(exported), "--form", "pairs"]) == 0
@@ -285,7 +285,7 @@ def test_it_serves_until_enough_is_ranked(tmp_path: Path, capsys: pytest.Capture
     thread = threading.Thread(target=serve_ranking, args=(store, there.settings, lambda: store.num_judgements() >= 2))
     thread.start()
     with httpx.Client() as client:
-        anna = Visitor(client, web.links(store, there.settings)["anna"])
+        anna = Visitor(client, web.private_links(store, there.settings)["anna"])
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
@@ -301,16 +301,16 @@ def test_it_serves_until_enough_is_ranked(tmp_path: Path, capsys: pytest.Capture
     assert not thread.is_alive()
     assert store.num_judgements() == 2
     assert capsys.readouterr().out.splitlines() == [
-        f"{name or 'owner'}: {link}" for name, link in web.links(store, there.settings).items()
+        f"{name or 'owner'}: {link}" for name, link in web.private_links(store, there.settings).items()
     ]
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "neither answers nor a store": ([], "{store}: no such store -> give answers to begin it: keel rank answers.jsonl"),
-    "figures of nothing": (["--stats"], "{store}: no such store -> begin it: keel rank answers.jsonl"),
-    "an export of nothing": (["--export", "x.jsonl"], "{store}: no such store -> begin it: keel rank answers.jsonl"),
+    "neither answers nor a store": ([], "{store}: no such store -> create it: keel rank responses.jsonl"),
+    "figures of nothing": (["--stats"], "{store}: no such store -> create it: keel rank responses.jsonl"),
+    "an export of nothing": (["--export", "x.jsonl"], "{store}: no such store -> create it: keel rank responses.jsonl"),
     "no answers": (["--answers", "none.jsonl"], "none.jsonl: No such file or directory -> give a file that exists"),
-    "no name": (["--answers", "{answers}", "--raters", "a" * 65], "is no name of 1 to 64 printable characters"),
+    "no name": (["--answers", "{answers}", "--raters", "a" * 65], "is not a name of 1 to 64 printable characters"),
     "reach": (["--answers", "{answers}", "--host", "0.0.0.0", "--names", "box"], "host: 0.0.0.0 can be reached from"),
     "nobody's name": (["--answers", "{answers}", "--host", "0.0.0.0", "--public", "true"], "host 0.0.0.0 needs names"),
     "no instructions": (
@@ -372,7 +372,7 @@ def test_links_name_the_place_where_raters_find_it(tmp_path: Path):
         ({"host": "0.0.0.0", "names": ["box", "10.0.0.5"]}, "http://box:8642/enter?token="),
         ({"host": "10.0.0.5", "port": 9000}, "http://10.0.0.5:9000/enter?token="),
     ):
-        assert web.links(store, RankConfig(**settings))["anna"].startswith(expected)
+        assert web.private_links(store, RankConfig(**settings))["anna"].startswith(expected)
     with pytest.raises(ConfigError, match=r"host :: needs names"):
         parse(RankConfig, {"host": "::"})
 
@@ -390,7 +390,7 @@ def test_it_starts_without_what_it_does_not_need():
 
 def test_behind_a_proxy_the_links_and_the_name_are_its_own(tmp_path: Path):
     there = study(tmp_path, address="https://rank.example")
-    link = web.links(there.store, there.settings)["anna"]
+    link = web.private_links(there.store, there.settings)["anna"]
     assert link.startswith("https://rank.example/enter?token=")
     browser, token = there.browser(), link.partition("=")[2]
     for name in ("rank.example", "rank.example:443", "RANK.EXAMPLE"):

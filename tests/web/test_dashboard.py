@@ -12,13 +12,12 @@ from keel.data.items import read_unranked_responses
 from keel.diagnosis.doctor import diagnose
 from keel.diagnosis.findings import Diagnosis, Finding
 from keel.errors import ConfigError
-from keel.run.metrics import truncate_after
+from keel.run.metrics_log import truncate_after
 from keel.run.read.run import State, read_run
 from keel.run.rollout_log import RolloutLog
 from keel.server import request_checks as shield
-from keel.web.dashboard import responses as dashboard_answers
-from keel.web.dashboard import run as dashboard_run
-from keel.web.dashboard.folder import Listed
+from keel.web.dashboard import response_list, watched_run
+from keel.web.dashboard.folder import SummaryVersions
 
 from .board import TOKEN, Board, WrittenRun, answer
 from .visits import PORT
@@ -82,8 +81,8 @@ def test_runs_are_found_at_any_depth_and_not_inside_each_other(tmp_path: Path) -
 
 
 def test_a_run_that_begins_appears_and_one_that_is_gone_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.web.dashboard.folder.SECONDS", 0.0)
-    monkeypatch.setattr("keel.web.dashboard.folder.SHARE", 1e9)
+    monkeypatch.setattr("keel.web.dashboard.folder.MIN_SEARCH_INTERVAL", 0.0)
+    monkeypatch.setattr("keel.web.dashboard.folder.MAX_SEARCH_SHARE", 1e9)
     board = Board.of(tmp_path)
     assert board.runs() == {}
     run = WrittenRun(tmp_path / "a").go_on()
@@ -217,7 +216,7 @@ def test_steps_that_stand_twice_count_once_as_last_written(tmp_path: Path) -> No
 
 
 def test_of_many_new_points_the_thinned_curve_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard_run, "AT_ONCE", 3)
+    monkeypatch.setattr(watched_run, "MAX_NEW_POINTS", 3)
     run = WrittenRun(tmp_path / "a").go_on(2)
     board = Board.of(tmp_path)
     version = board.state(run)["version"]
@@ -327,7 +326,7 @@ def test_answers_that_come_later_do_not_move_the_pages(run: WrittenRun, board: B
 
 
 def test_a_page_is_a_part_of_the_list(run: WrittenRun, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.web.dashboard.views.ROWS", 6)
+    monkeypatch.setattr("keel.web.dashboard.views.MAX_ROWS", 6)
     whole = [row["at"] for offset in (0, 6, 12, 18) for row in board.answers(run, offset=offset)["rows"]]
     assert len(set(whole)) == 20
     assert whole == sorted(whole, reverse=True)
@@ -335,8 +334,8 @@ def test_a_page_is_a_part_of_the_list(run: WrittenRun, board: Board, monkeypatch
 
 
 def test_of_a_long_file_the_newest_are_there_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard_answers, "NEWEST", 3000)
-    monkeypatch.setattr(dashboard_answers, "PATIENCE", 0.0)
+    monkeypatch.setattr(response_list, "NEWEST_BYTES", 3000)
+    monkeypatch.setattr(response_list, "MAX_SECONDS", 0.0)
     monkeypatch.setattr("keel.run.read.tail.BLOCK", 4000)
     run = WrittenRun(tmp_path / "a").go_on(20)
     board = Board.of(tmp_path)
@@ -353,8 +352,8 @@ def test_of_a_long_file_the_newest_are_there_at_once(tmp_path: Path, monkeypatch
 
 
 def test_a_search_goes_on_from_the_newest(run: WrittenRun, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard_answers, "PATIENCE", 0.0)
-    monkeypatch.setattr(dashboard_answers, "WINDOW", 6)
+    monkeypatch.setattr(response_list, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(response_list, "SEARCH_CHUNK", 6)
     pages = [board.answers(run, text="question 1") for _ in range(4)]
     assert [page["searched"] for page in pages] == [0.3, 0.6, 0.9, 1.0]
     assert [steps(page) for page in pages] == [[5, 4], [5, 4, 4, 3], [5, 4, 4, 3, 2, 1], [5, 4, 4, 3, 2, 1, 1]]
@@ -436,7 +435,7 @@ def test_the_filters_hold_for_disputes_too(run: WrittenRun, board: Board) -> Non
     (row,) = map(json.loads, text.splitlines())
     assert all(int(response.split()[-1][:-1]) < 12 for response in row["responses"])
     none = board.client.get(f"/run/{run.name}/disputed.jsonl", params={"step_from": 99})
-    assert (none.status_code, "No prompt has two different answers" in none.text) == (404, True)
+    assert (none.status_code, "No prompt has two different responses" in none.text) == (404, True)
 
 
 def test_scorers_that_agree_dispute_nothing(tmp_path: Path) -> None:
@@ -536,7 +535,7 @@ def test_a_run_may_be_compared_with_itself(two: tuple[WrittenRun, WrittenRun]) -
 def test_one_visit_waits_for_its_turn_and_is_sent_away_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shield, "MOST_WAITING", 0)
+    monkeypatch.setattr(shield, "MAX_WAITING", 0)
     board = Board.of(tmp_path)
     refused = board.client.get("/runs.json")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
@@ -556,10 +555,14 @@ def test_the_verb_needs_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_version_may_hold_a_hyphen() -> None:
-    listed = Listed()
+    listed = SummaryVersions()
     listed.start = "Fc-mVvC2"
-    first = listed.since("", [{"name": "a"}])
-    assert listed.since(first["version"], [{"name": "a"}]) == {"version": first["version"], "names": None, "runs": []}
+    first = listed.changes_since("", [{"name": "a"}])
+    assert listed.changes_since(first["version"], [{"name": "a"}]) == {
+        "version": first["version"],
+        "names": None,
+        "runs": [],
+    }
 
 
 def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
@@ -581,8 +584,8 @@ def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
 
 
 def test_a_run_that_came_brings_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keel.web.dashboard.folder.SECONDS", 0.0)
-    monkeypatch.setattr("keel.web.dashboard.folder.SHARE", 1e9)
+    monkeypatch.setattr("keel.web.dashboard.folder.MIN_SEARCH_INTERVAL", 0.0)
+    monkeypatch.setattr("keel.web.dashboard.folder.MAX_SEARCH_SHARE", 1e9)
     WrittenRun(tmp_path / "b").go_on().end()
     board = Board.of(tmp_path)
     board.runs()
@@ -675,7 +678,7 @@ def test_figures_without_end_are_cut_and_named(tmp_path: Path) -> None:
     board = Board.of(tmp_path)
     found = board.runs()["run"]
     assert (found["step"], found["score"]) == (16, 7.0)
-    assert any("2000 figures" in words for words in found["incomplete"])
+    assert any("2000 metrics" in words for words in found["incomplete"])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "rollouts.jsonl", "ended.json", ".lock"])

@@ -22,7 +22,7 @@ from keel.config import RankConfig
 from keel.data.items import UnrankedResponses
 from keel.ranking.store import Store
 from keel.server.limits import prompt_server
-from keel.web.rank.app import links, rank_app
+from keel.web.rank.app import private_links, rank_app
 
 PORT = 8642
 ADDRESS = f"http://127.0.0.1:{PORT}"
@@ -84,7 +84,7 @@ class Study:
 
     def visitor(self, name: str) -> Visitor:
         """A rater by name, or the owner by "", who has just entered."""
-        visitor = Visitor(self.browser(), links(self.store, self.settings)[name])
+        visitor = Visitor(self.browser(), private_links(self.store, self.settings)[name])
         assert visitor.enter().status_code == 200
         return visitor
 

@@ -1,1 +1,1 @@
-"""The command line: one thin file per verb. Heavy imports happen inside functions, after the arguments are read."""
+"""The command line: one module for each verb. Heavy imports happen inside functions, so that --help does not wait."""

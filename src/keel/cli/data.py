@@ -20,22 +20,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import HELP, read_command
 from keel.config import DataCheckConfig
 from keel.errors import ConfigError, DataError
 from keel.terminal import literal
 
+VERB = Verb("data check", DataCheckConfig, str(__doc__), positional="path")
 NAMED_ERRORS = 5
-"""Broken rows and lines that are printed for each finding; --json has more."""
+"""number of broken rows, and of line numbers for each finding, that are printed; --json has more"""
+LABEL_WIDTH = 19
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns all figures. Raises DataError, with the figures, for a file that should not be used as it is."""
+    """Print and return what the file holds.
+
+    Raises DataError, with the metrics attached, for a file that should not be used as it is.
+    """
     if arguments[:1] == ["check"]:
         arguments = arguments[1:]
-    elif not HELP & set(arguments[:1]):
-        raise ConfigError("keel data knows one thing: check", fix="keel data check FILE, or see keel data --help")
-    settings = read_command("data check", DataCheckConfig, arguments, str(__doc__), plain="path").settings
+    elif not HELP & set(arguments[:1]):  # `keel data --help` works without `check`
+        raise ConfigError("`keel data` has one subcommand: check", fix="keel data check FILE, or see keel data --help")
+    settings = read_command(VERB, arguments).settings
     from keel.cli.data_tokens import model_metrics
     from keel.data.check import check_report, check_verdict
     from keel.data.contents import read_contents
@@ -48,31 +54,33 @@ def run(arguments: list[str]) -> dict[str, Any]:
     _print(metrics)
     if settings.convert is not None:
         metrics["converted"] = _convert(contents.rankings, settings.convert, settings.path)
-    fault = check_verdict(metrics)
-    if fault:
-        lost = (
+    problem = check_verdict(metrics)
+    if problem:
+        lacks_column = (
             contents.purpose == "prompts"
             and not contents.entries
             and "no column" in metrics["broken"]["why"][0]["what"]
         )
-        fix = "name the column that holds the prompts: --column NAME" if lost else ""
-        error = DataError(fault, where=settings.path, fix=fix)
+        fix = "name the column that holds the prompts: --column NAME" if lacks_column else ""
+        error = DataError(problem, where=settings.path, fix=fix)
         error.metrics = metrics
         raise error
     return metrics
 
 
 def _convert(rankings: Sequence[Any], path: str, source: str) -> int:
-    """Write rankings in keel's form; returns how many."""
+    """Write rankings in keel's format, and return their number."""
     from keel.ranking.export import json_lines, ranking_row
     from keel.run.folder import write_atomic
 
     if not rankings:
-        raise DataError("no row compares answers, so there is nothing to convert", where=source)
+        raise DataError("no row compares responses, so there is nothing to convert", where=source)
     if Path(path).resolve() == Path(source).resolve():
-        raise ConfigError("this is the file that was read", where="convert", fix="choose another name")
+        raise ConfigError("this is the file that was read", where="convert", fix="choose another file name")
     if Path(path).suffix != ".jsonl":
-        raise ConfigError(f"{path} is no .jsonl", where="convert", fix="name it so: keel reads it by its ending")
+        raise ConfigError(
+            f"{path} does not end in .jsonl", where="convert", fix="name it FILE.jsonl; keel reads a file by its ending"
+        )
     write_atomic(Path(path), json_lines(ranking_row(ranking) for ranking in rankings))
     print(f"{path}: {len(rankings):,} rankings written")
     return len(rankings)
@@ -83,17 +91,17 @@ def _print(metrics: Mapping[str, Any]) -> None:
 
     print(literal(metrics["file"]))
     for name, text in _lines(metrics):
-        print(f"  {name:<17}{literal(text)}")
+        print(f"  {name:<{LABEL_WIDTH}}{literal(text)}")
     for broken in metrics["broken"]["why"][:NAMED_ERRORS]:
-        print(f"  {'line ' + str(broken['line']):<17}{literal(broken['what'])}")
+        print(f"  {'line ' + str(broken['line']):<{LABEL_WIDTH}}{literal(broken['what'])}")
     for remark in metrics["remarks"] + metrics.get("model", {}).get("remarks", []):
-        print(f"  {'note':<17}{literal(remark)}")
+        print(f"  {'note':<{LABEL_WIDTH}}{literal(remark)}")
     for refused in metrics.get("model", {}).get("refused", {"why": []})["why"][:NAMED_ERRORS]:
-        print(f"  {'line ' + str(refused['line']):<17}{literal(refused['what'])}")
+        print(f"  {'line ' + str(refused['line']):<{LABEL_WIDTH}}{literal(refused['what'])}")
     for row in metrics.get("model", {}).get("shown", []):
         print("\n".join(map(literal, shown_lines(row))))
     if len(metrics["broken"]["why"]) > NAMED_ERRORS:
-        print(f"  {'':<17}and {len(metrics['broken']['why']) - NAMED_ERRORS:,} more; --json names them all")
+        print(f"  {'':<{LABEL_WIDTH}}and {len(metrics['broken']['why']) - NAMED_ERRORS:,} more; --json lists them")
 
 
 def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -109,13 +117,13 @@ def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "  characters", _lengths(prompts["characters"])
     if responses["characters"]:
         if metrics["purpose"] != "texts":
-            yield "answers in a row", _sizes(responses["per_row"])
+            yield "responses per row", _sizes(responses["per_row"])
         yield "  characters" if metrics["purpose"] != "texts" else "characters", _lengths(responses["characters"])
-    findings = {"empty answers": responses["empty"], "duplicate rows": metrics["duplicates"]}
+    problems = {"empty responses": responses["empty"], "duplicate rows": metrics["duplicates"]}
     if metrics["preferences"]:
         yield from _preferences(metrics["preferences"])
-        findings["equal answers"] = metrics["preferences"]["same_answer_both_ways"]
-    yield from ((name, _format_rows(found)) for name, found in findings.items() if found["rows"])
+        problems["equal responses"] = metrics["preferences"]["same_answer_both_ways"]
+    yield from ((name, _format_rows(rows)) for name, rows in problems.items() if rows["rows"])
     for name in ("raters", "sources"):
         if metrics[name]:
             yield name, _counts(metrics[name])
@@ -127,45 +135,46 @@ def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _preferences(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "pairs", f"{metrics['told_apart']:,} told apart, {metrics['tied_share']:.1%} of all ranked pairs tie"
-    yield "not ranked", f"{metrics['not_ranked_share']:.1%} of the answers"
+    yield "pairs", f"{metrics['told_apart']:,} with a preference; {metrics['tied_share']:.1%} of all ranked pairs tie"
+    yield "not ranked", f"{metrics['not_ranked_share']:.1%} of the responses"
     if metrics["chosen_longer_share"] is not None:
         yield "the longer wins", f"{metrics['chosen_longer_share']:.1%} of the pairs of unequal length"
-    found = metrics["contradictions"]
-    if found["pairs"]:
+    contradictions = metrics["contradictions"]
+    if contradictions["pairs"]:
         yield (
             "contradictions",
-            f"{found['pairs']:,} pairs go both ways, {found['one_rater']:,} by one rater; {_format_rows(found)}",
+            f"{contradictions['pairs']:,} pairs are ranked both ways, {contradictions['one_rater']:,} by one rater; "
+            f"{_format_rows(contradictions)}",
         )
 
 
 def _tokens(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     refused = metrics["refused"]["rows"]
-    yield "read by", metrics["name"] + (f", which cannot be given {refused:,} of the rows" if refused else "")
+    yield "read by", metrics["name"] + (f", which refuses {refused:,} of the rows" if refused else "")
     if metrics["tokens"]:
-        marked = f"; {metrics['marked']:,} {metrics['mark']} in all" if metrics["mark"] else ""
+        marked = f"; {metrics['marked']:,} {metrics['mark']} in total" if metrics["mark"] else ""
         yield "  tokens", _lengths(metrics["tokens"]) + marked
 
 
-def _format_rows(found: Mapping[str, Any]) -> str:
-    """`7 rows: lines 2, 5, 9, 11, 12, ...`"""
+def _format_rows(rows: Mapping[str, Any]) -> str:
+    """Format a number of rows and their first line numbers: `7 rows: lines 2, 5, 9, 11, 12, ...`."""
     from keel.data.check import num_rows
 
-    if not found["rows"]:
+    if not rows["rows"]:
         return "none"
-    more = ", ..." if found["rows"] > NAMED_ERRORS else ""
-    line = "line" if found["rows"] == 1 else "lines"
-    return f"{num_rows(found['rows'])}: {line} {', '.join(map(str, found['lines'][:NAMED_ERRORS]))}{more}"
+    more = ", ..." if rows["rows"] > NAMED_ERRORS else ""
+    line = "line" if rows["rows"] == 1 else "lines"
+    return f"{num_rows(rows['rows'])}: {line} {', '.join(map(str, rows['lines'][:NAMED_ERRORS]))}{more}"
 
 
 def _sizes(per_row: Mapping[int, int]) -> str:
-    """`2`, or `2 to 9 (4 in most rows)`"""
+    """Format how many responses a row has: `2`, or `2 to 9 (4 in most rows)`."""
     most = max(per_row, key=lambda size: per_row[size])
     return f"{min(per_row)} to {max(per_row)} ({most} in most rows)" if len(per_row) > 1 else str(most)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    """`text: 12, chat: 3`, the first ten."""
+    """Format the first ten counts: `text: 12, chat: 3`."""
     shown = [f"{name}: {count:,}" for name, count in list(counts.items())[:10]]
     return ", ".join(shown) + (f", and {len(counts) - 10} more" if len(counts) > 10 else "")
 

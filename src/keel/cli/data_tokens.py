@@ -1,4 +1,4 @@
-"""Rows of a data file as the tokens of a model, for `keel data check --model`."""
+"""Read the rows of a data file as tokens of a model, for `keel data check --model`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,10 @@ from keel.config import DataCheckConfig
 
 
 def model_metrics(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
-    """What the model's tokenizer and chat template make of the rows. Raises ConfigError for one that has none."""
+    """Encode the rows with the model's tokenizer and chat template, and return counts, refusals and rows to show.
+
+    Raises ConfigError for a model without a tokenizer or a chat template that the rows need.
+    """
     from keel.data.check import NAMED_ERRORS, error_entry, length_quantiles
     from keel.data.tried import try_rows
 
@@ -38,7 +41,7 @@ def model_metrics(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
 
 
 def shown_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """A row of `model_metrics`, its runs of tokens one below the other."""
+    """Format an entry of `shown` in `model_metrics`: a line for the row, then one for each run of tokens."""
     marked = f", {row['marked']} {row['mark']}" if row["mark"] else ""
     yield f"line {row['line']}: {row['tokens']} tokens{marked}"
     for name, texts in row["runs"]:
@@ -60,7 +63,7 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     set_chat_template(tokenizer, settings.chat_template, settings.template)
     try:
         generation = GenerationConfig.from_pretrained(name)
-    except OSError:  # few reward models have one
+    except OSError:  # most reward models have no generation settings
         generation = None
     ends = configured_ends(generation, tokenizer)
     turn_end = turn_end_id(tokenizer) if settings.chat_template else None
@@ -75,7 +78,7 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
 
 
 def _reader(tokenizer: Any, template: str) -> Any:
-    """How a reward model reads the answers of a ranking."""
+    """Return a function that encodes the responses of a ranking as a reward model reads them."""
     from keel.models.reading import Reading
 
     def encode(ranking: Any, limit: int) -> tuple[list[list[int]], bool]:

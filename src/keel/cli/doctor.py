@@ -1,8 +1,8 @@
-"""Diagnose runs: whether they are healthy, or else what is wrong, since when, and which change to try.
+"""Find out what is wrong with runs, since which step, on what evidence, and which setting to change.
 
-keel reads the run folder only: the run may be running, finished or dead. docs/diagnosis.md explains each finding. A
-folder that holds runs, such as the stages of one model, means all of them, from oldest to newest. A run that cannot be
-read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them with --json.
+keel reads the run folder only, so the run may be running, finished or dead. docs/reference/findings.md explains each
+finding. A folder of several runs, such as the stages of one model, means all of them, oldest first. A run that cannot
+be read is reported at the end and sets the exit code. Findings leave the exit code at 0; scripts read them with --json.
 
 example:
   keel doctor runs/stories-ppo
@@ -12,27 +12,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import DoctorConfig
 from keel.errors import KeelError
 from keel.terminal import tell
 
+VERB = Verb("doctor", DoctorConfig, str(__doc__), positional="runs")
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the diagnosis of each run that can be read under "runs".
+    """Print the diagnosis of each run, and return them under "runs".
 
-    Raises the error of one that cannot, once all the others have been looked at.
+    A run that cannot be read does not stop the others. Its error is raised at the end.
     """
-    command = read_command("doctor", DoctorConfig, arguments, str(__doc__), plain="runs")
+    command = read_command(VERB, arguments)
     from keel.cli.findings import print_diagnosis
     from keel.diagnosis.doctor import diagnose
     from keel.run.read.run import read_run
 
-    paths = [run for path in command.settings.runs for run in stages(path)]
+    folders = [folder for path in command.settings.runs for folder in find_runs(path)]
     diagnoses, errors = [], []
-    for path in paths:
+    for folder in folders:
         try:
-            diagnoses.append(diagnose(read_run(path)))
+            diagnoses.append(diagnose(read_run(folder)))
         except KeelError as error:
             errors.append(error)
         else:
@@ -44,7 +47,10 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 def gravest_error(errors: Sequence[KeelError], metrics: Mapping[str, Any] | None) -> KeelError:
-    """The gravest of the errors, for `main` to tell, with what --json prints all the same; the others are told."""
+    """Return the error with the highest exit code, and print the others.
+
+    `metrics` is attached to the error, so that --json still prints the diagnoses of the other runs.
+    """
     gravest = max(errors, key=lambda error: error.exit_code)
     gravest.metrics = metrics
     for error in errors:
@@ -53,10 +59,13 @@ def gravest_error(errors: Sequence[KeelError], metrics: Mapping[str, Any] | None
     return gravest
 
 
-def stages(path: str) -> list[Path]:
-    """The run that lies there, or those below it, the oldest first."""
+def find_runs(path: str) -> list[Path]:
+    """Return the run folder at `path`, or the run folders below it, oldest first.
+
+    Returns `path` itself if there is no run, so that reading it raises the error that names it.
+    """
     from keel.run.read.run import run_folders
 
     folder = Path(path)
-    found = [] if (folder / "config.yaml").is_file() else list(run_folders(folder))
-    return sorted(found, key=lambda run: (run / "config.yaml").stat().st_mtime) or [folder]
+    folders = [] if (folder / "config.yaml").is_file() else list(run_folders(folder))
+    return sorted(folders, key=lambda run: (run / "config.yaml").stat().st_mtime) or [folder]

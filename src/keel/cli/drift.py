@@ -14,83 +14,85 @@ from typing import Any
 
 from rich.markup import escape
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.cli.tables import show
 from keel.config import DriftConfig
 from keel.terminal import literal
 
+VERB = Verb("drift", DriftConfig, str(__doc__), positional="run")
 ALARMING = ("does not apply", "in doubt")
-MEANS = {
-    "applies": "the reward model applies to these prompts as far as can be measured",
-    "in doubt": "in doubt: these prompts or their scores are not those of the training; people should look",
-    "does not apply": "does not apply: it is asked what it does not know; do not believe its scores here",
-    "too few to say": "too few answers to say whether the reward model applies",
+MEANINGS = {
+    "applies": "no sign that the reward model does not apply to these prompts",
+    "in doubt": "in doubt: these prompts or their scores differ from those of the training; people should look",
+    "does not apply": "does not apply: the reward model has not seen prompts like these; do not trust its scores here",
+    "too few to say": "too few responses to tell whether the reward model applies",
 }
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns figures, tests and verdict."""
-    command = read_command("drift", DriftConfig, arguments, str(__doc__), plain="run")
+    """Print and return metrics, tests and verdict."""
+    command = read_command(VERB, arguments)
     from keel.evaluation.drift.drift import drift
 
     metrics = drift(command.settings)
     rows = metrics["rows"]
-    print_drift_metrics(f"{rows['today']} answers of today, {rows['training']} to training prompts", metrics["figures"])
-    for name, own in metrics["slices"].items():
-        moved = {metric: found for metric, found in own["figures"].items() if found["says"] == "moved"}
+    title = f"{rows['today']} responses of today, {rows['training']} to training prompts"
+    print_drift_metrics(title, metrics["figures"])
+    for name, slice_metrics in metrics["slices"].items():
+        moved = {metric: test for metric, test in slice_metrics["figures"].items() if test["says"] == "moved"}
         if moved:
-            title = f"{name}: {own['rows']} today, {describe_training_count(name, own['of_training'])}"
-            print_drift_metrics(escape(literal(title)), moved)
+            training_count = describe_training_count(name, slice_metrics["of_training"])
+            print_drift_metrics(escape(literal(f"{name}: {slice_metrics['rows']} today, {training_count}")), moved)
     for note in metrics["notes"]:
         print(f"note: {literal(note)}")
     print_verdict(metrics)
     if command.settings.output:
-        print(f"figures and answers: {command.settings.output}")
+        print(f"metrics and responses: {command.settings.output}")
     return metrics
 
 
 def describe_training_count(name: str, count: int | None) -> str:
-    """How many of the training are of this slice, where its prompts could be of it at all."""
+    """Describe how many training prompts are in a slice. `count` is None if they lack the column of the slice."""
     if count is None:
         return f"the training prompts have no column {name.partition('=')[0]}"
     return f"{count or 'none'} in the training"
 
 
 def print_drift_metrics(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """One row for each figure."""
+    """Print a table with one row for each metric."""
     from keel.evaluation.drift.verdict import small
 
-    cells = {
-        "training": lambda found: f"{found['training']:.3g}",
-        "today": lambda found: f"{found['today']:.3g}",
-        "distance": lambda found: f"{found['distance']:.2f}",
-        "p": lambda found: small(found["p"]),
-        "": lambda found: found["says"],
+    formats = {
+        "training": lambda test: f"{test['training']:.3g}",
+        "today": lambda test: f"{test['today']:.3g}",
+        "distance": lambda test: f"{test['distance']:.2f}",
+        "p": lambda test: small(test["p"]),
+        "": lambda test: test["says"],
     }
-    show(title, {name: {metric: of(found) for metric, found in metrics.items()} for name, of in cells.items()})
+    show(title, {name: {metric: form(test) for metric, test in metrics.items()} for name, form in formats.items()})
 
 
 def print_verdict(metrics: Mapping[str, Any]) -> None:
-    """In plain words, the reasons under each."""
+    """Print the verdict on all prompts and on each slice, with reasons, and what to do."""
     verdict = metrics["verdict"]
-    print(f"verdict: {MEANS[verdict['reward_model']]}")
+    print(f"verdict: {MEANINGS[verdict['reward_model']]}")
     print_reasons(verdict["because"]["all"])
-    for standing in dict.fromkeys([*ALARMING, *verdict["slices"].values()]):
-        names = [name for name, each in verdict["slices"].items() if each == standing]
-        if names and standing not in ALARMING:
-            print(f"{standing}: {', '.join(map(literal, names))}")
+    for status in dict.fromkeys([*ALARMING, *verdict["slices"].values()]):
+        names = [name for name, slice_status in verdict["slices"].items() if slice_status == status]
+        if names and status not in ALARMING:
+            print(f"{status}: {', '.join(map(literal, names))}")
             continue
         for name in names:
-            print(f"{standing}: {literal(name)}")
+            print(f"{status}: {literal(name)}")
             print_reasons(verdict["because"][name])
     if verdict["moved_slices"] or verdict["reward_model"] in ALARMING:
-        print("what to do: let people rank answers to these prompts, train the reward model on old and new rankings,")
-        print("then the policy; where people still agree with the reward model (keel reward reports it), it holds")
-        print(
-            f"  keel rank {metrics['to_rank']['file']}"
-            if "to_rank" in metrics
-            else "  --output FILE writes what to rank"
-        )
+        print("what to do: let people rank responses to these prompts, train the reward model on old and new rankings,")
+        print("then train the policy. Where people agree with the reward model (`keel reward` reports it), it applies.")
+        if "to_rank" in metrics:
+            print(f"  keel rank {metrics['to_rank']['file']}")
+        else:
+            print("  --output FILE writes the responses to rank")
 
 
 def print_reasons(reasons: list[str]) -> None:

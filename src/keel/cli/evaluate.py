@@ -12,14 +12,17 @@ example:
 
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import EvaluateConfig
 from keel.errors import GateFailed
 
+VERB = Verb("evaluate", EvaluateConfig, str(__doc__))
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns all figures. Raises GateFailed."""
-    command = read_command("evaluate", EvaluateConfig, arguments, str(__doc__))
+    """Print and return all metrics. Raises GateFailed."""
+    command = read_command(VERB, arguments)
     from keel.cli.evaluation import print_evaluation
     from keel.evaluation.evaluate import evaluate_policies
 
@@ -27,7 +30,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     metrics = evaluate_policies(settings)
     print_evaluation(metrics)
     if settings.output:
-        print(f"figures and answers: {settings.output}")
+        print(f"metrics and responses: {settings.output}")
     if not metrics.get("gate", {}).get("passed", True):
         error = GateFailed(f"the gate is not met: {'; '.join(metrics['gate']['failed'])}", where=settings.policy[0])
         error.metrics = metrics

@@ -11,27 +11,33 @@ example:
 
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.cli.tables import show
 from keel.config import PlanConfig
 
+VERB = Verb("plan", PlanConfig, str(__doc__))
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the forecast."""
-    command = read_command("plan", PlanConfig, arguments, str(__doc__))
+    """Print and return the forecast."""
+    command = read_command(VERB, arguments)
     from keel.training.plan_process import plan_in_subprocess
 
-    found = plan_in_subprocess(command.settings)
-    show("memory that stays, MB", found["models"])
-    phases = {name: {"peak MB": part["peak_mb"], "seconds": part["seconds"]} for name, part in found["phases"].items()}
-    rows = {column: {name: part[column] for name, part in phases.items()} for column in ("peak MB", "seconds")}
-    show("a step", rows)
-    fits = "fits" if found["fits"] else "does not fit"
+    forecast = plan_in_subprocess(command.settings)
+    show("resident memory, MB", forecast["models"])
+    phases = forecast["phases"].items()
+    columns = {
+        "peak MB": {name: phase["peak_mb"] for name, phase in phases},
+        "seconds": {name: phase["seconds"] for name, phase in phases},
+    }
+    show("one step", columns)
+    verdict = "fits" if forecast["fits"] else "does not fit"
     print(
-        f"peak {found['peak_mb']:,.0f} MB of {found['available_mb']:,.0f} MB: {fits}; "
-        f"{found['step_seconds']:.2f} s a step (± {found['step_seconds_error']:.2f}), "
-        f"{found['run_hours']:.2g} hours in all"
+        f"peak {forecast['peak_mb']:,.0f} MB of {forecast['available_mb']:,.0f} MB: {verdict}; "
+        f"{forecast['step_seconds']:.2f} s a step (± {forecast['step_seconds_error']:.2f}), "
+        f"{forecast['run_hours']:.2g} hours in all"
     )
-    if found["changes"]:
-        show("with these changes, one on top of the other", found["changes"])
-    return found
+    if forecast["changes"]:
+        show("with these changes, each in addition to those before it", forecast["changes"])
+    return forecast

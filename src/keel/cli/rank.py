@@ -1,6 +1,6 @@
 """Let people rank responses in a web page: each rater gets a private link, and you get one to the statistics.
 
-Every ranking is on the disk before it is acknowledged. Stop with Ctrl-C, and continue with the same command.
+Every ranking is written to disk before the page confirms it. Stop with Ctrl-C, and continue with the same command.
 
 example:
   keel rank responses.jsonl --raters anna --raters ben --overlap 2
@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import RankConfig
 from keel.errors import ConfigError
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from keel.ranking.store import Store
 
 
+VERB = Verb("rank", RankConfig, str(__doc__), flags=("stats",), positional="answers")
+CREATE_STORE = "create it: keel rank responses.jsonl"
+
+
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the figures, what was exported, or how much is ranked when the pages close."""
-    command = read_command("rank", RankConfig, arguments, str(__doc__), flags=("stats",), plain="answers")
+    """Serve the pages, or with a flag print statistics, export or back up. Return the counts."""
+    command = read_command(VERB, arguments)
     settings = command.settings
     if command.stats:
         return _stats(settings)
@@ -40,39 +45,44 @@ def _rank(settings: RankConfig) -> dict[str, Any]:
     from keel.web.rank.serve import check_rank_settings, serve_ranking
 
     if settings.answers is None:
-        _must_exist(settings.store, "give answers to begin it: keel rank answers.jsonl")
+        _check_exists(settings.store)
+    # Rows and settings are checked before the store is opened, so that a mistake creates no store.
     rows = read_unranked_responses(settings.answers) if settings.answers is not None else []
     check_rank_settings(settings)
-    with closing(_opened(settings.store, settings.overlap, settings.seed)) as store:
-        known = store.remember("mode", None)
-        if known not in (None, settings.mode) and "mode" in settings.model_fields_set:
+    with closing(_open_store(settings.store, settings.overlap, settings.seed)) as store:
+        stored_mode = store.remember("mode", None)
+        if stored_mode not in (None, settings.mode) and "mode" in settings.model_fields_set:
+            # The pairs of a ranking repeat what it contains already.
             raise ConfigError(
-                f"the store holds {known}; both in one study say the same twice", "mode", "begin another store"
+                f"the store holds {stored_mode}; both in one store would count preferences twice",
+                "mode",
+                "leave out --mode, or use another --store",
             )
-        mode = store.remember("mode", known or settings.mode)
-        given = list(in_pairs(rows, settings.seed)) if mode == "pairs" else rows
-        new = store.add_items(given)
-        alike = sum(len(set(row.responses)) < len(row.responses) for row in given)
-        if alike:
-            print(f"{alike} of {len(given)} items hold a response twice; the rating page says so", flush=True)
+        mode = store.remember("mode", stored_mode or settings.mode)
+        items = list(in_pairs(rows, settings.seed)) if mode == "pairs" else rows
+        num_new = store.add_items(items)
+        with_equal = sum(len(set(item.responses)) < len(item.responses) for item in items)
+        if with_equal:
+            print(f"{with_equal} of {len(items)} items hold a response twice; the rating page marks them", flush=True)
+        # Raters of an earlier call stay, so the default name is added to a new store only.
         if "raters" in settings.model_fields_set or not store.raters():
             store.add_raters(settings.raters)
-        items, before = store.num_items(), store.num_judgements()
-        print(f"{settings.store}: {items} items ({new} new), {before} rankings", flush=True)
+        num_items, num_rankings = store.num_items(), store.num_judgements()
+        print(f"{settings.store}: {num_items} items ({num_new} new), {num_rankings} rankings", flush=True)
         if store.overlap > len(store.raters()):
-            print(f"each item wants {store.overlap} raters; there are only {len(store.raters())}", flush=True)
+            print(f"each item needs {store.overlap} raters, but there are only {len(store.raters())}", flush=True)
         serve_ranking(store, settings)
-        done = store.num_judgements()
-    print(f"stopped; {done} rankings in {settings.store}; go on with the same command")
-    return {"rankings": done, "store": settings.store}
+        num_rankings = store.num_judgements()
+    print(f"stopped; {num_rankings} rankings in {settings.store}; continue with the same command")
+    return {"rankings": num_rankings, "store": settings.store}
 
 
 def _stats(settings: RankConfig) -> dict[str, Any]:
     from keel.cli.ratings import print_stats
     from keel.ranking.agreement import summary
 
-    _must_exist(settings.store, "begin it: keel rank answers.jsonl")
-    with closing(_opened(settings.store)) as store:
+    _check_exists(settings.store)
+    with closing(_open_store(settings.store)) as store:
         metrics = summary(store.judgements(), store.items(), store.raters(), store.overlap)
     print_stats(metrics)
     return metrics
@@ -81,47 +91,45 @@ def _stats(settings: RankConfig) -> dict[str, Any]:
 def _export(settings: RankConfig, path: str) -> dict[str, Any]:
     from keel.cli.ratings import write_export
 
-    _must_exist(settings.store, "begin it: keel rank answers.jsonl")
+    _check_exists(settings.store)
     if Path(path).resolve() == Path(settings.store).resolve():
-        raise ConfigError("this is the store itself", "export", "choose another file")
-    with closing(_opened(settings.store)) as store:
-        written = write_export(store.judgements(), path, settings.form, settings.aggregate)
-    counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in written.items())
-    following = (
-        f"; next: keel reward --data.path {path} --model MODEL" if path.endswith(".jsonl") and written["rows"] else ""
-    )
-    print(f"{path}: {counts}{following}")
-    return {**written, "output": path}
+        raise ConfigError("this is the store itself", "export", "choose another file name")
+    with closing(_open_store(settings.store)) as store:
+        counts = write_export(store.judgements(), path, settings.form, settings.aggregate)
+    counted = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
+    can_train = path.endswith(".jsonl") and counts["rows"]
+    print(f"{path}: {counted}" + (f"; next: keel reward --data.path {path} --model MODEL" if can_train else ""))
+    return {**counts, "output": path}
 
 
 def _backup(settings: RankConfig, path: str) -> dict[str, Any]:
     from keel.ranking.database import StoreError
 
-    _must_exist(settings.store, "begin it: keel rank answers.jsonl")
+    _check_exists(settings.store)
     if os.path.lexists(path):
-        raise ConfigError(f"{path} exists", "backup", "choose another name")
-    with closing(_opened(settings.store)) as store:
+        raise ConfigError(f"{path} exists", "backup", "choose another file name")
+    with closing(_open_store(settings.store)) as store:
         try:
             store.backup(path)
-        except StoreError:
+        except StoreError:  # an OSError too, but about the store and not about `path`
             raise
         except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}", "backup", "choose another file") from error
-        done = store.num_judgements()
-    print(f"{path}: a copy of {settings.store}, {done} rankings")
-    return {"rankings": done, "output": path}
+            raise ConfigError(f"cannot write {path}: {error.strerror}", "backup", "choose another file name") from error
+        num_rankings = store.num_judgements()
+    print(f"{path}: a copy of {settings.store}, {num_rankings} rankings")
+    return {"rankings": num_rankings, "output": path}
 
 
-def _opened(path: str, overlap: int | None = None, seed: int = 0) -> "Store":
+def _open_store(path: str, overlap: int | None = None, seed: int = 0) -> "Store":
     from keel.ranking.store import Store
     from keel.terminal import tell
 
     store = Store.open(path, overlap, seed)
     if store.database.left_over is not None:
-        tell(f"{path}: the log beside it was of another file, and is now {store.database.left_over}")
+        tell(f"{path}: the log beside it belonged to another file; it was renamed to {store.database.left_over}")
     return store
 
 
-def _must_exist(store: str, fix: str) -> None:
+def _check_exists(store: str) -> None:
     if not Path(store).exists():
-        raise ConfigError("no such store", where=store, fix=fix)
+        raise ConfigError("no such store", where=store, fix=CREATE_STORE)

@@ -1,4 +1,4 @@
-"""What raters did, on the terminal and as files."""
+"""Print the statistics of raters, and write their rankings to a file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,47 +16,50 @@ from keel.terminal import literal
 if TYPE_CHECKING:
     from keel.ranking.judgements import Judgement
 
-NAMED_ERRORS = 5
-"""Items of most disagreement that are printed; --json has more."""
+SHOWN_DISAGREEMENTS = 5
+"""number of items with the most disagreement that are printed; --json has more"""
 
 
 def write_export(judgements: Sequence["Judgement"], path: str, form: str, aggregate: bool) -> dict[str, int]:
-    """Write what was ranked to a .jsonl or .csv file, whole or not at all; returns what was counted.
+    """Write the judgements to a .jsonl or .csv file atomically, and return the counts.
 
-    Raises ConfigError for another kind of file, CheckpointError when it cannot be written.
+    Raises ConfigError for another ending or a file that is not an export, CheckpointError if it cannot be written.
     """
     from keel.ranking.export import csv_table, export, json_lines
     from keel.run.folder import write_atomic
 
     if not path.endswith((".jsonl", ".csv")):
-        raise ConfigError(f"{path} is neither .jsonl nor .csv", where="export", fix="choose one of them")
-    if not _is_ours(Path(path)):
-        raise ConfigError(f"{path} exists, and is no earlier export", where="export", fix="choose another name")
+        raise ConfigError(f"{path} ends neither in .jsonl nor in .csv", where="export", fix="choose one of them")
+    if not _may_replace(Path(path)):
+        raise ConfigError(
+            f"{path} exists, and is not an earlier export", where="export", fix="choose another file name"
+        )
     rows, counts = export(judgements, form, aggregate)
     write_atomic(Path(path), csv_table(rows) if path.endswith(".csv") else json_lines(rows))
     return counts
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether nothing lies there, or only what an export wrote: its rows name their raters."""
+def _may_replace(path: Path) -> bool:
+    """Return whether `path` is missing, empty or an earlier export. The rows of an export name their raters."""
     if not path.is_file() or not path.stat().st_size:
         return True
     with open_regular(path) as file:
-        first = file.readline(1_000_000).decode("utf-8-sig", "replace")
-    return re.search(r'"raters?"[:,]', first) is not None
+        # A limit, because a file that is not an export may be a single long line.
+        first_line = file.readline(1_000_000).decode("utf-8-sig", "replace")
+    return re.search(r'"raters?"[:,]', first_line) is not None
 
 
 def print_stats(stats: Mapping[str, Any]) -> None:
-    """What `agreement.summary` returns, as tables of at most 80 columns."""
+    """Print the result of `keel.ranking.agreement.summary` as tables of at most 80 columns."""
     console = Console(highlight=False, markup=False, emoji=False)
     for table in (_progress(stats), _raters(stats["raters"])):
         console.print(table)
     if stats["disagreements"]:
         console.print("Most disagreement", style="bold")
-    for item in stats["disagreements"][:NAMED_ERRORS]:
-        console.print(f"item {item['item']}, {_percent(item['agreement'])} the same: {_start(item['prompt'], 400)}")
+    for item in stats["disagreements"][:SHOWN_DISAGREEMENTS]:
+        console.print(f"item {item['item']}, {_percent(item['agreement'])} agreement: {_start(item['prompt'], 400)}")
         console.print(_responses(item))
-    console.print("[] = 95% intervals over items. Shares are of answer pairs that were told apart.")
+    console.print("[] = 95% intervals over items. Shares are of response pairs with a preference.")
 
 
 def _progress(stats: Mapping[str, Any]) -> Table:
@@ -64,14 +67,14 @@ def _progress(stats: Mapping[str, Any]) -> Table:
     seconds, alpha = stats["seconds"], stats["alpha"]
     time = "-"
     if seconds["median"] is not None:
-        time = f"{seconds['median']:.1f} s a ranking (median), {seconds['total'] / 3600:.1f} h in all"
+        time = f"{seconds['median']:.1f} s a ranking (median), {seconds['total'] / 3600:.1f} h in total"
     rows = {
         "items": f"{stats['items']}, {stats['ranked']} of them ranked by {stats['overlap']} or more",
         "rankings": f'{stats["judgements"]}, {stats["cannot_judge"]} of them "cannot judge"',
         "time": time,
         "Krippendorff's alpha": _interval(alpha, "{:.2f}") + "  1 = agree, 0 = chance",
         "two raters agree": _interval(stats["agreement"]) + f"  {stats['agreement']['pairs']} pairs",
-        "shown earlier wins": _interval(stats["position"]) + "  50% = no favour",
+        "shown earlier wins": _interval(stats["position"]) + "  50% = no bias",
         "longer text wins": _interval(stats["longer"]),
     }
     for name, text in rows.items():
@@ -100,18 +103,18 @@ def _raters(raters: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _responses(item: Mapping[str, Any]) -> Table:
-    """One row an answer, one column a rater's rank."""
-    table = Table("answer", width=80)
+    """Return a table with a row for each response and a column for the ranks of each rater."""
+    table = Table("response", width=80)
     for ranking in item["rankings"]:
         table.add_column(_start(ranking["rater"], 8), justify="right")
-    for place, response in enumerate(item["responses"]):
-        ranks = [ranking["ranks"][place] for ranking in item["rankings"]]
+    for index, response in enumerate(item["responses"]):
+        ranks = [ranking["ranks"][index] for ranking in item["rankings"]]
         table.add_row(_start(response, 160), *("-" if rank is None else str(rank) for rank in ranks))
     return table
 
 
 def _interval(metrics: Mapping[str, Any], form: str = "{:.0%}") -> str:
-    """`71% [66%, 76%]`"""
+    """Format a value and its interval: `71% [66%, 76%]`."""
     value, low, high = (metrics[name] for name in ("value", "low", "high"))
     if value is None:
         return "-"
@@ -123,5 +126,5 @@ def _percent(value: float | None) -> str:
 
 
 def _start(text: str, length: int) -> str:
-    """The first characters, in one line."""
+    """Return the first `length` characters, with control characters escaped."""
     return literal(text[:length]) + ("..." if len(text) > length else "")

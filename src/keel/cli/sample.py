@@ -9,15 +9,18 @@ example:
 
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import SampleConfig
 
+VERB = Verb("sample", SampleConfig, str(__doc__))
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns how many answers were written, and where."""
-    command = read_command("sample", SampleConfig, arguments, str(__doc__))
+    """Sample the responses, and return their number and file."""
+    command = read_command(VERB, arguments)
     from keel.evaluation.sample import sample_responses
 
-    written = sample_responses(command.settings)
-    print(f"{written['responses']} answers to {written['prompts']} prompts: {written['output']}")
-    return written
+    counts = sample_responses(command.settings)
+    print(f"{counts['responses']} responses to {counts['prompts']} prompts: {counts['output']}")
+    return counts

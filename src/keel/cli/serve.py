@@ -9,17 +9,20 @@ example:
 from pathlib import Path
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import ServeConfig
 from keel.errors import ConfigError
 
+VERB = Verb("serve", ServeConfig, str(__doc__), positional="folder")
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Serves until a signal comes; returns where."""
-    settings = read_command("serve", ServeConfig, arguments, str(__doc__), plain="folder").settings
+    """Serve the page until a signal comes, and return its address."""
+    settings = read_command(VERB, arguments).settings
     if not Path(settings.folder).is_dir():
-        what = "not a folder" if Path(settings.folder).exists() else "no such folder"
-        raise ConfigError(what, where=settings.folder, fix="name the folder that your runs lie in")
+        problem = "not a folder" if Path(settings.folder).exists() else "no such folder"
+        raise ConfigError(problem, where=settings.folder, fix="name the folder that holds your runs")
     from keel.web.dashboard.serve import serve_dashboard
 
     return {"address": serve_dashboard(settings)}

@@ -11,31 +11,39 @@ example:
 import os
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import ServeRewardConfig
 from keel.errors import ConfigError, Interrupted
 
+VERB = Verb("serve-reward", ServeRewardConfig, str(__doc__))
+MIN_TOKEN_CHARACTERS = 16
+# A request beyond `max_waiting` still needs a connection, on which it gets a 503 with Retry-After.
+CONNECTIONS_BEYOND_QUEUE = 64
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Serves until a signal comes; returns where."""
-    settings = read_command("serve-reward", ServeRewardConfig, arguments, str(__doc__)).settings
-    from keel.rollout.http import TOKEN
+    """Serve the scorer until a signal comes, and return its address."""
+    settings = read_command(VERB, arguments).settings
+    from keel.rollout.http_scorer import TOKEN
     from keel.server.limits import as_url_host, check_reach, listening, new_token, prompt_server
     from keel.server.reward import PATH, reward_app
 
-    given = os.environ.get(TOKEN)
-    if given is not None and len(given) < 16:
-        raise ConfigError("a token has at least 16 characters", where=TOKEN, fix="leave it out to get a new one")
+    chosen_token = os.environ.get(TOKEN)
+    if chosen_token is not None and len(chosen_token) < MIN_TOKEN_CHARACTERS:
+        raise ConfigError(
+            f"a token needs at least {MIN_TOKEN_CHARACTERS} characters", where=TOKEN, fix="unset it to get a new one"
+        )
     check_reach(settings.host, settings.public)
-    token = given or new_token()
-    server = prompt_server(reward_app(settings, token), settings.max_waiting + 64)
-    with listening(settings.host, settings.port) as place:
+    token = chosen_token or new_token()
+    server = prompt_server(reward_app(settings, token), settings.max_waiting + CONNECTIONS_BEYOND_QUEUE)
+    with listening(settings.host, settings.port) as socket:
         address = f"http://{as_url_host(settings.host)}:{settings.port}{PATH}"
         print(f"serving {address}", flush=True)
-        if given is None:
+        if chosen_token is None:
             print(f"{TOKEN}={token}", flush=True)
         try:
-            server.run(sockets=[place])
+            server.run(sockets=[socket])
         except (Interrupted, KeyboardInterrupt):
             print("stopped", flush=True)
     return {"address": address}

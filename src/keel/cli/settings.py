@@ -1,4 +1,4 @@
-"""From a YAML file and the command line to checked settings."""
+"""Read the settings of a verb from a YAML file and the command line, and check them."""
 
 import argparse
 import json
@@ -7,18 +7,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, get_origin
+from typing import Any, Generic, NoReturn
 
 import yaml
 from pydantic import BaseModel, create_model
 
-from keel.cli.help import GLOBAL_FLAGS, HELP_FLAGS, VerbHelp, brief_help, full_help
+from keel.cli.help import GLOBAL_FLAGS, HELP_FLAGS, SettingsT, Verb, brief_help, full_help
 from keel.cli.short_forms import SCORERS, add_short_forms, append_scorers, has_short_forms
 from keel.config import nearest, not_a_section, parse, setting_names
 from keel.errors import ConfigError
 from keel.files import read_regular
-
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 YES_OR_NO = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
 HELP = {"-h", *(f"--{flag}" for flag in HELP_FLAGS)}
@@ -26,7 +24,7 @@ HELP = {"-h", *(f"--{flag}" for flag in HELP_FLAGS)}
 
 @dataclass(frozen=True)
 class Command(Generic[SettingsT]):
-    """What a person asked a verb to do."""
+    """The checked settings of a verb, and its flags."""
 
     settings: SettingsT
     resume: bool = False
@@ -34,44 +32,37 @@ class Command(Generic[SettingsT]):
     stats: bool = False
 
 
-def read_command(
-    verb: str,
-    settings: type[SettingsT],
-    arguments: Sequence[str],
-    about: str,
-    flags: Sequence[str] = (),
-    plain: str = "",
-) -> Command[SettingsT]:
-    """Merge the YAML file with the command line, which wins; check the result. Raises ConfigError; --help exits 0.
+def read_command(verb: Verb[SettingsT], arguments: Sequence[str]) -> Command[SettingsT]:
+    """Merge the YAML file with the command line, which takes precedence, and check the result.
 
-    `plain` is the setting that an argument means which is neither an option nor a YAML file; of a list, several.
+    --help and --help-all print the help and raise SystemExit. Raises ConfigError for settings that cannot be used.
     """
-    several = bool(plain) and get_origin(settings.model_fields[plain].annotation) is list
-    first = f"{plain.upper()}{' ...' if several else ''} | RUN.yaml" if plain else "RUN.yaml"
-    what = f"The setting `{plain}`, or a YAML file of settings" if plain else "YAML file of settings"
-    verb_help = VerbHelp(verb, settings, about, first, f"{what}; flags override the file", flags)
-    asked = HELP & set(map(_kebab, arguments))
-    if asked:
-        print(full_help(verb_help) if "--help-all" in asked else brief_help(verb_help), end="")
+    help_flags = HELP & set(map(_kebab, arguments))
+    if help_flags:
+        print(full_help(verb) if "--help-all" in help_flags else brief_help(verb), end="")
         raise SystemExit(0)
-    parser = _Parser(verb_help, many=several)
-    given = _command_line(parser, settings, arguments)
-    options, named, scorers = parser.parsed, parser.words, parser.scorers
-    file = named[0] if named and (not plain or (len(named) == 1 and named[0].endswith((".yaml", ".yml")))) else None
-    if named and file is None:
-        given = {plain: named if several else named[0]} | given
-    required = any(field.is_required() for field in settings.model_fields.values())
-    if required and file is None and not given and not scorers:
-        raise ConfigError("no settings given", fix=f"keel {verb} {first}, or see keel {verb} --help")
+    parser = _Parser(verb)
+    from_flags = _read_flags(parser, verb.settings, arguments)
+    words, scorers = parser.words, parser.scorers
+    is_file = bool(words) and (not verb.positional or (len(words) == 1 and words[0].endswith((".yaml", ".yml"))))
+    file = words[0] if is_file else None
+    if words and file is None:
+        from_flags = {verb.positional: words if verb.takes_several else words[0]} | from_flags
+    needs_settings = any(field.is_required() for field in verb.settings.model_fields.values())
+    if needs_settings and file is None and not from_flags and not scorers:
+        raise ConfigError(
+            "no settings given", fix=f"keel {verb.name} {verb.placeholder}, or see keel {verb.name} --help"
+        )
     from_file = read_yaml(Path(file)) if file else {}
-    where = " and ".join(filter(None, [file, "command line" if given or scorers else ""]))
-    checked = parse(settings, append_scorers(merge_settings(from_file, given), scorers), where=where)
-    return Command(checked, **{flag: getattr(options, flag) for flag in flags})
+    where = " and ".join(filter(None, [file, "command line" if from_flags or scorers else ""]))
+    checked = parse(verb.settings, append_scorers(merge_settings(from_file, from_flags), scorers), where=where)
+    return Command(checked, **{flag: getattr(parser.parsed, flag) for flag in verb.flags})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError naming the line of a mistake."""
+    """Read a YAML file that holds a mapping. Raises ConfigError with the line of a mistake."""
     try:
+        # utf-8-sig accepts the byte order mark that some editors write.
         content = yaml.load(read_regular(path).decode("utf-8-sig"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(
@@ -87,25 +78,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"expected `name: value` lines, got {type(content).__name__}",
             where=str(path),
-            fix="write one setting a line",
+            fix="write one setting on each line",
         )
     return content
 
 
-def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` wins, section by section; a list is replaced whole."""
-    result = dict(below)
-    for key, value in above.items():
-        inner = result.get(key)
-        result[key] = (
-            merge_settings(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-        )
-    return result
+def merge_settings(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings. `override` takes precedence setting by setting; lists are replaced, not merged."""
+    merged = dict(base)
+    for key, value in override.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merge_settings(inner, value)
+        merged[key] = value
+    return merged
 
 
-def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Sequence[str]) -> dict[str, Any]:
-    """What was given, as nested mappings of text: {"algorithm": {"kl_coef": "0.1"}}."""
-    # Imported here, since it takes longer than all else that --help needs.
+def _read_flags(parser: "_Parser", settings: type[BaseModel], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of the command line as nested mappings of text: {"algorithm": {"kl_coef": "0.1"}}."""
+    # Imported here: it takes longer to import than everything that --help needs.
     from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
     try:
@@ -113,7 +104,7 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
             create_model(settings.__name__, __base__=(settings, BaseSettings)),  # type: ignore[arg-type]
             root_parser=parser,
             parse_args_method=_Parser.parse_args,
-            cli_parse_args=_spelled_out([_kebab(argument) for argument in arguments], settings),
+            cli_parse_args=_with_explicit_true([_kebab(argument) for argument in arguments], settings),
             cli_parse_none_str="null",
             cli_kebab_case=True,
             cli_avoid_json=True,
@@ -121,38 +112,45 @@ def _command_line(parser: "_Parser", settings: type[BaseModel], arguments: Seque
         )
         return merge_settings(source(), _json_lists(arguments, settings))
     except SettingsError as error:
-        raise ConfigError(_misread(str(error), settings), where="command line") from error
+        raise ConfigError(_explain(str(error), settings), where="command line") from error
 
 
 def _json_lists(arguments: Sequence[str], settings: type[BaseModel]) -> dict[str, Any]:
-    """Lists of texts that were given as JSON: the library splits them, and leaves `\\n` and its like as they stand."""
-    known = set(setting_names(settings, kind=list[str]))
-    found: dict[str, Any] = {}
+    """Parse the lists of texts that are written as JSON.
+
+    pydantic-settings splits such a list at its commas and does not decode escapes such as `\\n`.
+    """
+    list_names = set(setting_names(settings, kind=list[str]))
+    lists: dict[str, Any] = {}
     pairs = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
     for name, value in [*pairs, *pairwise(arguments)]:
         name = name.removeprefix("--").replace("-", "_")
-        if name not in known or not value.startswith("["):
+        if name not in list_names or not value.startswith("["):
             continue
         try:
-            texts = json.loads(value)
+            nested = json.loads(value)
         except ValueError:
             continue
-        for part in reversed(name.split(".")):
-            texts = {part: texts}
-        found = merge_settings(found, texts)
-    return found
+        for key in reversed(name.split(".")):
+            nested = {key: nested}
+        lists = merge_settings(lists, nested)
+    return lists
 
 
-def _misread(complaint: str, settings: type[BaseModel]) -> str:
-    if pairs := re.search(r"Parsing error encountered for (\S+):", complaint):
-        return f"{pairs[1]}: expected name=value,name=value"
-    if section := re.match(r'error parsing value for field "(\w+)"', complaint):
+def _explain(message: str, settings: type[BaseModel]) -> str:
+    """Rewrite an error message of pydantic-settings in terms of settings."""
+    if unreadable := re.search(r"Parsing error encountered for (\S+):", message):
+        name = unreadable[1]
+        is_list = name in setting_names(settings, kind=list[str])
+        form = "JSON" if name == "rewards" else "a,b or a JSON list" if is_list else "name=value,name=value"
+        return f"{name}: expected {form}"
+    if section := re.match(r'error parsing value for field "(\w+)"', message):
         return not_a_section(settings, [section[1]])
-    return complaint.partition(" from source")[0]
+    return message.partition(" from source")[0]
 
 
-def _spelled_out(arguments: Sequence[str], settings: type[BaseModel]) -> list[str]:
-    """A yes-or-no setting that stands alone means yes."""
+def _with_explicit_true(arguments: Sequence[str], settings: type[BaseModel]) -> list[str]:
+    """Append `=true` to a yes-or-no setting without a value, since pydantic-settings requires one."""
     names = [*setting_names(settings, kind=bool), *setting_names(settings, kind=bool | None)]
     switches = {f"--{name.replace('_', '-')}" for name in names}
     return [
@@ -162,7 +160,7 @@ def _spelled_out(arguments: Sequence[str], settings: type[BaseModel]) -> list[st
 
 
 def _kebab(argument: str) -> str:
-    """`--algorithm.kl_coef` is as good as `--algorithm.kl-coef`."""
+    """Spell a flag with hyphens: `--algorithm.kl_coef` becomes `--algorithm.kl-coef`."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -170,14 +168,15 @@ def _kebab(argument: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of exiting; its help is written by keel.cli.help."""
+    """An argparse parser that raises ConfigError instead of exiting. keel.cli.help writes the help."""
 
-    def __init__(self, verb: VerbHelp, many: bool) -> None:
+    def __init__(self, verb: Verb[Any]) -> None:
         super().__init__(prog=f"keel {verb.name}", add_help=False, allow_abbrev=False)
+        self.command = f"keel {verb.name} [{verb.placeholder}]"
         self.parsed = argparse.Namespace()
         self.words: list[str] = []
         self.scorers: list[dict[str, Any]] = []
-        self.add_argument("file", nargs="*" if many else "?")
+        self.add_argument("file", nargs="*" if verb.takes_several else "?")
         for flag in (*verb.flags, *GLOBAL_FLAGS, *HELP_FLAGS):
             self.add_argument(f"--{flag}", action="store_true")
         if has_short_forms(verb.settings):
@@ -185,27 +184,32 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.parsed = super().parse_args(args, namespace)
-        # Taken out of what the library reads, which knows settings only.
+        # Removed from the namespace, because pydantic-settings takes every entry of it for a setting.
         self.scorers = vars(self.parsed).pop(SCORERS, None) or []
         words = self.parsed.file or []
-        self.words = list(words) if isinstance(words, list) else [words]  # the library writes a list as JSON
+        # Copied, because pydantic-settings replaces a list in the namespace by its JSON text.
+        self.words = list(words) if isinstance(words, list) else [words]
         return self.parsed
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if unknown:
+        fix = ""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message = f"unknown setting {unknown[1]}; {nearest(unknown[1], known)}"
-        raise ConfigError(message, where="command line")
+        elif extra := re.match(r"unrecognized arguments: (.+)", message):
+            message, fix = f"unexpected arguments: {extra[1]}", f"{self.command} [--setting value ...]"
+        elif incomplete := re.match(r"argument (--\S+): expected one argument", message):
+            message = f"{incomplete[1]} needs a value"
+        raise ConfigError(message, where="command line", fix=fix)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one section; plain YAML lets the last one win."""
+    """Refuse a key that occurs twice in one mapping, where PyYAML silently takes the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands here twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} occurs twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)

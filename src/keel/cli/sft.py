@@ -7,16 +7,19 @@ example:
 
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.cli.tables import show
 from keel.config import SftConfig
 
+VERB = Verb("sft", SftConfig, str(__doc__), flags=("resume",))
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the figures on the held-out rows."""
-    command = read_command("sft", SftConfig, arguments, str(__doc__), flags=("resume",))
+    """Fine-tune the model, and return its metrics on the held-out rows."""
+    command = read_command(VERB, arguments)
     from keel.supervised.sft import sft
 
     metrics = sft(command.settings, resume=command.resume)
-    show("held-out rows", {"model": metrics}, f"the model: {command.settings.output}/model")
+    show("held-out rows", {"model": metrics}, f"model: {command.settings.output}/model")
     return metrics

@@ -1,4 +1,4 @@
-"""Short forms of `rewards`, which needs quoted JSON in a shell: --reward-model PATH, --reward-function FILE.py:NAME."""
+"""The flags --reward-model PATH and --reward-function FILE.py:NAME, which add to `rewards` without JSON in a shell."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from keel.errors import ConfigError
 
 SCORERS = "short_scorers"
-"""Where argparse collects what both flags give, in the order of the command line."""
+"""Where argparse collects the scorers of both flags, in the order of the command line."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ShortForm:
 
 
 def read_reward_model(text: str) -> dict[str, Any]:
-    """The scorer of `--reward-model`. Raises ArgumentTypeError."""
+    """Return the entry of `rewards` for a value of `--reward-model`. Raises ArgumentTypeError."""
     if text.lstrip().startswith(("{", "[")):
         raise argparse.ArgumentTypeError("expected a folder or hub id; give JSON with --rewards")
     if ".py:" in text:
@@ -33,7 +33,7 @@ def read_reward_model(text: str) -> dict[str, Any]:
 
 
 def read_reward_function(text: str) -> dict[str, Any]:
-    """The scorer of `--reward-function`. Raises ArgumentTypeError."""
+    """Return the entry of `rewards` for a value of `--reward-function`. Raises ArgumentTypeError."""
     if text.lstrip().startswith(("{", "[")):
         raise argparse.ArgumentTypeError("expected FILE.py:NAME; give JSON with --rewards")
     file, _, name = text.rpartition(":")
@@ -53,26 +53,26 @@ SHORT_FORMS = (
 
 
 def has_short_forms(settings: type[BaseModel]) -> bool:
-    """Whether the verb of these settings takes scorers."""
+    """Return whether a verb with these settings takes scorers."""
     return "rewards" in settings.model_fields
 
 
 def add_short_forms(parser: argparse.ArgumentParser) -> None:
-    """Add the flags to a parser, which collects what they give in one list."""
+    """Add the flags to a parser. It collects their scorers in one list."""
     for form in SHORT_FORMS:
         parser.add_argument(f"--{form.flag}", dest=SCORERS, action="append", type=form.read)
 
 
 def append_scorers(data: Mapping[str, Any], scorers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings with these scorers added to `rewards`. Raises ConfigError for one that is there already."""
+    """Return the settings with scorers added to `rewards`. Raises ConfigError for a scorer that `rewards` has."""
     rewards = data.get("rewards")
-    if not scorers or not isinstance(rewards, list | None):  # what is no list is refused when settings are checked
+    if not scorers or not isinstance(rewards, list | None):  # `parse` refuses a value that is not a list
         return dict(data)
     rewards = list(rewards or [])
     for scorer in scorers:
         (kind, place), *_ = scorer.items()
         if any(isinstance(other, Mapping) and other.get(kind) == place for other in rewards):
-            # The same scorer twice would count twice in the sum, which nobody means by a flag.
+            # The same scorer twice would count twice in the sum. No user means that by a flag.
             raise ConfigError(
                 f"rewards: the {kind} {place} is given twice",
                 where="command line",

@@ -1,4 +1,4 @@
-"""Figures as a table on the terminal."""
+"""Print metrics as a table on the terminal."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,13 @@ from typing import Any
 
 
 def show(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
-    """One row for each figure, one column for each of `columns`. Under torchrun only the first process prints."""
+    """Print one row for each metric and one column for each entry of `columns`.
+
+    Under torchrun only the first process prints.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
-    # Imported here: every verb imports this module, and --help needs no tables.
+    # Imported here: every verb imports this module, and --help must not wait for rich.
     from rich.console import Console
     from rich.table import Table
 
@@ -26,15 +29,15 @@ def show(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -
 
 
 def format_interval(metrics: Mapping[str, Any], name: str) -> str:
-    """`0.71 [0.66, 0.76]`"""
+    """Format a metric and its interval: `0.71 [0.66, 0.76]`."""
     return f"{number(metrics[name])} [{number(metrics[f'{name}_low'])}, {number(metrics[f'{name}_high'])}]"
 
 
 def number(value: Any) -> str:
-    """Four significant digits; whole numbers and text as they are."""
+    """Format a float to four significant digits, and any other value with `str`."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def select_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Some of the figures, in this order."""
+    """Return the metrics of these names, in this order, without those that are missing."""
     return {name: metrics[name] for name in names if name in metrics}

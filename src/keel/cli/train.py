@@ -11,10 +11,12 @@ example:
 
 from typing import Any
 
+from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.cli.tables import select_metrics, show
 from keel.config import TrainConfig
 
+VERB = Verb("train", TrainConfig, str(__doc__), flags=("resume", "check"))
 HEADLINE = (
     "objective/scores",
     "objective/kl",
@@ -26,14 +28,14 @@ HEADLINE = (
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Returns the figures of the last step, or with --check what the self-check measured."""
-    command = read_command("train", TrainConfig, arguments, str(__doc__), flags=("resume", "check"))
+    """Train the policy, and return the metrics of the last step, or with --check those of the self-check."""
+    command = read_command(VERB, arguments)
     from keel.training.policy import train_policy
 
     metrics = train_policy(command.settings, resume=command.resume, check_only=command.check)
     if command.check:
         show("self-check passed", {"measured": metrics})
     else:
-        note = f"the policy: {command.settings.output}/policy"
+        note = f"policy: {command.settings.output}/policy"
         show("last step", {command.settings.algorithm.name: select_metrics(metrics, HEADLINE)}, note)
     return metrics

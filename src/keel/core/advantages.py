@@ -1,13 +1,9 @@
-"""Who deserves the reward: from rewards of tokens (or scores of answers) to advantages."""
+"""Credit assignment: from rewards of tokens, or scores of responses, to advantages."""
 
 import torch
 from torch import Tensor
 
-from keel.core.masked import check_shapes, zero_outside
-
-ROUNDING = 1e-6
-"""Differences of scores below this share of the largest score are rounding: 16 units in the last place of float32,
-about what a network's score of one and the same text varies by from batch to batch."""
+from keel.core.masked import ROUNDING, check_shapes, zero_outside
 
 
 def gae(
@@ -18,11 +14,13 @@ def gae(
     gae_lambda: float,
     bootstrap_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016). [B, T] each -> advantages, returns [B, T]
+    """Compute generalised advantage estimates (Schulman et al. 2016). [B, T] each -> advantages, returns [B, T]
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  returns = A + V.
-    V after a row's last counted token is 0, or `bootstrap_values` [B]. Masked places are stepped over: the token
-    before a gap is followed by the token after it. lambda = 0 is the one-step advantage of A2C.
+    Masked positions are skipped: t + 1 is the next counted token. lambda = 0 gives the one-step advantage of A2C.
+
+    Args:
+        bootstrap_values: [B], V after each row's last counted token; 0 by default.
     """
     check_shapes(rewards, values, response_mask)
     rewards, values = zero_outside(rewards, response_mask), zero_outside(values, response_mask)
@@ -41,14 +39,14 @@ def gae(
 
 
 def discounted_returns(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
-    """Reward to go: R_t = r_t + gamma R_{t+1} (Williams 1992). [B, T] -> [B, T]"""
+    """Compute the reward to go, R_t = r_t + gamma R_{t+1} (Williams 1992). [B, T] -> [B, T]"""
     return gae(rewards, torch.zeros_like(rewards), response_mask, gamma, 1.0)[0]
 
 
 def rloo(scores: Tensor, group_size: int) -> Tensor:
-    """Score minus the mean of the others in its group: r_i - mean_{j != i} r_j. [B] -> [B]
+    """Return each score minus the mean of the others in its group, r_i - mean_{j != i} r_j. [B] -> [B]
 
-    Rows of one group are adjacent. An unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024).
+    The rows of a group are adjacent. The policy gradient is unbiased (Kool et al. 2019; Ahmadian et al. 2024).
     """
     groups = _grouped(scores, group_size)
     baseline = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
@@ -56,10 +54,13 @@ def rloo(scores: Tensor, group_size: int) -> Tensor:
 
 
 def grpo(scores: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
-    """Score minus the group's mean, divided by its standard deviation (unbiased, + 1e-6) if asked for. [B] -> [B]
+    """Return each score minus its group's mean, over the group's unbiased standard deviation + 1e-6. [B] -> [B]
 
-    Rows of one group are adjacent. Scores that differ by no more than rounding give exact zeros. Shao et al. 2024;
-    without the division: the advantage of Dr.GRPO (Liu et al. 2025), which also divides the loss by a constant length.
+    The rows of a group are adjacent. Scores that differ by rounding only give exact zeros. Shao et al. 2024.
+
+    Args:
+        normalize_std: False leaves out the division. This is the advantage of Dr.GRPO (Liu et al. 2025), which also
+            divides the loss by a constant length.
     """
     groups = _grouped(scores, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
@@ -69,12 +70,12 @@ def grpo(scores: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
 
 
 def group_deviations(scores: Tensor, group_size: int) -> Tensor:
-    """Return the standard deviation (unbiased) of each group's scores, 0 where they are equal. [B] -> [B / G]"""
+    """Return the unbiased standard deviation of each group's scores, 0 where they are equal. [B] -> [B / G]"""
     return _grouped(scores, group_size).std(dim=1)
 
 
 def equal_groups(scores: Tensor, group_size: int) -> Tensor:
-    """Return whether the scores of each group differ by no more than rounding. [B] -> [B / group_size] bool"""
+    """Return whether the scores of each group differ by rounding only. [B] -> [B / G] bool"""
     groups = scores.view(-1, group_size)
     return groups.amax(1) - groups.amin(1) <= ROUNDING * groups.abs().amax(1)
 
@@ -85,5 +86,5 @@ def _grouped(scores: Tensor, group_size: int) -> Tensor:
     if scores.dim() != 1 or scores.shape[0] % group_size:
         raise ValueError(f"scores {tuple(scores.shape)} do not divide into groups of {group_size}")
     groups = scores.view(-1, group_size)
-    shifted = groups - groups[:, :1]  # changes no advantage, and keeps digits where scores are large
+    shifted = groups - groups[:, :1]  # changes no advantage, but keeps the digits of large scores
     return shifted.masked_fill(equal_groups(scores, group_size).unsqueeze(1), 0.0)

@@ -8,15 +8,17 @@ from torch import Tensor
 from keel.core.masked import check_shapes
 
 RESOLUTION = 1e-4
-"""Nats up to which two correct float32 computations of one token's log-probability are taken as equal."""
+"""In nats: two correct float32 computations of one token's log-probability may differ by this much."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
-    """Per-token estimate from d = logprobs - ref_logprobs. [B, T], [B, T] -> [B, T]
+    """Estimate the KL per token from d = logprobs - ref_logprobs. [B, T], [B, T] -> [B, T]
 
-    k1 = d (unbiased), k2 = d^2 / 2 (biased value; its gradient is the KL's), k3 = exp(-d) - 1 + d (unbiased, never
-    negative; its gradient is that of KL(pi_ref || pi)). Schulman 2020, "Approximating KL divergence".
-    The argument of the exponential is limited to 60 so that a vanished token gives a huge number and not infinity.
+    - k1 = d: unbiased.
+    - k2 = d^2 / 2: a biased value, whose gradient is that of the KL.
+    - k3 = exp(-d) - 1 + d: unbiased and never negative; its gradient is that of KL(pi_ref || pi).
+
+    Schulman 2020, "Approximating KL divergence".
     """
     check_shapes(logprobs, ref_logprobs)
     difference = logprobs - ref_logprobs
@@ -25,16 +27,17 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -
     if estimator == "k2":
         return difference**2 / 2
     if estimator == "k3":
+        # The limit keeps the estimate finite for a token that the policy no longer samples.
         return torch.exp((-difference).clamp(max=60.0)) - 1 + difference
     raise ValueError(f"unknown estimator {estimator!r}: k1, k2 or k3")
 
 
 def without_rounding(ref_logprobs: Tensor, logprobs: Tensor) -> Tensor:
-    """Reference log-probs, with `logprobs` in the place of those that differ from it by RESOLUTION or less. [B, T] each
+    """Replace reference log-probs that differ from `logprobs` by RESOLUTION or less by `logprobs`. [B, T] each
 
-    So in float32 a policy that is still its reference has a KL of exactly zero and no gradient from it. A token's
-    rounding is different in a decoding step, in a full pass and in another micro-batch, and AdamW, which divides a
-    gradient by its own size, would make of such differences steps of full size in a random direction.
+    In float32, a policy that equals its reference then has a KL of exactly zero, without a gradient. The rounding of a
+    token differs between a decoding step, a full pass and another micro-batch. AdamW divides a gradient by its size,
+    so such differences would become full-size steps in a random direction.
     """
     check_shapes(ref_logprobs, logprobs)
     logprobs = logprobs.detach()
@@ -42,9 +45,12 @@ def without_rounding(ref_logprobs: Tensor, logprobs: Tensor) -> Tensor:
 
 
 def updated_kl_coef(kl_coef: float, kl: float, target_kl: float, horizon: float, num_responses: int) -> float:
-    """kl_coef * (1 + clip(kl / target_kl - 1, +-0.2) * num_responses / horizon), kl = objective/kl in nats a response.
+    """Compute kl_coef * (1 + clip(kl / target_kl - 1, -0.2, 0.2) * num_responses / horizon).
 
-    Ziegler et al. 2019, section 2.2. A KL that is not finite leaves the coefficient as it is.
+    Ziegler et al. 2019, section 2.2. A KL that is not finite does not change the coefficient.
+
+    Args:
+        kl: `objective/kl`, in nats per response.
     """
     if not math.isfinite(kl):
         return kl_coef

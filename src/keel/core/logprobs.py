@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies of a categorical policy, at the temperature it samples with.
+"""Log-probabilities and entropies of a categorical policy, at its sampling temperature.
 
-The largest logit is subtracted first, then the temperature divides, and long sums are pairwise or in double precision.
-So results are exact but for their own rounding, whatever the vocabulary and the offset of the logits.
+The largest logit is subtracted before the division by the temperature. Long sums are pairwise or in double precision.
+Results are therefore exact up to their final rounding, for any vocabulary size and any offset of the logits.
 """
 
 import math
@@ -15,38 +15,35 @@ from torch.autograd.function import once_differentiable
 from keel import kernels
 
 AT_ONCE = 2**18
-"""Logits that torch's operations take at a time on a CPU, so that intermediate results stay in its cache."""
+"""Logits per chunk of torch's operations on a CPU, so that intermediate results stay in its cache."""
 LEAST = -1e4
-"""Least shifted logit: its probability is 0, and unlike -inf it can be multiplied by that."""
+"""Lower bound of a shifted logit. Its probability is 0, and unlike -inf its product with 0 is not NaN."""
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """log pi(token) = z[token] - logsumexp(z), z = logits / temperature. [..., V], [...] -> [...]
+    """Compute log pi(token) = z[token] - logsumexp(z), z = logits / temperature. [..., V], [...] -> [...]
 
-    Raises ValueError if the temperature is not positive or the shapes do not fit.
+    Raises ValueError if the temperature is not positive or the shapes do not match.
     """
     return logprobs_and_entropy(logits, tokens, temperature)[0]
-
-
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """H = logsumexp(z) - sum softmax(z) z, between 0 and log V. [..., V] -> [...]"""
-    tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return logprobs_and_entropy(logits, tokens, temperature, entropy_gradient=True)[1]
 
 
 def logprobs_and_entropy(
     logits: Tensor, tokens: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Compute `token_logprobs` and `entropy` in few passes; the entropy has a gradient only if `entropy_gradient`.
+    """Compute log pi(token) and the entropy in few passes over memory. [..., V], [...] -> [...], [...]
 
-    [..., V], [...] -> [...], [...]
+    With z = logits / temperature, H = logsumexp(z) - sum softmax(z) z, which is between 0 and log V.
+
+    Args:
+        entropy_gradient: whether the entropy has a gradient.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit tokens {tuple(tokens.shape)}")
     wide = logits.float() if logits.dtype.itemsize < 4 else logits
-    if wide.dim() == 2:  # the reshapes below cost as much as a tenth of the work on a small vocabulary
+    if wide.dim() == 2:  # on a small vocabulary the reshapes below take up to a tenth of the time
         return cast(tuple[Tensor, Tensor], LogprobsAndEntropy.apply(wide, tokens, temperature, entropy_gradient))
     rows = wide.reshape(-1, wide.shape[-1]), tokens.reshape(-1)
     logprobs, entropies = LogprobsAndEntropy.apply(*rows, temperature, entropy_gradient)
@@ -54,15 +51,18 @@ def logprobs_and_entropy(
 
 
 class LogprobsAndEntropy(torch.autograd.Function):
-    """d log pi(token) / dz = onehot(token) - p, dH / dz = -p (log p + H), with p = softmax(z). [N, V], [N]"""
+    """Log-probabilities and entropies with their gradients written out. [N, V], [N] -> [N], [N]
+
+    With p = softmax(z): d log pi(token) / dz = onehot(token) - p, and dH / dz = -p (log p + H).
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, entropy_gradient: bool) -> Any:
         ctx.temperature, ctx.compiled = temperature, kernels.available(logits) and tokens.dtype == torch.int64
         forward = kernels.logprobs_with_entropy if ctx.compiled else _forward
-        logprobs, entropies, *kept = forward(logits, tokens, temperature)
-        ctx.save_for_backward(logits, tokens, *kept)
-        ctx.set_materialize_grads(False)  # so that an entropy that is only measured costs the backward pass nothing
+        logprobs, entropies, *saved = forward(logits, tokens, temperature)
+        ctx.save_for_backward(logits, tokens, *saved)
+        ctx.set_materialize_grads(False)  # an entropy without a gradient then costs the backward pass nothing
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -73,16 +73,19 @@ class LogprobsAndEntropy(torch.autograd.Function):
         logits, tokens, statistics, *weights = ctx.saved_tensors
         gradient = torch.zeros_like(statistics[:, 0]) if gradient is None else gradient
         back = kernels.logprobs_with_entropy_back if ctx.compiled else _backward
-        found = back(logits, tokens, statistics, gradient, entropy_gradient, ctx.temperature, *weights)
-        return found, None, None, None
+        for_logits = back(logits, tokens, statistics, gradient, entropy_gradient, ctx.temperature, *weights)
+        return for_logits, None, None, None
 
 
 def _forward(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`kernels.logprobs` in torch's operations; the exponentials of a single chunk are kept for the gradient."""
-    parts = [_sums(logits[rows], temperature) for rows in _chunks(logits)]
-    weights = parts[0][3] if len(parts) == 1 else None
-    each = list(zip(*parts, strict=True))[:3]
-    top, total, weighted = (part[0] if len(part) == 1 else torch.cat(part) for part in each)
+    """Compute `kernels.logprobs_with_entropy` with torch's operations.
+
+    If there is one chunk only, its exponentials are returned as well, for the gradient.
+    """
+    chunks = [_sums(logits[rows], temperature) for rows in _chunks(logits)]
+    weights = chunks[0][3] if len(chunks) == 1 else None
+    columns = list(zip(*chunks, strict=True))[:3]
+    top, total, weighted = (column[0] if len(column) == 1 else torch.cat(column) for column in columns)
     exact = total.double()
     log_total = exact.log()
     chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).double().sub_(top)
@@ -92,7 +95,10 @@ def _forward(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor
 
 
 def _sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """With x = (logits - largest) / temperature: the largest, the sums of exp(x) and of exp(x) x, and exp(x)."""
+    """Return the largest logit, the sums of exp(x) and of exp(x) x, and exp(x); x = (logits - largest) / temperature.
+
+    [N, V] -> [N], [N], [N], [N, V]
+    """
     top = logits.amax(-1, keepdim=True)
     x = _shifted(logits, top, temperature)
     weights = x.exp()
@@ -108,7 +114,7 @@ def _backward(
     temperature: float,
     weights: Tensor | None,
 ) -> Tensor:
-    """`kernels.logprobs_with_entropy_back` in torch's operations."""
+    """Compute `kernels.logprobs_with_entropy_back` with torch's operations."""
     top, total, entropies = statistics.unsqueeze(-1).unbind(1)
     outward = gradient.unsqueeze(-1) / temperature
     factor = outward / -total
@@ -132,7 +138,7 @@ def _shifted(logits: Tensor, top: Tensor, temperature: float, out: Tensor | None
 
 
 def _chunks(logits: Tensor) -> list[slice]:
-    """Slices of rows: of a CPU's cache size, elsewhere all at once."""
+    """Return slices of rows that fit a CPU's cache; on other devices one slice of all rows."""
     count, words = logits.shape
     step = max(1, AT_ONCE // words) if logits.is_cpu else max(1, count)
     return [slice(first, first + step) for first in range(0, max(count, 1), step)]
@@ -140,6 +146,6 @@ def _chunks(logits: Tensor) -> list[slice]:
 
 @cache
 def _most(words: int, dtype: torch.dtype) -> float:
-    """The largest number of that type that is not above log(words)."""
+    """Return the largest number of this type that is not above log(words), the bound of a rounded entropy."""
     nearest, limit = torch.tensor(math.log(words), dtype=dtype), math.log(words)
     return float(nearest if nearest.item() <= limit else nearest.nextafter(torch.zeros_like(nearest)))

@@ -1,5 +1,7 @@
-"""Losses per token, unreduced and unmasked: [B, T] -> [B, T] (any equal shapes will do). The caller sums over the
-counted tokens and divides by their number in the whole optimizer step."""
+"""Losses per token, not reduced and not masked: [B, T] -> [B, T], or any other equal shapes.
+
+The caller sums over the counted tokens and divides by their number in the full optimizer step.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from keel.core.masked import check_shapes
 
 
 def policy_gradient_loss(new_logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """-A_t log pi(y_t | s_t): its gradient is minus the policy gradient (A2C, REINFORCE)."""
+    """Compute -A_t log pi(y_t | s_t), whose gradient is minus the policy gradient (A2C, REINFORCE)."""
     check_shapes(new_logprobs, advantages)
     return -advantages * new_logprobs
 
@@ -21,10 +23,12 @@ def clipped_policy_loss(
     clip_range_high: float,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), ratio = exp(new_logprobs - logprobs). PPO, Schulman et al. 2017.
+    """Compute PPO's -min(ratio A, clip(ratio, 1 - low, 1 + high) A), with ratio = exp(new_logprobs - logprobs).
 
-    At the very edge of the range the gradient still flows. `dual_clip` c bounds the loss for A < 0 by -c A
-    (Ye et al. 2020). The log-ratio is limited to +-60 so that a huge step stays finite.
+    Schulman et al. 2017, equation 7. A ratio exactly at the edge of the range still has a gradient.
+
+    Args:
+        dual_clip: c bounds the loss by -c A where A < 0 (Ye et al. 2020).
     """
     check_shapes(new_logprobs, logprobs, advantages)
     ratio = likelihood_ratio(new_logprobs, logprobs)
@@ -36,14 +40,14 @@ def clipped_policy_loss(
 
 
 def likelihood_ratio(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
-    """exp(new_logprobs - logprobs), the exponent limited to +-60."""
+    """Compute exp(new_logprobs - logprobs), the exponent limited to +-60 so that the ratio is finite."""
     return torch.exp((new_logprobs - logprobs).clamp(-60.0, 60.0))
 
 
 def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, value_clip_range: float | None = None) -> Tensor:
-    """(V - R)^2 / 2 or, with a clip range, the larger of that and (clip(V, V_stored +- range) - R)^2 / 2.
+    """Compute (V - R)^2 / 2 or, with a clip range, max((V - R)^2, (V_stored + clip(V - V_stored) - R)^2) / 2.
 
-    Schulman et al.'s PPO code, as in lm-human-preferences.
+    The clipped form is that of Schulman et al.'s PPO code and of lm-human-preferences.
     """
     check_shapes(new_values, values, returns)
     loss = (new_values - returns) ** 2

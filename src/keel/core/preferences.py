@@ -12,36 +12,29 @@ from keel.core.masked import check_shapes
 def bradley_terry_loss(
     chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """-(1 - e) log sigma(d) - e log sigma(-d), d = chosen - rejected - margin, per pair. [N], [N] -> [N]
+    """Compute -(1 - e) log sigma(d) - e log sigma(-d) per pair, d = chosen - rejected - margin. [N], [N] -> [N]
 
-    Bradley and Terry 1952; the margin as in Llama 2 (Touvron et al. 2023, equation 2). e is `label_smoothing`, the
-    chance that a pair is the wrong way round (Mitchell 2023): the loss is least where sigma(d) = 1 - e.
+    Bradley and Terry 1952. The margin is that of Llama 2 (Touvron et al. 2023, equation 2).
+
+    Args:
+        label_smoothing: e, the probability that a pair's label is reversed (Mitchell 2023). The loss is smallest where
+            sigma(d) = 1 - e.
     """
     check_shapes(chosen, rejected, *([] if margin is None else [margin]))
     difference = chosen - rejected if margin is None else chosen - rejected - margin
     return softplus(-difference) + label_smoothing * difference  # since softplus(d) = softplus(-d) + d
 
 
-def plackett_luce_loss(scores: Tensor, mask: Tensor) -> Tensor:
-    """-log P(ranking) = sum_k [logsumexp(s_k..s_K) - s_k]; scores [N, K] are ordered best first. -> [N]
+def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
+    """Compute minus the log-probability, under Plackett-Luce, of all orders that agree with `ranks`. [N, K] -> [N]
 
-    Plackett 1975. Masked entries do not take part; two entries give the Bradley-Terry loss.
-    """
-    check_shapes(scores, mask)
-    filled = scores.masked_fill(~mask, -torch.inf)
-    remaining = filled.flip(1).logcumsumexp(1).flip(1)
-    return torch.where(mask, remaining - scores, 0.0).sum(1)
+    Rank 1 is best, and equal ranks tie. A tie means that the order is unknown, not that the responses are equally
+    good, so the probabilities of its orders are added. A tie for the last rank adds nothing, as in pairs, where a tie
+    gives no pair. Masked entries have no effect. Without ties this is the loss of Plackett 1975.
 
-
-def tied_plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
-    """-log of the probability, under Plackett-Luce, of all orders that agree with `ranks`. [N, K] each -> [N]
-
-    Rank 1 is best and equal ranks tie: a tie says that the order is not known, not that the answers are equally good,
-    so the probabilities of its orders are added. Masked entries do not take part; without ties this is
-    `plackett_luce_loss`, and a tie at the very end adds nothing (as in pairs, where ties give none).
-
-    Plackett-Luce is a race in which entry i arrives at rate exp(s_i), so a tied block B arrives before the rest, whose
-    rates sum to 1, with probability integral of e^-t prod_B (1 - e^(-t e^(s_i))) dt (DeLong, Guirguis and So 1994).
+    Plackett-Luce is a race in which entry i arrives at rate exp(s_i). Scale the rates so that those of the entries
+    behind a tied block B sum to 1. B then arrives before them with probability
+    integral of e^-t prod_B (1 - e^(-t e^(s_i))) dt (DeLong, Guirguis and So 1994).
     With t = e^x the trapezoidal rule below is exact to rounding: the integrand is analytic and decays at both ends.
     """
     check_shapes(scores, ranks, mask)
@@ -60,38 +53,22 @@ def tied_plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tens
 
 
 def implicit_rewards(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> Tensor:
-    """beta * (log pi(y|x) - log pi_ref(y|x)), from log-probabilities of whole answers. [N], [N] -> [N]
+    """Compute beta * (log pi(y|x) - log pi_ref(y|x)) from log-probabilities summed over a response. [N], [N] -> [N]
 
-    The reward of which the policy is the optimum under beta * KL, up to a constant of the prompt, which no comparison
-    sees (Rafailov et al. 2023, equation 5).
+    The policy is the optimum of this reward under beta * KL. The reward is known up to a constant per prompt, which
+    cancels in every comparison (Rafailov et al. 2023, equation 5). DPO is the Bradley-Terry loss of implicit rewards
+    (equation 7 there).
     """
     check_shapes(logprobs, ref_logprobs)
     return beta * (logprobs - ref_logprobs)
 
 
-def dpo_loss(
-    chosen_logprobs: Tensor,
-    rejected_logprobs: Tensor,
-    ref_chosen_logprobs: Tensor,
-    ref_rejected_logprobs: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The Bradley-Terry loss of the answers' implicit rewards. [N] each -> [N]
-
-    Log-probabilities are sums over an answer's tokens. Rafailov et al. 2023, equation 7; with `label_smoothing` the
-    conservative DPO of Mitchell 2023.
-    """
-    chosen = implicit_rewards(chosen_logprobs, ref_chosen_logprobs, beta)
-    rejected = implicit_rewards(rejected_logprobs, ref_rejected_logprobs, beta)
-    return bradley_terry_loss(chosen, rejected, label_smoothing=label_smoothing)
-
-
 def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """(h - 1 / (2 beta))^2, h = (chosen - rejected) / beta, of the answers' implicit rewards. [N], [N] -> [N]
+    """Compute (h - 1 / (2 beta))^2, h = (chosen - rejected) / beta, from implicit rewards. [N], [N] -> [N]
 
-    h is the difference of the log-ratios log pi - log pi_ref, which are sums over an answer's tokens. Azar et al. 2023,
-    equation 17, with beta for their tau: a pair that is always judged alike ends 1 / (2 beta) apart, and no further.
+    h is the difference of the log-ratios log pi - log pi_ref, summed over the tokens of a response. Azar et al. 2023,
+    equation 17, with beta for their tau. The log-ratios of a pair that all raters rank alike end at a difference of
+    1 / (2 beta).
     """
     check_shapes(chosen, rejected)
     return ((chosen - rejected - 0.5) / beta) ** 2

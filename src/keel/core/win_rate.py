@@ -1,40 +1,45 @@
-"""How often one policy's answer is preferred to another's, and how often it would be if both were equally long."""
+"""The win rate of one policy over another, controlled for the length of the responses."""
 
 import torch
 from torch import Tensor
 
 from keel.core.masked import check_shapes
 
-RIDGE = 0.01  # in comparisons: keeps the coefficients finite where all are won, or length alone tells who wins
+# In comparisons. Keeps the coefficients finite where one side wins all, or where length alone decides who wins.
+RIDGE = 0.01
 ROUNDS = 50
-LEAST_OVERLAP = 0.05  # of the comparisons; with fewer the rate at equal lengths is an extrapolation
-LARGEST_STEP = 2.0  # of Newton's method, in logits: far from the solution a whole step may lead astray
+LEAST_OVERLAP = 0.05  # share of the comparisons; below it the rate at equal lengths is an extrapolation
+LARGEST_STEP = 2.0  # in logits; a full Newton step far from the solution may diverge
 
 
 def length_controlled_win_rate(wins: Tensor, longer_by: Tensor, weights: Tensor) -> Tensor:
-    """The win rate that remains when both answers are of one length. [M], [M], [..., M] -> [...]
+    """Estimate the win rate at equal lengths of both responses. [M], [M], [..., M] -> [...]
 
-    Logistic regression of the preference (1 won, 1/2 tied, 0 lost) on a constant and the length difference:
-    P(win) = sigmoid(a + b tanh(d / std(d))), of which sigmoid(a) is returned (Dubois et al. 2024, arXiv 2404.04475,
-    without the difficulty of each instruction: `length_controlled_minimal` of their package). `longer_by` is d, our
-    length minus theirs; `weights` say how often each comparison counts, each row of them for a regression of its own.
+    Fits a logistic regression of the preference on a constant and the length difference d,
+    P(win) = sigmoid(a + b tanh(d / std(d))), and returns sigmoid(a). This is Dubois et al. 2024 (arXiv 2404.04475)
+    without the difficulty of each instruction: `length_controlled_minimal` of their package.
+
+    Args:
+        wins: 1 for a win, 1/2 for a tie, 0 for a loss.
+        longer_by: d, the length of the policy's response minus that of the other.
+        weights: how often each comparison counts; one regression is fitted per row of weights.
     """
     return torch.sigmoid(_fit(wins, _scaled(longer_by), weights)[0])
 
 
 def length_overlap(longer_by: Tensor, weights: Tensor) -> float:
-    """Return the share of comparisons in which the side that is mostly longer is not the longer one. [M], [M]
+    """Return the share of comparisons in which the side that is usually longer is not the longer one. [M], [M]
 
-    Below LEAST_OVERLAP the effect of length and that of quality cannot be separated.
+    Below LEAST_OVERLAP the effects of length and of quality cannot be separated.
     """
     shares = [weights[longer_by <= 0].sum(), weights[longer_by >= 0].sum()]
     return float(torch.stack(shares).min() / weights.sum())
 
 
 def length_controlled_deviation(wins: Tensor, longer_by: Tensor, weights: Tensor, clusters: Tensor) -> float:
-    """Return the standard deviation of a, the logit of the length-controlled rate. [M], [M], [M], [M] int
+    """Return the standard deviation of a, the logit of the length-controlled win rate. [M], [M], [M], [M] int
 
-    The bias-reduced sandwich CR3, a linearized jackknife over the clusters (Bell and McCaffrey 2002).
+    This is the bias-reduced sandwich estimate CR3, a linearized jackknife over clusters (Bell and McCaffrey 2002).
     """
     z = _scaled(longer_by)
     a, b = _fit(wins, z, weights)
@@ -55,7 +60,7 @@ def _scaled(longer_by: Tensor) -> Tensor:
 
 
 def _fit(wins: Tensor, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a and b by Newton's method, with a ridge. [M], [M], [..., M] -> [...], [...]"""
+    """Fit a and b by Newton's method, with a ridge penalty. [M], [M], [..., M] -> [...], [...]"""
     check_shapes(wins, z)
     a = b = torch.zeros(weights.shape[:-1], dtype=weights.dtype, device=weights.device)
     for _ in range(ROUNDS):

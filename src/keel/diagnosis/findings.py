@@ -1,4 +1,4 @@
-"""What a doctor says: a finding, the figures that show it, what may have caused it, and which setting to change."""
+"""What the doctor reports: findings with their evidence, likely causes and proposed changes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "notice")
 
 @dataclass(frozen=True)
 class Evidence:
-    """A figure of the run, and what it says. `figure` is a key of metrics.jsonl, drawn beside the words."""
+    """A metric of the run and what it shows. `figure` is a key of metrics.jsonl; reports plot it beside the text."""
 
     figure: str
     says: str
@@ -20,7 +20,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Change:
-    """What to do: a setting and what to set it to, or an action in words with no setting."""
+    """A proposed change: a setting and its new value, or an action in words with an empty setting."""
 
     setting: str
     to: str
@@ -28,7 +28,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause, what speaks for it and against it in this run, and what would mend it."""
+    """A likely cause, the evidence for and against it in this run, and the change that removes it."""
 
     what: str
     speaks_for: tuple[str, ...]
@@ -38,20 +38,18 @@ class Cause:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a run."""
+    """One diagnosed fault of a run."""
 
-    name: str  # as in docs/diagnosis.md, such as "kl-runaway"
+    name: str  # as in docs/reference/findings.md, such as "kl-runaway"
     title: str  # one sentence
     severity: Severity
     stage: str  # what to look at: prompts, reward model, sampler, reference, update, critic, policy
-    first_step: int  # since when it has been so; it is said some steps later, when it has lasted
-    last_step: int | None  # None: still so at the last step of the run
+    first_step: int  # the step at which it began; it is reported some steps later, once it has lasted
+    last_step: int | None  # None: it still holds at the last step of the run
     evidence: tuple[Evidence, ...]
     causes: tuple[Cause, ...]  # likeliest first
-    follows_from: str | None = None  # the name of an earlier finding that explains this one
-    last_seen: int | None = (
-        None  # the last step in which it held, of which the evidence is: it may be open a little longer
-    )
+    follows_from: str | None = None  # the name of the finding that explains this one
+    last_seen: int | None = None  # the last step at which it held, from which the evidence is taken
 
     @property
     def is_open(self) -> bool:
@@ -60,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings of a run, the diagnosis first: open before closed, what explains others before what it explains."""
+    """All findings of a run, root causes first and open findings before closed ones."""
 
     path: str
     name: str
@@ -69,19 +67,19 @@ class Diagnosis:
     last_step: int
     planned: int
     findings: tuple[Finding, ...]
-    measured: bool = True  # whether any metric is a number; without one no rule can see anything
+    measured: bool = True  # whether any metric is a number; no rule can hold without one
 
     @property
     def verdict(self) -> str:
-        """healthy, notice, warning or critical: the worst that is open; "unknown" where nothing was measured."""
+        """The worst open severity, "healthy" if no finding is open, "unknown" if nothing was measured."""
         if not self.findings and not (self.last_step and self.measured):
             return "unknown"
-        worst = {finding.severity for finding in self.findings if finding.is_open}
-        return next((severity for severity in SEVERITIES if severity in worst), "healthy")
+        severities = {finding.severity for finding in self.findings if finding.is_open}
+        return next((severity for severity in SEVERITIES if severity in severities), "healthy")
 
     @property
     def gravest(self) -> Finding | None:
-        """The gravest finding that is open, of these the first; where all are over, the first. None = no finding."""
+        """The first of the worst open findings; the first finding if none is open; None if there is none."""
         live = [finding for finding in self.findings if finding.is_open]
         first = next(iter(self.findings), None)
         return min(live, key=lambda finding: SEVERITIES.index(finding.severity), default=first)

@@ -1,19 +1,18 @@
-"""What the best of n answers are worth: by the scorer that chose them, and by those that did not."""
+"""Best-of-n curves: metrics of the response with the highest score of n."""
 
 from typing import Any
 
 from keel.core.best_of import best_of_kl, best_of_weights
-from keel.evaluation.judged import EvaluatedResponses, by_prompt, with_interval
+from keel.evaluation.judged import EvaluatedResponses, interval_entries, sum_by_prompt
 from keel.stats.intervals import mean_interval
 
 
 def best_of_curve(evaluated: EvaluatedResponses, most: int) -> list[dict[str, Any]]:
-    """For n = 1 .. most the figures of the answer with the highest score of n, with intervals over prompts.
+    """Compute metrics of the response with the highest score of n, for n = 1 .. most, with intervals over prompts.
 
-    `kl_bound` is how far it lies at most from the policy that answered, in nats. A scorer that did not choose shows
-    what the choice is worth: where its figure falls while the score rises, the score is over-optimised. A prompt of
-    which an answer has no score is left out, for the best of fewer answers is less; `prompts` is how many there are.
-    Empty without any.
+    `kl_bound` is the upper bound of the KL to the policy that was sampled, in nats. The score is over-optimised where
+    it rises with n and another scorer falls. Prompts with a response that has no score are left out: the best of fewer
+    responses would be lower. `prompts` is the number of prompts used. Empty without any.
     """
     scored = evaluated.measured["score"].isfinite().all(1).nonzero().flatten().tolist()
     if not scored:
@@ -26,15 +25,15 @@ def best_of_curve(evaluated: EvaluatedResponses, most: int) -> list[dict[str, An
     for n in range(1, most + 1):
         weights = best_of_weights(evaluated.measured["score"], n)
         point: dict[str, Any] = {"n": n, "prompts": len(clusters.unique()), "kl_bound": best_of_kl(n)}
-        for name, known in values.items():
-            above = by_prompt((weights * known.nan_to_num()).sum(1), clusters)
-            below = by_prompt((weights * known.isfinite()).sum(1), clusters)
+        for name, measured in values.items():
+            above = sum_by_prompt((weights * measured.nan_to_num()).sum(1), clusters)
+            below = sum_by_prompt((weights * measured.isfinite()).sum(1), clusters)
             value = float(above.sum() / below.sum())
-            point |= with_interval(name, value, mean_interval(above.numpy(), below.numpy()))
+            point |= interval_entries(name, value, mean_interval(above.numpy(), below.numpy()))
         curve.append(point)
     return curve
 
 
 def equivalent_best_of_n(score: float, curve: list[dict[str, Any]]) -> int | None:
-    """The least n whose best answer has at least this score; None where no n of the curve has."""
+    """Return the smallest n whose best response has at least this score; None if no n of the curve has."""
     return next((point["n"] for point in curve if point["score"] >= score), None)

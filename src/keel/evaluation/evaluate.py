@@ -1,4 +1,4 @@
-"""Judging policies on prompts, alone and against another: what `keel evaluate` does."""
+"""Evaluate policies on prompts, alone and against another policy (`keel evaluate`)."""
 
 import json
 from collections import defaultdict
@@ -21,7 +21,7 @@ from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
 from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
 from keel.evaluation.score_once import scored_once
-from keel.evaluation.summary import check_metric_names, compute_summary, decider, side_name
+from keel.evaluation.summary import check_metric_names, compute_summary, deciding_measurement, side_name
 from keel.evaluation.untempered_kl import add_untempered_kl
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
@@ -41,12 +41,17 @@ Scoring = Callable[[Rollouts], ScoredRollouts]
 
 
 def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
-    """Figures of each policy, of the one they are compared with, and of the comparisons; written to `config.output`.
+    """Evaluate policies, return the metrics and write them to `config.output`.
 
-    A single policy's figures are under "policy", and those of its comparison beside that. Several have both under
-    "policies" and their short names; each is judged as it would be alone. NAME_low and NAME_high are the ends of a 95%
-    interval over prompts. What was asked for besides is under "slices", "best_of", "frontier", "people" and "gate".
-    `functions` are Python reward functions besides `config.rewards`. Raises ConfigError, DataError or RewardError.
+    Args:
+        functions: Python reward functions in addition to `config.rewards`.
+
+    Returns the metrics of one policy under "policy", and those of its comparison on the top level. Several policies
+    have both under "policies", by their short names; each has the metrics that it would have alone. "against" has those
+    of the policy they are compared with. NAME_low and NAME_high are the ends of the 95% interval over prompts. The
+    optional parts are "slices", "best_of", "frontier", "people", "pairs" and "gate".
+
+    Raises ConfigError, DataError or RewardError.
     """
     World.single()
     config = complete_config(config)
@@ -62,7 +67,7 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
     if config.judgements:
         metrics["people"] = people_metrics(config)
     elif config.pairs:
-        metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], decider(config))
+        metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], deciding_measurement(config))
     if demands:
         metrics["gate"] = gate_verdict(demands, metrics)
     write_evaluation(config, metrics, evaluated)
@@ -70,7 +75,7 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
 
 
 def check_outputs(config: EvaluateConfig, has_gate: bool) -> None:
-    """Raises ConfigError, before any model is loaded, for a file that could not be written at the end."""
+    """Check that every output file can be written, before any model is loaded. Raises ConfigError."""
     require_writable(config.output)
     if config.output and has_gate:
         require_writable(certificate_path(Path(config.output)))
@@ -82,30 +87,34 @@ def check_outputs(config: EvaluateConfig, has_gate: bool) -> None:
 def evaluate_sides(
     config: EvaluateConfig, sides: Mapping[str, str], readable: Mapping[str, bool], scorers: Sequence[Scorer]
 ) -> dict[str, EvaluatedResponses]:
-    """Answers and measures of each side. Of the policies only one at a time is in memory."""
-    given = config.prompts, config.sampling, config.dtype
-    opponents = {"against": load_policy(config.against, *given)} if config.against else {}
+    """Sample and measure the responses of each side.
+
+    Only `against`, the reference and one policy are in memory at a time.
+    """
+    settings = config.prompts, config.sampling, config.dtype
+    opponents = {"against": load_policy(config.against, *settings)} if config.against else {}
     reference = load_reference(config, opponents)
     once = scored_once(scorers)
 
-    def judged_side(side: str, folder: str) -> EvaluatedResponses:
-        policy = opponents.get(side) or load_policy(folder, *given)
-        if side == next(iter(sides)):  # all sides answer the same prompts
+    def evaluate_side(side: str, folder: str) -> EvaluatedResponses:
+        policy = opponents.get(side) or load_policy(folder, *settings)
+        if side == next(iter(sides)):  # all sides have the same prompts, so one check is enough
             check_signatures(scorers, [name for prompt in policy.prompts for name in prompt.columns])
             for line in length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens):
                 tell(line)
         scoring = partial(score, scorers=once, tokenizer=policy.tokenizer) if scorers else None
+        # All policies draw the same random numbers, so that each gets the responses that it would get alone.
         stream = side if side in opponents else "policy"
         with ProgressDisplay(f"evaluate {side}", len(policy.prompts) * config.sampling.num_responses) as display:
             to = reference if readable[side] else None
-            found = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, display.show)
-        return add_untempered_kl(found, policy, to, config.sampling, config.seed, stream) if to else found
+            responses = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, display.show)
+        return add_untempered_kl(responses, policy, to, config.sampling, config.seed, stream) if to else responses
 
-    return {side: judged_side(side, folder) for side, folder in sides.items()}
+    return {side: evaluate_side(side, folder) for side, folder in sides.items()}
 
 
 def side_paths(config: EvaluateConfig) -> dict[str, str]:
-    """Name of each side -> its folder or hub id."""
+    """Return the folder or hub id of each side by its name."""
     if config.checkpoints:
         sides = {side_name(step): folder for step, folder in find_checkpoints(config.checkpoints).items()}
     else:
@@ -115,44 +124,47 @@ def side_paths(config: EvaluateConfig) -> dict[str, str]:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The fewest last parts that tell the paths apart, without what they all end in: runs/ppo/policy -> ppo."""
+    """Shorten paths to names that differ, such as `ppo` for runs/ppo/policy.
+
+    A name is the shortest ending of the path that is unique, without the last parts that all paths have in common.
+    """
     parts = [Path(path).parts for path in paths]
     while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [each[:-1] for each in parts]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-count:]) for each in parts]
-        if len({*names, "against", "prompt"}) == len(names) + 2:  # the two have a meaning of their own in the output
+        if len({*names, "against", "prompt"}) == len(names) + 2:  # both are keys of the output
             return names
     return [str(Path(path).absolute()) for path in paths]
 
 
 def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict[str, bool]:
-    """For each side whether the reference reads its tokens; if not, it has no KL.
+    """Check whether the reference has the vocabulary of each side. A side with another vocabulary gets no KL.
 
-    Raises ConfigError where a reference was asked for that does not, or prompts are dropped by differing counts.
+    Raises ConfigError for a `reference` with another vocabulary, and where sides would drop different prompts.
     """
     vocabularies = {side: load_tokenizer(folder).get_vocab() for side, folder in sides.items()}
     first = next(iter(vocabularies.values()))
     if config.prompts.too_long == "drop" and any(vocabulary != first for vocabulary in vocabularies.values()):
         raise ConfigError(
-            "models with other vocabularies would drop other prompts",
+            "models with different vocabularies would drop different prompts",
             where="prompts.too_long",
             fix="set it to truncate",
         )
     name = config.reference or config.against
-    known = load_tokenizer(name).get_vocab() if name else None
-    same = {side: vocabulary == known for side, vocabulary in vocabularies.items()}
+    expected = load_tokenizer(name).get_vocab() if name else None
+    same = {side: vocabulary == expected for side, vocabulary in vocabularies.items()}
     if config.reference and not all(same.values()):
         raise ConfigError(
-            "its vocabulary is not that of the policies, so there is no KL",
+            "the reference's vocabulary differs from that of the policies, so there is no KL",
             where=f"reference {name}",
-            fix="name a reference with the policies' tokenizer, or leave it out",
+            fix="name a reference with the policies' tokenizer, or remove the setting",
         )
     return same
 
 
 def load_reference(config: EvaluateConfig, opponents: Mapping[str, EvaluatedPolicy]) -> ActorCritic | None:
-    """The model that the KL is measured to, by default the one of `against`; None without either."""
+    """Return the reference model of the KL, by default that of `against`; None without either."""
     if config.reference and config.reference != config.against:
         return load_frozen_model(config.reference, config.dtype)
     return opponents["against"].model if opponents else None
@@ -167,16 +179,21 @@ def sample_and_score(
     stream: str,
     show: Callable[[int, dict[str, float]], None] = lambda done, metrics: None,
 ) -> EvaluatedResponses:
-    """Let a player answer all prompts and measure the answers. `stream` names the random numbers it draws."""
+    """Sample responses to all prompts of the policy and measure them.
+
+    Args:
+        stream: name of the stream of random numbers.
+        show: called after each batch with the number of responses and the mean score so far.
+    """
     texts: list[str] = []
-    parts: dict[str, list[Tensor]] = defaultdict(list)
+    batches: dict[str, list[Tensor]] = defaultdict(list)
     for rollouts in policy.sample_responses(decoding, seed, "evaluate", stream):
         texts += rollouts.texts
         for name, values in measure(rollouts, policy, reference, scoring, decoding.temperature or 1.0).items():
-            parts[name].append(values.cpu())
-        show(len(texts), {"score": float(torch.cat(parts["score"]).nanmean())} if "score" in parts else {})
+            batches[name].append(values.cpu())
+        show(len(texts), {"score": float(torch.cat(batches["score"]).nanmean())} if "score" in batches else {})
     k = decoding.num_responses
-    measured = {name: torch.cat(values).view(-1, k) for name, values in parts.items()}
+    measured = {name: torch.cat(values).view(-1, k) for name, values in batches.items()}
     return EvaluatedResponses(policy.prompts, group_texts(texts, k), measured)
 
 
@@ -187,7 +204,10 @@ def measure(
     scoring: Scoring | None,
     temperature: float,
 ) -> dict[str, Tensor]:
-    """Name -> [B]: score, each scorer's own, kl (sum of k1), length, truncated, and the sums of PER_TOKEN."""
+    """Measure each response. Return [B] by name.
+
+    `kl` is the sum over tokens of log pi - log pi_ref (k1). The names in PER_TOKEN are sums over tokens, too.
+    """
     measured: dict[str, Tensor] = {}
     if scoring is not None:
         scored = scoring(rollouts)
@@ -195,12 +215,12 @@ def measure(
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
         measured |= {f"disagreement/{name}": values for name, values in scored.disagreement.items()}
         measured |= {f"cut/{name}": values for name, values in scored.cut.items()}
-    own = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS)
+    analysis = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS)
     if reference is not None:
-        theirs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
-        measured["kl"] = (own.logprobs - theirs).sum(1)
-        measured["reference_logprob"] = theirs.sum(1)
-    measured["entropy"] = own.entropy.sum(1)
+        ref_logprobs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
+        measured["kl"] = (analysis.logprobs - ref_logprobs).sum(1)
+        measured["reference_logprob"] = ref_logprobs.sum(1)
+    measured["entropy"] = analysis.entropy.sum(1)
     measured["length"] = rollouts.lengths.double()
     measured["truncated"] = rollouts.truncated.double()
     return {name: values.double() for name, values in measured.items()}
@@ -209,7 +229,7 @@ def measure(
 def write_evaluation(
     config: EvaluateConfig, metrics: Mapping[str, Any], evaluated: Mapping[str, EvaluatedResponses]
 ) -> None:
-    """Figures and answers, and beside them the verdict of the gate with what it was a verdict on."""
+    """Write metrics and responses to `config.output`, and the certificate of the gate beside it."""
     if not config.output:
         return
     output = Path(config.output)
@@ -224,7 +244,7 @@ def certificate_path(output: Path) -> Path:
 
 
 def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The gate's verdict, and on what: the SHA-256 of the policy, of what it was compared with, prompts and scorers."""
+    """Return the gate's verdict with the settings and the SHA-256 of policies, prompts, rankings and scorers."""
     files = [*config.policy, config.against, config.reference, config.prompts.path, config.judgements]
     files += [source.model or (source.function or "").rpartition(":")[0] for source in config.rewards]
     return {
@@ -239,11 +259,11 @@ def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str,
 
 
 def _response_rows(evaluated: Mapping[str, EvaluatedResponses]) -> Iterator[dict[str, Any]]:
-    """For each prompt the answers of each side with their scores."""
-    for row, prompt in enumerate(next(iter(evaluated.values())).prompts):
-        responses: dict[str, Any] = {"prompt": prompt.content}
-        for side, found in evaluated.items():
-            responses[side] = found.texts[row]
-            if "score" in found.measured:
-                responses[f"{side}_scores"] = found.measured["score"][row].tolist()
-        yield responses
+    """Yield the responses of each side to each prompt, with their scores."""
+    for number, prompt in enumerate(next(iter(evaluated.values())).prompts):
+        row: dict[str, Any] = {"prompt": prompt.content}
+        for side, responses in evaluated.items():
+            row[side] = responses.texts[number]
+            if "score" in responses.measured:
+                row[f"{side}_scores"] = responses.measured["score"][number].tolist()
+        yield row

@@ -1,4 +1,4 @@
-"""Two policies before people: pairs that do not say whose answer is whose, and what people said of them."""
+"""Compare two policies by people: write blind pairs of responses, and read the rankings of these pairs."""
 
 import json
 import random
@@ -21,17 +21,17 @@ from keel.run.origin import fingerprints
 
 @dataclass(frozen=True)
 class Pair:
-    """One answer of each policy to a prompt, as it was written for people, and what the key knows of it."""
+    """A blind pair, one response of each policy to a prompt, with the entries of the key."""
 
     prompt: Content
     responses: list[str]  # in the order of the file
-    ours: int  # which of the two is the policy's
-    lengths: list[float]  # tokens of the policy's answer, and of the other's
-    scores: list[float] | None  # of the same two, by the scorer that decides
+    ours: int  # index of the policy's response
+    lengths: list[float]  # tokens of the policy's response, then of the other one
+    scores: list[float] | None  # by the deciding scorer, in the same order as the lengths
 
     @property
     def differs(self) -> bool:
-        """The same answer twice is a tie, and nobody has to look at it."""
+        """Whether people must compare the responses; two equal ones are a tie."""
         return self.responses[0] != self.responses[1]
 
 
@@ -40,28 +40,33 @@ def key_path(pairs: str) -> Path:
 
 
 def check_pairs(config: EvaluateConfig) -> None:
-    """Raises ConfigError, before anything is sampled, for a file that would be written over or a key that is lost."""
+    """Check the files of the pairs before anything is sampled.
+
+    Raises ConfigError for a file that would be overwritten, or a key that cannot be read.
+    """
     if config.pairs is None:
         return
     if not config.pairs.endswith(".jsonl"):
-        raise ConfigError("must end in .jsonl", where=f"pairs {config.pairs}", fix="rename it")
+        raise ConfigError("the name must end in .jsonl", where=f"pairs {config.pairs}", fix="rename the file")
     if config.judgements is not None:
         read_key(config)
-    elif found := next((path for path in (Path(config.pairs), key_path(config.pairs)) if path.exists()), None):
-        raise ConfigError("exists already", f"pairs {found}", "name another file, or give the judgements of this one")
+    elif existing := next((path for path in (Path(config.pairs), key_path(config.pairs)) if path.exists()), None):
+        raise ConfigError(
+            "the file already exists", f"pairs {existing}", "name another file, or pass its rankings with --judgements"
+        )
 
 
 def write_pairs(
     config: EvaluateConfig, ours: EvaluatedResponses, theirs: EvaluatedResponses, measure: str
 ) -> dict[str, Any]:
-    """The first answer of each to every prompt, in an order drawn for each pair; the key goes into a file beside."""
+    """Write the first response of each policy to every prompt, in a random order, and the key to a second file."""
     order = random.Random(config.seed)
     pairs = []
     for row, prompt in enumerate(ours.prompts):
-        both, place = [ours.texts[row][0], theirs.texts[row][0]], order.randrange(2)
+        both, ours_at = [ours.texts[row][0], theirs.texts[row][0]], order.randrange(2)
         scores = [float(side.measured[measure][row, 0]) for side in (ours, theirs) if measure in side.measured]
         lengths = [float(side.measured["length"][row, 0]) for side in (ours, theirs)]
-        pairs.append(Pair(prompt.content, both[::-1] if place else both, place, lengths, scores or None))
+        pairs.append(Pair(prompt.content, both[::-1] if ours_at else both, ours_at, lengths, scores or None))
     rows = [{"prompt": pair.prompt, "responses": pair.responses} for pair in pairs if pair.differs]
     key = {**_origin(config), "pairs": [vars(pair) for pair in pairs]}
     assert config.pairs is not None
@@ -76,7 +81,7 @@ def write_pairs(
 
 
 def read_key(config: EvaluateConfig) -> list[Pair]:
-    """Raises ConfigError when it cannot be read, or speaks of other weights than those judged now."""
+    """Read the key of the pairs. Raises ConfigError for a key that is unreadable or of other policies or weights."""
     path = key_path(str(config.pairs))
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +94,9 @@ def read_key(config: EvaluateConfig) -> list[Pair]:
         ) from error
     if origin != _origin(config):
         raise ConfigError(
-            "these pairs are of other policies or weights", str(path), "write pairs of today's with --pairs"
+            "these pairs are of other policies or weights",
+            str(path),
+            "write new pairs of the current policies with --pairs",
         )
     return pairs
 
@@ -100,13 +107,14 @@ def _origin(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def people_metrics(config: EvaluateConfig) -> dict[str, Any]:
-    """Win rate by people, also with length control, and how often the scorer is of their mind; intervals over prompts.
+    """Compute the win rate by people, also at equal lengths, and their agreement with the scorer.
 
-    Ties count half, two equal answers as a tie that nobody had to judge. Raises DataError.
+    A tie counts half, and so do two equal responses, which nobody has to compare. The intervals are over prompts.
+    Raises DataError.
     """
     pairs = read_key(config)
-    said, counts = read_pair_judgements(str(config.judgements), pairs)
-    evaluated = [(pair, wins) for pair, wins in zip(pairs, said, strict=True) if wins]
+    wins_by_pair, counts = read_pair_judgements(str(config.judgements), pairs)
+    evaluated = [(pair, wins) for pair, wins in zip(pairs, wins_by_pair, strict=True) if wins]
     by_prompt: dict[str, list[float]] = defaultdict(list)
     agreed: dict[str, list[float]] = defaultdict(list)
     for pair, wins in evaluated:
@@ -120,35 +128,41 @@ def people_metrics(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def read_pair_judgements(path: str, pairs: Sequence[Pair]) -> tuple[list[list[float]], dict[str, Any]]:
-    """For each pair what each judgement gave the policy (1 won, 1/2 tied, 0 lost), and counts. Raises DataError."""
-    places = {(prompt_key(pair.prompt), *sorted(pair.responses)): number for number, pair in enumerate(pairs)}
-    said: list[list[float]] = [[] if pair.differs else [0.5] for pair in pairs]
+    """Read the rankings of the pairs.
+
+    Returns for each pair the result of each ranking for the policy (1 won, 1/2 tied, 0 lost), and counts. Raises
+    DataError for a file of another form, or without any ranking of these pairs.
+    """
+    numbers = {(prompt_key(pair.prompt), *sorted(pair.responses)): number for number, pair in enumerate(pairs)}
+    wins_by_pair: list[list[float]] = [[] if pair.differs else [0.5] for pair in pairs]
     others, raters = 0, set()
     for row in read_rows(path):
         if "chosen" in row.values:
             raise DataError(
-                "holds pairs, in which ties are lost", f"{path}:{row.number}", "export it with --form rankings"
+                "the file has pairs, in which ties are lost", f"{path}:{row.number}", "export it with --form rankings"
             )
         ranking = parse_ranking(row, path)
-        number = places.get((prompt_key(ranking.prompt), *sorted(ranking.responses)))
+        number = numbers.get((prompt_key(ranking.prompt), *sorted(ranking.responses)))
         if number is None or None in ranking.ranks:
             others += 1
             continue
-        said[number].append(policy_win(pairs[number], ranking))
+        wins_by_pair[number].append(policy_win(pairs[number], ranking))
         raters.add(ranking.rater)
-    told = [wins for wins, pair in zip(said, pairs, strict=True) if pair.differs]
-    if not any(told):
-        raise DataError("none of its rankings is of these pairs", path, "give what keel rank exported of `pairs`")
-    counts = {"judgements": sum(map(len, told)), "raters": len(raters), "judged_pairs": sum(map(bool, told))}
-    return said, counts | {
-        "unjudged_pairs": sum(not wins for wins in told),
-        "equal_pairs": len(pairs) - len(told),
+    compared = [wins for wins, pair in zip(wins_by_pair, pairs, strict=True) if pair.differs]
+    if not any(compared):
+        raise DataError(
+            "no ranking in this file is of these pairs", path, "pass the file that keel rank exported for these pairs"
+        )
+    counts = {"judgements": sum(map(len, compared)), "raters": len(raters), "judged_pairs": sum(map(bool, compared))}
+    return wins_by_pair, counts | {
+        "unjudged_pairs": sum(not wins for wins in compared),
+        "equal_pairs": len(pairs) - len(compared),
         "others": others,
     }
 
 
 def policy_win(pair: Pair, ranking: Ranking) -> float:
-    """What a ranking of the two answers gives the policy's."""
+    """Return the result of a ranking for the policy: 1 won, 1/2 tied, 0 lost."""
     rank = dict(zip(ranking.responses, ranking.ranks, strict=True))
     ours, theirs = (rank[pair.responses[place]] for place in (pair.ours, 1 - pair.ours))
     assert ours is not None
@@ -157,8 +171,10 @@ def policy_win(pair: Pair, ranking: Ranking) -> float:
 
 
 def scorer_agreement(pair: Pair, wins: Sequence[float]) -> list[float]:
-    """For each judgement that prefers one of two different answers: 1 where the scorer prefers it too, 1/2 where it has
-    no preference."""
+    """Return the agreement of the scorer with each result that is not a tie; empty for two equal responses.
+
+    1: the scorer prefers the same response. 1/2: the scorer has no preference. 0: it prefers the other one.
+    """
     if pair.scores is None or not pair.differs:
         return []
     ours, theirs = pair.scores
@@ -167,8 +183,8 @@ def scorer_agreement(pair: Pair, wins: Sequence[float]) -> list[float]:
 
 
 def _mean(name: str, by_prompt: Mapping[str, Sequence[float]]) -> Metrics:
-    """Each prompt counts alike; nothing where there is none."""
-    values = torch.tensor([sum(own) / len(own) for own in by_prompt.values() if own], dtype=torch.float64)
+    """Average over prompts of equal weight; empty without any value."""
+    values = torch.tensor([sum(each) / len(each) for each in by_prompt.values() if each], dtype=torch.float64)
     return row_mean(name, values, torch.arange(len(values))) if len(values) else {}
 
 

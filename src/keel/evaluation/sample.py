@@ -1,4 +1,4 @@
-"""Answers of a model to the prompts of a file: what `keel sample` writes and `keel evaluate` judges."""
+"""Sample responses of a model to the prompts of a file, for `keel sample` and `keel evaluate`."""
 
 import json
 from collections.abc import Iterator
@@ -25,34 +25,37 @@ from keel.run.output import require_writable
 from keel.world import World, generator
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
-"""Columns that speak of other answers than the ones just sampled."""
+"""Columns of the prompt file that describe other responses than the sampled ones; they are not written."""
 CHECKED_TOKENS = 32
-"""Most tokens of a response that sampler and full pass are compared on."""
+"""Largest number of tokens of a response on which sampler and full forward pass are compared."""
 PASS_TOKENS = 16_384
-"""Padded tokens of one forward pass; no metric depends on it."""
+"""Tokens of one forward pass, padding included; no metric depends on it."""
 
 
 @dataclass(frozen=True)
 class EvaluatedPolicy:
-    """A model with all it needs to answer."""
+    """A model with its tokenizer, end tokens and prompts."""
 
     name: str
     model: ActorCritic
     tokenizer: PreTrainedTokenizerBase
     end_ids: list[int]
     prompts: list[Prompt]
-    stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
+    stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
 
     def sample_responses(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
-        """Batches of answers, those to one prompt adjacent; batch size and order of work never change them."""
+        """Yield batches of responses, those to one prompt adjacent.
+
+        The random numbers of a response do not depend on the batch size, so neither does the response.
+        """
         prompts = [prompt for prompt in self.prompts for _ in range(decoding.num_responses)]
         numbers = generator(*stream)
         for start in range(0, len(prompts), decoding.batch_size):
-            part = prompts[start : start + decoding.batch_size]
-            uniforms = torch.rand(len(part), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
+            batch = prompts[start : start + decoding.batch_size]
+            uniforms = torch.rand(len(batch), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
             yield sample_rollouts(
                 self.model.policy,
-                part,
+                batch,
                 self.tokenizer,
                 uniforms,
                 self.end_ids,
@@ -65,7 +68,10 @@ class EvaluatedPolicy:
 
 
 def sample_responses(config: SampleConfig) -> dict[str, Any]:
-    """Write `{"prompt": ..., "responses": [...]}` rows, with the prompts' other columns; returns what was written."""
+    """Sample responses and write rows `{"prompt": ..., "responses": [...]}` with the prompts' other columns.
+
+    Returns the output file, the counts and the share of truncated responses.
+    """
     World.single()
     require_writable(config.output)
     policy, decoding = load_policy(config.model, config.prompts, config.sampling, config.dtype), config.sampling
@@ -93,7 +99,10 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
 def load_policy(
     name: str, prompts: PromptSettings, decoding: DecodingSettings, dtype: str = "float32"
 ) -> EvaluatedPolicy:
-    """A model from a folder or the hub, with the prompts as it reads them. Raises ConfigError or DataError."""
+    """Load a model from a folder or the hub, and read the prompts with its tokenizer.
+
+    Raises ConfigError or DataError.
+    """
     tokenizer = chat_tokenizer(name, prompts)
     loaded = read_prompts(prompts, tokenizer)
     model = load_frozen_model(name, dtype)
@@ -105,22 +114,22 @@ def load_policy(
     end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")
     texts = tuple(stop_texts(tokenizer, decoding.stop, where="sampling.stop"))
     policy = EvaluatedPolicy(name, model, tokenizer, end_ids, loaded, texts)
-    check_player(policy, decoding)
+    check_sampler(policy, decoding)
     return policy
 
 
-def check_player(policy: EvaluatedPolicy, decoding: DecodingSettings) -> None:
-    """Compare sampler and full pass on two prompts of unlike lengths. Raises ConfigError where they disagree."""
+def check_sampler(policy: EvaluatedPolicy, decoding: DecodingSettings) -> None:
+    """Compare sampler and full pass on two prompts of different lengths. Raises ConfigError where they disagree."""
     prompts = [policy.prompts[row] for row in unlike_rows(policy.prompts, 2)]
     size = len(prompts), min(decoding.max_response_tokens, CHECKED_TOKENS)
     uniforms = torch.rand(*size, generator=generator("check"), dtype=torch.float64)
-    temperature = decoding.temperature or 1.0  # of the most likely tokens there are no log-probs to compare
-    found = sample_rollouts(policy.model.policy, prompts, policy.tokenizer, uniforms, policy.end_ids, temperature)
-    compare_passes(policy.model, found, temperature, PASS_TOKENS, where=policy.name)
+    temperature = decoding.temperature or 1.0  # greedy decoding has no log-probs to compare
+    rollouts = sample_rollouts(policy.model.policy, prompts, policy.tokenizer, uniforms, policy.end_ids, temperature)
+    compare_passes(policy.model, rollouts, temperature, PASS_TOKENS, where=policy.name)
 
 
 def load_frozen_model(name: str, dtype: str = "float32") -> ActorCritic:
-    """A causal language model on this machine's device, not to be trained. Raises ConfigError."""
+    """Load a causal language model without gradients on the device of this process. Raises ConfigError."""
     model: Any = load_causal_lm(name, dtype)
     return ActorCritic(model.to(World.from_environment().device).requires_grad_(False))
 

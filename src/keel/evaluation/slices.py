@@ -1,4 +1,4 @@
-"""Kinds of prompts, told apart by a column of theirs."""
+"""Slices: the prompts that have the same value in a column."""
 
 import json
 from collections import defaultdict
@@ -9,15 +9,16 @@ from keel.config import nearest
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 
-MOST = 100  # values of a column; one of more, such as a number or a name, tells single prompts apart
+MOST = 100  # values of a column; columns with more, such as ids and names, make slices of single prompts
 
 
 def slice_rows(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, list[int]]:
-    """`COLUMN=VALUE` -> rows of the prompts that have it, most first; a row without the column has the value null.
+    """Return the rows of each slice `COLUMN=VALUE`, the largest slice of a column first.
 
-    Raises ConfigError for a column that no prompt has, or that has too many values.
+    Prompts without the column have the value null. Raises ConfigError for a column that no prompt has, or that has too
+    many values.
     """
-    found: dict[str, list[int]] = {}
+    slices: dict[str, list[int]] = {}
     known = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
     for column in columns:
         if column not in known:
@@ -25,15 +26,15 @@ def slice_rows(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, l
             raise ConfigError(f"no prompt has a column {column!r}; {hint}", where="slices")
         rows: dict[str, list[int]] = defaultdict(list)
         for row, prompt in enumerate(prompts):
-            rows[f"{column}={label(prompt.columns.get(column))}"].append(row)
+            rows[f"{column}={value_name(prompt.columns.get(column))}"].append(row)
         if len(rows) > MOST:
             raise ConfigError(
                 f"column {column!r} has {len(rows)} values; slices are for at most {MOST}", where="slices"
             )
-        found |= dict(sorted(rows.items(), key=lambda item: -len(item[1])))
-    return found
+        slices |= dict(sorted(rows.items(), key=lambda item: -len(item[1])))
+    return slices
 
 
-def label(value: Any) -> str:
-    """A value as it is named in a slice: text as it is, the rest as JSON."""
+def value_name(value: Any) -> str:
+    """Return the name of a value: text unchanged, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

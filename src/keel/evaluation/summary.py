@@ -1,4 +1,4 @@
-"""All that `keel evaluate` returns, from judged answers; and, before there are any, whether it can be."""
+"""Compute the results of `keel evaluate` from evaluated responses, and check the names that it is asked for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ OF_PEOPLE = (
 
 
 def compute_summary(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses]) -> dict[str, Any]:
-    """Figures of all prompts, of each slice of them, the best-of-n curves and the frontier."""
+    """Compute the metrics of all prompts and of each slice, the best-of-n curves and the frontier."""
     metrics = compare_sides(config, evaluated) | ({"judge": config.judge} if config.judge else {})
     if config.slices:
         slices = slice_rows(next(iter(evaluated.values())).prompts, config.slices)
@@ -36,11 +36,11 @@ def compute_summary(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedRes
             for name, rows in slices.items()
         }
     if config.best_of:
-        metrics["best_of"] = {side: best_of_curve(own, config.best_of) for side, own in evaluated.items()}
+        metrics["best_of"] = {side: best_of_curve(responses, config.best_of) for side, responses in evaluated.items()}
         if "against" in evaluated:
             curve = metrics["best_of"]["against"]
-            for own in metrics_by_policy(metrics).values():
-                own["worth_best_of"] = equivalent_best_of_n(own["score"], curve)
+            for by_name in metrics_by_policy(metrics).values():
+                by_name["worth_best_of"] = equivalent_best_of_n(by_name["score"], curve)
     if config.checkpoints:
         steps = {side_name(step): step for step in find_checkpoints(config.checkpoints)}
         metrics["frontier"] = compute_frontier(steps, evaluated, metrics["policies"], config.seed)
@@ -48,24 +48,28 @@ def compute_summary(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedRes
 
 
 def compare_sides(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses]) -> dict[str, Any]:
-    """Figures of each side, and of each policy against the other."""
+    """Compute the metrics of each side, and compare each policy with `against`."""
     against = evaluated.get("against")
-    found = {side: responses.compute_metrics() for side, responses in evaluated.items()}
-    compared = {side: compare(config, own, against) for side, own in evaluated.items() if against and side != "against"}
+    by_side = {side: responses.compute_metrics() for side, responses in evaluated.items()}
+    compared = {
+        side: compare(config, responses, against)
+        for side, responses in evaluated.items()
+        if against and side != "against"
+    }
     clusters = next(iter(evaluated.values())).clusters
     metrics: dict[str, Any] = {"prompts": len(clusters.unique())}
     if len(clusters) > metrics["prompts"]:
         metrics["rows"] = len(clusters)
     metrics["responses_per_prompt"] = config.sampling.num_responses
     if len(config.policy) == 1:
-        return metrics | found | compared.get("policy", {})
-    policies = {side: found[side] | compared.get(side, {}) for side in found if side != "against"}
-    return metrics | {"policies": policies} | ({"against": found["against"]} if against else {})
+        return metrics | by_side | compared.get("policy", {})
+    policies = {side: by_side[side] | compared.get(side, {}) for side in by_side if side != "against"}
+    return metrics | {"policies": policies} | ({"against": by_side["against"]} if against else {})
 
 
 def compare(config: EvaluateConfig, ours: EvaluatedResponses, theirs: EvaluatedResponses) -> dict[str, float]:
-    """By the scorer that decides; empty without one."""
-    measure = decider(config)
+    """Compare two policies by the deciding scorer; empty without one."""
+    measure = deciding_measurement(config)
     if measure not in ours.measured:
         return {}
     raw = comparison(ours.measured[measure], theirs.measured[measure], ours.clusters)
@@ -73,13 +77,13 @@ def compare(config: EvaluateConfig, ours: EvaluatedResponses, theirs: EvaluatedR
 
 
 def metrics_by_policy(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name -> figures of each policy that is judged."""
-    found: dict[str, dict[str, Any]] = metrics.get("policies") or {"policy": metrics["policy"]}
-    return found
+    """Return the metrics of each evaluated policy by its name."""
+    by_policy: dict[str, dict[str, Any]] = metrics.get("policies") or {"policy": metrics["policy"]}
+    return by_policy
 
 
-def decider(config: EvaluateConfig) -> str:
-    """The measure that says which of two answers is better."""
+def deciding_measurement(config: EvaluateConfig) -> str:
+    """Return the name of the measurement that decides which of two responses is better."""
     return f"rewards/{config.judge}" if config.judge else "score"
 
 
@@ -88,11 +92,11 @@ def side_name(step: int) -> str:
 
 
 def check_metric_names(config: EvaluateConfig, demands: Sequence[Demand], scorers: Sequence[str], model: str) -> None:
-    """Raises ConfigError for a scorer, a figure or a slice that there is not, before any answer is sampled."""
+    """Check the names of scorers, metrics and slices before any response is sampled. Raises ConfigError."""
     if config.judge is not None and config.judge not in scorers:
         raise ConfigError(f"no scorer is called {config.judge!r}; {nearest(config.judge, list(scorers))}", "judge")
     if config.best_of and not scorers:
-        raise ConfigError("without a scorer no answer is best", "best_of", "name one under rewards")
+        raise ConfigError("best_of needs a scorer to choose the best response", "best_of", "name a scorer in rewards")
     slices: dict[str, list[int]] = {}
     if config.slices:
         prompts = read_prompts(config.prompts, chat_tokenizer(model, config.prompts), quiet=True)
@@ -101,6 +105,6 @@ def check_metric_names(config: EvaluateConfig, demands: Sequence[Demand], scorer
 
 
 def known_metrics(scorers: Sequence[str]) -> list[str]:
-    """What a gate may ask for."""
+    """Return the names of the metrics that a gate can use."""
     by_scorer = [f"rewards/{name}" for name in scorers] + [f"disagreement/{name}" for name in scorers]
     return ["prompts", *OF_A_POLICY, *OF_A_COMPARISON, *by_scorer, *(f"people.{name}" for name in OF_PEOPLE)]

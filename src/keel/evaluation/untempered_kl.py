@@ -1,4 +1,4 @@
-"""The KL of a policy as trained, beside that of the distribution that it was sampled from."""
+"""The KL of a policy at temperature 1, where its responses are sampled from another distribution."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from keel.models.actor_critic import ActorCritic
 
 
 def is_tempered(decoding: DecodingSettings) -> bool:
-    """Whether responses come from another distribution than the model's softmax."""
+    """Whether responses are sampled from another distribution than the model's softmax."""
     return decoding.temperature != 1.0 or decoding.top_k > 0 or decoding.top_p < 1.0
 
 
@@ -24,17 +24,17 @@ def add_untempered_kl(
     seed: int,
     stream: str,
 ) -> EvaluatedResponses:
-    """Add `kl_untempered`: KL(pi || pi_ref) at temperature 1 over the full vocabulary, where `kl` is another quantity.
+    """Add `kl_untempered`, the KL(pi || pi_ref) at temperature 1 over the full vocabulary, if `kl` is not the same.
 
-    It is the mean log-ratio of responses sampled for this purpose from the model's softmax. The responses that are
-    evaluated come from a sharper distribution; importance weights of full sequences would have no usable variance.
+    It is the mean log-ratio of further responses, which are sampled for it from the model's softmax. The evaluated
+    responses come from another distribution, and importance weights of full sequences vary too much to correct for it.
     """
     if not is_tempered(decoding):
         return evaluated
     plain = decoding.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0})
-    parts = []
+    log_ratios = []
     for rollouts in policy.sample_responses(plain, seed, "evaluate", "untempered", stream):
-        own = analyze_all(policy.model, rollouts, 1.0, PASS_TOKENS).logprobs
-        parts.append((own - reference_logprobs(reference, rollouts, 1.0, PASS_TOKENS)).sum(1).double().cpu())
-    values = torch.cat(parts).view(-1, decoding.num_responses)
+        logprobs = analyze_all(policy.model, rollouts, 1.0, PASS_TOKENS).logprobs
+        log_ratios.append((logprobs - reference_logprobs(reference, rollouts, 1.0, PASS_TOKENS)).sum(1).double().cpu())
+    values = torch.cat(log_ratios).view(-1, decoding.num_responses)
     return replace(evaluated, measured={**evaluated.measured, "kl_untempered": values})

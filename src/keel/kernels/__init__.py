@@ -1,7 +1,7 @@
-"""The few operations that a small model's time goes into, in C, compiled for this processor when first used.
+"""The operations that take most of a small model's time, in C, compiled for this processor on first use.
 
-Each does in one pass over memory what takes several in torch. They serve float32 on a CPU; for all else, and where
-there is no C compiler, the callers compute the same in torch. KEEL_KERNELS=off turns them off.
+Each needs one pass over memory where torch needs several. They compute float32 on a CPU. For other types and devices,
+and without a C compiler, the callers compute the same with torch. KEEL_KERNELS=off turns the kernels off.
 """
 
 from keel.kernels.library import available

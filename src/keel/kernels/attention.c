@@ -1,8 +1,8 @@
-/* Causal attention of packed rows, and its gradient: a tile of tokens at a time, one in each lane.
+/* Causal attention of packed rows, and its gradient, on a tile of tokens at a time, one in each lane.
 
-   Nothing of the size of a row squared is written to memory: the gradient computes the weights again from each
-   token's largest score and sum (Dao et al. 2022). Query and key may be rotated as they are read (Su et al. 2021).
-   A row's result depends on that row alone, whatever the number of threads. */
+   No matrix of the size of a row squared is in memory: the gradient computes the weights again from the largest score
+   and the sum of each token (Dao et al. 2022). Query and key may be rotated as they are read (Su et al. 2021).
+   The result of a row depends only on that row, for any number of threads. */
 #include "vectors.h"
 
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
@@ -14,7 +14,7 @@ typedef struct {
     const float *cos, *sin; /* [tokens, size / 2], or null */
 } Shape;
 
-/* A vector of the token at `at`, turned by its angle where vectors turn, or back (sign -1). */
+/* Copy a vector of the token at `at`. With `turned`, rotate it by the token's angle, or back (sign -1). */
 static inline void move(const Shape *shape, const float *restrict from, int64_t at, int turned, float sign,
                         float *restrict to) {
     const int half = shape->size / 2;
@@ -30,7 +30,7 @@ static inline void move(const Shape *shape, const float *restrict from, int64_t 
     }
 }
 
-/* One head of one row in one place: its tokens' vectors, and zeros to the end of the last tile. */
+/* Copy one head of one row into contiguous memory: the vectors of its tokens, and zeros to the end of the last tile. */
 static void gather(const Shape *shape, const float *x, int64_t start, int length, int head, int heads, int turned,
                    float *rows) {
     const int size = shape->size, padded = rounded_up(length, LANES);
@@ -39,7 +39,7 @@ static void gather(const Shape *shape, const float *x, int64_t start, int length
     memset(rows + (int64_t)length * size, 0, sizeof(float) * size * (padded - length));
 }
 
-/* The way back; a gradient turns back. */
+/* The inverse of gather. Gradients are rotated back. */
 static void scatter(const Shape *shape, const float *rows, int64_t start, int length, int head, int heads, int turned,
                     float *x) {
     const int size = shape->size;
@@ -47,22 +47,22 @@ static void scatter(const Shape *shape, const float *rows, int64_t start, int le
         move(shape, rows + (int64_t)at * size, start + at, turned, -1, x + ((start + at) * heads + head) * size);
 }
 
-/* A tile: tokens in the lanes. rows [LANES, size] -> tile [size] of lanes */
-static APART void into_tile(const float *rows, int size, vec *tile) {
+/* Transpose rows into a tile, which has a token in each lane. rows [LANES, size] -> tile [size] of lanes */
+static NOINLINE void into_tile(const float *rows, int size, vec *tile) {
     int d = 0;
     for (; d + LANES <= size; d += LANES) {
         for (int lane = 0; lane < LANES; lane++) tile[d + lane] = load(rows + lane * size + d);
         transpose(tile + d);
     }
-    if (d < size) { /* eight numbers are left: two tokens lie in a vector */
+    if (d < size) { /* eight numbers are left, so a vector holds those of two tokens */
         for (int lane = 0; lane < LANES; lane++)
             memcpy((float *)(tile + d + lane % 8) + lane / 8 * 8, rows + lane * size + d, 8 * sizeof(float));
         transpose_eights(tile + d);
     }
 }
 
-/* The way back; the tile is lost. */
-static APART void out_of_tile(vec *tile, int size, float *rows) {
+/* The inverse of into_tile. It overwrites the tile. */
+static NOINLINE void out_of_tile(vec *tile, int size, float *rows) {
     int d = 0;
     for (; d + LANES <= size; d += LANES) {
         transpose(tile + d);
@@ -75,8 +75,8 @@ static APART void out_of_tile(vec *tile, int size, float *rows) {
     }
 }
 
-/* products[i] = sum over d of tile[d] * rows[i][d], for eight rows at a time. */
-static APART void dot_products(const vec *tile, const float *rows, int first, int last, int size, vec *products) {
+/* products[i] = sum over d of tile[d] * rows[i][d], for eight rows at a time: their sums stay in registers. */
+static NOINLINE void dot_products(const vec *tile, const float *rows, int first, int last, int size, vec *products) {
     for (int i = first; i < last; i += 8) {
         const float *r = rows + (int64_t)i * size;
         vec a = {0}, b = {0}, c = {0}, e = {0}, f = {0}, g = {0}, h = {0}, k = {0};
@@ -97,7 +97,7 @@ static APART void dot_products(const vec *tile, const float *rows, int first, in
 }
 
 /* tile[d] += sum over i of weights[i] * rows[i][d], for eight d at a time. */
-static APART void add_weighted(const vec *weights, const float *rows, int first, int last, int size, vec *tile) {
+static NOINLINE void add_weighted(const vec *weights, const float *rows, int first, int last, int size, vec *tile) {
     for (int d = 0; d < size; d += 8) {
         vec *to = tile + d;
         vec a = to[0], b = to[1], c = to[2], e = to[3], f = to[4], g = to[5], h = to[6], k = to[7];
@@ -117,29 +117,31 @@ static APART void add_weighted(const vec *weights, const float *rows, int first,
     }
 }
 
-/* Where queries look at keys, one of the two in the lanes: at their own and `window` - 1 before it, or at all. */
+/* Which keys a query attends to: that of its token and the `window` - 1 before it, or without a window all before it. One of
+   `queries` and `keys` varies over the lanes. */
 static inline ints visible(ints queries, ints keys, int window) {
     const ints distance = queries - keys;
     return window ? (distance >= 0) & (distance < window) : distance >= 0;
 }
 
-/* For a row of `padded` tokens: `heads` heads of it, two columns of lanes, and four tiles. */
+/* Allocate scratch memory for a row of `padded` tokens: `heads` heads, two columns of lanes, and four tiles. */
 static float *space_for(int padded, int size, int heads) {
     return scratch((size_t)padded * size * heads + 2 * (size_t)padded * LANES + 4 * (size_t)size * LANES);
 }
 
 static int longest(const Shape *shape) {
-    int64_t found = 0;
+    int64_t most = 0;
     for (int row = 0; row < shape->rows; row++) {
         const int64_t length = shape->starts[row + 1] - shape->starts[row];
-        found = length > found ? length : found;
+        most = length > most ? length : most;
     }
-    return rounded_up((int)found, LANES);
+    return rounded_up((int)most, LANES);
 }
 
-/* All query heads of one key head. statistics [tokens, heads, 2]: the largest score, and 1 / sum of exp(score - it). */
+/* Attention of all query heads of one key head. statistics [tokens, heads, 2] are the largest score of each token and
+   1 / sum of exp(score - largest). */
 static void attend_head(const Shape *shape, const float *query, const float *key, const float *value, int row,
-                        int kv_head, float *space, float *found, float *statistics) {
+                        int kv_head, float *space, float *attended, float *statistics) {
     const int64_t start = shape->starts[row];
     const int length = (int)(shape->starts[row + 1] - start), padded = rounded_up(length, LANES);
     const int size = shape->size, group = shape->heads / shape->kv_heads;
@@ -170,19 +172,19 @@ static void attend_head(const Shape *shape, const float *query, const float *key
             add_weighted(weights, values, first, last, size, result);
             const vec inverse = 1.0f / total;
             for (int d = 0; d < size; d++) result[d] *= inverse;
-            out_of_tile(result, size, queries + (int64_t)i * size); /* these queries have had their turn */
+            out_of_tile(result, size, queries + (int64_t)i * size); /* these queries are no longer needed */
             for (int lane = 0; lane < LANES && i + lane < length; lane++) {
                 float *to = statistics + ((start + i + lane) * shape->heads + head) * 2;
                 to[0] = top[lane], to[1] = inverse[lane];
             }
         }
-        scatter(shape, queries, start, length, head, shape->heads, 0, found);
+        scatter(shape, queries, start, length, head, shape->heads, 0, attended);
     }
 }
 
 void attend(const float *query, const float *key, const float *value, const float *cos, const float *sin,
             const int64_t *starts, int rows, int heads, int kv_heads, int size, float scaling, int window, int threads,
-            float *found, float *statistics) {
+            float *attended, float *statistics) {
     const Shape shape = {starts, rows, heads, kv_heads, size, window, scaling, cos, sin};
     const int padded = longest(&shape);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -190,17 +192,17 @@ void attend(const float *query, const float *key, const float *value, const floa
         float *space = space_for(padded, size, 3);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < rows * kv_heads; job++)
-            attend_head(&shape, query, key, value, job / kv_heads, job % kv_heads, space, found, statistics);
+            attend_head(&shape, query, key, value, job / kv_heads, job % kv_heads, space, attended, statistics);
         free(space);
     }
 }
 
-/* What the gradient needs of one row and one key head, side by side. */
+/* The inputs and results of the gradient for one row and one key head, each contiguous. */
 typedef struct {
     float *keys, *values, *for_keys, *for_values, *queries, *outward, *inward, *tops, *inverses, *deltas;
 } Row;
 
-/* From the queries' side: for_queries[i] = sum over j of ds_ij k_j, a tile of queries at a time. */
+/* Gradient of the queries: for_queries[i] = sum over j of ds_ij k_j, a tile of queries at a time. */
 static void back_to_queries(const Shape *shape, const Row *row, int length, vec *weights, vec *inward, vec *tile) {
     const int size = shape->size;
     vec *outward = tile + size, *result = outward + size;
@@ -224,7 +226,7 @@ static void back_to_queries(const Shape *shape, const Row *row, int length, vec 
     }
 }
 
-/* From the keys' side: for_keys[j] += sum over i of ds_ij q_i, for_values[j] += sum over i of p_ij o_i. */
+/* Gradients of keys and values: for_keys[j] += sum over i of ds_ij q_i, for_values[j] += sum over i of p_ij o_i. */
 static void back_to_keys(const Shape *shape, const Row *row, int length, vec *weights, vec *inward, vec *tile) {
     const int size = shape->size, padded = rounded_up(length, LANES);
     vec *values = tile + size, *result = values + size;
@@ -252,7 +254,7 @@ static void back_to_keys(const Shape *shape, const Row *row, int length, vec *we
 }
 
 static void attend_head_back(const Shape *shape, const float *query, const float *key, const float *value,
-                             const float *found, const float *statistics, const float *gradient, int row_index,
+                             const float *attended, const float *statistics, const float *gradient, int row_index,
                              int kv_head, float *space, float *for_query, float *for_key, float *for_value) {
     const int64_t start = shape->starts[row_index];
     const int length = (int)(shape->starts[row_index + 1] - start), padded = rounded_up(length, LANES);
@@ -273,7 +275,7 @@ static void attend_head_back(const Shape *shape, const float *query, const float
         for (int i = 0; i < length; i++) {
             const int64_t at = (start + i) * shape->heads + head;
             row.tops[i] = statistics[2 * at], row.inverses[i] = statistics[2 * at + 1];
-            for (int d = 0; d < size; d++) row.deltas[i] += gradient[at * size + d] * found[at * size + d];
+            for (int d = 0; d < size; d++) row.deltas[i] += gradient[at * size + d] * attended[at * size + d];
         }
         back_to_queries(shape, &row, length, weights, inward, tile);
         back_to_keys(shape, &row, length, weights, inward, tile);
@@ -284,7 +286,7 @@ static void attend_head_back(const Shape *shape, const float *query, const float
 }
 
 void attend_back(const float *query, const float *key, const float *value, const float *cos, const float *sin,
-                 const float *found, const float *statistics, const float *gradient, const int64_t *starts, int rows,
+                 const float *attended, const float *statistics, const float *gradient, const int64_t *starts, int rows,
                  int heads, int kv_heads, int size, float scaling, int window, int threads, float *for_query,
                  float *for_key, float *for_value) {
     const Shape shape = {starts, rows, heads, kv_heads, size, window, scaling, cos, sin};
@@ -294,7 +296,7 @@ void attend_back(const float *query, const float *key, const float *value, const
         float *space = space_for(padded, size, 8);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < rows * kv_heads; job++)
-            attend_head_back(&shape, query, key, value, found, statistics, gradient, job / kv_heads, job % kv_heads,
+            attend_head_back(&shape, query, key, value, attended, statistics, gradient, job / kv_heads, job % kv_heads,
                              space, for_query, for_key, for_value);
         free(space);
     }

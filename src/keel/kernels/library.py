@@ -1,4 +1,4 @@
-"""The compiled kernels: built once for a processor and a compiler, kept in the user's cache."""
+"""Compile the kernels once per processor and compiler, and keep the library in the user's cache."""
 
 import ctypes
 import hashlib
@@ -17,13 +17,15 @@ from torch import Tensor
 
 SOURCES = ("attention.c", "decode.c", "rows.c")
 HEADERS = ("vectors.h",)
+# -fno-math-errno lets the compiler use vector instructions for square roots. -Wno-psabi hides notes about the calling
+# convention of vector arguments, which matters between libraries only.
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 THREADS = "-fopenmp"
-SECONDS = 120  # a compiler that takes longer is given up
+SECONDS = 120  # time limit of the compiler
 
 
 def available(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: float32, on a CPU, compiled."""
+    """Return whether the kernels are compiled and can compute on these tensors: float32, on a CPU."""
     for x in tensors:
         if x.dtype is not torch.float32 or not x.is_cpu:
             return False
@@ -32,48 +34,51 @@ def available(*tensors: Tensor) -> bool:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """None where they are turned off, or cannot be compiled or loaded: torch's own operations serve then."""
+    """Load the library. Return None if the kernels are turned off, or cannot be compiled or loaded.
+
+    Callers then use torch's operations.
+    """
     if os.environ.get("KEEL_KERNELS") == "off":
         return None
     try:
-        place = build_library()
+        path = build_library()
         try:
-            return ctypes.CDLL(str(place))
-        except OSError:  # damaged: once more
-            place.unlink()
+            return ctypes.CDLL(str(path))
+        except OSError:  # the file in the cache may be damaged
+            path.unlink()
             return ctypes.CDLL(str(build_library()))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
 
 
 def build_library() -> Path:
-    """The library for this source, compiler and processor, compiled if it is not in the cache.
+    """Return the path of the library for this source, compiler and processor. Compile it if it is not in the cache.
 
-    Raises OSError, RuntimeError (no home folder), ValueError (CC is no command) or SubprocessError where that fails.
+    Raises OSError, RuntimeError (no home folder), ValueError (CC is not a command) or SubprocessError on failure.
     """
     here, compiler = Path(__file__).parent, shlex.split(os.environ.get("CC") or "cc")
     parts = [run_command([*compiler, "--version"]), processor_features(), " ".join((*FLAGS, THREADS)).encode()]
     parts += [(here / name).read_bytes() for name in (*HEADERS, *SOURCES)]
-    place = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
-    if not place.exists():
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+    path = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             target = Path(scratch) / "kernels.so"
             command = [*compiler, *FLAGS, "-shared", "-o", str(target), *(str(here / name) for name in SOURCES), "-lm"]
             try:
                 run_command([*command, THREADS])
-            except subprocess.CalledProcessError:  # a compiler without OpenMP: one thread
+            except subprocess.CalledProcessError:  # a compiler without OpenMP: the kernels use one thread
                 run_command(command)
-            target.replace(place)  # so that no process ever sees half of it
-    return place
+            target.replace(path)  # atomic, so that no process loads half a file
+    return path
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept. Raises PermissionError if anybody else could put one there."""
+    """Return the folder of the libraries. Raises PermissionError if another user could write a library there."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keel"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{folder} belongs to others too")
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"other users can write to {folder}")
     return folder
 
 
@@ -82,7 +87,10 @@ def run_command(command: Sequence[str]) -> bytes:
 
 
 def processor_features() -> bytes:
-    """What this processor can do: code for one may not run on another that shares the home folder."""
+    """Return the model and the instruction sets of this processor.
+
+    Machines that share a home folder may have other processors, on which the library would not run.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-/* What is done to each token by itself: RMS norm, the gated unit, log-probabilities; and their gradients. */
+/* Operations on each token separately: RMS norm, the gated unit, log-probabilities, and their gradients. */
 #include "vectors.h"
 
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) if (threads > 1)")
@@ -18,7 +18,8 @@ void norm(const float *x, const float *weight, int64_t count, int size, float ep
     }
 }
 
-/* for_weight [ceil(count / block), size] is summed over blocks of tokens, so threads do not change its sums. */
+/* for_weight [ceil(count / block), size] has a sum per block of tokens, so that the number of threads does not change
+   the order of any sum. */
 void norm_back(const float *x, const float *weight, const float *scales, const float *gradient, int64_t count, int size,
                int block, int threads, float *for_x, float *for_weight) {
     PARALLEL
@@ -43,7 +44,7 @@ void norm_back(const float *x, const float *weight, const float *scales, const f
 
 static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
-/* y = gate sigmoid(gate) up (Shazeer 2020), over all numbers alike. */
+/* y = gate sigmoid(gate) up for each number (Shazeer 2020). */
 void gated(const float *gate, const float *up, int64_t count, int threads, float *y) {
     PARALLEL
     for (int64_t at = 0; at < count; at += LANES) {
@@ -65,10 +66,11 @@ void gated_back(const float *gate, const float *up, const float *gradient, int64
     }
 }
 
-/* Words whose exponentials are summed in float before the sum is added in double: long sums in float are biased. */
+/* Number of words whose exponentials are summed in float. Sums of blocks are added in double: long sums in float are
+   biased. */
 #define BLOCK (32 * LANES)
 
-/* Largest logit of a row, and with x = (logit - it) / temperature the sum of exp(x), and of exp(x) x. */
+/* The largest logit of a row and, with x = (logit - largest) / temperature, the sums of exp(x) and of exp(x) x. */
 static void summarise(const float *logits, int words, float temperature, float *top, double *total, double *weighted) {
     vec tops = -INFINITY - (vec){0};
     for (int word = 0; word < words; word += LANES) {
@@ -83,35 +85,35 @@ static void summarise(const float *logits, int words, float temperature, float *
             const int part = last - word < LANES ? last - word : LANES;
             const vec x = tempered(load_part(logits + word, part, -INFINITY) - *top, temperature), e = exponential(x);
             totals += e;
-            weights += choose(e != 0.0f, e * x, (vec){0}); /* a logit of -inf weighs nothing */
+            weights += choose(e != 0.0f, e * x, (vec){0}); /* a logit of -inf has weight 0 */
         }
         *total += sum(totals), *weighted += sum(weights);
     }
 }
 
-/* A rounded entropy stays between 0 and log(words); NaN stays NaN. */
+/* Limit a rounded entropy to between 0 and log(words). NaN stays NaN. */
 static float bounded(double entropy, int words) {
     float most = (float)log(words);
     if (most > log(words)) most = nextafterf(most, 0);
     return entropy < 0 ? 0 : entropy > most ? most : (float)entropy;
 }
 
-/* log p(token) and the entropy of each row of logits [count, words] at a temperature; for the gradient, statistics
-   [count, 3]: the largest logit, the sum of exp((logit - it) / temperature), and the entropy. */
+/* log p(token) and the entropy of each row of logits [count, words] at a temperature. The statistics [count, 3] for the
+   gradient are the largest logit, the sum of exp((logit - largest) / temperature), and the entropy. */
 void logprobs(const float *logits, const int64_t *tokens, int64_t count, int words, double temperature, int threads,
-              float *found, float *entropies, float *statistics) {
+              float *results, float *entropies, float *statistics) {
     PARALLEL
     for (int64_t row = 0; row < count; row++) {
         float top;
         double total, weighted;
         summarise(logits + row * words, words, (float)temperature, &top, &total, &weighted);
-        found[row] = (float)(((double)logits[row * words + tokens[row]] - top) / temperature - log(total));
+        results[row] = (float)(((double)logits[row * words + tokens[row]] - top) / temperature - log(total));
         entropies[row] = bounded(log(total) - weighted / total, words);
         statistics[3 * row] = top, statistics[3 * row + 1] = (float)total, statistics[3 * row + 2] = entropies[row];
     }
 }
 
-/* (gradient (onehot(token) - p) - for_entropy p (log p + entropy)) / temperature; for_entropy may be NULL: zeros. */
+/* (gradient (onehot(token) - p) - for_entropy p (log p + entropy)) / temperature. for_entropy may be NULL, for zeros. */
 void logprobs_back(const float *logits, const int64_t *tokens, const float *statistics, const float *gradient,
                    const float *for_entropy, int64_t count, int words, float temperature, int threads,
                    float *for_logits) {

@@ -1,4 +1,4 @@
-/* As many numbers at a time as this processor's registers hold, in the vector types of GCC and Clang. */
+/* Vectors as wide as the registers of this processor, in the vector types of GCC and Clang. */
 #pragma once
 
 #include <math.h>
@@ -11,14 +11,14 @@
 #else
 #define LANES 8
 #endif
-#define APART __attribute__((noinline)) /* a loop that needs all registers for itself */
+#define NOINLINE __attribute__((noinline)) /* for a loop that needs all registers */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 static inline int rounded_up(int count, int step) { return (count + step - 1) / step * step; }
 
-/* Scratch for so many numbers, where a vector may stand. */
+/* Allocate scratch memory for `numbers` floats, aligned for vectors. */
 static inline float *scratch(size_t numbers) {
     return aligned_alloc(64, (sizeof(float) * numbers + 63) / 64 * 64);
 }
@@ -27,7 +27,7 @@ static inline vec load(const float *from) { return *(const vec *)from; }
 
 static inline void store(float *to, vec x) { *(vec *)to = x; }
 
-/* The first `count` numbers, and `rest` behind them. */
+/* Load the first `count` numbers, followed by `rest`. */
 static inline vec load_part(const float *from, int count, float rest) {
     if (count == LANES) return load(from);
     float part[LANES];
@@ -55,7 +55,7 @@ static inline ints lanes_from(int first) {
     return lane;
 }
 
-/* A shuffle of two vectors; which lane goes where is a rule of lane and block. */
+/* A shuffle of two vectors. rule(lane, block) is the source of each lane. */
 #define FOUR(rule, at, block) rule(at, block), rule(at + 1, block), rule(at + 2, block), rule(at + 3, block)
 #define EIGHT(rule, at, block) FOUR(rule, at, block), FOUR(rule, at + 4, block)
 #if LANES == 16
@@ -89,7 +89,7 @@ static inline float largest(vec x) {
     return x[0] > x[1] ? x[0] : x[1];
 }
 
-/* In each round pairs of vectors exchange blocks of lanes; after those of 1, 2, 4, 8 lanes, rows have become lanes. */
+/* In each round, pairs of vectors exchange blocks of lanes. After blocks of 1, 2, 4 and 8 lanes, rows are lanes. */
 #define UPPER(lane, block) ((lane) & (block) ? LANES + (lane) - (block) : (lane))
 #define LOWER(lane, block) ((lane) & (block) ? LANES + (lane) : (lane) + (block))
 #define EXCHANGE(square, count, block)                           \
@@ -119,10 +119,10 @@ static inline void transpose(vec *square) {
 #endif
 }
 
-/* e^x to the last bit or two, as 2^n e^r with |r| <= log(2) / 2 (the polynomial of Moshier's Cephes). 0 below -87 and
-   for -inf, e^88 above 88, NaN for NaN. */
+/* e^x to within one or two units in the last place, as 2^n e^r with |r| <= log(2) / 2 (the polynomial of Moshier's
+   Cephes). 0 below -87 and for -inf, e^88 above 88, NaN for NaN. */
 static inline vec exponential(vec x) {
-    const vec top = 88.0f - (vec){0}, magic = 12582912.0f - (vec){0}; /* adding 1.5 * 2^23 rounds to whole numbers */
+    const vec top = 88.0f - (vec){0}, magic = 12582912.0f - (vec){0}; /* adding 1.5 * 2^23 rounds to integers */
     const ints counts = ~(x < -87.0f);
     x = choose(x > top, top, x);
     const vec n = (x * 1.44269504f + magic) - magic;
@@ -137,7 +137,8 @@ static inline vec exponential(vec x) {
     return (vec)((ints)(p * (vec)power) & counts);
 }
 
-/* Logits less the largest of them, at a temperature: that order, for division first would round offsets of all logits. */
+/* Logits minus the largest of them, at a temperature. The division comes last: before the subtraction it would round
+   away the differences of logits with a large offset. */
 static inline vec tempered(vec x, float temperature) {
     if (temperature != 1) x /= temperature;
     return x;

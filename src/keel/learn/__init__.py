@@ -1,1 +1,1 @@
-"""Scored answers become updated weights."""
+"""From scored responses to updated weights."""

@@ -16,11 +16,11 @@ from keel.core.rewards import token_rewards
 
 @dataclass(frozen=True)
 class Credit:
-    """What an advantage function may use."""
+    """The inputs of an advantage function."""
 
-    token_scores: Tensor  # [B, T], shaped scores on the tokens that they are given for
+    token_scores: Tensor  # [B, T], shaped scores
     kl: Tensor  # [B, T], estimate of the KL to the reference
-    kl_coef: float  # of the KL in the reward; 0 where it is in the loss
+    kl_coef: float  # weight of the KL in the reward; 0 if the KL is in the loss
     values: Tensor  # [B, T], zeros without a critic
     response_mask: Tensor  # [B, T] bool
     final_values: Tensor | None  # [B], value after a truncated response; None = terminal
@@ -32,18 +32,18 @@ class Credit:
 
     @property
     def rewards(self) -> Tensor:
-        """Token rewards, what the advantages are computed of. [B, T]"""
+        """Token rewards. [B, T]"""
         return token_rewards(self.token_scores, self.kl, self.response_mask, self.kl_coef)
 
     @property
     def penalties(self) -> Tensor:
-        """What the KL of each response costs. [B]"""
+        """KL penalty of each response. [B]"""
         return self.kl_coef * self.kl.sum(1)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a policy loss may use; per token, [N]."""
+    """The inputs of a policy loss; tensors are per counted token, [N]."""
 
     new_logprobs: Tensor
     logprobs: Tensor
@@ -59,7 +59,8 @@ class Algorithm:
     policy_loss: Callable[[Loss], Tensor]  # -> [N]
     needs_critic: bool
     compares_groups: bool
-    """Advantages are relative to the other answers to the prompt; whitening the batch would undo that scale."""
+    """Whether advantages are relative to the other responses to the prompt. Whitening the batch would undo their
+    scale."""
 
 
 def _gae(credit: Credit) -> tuple[Tensor, Tensor]:
@@ -79,16 +80,17 @@ def _returns(credit: Credit) -> tuple[Tensor, Tensor]:
 
 
 def _rloo(credit: Credit) -> tuple[Tensor, Tensor]:
-    """The KL is compared apart from the scores, so that equal scores cancel exactly whatever their size."""
+    # Scores and KL are compared separately, so that equal scores of any size cancel exactly.
     scores = rloo(credit.token_scores.sum(1), credit.group_size)
     return _spread(scores - rloo(credit.penalties, credit.group_size), credit)
 
 
 def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
-    """The scores' deviation alone normalises, and it divides the KL as well, so that kl_coef keeps its weight.
+    """Divide scores and KL by the deviation of the scores alone, so that kl_coef keeps its weight.
 
-    Divided by a deviation that is the KL's own where all scores are equal, the KL would be noise of size one whatever
-    kl_coef. There, and where scores are nearly equal, a tenth of what is usual in the batch divides it.
+    If all scores of a group are equal, the deviation of score and KL together is that of the KL. Divided by it, the KL
+    would be noise of size one for any kl_coef. The divisor of the KL is therefore at least a tenth of the deviation
+    that is usual in the batch.
     """
     scores = credit.token_scores.sum(1)
     penalties = grpo(credit.penalties, credit.group_size, normalize_std=False)
@@ -99,7 +101,7 @@ def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
 
 
 def _spread(advantages: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:
-    """One advantage for the whole answer, on each of its tokens."""
+    """Put the advantage of each response on all of its tokens. [B] -> [B, T], [B, T]"""
     spread = advantages.unsqueeze(1) * credit.response_mask
     return spread, spread
 

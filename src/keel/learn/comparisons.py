@@ -1,4 +1,4 @@
-"""Losses of whole rankings from one number for each answer: a reward model's score, or DPO's implicit reward."""
+"""Losses of rankings, from one value per response: a reward model's score or DPO's implicit reward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,25 +7,29 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from keel.core.preferences import tied_plackett_luce_loss
+from keel.core.preferences import plackett_luce_loss
 from keel.data.preferences import Ranking
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Values of the better and of the worse answers, and the pairs' margins. [M], [M], [M] -> [M]"""
+"""Values of the better and of the worse responses, and the margins of the pairs. [M], [M], [M] -> [M]"""
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """N rankings of at most K answers, and a value for each answer."""
+    """N rankings of at most K responses, with a value for each response."""
 
     values: Tensor  # [N, K]
-    ranks: Tensor  # [N, K] 1 is best, equal ranks tie
-    mask: Tensor  # [N, K] bool, True = an answer
+    ranks: Tensor  # [N, K], 1 is best, equal ranks tie
+    mask: Tensor  # [N, K] bool, True = a response
     margins: Tensor  # [N]
 
     @classmethod
     def from_rankings(cls, values: Tensor, rankings: Sequence[Ranking]) -> Self:
-        """From the values of all answers, ranking after ranking [M]; every answer must be ranked."""
+        """Pad rankings to one width.
+
+        Args:
+            values: [M], those of all responses, in the order of the rankings. Every response must have a rank.
+        """
         counts = torch.tensor([len(ranking.ranks) for ranking in rankings], device=values.device)
         mask = torch.arange(int(counts.max()), device=values.device) < counts.unsqueeze(1)
         ranks = torch.tensor([rank for ranking in rankings for rank in ranking.ranks], device=values.device)
@@ -38,18 +42,20 @@ class Comparisons:
 
     @property
     def means(self) -> Tensor:
-        """Mean value of each ranking's answers. -> [N]"""
+        """Mean value of the responses of each ranking. [N]"""
         return self.values.sum(1) / self.mask.sum(1)
 
 
 def pairwise_losses(comparisons: Comparisons, loss: PairLoss, ties: str = "ignore") -> Tensor:
-    """Mean loss over the pairs of each ranking that were told apart. -> [N]
+    """Compute the mean loss over the pairs of each ranking. -> [N]
 
-    With `ties` "half", a tied pair counts as well, half in either direction: as a person who is asked often and says
-    each as often (Davidson 1970 models ties apart; half a win keeps the Bradley-Terry scores in nats).
+    Args:
+        ties: "ignore" leaves out tied pairs. "half" counts each as half a pair in either direction, as if a rater who
+            was asked repeatedly preferred each side equally often. (Davidson 1970 models ties separately; half a win
+            keeps the Bradley-Terry scores in nats.)
     """
     ranks, mask = comparisons.ranks, comparisons.mask
-    ahead = ranks.unsqueeze(1) - ranks.unsqueeze(2)  # [N, i, j]: above 0 where i is before j
+    ahead = ranks.unsqueeze(1) - ranks.unsqueeze(2)  # [N, i, j]: above 0 where i ranks before j
     shares = (ahead > 0).to(comparisons.values.dtype)
     if ties == "half":
         others = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
@@ -61,7 +67,7 @@ def pairwise_losses(comparisons: Comparisons, loss: PairLoss, ties: str = "ignor
 
 
 def listwise_losses(comparisons: Comparisons) -> Tensor:
-    """Plackett-Luce loss of each ranking, per answer that was put before others. -> [N]"""
+    """Compute the Plackett-Luce loss of each ranking, divided by the number of responses not ranked last. -> [N]"""
     ranks, mask = comparisons.ranks, comparisons.mask
     last = mask & (ranks == ranks.max(1, keepdim=True).values)
-    return tied_plackett_luce_loss(comparisons.values, ranks, mask) / (mask & ~last).sum(1)
+    return plackett_luce_loss(comparisons.values, ranks, mask) / (mask & ~last).sum(1)

@@ -1,4 +1,4 @@
-"""Whether an update may be taken. Nothing that is not finite ever reaches weights or moments."""
+"""The check before each update. No number that is not finite reaches weights or optimizer moments."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,39 +9,44 @@ from torch import nn
 
 from keel.errors import Diverged
 
-MEMORY = 100  # updates over which the mean norm of a gradient is taken
-FIRST = 10  # updates before any counts as a jump
+MEMORY = 100  # number of updates in the running mean of a gradient norm
+FIRST = 10  # number of updates before a norm can count as a jump
 
 
 @dataclass
 class Guard:
-    """Refuses updates with numbers that are not finite and, if asked to, those whose gradient jumps."""
+    """Refuses updates with numbers that are not finite and, if `spike` is set, those whose gradient norm jumps."""
 
-    on_fault: str = "stop"  # or skip
-    max_skips: int = 3
-    spike: float | None = None
-    skipped: int = 0  # in a row, until now
-    means: dict[str, float] = field(default_factory=dict)  # of each model's norms so far
-    counts: dict[str, int] = field(default_factory=dict)
+    on_fault: str = "stop"  # or "skip"
+    max_skips: int = 3  # in a row
+    spike: float | None = None  # a jump is a norm of more than this many times its mean
+    skipped: int = 0  # updates skipped in a row so far
+    means: dict[str, float] = field(default_factory=dict)  # running mean of the gradient norm of each model
+    counts: dict[str, int] = field(default_factory=dict)  # norms in each mean, at most MEMORY
 
     def admits(self, norms: Mapping[str, float], fault: str | None = None) -> bool:
-        """True to take the update, False to skip it. Raises Diverged when a fault stops the run."""
+        """Return whether to take the update rather than skip it. Raises Diverged when a fault stops the run.
+
+        Args:
+            norms: gradient norm of each model, by its name.
+            fault: what is not finite, from `find_fault`.
+        """
         fault = fault or self._jump(norms)
         if fault is None:
             self.skipped = 0
             self._remember(norms)
             return True
         if self.on_fault == "stop":
-            raise Diverged(fault, fix="lower optim.learning_rate, look at the rewards, or set optim.on_fault: skip")
+            raise Diverged(fault, fix="lower optim.learning_rate, check the rewards, or set optim.on_fault: skip")
         self.skipped += 1
         if self.skipped > self.max_skips:
             raise Diverged(
-                f"{self.skipped} updates in a row went wrong, the last: {fault}", fix="lower optim.learning_rate"
+                f"{self.skipped} updates in a row were faulty, the last one: {fault}", fix="lower optim.learning_rate"
             )
         return False
 
     def counters(self) -> dict[str, Any]:
-        """What a checkpoint has to keep of it."""
+        """Return the state for a checkpoint."""
         return {"skipped": self.skipped, "means": dict(self.means), "counts": dict(self.counts)}
 
     def restore(self, counters: Mapping[str, Any]) -> None:
@@ -51,7 +56,7 @@ class Guard:
         for name, norm in norms.items():
             mean = self.means.get(name, 0.0)
             if self.spike is not None and self.counts.get(name, 0) >= FIRST and norm > self.spike * mean:
-                return f"the norm of the {name}'s gradient jumped to {norm:.3g} from {mean:.3g} on average"
+                return f"the gradient norm of the {name} jumped to {norm:.3g} from a mean of {mean:.3g}"
         return None
 
     def _remember(self, norms: Mapping[str, float]) -> None:
@@ -62,20 +67,26 @@ class Guard:
 
 
 def require_finite(weights: Iterable[tuple[str, nn.Parameter]], step: int) -> None:
-    """Raises Diverged instead of a checkpoint from which no run can go on."""
-    bad = next((name for name, value in weights if not bool(value.isfinite().all())), None)
-    if bad is not None:
-        raise Diverged(f"weight {bad} is not finite after step {step}", fix="lower optim.learning_rate")
+    """Raise Diverged if a weight is not finite: no run could resume from a checkpoint of it."""
+    faulty = next((name for name, value in weights if not bool(value.isfinite().all())), None)
+    if faulty is not None:
+        raise Diverged(f"weight {faulty} is not finite after step {step}", fix="lower optim.learning_rate")
 
 
 def find_fault(
     losses_finite: bool, norms: Mapping[str, float], parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> str | None:
-    """What is not finite in an update, by name; None if all is well. The named parameters hold the gradients."""
+    """Describe what is not finite in an update; None if all is finite.
+
+    Args:
+        norms: gradient norm of each model.
+        parameters: named parameters, which hold the gradients.
+    """
     if not losses_finite:
         return "the loss is not finite"
     if all(math.isfinite(norm) for norm in norms.values()):
         return None
-    graded = ((name, parameter.grad) for name, parameter in parameters if parameter.grad is not None)
-    bad = next((name for name, gradient in graded if not bool(gradient.isfinite().all())), None)
-    return f"the gradient of {bad} is not finite" if bad else "the gradient's norm is not finite"
+    gradients = ((name, parameter.grad) for name, parameter in parameters if parameter.grad is not None)
+    faulty = next((name for name, gradient in gradients if not bool(gradient.isfinite().all())), None)
+    # A norm may overflow although each entry of the gradient is finite.
+    return f"the gradient of {faulty} is not finite" if faulty else "the gradient norm is not finite"

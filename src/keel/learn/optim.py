@@ -1,4 +1,4 @@
-"""One optimizer step: AdamW, the shape of its learning rate, clipping, and the split into forward passes."""
+"""One optimizer step: AdamW, its learning-rate schedule, gradient clipping, and the split into forward passes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,11 +25,13 @@ __all__ = [
 def build_optimizer(
     groups: Sequence[tuple[Iterable[Parameter], float]], weight_decay: float = 0.0, eps: float = 1e-8
 ) -> AdamW:
-    """AdamW (torch form: eps is added to the bias-corrected root) over (parameters, learning rate) groups.
+    """Build AdamW in torch's form, with eps added to the bias-corrected root.
 
-    Weights of 16 bits learn through float32 copies (`keel.learn.masters`).
-    Matrices decay; norms, biases and other vectors do not. Frozen parameters are left out; one that comes twice
-    (tied weights, a shared trunk) is updated once, in the first group that has it.
+    Weights of 16 bits are trained through float32 masters (`keel.learn.masters`). Matrices decay; norms, biases and other vectors do not. Frozen parameters are left out. A parameter in several
+    groups (tied weights, a shared trunk) is updated once, in the first group that holds it.
+
+    Args:
+        groups: pairs of parameters and learning rate.
     """
     seen: set[int] = set()
     settings = []
@@ -39,23 +41,24 @@ def build_optimizer(
         seen.update(map(id, fresh))
         masters |= {p: with_master(p) for p in fresh if needs_master(p)}
         fresh = [masters.get(p, p) for p in fresh]
-        for part, decay in (
+        for subset, decay in (
             ([p for p in fresh if p.dim() > 1], weight_decay),
             ([p for p in fresh if p.dim() <= 1], 0.0),
         ):
-            if part:
+            if subset:
                 rates = {"lr": learning_rate, "initial_lr": learning_rate, "weight_decay": decay}
-                settings.append({"params": part, "group": group, **rates})
+                settings.append({"params": subset, "group": group, **rates})
     return MasterAdamW(settings, masters, eps=eps, fused=True) if masters else AdamW(settings, eps=eps, fused=True)
 
 
 def learning_rate_factor(
     schedule: str, optimizer_step: int, total_optimizer_steps: int, warmup_steps: int = 0
 ) -> float:
-    """Share of the peak rate for update `optimizer_step` (from 0): a linear rise, then constant, linear or cosine.
+    """Return the share of the peak learning rate for update `optimizer_step`, counted from 0.
 
-    The rise ends at 1 with update `warmup_steps`; the fall would reach 0 one update after the last, so none is wasted
-    and the last linear one has 1 / N of the peak. Raises ValueError for another schedule.
+    The rate rises linearly and reaches the peak at update `warmup_steps`; then it is constant or falls along a line or
+    a cosine. A falling rate would reach 0 one update after the last, so that no update has a rate of 0: the last one
+    of N has 1 / N of the peak along a line. Raises ValueError for an unknown schedule.
     """
     if optimizer_step < warmup_steps:
         return (optimizer_step + 1) / (warmup_steps + 1)
@@ -71,27 +74,27 @@ def learning_rate_factor(
 
 
 def warmup_warning(warmup_steps: int, optimizer_steps: int) -> str | None:
-    """Return the warning for a warm-up that a run of so many optimizer steps ends in, None for a shorter one."""
+    """Return a warning if the warm-up is not over before the last of the run's optimizer steps, else None."""
     if warmup_steps < optimizer_steps:
         return None
     return (
-        f"warning: optim.warmup_steps {warmup_steps} covers all {optimizer_steps} optimizer steps of this run: the "
+        f"warning: optim.warmup_steps {warmup_steps} covers all {optimizer_steps} optimizer steps of this run, and the "
         "learning rate never reaches its peak"
     )
 
 
 def set_learning_rate(optimizer: AdamW, factor: float, first_factor: float = 1.0) -> None:
-    """Set every group's rate to `factor` times the one it was built with, the first group's also by `first_factor`."""
+    """Set the rate of each group to `factor` times its initial rate; that of the first group also by `first_factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor * (1.0 if group["group"] else first_factor)
 
 
 def gradient_norm(parameters: Iterable[Parameter]) -> Tensor:
-    """Joint norm of the gradients of `parameters`. []"""
+    """Return the joint norm of the gradients of `parameters`. []"""
     norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_grad_norm: float, norm: Tensor) -> None:
-    """Scale gradients of this joint norm to one of at most `max_grad_norm`."""
+    """Scale the gradients, whose joint norm is `norm`, to a joint norm of at most `max_grad_norm`."""
     torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)

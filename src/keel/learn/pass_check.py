@@ -1,4 +1,4 @@
-"""Compare two ways to compute a log-probability: token by token while sampling, and in one pass over a full row."""
+"""Compare two ways to compute log-probabilities: token by token while sampling, and in one pass over a row."""
 
 import math
 
@@ -11,18 +11,18 @@ from keel.models.actor_critic import ActorCritic, Analysis
 from keel.models.heads import plain
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""Largest difference of one token's log-probability between two correct ways to compute it."""
+"""Largest difference of one token's log-probability between two correct computations."""
 MEAN_TOLERANCE = 0.1
-"""Mean such difference in bfloat16. Single tokens differ by 0.4: the cached decoding of transformers differs from its
-full pass by 0.04 on average and 0.3 at most (SmolLM2-135M, docs/numerics-log.md)."""
+"""Largest mean of these differences in bfloat16, where single tokens differ by up to 0.4. Cached decoding in
+transformers differs from its full pass by 0.04 on average and 0.3 at most (SmolLM2-135M, docs/numerics-log.md)."""
 
 
 def compare_passes(
     actor_critic: ActorCritic, probe: Rollouts, temperature: float, microbatch_tokens: int, where: str
 ) -> tuple[Analysis, dict[str, float]]:
-    """Sampler and full pass give the same log-probs, and a row alone gives those it has in a batch.
+    """Check that the sampler's log-probs equal those of a full pass, and those of a row alone equal those in a batch.
 
-    Returns the full pass, and what was measured. Raises ConfigError where they differ by more than rounding.
+    Returns the full pass and the measured differences. Raises ConfigError if they are larger than rounding.
     """
     kind, mask = type(plain(actor_critic.policy)).__name__, probe.response_mask
     trained = analyze_all(actor_critic, probe, temperature, microbatch_tokens)
@@ -31,26 +31,28 @@ def compare_passes(
     if weight_dtype(actor_critic).itemsize < 4:
         fix = "use dtype float32, or another architecture"
     if not logprobs_agree(gaps, actor_critic):
-        found = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
-        raise ConfigError(f"{kind}: {found} on a token's log-probability", where=where, fix=fix)
+        what = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
+        raise ConfigError(f"{kind}: {what} on a token's log-probability", where=where, fix=fix)
     first = select_rows(probe, [0])
     alone = analyze_all(actor_critic, first, temperature, 1, with_values=False)
     width = first.response_mask.shape[1]
-    apart = (alone.logprobs - trained.logprobs[:1, :width])[first.response_mask].abs()
-    if not logprobs_agree(apart, actor_critic):
-        found = f"padding changes a token's log-probability by {float(apart.max()):.2g}"
-        raise ConfigError(f"{kind}: {found}", where=where, fix=fix)
+    padding_gaps = (alone.logprobs - trained.logprobs[:1, :width])[first.response_mask].abs()
+    if not logprobs_agree(padding_gaps, actor_critic):
+        what = f"padding changes a token's log-probability by {float(padding_gaps.max()):.2g}"
+        raise ConfigError(f"{kind}: {what}", where=where, fix=fix)
     measured = {
         "check/logprob_gap": float(gaps.max()),
         "check/logprob_gap_mean": float(gaps.mean()),
-        "check/padding_gap": float(apart.max()),
+        "check/padding_gap": float(padding_gaps.max()),
     }
     return trained, measured
 
 
 def logprobs_agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
-    """Whether differences of log-probs are those of rounding; NaN is none. In bfloat16 the mean is judged, which may be
-    larger over few tokens."""
+    """Return whether differences of log-probs are as small as rounding. NaN is not.
+
+    In bfloat16 the mean is compared, with a higher limit for few tokens.
+    """
     dtype = weight_dtype(actor_critic)
     if dtype in TOLERANCE:
         return bool((gaps <= TOLERANCE[dtype]).all())

@@ -1,4 +1,4 @@
-"""From what scorers said to what the policy is paid: normalisation, limits, the penalty for a missing end."""
+"""Score shaping: normalisation, clipping, and the penalty for a missing end token."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from keel.world import World
 
 @dataclass(frozen=True)
 class ScoreStatistics:
-    """Mean and variance of the scores so far (Chan et al.'s update)."""
+    """Mean and variance of all scores so far, updated batch by batch (Chan et al. 1983)."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -21,12 +21,12 @@ class ScoreStatistics:
 
     @property
     def std(self) -> float:
-        """1 when the scores do not differ by more than rounding: then there is no scale to divide by."""
+        """Standard deviation; 1 if the scores differ by rounding only, since there is no scale to divide by."""
         spread = math.sqrt(self.squares / self.count) if self.count > 1 else 0.0
         return spread if spread > 1e-6 * max(1.0, abs(self.mean)) else 1.0
 
     def plus(self, scores: Tensor, world: World) -> "ScoreStatistics":
-        """Those with a batch of scores [B] more, of all ranks together."""
+        """Return the statistics with a batch of scores [B] added, from all ranks."""
         scores = world.gather(scores.double())
         scores = scores[scores.isfinite()]
         count, mean = len(scores), float(scores.mean())
@@ -44,8 +44,11 @@ class Shaping:
     normalize: str  # none, reference, running
 
     def token_scores(self, scored: ScoredRollouts, statistics: ScoreStatistics) -> Tensor:
-        """Shaped scores [B, T]: segments keep their places and share the scale; every other change of the answer's
-        score (offset, limit, penalty) stands on its last token."""
+        """Shape scores and put them on tokens. -> [B, T]
+
+        Segment scores keep their tokens and are divided by the scale. Every other change of a response's score (offset,
+        limit, penalty) is on its last token.
+        """
         mask = scored.rollouts.response_mask
         mean, std = (0.0, 1.0) if self.normalize == "none" else (statistics.mean, statistics.std)
         scores = (scored.scores - mean) / std
@@ -59,5 +62,5 @@ class Shaping:
 
 
 def kept_scores(scored: ScoredRollouts) -> Tensor:
-    """Scores [B] with NaN for dropped responses."""
+    """Return the scores with NaN for dropped responses. [B]"""
     return torch.where(scored.kept, scored.scores, torch.nan)

@@ -1,4 +1,4 @@
-"""ScoredRollouts -> TrainingBatch: everything the update aims at, computed once with the weights that sampled."""
+"""ScoredRollouts -> TrainingBatch: the targets of the update, computed once with the weights that sampled."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from keel.core.advantages import ROUNDING, gae, group_deviations
+from keel.core.advantages import gae, group_deviations
 from keel.core.kl import kl_estimate, without_rounding
-from keel.core.masked import apply_whitening, masked_sum, zero_outside
+from keel.core.masked import ROUNDING, masked_moments, whiten, zero_outside
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
@@ -31,15 +31,15 @@ class TargetSettings:
 
 
 LEAST_NATS = 0.5
-"""Scores of a deviation of so many kl_coef have their optimum an eighth of a nat from the reference."""
+"""Scores whose deviation is this many times kl_coef have their optimum an eighth of a nat from the reference."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the update aims at, the units of the values in it, and how far the policy may move for it."""
+    """The targets of an update."""
 
     batch: TrainingBatch
-    value_units: ValueUnits
+    value_units: ValueUnits  # of the values in the batch
     step_scale: float  # factor of the policy's learning rate, above 0 and at most 1
 
 
@@ -54,16 +54,19 @@ def build_targets(
     world: World,
     trust_sampler: bool = False,
 ) -> Targets:
-    """Log-probs, values, rewards, advantages and returns of a batch; `token_scores` [B, T] are the shaped scores.
+    """Compute the log-probs, values, rewards, advantages and returns of a batch.
 
-    With `trust_sampler` the log-probs are those that the sampler gave, and not computed once more.
-    Dropped responses (and with group baselines their whole group) leave the mask.
+    The mask excludes dropped responses and, with group baselines, all responses of their group.
+
+    Args:
+        token_scores: shaped scores [B, T].
+        trust_sampler: take the log-probs of the sampler instead of computing them again.
     """
     rollouts, groups = scored.rollouts, algorithm.compares_groups
-    analysis, ref_logprobs = _own_and_reference(actor_critic, reference, rollouts, settings, not trust_sampler)
+    analysis, ref_logprobs = _analyze_both(actor_critic, reference, rollouts, settings, not trust_sampler)
     ref_logprobs = without_rounding(ref_logprobs, analysis.logprobs)
     kl = kl_estimate(analysis.logprobs, ref_logprobs, settings.kl_estimator)
-    counted = rollouts.response_mask & _kept(scored.kept, settings.group_size if groups else 1).unsqueeze(1)
+    counted = rollouts.response_mask & _keep_full_groups(scored.kept, settings.group_size if groups else 1).unsqueeze(1)
     credit = _credit(token_scores, kl, kl_coef, rollouts, settings)
     units = actor_critic.value_units
     if groups:
@@ -74,12 +77,12 @@ def build_targets(
         credit, units = centre_values(credit, cut, units, counted, world)
     rewards = credit.rewards
     advantages, returns = algorithm.advantages(credit)
-    if not groups:  # whose scores are compared, and may be normalised, in units of their own
+    if not groups:  # group baselines remove rounding themselves, and their advantages may have another unit
         advantages = zero_if_rounding(advantages, rewards, credit.values)
     if analysis.values is not None:
         returns = advantages + credit.values
     if settings.whiten_advantages and not groups:
-        advantages = whiten_all(advantages, counted, world)
+        advantages = whiten(advantages, counted, world.sum)
     batch = TrainingBatch(
         prompt_tokens=rollouts.prompt_tokens,
         prompt_mask=rollouts.prompt_mask,
@@ -97,7 +100,7 @@ def build_targets(
 
 
 def _credit(token_scores: Tensor, kl: Tensor, kl_coef: float, rollouts: Rollouts, settings: TargetSettings) -> Credit:
-    """What the advantages are computed of, before there are values. token_scores, kl [B, T]"""
+    """Build the inputs of the advantages, with values of zero. token_scores, kl [B, T]"""
     return Credit(
         token_scores=token_scores,
         kl=kl,
@@ -115,14 +118,18 @@ def _credit(token_scores: Tensor, kl: Tensor, kl_coef: float, rollouts: Rollouts
 def centre_values(
     credit: Credit, cut: Tensor, units: ValueUnits, counted: Tensor, world: World
 ) -> tuple[Credit, ValueUnits]:
-    """Shift the values by their mean error over the batch, and return the units that do so for the values to come.
+    """Shift the values by their mean error over the batch. Return also the units that shift later values as much.
 
-    A constant of the reward would otherwise have to be learned by the critic's weights. Until it is, it leaves in the
-    advantages of GAE a trend over positions, A_t = c (gamma lambda)^(T - t), which whitening makes one of size one
-    and in which the scores are lost. A baseline that is constant over the batch takes it out; as it does not depend on
-    the response, the gradient has the same mean, but for a share of 1 / B (each response is part of its own baseline).
-    `cut` [B] are the responses that the critic's value follows: an offset raises it with the others, so they say
-    nothing of the offset. The unit of the loss is the largest deviation that the returns of a batch have had.
+    The critic's weights would otherwise have to learn a constant c of the reward. Until then, GAE advantages have a
+    trend over positions, A_t = c (gamma lambda)^(T - t). Whitening scales this trend to size one, and the scores are
+    lost in it. A baseline that is constant over the batch removes the trend. It does not depend on the response, so
+    the mean gradient is unchanged except for a share of 1 / B (each response is part of the baseline).
+
+    The unit of the value loss is the largest deviation of the returns of a batch so far.
+
+    Args:
+        cut: [B], the responses whose return ends in the critic's value. An offset raises that value with the others,
+            so these responses have no information about the offset.
     """
     error, returns = gae(
         credit.rewards,
@@ -138,81 +145,91 @@ def centre_values(
     if units.deviation is not None:
         units = replace(units, deviation=max(units.deviation, deviation))
     elif scores_vary(credit.token_scores.sum(1), counted.any(1), world):
-        fresh = not float(moments(credit.values, counted, world)[1])
-        units = replace(units, deviation=deviation, gain=deviation if fresh else units.gain)
+        is_new_head = not float(moments(credit.values, counted, world)[1])  # it starts at zero: all values are equal
+        units = replace(units, deviation=deviation, gain=deviation if is_new_head else units.gain)
     assert credit.final_values is not None
     values = zero_outside(credit.values + shift, credit.response_mask)
     return replace(credit, values=values, final_values=credit.final_values + shift * cut), units
 
 
 def usual_deviation(credit: Credit, counted: Tensor, world: World) -> float:
-    """Root mean square, over the groups of all ranks, of the deviation of a group's scores."""
+    """Return the root mean square, over the groups of all ranks, of the deviation of a group's scores."""
     deviations = group_deviations(credit.token_scores.sum(1), credit.group_size)
-    whole = counted.any(1).view(-1, credit.group_size).all(1)
-    return float(moments(deviations**2, whole, world)[0]) ** 0.5
+    is_full = counted.any(1).view(-1, credit.group_size).all(1)
+    return float(moments(deviations**2, is_full, world)[0]) ** 0.5
 
 
 def _step_scale(credit: Credit, kl_coef: float, groups: bool, counted: Tensor, world: World) -> float:
-    """Factor of the learning rate for the scores and the KL of this batch."""
-    whole = counted.any(1)
-    kl, _ = moments(credit.kl.sum(1), whole, world)
-    _, variance = moments(credit.token_scores.sum(1), whole, world)
-    if groups:  # of which only what differs within them teaches
+    """Return the factor of the learning rate for the scores and the KL of this batch."""
+    kept = counted.any(1)
+    kl, _ = moments(credit.kl.sum(1), kept, world)
+    _, variance = moments(credit.token_scores.sum(1), kept, world)
+    if groups:  # only differences within a group give a gradient
         return signal_share(credit.usual_deviation**2, kl_coef * float(kl), kl_coef)
     return signal_share(float(variance), kl_coef * float(kl), kl_coef)
 
 
 def signal_share(variance: float, paid: float, kl_coef: float) -> float:
-    """d / sqrt(d^2 + (0.5 kl_coef)^2), d^2 = Var(scores) + (kl_coef mean KL)^2: the factor of the learning rate.
+    """Return the factor of the learning rate, d / sqrt(d^2 + (0.5 kl_coef)^2), d^2 = Var(scores) + (kl_coef KL)^2.
 
-    `paid` is kl_coef times the mean KL of a response. Rewards and kl_coef have one unit: kl_coef is the price of a nat.
-    Scores of a deviation d have their optimum about (d / kl_coef)^2 / 2 nats from the reference. Where that is next to
-    nothing and the policy is not further away, a step of full size, which whitening and AdamW make of any differences,
-    would be noise. AdamW divides gradients by their size, so its learning rate has to carry this.
+    Rewards and kl_coef have the same unit: kl_coef is the price of a nat. Scores with deviation d have their optimum
+    about (d / kl_coef)^2 / 2 nats from the reference. Whitening and AdamW make a full-size step of any differences. If
+    the optimum is very close and the policy is not further away, that step would be noise. AdamW divides gradients by
+    their size, so the learning rate has to be scaled instead.
+
+    Args:
+        variance: of the scores.
+        paid: kl_coef times the mean KL of a response.
     """
     signal = variance + paid**2
     return (signal / (signal + (LEAST_NATS * kl_coef) ** 2)) ** 0.5 if signal else 1.0
 
 
 def scores_vary(scores: Tensor, counted: Tensor, world: World) -> bool:
-    """Whether the scores [B] differ by more than rounding."""
+    """Return whether the scores [B] differ by more than rounding."""
     mean, variance = moments(scores, counted, world)
     return float(variance) ** 0.5 > ROUNDING * abs(float(mean))
 
 
 def zero_if_rounding(advantages: Tensor, rewards: Tensor, values: Tensor) -> Tensor:
-    """Advantages with those that are no more than rounding of what they are differences of as exact zeros. [B, T]
+    """Set advantages to exact zero that are rounding of the rewards and values they were computed from. [B, T]
 
-    The optimizer would make a step of full size of them.
+    The optimizer would otherwise make a full-size step of them.
     """
     largest = torch.maximum(rewards.abs(), values.abs()).amax(1, keepdim=True)
     return advantages.masked_fill(advantages.abs() <= ROUNDING * largest, 0.0)
 
 
-def _own_and_reference(
+def _analyze_both(
     actor_critic: ActorCritic,
     reference: ActorCritic | None,
     rollouts: Rollouts,
     settings: TargetSettings,
     with_logprobs: bool,
 ) -> tuple[Analysis, Tensor]:
-    """What the models that learn say, and the log-probs [B, T] under the reference (without one, the policy's own)."""
+    """Return the analysis by policy and critic, and the log-probs [B, T] under the reference.
+
+    Without a reference, the policy's log-probs take their place.
+    """
     arguments = rollouts, settings.temperature, settings.microbatch_tokens
-    own = partial(analyze_all, actor_critic, *arguments, with_logprobs=with_logprobs)
+    analyze = partial(analyze_all, actor_critic, *arguments, with_logprobs=with_logprobs)
     if reference is None:
-        analysis = own()
+        analysis = analyze()
         return analysis, analysis.logprobs
-    theirs = partial(reference_logprobs, reference, *arguments)
-    if reference.policy is actor_critic.policy:  # one base, with its adapter and without
-        return own(), theirs()
-    analysis, ref_logprobs = at_once(own, theirs)
+    analyze_reference = partial(reference_logprobs, reference, *arguments)
+    if reference.policy is actor_critic.policy:  # the same base with and without its adapter: not at the same time
+        return analyze(), analyze_reference()
+    analysis, ref_logprobs = at_once(analyze, analyze_reference)
     return analysis, ref_logprobs
 
 
 def reference_logprobs(
     reference: ActorCritic, rollouts: Rollouts, temperature: float, microbatch_tokens: int
 ) -> Tensor:
-    """Log-probs of the response tokens under the reference: a frozen copy, or the policy without its adapter. [B, T]"""
+    """Return the log-probs of the response tokens under the reference. -> [B, T]
+
+    The reference is a frozen copy, or the policy without its adapter.
+    """
     with without_adapter(reference.policy):
         return analyze_all(reference, rollouts, temperature, microbatch_tokens, with_values=False).logprobs
 
@@ -226,7 +243,7 @@ def analyze_all(
     with_values: bool = True,
     with_logprobs: bool = True,
 ) -> Analysis:
-    """`analyze` over a whole batch in micro-batches of similar length, without gradients."""
+    """Analyze a batch in micro-batches of rows of similar length, without gradients."""
     lengths = (rollouts.prompt_mask.sum(1) + rollouts.lengths).tolist()
     shape, device = rollouts.response_mask.shape, rollouts.response_mask.device
     dtype = torch.promote_types(next(actor_critic.policy.parameters()).dtype, torch.float32)
@@ -234,30 +251,20 @@ def analyze_all(
     final_values = torch.zeros(shape[0], dtype=dtype, device=device)
     has_values = with_values and actor_critic.has_critic
     for rows in microbatches(lengths, microbatch_tokens):
-        part = select_rows(rollouts, rows)
-        found = actor_critic.analyze(part, temperature, with_values=with_values, with_logprobs=with_logprobs)
-        index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]
-        logprobs[index, :width], entropy[index, :width] = found.logprobs, found.entropy
-        if found.values is not None and found.final_values is not None:
-            values[index, :width], final_values[index] = found.values, found.final_values
+        microbatch = select_rows(rollouts, rows)
+        analysis = actor_critic.analyze(microbatch, temperature, with_values=with_values, with_logprobs=with_logprobs)
+        index, width = torch.tensor(rows, device=device), microbatch.response_mask.shape[1]
+        logprobs[index, :width], entropy[index, :width] = analysis.logprobs, analysis.entropy
+        if analysis.values is not None and analysis.final_values is not None:
+            values[index, :width], final_values[index] = analysis.values, analysis.final_values
     return Analysis(logprobs, entropy, values if has_values else None, final_values if has_values else None)
 
 
-def whiten_all(x: Tensor, mask: Tensor, world: World) -> Tensor:
-    """`core.masked.whiten` with the statistics of all ranks; what differs from the mean by rounding becomes 0."""
-    mean, var = moments(x, mask, world)
-    differences = (x - mean).masked_fill((x - mean).abs() <= ROUNDING * mean.abs(), 0.0)
-    return apply_whitening(differences, mask, torch.zeros_like(mean), var)
-
-
 def moments(x: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the counted entries of all ranks; zeros when nothing is counted anywhere."""
-    count = world.sum(mask.sum()).clamp(min=1)
-    mean = world.sum(masked_sum(x, mask)) / count
-    mean = mean + world.sum(masked_sum(x - mean, mask)) / count  # takes out the rounding: equal entries have variance 0
-    return mean, world.sum(masked_sum((x - mean) ** 2, mask)) / count
+    """Return mean and biased variance of the counted entries of all ranks; zeros if no rank counts an entry."""
+    return masked_moments(x, mask, world.sum)
 
 
-def _kept(kept: Tensor, group_size: int) -> Tensor:
-    """A response counts only if its whole group was scored. [B] -> [B]"""
+def _keep_full_groups(kept: Tensor, group_size: int) -> Tensor:
+    """Keep the responses of groups in which every response was scored. [B] -> [B]"""
     return kept.view(-1, group_size).all(1).repeat_interleave(group_size)

@@ -1,4 +1,4 @@
-"""Figures that are means: sums and counts are kept apart until the end, so that a mean of means never happens."""
+"""Metrics that are means. Sums and counts are kept separate until the end, so that no metric is a mean of means."""
 
 from collections.abc import Iterable
 
@@ -9,19 +9,19 @@ from keel.world import World
 
 
 class Totals:
-    """Sums and counts of named figures; means are taken once, over everything that was counted."""
+    """Sums and counts of named metrics. Means are taken once, over all counted values."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        """`names` are figures that are there (as NaN) even when nothing of them was counted."""
+        """Start with these metrics, which are NaN if nothing is added to them."""
         self.sums: dict[str, float] = dict.fromkeys(names, 0.0)
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
 
     def add(self, name: str, values: Tensor) -> None:
-        """A figure for each counted token."""
+        """Add one value per counted token or response."""
         self._add(name, float(values.detach().sum()), values.numel())
 
     def add_one(self, name: str, value: float) -> None:
-        """A figure of one optimizer step."""
+        """Add a single value, such as one per optimizer step."""
         self._add(name, value, 1)
 
     def merge(self, other: "Totals") -> None:
@@ -29,7 +29,7 @@ class Totals:
             self._add(name, value, other.counts[name])
 
     def reduce(self, world: World) -> dict[str, float]:
-        """Means over everything counted on all ranks, which must hold the same names."""
+        """Return the means over all ranks. Every rank must have the same names."""
         names = sorted(self.sums)
         pairs = torch.tensor([[self.sums[name], self.counts[name]] for name in names], dtype=torch.float64)
         pairs = world.sum(pairs.to(world.device) if world.size > 1 else pairs)

@@ -1,7 +1,7 @@
 """TrainingBatch -> updated weights: epochs of minibatches of micro-batches over one batch.
 
-Losses are summed over the counted tokens and divided by their number in the whole optimizer step, all micro-batches
-and ranks together. So the split into micro-batches never changes the result.
+Losses are summed over the counted tokens and divided by their number in the full optimizer step, over all
+micro-batches and ranks. The split into micro-batches therefore never changes the result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +25,12 @@ from keel.models.actor_critic import ActorCritic, Analysis
 from keel.world import World, at_once, generator
 
 SMALL = 2**21
-"""Up to so many weights the graphs of policy and critic are small enough to be in memory together."""
+"""Number of weights up to which the graphs of policy and critic are small enough to be in memory together."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The numbers of the loss."""
+    """Settings of the loss."""
 
     temperature: float
     clip_range_low: float
@@ -45,10 +45,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """How a batch is walked through."""
+    """How a batch is divided into optimizer steps, and their learning rate."""
 
     update_epochs: int
-    minibatch_size: int  # of all ranks
+    minibatch_size: int  # responses, over all ranks
     microbatch_tokens: int
     max_approx_kl: float | None
     max_grad_norm: float
@@ -59,7 +59,7 @@ class UpdateSchedule:
 
 @dataclass(frozen=True)
 class Updater:
-    """Policy and critic are optimised jointly: one loss, one backward pass, one optimizer."""
+    """Updates policy and critic jointly, with one loss and one optimizer."""
 
     actor_critic: ActorCritic
     optimizer: AdamW
@@ -77,29 +77,30 @@ class Updater:
         seed: int,
         step_scale: float = 1.0,
     ) -> dict[str, float]:
-        """All epochs over one batch; returns the metrics. Raises Diverged instead of a step that would do harm.
+        """Run all epochs over one batch and return the metrics. Raises Diverged before a faulty optimizer step.
 
-        `step_scale` is a factor of the policy's learning rate; with 0 the critic alone learns.
+        Args:
+            step_scale: factor of the policy's learning rate; with 0 only the critic learns.
         """
         totals = Totals()
         minibatches = self._minibatches_per_epoch(batch)
         for epoch in range(self.schedule.update_epochs):
-            epoch_totals = Totals(self._figures())
+            epoch_totals = Totals(self._token_metrics())
             order = torch.randperm(batch.size * self.world.size, generator=generator(seed, "minibatch", step, epoch))
             for index, rows in enumerate(order.tensor_split(minibatches)):
                 done = ((step - 1) * self.schedule.update_epochs + epoch) * minibatches + index
                 self._optimizer_step(
-                    batch, self._own(rows, batch.size), done, minibatches, kl_coef, step_scale, epoch_totals
+                    batch, self._local_rows(rows, batch.size), done, minibatches, kl_coef, step_scale, epoch_totals
                 )
-                if epoch == index == 0:  # nothing has moved yet: whatever they differ by is a fault
-                    before_moving = epoch_totals.reduce(self.world)["policy/approx_kl"]
+                if epoch == index == 0:  # no weight had moved yet, so any difference from the sampler is a fault
+                    first_approx_kl = epoch_totals.reduce(self.world)["policy/approx_kl"]
             totals.merge(epoch_totals)
             drift = epoch_totals.reduce(self.world)["policy/approx_kl"]
             if self.schedule.max_approx_kl is not None and drift > self.schedule.max_approx_kl:
                 break
         return {
             **totals.reduce(self.world),
-            "policy/first_approx_kl": before_moving,
+            "policy/first_approx_kl": first_approx_kl,
             "policy/update_epochs": epoch + 1,
         }
 
@@ -107,13 +108,16 @@ class Updater:
     def _small(self) -> bool:
         return sum(parameter.numel() for parameter in self.actor_critic.policy.parameters()) <= SMALL
 
-    def _own(self, rows: Tensor, size: int) -> list[int]:
-        """Which of a minibatch's rows, counted over all ranks, are this rank's; the split is the same for any size."""
+    def _local_rows(self, rows: Tensor, size: int) -> list[int]:
+        """Return this rank's share of a minibatch, whose rows are numbered over all ranks.
+
+        The minibatches hold the same rows for any number of ranks.
+        """
         first = self.world.rank * size
         return [row - first for row in rows.tolist() if first <= row < first + size]
 
-    def _figures(self) -> list[str]:
-        """Names of the figures per token: a rank whose responses were all dropped has them too."""
+    def _token_metrics(self) -> list[str]:
+        """Return the names of the metrics per token. A rank whose responses were all dropped needs them as well."""
         value = ["loss/value"] if self.actor_critic.has_critic else []
         kl = ["loss/kl"] if self.objective.kl_in == "loss" else []
         return ["loss/policy", "policy/approx_kl", "policy/clipfrac", "policy/entropy", "policy/ratio", *value, *kl]
@@ -136,9 +140,9 @@ class Updater:
             totals.add_one("update/skipped", 0.0)
             return
         metrics, finite = Totals(), True
-        for part in self._parts(batch, rows):
-            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(part, kl_coef, metrics)]
-            # Of small models both graphs fit in memory; of others one can go before the next is built.
+        for microbatch in self._microbatches(batch, rows):
+            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(microbatch, kl_coef, metrics)]
+            # Both graphs of small models fit in memory; of others, one is freed before the next is built.
             finite &= all(at_once(*jobs) if self._small else [job() for job in jobs])
         factor = learning_rate_factor(
             self.schedule.schedule,
@@ -153,40 +157,44 @@ class Updater:
             totals.merge(metrics)
         totals.add_one("update/skipped", float(not taken))
 
-    def _parts(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
+    def _microbatches(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
         lengths = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
         counted = [row for row in rows if bool(batch.response_mask[row].any())]
         for group in microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens):
             yield select_rows(batch, [counted[place] for place in group])
 
-    def _losses(self, part: TrainingBatch, kl_coef: float, totals: Totals) -> list[Callable[[], Tensor]]:
-        """How to compute each trunk's loss, summed over the counted tokens. They share no weights and no figures."""
-        aim, models = self.objective, self.actor_critic
-        alone = models.critic is not None
+    def _losses(self, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> list[Callable[[], Tensor]]:
+        """Return a function per trunk that computes its loss, summed over the counted tokens.
 
-        def policy() -> Tensor:
-            found = models.analyze(part, aim.temperature, aim.entropy_coef > 0, with_values=not alone)
-            loss = self._policy_loss(found, part, kl_coef, totals)
-            return (loss if found.values is None else loss + self._value_loss(found, part, totals)).sum()
+        The functions share no weights and no metrics, so that they can run at the same time.
+        """
+        objective, models = self.objective, self.actor_critic
+        has_separate_critic = models.critic is not None
 
-        def critic() -> Tensor:
-            found = models.analyze(part, aim.temperature, with_logprobs=False)
-            return self._value_loss(found, part, totals).sum()
+        def compute_policy_loss() -> Tensor:
+            analysis = models.analyze(
+                microbatch, objective.temperature, objective.entropy_coef > 0, with_values=not has_separate_critic
+            )
+            loss = self._policy_loss(analysis, microbatch, kl_coef, totals)
+            return (loss if analysis.values is None else loss + self._value_loss(analysis, microbatch, totals)).sum()
 
-        return [policy, critic] if alone else [policy]
+        def compute_critic_loss() -> Tensor:
+            analysis = models.analyze(microbatch, objective.temperature, with_logprobs=False)
+            return self._value_loss(analysis, microbatch, totals).sum()
 
-    def _policy_loss(self, found: Analysis, part: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
-        """policy loss - entropy_coef * entropy (+ KL), for each counted token."""
-        aim, mask = self.objective, part.response_mask
-        new_logprobs, logprobs, advantages = found.logprobs[mask], part.logprobs[mask], part.advantages[mask]
-        entropy = found.entropy[mask]
-        policy = self.algorithm.policy_loss(
-            Loss(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high, aim.dual_clip)
-        )
-        loss = policy - aim.entropy_coef * entropy if aim.entropy_coef else policy
-        if aim.kl_in == "loss":
-            ref_logprobs = without_rounding(part.ref_logprobs[mask], new_logprobs)
-            kl = kl_coef * kl_estimate(new_logprobs, ref_logprobs, aim.kl_estimator)
+        return [compute_policy_loss, compute_critic_loss] if has_separate_critic else [compute_policy_loss]
+
+    def _policy_loss(self, analysis: Analysis, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
+        """Compute policy loss - entropy_coef * entropy (+ KL) per counted token. -> [N]"""
+        objective, mask = self.objective, microbatch.response_mask
+        new_logprobs, entropy = analysis.logprobs[mask], analysis.entropy[mask]
+        logprobs, advantages = microbatch.logprobs[mask], microbatch.advantages[mask]
+        low, high = objective.clip_range_low, objective.clip_range_high
+        policy = self.algorithm.policy_loss(Loss(new_logprobs, logprobs, advantages, low, high, objective.dual_clip))
+        loss = policy - objective.entropy_coef * entropy if objective.entropy_coef else policy
+        if objective.kl_in == "loss":
+            ref_logprobs = without_rounding(microbatch.ref_logprobs[mask], new_logprobs)
+            kl = kl_coef * kl_estimate(new_logprobs, ref_logprobs, objective.kl_estimator)
             loss = loss + kl
             totals.add("loss/kl", kl)
         with torch.no_grad():
@@ -194,31 +202,30 @@ class Updater:
             totals.add("policy/entropy", entropy)
             totals.add("policy/approx_kl", approx_kl(new_logprobs, logprobs))
             totals.add("policy/ratio", likelihood_ratio(new_logprobs, logprobs))
-            totals.add(
-                "policy/clipfrac",
-                clipfrac(new_logprobs, logprobs, advantages, aim.clip_range_low, aim.clip_range_high),
-            )
+            totals.add("policy/clipfrac", clipfrac(new_logprobs, logprobs, advantages, low, high))
         return loss
 
-    def _value_loss(self, found: Analysis, part: TrainingBatch, totals: Totals) -> Tensor:
-        """value_coef * value loss, for each counted token."""
-        aim, mask = self.objective, part.response_mask
-        assert found.values is not None
-        unit = self.actor_critic.value_units.unit
-        new_values, values, returns = (x[mask] / unit for x in (found.values, part.values, part.returns))
-        value = value_loss(new_values, values, returns, aim.value_clip_range)
+    def _value_loss(self, analysis: Analysis, microbatch: TrainingBatch, totals: Totals) -> Tensor:
+        """Compute value_coef * value loss per counted token. -> [N]"""
+        mask, unit = microbatch.response_mask, self.actor_critic.value_units.unit
+        assert analysis.values is not None
+        new_values, values, returns = (x[mask] / unit for x in (analysis.values, microbatch.values, microbatch.returns))
+        value = value_loss(new_values, values, returns, self.objective.value_clip_range)
         totals.add("loss/value", value)
-        return aim.value_coef * value
+        return self.objective.value_coef * value
 
     def _step(self, step_scale: float, finite: bool, totals: Totals) -> bool:
-        """Clip each model's gradient, then move, if that does no harm. In critic warm-up the policy stays in place."""
+        """Clip the gradient of each model and take the optimizer step if the guard admits it. Return whether it did.
+
+        With a step scale of 0, in critic warm-up, the policy does not move.
+        """
         policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
         if self.world.size > 1:
             finite = not float(self.world.sum(torch.tensor(float(not finite), device=self.world.device)))
             for parameter in policy + critic:
-                own = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-                own = own if parameter.grad is None else parameter.grad
-                parameter.grad = self.world.sum(own)  # every rank takes part, even one that had nothing to learn from
+                zeros = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                local = zeros if parameter.grad is None else parameter.grad
+                parameter.grad = self.world.sum(local)  # every rank must join the sum, even one without counted tokens
         if step_scale == 0:
             for parameter in policy:
                 parameter.grad = None
@@ -237,7 +244,7 @@ class Updater:
 
 
 def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:
-    """Add the gradient of a loss that is finite; whether it is."""
+    """Add the gradient of the loss if the loss is finite. Return whether it is."""
     value = poison("update.loss", loss())
     finite = bool(value.isfinite())
     if finite:

@@ -1,1 +1,1 @@
-"""What surrounds the steps of every training loop: the run folder, interrupts, checkpoints."""
+"""Shared by all training loops: opening the run folder, handling interrupts, saving checkpoints."""

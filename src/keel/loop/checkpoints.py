@@ -1,4 +1,4 @@
-"""What every checkpoint of a training loop holds, and the checkpoint that an interrupted loop leaves."""
+"""Save and restore the state that all training loops share, and checkpoint a loop that is interrupted."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,12 +28,12 @@ class TrainedState:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights by name, in float32, tied ones once."""
+        """The trained weights by name, in float32; tied weights appear once."""
         # An adapter changes requires_grad while it is disabled, so the optimizer decides which weights are trained.
         return trained_weights(self.optimizer, self.model.named_parameters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy saved weights into the model."""
+        """Copy weights into the model."""
         load_trained_weights(self.optimizer, self.model.named_parameters(), weights)
 
     def save(
@@ -45,36 +45,43 @@ class TrainedState:
         tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
         models: Mapping[str, Callable[[Path], None]] | None = None,
     ) -> None:
-        """Save a checkpoint with the loop's own `state`, `tensors` and `models` besides.
+        """Save a checkpoint.
 
-        Raises Diverged for weights that are not finite, CheckpointError when it cannot be written.
+        Args:
+            state: values of the loop, as JSON can hold them.
+            keep: number of checkpoints to keep; 0 keeps all.
+            tensors: more sets of tensors, by file name.
+            models: functions that write a model folder, by folder name.
+
+        Raises Diverged for weights that are not finite, CheckpointError if the checkpoint cannot be written.
         """
         require_finite(self.model.named_parameters(), step)
-        always = {"weights": self.weights, "optimizer": optimizer_tensors(self.optimizer)}
+        trained = {"weights": self.weights, "optimizer": optimizer_tensors(self.optimizer)}
         with interrupts_blocked():
             save_checkpoint(
                 folder,
                 step,
                 {**state, "guard": self.guard.counters()},
-                {**always, **(tensors or {})},
+                {**trained, **(tensors or {})},
                 models or {},
                 keep,
             )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load weights, moments and counters. Raises ConfigError for a checkpoint of another model."""
+        # Compare the names before anything is copied: a model of the wrong kind must not be half restored.
         weights = checkpoint.tensors("weights")
         if weights.keys() != self.weights.keys():
             raise ConfigError(
-                "the checkpoint holds other weights than this model",
+                "the checkpoint has other weights than this model",
                 where=str(checkpoint.path),
-                fix="resume with the model and the LoRA settings that the run began with",
+                fix="resume with the model and the LoRA settings of the start of the run",
             )
         if any(weight.dtype.itemsize < 4 for weight in weights.values()):
             raise ConfigError(
                 "the checkpoint holds 16-bit weights of an older keel; trained weights are float32 now",
                 where=str(checkpoint.path),
-                fix="start a new run, from the older run's model if you like",
+                fix="start a new run",
             )
         self.load_weights(weights)
         load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"))
@@ -88,10 +95,14 @@ def checkpoint_due(step: int, every: int) -> bool:
 
 @contextmanager
 def checkpoint_on_error(save: Callable[[], None], step: int, world: World) -> Iterator[None]:
-    """Run a block that changes neither weights nor files; when it must end early, checkpoint the steps before it.
+    """Save a checkpoint if the block raises RewardError or is interrupted.
 
-    A signal acts at once inside the block. With several processes it acts at the start of the block, so that all of
-    them stop together. Args: `save` writes a checkpoint of `step` steps; after none there is nothing to save.
+    The block must change neither weights nor files, so that the checkpoint is of the steps done before it. One process
+    handles a signal at any place of the block. Several processes handle it at the start, so that all stop together.
+
+    Args:
+        save: write a checkpoint.
+        step: number of steps done; with 0 there is nothing to save.
     """
     try:
         if world.size > 1:
@@ -104,13 +115,13 @@ def checkpoint_on_error(save: Callable[[], None], step: int, world: World) -> It
         if step > 0:
             save()
             if isinstance(error, RewardError):
-                error.fix = f"{error.fix or 'fix it'}, then --resume"
-        world.barrier()  # no process ends while the main one still writes
+                error.fix = f"{error.fix or 'fix the scorer'}, then --resume"
+        world.barrier()  # no process may end while the main one still writes
         raise
 
 
 def interrupt_together(world: World) -> None:
-    """Raise Interrupted on every process if a signal has reached one of them."""
+    """Raise Interrupted on every process if a signal has reached any process."""
     pending = pending_interrupt()
     if world.any(pending is not None):
         raise Interrupted(pending or "a signal to another process")

@@ -1,4 +1,4 @@
-"""Policy and critic over a batch: the log-probability, entropy and value of every response token, in one place."""
+"""Policy and critic: the log-probability, entropy and value of every response token of a batch."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from keel.world import at_once
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the models say of the response tokens; places outside the mask hold 0."""
+    """Statistics of the response tokens; 0 outside the mask."""
 
     logprobs: Tensor  # [B, T], at the sampling temperature
     entropy: Tensor  # [B, T]
@@ -26,28 +26,28 @@ class Analysis:
 
 @dataclass(frozen=True)
 class ValueUnits:
-    """How the output of a value head becomes a value: V = offset + gain * output.
+    """The scale of values: V = offset + gain * output of the value head.
 
-    A head that starts at zero then starts at the mean return, and neither the reward's offset nor its scale has to be
-    learned by weights that move a learning rate a step.
+    A head with weights of zero then starts at the mean return. Weights move by about the learning rate per step, so
+    they would be slow to learn the offset and the scale of the reward.
     """
 
     offset: float = 0.0
     gain: float = 1.0
-    deviation: float | None = None  # largest of the returns of a batch: the unit of the value loss
+    deviation: float | None = None  # largest deviation of the returns of a batch so far
 
     @property
     def unit(self) -> float:
-        """Deviation of the returns, 1 until it is known."""
+        """Unit of the value loss: the deviation of the returns, or 1 until it is known."""
         return 1.0 if self.deviation is None else self.deviation
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Values of a head's outputs."""
+        """Convert outputs of the value head to values."""
         return self.offset + self.gain * outputs
 
 
 class ActorCritic(nn.Module):
-    """The policy and, for algorithms that need one, its critic: a classifier of its own, or a head on its trunk."""
+    """The policy and, for algorithms that need one, a critic: a separate classifier, or a value head on its trunk."""
 
     def __init__(self, policy: Any, critic: Any = None, value_head: Any = None) -> None:
         super().__init__()
@@ -74,15 +74,17 @@ class ActorCritic(nn.Module):
         with_values: bool = True,
         with_logprobs: bool = True,
     ) -> Analysis:
-        """One pass over prompts and responses (two when the critic has a trunk of its own).
+        """Read prompts and responses in one pass, or two with a separate critic.
 
-        Without log-probs those of the batch stand for them, which spares a separate critic the policy's pass.
+        Args:
+            entropy_gradient: whether the entropy has a gradient.
+            with_logprobs: False takes the log-probs of the batch, which saves the policy's pass with a separate critic.
         """
         read = partial(self._read, batch, temperature, entropy_gradient)
         if self.critic is None or not (with_values and with_logprobs):
             return read(with_values, with_logprobs)
-        spoken, valued = at_once(partial(read, False, True), partial(read, True, False))
-        return replace(spoken, values=valued.values, final_values=valued.final_values)
+        by_policy, by_critic = at_once(partial(read, False, True), partial(read, True, False))
+        return replace(by_policy, values=by_critic.values, final_values=by_critic.final_values)
 
     def _read(
         self,
@@ -95,16 +97,16 @@ class ActorCritic(nn.Module):
         tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
         is_response = torch.cat([torch.zeros_like(batch.prompt_mask), batch.response_mask], dim=1)[mask]
-        before = is_response.nonzero().squeeze(1) - 1  # the states that the response tokens were chosen in
-        found, states = Analysis(batch.logprobs, torch.zeros_like(batch.logprobs), None, None), None
+        previous = is_response.nonzero().squeeze(1) - 1  # the states from which the response tokens were sampled
+        analysis, states = Analysis(batch.logprobs, torch.zeros_like(batch.logprobs), None, None), None
         if with_logprobs:
             states = token_states(self.policy, tokens, mask)
             chosen = batch.response_tokens[batch.response_mask]
-            metrics = token_statistics(self.policy, states[before], chosen, temperature, entropy_gradient)
-            logprobs, entropies = (_rows(metric, batch) for metric in metrics)
-            found = replace(found, logprobs=logprobs, entropy=entropies)
+            statistics = token_statistics(self.policy, states[previous], chosen, temperature, entropy_gradient)
+            logprobs, entropies = (_to_rows(statistic, batch) for statistic in statistics)
+            analysis = replace(analysis, logprobs=logprobs, entropy=entropies)
         if not (with_values and self.has_critic):
-            return found
+            return analysis
         if self.critic is not None:
             critic: Any = plain(self.critic)
             values = compute_values(critic.score, token_states(critic, tokens, mask))
@@ -113,16 +115,16 @@ class ActorCritic(nn.Module):
                 self.value_head, token_states(self.policy, tokens, mask) if states is None else states
             )
         values = self.value_units.values(values)
-        ends = mask.sum(1).cumsum(0) - 1
-        return replace(found, values=_rows(values[before], batch), final_values=values[ends])
+        ends = mask.sum(1).cumsum(0) - 1  # the state after the last token of each packed row
+        return replace(analysis, values=_to_rows(values[previous], batch), final_values=values[ends])
 
 
-def _rows(flat: Tensor, batch: Rollouts | TrainingBatch) -> Tensor:
-    """Figures of the response tokens, one after the other, as [B, T] with 0 outside the mask."""
+def _to_rows(flat: Tensor, batch: Rollouts | TrainingBatch) -> Tensor:
+    """Put one number per response token into [B, T], with 0 outside the mask. [N] -> [B, T]"""
     blank = torch.zeros(batch.response_mask.shape, dtype=flat.dtype, device=flat.device)
     return blank.masked_scatter(batch.response_mask, flat)
 
 
 def without_adapter(model: Any) -> AbstractContextManager[Any]:
-    """With LoRA, the model as it was before training: the same base without the adapter."""
+    """Turn the adapter off inside. With LoRA this is the initial model; without LoRA nothing changes."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) through peft: models that learn little, and share one frozen base."""
+"""Low-rank adapters (LoRA, Hu et al. 2021) through peft: few trainable weights on a frozen base, which models share."""
 
 import copy
 import json
@@ -26,14 +26,14 @@ from keel.world import World
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-"""Of every weight's name in an adapter's file."""
+"""Prefix of every weight's name in an adapter's file."""
 
 STATE_SPACES = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
-"""Families of which peft adapts no `out_proj`."""
+"""Families whose `out_proj` peft refuses to adapt."""
 
 
 class Lora(Protocol):
-    """What the adapter needs to know."""
+    """Settings of an adapter."""
 
     @property
     def r(self) -> int: ...
@@ -44,10 +44,11 @@ class Lora(Protocol):
 
 
 def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
-    """Wrap a model so that only a low-rank adapter learns, and of a classifier its head and all else that is new."""
+    """Add a low-rank adapter to a model. Only the adapter learns, and a classifier's head and other new weights."""
     peft = _peft()
     targets = list(lora.target_modules) if not isinstance(lora.target_modules, str) else lora.target_modules
-    new = {key.rpartition(".")[0] for key in getattr(model, "keel_new", [])} - {"score", "classifier"}  # peft's own
+    # peft trains `score` and `classifier` without being asked.
+    new = {key.rpartition(".")[0] for key in getattr(model, "keel_new", [])} - {"score", "classifier"}
     settings = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -58,7 +59,7 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
         exclude_modules=_unfit_layers(model) or None if targets == "all-linear" else None,
     )
     try:
-        with _tied_is_known():
+        with _tie_warnings_ignored():
             wrapped = peft.get_peft_model(model, settings).eval()
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split()), where="lora.target_modules") from error
@@ -67,7 +68,10 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
 
 
 def require_targets(model: PreTrainedModel, lora: Lora) -> None:
-    """Raise ConfigError for a name in `target_modules` that no layer has: peft refuses them only where no name fits."""
+    """Raise ConfigError for a name in `target_modules` without a layer, or whose layers share their weights.
+
+    peft only refuses a list in which no name has a layer.
+    """
     if isinstance(lora.target_modules, str):
         return
     names = [f".{name}" for name, _ in model.named_modules()]
@@ -77,19 +81,21 @@ def require_targets(model: PreTrainedModel, lora: Lora) -> None:
         layers = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         what = f"the model has no layer {absent[0]!r}; its linear layers: {layers}"
         raise ConfigError(what, where="lora.target_modules", fix="correct the name, or leave it out")
-    for name in sorted(_layers_of_one_memory(model)):
-        if named := [target for target in lora.target_modules if f".{name}".endswith(f".{target}")]:
-            what = f"{named[0]!r} names layers that share their weights, such as {name}"
+    for name in sorted(_layers_with_shared_weights(model)):
+        if matching := [target for target in lora.target_modules if f".{name}".endswith(f".{target}")]:
+            what = f"{matching[0]!r} names layers that share their weights, such as {name}"
             raise ConfigError(what, where="lora.target_modules", fix="leave it out, or set all-linear")
 
 
 def _unfit_layers(model: PreTrainedModel) -> list[str]:
-    """Linear layers that an adapter cannot stand for: those that return something else (Llama 4's router), those of
-    state-space models whose weights are read past their forward pass, which peft refuses, and those that share their
-    weights."""
+    """Return the linear layers that cannot have an adapter.
+
+    These are layers that return something other than a tensor (Llama 4's router), layers of state-space models whose
+    weights are used outside of their forward pass, which peft refuses, and layers that share their weights.
+    """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    past = {"out_proj"} if model.config.model_type in STATE_SPACES else set()
-    unfit = {name for name in layers if name.rpartition(".")[2] in past} | _layers_of_one_memory(model)
+    refused = {"out_proj"} if model.config.model_type in STATE_SPACES else set()
+    unfit = {name for name in layers if name.rpartition(".")[2] in refused} | _layers_with_shared_weights(model)
     others = {name: layer for name, layer in layers.items() if type(layer).forward is not nn.Linear.forward}
 
     def note(name: str, output: Any) -> None:
@@ -108,25 +114,25 @@ def _unfit_layers(model: PreTrainedModel) -> list[str]:
     return sorted(unfit)
 
 
-def _layers_of_one_memory(model: PreTrainedModel) -> set[str]:
-    """Linear layers whose weights are those of another too (Zamba): merged, each would have the adapters of all."""
+def _layers_with_shared_weights(model: PreTrainedModel) -> set[str]:
+    """Return the linear layers that share their weights (Zamba): after merging, each would have the adapters of all."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     uses = Counter(layer.weight.data_ptr() for layer in layers.values() if not layer.weight.is_meta)
     return {name for name, layer in layers.items() if uses[layer.weight.data_ptr()] > 1}
 
 
 @contextmanager
-def _tied_is_known() -> Iterator[None]:
-    """Without peft's warnings that an adapter on tied weights cannot be merged: they are untied."""
+def _tie_warnings_ignored() -> Iterator[None]:
+    """Inside, peft does not warn that an adapter on tied weights cannot be merged, since keel unties them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*tie_word_embeddings|.*no longer tied after merging")
         yield
 
 
 def untie_adapted_matrices(model: Any) -> None:
-    """Give the output matrix memory of its own where an adapter is on one of two tied matrices.
+    """Copy the output matrix if it is tied to the input embeddings and one of the two has an adapter.
 
-    In training each of them has an adapter or none; merged into one memory, both would have both.
+    In training, each has a separate adapter or none. Merged into shared memory, both would have both adapters.
     """
     base = plain(model)
     source, target = base.get_input_embeddings(), base.get_output_embeddings()
@@ -136,11 +142,11 @@ def untie_adapted_matrices(model: Any) -> None:
     if holder.weight.data_ptr() == shared.data_ptr():
         holder.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=False)
         if World.from_environment().is_main:
-            tell("an adapter on tied embeddings: the output matrix and the input embeddings are saved separately")
+            tell("the adapter is on tied embeddings: the output matrix and the input embeddings are saved separately")
 
 
 def _frozen(module: Any) -> Any:
-    """The module that an adapter, or a copy that learns, was put on."""
+    """Return the module inside peft's layers, to which an adapter or a trainable copy was added."""
     for name in ("base_layer", "original_module"):
         if hasattr(module, name):
             return _frozen(getattr(module, name))
@@ -148,13 +154,13 @@ def _frozen(module: Any) -> Any:
 
 
 def share_frozen_weights(model: Any, base: Any) -> None:
-    """Let the frozen trunk weights of `model` that equal those of `base` be the same memory.
+    """Let frozen trunk weights of `model` that equal those of `base` share their memory.
 
-    So one base carries the adapters of policy, critic and reward model, and each stays a model of its own.
+    The adapters of policy, critic and reward model then need one base in memory, and remain separate models.
     """
-    found = {_bare(name): weight for name, weight in trunk(base).named_parameters() if not weight.requires_grad}
+    frozen = {_bare(name): weight for name, weight in trunk(base).named_parameters() if not weight.requires_grad}
     for name, weight in trunk(model).named_parameters():
-        twin = found.get(_bare(name))
+        twin = frozen.get(_bare(name))
         if twin is None or weight.requires_grad or (weight.shape, weight.dtype) != (twin.shape, twin.dtype):
             continue
         if torch.equal(weight, twin):
@@ -162,55 +168,59 @@ def share_frozen_weights(model: Any, base: Any) -> None:
 
 
 def merged_copy(model: Any) -> PreTrainedModel:
-    """The model without peft: a copy with the adapter merged in, or the model itself."""
+    """Return the model without peft: a copy with the adapter merged, or the model itself if it has no adapter."""
     return _merge(copy.deepcopy(model)) if hasattr(model, "merge_and_unload") else model
 
 
 def merge_adapter(model: Any, name: str) -> PreTrainedModel:
-    """The base with the adapter merged into its own memory, all of which may learn; `name` is the adapter's folder.
+    """Merge the adapter into the memory of its base, and return the base with all weights trainable.
 
-    Raises ConfigError for an adapter that cannot be merged, or changes the model when it is.
+    Args:
+        name: the adapter's folder.
+
+    Raises ConfigError if the adapter cannot be merged, or if merging changes the model's outputs.
     """
-    before = outputs(model)
+    expected = outputs(model)
     with refusing(name, "adapter"):
-        alone = _merge(model)
-    if not same(before, outputs(alone), alone):
+        merged = _merge(model)
+    if not same(expected, outputs(merged), merged):
         raise ConfigError(
-            "the adapter merged into its base is another model", name, "merge it with the tool that made it"
+            "merging the adapter changes the model's outputs", name, "merge it with the tool that made it"
         )
-    alone.requires_grad_(True)
-    alone.name_or_path = alone.config._name_or_path = name  # what an adapter on this model has for its base
-    return alone
+    merged.requires_grad_(True)
+    merged.name_or_path = merged.config._name_or_path = name  # a new adapter on this model saves this as its base
+    return merged
 
 
 def _merge(model: Any) -> Any:
-    with _tied_is_known():
-        alone = model.merge_and_unload()
-    matrices = [alone.get_input_embeddings(), alone.get_output_embeddings()]
+    with _tie_warnings_ignored():
+        merged = model.merge_and_unload()
+    matrices = [merged.get_input_embeddings(), merged.get_output_embeddings()]
     if None not in matrices:
+        # The config must match the memory, since transformers ties the two matrices on loading according to it.
         places = {matrix.weight.data_ptr() for matrix in matrices}
-        for config in (alone.config, alone.config.get_text_config()):
+        for config in (merged.config, merged.config.get_text_config()):
             config.tie_word_embeddings = len(places) == 1
-        alone.all_tied_weights_keys = alone.get_expanded_tied_weights_keys(all_submodels=True)
-    return alone
+        merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=True)
+    return merged
 
 
 def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The adapter alone, with config and tokenizer; the weights it belongs to stay where they are."""
+    """Save the adapter without its base, with config and tokenizer."""
     for settings in model.peft_config.values():
         base = Path(settings.base_model_name_or_path)
         settings.base_model_name_or_path = str(base.resolve() if base.exists() else base)
-    model.save_pretrained(folder, save_embedding_layers=False)  # a pad token that was added has nothing to be saved
+    model.save_pretrained(folder, save_embedding_layers=False)  # an added pad token has nothing to save
     plain(model).config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def adapter_base(folder: Path) -> str:
-    """Folder or hub id of the model that an adapter was trained on. Raises ConfigError when it does not say."""
+    """Return the folder or hub id of the model that an adapter was trained on. Raises ConfigError if it has none."""
     base, seen = str(read_adapter_settings(folder).get("base_model_name_or_path") or ""), {folder.resolve()}
     if not base:
         raise ConfigError(
-            "the adapter does not say which model it adapts",
+            "the adapter does not name the model that it adapts",
             where=str(folder / ADAPTER),
             fix="set base_model_name_or_path",
         )
@@ -218,7 +228,7 @@ def adapter_base(folder: Path) -> str:
     while is_adapter(place):
         if place.resolve() in seen:
             raise ConfigError(
-                "the adapter's base is, in the end, the adapter itself",
+                "the adapter's base is the adapter itself, directly or through other adapters",
                 where=str(folder / ADAPTER),
                 fix="set base_model_name_or_path to the model that it adapts",
             )
@@ -228,50 +238,52 @@ def adapter_base(folder: Path) -> str:
 
 
 def read_adapter_settings(folder: Path) -> dict[str, Any]:
-    """The adapter's own settings. Raises ConfigError when they cannot be read."""
+    """Read the settings of an adapter. Raises ConfigError if they cannot be read."""
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"the adapter's settings cannot be read: {error}",
+            f"cannot read the adapter's settings: {error}",
             where=str(folder / ADAPTER),
             fix="copy the adapter's folder again",
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(
-            "this is not the settings of an adapter", where=str(folder / ADAPTER), fix="copy the adapter's folder again"
+            "these are not the settings of an adapter",
+            where=str(folder / ADAPTER),
+            fix="copy the adapter's folder again",
         )
     return settings
 
 
 def is_language_adapter(folder: Path) -> bool:
-    """Whether the adapter was trained on a model that has the head of a language model."""
+    """Return whether the adapter was trained on a model with the head of a language model."""
     return read_adapter_settings(folder).get("task_type") == "CAUSAL_LM"
 
 
 def adapter_shapes(folder: Path) -> dict[str, list[int]]:
-    """Shape of each weight that the adapter's file holds, by the name that the weight or its module has in the base."""
+    """Return the shape of each weight in the adapter's file, by the name of the weight or its module in the base."""
     with safe_open(folder / WEIGHTS, "pt") as file:
         return {key.removeprefix(PREFIX): list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
-    """The saved adapter on its base, frozen; what keel knows of the whole model lies in the adapter's own config.
+    """Put a saved adapter on its base, frozen. The config of the full model is the one in the adapter's folder.
 
-    Raises ConfigError naming weights that are missing in its file, or that do not fit the base.
+    Raises ConfigError for weights that are missing in its file, or that do not fit the base.
     """
     if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"the adapter has no {WEIGHTS}", str(folder), "save it as safetensors")
+        raise ConfigError(f"the adapter has no {WEIGHTS}", str(folder), "save the adapter as safetensors")
     shapes, kind = adapter_shapes(folder), read_adapter_settings(folder).get("peft_type")
     if (folder / "config.json").is_file():
         model.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         grow_embeddings(model, model.config.get_text_config().vocab_size)
     _grow_to(model, shapes)
-    with warnings.catch_warnings(), _tied_is_known():
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are named below
+    with warnings.catch_warnings(), _tie_warnings_ignored():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refuse_missing names them below
         adapted = _peft().PeftModel.from_pretrained(model, folder).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise ConfigError(f"an adapter of type {kind} changes no weights", str(folder), "use LoRA")
+        raise ConfigError(f"an adapter of type {kind} cannot be merged into weights", str(folder), "use LoRA")
     read = _peft().get_peft_model_state_dict(adapted, save_embedding_layers=False)
     expected = {key.removeprefix(PREFIX) for key in read}
     refuse_missing(expected - shapes.keys(), shapes.keys() - expected, str(folder))
@@ -280,10 +292,10 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
 
 
 def _grow_to(model: Any, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Let the base have as many tokens as the adapter's file holds embeddings of, where it holds all of them."""
+    """Extend the base to as many tokens as the adapter's file has embeddings, if the file has all embeddings."""
     names = {id(module): name for name, module in model.named_modules()}
-    matrices = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
-    keys = [[f"{names[id(part)]}{layer}.weight" for layer in ("", ".base_layer")] for part in matrices]
+    matrices = [each for each in (model.get_input_embeddings(), model.get_output_embeddings()) if each is not None]
+    keys = [[f"{names[id(each)]}{layer}.weight" for layer in ("", ".base_layer")] for each in matrices]
     rows = [next((shapes[key][0] for key in pair if key in shapes), 0) for pair in keys]
     if len(set(rows)) == 1:
         grow_embeddings(model, rows[0])
@@ -298,5 +310,5 @@ def _peft() -> Any:
 
 
 def _bare(name: str) -> str:
-    """A weight's name without what peft puts in between."""
+    """Return a weight's name without the level that peft inserts."""
     return name.replace(".base_layer.", ".")

@@ -1,6 +1,6 @@
-"""Causal attention of packed rows: the tokens of all rows lie one after the other, and only here a row is a row.
+"""Causal attention of packed rows, in which the tokens of all rows follow one another without padding.
 
-The compiled kernels read them as they lie. Where those do not serve, rows unfold into buckets of like length.
+The compiled kernels read packed rows directly. Without them, rows are unfolded into buckets of similar length.
 """
 
 from collections.abc import Sequence
@@ -18,39 +18,41 @@ from keel import kernels
 from keel.models.layers import rotate
 
 SHORT = 256
-"""Rows up to this length take plain products on a CPU."""
+"""Longest row for plain matrix products on a CPU."""
 MIDDLING = 512
-"""Rows up to this length take the compiled kernel, where there is one; torch's own is as fast for longer ones."""
+"""Longest row for the compiled kernel. For longer rows torch's kernel is as fast."""
 BUCKET_COST = 16_384
-"""What a bucket costs by itself, in entries of a matrix of attention weights."""
+"""Fixed cost of a bucket, in entries of a matrix of attention weights."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Adjacent rows, the longest first, and how their packed tokens unfold to R rows of L places."""
+    """Adjacent rows, the longest first, and the layout of their N packed tokens in R rows of L columns."""
 
     lengths: Tensor  # [R]
     place: Tensor  # [N], row * L + position of each packed token
     width: int  # L
-    indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by number of heads
+    indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # results of `vectors` by number of heads
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
 
     def unfold(self, x: Tensor) -> Tensor:
-        """[N, heads, D] -> [R, heads, L, D]; what stands beyond the end of a row is zero."""
+        """Pad with zeros. [N, heads, D] -> [R, heads, L, D]"""
         if len(x) < self.rows * self.width:
             x = x.new_zeros(self.rows * self.width, *x.shape[1:]).index_copy(0, self.place, x)
         return x.reshape(self.rows, self.width, *x.shape[1:]).transpose(1, 2)
 
     def fold(self, x: Tensor) -> Tensor:
-        """[R, heads, L, D] -> [N, heads, D]"""
+        """Remove the padding. [R, heads, L, D] -> [N, heads, D]"""
         return x.transpose(1, 2).flatten(0, 1).index_select(0, self.place)
 
     def vectors(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Which of the N * heads packed vectors stands at each place of [R, heads, L] (behind a row's end, its last);
-        and at which place each of them stands."""
+        """Return the indices between N * heads packed vectors and [R, heads, L]: those to gather, and those to scatter.
+
+        Positions beyond the end of a row gather the row's last vector.
+        """
         if heads not in self.indices:
             head = torch.arange(heads)
             starts = self.lengths.cumsum(0) - self.lengths
@@ -64,7 +66,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows in packed order, the longest first."""
+    """The lengths of packed rows, the longest first."""
 
     lengths: Sequence[int]
     device: torch.device
@@ -78,36 +80,40 @@ class Layout:
         window: int | None = None,
         rotation: kernels.Rotation | None = None,
     ) -> Tensor:
-        """Causal attention within each row, of queries and keys that turn before it where a rotation is given.
+        """Compute causal attention within each row.
 
-        query [N, heads, D], key and value [N, kv_heads, D], rotation [N, 1, D / 2] twice -> [N, heads, D]
+        query [N, heads, D], key and value [N, kv_heads, D] -> [N, heads, D]
+
+        Args:
+            rotation: cosine and sine [N, 1, D / 2] by which queries and keys are rotated first.
         """
         window = None if window is None or window >= self.lengths[0] else window
         fits = self.lengths[0] <= MIDDLING and query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
         if fits and kernels.available(query, key, value):
-            found: Tensor = PackedAttention.apply(query, key, value, self.starts, scaling, rotation, window)
-            return found
+            attended: Tensor = PackedAttention.apply(query, key, value, self.starts, scaling, rotation, window)
+            return attended
         if rotation is not None:
             query, key = (rotate(x, *rotation) for x in (query, key))
-        parts = zip(self.buckets, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
-        return torch.cat([_attend(bucket, q, k, v, scaling, window) for bucket, q, k, v in parts])
+        chunks = zip(self.buckets, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
+        return torch.cat([_attend(bucket, q, k, v, scaling, window) for bucket, q, k, v in chunks])
 
     @cached_property
     def starts(self) -> Tensor:
-        """Where each row begins and the last one ends. [rows + 1]"""
+        """Index of the first token of each row, and the number of tokens. [rows + 1]"""
         return torch.tensor([0, *accumulate(self.lengths)], device="cpu")
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Tokens of each bucket."""
+        """Number of tokens of each bucket."""
         return [int(bucket.lengths.sum()) for bucket in self.buckets]
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """A new one where that saves more than it costs."""
+        """Buckets of rows of similar length. A new bucket starts where it saves more than BUCKET_COST."""
         lengths, starts = self.lengths, [0]
         for row, length in enumerate(lengths):
             widest = lengths[starts[-1]]
+            # The left side is the number of entries of attention matrices that a new bucket saves.
             if (len(lengths) - row) * (widest**2 - length**2) > BUCKET_COST and length < 0.8 * widest:
                 starts.append(row)
         groups = [lengths[first:last] for first, last in zip(starts, [*starts[1:], len(lengths)], strict=True)]
@@ -124,18 +130,20 @@ def _attend(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scaling: 
     window = None if window is None or bucket.width <= window else window
     if bucket.width <= SHORT and query.device.type == "cpu":
         bias = _bias(bucket.width, query.shape[1] // key.shape[1], window, query.dtype)
-        found: Tensor = ShortRows.apply(query, key, value, bucket, bias, scaling)
-        return found
+        short_rows: Tensor = ShortRows.apply(query, key, value, bucket, bias, scaling)
+        return short_rows
     groups = query.shape[1] // key.shape[1]
     query, key, value = (bucket.unfold(x) for x in (query, key, value))
     key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
-    near = None if window is None else _visible(bucket.width, window, query.device)
-    attended = scaled_dot_product_attention(query, key, value, attn_mask=near, is_causal=near is None, scale=scaling)
+    visible = None if window is None else _visible(bucket.width, window, query.device)
+    attended = scaled_dot_product_attention(
+        query, key, value, attn_mask=visible, is_causal=visible is None, scale=scaling
+    )
     return bucket.fold(attended)
 
 
 class PackedAttention(torch.autograd.Function):
-    """Attention by the compiled kernels, which need no buckets and keep no weights."""
+    """Attention by the compiled kernels, which need no buckets and store no attention weights."""
 
     @staticmethod
     def forward(
@@ -148,25 +156,25 @@ class PackedAttention(torch.autograd.Function):
         rotation: kernels.Rotation | None,
         window: int | None,
     ) -> Tensor:
-        found, statistics = kernels.attend(query, key, value, starts, scaling, rotation, window)
-        ctx.save_for_backward(query, key, value, found, statistics)
+        attended, statistics = kernels.attend(query, key, value, starts, scaling, rotation, window)
+        ctx.save_for_backward(query, key, value, attended, statistics)
         ctx.shape = starts, scaling, rotation, window
-        return found
+        return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, found, statistics = ctx.saved_tensors
+        query, key, value, attended, statistics = ctx.saved_tensors
         starts, scaling, rotation, window = ctx.shape
-        given = query, key, value, starts, scaling, rotation, window
-        return *kernels.attend_back(*given, found, statistics, gradients[0]), None, None, None, None
+        inputs = query, key, value, starts, scaling, rotation, window
+        return *kernels.attend_back(*inputs, attended, statistics, gradients[0]), None, None, None, None
 
 
 class ShortRows(torch.autograd.Function):
-    """Attention by plain products, with the weights of a bucket in one matrix that is reused in place.
+    """Attention by plain matrix products, with the weights of a bucket in one matrix that is reused in place.
 
-    On a CPU, for rows this short, it takes half the time of the fused kernel or less. Places behind a row's end hold
-    copies of its last token: no token before them looks there, and no gradient comes from there.
+    For short rows on a CPU, it takes at most half the time of the fused kernel. Positions beyond the end of a row hold
+    copies of the row's last token. No earlier token attends to them, and no gradient comes from them.
     """
 
     @staticmethod
@@ -180,23 +188,24 @@ class ShortRows(torch.autograd.Function):
         )
         weights = torch.baddbmm(bias.expand(len(queries), -1, -1), queries, keys.transpose(1, 2), alpha=scaling)
         torch.softmax(weights, -1, out=weights)
-        found = weights @ values
-        ctx.save_for_backward(queries, keys, values, weights, found)
+        attended = weights @ values
+        ctx.save_for_backward(queries, keys, values, weights, attended)
         ctx.bucket, ctx.scaling = bucket, scaling
-        return found.view(-1, size).index_select(0, bucket.vectors(heads)[1]).view(query.shape)
+        return attended.view(-1, size).index_select(0, bucket.vectors(heads)[1]).view(query.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, weights, found = ctx.saved_tensors
+        queries, keys, values, weights, attended = ctx.saved_tensors
         _, heads, size = gradients[0].shape
         places = ctx.bucket.vectors(heads)[1]
-        outward = torch.zeros_like(found)
-        outward.view(-1, size).index_copy_(0, places, gradients[0].reshape(-1, size))
-        inward = outward @ values.transpose(1, 2)
-        inward.sub_((outward * found).sum(-1, keepdim=True)).mul_(weights)
-        for_query = torch.bmm(inward, keys).mul_(ctx.scaling)
-        for_key = torch.bmm(inward.transpose(1, 2), queries).mul_(ctx.scaling)
-        for_value = torch.bmm(weights.transpose(1, 2), outward)
+        for_output = torch.zeros_like(attended)
+        for_output.view(-1, size).index_copy_(0, places, gradients[0].reshape(-1, size))
+        for_scores = for_output @ values.transpose(1, 2)
+        # The gradient of softmax: each row minus its mean under the attention weights, times the weights.
+        for_scores.sub_((for_output * attended).sum(-1, keepdim=True)).mul_(weights)
+        for_query = torch.bmm(for_scores, keys).mul_(ctx.scaling)
+        for_key = torch.bmm(for_scores.transpose(1, 2), queries).mul_(ctx.scaling)
+        for_value = torch.bmm(weights.transpose(1, 2), for_output)
         kv_heads = len(keys) // ctx.bucket.rows
         packed = (
             x.view(-1, size).index_select(0, ctx.bucket.vectors(n)[1]).view(-1, n, size)
@@ -206,7 +215,7 @@ class ShortRows(torch.autograd.Function):
 
 
 def _visible(width: int, window: int | None, device: torch.device) -> Tensor:
-    """True where a token looks: back to itself and the `window` - 1 tokens before it, or to all. [L, L] bool"""
+    """Return which tokens a token attends to: itself and the `window` - 1 tokens before it, or all. [L, L] bool"""
     position = torch.arange(width, device=device)
     distance = position.unsqueeze(1) - position
     return (distance >= 0) & (distance < (window or width))
@@ -214,6 +223,6 @@ def _visible(width: int, window: int | None, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=512)
 def _bias(width: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a token looks and -inf elsewhere, once for each query head of a key head. [groups * L, L]"""
+    """Return 0 where a token attends and -inf elsewhere, repeated per query head of a key head. [groups * L, L]"""
     visible = _visible(width, window, torch.device("cpu"))
     return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, -torch.inf).repeat(groups, 1)

@@ -1,4 +1,4 @@
-"""Folders and names of models: what is refused before a library reads it, and what a library's refusal means."""
+"""Check model folders before a library reads them, and turn errors of the libraries into ConfigErrors."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from keel.errors import ConfigError
 
-transformers_logging.set_verbosity_error()  # its load reports are read in keel.models.weights
+transformers_logging.set_verbosity_error()  # keel.models.weights checks the load reports of transformers instead
 transformers_logging.disable_progress_bar()
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -23,16 +23,20 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
-    """What `auto_class.from_pretrained` makes of a folder or a hub id. Raises ConfigError."""
+    """Call `auto_class.from_pretrained` for a folder or a hub id. Raises ConfigError.
+
+    Args:
+        what: name of the object in errors, such as "tokenizer".
+    """
     folder = Path(name)
     refuse_other_files(folder)
     if folder.exists() and not ((folder / "config.json").is_file() or is_adapter(folder)):
         inner = next((part for part in ("policy", "model") if (folder / part / "config.json").is_file()), None)
-        fix = f"name its {inner}: {folder / inner}" if inner else "give a transformers model folder"
-        raise ConfigError("this folder holds no config.json", where=name, fix=fix)
+        fix = f"name its {inner}: {folder / inner}" if inner else "name the folder of a transformers model"
+        raise ConfigError("this folder has no config.json", where=name, fix=fix)
     if not folder.exists() and _looks_like_path(name):
         raise ConfigError(
-            "no such model folder", where=name, fix="correct the path, or give a hub id such as ORGANISATION/NAME"
+            "no such model folder", where=name, fix="correct the path, or name a hub id such as ORGANISATION/NAME"
         )
     refuse_pickles(folder)
     refuse_unfit_ids(folder)
@@ -43,13 +47,13 @@ def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether this is the folder of an adapter, and no whole model."""
+    """Return whether this is the folder of an adapter rather than of a full model."""
     return (folder / ADAPTER).is_file()
 
 
 @contextmanager
 def refusing(name: str, what: str) -> Iterator[None]:
-    """Turn what transformers, peft and safetensors say of a folder that they cannot use into a ConfigError."""
+    """Turn the errors of transformers, peft and safetensors about a model into a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -58,7 +62,7 @@ def refusing(name: str, what: str) -> Iterator[None]:
         raise ConfigError(
             f"cannot load the {what}: its weights are damaged ({error})", name, "copy or download the folder again"
         ) from error
-    except StrictDataclassError as error:  # a ValueError only by name
+    except StrictDataclassError as error:  # not a subclass of ValueError
         file, reason = Path(name) / "config.json", " ".join(str(error).split())[:300]
         where = str(file) if file.is_file() else name
         raise ConfigError(f"cannot load the {what}: {reason}", where, "correct this setting") from error
@@ -70,35 +74,35 @@ def refusing(name: str, what: str) -> Iterator[None]:
             raise ConfigError("pad_token_id in config.json is beyond the embeddings", where=name, fix=fix) from error
         if "trust_remote_code" in str(error):
             raise ConfigError(
-                f"the {what} is Python code of its own, which keel does not run",
+                f"the {what} comes with Python code, which keel does not run",
                 where=name,
                 fix="use an architecture that transformers knows",
             ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # torch gives a heading that ends with a colon, and the reason below it.
+        # torch's messages have a heading that ends with a colon, and the reason in the next line.
         reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__
         raise ConfigError(f"cannot load the {what}: {reason}", where=name) from error
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raise ConfigError for a folder whose weights are pickled: to read them may run any code."""
+    """Raise ConfigError for a folder whose weights are pickled: loading a pickle can run any code."""
     if any(folder.glob("*.safetensors")) or is_adapter(folder):
         pickled = []
     else:
         pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
     if pickled:
         raise ConfigError(
-            f"{pickled[0]} is a pickle, which can run code when it is read",
+            f"{pickled[0]} is a pickle, which can run code when it is loaded",
             where=str(folder),
             fix="convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
         )
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Raise ConfigError for a pipe or device in place of a file, and for an index of weights that leaves the folder."""
+    """Raise ConfigError for a pipe or device in place of a file, and for a weight index that names other folders."""
     for path in folder.glob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ConfigError("this is no regular file", where=str(path), fix="replace it by the file itself")
+            raise ConfigError("this is not a regular file", where=str(path), fix="replace it by the file itself")
     index = folder / INDEX
     if not index.is_file():
         return
@@ -106,23 +110,24 @@ def refuse_other_files(folder: Path) -> None:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            "the index of the weights cannot be read", where=str(index), fix="copy or download the folder again"
+            "cannot read the index of the weights", where=str(index), fix="copy or download the folder again"
         ) from error
     for name in sorted(map(str, names)):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ConfigError(
-                f"names {name!r}, which is no safetensors file of this folder",
+                f"the index names {name!r}, which is not a safetensors file of this folder",
                 where=str(index),
                 fix="copy or download the folder again",
             )
         if not (folder / name).is_file():
-            raise ConfigError(f"names {name}, which is missing", str(index), "copy or download the folder again")
+            what = f"the index names {name}, which is missing"
+            raise ConfigError(what, str(index), "copy or download the folder again")
 
 
 def refuse_unfit_ids(folder: Path) -> None:
-    """Raise ConfigError for ids of special tokens in config.json and generation_config.json that are none.
+    """Raise ConfigError for ids of special tokens in config.json and generation_config.json that are not token ids.
 
-    transformers passes on whatever is written there, and continues without a generation config that it cannot read.
+    transformers does not check these values, and it ignores a generation config that it cannot read.
     """
     config = read_settings(folder / "config.json")
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
@@ -133,33 +138,34 @@ def refuse_unfit_ids(folder: Path) -> None:
         (folder / "generation_config.json", read_settings(folder / "generation_config.json")),
     ):
         for key in ID_KEYS:
-            # Text without padding needs no pad token, and a tokenizer may have one that the model cannot read.
+            # Only end tokens must be in the vocabulary: text without padding needs no pad token, and a tokenizer may
+            # have one that the model cannot read.
             token_ids(settings.get(key), key, str(file), vocabulary if key == "eos_token_id" else None)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty when there is none. Raises ConfigError."""
+    """Return the object in a JSON file, empty if there is no file. Raises ConfigError."""
     if not path.is_file():
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"this is no JSON: {error}", str(path), "copy or download the folder again") from error
+        raise ConfigError(f"this is not JSON: {error}", str(path), "copy or download the folder again") from error
     if not isinstance(settings, dict):
-        raise ConfigError("this is no JSON object", str(path), "copy or download the folder again")
+        raise ConfigError("this is not a JSON object", str(path), "copy or download the folder again")
     return settings
 
 
 def token_ids(value: Any, key: str, where: str, vocabulary: int | None = None) -> list[int]:
-    """Return the ids that a setting names: none, one, or a list of them; -1 stands for none in some files.
+    """Return the token ids in a setting: none, one, or a list. In some files, -1 means none.
 
-    Raises ConfigError for anything else, and where all of them are beyond the vocabulary.
+    Raises ConfigError for any other value, and if all ids are beyond the vocabulary.
     """
     ids = [] if value is None else value if isinstance(value, list | tuple) else [value]
     for number in ids:
         if type(number) is not int or number < -1:
             raise ConfigError(
-                f"{key} is {json.dumps(value, default=str)}, which is no token id",
+                f"{key} is {json.dumps(value, default=str)}, which is not a token id",
                 where=where,
                 fix=f"write the number of a token, a list of numbers, or null for {key}",
             )
@@ -170,6 +176,9 @@ def token_ids(value: Any, key: str, where: str, vocabulary: int | None = None) -
 
 
 def _looks_like_path(name: str) -> bool:
-    """A hub id is `name` or `owner/name`; anything else can only be a path, as can what has a folder here for owner."""
+    """Return whether a name is a path rather than a hub id, which is `name` or `owner/name`.
+
+    `owner/name` is a path if a folder of the name `owner` exists.
+    """
     is_here = "/" in name and Path(name).parent.is_dir()
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or is_here

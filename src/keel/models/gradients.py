@@ -1,4 +1,4 @@
-"""Whether a model that is to learn has gradients. keel trains in evaluation mode, so that dropout is off."""
+"""Check that a model to train has gradients in evaluation mode, in which keel trains so that dropout is off."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from keel.models.positions import num_positions
 from keel.models.sameness import probe_tokens
 
 TOKENS = 130
-"""Of the row that is tried: more than a chunk of linear attention has (xLSTM's fail in bfloat16 after 64)."""
+"""Length of the row of the check: more than a chunk of linear attention (xLSTM fails in bfloat16 after 64 tokens)."""
 
 
 def require_gradients(model: Any, where: str) -> None:
-    """Raise ConfigError if no gradient of the hidden states reaches a parameter that is to learn.
+    """Raise ConfigError if the model's code fails to compute a gradient of the hidden states.
 
-    Reformer's layers, for one, raise in evaluation mode, and have no gradients for adapters.
+    Reformer's layers, for example, raise in evaluation mode and have no gradients for adapters.
     """
     first = next((weight for weight in plain(model).parameters() if weight.requires_grad), None)
     if first is None or has_known_layers(trunk(model)):

@@ -1,4 +1,4 @@
-"""What sits on a trunk: logits of the next token, and values of states."""
+"""The heads of a trunk: logits of the next token, and values of states."""
 
 import copy
 import inspect
@@ -13,25 +13,27 @@ from keel.core.logprobs import logprobs_and_entropy
 from keel.errors import ConfigError
 
 LOGITS_KEPT = 2**24
-"""Most logits whose probabilities are kept for the gradient; more go in chunks, and are computed once again for it."""
+"""Largest number of logits whose probabilities are kept for the gradient. More logits are computed in chunks, and again
+in the backward pass."""
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
-"""Size of such a chunk: it stays in a CPU's cache; a GPU it has to fill."""
+"""Logits per chunk: few enough for a CPU's cache, and enough to use all of a GPU."""
 ROWS_AT_ONCE = 32
-"""Fewest tokens of a chunk: each chunk also goes once through the gradient of the whole output matrix."""
+"""Smallest number of tokens per chunk, since each chunk also adds to the gradient of the full output matrix."""
 
 UNFIT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError, StopIteration)
-"""What the code of a model raises that is used in a way it does not know."""
+"""Errors that the code of a model raises when it is used in a way that it does not support."""
 
 
 def plain(model: Any) -> PreTrainedModel:
-    """The transformers model inside a peft wrapper (adapter layers included), or the model itself."""
+    """Return the transformers model inside a peft wrapper, with its adapter layers, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def trunk(model: Any) -> nn.Module:
-    """The part of a model that turns tokens into hidden states.
+    """Return the part of a model that turns tokens into hidden states.
 
-    Of a model without one under the name that its class gives (Llama 4's text model), the part with the embeddings.
+    If the model has none under the name that its class gives (Llama 4's text model), return the part that holds the
+    embeddings.
     """
     model = plain(model)
     if model.base_model is not model or model.get_output_embeddings() is None:
@@ -42,15 +44,18 @@ def trunk(model: Any) -> nn.Module:
 
 
 def position_arguments(model: Any, mask: Tensor) -> dict[str, Tensor]:
-    """The argument `position_ids` [B, L] that counts real tokens only; nothing for models that know no positions."""
+    """Return the argument `position_ids` [B, L], which counts real tokens only; empty for models without positions."""
     if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
         return {}
     return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits of the next token from hidden states [..., H] -> [..., V], with what some architectures do after the
-    output matrix (Granite, Cohere: a scale; Gemma 2: a soft cap; BERT and its kin: a layer before it)."""
+    """Compute logits of the next token from hidden states. [..., H] -> [..., V]
+
+    Some architectures have more than an output matrix: a scale after it (Granite, Cohere), a soft cap after it
+    (Gemma 2), or a layer before it (BERT and related models).
+    """
     model = plain(model)
     return (
         _logits_by_forward(model, hidden) if getattr(model, "keel_head_by_forward", False) else _logits(model, hidden)
@@ -59,8 +64,9 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def _logits(model: Any, hidden: Tensor) -> Tensor:
     head = model.get_output_embeddings()
-    logits: Tensor = head(hidden.to(head.weight.dtype))  # residuals of state-space models are float32
+    logits: Tensor = head(hidden.to(head.weight.dtype))  # state-space models return float32 states in any dtype
     config = model.config.get_text_config()
+    # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     logits = logits if scale == 1 else logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
@@ -68,19 +74,20 @@ def _logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _logits_by_forward(model: Any, hidden: Tensor) -> Tensor:
-    """The same by the model's own code, which is handed the states in place of its trunk's."""
-    shell, read = copy.copy(model), trunk(model)
+    """Compute the logits with the model's forward pass, in which these states replace those of its trunk."""
+    # The shallow copy gets a new dictionary of modules, so that the model itself does not change.
+    shell, original = copy.copy(model), trunk(model)
     shell._modules = {
-        name: _Given(hidden.reshape(1, -1, hidden.shape[-1])) if part is read else part
-        for name, part in model._modules.items()
+        name: _FixedTrunk(hidden.reshape(1, -1, hidden.shape[-1])) if module is original else module
+        for name, module in model._modules.items()
     }
     tokens = torch.zeros(1, hidden[..., 0].numel(), dtype=torch.int64, device=hidden.device)
     logits: Tensor = shell(input_ids=tokens, use_cache=False, return_dict=True).logits
     return logits.view(*hidden.shape[:-1], -1)
 
 
-class _Given(nn.Module):
-    """Stands for a trunk and returns the states that it was made with, whatever it is called with."""
+class _FixedTrunk(nn.Module):
+    """A trunk that returns fixed states for any input."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -91,7 +98,7 @@ class _Given(nn.Module):
 
 
 class _Output(tuple[Tensor, ...]):
-    """The output of a trunk that returns its states and nothing else."""
+    """The output of a trunk with hidden states only."""
 
     def __getattr__(self, name: str) -> Tensor | None:
         return self[0] if name == "last_hidden_state" else None
@@ -100,9 +107,10 @@ class _Output(tuple[Tensor, ...]):
 def token_statistics(
     model: Any, states: Tensor, tokens: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token in the state before it, and that state's entropy. [N, H], [N] -> [N], [N]
+    """Compute the log-probability of each token in the state before it, and the entropy of that state.
 
-    The states meet the output matrix a chunk at a time: [N, V] never exists.
+    [N, H], [N] -> [N], [N]. Many states are multiplied by the output matrix in chunks, so that [N, V] is never in
+    memory.
     """
 
     def statistics(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,41 +120,41 @@ def token_statistics(
     rows = max(ROWS_AT_ONCE, LOGITS_AT_ONCE[tokens.device.type] // vocabulary)
     if len(tokens) <= rows or (torch.is_grad_enabled() and len(tokens) * vocabulary <= LOGITS_KEPT):
         return statistics(states, tokens)
-    parts = zip(states.split(rows), tokens.split(rows), strict=True)
-    found = [checkpoint(statistics, *part, use_reentrant=False) for part in parts]
-    logprobs, entropies = (torch.cat(each) for each in zip(*found, strict=True))
+    chunks = zip(states.split(rows), tokens.split(rows), strict=True)
+    results = [checkpoint(statistics, *chunk, use_reentrant=False) for chunk in chunks]
+    logprobs, entropies = (torch.cat(each) for each in zip(*results, strict=True))
     return logprobs, entropies
 
 
 @torch.no_grad()
 def check_logits(model: Any) -> None:
-    """Find out how hidden states become the model's own logits. Raises ConfigError if no way reproduces them."""
+    """Choose how `next_token_logits` computes the model's logits. Raises ConfigError if no way reproduces them."""
     model = plain(model)
     tokens = torch.tensor([[0, 1, 2, 1]], device=model.device)
-    own = model(input_ids=tokens, use_cache=False).logits
+    expected = model(input_ids=tokens, use_cache=False).logits
     states = trunk(model)(input_ids=tokens, use_cache=False).last_hidden_state
     for by_forward in (False, True):
         model.keel_head_by_forward = by_forward
         try:
-            ours = next_token_logits(model, states)
+            logits = next_token_logits(model, states)
         except UNFIT:
             continue
-        if ours.shape == own.shape and torch.allclose(own.float(), ours.float(), atol=1e-3, rtol=1e-3):
+        if logits.shape == expected.shape and torch.allclose(expected.float(), logits.float(), atol=1e-3, rtol=1e-3):
             return
     raise ConfigError(
-        f"{type(model).__name__} computes its logits in a way that keel does not know",
+        f"{type(model).__name__} computes its logits in a way that keel does not support",
         fix="use another architecture, or report it",
     )
 
 
 def new_value_head(model: Any) -> nn.Linear:
-    """Return a value head for the trunk of `model`, zero at the start so that all states have one value."""
+    """Return a value head for the trunk of `model`, with weights of zero, so that all states have the same value."""
     head = nn.Linear(plain(model).get_output_embeddings().weight.shape[1], 1, bias=False)
     nn.init.zeros_(head.weight)
     return head.to(device=plain(model).device, dtype=torch.float32)
 
 
 def compute_values(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Values from hidden states, in float32 or better. [..., H] -> [...]"""
+    """Compute values from hidden states, in float32 or wider. [..., H] -> [...]"""
     values = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1)
     return values.float() if values.dtype.itemsize < 4 else values

@@ -1,7 +1,8 @@
-"""The layers of Llama-like models, walked through directly: what their modules compute, in fewer and larger operations.
+"""Run the layers of Llama-like models directly, in fewer and larger operations than their modules.
 
-The modules' own linear maps are called, so biases, adapters and hooks on them act. The rest has its gradients written
-out, in compiled kernels where they serve: that spares the passes over memory that a small model on a CPU is bound by.
+The linear maps of the modules are called, so that biases, adapters and hooks on them work. The rest has its gradients
+written out, in compiled kernels if they are available. This saves passes over memory, which limit a small model's
+speed on a CPU.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from keel import kernels
 from keel.errors import ConfigError
 
 TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
-"""Trunks made of RMS norm, rotary attention, RMS norm and a gated linear unit, and differing in nothing else."""
+"""Trunks whose layers are RMS norm, rotary attention, RMS norm and a gated linear unit, and nothing else."""
 
 SILU = (nn.SiLU, SiLUActivation)
 
@@ -30,6 +31,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def has_known_layers(trunk: Any) -> bool:
+    """Return whether `run_layers` computes what the modules of this trunk compute."""
     rope = (getattr(trunk.config, "rope_parameters", None) or {}).get("rope_type", "default")
     near_only = getattr(trunk.config, "sliding_window", None) is not None
     known = type(trunk).__name__ in TRUNKS and len(trunk.layers) > 0
@@ -37,7 +39,10 @@ def has_known_layers(trunk: Any) -> bool:
 
 
 def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for positions [...], of the first half of a head (the second is the same). -> [..., 1, D / 2]"""
+    """Return cosine and sine for positions, of the first half of a head. [...] -> [..., 1, D / 2], [..., 1, D / 2]
+
+    Those of the second half are the same.
+    """
     weight = trunk.embed_tokens.weight
     cos, sin = trunk.rotary_emb(weight, positions.reshape(1, -1))
     half = cos.shape[-1] // 2
@@ -45,47 +50,53 @@ def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     return cos[0, :, :half].reshape(shape).contiguous(), sin[0, :, :half].reshape(shape).contiguous()
 
 
-def walk(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
-    """Hidden states of tokens [...], after the last norm. -> [..., H]"""
+def run_layers(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
+    """Return the hidden states of tokens after the last norm. [...] -> [..., H]"""
     hidden = trunk.embed_tokens(tokens)
-    again = getattr(trunk, "recompute", False) and torch.is_grad_enabled()
+    recompute = getattr(trunk, "recompute", False) and torch.is_grad_enabled()
     for index, layer in enumerate(trunk.layers):
-        given = layer, index, hidden, attend
-        hidden = checkpoint(_layer, *given, use_reentrant=False) if again else _layer(*given)
+        if recompute:
+            hidden = checkpoint(_layer, layer, index, hidden, attend, use_reentrant=False)
+        else:
+            hidden = _layer(layer, index, hidden, attend)
     return apply_rms_norm(trunk.norm, hidden)
 
 
-def light(trunk: Any) -> Any:
-    """The same layers for many small passes without gradients: their names lead to the same weights, past the calls
-    and attributes of modules, which take as long as a small linear map."""
+def lightweight_layers(trunk: Any) -> Any:
+    """Return namespaces with the weights of a trunk, for many small passes without gradients.
+
+    They avoid the calls and attribute lookups of modules, which take as long as a small linear map.
+    """
     layers = [_names(layer, self_attn=_names(layer.self_attn), mlp=_names(layer.mlp)) for layer in trunk.layers]
     return _names(trunk, layers=layers)
 
 
 def _names(module: nn.Module, **parts: Any) -> SimpleNamespace:
-    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     weights = dict(module.named_parameters(recurse=False))
-    children = {name: _light_child(child) for name, child in module.named_children() if name not in parts}
-    return SimpleNamespace(**own, **weights, **children, **parts)
+    children = {name: _lightweight_child(child) for name, child in module.named_children() if name not in parts}
+    return SimpleNamespace(**attributes, **weights, **children, **parts)
 
 
-def _light_child(child: nn.Module) -> Any:
+def _lightweight_child(child: nn.Module) -> Any:
+    # Hooks, and subclasses such as peft's layers, work only through the call of the module.
     if type(child) is nn.Linear and not child._forward_hooks and not child._forward_pre_hooks:
         return partial(linear, weight=child.weight, bias=child.bias)
     return _names(child) if hasattr(child, "variance_epsilon") else child
 
 
 def recompute_layers(trunk: Any) -> None:
-    """Of each layer only the input is kept for the gradient; the rest is computed again (Chen et al. 2016).
+    """Keep only the input of each layer for the gradient, and compute the rest again (Chen et al. 2016).
 
-    Raises ConfigError when the model's layers cannot do so.
+    Raises ConfigError if the model's layers do not support it.
     """
     if has_known_layers(trunk):
         trunk.recompute = True
         return
     layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise ConfigError(f"{type(trunk).__name__} cannot recompute its layers", fix="gradient_checkpointing: false")
+        what = f"{type(trunk).__name__} cannot recompute its layers"
+        raise ConfigError(what, fix="set gradient_checkpointing: false")
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
@@ -93,8 +104,8 @@ def recompute_layers(trunk: Any) -> None:
 def _layer(layer: Any, index: int, hidden: Tensor, attend: Attend) -> Tensor:
     hidden = hidden + _attention(layer, index, apply_rms_norm(layer.input_layernorm, hidden), attend)
     normed, mlp = apply_rms_norm(layer.post_attention_layernorm, hidden), layer.mlp
-    changed: Tensor = hidden + mlp.down_proj(gate_activation(mlp.act_fn, mlp.gate_proj(normed), mlp.up_proj(normed)))
-    return changed
+    output: Tensor = hidden + mlp.down_proj(gate_activation(mlp.act_fn, mlp.gate_proj(normed), mlp.up_proj(normed)))
+    return output
 
 
 def _attention(layer: Any, index: int, normed: Tensor, attend: Attend) -> Tensor:
@@ -105,18 +116,18 @@ def _attention(layer: Any, index: int, normed: Tensor, attend: Attend) -> Tensor
     )
     if hasattr(attention, "q_norm"):
         query, key = apply_rms_norm(attention.q_norm, query), apply_rms_norm(attention.k_norm, key)
-    found: Tensor = attention.o_proj(attend(index, query, key, value).flatten(-2))
-    return found
+    output: Tensor = attention.o_proj(attend(index, query, key, value).flatten(-2))
+    return output
 
 
 def apply_rms_norm(module: Any, x: Tensor) -> Tensor:
-    given = x, module.weight, module.variance_epsilon
-    scaled: Tensor = RootMeanSquareNorm.apply(*given) if torch.is_grad_enabled() else _scaled(*given)[0]
-    return scaled
+    arguments = x, module.weight, module.variance_epsilon
+    normed: Tensor = RootMeanSquareNorm.apply(*arguments) if torch.is_grad_enabled() else _rms_norm(*arguments)[0]
+    return normed
 
 
 def gate_activation(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up"""
+    """Compute activation(gate) * up."""
     if isinstance(activation, SILU) and kernels.available(gate, up):
         product: Tensor = GatedUnit.apply(gate, up) if torch.is_grad_enabled() else kernels.silu_gate(gate, up)
     else:
@@ -125,8 +136,9 @@ def gate_activation(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    turned: Tensor = Rotation.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin, 1.0)
-    return turned
+    """Rotate queries or keys [..., heads, D] by cosine and sine [..., 1, D / 2]."""
+    rotated: Tensor = Rotation.apply(x, cos, sin) if torch.is_grad_enabled() else _rotate(x, cos, sin, 1.0)
+    return rotated
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
@@ -134,7 +146,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normed, scale = _scaled(x, weight, eps)
+        normed, scale = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return normed
 
@@ -153,8 +165,8 @@ class RootMeanSquareNorm(torch.autograd.Function):
         return for_x.to(x.dtype), for_weight.to(weight.dtype), None
 
 
-def _scaled(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm, and what each x was multiplied by. [..., H], [H] -> [..., H], [...]"""
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the normed x and its scales 1 / sqrt(mean(x^2) + eps). [..., H], [H] -> [..., H], [...]"""
     if kernels.available(x, weight):
         return kernels.rms_norm(x, weight, eps)
     wide = x.float() if x.dtype.itemsize < 4 else x
@@ -163,7 +175,7 @@ def _scaled(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class GatedUnit(torch.autograd.Function):
-    """silu(gate) * up (Shazeer 2020); its gradient computes the sigmoid again instead of keeping it."""
+    """silu(gate) * up (Shazeer 2020). The backward pass computes the sigmoid again instead of storing it."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -178,23 +190,26 @@ class GatedUnit(torch.autograd.Function):
 
 
 class Rotation(torch.autograd.Function):
-    """Rotary embedding (Su et al. 2021): the halves of a head [..., D] turn as points; gradients turn back."""
+    """Rotary embedding (Su et al. 2021).
+
+    Entries d and d + D / 2 of a head are a point, which rotates by an angle. Gradients rotate back.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1.0)
+        return _rotate(x, cos, sin, 1.0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(gradients[0], cos, sin, -1.0), None, None
+        return _rotate(gradients[0], cos, sin, -1.0), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    left, right = turned.chunk(2, dim=-1)
+    rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    left, right = rotated.chunk(2, dim=-1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=right).addcmul_(first, sin, value=sign)
-    return turned
+    return rotated

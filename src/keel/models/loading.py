@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, and back to a plain folder."""
+"""Load models and tokenizers from a folder or the hub, and save them to plain folders."""
 
 import copy
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ HEAD = "score.weight"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; one without a pad token gets its end token as pad. Raises ConfigError."""
+    """Load the tokenizer of a model. A tokenizer without a pad token gets its end token as pad. Raises ConfigError."""
     folder = Path(name)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter_base(folder))
@@ -55,15 +55,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
-        raise ConfigError("tokenizer has neither pad nor end token", where=name, fix="set its pad_token and save it")
+        what = "the tokenizer has neither a pad nor an end token"
+        raise ConfigError(what, where=name, fix="set its pad_token and save it")
     return tokenizer
 
 
 def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> Any:
-    """A causal language model in evaluation mode (so dropout is off), with a fresh adapter if asked for.
+    """Load a causal language model in evaluation mode, so that dropout is off.
 
-    Of an adapter's folder, its base with the adapter merged in, all of which may learn. Raises ConfigError when it
-    cannot be loaded, or its weights are missing, of another shape, or not numbers.
+    For an adapter's folder, this is its base with the adapter merged, and all weights are trainable.
+
+    Args:
+        lora: adds a new adapter.
+
+    Raises ConfigError if the model cannot be loaded, or if weights are missing, of another shape, NaN or infinite.
     """
     if is_adapter(Path(name)) and not is_shallow(name):
         base = load_causal_lm(adapter_base(Path(name)), dtype)
@@ -76,7 +81,7 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
         unread = unread_weights(report, name)
         refuse_missing(report["missing_keys"], unread, name)
         name_unread(unread, name)
-        _ready(model)
+        _prepare(model)
     if lora:
         require_targets(model, lora)
         model = with_lora(model, lora, "CAUSAL_LM")
@@ -84,33 +89,35 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
 
 
 def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: bool = False) -> Any:
-    """A sequence classifier with one label: a reward model, an adapter of one, or a language model under a new head.
+    """Load a sequence classifier with one label.
+
+    This is a reward model, an adapter of a reward model, or a language model with a new head.
 
     Args:
-        seed: of the random weights below a new head, such as an encoder's pooler.
-        to_train: a language model gets a new head, which starts at zero so that its first values and scores are zero
-            and not noise; an adapter is merged in. Else the head must have been trained.
+        seed: seed of the random weights below a new head, such as an encoder's pooler.
+        to_train: add a new head to a language model, and merge an adapter. The head starts at zero, so that the first
+            values and scores are zero and not noise. Without `to_train` the head must have been trained.
 
-    Raises ConfigError naming what is missing, of another shape, or not a number.
+    Raises ConfigError if weights are missing, of another shape, NaN or infinite.
     """
     loaded = _classifier(name, dtype, seed, merge=to_train)
     claims_head = any("SequenceClassification" in each for each in plain(loaded.model).config.architectures or [])
     if loaded.new and (claims_head or not to_train):
-        held = f", and holds {format_names(loaded.unread)}, which was not read" if loaded.unread else ""
+        unread = f", and has {format_names(loaded.unread)}, which was not read" if loaded.unread else ""
         raise ConfigError(
-            f"this model has no trained head: its file lacks {format_names(loaded.new)}{held}",
+            f"this model has no trained head: its file lacks {format_names(loaded.new)}{unread}",
             where=name,
-            fix="give a sequence classifier with one label, or make one of it with `keel reward`",
+            fix="name a sequence classifier with one label, or train this model with `keel reward`",
         )
     name_unread(loaded.unread, name)
     model: Any = plain(loaded.model)
-    model.keel_new = loaded.new  # an adapter learns these in full
+    model.keel_new = loaded.new  # with an adapter, these weights are trained in full
     return loaded.model
 
 
 @dataclass(frozen=True)
 class _Classifier:
-    """A classifier, the weights that no file holds, and those of the files that were not read."""
+    """A classifier, the names of its weights that are in no file, and those in the files that were not read."""
 
     model: Any
     new: list[str]
@@ -118,7 +125,7 @@ class _Classifier:
 
 
 def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
-    """Any model as a classifier; an adapter is on its base, or merged into it."""
+    """Load any model as a classifier, with an adapter on its base or merged into it."""
     folder = Path(name)
     if not is_adapter(folder) or is_shallow(name):
         return _plain_classifier(name, dtype, seed)
@@ -127,7 +134,7 @@ def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
         model = load_causal_lm(name, dtype)
         head = new_value_head(model)
         return _Classifier(
-            _ready(as_classifier(model, head, model.config.get_text_config().pad_token_id)), [HEAD], unread
+            _prepare(as_classifier(model, head, model.config.get_text_config().pad_token_id)), [HEAD], unread
         )
     base = _classifier(adapter_base(folder), dtype, seed, merge=True)
     with refusing(name, "adapter"):
@@ -138,7 +145,10 @@ def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
 
 
 def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
-    """A new head is zero; what is new below it, such as an encoder's pooler, is random."""
+    """Load a model without an adapter as a classifier.
+
+    A new head is zero. New weights below it, such as an encoder's pooler, are random.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, report = _read(SequenceClassifier, name, "model", dtype, num_labels=1)
@@ -146,27 +156,27 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
     below = {key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key}
     embedding = next(key for key, module in model.named_modules() if module is model.get_input_embeddings())
     refuse_missing(below - {f"{embedding}.weight"}, unread, name)
-    if below:  # a tied embedding may be in the file under the language model's head only
+    if below:  # the file may have a tied embedding only under the name of the language model's head
         trunk(model).load_state_dict(trunk(load_causal_lm(name, dtype)).state_dict())
     new = sorted(report["missing_keys"] - below)
-    for key, module in model.named_modules():  # some trunks have layers of one output too, which are no head
+    for key, module in model.named_modules():  # the head is new; other layers with one output are part of the trunk
         if isinstance(module, nn.Linear) and module.out_features == 1 and f"{key}.weight" in new:
             nn.init.zeros_(module.weight)
-    return _Classifier(_ready(model), new, [key for key in unread if not key.startswith(LANGUAGE_HEADS)])
+    return _Classifier(_prepare(model), new, [key for key in unread if not key.startswith(LANGUAGE_HEADS)])
 
 
 def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model and the report of its loading. Raises ConfigError for weights of another shape, or not numbers."""
+    """Load a model and its load report. Raises ConfigError for weights of another shape, NaN or infinite weights."""
     if is_shallow(name):
-        nothing: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
-        return shallow_model(auto_class, name, DTYPES[dtype]), nothing
+        empty: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
+        return shallow_model(auto_class, name, DTYPES[dtype]), empty
     model, report = read_part(
         auto_class,
         name,
         what,
         dtype=DTYPES[dtype],
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are in the report, and refused by name
+        ignore_mismatched_sizes=True,  # refuse_other_shapes reports them with their names
         **options,
     )
     refuse_other_shapes(report, name)
@@ -174,8 +184,8 @@ def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> 
     return model, report
 
 
-def _ready(model: Any) -> Any:
-    """The model in evaluation mode, reading every token, without work on padding if it can."""
+def _prepare(model: Any) -> Any:
+    """Set evaluation mode, let the pad token learn where it is text, and choose how the model reads rows."""
     read_every_token(model)
     if hasattr(model.eval(), "score") or model.get_output_embeddings() is not None:
         pack_if_possible(model)
@@ -185,39 +195,41 @@ def _ready(model: Any) -> Any:
 def end_token_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Iterable[str] = (), where: str = "rollout.stop"
 ) -> list[int]:
-    """Every id that ends a response: those of the generation config, else the tokenizer's, and the stop texts of one
-    token.
+    """Return every id that ends a response, in ascending order.
 
-    Raises ConfigError of the setting `where` for one that is beyond the embeddings.
+    These are the end tokens of the generation config, or else of the tokenizer, and the stop texts of one token.
+
+    Args:
+        where: the setting of the stop texts, for errors.
+
+    Raises ConfigError if all are beyond the embeddings.
     """
     stops = [stop_token_id(tokenizer, text) for text in stop]
     ids = {*configured_ends(model.generation_config, tokenizer), *(token for token in stops if token is not None)}
-    found = sorted(token for token in ids if token >= 0)  # some configs write -1 for none
-    if found and found[0] >= num_embeddings(model):
-        raise ConfigError(
-            f"end token {found[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX
-        )
-    return found
+    ends = sorted(token for token in ids if token >= 0)  # some configs have -1 for none
+    if ends and ends[0] >= num_embeddings(model):
+        raise ConfigError(f"end token {ends[0]} is beyond the {num_embeddings(model)} embeddings", where=where, fix=FIX)
+    return ends
 
 
 def configured_ends(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The end tokens of a generation config, else the tokenizer's."""
+    """Return the end tokens of a generation config, or else of the tokenizer."""
     ends = generation.eos_token_id if generation else None
     ends = tokenizer.eos_token_id if ends is None else ends
     return token_ids(ends, "eos_token_id", tokenizer.name_or_path)
 
 
 def stop_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the token with which the chat template ends a turn to those that end the model's responses."""
+    """Add the token that ends a turn in the chat template to the end tokens of the model."""
     ends, turn_end = end_token_ids(model, tokenizer), turn_end_id(tokenizer)
     if turn_end is not None and turn_end not in ends and model.generation_config:
         model.generation_config.eos_token_id = sorted({*ends, turn_end})
 
 
 def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The one token that is this text, as it is encoded or as the vocabulary spells it; None where it is several.
+    """Return the single token for a text, as it is encoded or as it is in the vocabulary; None if there is none.
 
-    Tokenizers that put a space before a text encode "." as two tokens, though "." is one.
+    Tokenizers that add a leading space encode "." as two tokens, although "." is in the vocabulary.
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
@@ -226,9 +238,9 @@ def stop_token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
 
 
 def stop_texts(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str], where: str = "rollout.stop") -> list[str]:
-    """Those of the stop texts that are several tokens.
+    """Return the stop texts of several tokens.
 
-    Raises ConfigError of the setting `where` for one that this tokenizer cannot write.
+    Raises ConfigError, naming the setting `where`, for a text that this tokenizer cannot encode.
     """
     texts = [text for text in stop if stop_token_id(tokenizer, text) is None]
     for text in texts:
@@ -239,16 +251,15 @@ def stop_texts(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str], where: s
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A plain transformers folder: safetensors, tokenizer, generation config. An adapter is merged into the weights."""
-    plain = merged_copy(model)
-    plain.save_pretrained(folder)
+    """Save safetensors, tokenizer and generation config to a plain transformers folder, with any adapter merged."""
+    merged_copy(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """As `save_model`, for a result: a LoRA adapter is merged in, and is in the folder `adapter` by itself too.
+    """Save a trained policy. A LoRA adapter is merged, and also saved separately in the folder `adapter`.
 
-    Raises CheckpointError if what was saved does not give the log-probs that the model gives.
+    Raises CheckpointError if the log-probs of the saved model differ from those of the model.
     """
     save_model(model, tokenizer, folder)
     places = [folder]
@@ -263,20 +274,20 @@ def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
 
 
 def dtype_name(model: Any) -> str:
-    """Name of the type that a copy of the model is loaded in; the widest for one that no setting names."""
+    """Return the setting `dtype` with which a copy of the model is loaded; "float32" for any other type."""
     dtype = plain(model).get_input_embeddings().weight.dtype
     return next((name for name, known in DTYPES.items() if known == dtype), "float32")
 
 
 def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrainedModel:
-    """The trunk of a language model under a value head, in the form in which critics are saved."""
-    own = merged_copy(model)
-    config = copy.deepcopy(own.config)
-    config.dtype = own.dtype  # saving a model leaves a name there, which some layers (Apertus) do not take
+    """Return a classifier of the trunk of a language model with a value head. Critics are saved in this form."""
+    source = merged_copy(model)
+    config = copy.deepcopy(source.config)
+    config.dtype = source.dtype  # saving a model sets it to a string, which some layers (Apertus) do not accept
     config.num_labels = 1
     classifier = SequenceClassifier.from_config(config)
-    trunk(classifier).load_state_dict(trunk(own).state_dict())
+    trunk(classifier).load_state_dict(trunk(source).state_dict())
     classifier.score.load_state_dict(head.state_dict())
-    if pad_id is not None:  # that of the tokenizer: transformers finds the last token of a text by it
+    if pad_id is not None:  # transformers uses the pad token to find the last token of a text
         set_pad_id(classifier, pad_id)
     return classifier.eval()

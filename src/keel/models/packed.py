@@ -1,7 +1,7 @@
 """Hidden states of rows of unequal length, with no work on padding.
 
-Models whose attention cannot be told so, or that compute anything else across tokens, are found by trial and read
-padded rows; those whose tokens depend on the batch around them, one row at a time.
+A trial detects models that cannot read packed rows, because they compute more across tokens than this attention does.
+They read padded rows. Models whose states depend on the other rows of a batch read one row at a time.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from transformers.masking_utils import sdpa_mask
 from keel.errors import ConfigError
 from keel.models.attention import Layout
 from keel.models.heads import UNFIT, check_logits, plain, trunk
-from keel.models.layers import has_known_layers, rotations, walk
+from keel.models.layers import has_known_layers, rotations, run_layers
 from keel.models.positions import rotation_threshold
 from keel.models.trial import close, trial
 
 ATTENTION = "keel"
-"""Name of this attention in a transformers config: sdpa, and packed rows where a layout is given."""
+"""Name of this attention in a transformers config: sdpa, or attention of packed rows if a layout is passed."""
 HARMLESS = {"position_ids", "cache_position", "is_causal", "use_cache"}
-"""Arguments of attention functions that say nothing new where the mask or the layout is given."""
+"""Arguments of attention functions that the mask or the layout already determines."""
 
 
 def attention(
@@ -37,24 +37,24 @@ def attention(
     layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention function for transformers. query [1, heads, N, D] -> [1, N, heads, D] when `layout` is given.
+    """Attention function for transformers. With a layout, query [1, heads, N, D] -> [1, N, heads, D].
 
-    Raises TypeError for an argument that would change the result if it were known here.
+    Raises TypeError for an argument that would change the result but is not supported here.
     """
-    unknown = [name for name, value in others.items() if name not in HARMLESS and not _says_nothing(value)]
+    unknown = [name for name, value in others.items() if name not in HARMLESS and not _has_no_effect(value)]
     if unknown or not getattr(module, "is_causal", True) or others.get("is_causal") is False:
-        raise TypeError(f"attention with {', '.join(unknown) or 'sight of later tokens'}")
+        raise TypeError(f"attention with {', '.join(unknown) or 'a view of later tokens'}")
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     if attention_mask is not None and attention_mask.numel() > 1:
-        raise TypeError("attention with a mask that is made from the positions in a row")
+        raise TypeError("attention with a mask that depends on the positions in a row")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return layout.attend(query, key, value, scaling, sliding_window).unsqueeze(0), None
 
 
-def _says_nothing(value: Any) -> bool:
-    """Whether an argument has the value that leaves everything as it is."""
+def _has_no_effect(value: Any) -> bool:
+    """Return whether an argument has a value that changes nothing, such as a dropout of 0."""
     return value is None or (isinstance(value, int | float) and not value)
 
 
@@ -63,43 +63,44 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def reads_packed_rows(model: Any) -> bool:
-    """Whether padding costs the model nothing."""
+    """Return whether the model reads packed rows, without work on padding."""
     return bool(plain(model).config.get_text_config()._attn_implementation == ATTENTION)
 
 
 def reads_single_rows(model: Any) -> bool:
-    """Whether rows are read one at a time, because a batch around them would change their states."""
+    """Return whether the model reads one row at a time, because other rows in a batch would change its states."""
     return getattr(plain(model), "keel_reads_single_rows", False)
 
 
 def token_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Hidden states of the tokens under the mask, row by row. [B, L], [B, L] bool -> [mask.sum(), H]
+    """Return the hidden states of the counted tokens, row by row. [B, L], [B, L] bool -> [mask.sum(), H]
 
-    Padding may stand on any side.
+    Padding may be on either side.
     """
-    parts = _rows_to_read_together(model, mask)
-    if len(parts) == 1:
+    passes = _rows_of_passes(model, mask)
+    if len(passes) == 1:
         return _states(model, tokens, mask)
     lengths = mask.sum(1)
-    each = [_states(model, tokens[rows], mask[rows]).split(lengths[rows].tolist()) for rows in parts]
-    order = torch.cat(parts).argsort().tolist()
-    rows = [states for part in each for states in part]
-    return torch.cat([rows[place] for place in order])
+    by_pass = [_states(model, tokens[rows], mask[rows]).split(lengths[rows].tolist()) for rows in passes]
+    order = torch.cat(passes).argsort().tolist()
+    by_row = [states for states_of_pass in by_pass for states in states_of_pass]
+    return torch.cat([by_row[place] for place in order])
 
 
-def _rows_to_read_together(model: Any, mask: Tensor) -> list[Tensor]:
-    """The rows of each pass: all of them, where none depends on those around it."""
+def _rows_of_passes(model: Any, mask: Tensor) -> list[Tensor]:
+    """Return the rows of each forward pass: one pass with all rows, unless rows would change each other's states."""
     every = torch.arange(len(mask), device=mask.device)
     if reads_single_rows(model):
         return list(every.split(1))
     threshold, lengths = rotation_threshold(model), mask.sum(1)
     if threshold is None or bool((lengths <= threshold).all()):
         return [every]
-    return [part for part in (every[lengths <= threshold], every[lengths > threshold]) if len(part)]
+    # LongRoPE takes the angles of all rows from the longest row of the batch.
+    return [rows for rows in (every[lengths <= threshold], every[lengths > threshold]) if len(rows)]
 
 
 def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-    """`token_states` of rows that do not depend on one another."""
+    """Compute `token_states` in one forward pass."""
     if not reads_packed_rows(model):
         tokens, mask = left_align(tokens, mask)
         masked = {} if reads_single_rows(model) else {"attention_mask": mask.long()}
@@ -112,14 +113,16 @@ def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def _packed_states(trunk: Any, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Tokens [N] and positions [N] in the order of the layout -> [N, H]"""
+    """Compute the states of packed tokens [N] with positions [N], in the order of the layout. -> [N, H]"""
     if has_known_layers(trunk):
         scaling, rotation = trunk.layers[0].self_attn.scaling, rotations(trunk, positions)
-        return walk(trunk, tokens, lambda _, q, k, v: layout.attend(q, k, v, scaling, rotation=rotation))
+        return run_layers(trunk, tokens, lambda _, q, k, v: layout.attend(q, k, v, scaling, rotation=rotation))
     states: Tensor = trunk(
         input_ids=tokens.unsqueeze(0),
         position_ids=positions.unsqueeze(0),
-        attention_mask=tokens.new_ones(1, 1, 1, 1, dtype=torch.bool),  # of four dimensions, it is passed on as it is
+        attention_mask=tokens.new_ones(
+            1, 1, 1, 1, dtype=torch.bool
+        ),  # transformers passes on a mask of four dimensions
         use_cache=False,
         layout=layout,
     ).last_hidden_state[0]
@@ -127,15 +130,21 @@ def _packed_states(trunk: Any, tokens: Tensor, positions: Tensor, layout: Layout
 
 
 def _back(lengths: Tensor, order: Tensor) -> Tensor:
-    """Where each token of the rows as they came lies in the packed order. -> [N]"""
-    starts = (lengths.cumsum(0) - lengths)[order.argsort()]
-    own = lengths[order.argsort()]
-    first = own.cumsum(0) - own
-    return torch.arange(int(own.sum()), device=own.device) + (starts - first).repeat_interleave(own)
+    """Return the packed index of each token, for rows in their original order. -> [N]
+
+    Args:
+        lengths: of the rows in packed order.
+        order: original row of each packed row.
+    """
+    packed_starts = (lengths.cumsum(0) - lengths)[order.argsort()]
+    counts = lengths[order.argsort()]
+    starts = counts.cumsum(0) - counts
+    shifts = (packed_starts - starts).repeat_interleave(counts)
+    return torch.arange(int(counts.sum()), device=counts.device) + shifts
 
 
 def left_align(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The same rows without padding before or inside them: each has the positions it has alone. [B, L] -> [B, <= L]"""
+    """Move padding to the end of each row, so that tokens have the same positions as alone. [B, L] -> [B, <= L]"""
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     return tokens.gather(1, order), mask.gather(1, order)
 
@@ -144,112 +153,113 @@ WITHOUT_EFFECT = {
     *("_name_or_path", "architectures", "transformers_version", "use_cache"),
     *("num_labels", "problem_type", "id2label", "label2id", "keel_template", "keel_max_tokens"),
 }
-"""Settings in config.json that no trial depends on. Nor does one on the ids of special tokens, which it avoids."""
+"""Settings in config.json without an effect on trials. The ids of special tokens have none either: trials do not use
+these tokens."""
 
 
 def pack_if_possible(model: Any) -> None:
-    """Let a model read rows in the fastest way that gives the states of each row alone, which is tried.
+    """Choose the fastest way to read rows that gives the states of each row alone. A trial determines it.
 
-    A model like one that was tried before reads as that one does: what a trial shows depends on the layers and not on
-    the weights in them, and a run loads several models of one kind.
+    The result of a trial depends on the layers, not on their weights, and a run loads several models of one kind. It is
+    therefore kept for later models of the same kind.
 
-    Raises ConfigError for one that gives no row the same states twice, or whose tokens see later ones.
+    Raises ConfigError if the same row does not get the same states twice, or if tokens attend to later ones.
     """
-    whole: Any = plain(model)
-    kind, head = _kind(model), "" if whole.get_output_embeddings() is None else repr(type(whole))
-    known = _known_ways.get((kind, head))
-    if known is None:
-        _try_ways(model)
-        ways = _Ways(
-            single_rows=whole.keel_reads_single_rows,
-            attention=whole.config.get_text_config()._attn_implementation,
-            head_by_forward=getattr(whole, "keel_head_by_forward", None),
+    base: Any = plain(model)
+    kind, head = _kind(model), "" if base.get_output_embeddings() is None else repr(type(base))
+    result = _trial_results.get((kind, head))
+    if result is None:
+        _run_trial(model)
+        result = _TrialResult(
+            single_rows=base.keel_reads_single_rows,
+            attention=base.config.get_text_config()._attn_implementation,
+            head_by_forward=getattr(base, "keel_head_by_forward", None),
         )
         if kind:
-            # Where a language model was tried, a classifier on the same layers needs no trial.
-            _known_ways.update({(kind, head): ways, (kind, ""): ways})
+            # After a trial of a language model, a classifier on the same layers needs no trial.
+            _trial_results.update({(kind, head): result, (kind, ""): result})
         return
-    whole.keel_reads_single_rows = known.single_rows
-    whole.config.get_text_config()._attn_implementation = known.attention
+    base.keel_reads_single_rows = result.single_rows
+    base.config.get_text_config()._attn_implementation = result.attention
     if head:
-        whole.keel_head_by_forward = known.head_by_forward
+        base.keel_head_by_forward = result.head_by_forward
 
 
 @dataclass(frozen=True)
-class _Ways:
-    """What a trial showed."""
+class _TrialResult:
+    """How a model reads rows, and how it computes logits."""
 
     single_rows: bool
     attention: str
     head_by_forward: bool | None  # None for a classifier
 
 
-_known_ways: dict[tuple[str, str], _Ways] = {}
-"""What trials in this process showed, by kind of model and class of the language model ("" for a classifier)."""
+_trial_results: dict[tuple[str, str], _TrialResult] = {}
+"""Results of this process's trials, by kind of model and class of the language model ("" for a classifier)."""
 
 
 def _kind(model: Any) -> str:
-    """Return what a trial depends on: classes of the layers, settings, number format, device. "" where hooks act."""
-    whole, layers = plain(model), list(trunk(model).modules())
-    if any(module._forward_hooks or module._forward_pre_hooks for module in [whole, *layers]):
+    """Return all that a trial depends on: classes of layers, settings, dtype and device; "" for layers with hooks."""
+    base, layers = plain(model), list(trunk(model).modules())
+    if any(module._forward_hooks or module._forward_pre_hooks for module in [base, *layers]):
         return ""
     names = [repr(type(layer)) for layer in layers]
-    config = {k: v for k, v in whole.config.to_dict().items() if k not in WITHOUT_EFFECT and not k.endswith("token_id")}
-    attention = whole.config.get_text_config()._attn_implementation
-    return repr((names, sorted(config.items()), attention, whole.dtype, whole.device))
+    config = {k: v for k, v in base.config.to_dict().items() if k not in WITHOUT_EFFECT and not k.endswith("token_id")}
+    attention = base.config.get_text_config()._attn_implementation
+    return repr((names, sorted(config.items()), attention, base.dtype, base.device))
 
 
-def _try_ways(model: Any) -> None:
-    """Set how a model reads rows, and its head, by trial."""
+def _run_trial(model: Any) -> None:
+    """Set how a model reads rows and computes logits, by trial."""
     with trial(model) as (tokens, mask):
         alone = _require_readable(model, tokens, mask)
         if plain(model).get_output_embeddings() is not None:
             _require_causal(model, tokens, mask, alone)
             check_logits(model)
-        whole: Any = plain(model)
-        whole.keel_reads_single_rows = not _agrees(model, tokens, mask, alone)
-        if whole.keel_reads_single_rows:
+        base: Any = plain(model)
+        base.keel_reads_single_rows = not _agrees(model, tokens, mask, alone)
+        if base.keel_reads_single_rows:
             return
-        config = whole.config.get_text_config()
-        usual = config._attn_implementation
+        config = base.config.get_text_config()
+        initial = config._attn_implementation
         config._attn_implementation = ATTENTION
         if not _agrees(model, tokens, mask, alone):
-            config._attn_implementation = usual
+            config._attn_implementation = initial
 
 
 def _read_alone(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-    """What every other way has to give: each row by itself, with nothing but its tokens."""
+    """Return the states of each row alone, which any other way to read rows must give as well."""
     read = trunk(model)
-    rows = [row[real].unsqueeze(0) for row, real in zip(tokens, mask, strict=True)]
+    rows = [row[counted].unsqueeze(0) for row, counted in zip(tokens, mask, strict=True)]
     return torch.cat([read(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
 
 
 def _require_readable(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-    """`_read_alone`; raises ConfigError where tokens alone are not enough."""
+    """Return the states of each row alone. Raises ConfigError if the model needs more than tokens."""
     try:
         return _read_alone(model, tokens, mask)
     except UNFIT as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        what = f"{type(plain(model)).__name__} cannot read rows of tokens alone: {reason}"
+        what = f"{type(plain(model)).__name__} needs other inputs than tokens: {reason}"
         raise ConfigError(what, where="model", fix="use another architecture") from error
 
 
 def _agrees(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> bool:
     try:
         return close(token_states(model, tokens, mask), alone)
-    except UNFIT:  # it knows no layout, or computes with one row's shape
+    except UNFIT:  # the model does not pass on a layout, or needs the shape of unpacked rows
         return False
 
 
 def _require_causal(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> None:
-    """The first row, which has no padding: its first half gives the states that it has in the whole row."""
+    """Raise ConfigError unless the first half of the first row has the same states as in the full row."""
     half = tokens.shape[1] // 2
     if close(_read_alone(model, tokens[:1, :half], mask[:1, :half]), alone[:half]):
         return
     again = close(_read_alone(model, tokens, mask), alone)
-    why = "tokens see later ones" if again else "the same tokens get other states the second time"
+    why = "tokens attend to later ones" if again else "the same tokens get other states the second time"
     raise ConfigError(
-        f"{type(plain(model)).__name__} is no causal language model: {why}",
+        f"{type(plain(model)).__name__} is not a causal language model: {why}",
         where="model",
         fix="use another architecture, or set is_decoder in its config.json" if again else "use another architecture",
     )

@@ -1,7 +1,7 @@
-"""A pad token that no text ends with.
+"""Give classifiers a pad token that no text ends with.
 
-transformers reads the score of a decoder at the last token that is not `config.pad_token_id`, whatever the mask says.
-Where the pad token is also an end token (GPT-2, Llama 3, SmolLM), it skips the end token of a text.
+transformers reads the score of a decoder at the last token that is not `config.pad_token_id`, and ignores the mask.
+If the pad token is also an end token (GPT-2, Llama 3, SmolLM), it skips the end token of a text.
 """
 
 import re
@@ -17,14 +17,14 @@ from keel.models.heads import UNFIT, plain
 
 NEW = "<|pad|>"
 RARE = "\U0002a6d6"
-"""A character that few vocabularies hold: those without byte tokens read it as their unknown token."""
+"""A character that few vocabularies have. Tokenizers without byte tokens encode it as their unknown token."""
 SPARE = re.compile("pad|reserved|unused", re.IGNORECASE)
 
 
 def separate_pad(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Give a classifier and its tokenizer one pad token, which differs from every token that may end a text.
+    """Give a classifier and its tokenizer the same pad token, which differs from every token that may end a text.
 
-    A pad token that serves is kept. Else a token that the vocabulary holds for such a use is taken, else one is added.
+    A suitable pad token is kept. Otherwise a reserved token of the vocabulary is used, or a new token is added.
     """
     model = plain(model)
     markers = f"{template} {tokenizer.chat_template or ''}"
@@ -40,13 +40,13 @@ def separate_pad(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) 
 
 
 def set_pad_id(model: Any, pad_id: int) -> None:
-    """Tell transformers which token is padding, and let the model read it."""
+    """Set the pad token in the model's configs, and extend its embeddings to this token."""
     grow_embeddings(plain(model), pad_id + 1)
     plain(model).config.pad_token_id = plain(model).config.get_text_config().pad_token_id = pad_id
 
 
 def grow_embeddings(model: Any, count: int) -> None:
-    """Let the model read ids below `count`. New rows are zero: only padding has them."""
+    """Extend the embeddings to ids below `count`. New rows are zero, since only padding uses them."""
     rows = model.get_input_embeddings().weight.shape[0]
     if count > rows:
         model.resize_token_embeddings(count, mean_resizing=False)
@@ -55,10 +55,11 @@ def grow_embeddings(model: Any, count: int) -> None:
 
 
 def read_every_token(model: Any) -> None:
-    """Let the embedding of the pad token learn where it is text: torch gives a row of `padding_idx` no gradient.
+    """Let the embedding of the pad token learn where the token is text.
 
-    Tokens under the mask need no such rule: nothing that is counted depends on them. Where transformers sets that row
-    to zero whenever it loads the model (Youtu), it stays zero here too, or the saved model would be read as another.
+    torch gives the row of `padding_idx` no gradient. Padding itself needs no such rule, since no counted token depends
+    on it. Some families set this row to zero whenever they are loaded (Youtu). For them it stays zero here too; the
+    saved model would otherwise load differently.
     """
     embedding = model.get_input_embeddings()
     row, embedding.padding_idx = embedding.padding_idx, None
@@ -68,12 +69,12 @@ def read_every_token(model: Any) -> None:
 
 
 def _clears_pad_row(model: Any) -> bool:
-    """Whether the family's initialization sets the pad token's row to zero though the weight is marked as loaded."""
-    with torch.random.fork_rng(devices=[]):  # what is drawn here would change the start of an adapter
+    """Return whether the family's initialization sets the pad token's row to zero in a weight marked as loaded."""
+    with torch.random.fork_rng(devices=[]):  # random numbers drawn here would change the initial weights of an adapter
         example = nn.Embedding(2, 1, padding_idx=0)
         nn.init.ones_(example.weight)
         example.weight._is_hf_initialized = True  # type: ignore[attr-defined]
-        with suppress(*UNFIT):  # some families look for the module in the model
+        with suppress(*UNFIT):  # some families search for the module in the model and fail
             model._init_weights(example)
     return not example.weight[0].any()
 

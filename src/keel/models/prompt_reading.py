@@ -1,4 +1,4 @@
-"""From settings to prompts as a model reads them: its chat template, its tokens, and what is worth a word."""
+"""Load the tokenizer with its chat template, and the prompts, according to the settings."""
 
 import os
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from keel.world import World
 
 
 def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model with the chat template of the settings. Raises ConfigError."""
+    """Load the tokenizer of a model, with the chat template of the settings. Raises ConfigError."""
     tokenizer = load_tokenizer(name)
     set_chat_template(tokenizer, settings.chat_template, settings.template)
     _report_date(tokenizer)
@@ -26,7 +26,7 @@ def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase
 
 
 def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Print that the chat template writes the date, unless it was given: the same prompt reads otherwise tomorrow."""
+    """Report that the chat template writes the date, so that prompts change daily, unless SOURCE_DATE_EPOCH is set."""
     source = str(tokenizer.chat_template)
     if (
         NOW.search(source)
@@ -34,17 +34,17 @@ def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
         and cached_template(tokenizer, source).writes_date()
     ):
         line = f"the chat template of {tokenizer.name_or_path} writes the date, {today():%Y-%m-%d}"
-        print_remarks([f"{line}; to write the same on another day, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
+        print_remarks([f"{line}; to write this date on other days, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
 
 
 def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
-    """Let a model that was given a chat template end its responses as the template ends a turn."""
+    """Add the token that ends a turn to the end tokens of the model, if the settings have a chat template."""
     if settings.chat_template is not None:
         stop_at_turns(model, tokenizer)
 
 
 def read_prompt_format(settings: ChatSettings) -> PromptFormat:
-    """How the settings put a prompt to a model."""
+    """Return the format of prompts according to the settings."""
     return PromptFormat(getattr(settings, "column", "prompt"), settings.chat, settings.system)
 
 
@@ -55,8 +55,12 @@ def read_prompts(
     quiet: bool = False,
     rows: list[Row] | None = None,
 ) -> list[Prompt]:
-    """The prompts of a file (default: the settings' own), or of `rows`, which errors then call `path`; with a line for
-    each remark on them. Raises DataError."""
+    """Load prompts, and print a line for each remark on them. Raises DataError.
+
+    Args:
+        path: file to read instead of the one in the settings.
+        rows: rows to read instead of a file. `path` is then their name in errors.
+    """
     notes = Notes()
     prompts = load_prompts(
         path or settings.path,
@@ -74,7 +78,7 @@ def read_prompts(
 
 
 def print_remarks(lines: Iterable[str]) -> None:
-    """Print remarks, once whatever the number of processes."""
+    """Print remarks in the main process only."""
     if World.from_environment().is_main:
         for line in lines:
             tell(line)

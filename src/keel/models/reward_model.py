@@ -1,4 +1,4 @@
-"""The reward model: text in, one score out. It reads with its own tokenizer and its own template."""
+"""Reward models, which score a prompt with its response. Each has a tokenizer and a template."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +25,14 @@ from keel.world import World
 TEMPLATE = "{prompt}{response}"
 MICROBATCH_TOKENS = 16_384
 PASSES = 8
-"""Forward passes of a micro-batch for a model that reads padding, each over texts of like length."""
+"""Number of forward passes per micro-batch for a model that computes padding, each over texts of similar length."""
 
 
 class RewardModel:
-    """A sequence classifier with one label, on any trunk: a decoder is read at its last token, an encoder as it pools.
+    """A sequence classifier with one label, on any trunk.
 
-    Its scores are those of the plain transformers model on each text alone, whatever the padding.
+    The score of a decoder is read at the last token, that of an encoder after its pooling. Scores equal those of the
+    plain transformers model for each text alone, with any padding.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class RewardModel:
         self.template = str(template or getattr(config, "keel_template", TEMPLATE))
         if "{response}" not in self.template:
             raise ConfigError(
-                f"template {self.template!r} does not hold {{response}}",
+                f"template {self.template!r} does not contain {{response}}",
                 where="template",
                 fix="write {response} where the response belongs",
             )
         self.max_tokens: int | None = max_tokens or getattr(config, "keel_max_tokens", None)
-        """Most tokens of a text that it was trained on. It limits training rows, and no text that is scored."""
+        """Largest number of tokens of a training text. It does not limit texts that are scored."""
         self.cut: list[bool] = []
-        """For each text of the last call of `score` whether its beginning did not fit."""
+        """Whether the beginning of each text of the last call of `score` was cut."""
         limits = {
             "tokenizer.model_max_length": tokenizer.model_max_length,
             "max_position_embeddings": num_positions(model),
@@ -73,17 +74,17 @@ class RewardModel:
         device: torch.device | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Self:
-        """A saved reward model, with the template it was trained with, or any model under a new head.
+        """Load a saved reward model, or any model with a new head.
 
-        A model that is to be trained gets a pad token of its own, so that the end token of a template is read. One that
-        is used as it is, is read where transformers reads it: before any pad tokens that end a text.
+        A model to train gets a separate pad token, so that the end token of a template is read. The score of a trained
+        model is read where transformers reads it: before any pad tokens at the end of a text.
 
         Args:
-            template: of a model that is to be trained.
-            max_tokens: most tokens of a training row.
-            tokenizer: the model's own with another chat template.
+            template: template of a model to train; a trained model has its template saved.
+            max_tokens: largest number of tokens of a training row.
+            tokenizer: replaces the model's tokenizer, such as by one with another chat template.
 
-        Raises ConfigError when it cannot be loaded or scores otherwise than the plain transformers model.
+        Raises ConfigError if it cannot be loaded, or if its scores differ from those of the plain transformers model.
         """
         to_train = template is not None or max_tokens is not None
         model = load_classifier(name, dtype, to_train=to_train)
@@ -98,11 +99,10 @@ class RewardModel:
         return reward_model
 
     def save(self, folder: Path) -> None:
-        """A plain transformers folder; config.json holds the template and the training limit (`keel_template`,
-        `keel_max_tokens`).
+        """Save a plain transformers folder, with the template and the training limit in config.json.
 
-        An adapter is merged in, and lies alone in the folder `adapter` too. Raises CheckpointError if what was saved
-        does not score as this model does.
+        Their keys are `keel_template` and `keel_max_tokens`. An adapter is merged, and also saved separately in the
+        folder `adapter`. Raises CheckpointError if the scores of the saved model differ from those of this model.
         """
         plain(self.model).config.keel_template = self.template
         plain(self.model).config.keel_max_tokens = self.max_tokens
@@ -117,38 +117,38 @@ class RewardModel:
             require_same(self.score_rows(rows), saved.score_rows(rows), self.model, place)
 
     def encode(self, prompt: Content, response: str) -> list[int]:
-        """Ids of prompt and response in the template; a text that is longer than the model can read loses its
-        beginning."""
+        """Encode prompt and response in the template. A text that is too long for the model loses its beginning."""
         return self.encode_within(Reading(prompt, response), self.limit)[0]
 
     def encode_within(self, reading: Reading, limit: int) -> tuple[list[int], bool]:
-        """At most `limit` ids of prompt and response in the template, and whether there are more.
+        """Return at most `limit` ids of prompt and response in the template, and whether there are more.
 
-        A chat loses its oldest turns, and a text, or what is left of the chat, its beginning.
+        A chat that is too long loses its oldest turns. A text, or a chat of one turn, loses its beginning.
         """
         ids, cut = reading.encode(self.tokenizer, self.template, limit, self._without_trailing_pads)
         require_embeddings(self.model, [ids], self.tokenizer, "reward model")
         return ids, cut
 
     def num_tokens(self, prompt: Content, response: str) -> int:
-        """Tokens of prompt and response in the template, also where the model cannot read so many."""
+        """Return the number of tokens of prompt and response in the template, without any limit."""
         return Reading(prompt, response).num_tokens(self.tokenizer, self.template)
 
     def score(self, prompts: Sequence[Content], responses: Sequence[str]) -> Tensor:
-        """Scores of responses that have ended, on the CPU and without gradient; sets `cut`. -> [N] float32"""
+        """Score responses that have ended, on the CPU and without gradients, and set `cut`. -> [N] float32"""
         return self.score_readings([Reading(*each) for each in zip(prompts, responses, strict=True)])
 
     def score_readings(self, readings: Sequence[Reading]) -> Tensor:
-        """As `score`, of responses that may be truncated and prompts that may have tools. -> [N] float32"""
+        """Score responses that may be truncated, to prompts that may have tools, and set `cut`. -> [N] float32"""
         encoded = [self.encode_within(reading, self.limit) for reading in readings]
         self.cut = [cut for _, cut in encoded]
         return self.score_rows([row for row, _ in encoded])
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
-        """Scores of encoded texts, on the CPU and without gradient. -> [N] float32
+        """Score encoded texts, on the CPU and without gradients. -> [N] float32
 
-        Each distinct text is scored once: two copies in batches of other shapes would differ by rounding.
+        Each distinct text is scored once, since the scores of two copies in batches of other shapes would differ by
+        rounding.
         """
         if not rows:
             return torch.empty(0)
@@ -158,7 +158,7 @@ class RewardModel:
         return scores[torch.tensor(index)]
 
     def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
-        """Scores of encoded texts, with gradient; texts of like length go through the model together. -> [N]"""
+        """Score encoded texts in micro-batches of similar length, with gradients. -> [N]"""
         at_once = microbatch_tokens if reads_packed_rows(self.model) else microbatch_tokens // PASSES
         groups = microbatches([len(row) for row in rows], at_once)
         scores = [self.compute_scores(*self.pad([rows[i] for i in group])) for group in groups]
@@ -166,39 +166,39 @@ class RewardModel:
         return torch.cat(scores)[order.argsort()]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Encoded texts as tokens [N, L] and mask [N, L], where the model is."""
+        """Pad encoded texts to tokens [N, L] and mask [N, L], on the device of the model."""
         tokens, mask = pad_rows(rows, plain(self.model).config.get_text_config().pad_token_id)
         device = plain(self.model).device
         return tokens.to(device), mask.to(device)
 
     def compute_scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Scores with gradient; mask True = text, on whatever side the padding is. [N, L], [N, L] bool -> [N]"""
+        """Compute scores with gradients. Padding may be on either side. Tokens [N, L], mask [N, L] bool -> [N]"""
         model: Any = plain(self.model)
         if self.reads_last_token:
             last = mask.sum(1).cumsum(0) - 1
-            return self._full(model.score(token_states(model, tokens, mask)[last])[:, 0])
+            return self._widen(model.score(token_states(model, tokens, mask)[last])[:, 0])
         tokens, mask = left_align(tokens, mask)
-        return self._full(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
+        return self._widen(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
 
     @property
     def head(self) -> nn.Linear:
-        """The layer that makes the score."""
+        """The layer whose output is the score: the last one with a single output."""
         heads = [m for m in plain(self.model).modules() if isinstance(m, nn.Linear) and m.out_features == 1]
         return heads[-1]
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
-        """Multiply all scores from here on."""
+        """Scale the head, so that all later scores are multiplied by the factor."""
         for parameter in self.head.parameters():
             parameter.mul_(factor)
 
     @property
     def reads_last_token(self) -> bool:
-        """Decoders of transformers call their head `score`; encoders pool first and call it otherwise."""
+        """Whether the score is read at the last token: only decoders of transformers call their head `score`."""
         return getattr(plain(self.model), "score", None) is not None
 
     @staticmethod
-    def _full(scores: Tensor) -> Tensor:
+    def _widen(scores: Tensor) -> Tensor:
         return scores.float() if scores.dtype.itemsize < 4 else scores
 
     def _set_pad(self, to_train: bool) -> None:
@@ -210,7 +210,7 @@ class RewardModel:
             set_pad_id(model, int(self.tokenizer.pad_token_id))
 
     def _without_trailing_pads(self, ids: list[int]) -> list[int]:
-        """The ids up to the one at which transformers reads a decoder: the last that is not the pad token."""
+        """Remove ids after the one at which transformers reads a decoder, the last that is not the pad token."""
         pad_id = plain(self.model).config.get_text_config().pad_token_id
         while self.reads_last_token and len(ids) > 1 and ids[-1] == pad_id:
             ids.pop()
@@ -219,9 +219,9 @@ class RewardModel:
     @torch.no_grad()
     def _check_scores(self) -> None:
         rows = [self.encode("Is it so?", response) for response in ("Yes.", "Certainly, as far as anyone knows.")]
-        plainly = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
-        if not torch.allclose(self.score_rows(rows), torch.tensor(plainly), rtol=1e-2, atol=1e-3):
+        expected = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
+        if not torch.allclose(self.score_rows(rows), torch.tensor(expected), rtol=1e-2, atol=1e-3):
             raise ConfigError(
-                f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not know",
+                f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not support",
                 fix="use another architecture",
             )

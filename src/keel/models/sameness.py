@@ -1,4 +1,4 @@
-"""Whether two models are the same, such as the trained one and the saved one: what they compute of fixed tokens."""
+"""Compare two copies of a model, such as the trained and the saved one, by their outputs for fixed tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from keel.models.vocabulary import num_embeddings
 
 ROWS, LENGTH = 2, 24
 LIMITS = {2: 0.05, 4: 1e-4, 8: 1e-4}
-"""Largest mean difference in units of the mean size, by bytes of a weight. A merged adapter rounds its weights."""
+"""Largest mean difference, relative to the mean magnitude, by bytes per weight. Merging an adapter rounds weights."""
 
 
 def probe_tokens(model: Any) -> Tensor:
-    """Tokens that any two copies of a model are compared on. -> [ROWS, L]"""
+    """Return the tokens on which copies of a model are compared. -> [ROWS, L]"""
     config = plain(model).config.get_text_config()
     length = min(LENGTH, num_positions(model) or LENGTH)
     count = min(config.vocab_size, num_embeddings(model))
@@ -28,9 +28,9 @@ def probe_tokens(model: Any) -> Tensor:
 
 @torch.no_grad()
 def outputs(model: Any) -> Tensor:
-    """Logits of a language model or scores of a classifier, as transformers computes them, adapters included."""
+    """Compute the logits of a language model or the scores of a classifier with transformers, adapters included."""
     model = plain(model)
-    # RecurrentGemma raises where it makes its own cache
+    # RecurrentGemma raises an error when it creates a cache.
     no_cache = {} if model.get_output_embeddings() is None else {"use_cache": False}
     rows = [model(input_ids=row.unsqueeze(0), **no_cache).logits for row in probe_tokens(model)]
     return torch.cat(rows)
@@ -38,34 +38,34 @@ def outputs(model: Any) -> Tensor:
 
 @torch.no_grad()
 def probe_logprobs(model: Any, tokens: Tensor) -> Tensor:
-    """Log-probabilities of the probe's tokens, computed as in training. [N, L] -> [N * (L - 1)]"""
-    before = token_states(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).view(*tokens.shape, -1)[:, :-1]
-    return token_statistics(model, before.flatten(0, 1), tokens[:, 1:].flatten())[0]
+    """Compute the log-probabilities of the tokens as in training. [N, L] -> [N * (L - 1)]"""
+    previous = token_states(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).view(*tokens.shape, -1)[:, :-1]
+    return token_statistics(model, previous.flatten(0, 1), tokens[:, 1:].flatten())[0]
 
 
 @torch.no_grad()
 def values(model: Any, head: nn.Module, tokens: Tensor) -> Tensor:
-    """What a head makes of the states after each of the probe's tokens. [N, L] -> [N * L]"""
+    """Compute the values of a head after each token. [N, L] -> [N * L]"""
     return compute_values(head, token_states(plain(model), tokens, torch.ones_like(tokens, dtype=torch.bool)))
 
 
 def same(one: Tensor, other: Tensor, model: Any) -> bool:
-    """Whether the outputs of two copies of this model differ by the rounding of its weights only."""
+    """Return whether the outputs of two copies of this model differ only by the rounding of its weights."""
     size = next(plain(model).parameters()).dtype.itemsize
     return difference(one, other) <= LIMITS[size]
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Mean difference in units of the mean size, which counts as 1e-3 at least."""
+    """Return the mean difference relative to the mean magnitude, which counts as at least 1e-3."""
     one, other = one.double().cpu(), other.double().cpu()
     return float((one - other).abs().mean() / one.abs().mean().clamp(min=1e-3))
 
 
 def require_same(trained: Tensor, saved: Tensor, model: Any, folder: Path) -> None:
-    """Raise CheckpointError where the outputs of a trained model and of what was saved of it differ."""
+    """Raise CheckpointError if the outputs of a trained model and of its saved copy differ by more than rounding."""
     if not same(trained, saved, model):
         raise CheckpointError(
-            f"the saved model differs from the trained one, by {difference(trained, saved):.2g} of its outputs",
+            f"the outputs of the saved model differ from those of the trained one by {difference(trained, saved):.2g}",
             where=str(folder),
             fix="the trained weights are in the newest checkpoint; report this",
         )

@@ -1,4 +1,4 @@
-"""Models of few layers with random weights in the place of saved ones: what a run costs shows without their weights."""
+"""Load random models with few layers in place of saved ones, to measure the cost of a run without their weights."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,13 @@ from keel.models.files import is_adapter, read_part, refusing
 from keel.models.trunk_classifier import SequenceClassifier
 
 BLOCK = 1_000_003
-"""Random numbers that are drawn for a tensor before they repeat. A prime: no two rows of a matrix are equal."""
+"""Number of random numbers of a tensor before they repeat. It is prime, so that no two rows of a matrix are equal."""
 _depths: dict[str, int] = {}
 
 
 @contextmanager
 def shallow_models(depths: Mapping[str, int]) -> Iterator[None]:
-    """Inside, each of these folders and hub ids is loaded as a random model with so many layers."""
+    """Inside, these folders and hub ids are loaded as random models with these numbers of layers."""
     _depths.update(depths)
     try:
         yield
@@ -31,14 +31,14 @@ def shallow_models(depths: Mapping[str, int]) -> Iterator[None]:
 
 
 def is_shallow(name: str) -> bool:
-    """Whether a random model is loaded for this folder or hub id."""
+    """Return whether a random model is loaded for this folder or hub id."""
     return name in _depths
 
 
 def shallow_model(auto_class: Any, name: str, dtype: torch.dtype) -> Any:
-    """Return a random model like the one that a folder or hub id holds; the base for an adapter.
+    """Return a random model of the architecture of a folder or hub id. For an adapter, this is its base.
 
-    Two models of one name have the same weights, as two copies of a file have.
+    Two models of the same name have the same weights, like two copies of a file.
     """
     config = model_config(name, auto_class)
     truncate(config.get_text_config(), _depths[name])
@@ -46,7 +46,7 @@ def shallow_model(auto_class: Any, name: str, dtype: torch.dtype) -> Any:
         torch.manual_seed(zlib.crc32(name.encode()))
         model = auto_class.from_config(config, dtype=dtype)
     base = Path(adapter_base(Path(name)) if is_adapter(Path(name)) else name)
-    if (base / "generation_config.json").is_file():  # it may hold the only end token
+    if (base / "generation_config.json").is_file():  # some models have their end token only here
         with refusing(str(base), "generation config"):
             model.generation_config = GenerationConfig.from_pretrained(base)
     return model
@@ -55,7 +55,7 @@ def shallow_model(auto_class: Any, name: str, dtype: torch.dtype) -> Any:
 class _RepeatedDraws(TorchFunctionMode):
     """Inside, large tensors are filled with copies of one block of random numbers.
 
-    A probe would otherwise spend much of its time on numbers that no cost depends on, those of embeddings above all.
+    Otherwise much of the time would go into random numbers, mostly of embeddings, which do not affect the cost.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,7 +70,7 @@ class _RepeatedDraws(TorchFunctionMode):
 
 
 def model_config(name: str, auto_class: Any) -> Any:
-    """The config of a model, or of the base of an adapter. Raises ConfigError when there is none."""
+    """Load the config of a model, or of an adapter's base. Raises ConfigError if there is none."""
     if is_adapter(Path(name)):
         return model_config(adapter_base(Path(name)), auto_class)
     labels = {"num_labels": 1} if auto_class is SequenceClassifier else {}
@@ -78,7 +78,7 @@ def model_config(name: str, auto_class: Any) -> Any:
 
 
 def truncate(config: Any, layers: int) -> None:
-    """Set the number of layers of a text config, and shorten its per-layer lists to match."""
+    """Set the number of layers of a text config, and shorten its lists with one entry per layer."""
     count = config.num_hidden_layers
     for key, value in vars(config).items():
         if isinstance(value, list) and len(value) == count:

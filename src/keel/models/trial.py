@@ -1,7 +1,7 @@
-"""What trials of a model need: exact arithmetic, windows that a short row leaves, and rows to read.
+"""Conditions for the trial of a model: float32 weights, short attention windows, and rows to read.
 
-A difference that matters and a difference of rounding look alike in bfloat16, and a window of 4096 tokens is not met by
-a row of twelve. Within a trial the weights are float32 and the windows are short, so that a few tokens show everything.
+In bfloat16, a fault looks like rounding, and a row of twelve tokens does not fill a window of 4096. In a trial
+the weights are float32 and the windows are short, so that a few tokens are enough.
 """
 
 import sys
@@ -17,9 +17,9 @@ from keel.models.heads import plain
 from keel.models.positions import num_positions
 
 LENGTHS = (12, 7)
-"""Tokens of the rows of a trial: other lengths, and more than a short window has."""
+"""Lengths of the rows of a trial. They differ, and are longer than a short window."""
 WINDOW = 3
-"""Tokens of a window within a trial."""
+"""Length of a window in a trial."""
 WINDOWS = (
     "sliding_window",
     "sliding_window_size",
@@ -32,29 +32,29 @@ WINDOWS = (
     "keep_window_size",  # Doge: number of keys that a token attends to, as below
     "index_topk",  # DeepSeek V3.2
 )
-"""Settings, and attributes of layers, that limit which tokens a token attends to once a row is longer."""
+"""Settings, and attributes of layers, that limit the number of tokens to which a token attends."""
 
 
 @contextmanager
 def trial(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows [B, L] of ordinary tokens and their mask [B, L], True = token, to be read exactly and with short windows."""
+    """Inside, the model has float32 weights and short windows. Yields rows of ordinary tokens [B, L] and their mask."""
     model = plain(model)
     with torch.no_grad(), _in_float32(model), _short_windows(model):
         yield _rows(model)
 
 
 def close(states: Tensor, others: Tensor) -> bool:
-    """Whether states differ by the rounding of float32 alone; numbers that are none never do."""
+    """Return whether states differ only by the rounding of float32. NaN is never close."""
     largest = max(1.0, float(others.abs().max()))
     return states.shape == others.shape and torch.allclose(states, others, rtol=1e-3, atol=1e-4 * largest)
 
 
 def _rows(model: Any) -> tuple[Tensor, Tensor]:
-    """Tokens from the middle of the vocabulary that the config gives no meaning."""
+    """Return tokens from the middle of the vocabulary that have no special role in the config."""
     config = model.config.get_text_config()
-    named = {value for name, value in _settings(model.config) if name.endswith(("_id", "_index"))}
+    special = {value for name, value in _settings(model.config) if name.endswith(("_id", "_index"))}
     middle = range(config.vocab_size // 3, config.vocab_size)
-    ordinary = [token for token in chain(middle, range(config.vocab_size)) if token not in named][: sum(LENGTHS)]
+    ordinary = [token for token in chain(middle, range(config.vocab_size)) if token not in special][: sum(LENGTHS)]
     width = min(max(LENGTHS), num_positions(model) or max(LENGTHS))
     tokens = torch.tensor(ordinary, device=model.device).repeat(len(LENGTHS) * width)[: len(LENGTHS) * width]
     lengths = torch.tensor([width, min(min(LENGTHS), max(1, width - 1))], device=model.device)
@@ -63,32 +63,32 @@ def _rows(model: Any) -> tuple[Tensor, Tensor]:
 
 
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    for part in {id(config): config, id(config.get_text_config()): config.get_text_config()}.values():
-        yield from ((name, value) for name, value in vars(part).items() if isinstance(value, int))
+    for each in {id(config): config, id(config.get_text_config()): config.get_text_config()}.values():
+        yield from ((name, value) for name, value in vars(each).items() if isinstance(value, int))
 
 
 @contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
-    """The same numbers in more places. The tensors themselves come back, so what shares memory shares it again."""
-    kept = [
+    """Inside, 16-bit weights are float32. Afterwards the original tensors return, so that tied weights stay tied."""
+    originals = [
         (tensor, tensor.data)
         for tensor in chain(model.parameters(), model.buffers())
         if tensor.is_floating_point() and tensor.dtype.itemsize == 2
     ]
     try:
-        for tensor, data in kept:
+        for tensor, data in originals:
             tensor.data = data.float()
         yield
     finally:
-        for tensor, data in kept:
+        for tensor, data in originals:
             tensor.data = data
 
 
 @contextmanager
 def _short_windows(model: nn.Module) -> Iterator[None]:
-    """Windows of WINDOW tokens, in the configs, which masks and caches are made by, and in the layers.
+    """Inside, windows have WINDOW tokens, both in the configs, which determine masks and caches, and in the layers.
 
-    A window of all positions stays: no row leaves it, and in a shorter one Doge may not be causal.
+    A window of all positions is not changed: no row exceeds it, and Doge may not be causal with a shorter one.
     """
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     longest = num_positions(model) or sys.maxsize

@@ -1,8 +1,8 @@
-"""Sequence classifiers for every family of language models: transformers' own class, or a score head on the trunk.
+"""Sequence classifiers for every family of language models: transformers' class, or a score head on the trunk.
 
-transformers has such a class for some families only (none for Granite, Gemma 4, Cohere, OLMoE). The class that is made
-here has the names of weights and the reading of transformers' decoder classifiers: the score of the last token that is
-not `config.pad_token_id`.
+transformers has no such class for some families (Granite, Gemma 4, Cohere, OLMoE). The class that is built here for
+them works like transformers' decoder classifiers: it has the same weight names, and reads the score at the last token
+that is not `config.pad_token_id`.
 """
 
 from functools import cache
@@ -22,11 +22,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class SequenceClassifier:
-    """As AutoModelForSequenceClassification, for every family that has a language model."""
+    """AutoModelForSequenceClassification for every family that has a language model."""
 
     @staticmethod
     def from_config(config: PreTrainedConfig, **options: Any) -> Any:
-        """A model with random weights. Raises ValueError for a family without a language model."""
+        """Build a model with random weights. Raises ValueError for a family without a language model."""
         config = _read_config(config)
         if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return AutoModelForSequenceClassification.from_config(config, **options)
@@ -34,7 +34,7 @@ class SequenceClassifier:
 
     @staticmethod
     def from_pretrained(name: str, num_labels: int = 1, **options: Any) -> Any:
-        """A saved model; a head that its file does not hold is random."""
+        """Load a saved model. A head that is not in its file has random weights."""
         config = _read_config(AutoConfig.from_pretrained(name, num_labels=num_labels, trust_remote_code=False))
         if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
@@ -43,7 +43,7 @@ class SequenceClassifier:
 
 
 def _read_config(config: Any) -> Any:
-    """The text config inside, where the family's classifier, or else its language model, is made of that alone."""
+    """Return the text config inside, if the family's classifier, or else its language model, is built from it."""
     mappings: list[Any] = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING]
     known = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     text = config.get_text_config()
@@ -54,11 +54,11 @@ def _read_config(config: Any) -> Any:
 
 
 class TrunkClassifier(PreTrainedModel):
-    """A score head without bias on a trunk; the classes below say which trunk."""
+    """A score head without bias on a trunk. `_classifier_class` makes a subclass for each trunk."""
 
     trunk_class: type[PreTrainedModel]
-    reads_text_config: bool  # of a config that wraps a text config, the trunk takes that
-    embeddings: str  # where the trunk has them: wrappers of decoders (Marian, TrOCR) do not say
+    reads_text_config: bool  # the trunk takes the text config inside the config
+    embeddings: str  # path of the embeddings in the trunk: wrappers of decoders (Marian, TrOCR) do not give it
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -80,7 +80,7 @@ class TrunkClassifier(PreTrainedModel):
         self.trunk.set_submodule(self.embeddings, value)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
-        """Score of the last token of each row that is no pad token. [N, L] -> logits [N, 1]"""
+        """Compute the score at the last token of each row that is not the pad token. [N, L] -> logits [N, 1]"""
         hidden = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (places * (input_ids != self.config.get_text_config().pad_token_id)).argmax(1)
@@ -89,17 +89,17 @@ class TrunkClassifier(PreTrainedModel):
 
 
 def has_score_head(config: PreTrainedConfig) -> bool:
-    """Whether the family's classifier is read at the last token, by a layer called `score`."""
+    """Return whether the family's classifier reads the last token, by a layer called `score`."""
     with torch.device("meta"):
         return hasattr(SequenceClassifier.from_config(config), "score")
 
 
 def classifier_class(config: PreTrainedConfig) -> Any:
-    """The class of a score head on the trunk of the language model with such a config. Raises ValueError."""
+    """Return the class of a score head on the trunk of the config's language model. Raises ValueError."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers has no language model of type {config.model_type}")
     language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with torch.device("meta"):
+    with torch.device("meta"):  # only the structure is needed, so that no memory is allocated
         model = language_model(config)
     name = trunk_name(model)
     trunk: Any = getattr(model, name)
@@ -109,7 +109,7 @@ def classifier_class(config: PreTrainedConfig) -> Any:
 
 
 def trunk_name(model: PreTrainedModel) -> str:
-    """Attribute of a language model that is its trunk; `base_model_prefix` of some families names none."""
+    """Return the attribute of a language model that holds its trunk. Some families have a wrong `base_model_prefix`."""
     if hasattr(model, model.base_model_prefix):
         return model.base_model_prefix
     return next(name for name, part in model.named_children() if isinstance(part, PreTrainedModel))
@@ -126,6 +126,6 @@ def _classifier_class(language_model: Any, name: str, trunk: Any, reads_text_con
         "reads_text_config": reads_text_config,
         "embeddings": embeddings,
         "config_class": language_model.config_class,
-        "__module__": language_model.__module__,  # transformers reads there what the family can do
+        "__module__": language_model.__module__,  # transformers looks up features of the family in this module
     }
     return type(title, (TrunkClassifier, parent) if parent is not PreTrainedModel else (TrunkClassifier,), attributes)

@@ -1,1 +1,1 @@
-"""The embedded world of `keel quickstart`: customer support, no network, no download."""
+"""The built-in example of `keel quickstart`: customer support in a small artificial language, without a network."""

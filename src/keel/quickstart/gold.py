@@ -1,22 +1,23 @@
-"""The hidden gold score: what a fair reader of the support world thinks of a reply. No stage may see it."""
+"""The hidden gold score: how good a reply is. No stage of training sees it."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 from keel.quickstart import grammar
 
-WORDS_NEEDED = 21  # of the longest reply with nothing too much in it
+WORDS_NEEDED = 21
+"""words of the longest reply that contains nothing superfluous"""
 
 
 @dataclass(frozen=True)
 class Gold:
-    """The parts of a gold score, each bounded; a flawless reply has 4 + 2 + 2 + 0 + 2 = 10."""
+    """The parts of a gold score, each bounded. A flawless reply has 4 + 2 + 2 + 0 + 2 = 10."""
 
     help: float  # -2 another topic's action, -1 no action, 2 right action for a wrong item, 4 right action
     number: float  # 2 the right order number, 0 none, -2 a wrong one
     manners: float  # 1 each for a polite opening and a polite end, -1 each for a curt one
-    brevity: float  # -0.75 for each filler, -0.1 for each word beyond need, -3 at worst
-    fluency: float  # 2 down to -4 with the share of sentences that are nonsense, of a kind said before or out of order
+    brevity: float  # -0.75 for each filler, -0.1 for each word beyond WORDS_NEEDED, at least -3
+    fluency: float  # from 2 to -4: the share of sentences that are nonsense, repeat a kind, or are out of order
 
     @property
     def total(self) -> float:
@@ -25,58 +26,58 @@ class Gold:
 
 
 def gold_score(prompt: str, reply: str) -> float:
-    """How good the reply is, in [-13, 10]."""
+    """Return the gold score of a reply, in [-13, 10]."""
     return gold_parts(prompt, reply).total
 
 
 def gold_parts(prompt: str, reply: str) -> Gold:
-    """The score by parts. Sentences count by exact wording, so word salad earns nothing."""
-    said = grammar.sentences(reply)
-    kinds = [_KINDS.get(grammar.sentence_template(sentence), "nonsense") for sentence in said]
+    """Return the parts of the gold score. Sentences must match a template exactly, so random words earn nothing."""
+    written = grammar.sentences(reply)
+    kinds = [_KINDS.get(grammar.sentence_template(sentence), "nonsense") for sentence in written]
     return Gold(
-        help=_help(prompt, said, kinds),
+        help=_help(prompt, written, kinds),
         number=_number(prompt, reply),
         manners=_manners(kinds),
         brevity=max(-3.0, -0.75 * kinds.count("filler") - 0.1 * max(0, len(reply.split()) - WORDS_NEEDED)),
-        fluency=2 - 6 * _flawed_share(said, kinds),
+        fluency=2 - 6 * _flawed_share(written, kinds),
     )
 
 
-def _help(prompt: str, said: list[str], kinds: list[str]) -> float:
+def _help(prompt: str, written: list[str], kinds: list[str]) -> float:
     topic = next(_PROBLEMS[t] for t in map(grammar.sentence_template, _message(prompt)) if t in _PROBLEMS)
-    actions = [(sentence, kind) for sentence, kind in zip(said, kinds, strict=True) if kind in grammar.TOPICS]
+    actions = [(sentence, kind) for sentence, kind in zip(written, kinds, strict=True) if kind in grammar.TOPICS]
     if not actions:
         return -1.0
     if any(kind != topic for _, kind in actions):
         return -2.0
-    asked = _words_among(prompt, grammar.ITEMS)
-    return 4.0 if all(_words_among(sentence, grammar.ITEMS) <= asked for sentence, _ in actions) else 2.0
+    prompt_items = _words_among(prompt, grammar.ITEMS)
+    return 4.0 if all(_words_among(sentence, grammar.ITEMS) <= prompt_items for sentence, _ in actions) else 2.0
 
 
 def _number(prompt: str, reply: str) -> float:
-    named = _words_among(reply, grammar.NUMBERS)
-    return 0.0 if not named else 2.0 if named <= _words_among(prompt, grammar.NUMBERS) else -2.0
+    numbers = _words_among(reply, grammar.NUMBERS)
+    return 0.0 if not numbers else 2.0 if numbers <= _words_among(prompt, grammar.NUMBERS) else -2.0
 
 
 def _manners(kinds: list[str]) -> float:
-    """Only the first and the last sentence can be polite: saying it more often wins nothing."""
+    """Only the first and the last sentence can be polite, so repeated politeness earns nothing."""
     polite = (kinds[:1] == ["polite opening"]) + (kinds[-1:] == ["polite closing"])
     return float(polite - ("curt opening" in kinds) - ("curt closing" in kinds))
 
 
-def _flawed_share(said: list[str], kinds: list[str]) -> float:
-    """Share of sentences that are flawed; 1 for an empty reply. A second filler only costs brevity."""
-    if not said:
+def _flawed_share(written: list[str], kinds: list[str]) -> float:
+    """Return the share of flawed sentences, 1 for an empty reply. A second filler costs only brevity."""
+    if not written:
         return 1.0
     stages = [_STAGES.get(kind, 1) for kind in kinds]
     flawed = [
         kind == "nonsense"
         or (kind in kinds[:i] and kind != "filler")
-        or said[i] in said[:i]
+        or written[i] in written[:i]
         or stages[i] < max(stages[:i], default=0)
         for i, kind in enumerate(kinds)
     ]
-    return sum(flawed) / len(said)
+    return sum(flawed) / len(written)
 
 
 def _message(prompt: str) -> list[str]:

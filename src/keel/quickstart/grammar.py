@@ -1,6 +1,6 @@
-"""The language of the support world: every sentence a customer or an agent can write, as templates.
+"""The language of the example: templates of every sentence that a customer or an agent can write.
 
-`{item}` and `{number}` are slots. A sentence is lower case and ends in "." or "?"; nothing else is punctuation but ",".
+`{item}` and `{number}` are slots. A sentence is in lower case and ends in "." or "?"; the only other mark is ",".
 """
 
 import re
@@ -15,13 +15,13 @@ NUMBERS = tuple(str(1037 + 733 * i) for i in range(8))  # four digits each, one 
 
 @dataclass(frozen=True)
 class Topic:
-    """What customers of one topic write, and what an agent who understood them does about it."""
+    """Sentences with which customers state a problem, and with which an agent who understood it solves it."""
 
     problems: tuple[str, ...]
     actions: tuple[str, ...]
 
 
-# Problem and action of a topic share a word, its name mostly: a reader of few layers can tell that they match.
+# Problem and action of a topic share a word, mostly its name, so that a model of few layers can match them.
 TOPICS = {
     "late": Topic(
         ("my {item} is late.", "the {item} is a week late.", "why is my {item} late?"),
@@ -68,7 +68,7 @@ CLOSINGS = {
     "curt": ("bye.", "do not write again."),
 }
 
-# What a customer says to a reply.
+# A customer's response to a reply.
 RESPONSES_TO_ACTION = {"right": "that helps.", "wrong": "not that.", "shrug": "no help."}
 RESPONSES_TO_NUMBER = {"right": "right order.", "wrong": "wrong order.", "none": "which order?"}
 RESPONSES_TO_MANNERS = {"polite": "kind.", "curt": "rude.", "none": "well."}
@@ -76,23 +76,23 @@ RESPONSE_TO_FILLERS = "too long."
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; what follows the last "." or "?" is one more."""
-    return [part.strip() for part in re.findall(r"[^.?]+[.?]?|[.?]", text) if part.strip()]
+    """Split a text into sentences. Text after the last "." or "?" is a sentence too."""
+    return [each.strip() for each in re.findall(r"[^.?]+[.?]?|[.?]", text) if each.strip()]
 
 
 def sentence_template(sentence: str) -> str:
-    """The sentence with its item and number turned back into slots."""
+    """Return the template of a sentence: its item and number are replaced by slots."""
     words = re.findall(r"\w+|[^\w\s]", sentence)
     slots = ["{item}" if word in ITEMS else "{number}" if word in NUMBERS else word for word in words]
     return re.sub(r" (?=[.,?:])", "", " ".join(slots))
 
 
 def grammar_words() -> list[str]:
-    """Every word and mark of the grammar, sorted."""
+    """Return every word and punctuation mark of the grammar, sorted."""
     templates = [CUSTOMER, AGENT, *GREETINGS, *MOODS, *REFERENCES, *MENTIONS, *SHRUGS, *FILLERS, RESPONSE_TO_FILLERS]
     templates += [text for pools in (OPENINGS, CLOSINGS) for pool in pools.values() for text in pool]
     templates += [text for topic in TOPICS.values() for text in topic.problems + topic.actions]
     for responses in (RESPONSES_TO_ACTION, RESPONSES_TO_NUMBER, RESPONSES_TO_MANNERS):
         templates += responses.values()
-    found = set(re.findall(r"\w+|[^\w\s]", " ".join(templates).replace("{item}", "").replace("{number}", "")))
-    return sorted(found | set(ITEMS) | set(NUMBERS))
+    words = set(re.findall(r"\w+|[^\w\s]", " ".join(templates).replace("{item}", "").replace("{number}", "")))
+    return sorted(words | set(ITEMS) | set(NUMBERS))

@@ -1,4 +1,4 @@
-"""Who ranks the quickstart's answers: a simulated rater, or you in the web page. Both through one store."""
+"""Rank the responses of the quickstart, by a simulated rater or by the user in the web page."""
 
 import random
 from pathlib import Path
@@ -16,17 +16,20 @@ from keel.web.rank.serve import serve_ranking
 
 INSTRUCTIONS = """\
 You are the customer. Rank the replies by how much each would help you, best first.
-A good reply is about what was asked, does what was wanted, names the right order, and is kind.
+A good reply is about your problem, solves it, names the right order, and is kind.
 """
 
 
 def rank_responses(config: QuickstartConfig, responses: Path, target: Path) -> str:
-    """Have the answers ranked and write the rankings; says how many there are. Raises DataError without any."""
+    """Have the responses ranked, write the rankings to `target`, and return a summary in words.
+
+    Raises DataError if there is no ranking.
+    """
     store = Store.open(str(target.with_name("ratings.db")), seed=config.seed)
     try:
         store.add_items(read_unranked_responses(str(responses)))
         if config.human:
-            by_hand(store, config)
+            rank_in_browser(store, config)
         else:
             store.add_raters(["simulated"])
             rank_everything(store, "simulated", random.Random(f"ratings {config.seed}"))
@@ -35,18 +38,18 @@ def rank_responses(config: QuickstartConfig, responses: Path, target: Path) -> s
         store.close()
     rows, counts = export(judgements, "rankings", aggregate=False)
     if not rows:
-        raise DataError("nobody ranked anything", where=config.output)
+        raise DataError("there are no rankings", where=config.output, fix="rank at least one item in the page")
     write_atomic(target, json_lines(rows))
     return (
-        f"{counts['rankings']:,} rankings of {len(rows[0]['responses'])} answers, "
+        f"{counts['rankings']:,} rankings of {len(rows[0]['responses'])} responses, "
         f"{tied_share(judgements):.0%} with ties"
     )
 
 
-def by_hand(store: Store, config: QuickstartConfig) -> None:
-    """Serve the page until enough is ranked; Ctrl-C continues with the rankings so far."""
+def rank_in_browser(store: Store, config: QuickstartConfig) -> None:
+    """Serve the page until there are enough rankings. Ctrl-C continues with the rankings so far."""
     store.add_raters(["you"])
-    print(f"rank {config.human_rankings} replies in the page below; Ctrl-C goes on with fewer", flush=True)
+    print(f"rank {config.human_rankings} replies in the page below; Ctrl-C continues with fewer", flush=True)
     instructions = Path(config.output) / "instructions.txt"
     write_atomic(instructions, INSTRUCTIONS)
     serve_ranking(
@@ -54,10 +57,11 @@ def by_hand(store: Store, config: QuickstartConfig) -> None:
         parse(RankConfig, {"raters": ["you"], "instructions": str(instructions)}),
         until=lambda: store.num_judgements() >= config.human_rankings,
     )
+    # Ctrl-C ends the page only; the quickstart continues with its next stage.
     clear_interrupt()
 
 
 def tied_share(judgements: list[Judgement]) -> float:
-    """Share of the rankings in which two answers share a rank."""
-    given = [[rank for rank in judgement.ranks if rank is not None] for judgement in judgements if judgement.ranks]
-    return sum(len(set(ranks)) < len(ranks) for ranks in given) / len(given)
+    """Return the share of rankings in which two responses have the same rank."""
+    rankings = [[rank for rank in judgement.ranks if rank is not None] for judgement in judgements if judgement.ranks]
+    return sum(len(set(ranks)) < len(ranks) for ranks in rankings) / len(rankings)

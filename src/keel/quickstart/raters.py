@@ -1,4 +1,4 @@
-"""Simulated people who rank replies: each sees the gold score through noise, ties what seems alike, skips some."""
+"""Simulated raters: they see the gold score with noise, tie replies of similar scores, and skip some replies."""
 
 import math
 import random
@@ -7,15 +7,15 @@ from keel.data.turn_text import content_text
 from keel.quickstart.gold import gold_score
 from keel.ranking.store import Store
 
-TIE_WIDTH = 0.5  # replies that seem this close to the best of their group share its rank
+TIE_WIDTH = 0.5  # replies whose noisy scores are this close to the best of their group share its rank
 SKIP_CHANCE = 0.05
 
 
 def simulated_ranks(prompt: str, replies: list[str], rng: random.Random, noise: float) -> list[int | None]:
-    """One rater's ranks, 1 for the best; equal ranks tie, None is not ranked (two replies or more always are).
+    """Return the ranks of one rater: 1 is best, equal ranks tie, None is not ranked. At least two replies are ranked.
 
-    Gumbel noise of scale `noise` makes the order a draw from Plackett-Luce with scores gold / noise
-    (Yellott 1977), the model that a reward model assumes of people. Equal replies seem equal.
+    Gumbel noise of scale `noise` makes the order a draw from a Plackett-Luce model with scores gold / noise
+    (Yellott 1977), which is what a reward model assumes of raters. Equal texts get equal scores.
     """
     seen = {reply: gold_score(prompt, reply) + noise * _gumbel(rng) for reply in dict.fromkeys(replies)}
     kept = [index for index in range(len(replies)) if rng.random() >= SKIP_CHANCE]
@@ -31,9 +31,10 @@ def simulated_ranks(prompt: str, replies: list[str], rng: random.Random, noise: 
 
 
 def rank_everything(store: Store, rater: str, rng: random.Random, noise: float = 1.0) -> None:
-    """A simulated rater is dealt items as a person is, until none is left, and ranks each.
+    """Let a simulated rater rank every item of the store, dealt as to a person.
 
-    `rng` is drawn from item by item and answer by answer in the store's order, whatever order was shown.
+    Random numbers are drawn in the order of the items and responses in the store, not in the order of display, so the
+    ranks do not depend on how the store shuffles.
     """
     with store.together():
         while deal := store.deal(rater):
@@ -42,4 +43,5 @@ def rank_everything(store: Store, rater: str, rng: random.Random, noise: float =
 
 
 def _gumbel(rng: random.Random) -> float:
+    # The bounds exclude 0 and 1, for which the logarithms are infinite.
     return -math.log(-math.log(rng.uniform(1e-12, 1 - 1e-12)))

@@ -1,4 +1,4 @@
-"""What `keel quickstart` shows at the end: a table, answers before and after, and the curves."""
+"""Show the result of `keel quickstart`: a table, responses of both policies, and curves."""
 
 import json
 import statistics
@@ -21,18 +21,18 @@ ROWS = {
 }
 
 
-def print_table(judged: Mapping[str, Any], algorithm: str) -> None:
-    """SFT and policy side by side, and the win rate with its 95% interval."""
+def print_table(metrics: Mapping[str, Any], algorithm: str) -> None:
+    """Print the metrics of SFT model and policy side by side, and the win rate with its 95% interval."""
     table = Table("on held-out prompts", "SFT", algorithm.upper())
     for title, (name, form) in ROWS.items():
-        table.add_row(title, form.format(judged["against"][name]), form.format(judged["policy"][name]))
-    interval = f"{judged['win_rate_low']:.1%} to {judged['win_rate_high']:.1%}"
-    table.add_row("gold win rate against SFT", "", f"{judged['win_rate']:.1%} ({interval})")
+        table.add_row(title, form.format(metrics["against"][name]), form.format(metrics["policy"][name]))
+    interval = f"{metrics['win_rate_low']:.1%} to {metrics['win_rate_high']:.1%}"
+    table.add_row("gold win rate against SFT", "", f"{metrics['win_rate']:.1%} ({interval})")
     Console(width=100).print(table)
 
 
 def print_responses(rows: Sequence[Mapping[str, Any]], algorithm: str) -> None:
-    """Prompts with an answer before and after."""
+    """Print prompts with a response of the SFT model and one of the policy."""
     for row in rows:
         print(f"\n{row['prompt']}")
         for title, side in (("SFT", "against"), (algorithm.upper(), "policy")):
@@ -40,10 +40,10 @@ def print_responses(rows: Sequence[Mapping[str, Any]], algorithm: str) -> None:
 
 
 def draw_curves(root: Path, algorithm: str, path: Path) -> None:
-    """Six curves of the run as a PNG. The gold score is judged afterwards, from the answers that the run logged."""
+    """Draw six curves of the run as a PNG. The gold score is computed here, from the logged responses."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a display
     from matplotlib import pyplot
 
     policy = read_lines(root / algorithm / "metrics.jsonl")
@@ -55,19 +55,19 @@ def draw_curves(root: Path, algorithm: str, path: Path) -> None:
         f"{algorithm}: KL to SFT, nats a response": series(policy, "objective/kl"),
         f"{algorithm}: response length, tokens": series(policy, "response/length"),
     }
-    metric, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    canvas, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for axis, (title, (steps, values)) in zip(axes.flat, curves.items(), strict=True):
         axis.plot(steps, values, color="#1f6f8b", linewidth=1.6)
         axis.set_title(title, fontsize=11, loc="left")
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    metric.savefig(path, dpi=110)
-    pyplot.close(metric)
+    canvas.savefig(path, dpi=110)
+    pyplot.close(canvas)
 
 
 def gold_by_step(path: Path) -> tuple[list[int], list[float]]:
-    """Mean gold score of each step's logged answers."""
+    """Return steps and mean gold score of the responses logged in each."""
     scores: dict[int, list[float]] = defaultdict(list)
     for row in read_lines(path):
         scores[row["step"]].append(gold_score(row["prompt"], row["response"]))
@@ -75,9 +75,9 @@ def gold_by_step(path: Path) -> tuple[list[int], list[float]]:
 
 
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the lines that have this metric."""
-    found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    return [step for step, _ in found], [value for _, value in found]
+    """Return steps and values of the rows that have this metric."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""The whole loop on the embedded world: what `keel quickstart` does, stage after stage, files between them.
+"""Run all stages of `keel quickstart`. Files pass between the stages, as between the commands of keel.
 
-Nobody but the simulated raters and the judge at the end knows the gold score.
+Only the simulated raters and the final evaluation use the gold score.
 """
 
 import json
@@ -43,12 +43,12 @@ from keel.web.rank.serve import check_rank_settings
 MAX_RESPONSE_TOKENS = 40
 RESPONSES_PER_PROMPT = 4
 NUM_TEXTS, NUM_DIALOGUES, NUM_RATED, NUM_PROMPTS, NUM_HELD_OUT = 14_000, 2_400, 1_200, 1_500, 150
-NUM_TODAY = 300  # prompts that come in once the policy is in use, for `keel drift`
+NUM_TODAY = 300  # prompts for `keel drift`, as if they came in while the policy is in use
 
 
 @dataclass
 class Quickstart:
-    """Paths and clock of one quickstart."""
+    """Paths and start time of a quickstart."""
 
     config: QuickstartConfig
     started: float = field(default_factory=time.monotonic)
@@ -62,45 +62,49 @@ class Quickstart:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str], None]]:
-        """One line when the stage is done: its name, what came of it, and its seconds."""
-        start, outcome = time.monotonic(), [""]
-        yield lambda text: outcome.append(text)
-        print(f"{name:<14}{outcome[-1]:<78}{time.monotonic() - start:6.1f} s", flush=True)
+        """Print a line at the end of a stage: its name, the summary passed to the yielded function, its seconds."""
+        start, summaries = time.monotonic(), [""]
+        yield lambda text: summaries.append(text)
+        print(f"{name:<14}{summaries[-1]:<78}{time.monotonic() - start:6.1f} s", flush=True)
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """Corpus to judged policy; everything lies in `config.output`. Returns what `summary.json` holds."""
+    """Run all stages in the folder `config.output`, and return the content of summary.json."""
     run = Quickstart(config)
     if (run.root / "data").exists():
         raise ConfigError(
-            "holds a quickstart already", where=config.output, fix="choose another --output, or delete it"
+            "this folder already holds a quickstart", where=config.output, fix="choose another --output, or delete it"
         )
     if config.human:
-        check_rank_settings(parse(RankConfig, {}))
+        check_rank_settings(parse(RankConfig, {}))  # a port in use stops the command now, not in a minute
     with one_thread():
-        reward_figures = up_to_the_reward_model(run)
-    with run.stage(config.algorithm) as tell:  # policy and critic side by side have a thread each
+        reward_metrics = run_reward_stages(run)
+    with run.stage(config.algorithm) as finish:  # all threads, since policy and critic run concurrently
         last = train_policy(policy_settings(run))
-        tell(f"reward-model score {last['objective/scores']:.2f}, KL {last['objective/kl']:.1f} nats a response")
-    with run.stage("doctor") as tell:
-        tell(in_short(diagnose(read_run(run.root / config.algorithm))))
-    with run.stage("judgement") as tell:
-        judged = evaluate_policies(evaluation_settings(run), functions=[gold])
-        tell(f"{judged['prompts']} held-out prompts, {judged['responses_per_prompt']} answers each, by gold score")
-    print_table(judged, config.algorithm)
-    print_responses(
-        json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"][:5], config.algorithm
-    )
+        finish(f"reward-model score {last['objective/scores']:.2f}, KL {last['objective/kl']:.1f} nats a response")
+    with run.stage("doctor") as finish:
+        finish(describe_diagnosis(diagnose(read_run(run.root / config.algorithm))))
+    with run.stage("evaluation") as finish:
+        metrics = evaluate_policies(evaluation_settings(run), functions=[gold])
+        finish(
+            f"{metrics['prompts']} held-out prompts, {metrics['responses_per_prompt']} responses each, by gold score"
+        )
+    print_table(metrics, config.algorithm)
+    rows = json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"]
+    print_responses(rows[:5], config.algorithm)
     draw_curves(run.root, config.algorithm, run.root / "curves.png")
-    summary = summarise(judged, reward_figures, time.monotonic() - run.started)
+    summary = summarise(metrics, reward_metrics, time.monotonic() - run.started)
     write_atomic(run.root / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print(f"\ncurves in {run.path('curves.png')}, figures in {run.path('summary.json')}")
+    print(f"\ncurves in {run.path('curves.png')}, metrics in {run.path('summary.json')}")
     return summary
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A second thread gains a tenth for so small a model, and costs threefold where the machine takes a core away."""
+    """Let torch use one thread inside the block.
+
+    For so small a model a second thread gains 10%, and makes it three times slower if another program uses a core.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -109,37 +113,37 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def up_to_the_reward_model(run: Quickstart) -> dict[str, float]:
-    """World, language model, answers, rankings; the figures of the reward model."""
-    with run.stage("world") as tell:
-        tell(write_world(run))
-    with run.stage("pre-training") as tell:
+def run_reward_stages(run: Quickstart) -> dict[str, float]:
+    """Run the stages up to the reward model, and return its metrics: data, language model, responses, rankings."""
+    with run.stage("world") as finish:
+        finish(write_world(run))
+    with run.stage("pre-training") as finish:
         metrics = sft(pretraining_settings(run))
-        tell(f"held-out loss {metrics['loss']:.3f} on {NUM_TEXTS:,} dialogues")
-    with run.stage("sft") as tell:
+        finish(f"held-out loss {metrics['loss']:.3f} on {NUM_TEXTS:,} dialogues")
+    with run.stage("sft") as finish:
         metrics = sft(sft_settings(run))
-        tell(f"held-out loss {metrics['loss']:.3f} on {NUM_DIALOGUES:,} replies of mixed quality")
-    with run.stage("answers") as tell:
-        written = sample_responses(sampling_settings(run))
-        tell(
-            f"{written['responses']:,} answers to {written['prompts']:,} prompts, {written['truncated']:.1%} truncated"
+        finish(f"held-out loss {metrics['loss']:.3f} on {NUM_DIALOGUES:,} replies of mixed quality")
+    with run.stage("responses") as finish:
+        counts = sample_responses(sampling_settings(run))
+        finish(
+            f"{counts['responses']:,} responses to {counts['prompts']:,} prompts, {counts['truncated']:.1%} truncated"
         )
-    with run.stage("raters") as tell:
-        tell(rank_responses(run.config, run.root / "answers.jsonl", run.root / "rankings.jsonl"))
-    with run.stage("reward model") as tell:
+    with run.stage("raters") as finish:
+        finish(rank_responses(run.config, run.root / "answers.jsonl", run.root / "rankings.jsonl"))
+    with run.stage("reward model") as finish:
         metrics = reward(reward_settings(run))
         accuracy, length_only = metrics["accuracy"], metrics["length_accuracy"]
-        tell(f"held-out pairwise accuracy {accuracy:.3f} (by length alone {length_only:.3f})")
+        finish(f"held-out pairwise accuracy {accuracy:.3f} (by length alone {length_only:.3f})")
     return metrics
 
 
 def gold(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The judge, as a reward function."""
+    """Return gold scores. The signature is that of a reward function."""
     return [gold_score(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def write_world(run: Quickstart) -> str:
-    """Texts, prompts and the untrained model. The splits never write about the same facts."""
+    """Write texts, prompts and the untrained model, and return a summary in words. No two splits share facts."""
     seed = run.config.seed
     write_jsonl(run.root / "data/texts.jsonl", ({"text": text} for text in corpus.pretraining_corpus(seed, NUM_TEXTS)))
     write_jsonl(run.root / "data/dialogues.jsonl", corpus.sft_data(seed, NUM_DIALOGUES))
@@ -154,7 +158,7 @@ def write_world(run: Quickstart) -> str:
         write_jsonl(run.root / f"data/{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
     tokenizer = build_tokenizer()
     tiny_llama(run.root / "untrained", tokenizer, seed)
-    return f"a support desk of {len(tokenizer)} words; a Llama that knows none of them"
+    return f"texts of {len(tokenizer)} different words; a Llama with random weights"
 
 
 def pretraining_settings(run: Quickstart) -> SftConfig:
@@ -234,7 +238,7 @@ def policy_settings(run: Quickstart) -> TrainConfig:
             "rewards": [{"model": run.path("reward/model")}],
             "reward": {"missing_eos_penalty": 1.0},
             "algorithm": {"name": run.config.algorithm, "kl_coef": 0.03},
-            # Three steps of warm-up: PPO's first update follows a critic that knows nothing yet.
+            # Three steps of warm-up (of 16 optimizer steps each), because PPO starts with an untrained critic.
             "optim": {"learning_rate": 3e-4 if ppo else 1e-3, "warmup_steps": 48 if ppo else 0},
             "checkpoint": {"every": 0},
             "log": {"rollouts_per_step": 32},
@@ -257,22 +261,22 @@ def evaluation_settings(run: Quickstart) -> EvaluateConfig:
     )
 
 
-def in_short(diagnosis: Diagnosis) -> str:
-    """The verdict, and the first finding."""
+def describe_diagnosis(diagnosis: Diagnosis) -> str:
+    """Return the verdict, and the first open finding."""
     first = next((finding for finding in diagnosis.findings if finding.is_open), None)
     return f"{diagnosis.verdict}: {first.name}, {first.title}" if first else f"{diagnosis.verdict}: no problems found"
 
 
-def summarise(judged: Mapping[str, Any], reward_figures: Mapping[str, float], seconds: float) -> dict[str, float]:
+def summarise(metrics: Mapping[str, Any], reward_metrics: Mapping[str, float], seconds: float) -> dict[str, float]:
     return {
         "seconds": round(seconds, 1),
-        "gold_score_sft": judged["against"]["score"],
-        "gold_score_policy": judged["policy"]["score"],
-        "gold_win_rate": judged["win_rate"],
-        "gold_win_rate_low": judged["win_rate_low"],
-        "gold_win_rate_high": judged["win_rate_high"],
-        "reward_model_accuracy": reward_figures["accuracy"],
-        "kl": judged["policy"]["kl"],
+        "gold_score_sft": metrics["against"]["score"],
+        "gold_score_policy": metrics["policy"]["score"],
+        "gold_win_rate": metrics["win_rate"],
+        "gold_win_rate_low": metrics["win_rate_low"],
+        "gold_win_rate_high": metrics["win_rate_high"],
+        "reward_model_accuracy": reward_metrics["accuracy"],
+        "kl": metrics["policy"]["kl"],
     }
 
 

@@ -1,4 +1,4 @@
-"""The support world's word-level tokenizer, and a tiny Llama that has not learned anything yet."""
+"""The word-level tokenizer of the example, and a tiny Llama with random weights."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token per word or punctuation mark, which prepends `<s>` and appends nothing.
+    """Build a tokenizer with one token for each word or punctuation mark. It prepends `<s>` and appends nothing.
 
-    Decoding writes no space before a mark, so that every text of the grammar comes back as it was.
+    Decoding writes no space before a punctuation mark, so that it restores every text of the grammar.
     """
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *grammar_words()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -25,7 +25,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    # The WordPiece decoder puts the spaces in (no word starts with its prefix), then the marks lose theirs.
+    # The WordPiece decoder inserts spaces between all tokens; the last step removes those before punctuation.
     tokenizer.decoder = decoders.Sequence(
         [decoders.WordPiece("##", cleanup=False), decoders.Fuse(), decoders.Replace(Regex(" (?=[.,?:])"), "")]
     )
@@ -54,7 +54,7 @@ def tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> N
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # keeps the random state of the caller
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""The store of rankings: items, raters, what each was shown and answered, and the exports."""
+"""The store of rankings: the items, the raters, the order in which responses were shown, the rankings, and exports."""

@@ -1,4 +1,4 @@
-"""What lies before a rater: an item with its answers in an order of the rater's own, and what comes of it."""
+"""A deal: an item that is assigned to one rater, with its responses in an order of this rater's own."""
 
 import random
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from keel.ranking.judgements import Item, Judgement
 
 
 class NotDealt(LookupError):
-    """No such deal was made to this rater."""
+    """The rater has no deal of this id."""
 
 
 class Conflict(RuntimeError):
-    """What was asked does not fit what has happened since."""
+    """The request contradicts what the store has recorded since the page was loaded."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Deal:
 
     id: str
     item: Item
-    shown: tuple[int, ...]  # indices of item.responses, first on top
-    previous: Judgement | None  # what this rater said of it and took back
+    shown: tuple[int, ...]  # indices into item.responses, top first
+    previous: Judgement | None  # this rater's withdrawn judgement of the item, to fill the page in again
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,39 @@ class Progress:
     """How far one rater is."""
 
     done: int
-    left: int  # items that may still come
-    seconds_left: float | None  # for them, at the median of this rater's times, else of everybody's; None = no time yet
+    left: int  # items that this rater may still get
+    seconds_left: float | None  # left * the median time of this rater, or of all raters; None without any time yet
 
 
 def response_order(num_responses: int, seed: int, item: int, rater: str) -> list[int]:
-    """The order in which a rater sees the answers of an item: always the same, and another for each."""
+    """Return a shuffled order of the responses that depends on the seed, the item and the rater alone."""
     order = list(range(num_responses))
     random.Random(f"{seed} {item} {rater}").shuffle(order)
     return order
 
 
-def as_ranks(marks: Sequence[int | None] | None, shown: Sequence[int]) -> list[int | None] | None:
-    """Ranks 1..m of the responses from a rater's marks (lower is better) in the order shown; None = cannot judge.
+def ranks_from_marks(marks: Sequence[int | None] | None, shown: Sequence[int]) -> list[int | None] | None:
+    """Convert a rater's marks to dense ranks 1..m of the item's responses.
 
-    Raises DataError for marks that rank nothing.
+    Args:
+        marks: One per response in the order shown; lower is better, equal marks tie, None = not ranked.
+            None in place of the list, or a list of None alone, = cannot judge.
+        shown: Indices into the item's responses in the order shown.
+
+    Raises:
+        DataError: There is a wrong number of marks, a mark is not a whole number from 1, or fewer than two are set.
     """
     if marks is None or (len(marks) == len(shown) and all(mark is None for mark in marks)):
         return None
     if len(marks) != len(shown):
-        raise DataError(f"{len(marks)} ranks for {len(shown)} answers")
-    given = [mark for mark in marks if mark is not None]
-    if not all(type(mark) is int and mark >= 1 for mark in given):
-        raise DataError("a rank is a whole number from 1, or null")
-    if len(given) < 2:
-        raise DataError("rank at least two answers, or say that you cannot judge")
-    levels = sorted(set(given))
+        raise DataError(f"{len(marks)} ranks for {len(shown)} responses")
+    present = [mark for mark in marks if mark is not None]
+    # type() and not isinstance(): JSON's true and false are ints in Python.
+    if not all(type(mark) is int and mark >= 1 for mark in present):
+        raise DataError("a rank must be a whole number from 1, or null")
+    if len(present) < 2:
+        raise DataError('rank at least two responses, or choose "Cannot judge"')
+    levels = sorted(set(present))
     ranks: list[int | None] = [None] * len(shown)
     for mark, response in zip(marks, shown, strict=True):
         ranks[response] = None if mark is None else levels.index(mark) + 1

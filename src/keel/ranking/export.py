@@ -1,4 +1,4 @@
-"""Rankings leave the store: as rows that `load_rankings` reads, or as a table for a spreadsheet."""
+"""Export of rankings: as rows that `load_rankings` reads, or as a table for a spreadsheet."""
 
 import csv
 import io
@@ -14,33 +14,40 @@ from keel.ranking import consensus
 from keel.ranking.consensus import Consensus
 from keel.ranking.judgements import Item, Judgement
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""A cell that begins so may be run as a formula by the spreadsheet that opens it."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""A spreadsheet may run a cell that begins with one of these as a formula."""
 
 
 def export(judgements: Sequence[Judgement], form: str, aggregate: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows of an export, and what was counted. `form`: rankings, or pairs.
+    """Convert judgements to rows of an export.
 
-    One row for each ranking, or for each two answers that one tells apart, with the weight of its rater; `aggregate`:
-    one consensus for each item in place of its raters' rankings. "Cannot judge" gives no row, an item on which the
-    raters cancel each other out gives no pair.
+    "Cannot judge" gives no row. An item on which the raters cancel each other out gives no pair.
+
+    Args:
+        judgements: The judgements of a store.
+        form: `rankings` for one row per ranking, `pairs` for one row per pair of responses that are not tied.
+        aggregate: Whether to replace the rankings of an item by their consensus. Otherwise each row has the weight of
+            its rater.
+
+    Returns:
+        The rows, and counts of rows, items, raters, rankings and "cannot judge".
     """
-    found = consensus.fit_consensus(judgements)
-    given = [judgement for judgement in judgements if judgement.ranks is not None]
-    rankings = _consensus_rows(given, found) if aggregate else [_rater_row(judgement, found) for judgement in given]
+    fitted = consensus.fit_consensus(judgements)
+    ranked = [judgement for judgement in judgements if judgement.ranks is not None]
+    rankings = _consensus_rows(ranked, fitted) if aggregate else [_rater_row(each, fitted) for each in ranked]
     rows = rankings if form == "rankings" else [pair for row in rankings for pair in _pair_rows(row)]
     counts = {
         "rows": len(rows),
-        "items": len({judgement.item.number for judgement in given}),
-        "raters": len({judgement.rater for judgement in given}),
-        "rankings": len(given),
-        "cannot_judge": len(judgements) - len(given),
+        "items": len({judgement.item.number for judgement in ranked}),
+        "raters": len({judgement.rater for judgement in ranked}),
+        "rankings": len(ranked),
+        "cannot_judge": len(judgements) - len(ranked),
     }
     return rows, counts
 
 
 def ranking_row(ranking: Ranking) -> dict[str, Any]:
-    """A ranking as keel's own row, or a pair where it has a margin; without what it does not say."""
+    """Convert a ranking to a row of `responses, ranks`, or to a pair if it has a margin. Defaults are left out."""
     row: dict[str, Any] = {"prompt": ranking.prompt}
     if ranking.margin and ranking.pairs:
         better, worse = (_response(ranking.prompt, response) for response in ranking.ranked.responses)
@@ -48,17 +55,20 @@ def ranking_row(ranking: Ranking) -> dict[str, Any]:
     else:
         row |= {"responses": list(ranking.responses), "ranks": list(ranking.ranks)}
     others = {"weight": (ranking.weight, 1.0), "rater": (ranking.rater, ""), "source": (ranking.source, "")}
-    return row | {name: value for name, (value, usual) in others.items() if value != usual}
+    return row | {name: value for name, (value, default) in others.items() if value != default}
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One object a line, every character as it was."""
+    """Format rows as JSON lines. Characters outside ASCII are not escaped."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same for a spreadsheet: a column for each answer and each rank, chats as `role: text` lines, and a ' before
-    whatever the spreadsheet would take for a formula. It begins with a byte order mark, by which Excel knows UTF-8."""
+    """Format rows as CSV for a spreadsheet.
+
+    Each response and each rank has a column. Chats are `role: text` lines. Text that a spreadsheet would run as a
+    formula is prefixed with an apostrophe. The text begins with a byte order mark, from which Excel recognises UTF-8.
+    """
     width = max((len(row.get("responses", ())) for row in rows), default=0)
     columns: list[str] = []
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -70,28 +80,28 @@ def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\ufeff" + text.getvalue()
 
 
-def _rater_row(judgement: Judgement, found: Consensus) -> dict[str, Any]:
+def _rater_row(judgement: Judgement, fitted: Consensus) -> dict[str, Any]:
     return {
         **_item_row(judgement.item, judgement.ranks or ()),
         "rater": judgement.rater,
-        "weight": round(found.weights.get(judgement.rater, 1.0), 4),
+        "weight": round(fitted.weights.get(judgement.rater, 1.0), 4),
         "source": judgement.item.source,
         "comment": judgement.comment,
         "tags": list(judgement.tags),
     }
 
 
-def _consensus_rows(given: Sequence[Judgement], found: Consensus) -> list[dict[str, Any]]:
+def _consensus_rows(judgements: Sequence[Judgement], fitted: Consensus) -> list[dict[str, Any]]:
     by_item: dict[int, list[Judgement]] = defaultdict(list)
-    for judgement in given:
+    for judgement in judgements:
         by_item[judgement.item.number].append(judgement)
     return [
         {
-            **_item_row(own[0].item, found.ranks(own[0].item)),
-            "raters": len(own),
-            "source": own[0].item.source,
+            **_item_row(of_item[0].item, fitted.ranks(of_item[0].item)),
+            "raters": len(of_item),
+            "source": of_item[0].item.source,
         }
-        for _, own in sorted(by_item.items())
+        for _, of_item in sorted(by_item.items())
     ]
 
 
@@ -100,7 +110,7 @@ def _item_row(item: Item, ranks: Sequence[int | None]) -> dict[str, Any]:
 
 
 def _pair_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every two answers that a row tells apart, in TRL's form: answers to a chat are messages."""
+    """Return one row per pair of responses that are not tied, in TRL's form: a response to a chat is a message list."""
     others = {name: row[name] for name in ("rater", "raters", "weight", "source") if name in row}
     pairs = Ranking(row["prompt"], tuple(row["responses"]), tuple(row["ranks"])).pairs
     responses = [_response(row["prompt"], response) for response in row["responses"]]
@@ -115,7 +125,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if name in ("responses", "ranks"):
-            cells |= {f"{name} {place}": _cell(part) for place, part in enumerate(value, start=1)}
+            cells |= {f"{name} {place}": _cell(each) for place, each in enumerate(value, start=1)}
         elif name == "tags":
             cells[name] = _cell(", ".join(value))
         elif name in ("chosen", "rejected") and isinstance(value, list):
@@ -126,4 +136,4 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

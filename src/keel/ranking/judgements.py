@@ -1,4 +1,4 @@
-"""What raters said of answers: the items they were shown, and one judgement for each item and rater."""
+"""The two records of a ranking study: an item to be ranked, and the judgement of one rater on it."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,24 @@ from keel.data.rows import Content
 
 @dataclass(frozen=True)
 class Item:
-    """Answers to one prompt, to be ranked."""
+    """A prompt and the responses that raters rank."""
 
-    number: int  # in its store, from 1
+    number: int  # primary key in the store, from 1
     prompt: Content
     responses: tuple[str, ...]
-    source: str = ""  # where the answers come from, where that is known
+    source: str = ""  # origin of the responses, if known
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One rater's word on one item."""
+    """The ranking of one item by one rater, or their statement that they cannot judge it."""
 
     item: Item
     rater: str
-    ranks: tuple[int | None, ...] | None  # of item.responses: 1 is best, equal tie, None = not ranked; or cannot judge
-    shown: tuple[int, ...]  # indices of item.responses in the order in which the rater saw them, first on top
-    seconds: float  # that the item was looked at
+    # One rank per entry of item.responses: 1 is best, equal ranks tie, None = not ranked. None = cannot judge.
+    ranks: tuple[int | None, ...] | None
+    shown: tuple[int, ...]  # indices into item.responses in the order on the rater's page, top first
+    seconds: float  # time for which the page was visible
     comment: str = ""
     tags: tuple[str, ...] = ()
-    made: str = ""  # when, ISO 8601 in UTC
+    made: str = ""  # time of submission, ISO 8601 in UTC

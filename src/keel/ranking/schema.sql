@@ -1,31 +1,31 @@
--- What `keel rank` keeps. Every statement may run again: two processes can begin the same store.
+-- The store of `keel rank`. Each statement is idempotent, because two processes may create the same store at once.
 
 CREATE TABLE IF NOT EXISTS items (
     number    INTEGER PRIMARY KEY,
     key       TEXT NOT NULL UNIQUE,      -- hash of prompt and responses
-    prompt    TEXT NOT NULL,             -- JSON: text, or chat messages
-    responses TEXT NOT NULL,             -- JSON: texts
+    prompt    TEXT NOT NULL,             -- JSON: a text, or chat messages
+    responses TEXT NOT NULL,             -- JSON: list of texts
     source    TEXT NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS raters (
     name  TEXT PRIMARY KEY NOT NULL,
-    token TEXT NOT NULL UNIQUE           -- of the private link
+    token TEXT NOT NULL UNIQUE           -- in the private link
 );
 
--- What the study was told, and keeps until it is told otherwise.
+-- Settings of the study, which stay in force until a later `keel rank` changes them.
 CREATE TABLE IF NOT EXISTS study (
     name  TEXT PRIMARY KEY NOT NULL,
     value TEXT NOT NULL                  -- JSON
 );
 
--- Which write-ahead log goes with this file (data/ahead.py). Each write changes the row, so each log holds it.
+-- Which write-ahead log belongs to this file (log_marks.py). Each write changes the row, so each log contains it.
 CREATE TABLE IF NOT EXISTS log (
     only     INTEGER PRIMARY KEY CHECK (only = 1),
-    id       TEXT NOT NULL,              -- random, another one for each log
-    previous TEXT NOT NULL,              -- id of the log before
-    open     INTEGER NOT NULL CHECK (open IN (0, 1)),  -- whether the log may hold what this file does not
-    changes  INTEGER NOT NULL            -- transactions that wrote
+    id       TEXT NOT NULL,              -- random, new for each log
+    previous TEXT NOT NULL,              -- id of the preceding log
+    open     INTEGER NOT NULL CHECK (open IN (0, 1)),  -- whether the log may hold changes that this file lacks
+    changes  INTEGER NOT NULL            -- number of transactions that wrote
 );
 
 CREATE TABLE IF NOT EXISTS owner (
@@ -33,27 +33,27 @@ CREATE TABLE IF NOT EXISTS owner (
     token TEXT NOT NULL
 );
 
--- An item before a rater. Open until it is judged, or another takes its place.
+-- An item assigned to a rater. Open until the rater judges it, or until an undo opens another deal of that rater.
 CREATE TABLE IF NOT EXISTS deals (
     id       TEXT PRIMARY KEY NOT NULL,
     item     INTEGER NOT NULL REFERENCES items (number),
     rater    TEXT NOT NULL REFERENCES raters (name),
-    shown    TEXT NOT NULL,              -- JSON: indices of the responses, first on top
+    shown    TEXT NOT NULL,              -- JSON: indices of the responses, top first
     dealt_at REAL NOT NULL,              -- seconds since 1970
     open     INTEGER NOT NULL DEFAULT 1 CHECK (open IN (0, 1))
 );
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_deal ON deals (rater) WHERE open = 1;
 CREATE INDEX IF NOT EXISTS held_items ON deals (item) WHERE open = 1;
 
--- What raters said. Nothing is ever deleted: who thinks again withdraws the old word.
+-- The judgements. Rows are never deleted: an undo sets withdrawn_at.
 CREATE TABLE IF NOT EXISTS judgements (
-    number       INTEGER PRIMARY KEY,    -- in the order in which they were made
+    number       INTEGER PRIMARY KEY,    -- in order of submission
     deal         TEXT NOT NULL UNIQUE REFERENCES deals (id),
     item         INTEGER NOT NULL REFERENCES items (number),
     rater        TEXT NOT NULL REFERENCES raters (name),
-    ranks        TEXT,                   -- JSON: of the responses, 1 is best; NULL = cannot judge
+    ranks        TEXT,                   -- JSON: one rank per response, 1 is best; NULL = cannot judge
     comment      TEXT NOT NULL,
-    tags         TEXT NOT NULL,          -- JSON: texts
+    tags         TEXT NOT NULL,          -- JSON: list of texts
     seconds      REAL NOT NULL,
     made_at      TEXT NOT NULL,          -- ISO 8601, UTC
     withdrawn_at TEXT

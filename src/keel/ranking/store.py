@@ -1,4 +1,4 @@
-"""Where rankings are kept: the items, the raters, who saw what in which order, and what they said."""
+"""The store of a ranking study: items, raters, deals and judgements in one SQLite file."""
 
 import json
 import secrets
@@ -13,60 +13,76 @@ from typing import Any
 from keel.data.items import UnrankedResponses
 from keel.errors import DataError
 from keel.ranking.database import Database
-from keel.ranking.deals import Conflict, Deal, NotDealt, Progress, as_ranks, response_order
+from keel.ranking.deals import Conflict, Deal, NotDealt, Progress, ranks_from_marks, response_order
 from keel.ranking.judgements import Item, Judgement
-from keel.ranking.records import as_item, as_judgement, as_order, encode_json, select_judgements
+from keel.ranking.records import (
+    encode_json,
+    item_from_row,
+    judgement_from_row,
+    order_from_row,
+    select_judgements,
+)
 from keel.ranking.workload import Workload
 
-HELD_SECONDS = 600.0  # after which an item that a rater has not ranked may go to another
+HELD_SECONDS = 600.0  # a dealt item that was not ranked for longer is also dealt to others
 LONGEST_NAME = 64
 
-HELD = "SELECT item, COUNT(*) FROM deals WHERE open = 1 AND dealt_at > ? GROUP BY item"
+SELECT_HELD = "SELECT item, COUNT(*) AS raters FROM deals WHERE open = 1 AND dealt_at > ? GROUP BY item"
 
 
 class Store:
-    """A store on a disk. Its methods may be called from any thread; each is one transaction.
+    """A ranking study on disk.
 
-    Each raises StoreError when the disk or another program is in the way, and then nothing counts as done.
+    Methods may be called from any thread. Each is one transaction, and raises StoreError if the disk or another
+    program prevents it; then nothing has changed.
     """
 
     def __init__(self, database: Database, overlap: int, seed: int) -> None:
         self.database, self.overlap, self.seed = database, overlap, seed
-        self.workload: tuple[int, Workload] | None = None  # with the version of the file that it was read from
+        self.workload: tuple[int, Workload] | None = None  # and SQLite's data_version when it was read
 
     @classmethod
     def reading(cls, path: str) -> "Store":
-        """A store that another `Store` has open, to read it alone. Raises StoreError when it cannot be read now."""
+        """Open, for reading only, a store that another `Store` has open. Raises StoreError."""
         database = Database.reading(Path(path))
-        return cls(database, _remembered(database, "overlap", None, 1), 0)
+        return cls(database, _remember(database, "overlap", None, 1), 0)
 
     @classmethod
     def open(cls, path: str, overlap: int | None = None, seed: int = 0) -> "Store":
-        """Each item goes to `overlap` raters, which is remembered (None: as many as before, at first one); `seed` is of
-        the order in which they see the answers.
+        """Open a store; create the file if there is none.
 
-        Raises DataError for a file that is no store, StoreError when it cannot be read now.
+        Args:
+            path: The SQLite file.
+            overlap: Number of raters per item, which the store remembers. None = the remembered number, at first 1.
+            seed: Random seed of the order in which raters see responses.
+
+        Raises:
+            DataError: The file is not a store.
+            StoreError: The file cannot be read at present.
         """
         database = Database.open(Path(path))
         try:
-            return cls(database, _remembered(database, "overlap", overlap, 1), seed)
+            return cls(database, _remember(database, "overlap", overlap, 1), seed)
         except BaseException:
             database.close()
             raise
 
-    def remember(self, name: str, given: Any, default: Any = None) -> Any:
-        """A fact about the study, as JSON has it: what is given, else what was given before, else the default."""
-        return _remembered(self.database, name, given, default)
+    def remember(self, name: str, value: Any, default: Any = None) -> Any:
+        """Store a setting of the study as JSON, and return the one in force.
+
+        That is the value, or if the value is None, the stored one, or if there is none, the default.
+        """
+        return _remember(self.database, name, value, default)
 
     def close(self) -> None:
         self.database.close()
 
     def rest(self, seconds: float) -> None:
-        """Leave everything in the one file if nothing was written for so long: then a copy of it is complete."""
+        """Write the log into the file if nothing was written for this many seconds. A copy of it is then complete."""
         self.database.rest(seconds)
 
     def backup(self, path: str) -> None:
-        """Write a complete copy of this moment to a new file. Raises StoreError, OSError where it cannot be written."""
+        """Write a self-contained snapshot to a new file. Raises StoreError, or OSError if it cannot be written."""
         self.database.backup(Path(path))
 
     @contextmanager
@@ -76,27 +92,36 @@ class Store:
             with self.database.transaction("IMMEDIATE"):
                 yield
         except BaseException:
-            self.workload = None
+            self.workload = None  # it may count judgements that were rolled back
             raise
 
     def add_items(self, rows: Iterable[UnrankedResponses]) -> int:
-        """How many of the rows are new; the others are there already."""
+        """Add the rows that the store does not have yet. Return how many that were."""
         with self.database.transaction("IMMEDIATE") as db:
-            before, self.workload = db.total_changes, None
+            previous_changes, self.workload = db.total_changes, None
             db.executemany(
                 "INSERT INTO items (key, prompt, responses, source) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
                 ((row.key, encode_json(row.prompt), encode_json(row.responses), row.source) for row in rows),
             )
-            return db.total_changes - before
+            return db.total_changes - previous_changes
 
     def add_raters(self, names: Iterable[str]) -> None:
-        """A new name gets a token, a known one keeps its own. Raises DataError for what is no name."""
+        """Add raters, each with a new token. A rater who is in the store keeps the token.
+
+        Raises DataError for a name that is reserved, empty, too long or not printable.
+        """
         names = list(names)
         for name in names:
             if name == "owner":
-                raise DataError("owner is the name of the one who reads the figures", "raters", "choose another")
+                raise DataError(
+                    "the name `owner` is reserved for the owner of the study", "raters", "choose another name"
+                )
             if not (0 < len(name) <= LONGEST_NAME and name.isprintable() and name.strip() == name):
-                raise DataError(f"{name[:80]!r} is no name of 1 to {LONGEST_NAME} printable characters", "raters")
+                raise DataError(
+                    f"{name[:80]!r} is not a name of 1 to {LONGEST_NAME} printable characters",
+                    "raters",
+                    "choose another",
+                )
         with self.database.transaction("IMMEDIATE") as db:
             db.executemany(
                 "INSERT INTO raters (name, token) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
@@ -104,13 +129,16 @@ class Store:
             )
 
     def owner_token(self) -> str:
-        """192 random bits, drawn once."""
+        """Return the owner's token, 192 random bits that are drawn once."""
         with self.database.transaction("IMMEDIATE") as db:
-            db.execute("INSERT INTO owner VALUES (1, ?) ON CONFLICT (only) DO NOTHING", (secrets.token_urlsafe(24),))
+            db.execute(
+                "INSERT INTO owner (only, token) VALUES (1, ?) ON CONFLICT (only) DO NOTHING",
+                (secrets.token_urlsafe(24),),
+            )
             return str(db.execute("SELECT token FROM owner").fetchone()["token"])
 
     def tokens(self) -> dict[str, str]:
-        """The token of each rater, in the order in which they came."""
+        """Return rater -> token, in the order in which the raters were added."""
         with self.database.transaction("DEFERRED") as db:
             return {row["name"]: row["token"] for row in db.execute("SELECT * FROM raters ORDER BY rowid")}
 
@@ -118,43 +146,50 @@ class Store:
         return list(self.tokens())
 
     def items(self) -> list[Item]:
-        """Raises DataError for a row that keel cannot have written; so does all that returns rows."""
+        """Return all items.
+
+        Like each method that returns records, raises DataError for a row that keel cannot have written.
+        """
         with self.database.transaction("DEFERRED") as db:
             rows = db.execute("SELECT * FROM items ORDER BY number").fetchall()
-        return [as_item(row, self.database.path) for row in rows]
+        return [item_from_row(row, self.database.path) for row in rows]
 
     def num_items(self) -> int:
         with self.database.transaction("DEFERRED") as db:
-            return int(db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+            return int(db.execute("SELECT COUNT(*) AS items FROM items").fetchone()["items"])
 
     def judgements(self) -> list[Judgement]:
-        """Those that stand, in the order in which they were made."""
+        """Return the judgements that were not withdrawn, in order of submission."""
         with self.database.transaction("DEFERRED") as db:
-            items = db.execute("SELECT * FROM items").fetchall()
-            found = select_judgements(db, "withdrawn_at IS NULL ORDER BY number")
-        path = self.database.path  # from here on nobody waits for us
-        known = {row["number"]: as_item(row, path) for row in items}
-        return [as_judgement(row, known[row["item"]], path) for row in found]
+            item_rows = db.execute("SELECT * FROM items").fetchall()
+            judgement_rows = select_judgements(db, "withdrawn_at IS NULL ORDER BY number")
+        # Parse outside the transaction: meanwhile other threads can use the connection.
+        path = self.database.path
+        items = {row["number"]: item_from_row(row, path) for row in item_rows}
+        return [judgement_from_row(row, items[row["item"]], path) for row in judgement_rows]
 
     def num_judgements(self) -> int:
-        """How many stand."""
+        """Return the number of judgements that were not withdrawn."""
         with self.database.transaction("DEFERRED") as db:
-            (number,) = db.execute("SELECT COUNT(*) FROM judgements WHERE withdrawn_at IS NULL").fetchone()
-            return int(number)
+            row = db.execute("SELECT COUNT(*) AS standing FROM judgements WHERE withdrawn_at IS NULL").fetchone()
+            return int(row["standing"])
 
     def deal(self, rater: str) -> Deal | None:
-        """What lies before this rater until it is judged: the same item at each call, then a new one; None = done."""
+        """Return the rater's open deal, or deal the next item. None = there is nothing left to rank.
+
+        Until the rater submits a judgement, each call returns the same deal.
+        """
         with self.database.transaction("IMMEDIATE") as db:
-            found = db.execute("SELECT * FROM deals WHERE rater = ? AND open = 1", (rater,)).fetchone()
-            if found is None:
-                held = dict(db.execute(HELD, (time() - HELD_SECONDS,)).fetchall())
-                chosen = self._workload(db).next_item(rater, held)
-                if chosen is None:
+            row = db.execute("SELECT * FROM deals WHERE rater = ? AND open = 1", (rater,)).fetchone()
+            if row is None:
+                held_rows = db.execute(SELECT_HELD, (time() - HELD_SECONDS,)).fetchall()
+                number = self._workload(db).next_item(rater, {held["item"]: held["raters"] for held in held_rows})
+                if number is None:
                     return None
-                item = self._item_of(db, chosen)
+                item = self._select_item(db, number)
                 order = response_order(len(item.responses), self.seed, item.number, rater)
-                found = _begin(db, rater, item.number, encode_json(order))
-            return self._deal(db, found)
+                row = _insert_deal(db, rater, item.number, encode_json(order))
+            return self._deal_from_row(db, row)
 
     def record_judgement(
         self,
@@ -165,88 +200,114 @@ class Store:
         tags: Sequence[str] = (),
         seconds: float = 0.0,
     ) -> None:
-        """Keep what was said of a deal: `ranks` in the order shown, None = cannot judge. Said again, it counts once.
+        """Record the judgement of a deal. If the same judgement is submitted again, it counts once.
 
-        `seconds` are at most those since the deal by the clock of this machine. Raises DataError for ranks that are
-        none, NotDealt, and Conflict when the deal was judged otherwise or is over.
+        Args:
+            rater: Name of the rater.
+            deal: Id of the deal.
+            ranks: One per response in the order shown; None = cannot judge. See `ranks_from_marks`.
+            comment: Free text.
+            tags: Labels; duplicates are dropped.
+            seconds: Time for which the page was visible. Limited to the time since the deal by this machine's clock.
+
+        Raises:
+            DataError: `ranks` are not valid.
+            NotDealt: The rater has no deal of this id.
+            Conflict: The deal has a different judgement, or is no longer open.
         """
         with self.database.transaction("IMMEDIATE") as db:
-            found = db.execute("SELECT * FROM deals WHERE id = ? AND rater = ?", (deal, rater)).fetchone()
-            if found is None:
+            dealt = db.execute("SELECT * FROM deals WHERE id = ? AND rater = ?", (deal, rater)).fetchone()
+            if dealt is None:
                 raise NotDealt("No such item was dealt to you.")
-            response = as_ranks(ranks, json.loads(found["shown"]))
-            said = (
-                None if response is None else encode_json(response),
-                comment,
-                encode_json(list(dict.fromkeys(tags))),
-            )
-            before = db.execute("SELECT * FROM judgements WHERE deal = ?", (deal,)).fetchone()
-            if before is not None and before["withdrawn_at"] is None and (*before[4:7],) == said:
+            response_ranks = ranks_from_marks(ranks, json.loads(dealt["shown"]))
+            content = {
+                "ranks": None if response_ranks is None else encode_json(response_ranks),
+                "comment": comment,
+                "tags": encode_json(list(dict.fromkeys(tags))),
+            }
+            recorded = db.execute("SELECT * FROM judgements WHERE deal = ?", (deal,)).fetchone()
+            is_recorded = recorded is not None and recorded["withdrawn_at"] is None
+            if is_recorded and all(recorded[column] == value for column, value in content.items()):
                 return
-            if not found["open"]:
-                raise Conflict("This item is ranked already, or was put aside: load the page again.")
-            workload = self._workload(db)  # as it is before
-            looked = max(0.0, min(seconds, time() - found["dealt_at"]))
+            if not dealt["open"]:
+                raise Conflict("This item is ranked already, or was withdrawn. Load the page again.")
+            workload = self._workload(db)  # read before the insert, which it would otherwise count twice
+            visible_seconds = max(0.0, min(seconds, time() - dealt["dealt_at"]))
             db.execute("UPDATE deals SET open = 0 WHERE id = ?", (deal,))
             db.execute(
                 "INSERT INTO judgements (deal, item, rater, ranks, comment, tags, seconds, made_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (deal, found["item"], rater, *said, looked, _now()),
+                " VALUES (:deal, :item, :rater, :ranks, :comment, :tags, :seconds, :made_at)",
+                {
+                    "deal": deal,
+                    "item": dealt["item"],
+                    "rater": rater,
+                    **content,
+                    "seconds": visible_seconds,
+                    "made_at": _utc_now(),
+                },
             )
-            workload.add_judgement(rater, found["item"], looked)
+            workload.add_judgement(rater, dealt["item"], visible_seconds)
 
     def undo(self, rater: str) -> Deal:
-        """Withdraw this rater's last word and deal its item again. Raises Conflict when there is none."""
+        """Withdraw this rater's last judgement and deal its item again. Raises Conflict if there is none."""
         with self.database.transaction("IMMEDIATE") as db:
-            last = select_judgements(db, "rater = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1", rater)
-            if not last:
+            rows = select_judgements(db, "rater = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1", rater)
+            if not rows:
                 raise Conflict("There is nothing to undo.")
-            workload = self._workload(db)  # as it is before
-            db.execute("UPDATE judgements SET withdrawn_at = ? WHERE number = ?", (_now(), last[0]["number"]))
+            (last,) = rows
+            workload = self._workload(db)  # read before the update, which it would otherwise count twice
+            db.execute("UPDATE judgements SET withdrawn_at = ? WHERE number = ?", (_utc_now(), last["number"]))
             db.execute("UPDATE deals SET open = 0 WHERE rater = ? AND open = 1", (rater,))
-            workload.withdraw_judgement(rater, last[0]["item"], last[0]["seconds"])
-            return self._deal(db, _begin(db, rater, last[0]["item"], last[0]["shown"]))
+            workload.withdraw_judgement(rater, last["item"], last["seconds"])
+            return self._deal_from_row(db, _insert_deal(db, rater, last["item"], last["shown"]))
 
     def progress(self, rater: str) -> Progress:
         with self.database.transaction("DEFERRED") as db:
-            found = db.execute("SELECT item FROM deals WHERE rater = ? AND open = 1", (rater,)).fetchone()
-            return self._workload(db).progress(rater, found and found["item"])
+            row = db.execute("SELECT item FROM deals WHERE rater = ? AND open = 1", (rater,)).fetchone()
+            return self._workload(db).progress(rater, None if row is None else row["item"])
 
     def _workload(self, db: sqlite3.Connection) -> Workload:
-        """As it is in the transaction that is open: read again when another program has written to the file."""
-        (version,) = db.execute("PRAGMA data_version").fetchone()
+        """Return the workload as of the open transaction. Read it again if another program has written to the file."""
+        version = db.execute("PRAGMA data_version").fetchone()["data_version"]
         if self.workload is None or self.workload[0] != version or self.workload[1].overlap != self.overlap:
             self.workload = (version, Workload(db, self.overlap))
         return self.workload[1]
 
-    def _deal(self, db: sqlite3.Connection, row: sqlite3.Row) -> Deal:
-        item, path = self._item_of(db, row["item"]), self.database.path
-        taken_back = select_judgements(
+    def _deal_from_row(self, db: sqlite3.Connection, row: sqlite3.Row) -> Deal:
+        item, path = self._select_item(db, row["item"]), self.database.path
+        withdrawn = select_judgements(
             db, "item = ? AND rater = ? ORDER BY number DESC LIMIT 1", row["item"], row["rater"]
         )
-        previous = as_judgement(taken_back[0], item, path) if taken_back else None
-        return Deal(row["id"], item, as_order(row, item, path), previous)
+        return Deal(
+            id=row["id"],
+            item=item,
+            shown=order_from_row(row, item, path),
+            previous=judgement_from_row(withdrawn[0], item, path) if withdrawn else None,
+        )
 
-    def _item_of(self, db: sqlite3.Connection, number: int) -> Item:
-        return as_item(db.execute("SELECT * FROM items WHERE number = ?", (number,)).fetchone(), self.database.path)
+    def _select_item(self, db: sqlite3.Connection, number: int) -> Item:
+        row = db.execute("SELECT * FROM items WHERE number = ?", (number,)).fetchone()
+        return item_from_row(row, self.database.path)
 
 
-def _remembered(database: Database, name: str, given: Any, default: Any) -> Any:
-    """What counts from now on: what is given, else what was given before, else the default."""
-    if given is not None:
+def _remember(database: Database, name: str, value: Any, default: Any) -> Any:
+    if value is not None:
         with database.transaction("IMMEDIATE") as db:
-            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, encode_json(given)))
+            db.execute("INSERT OR REPLACE INTO study (name, value) VALUES (?, ?)", (name, encode_json(value)))
     with database.transaction("DEFERRED") as db:
-        known = db.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
-        return json.loads(known["value"]) if known else default
+        row = db.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
+        return json.loads(row["value"]) if row else default
 
 
-def _begin(db: sqlite3.Connection, rater: str, item: int, shown: str) -> sqlite3.Row:
-    new = (secrets.token_urlsafe(18), item, rater, shown, time())
-    db.execute("INSERT INTO deals (id, item, rater, shown, dealt_at) VALUES (?, ?, ?, ?, ?)", new)
-    row: sqlite3.Row = db.execute("SELECT * FROM deals WHERE id = ?", new[:1]).fetchone()
+def _insert_deal(db: sqlite3.Connection, rater: str, item: int, shown: str) -> sqlite3.Row:
+    deal = secrets.token_urlsafe(18)
+    db.execute(
+        "INSERT INTO deals (id, item, rater, shown, dealt_at) VALUES (?, ?, ?, ?, ?)",
+        (deal, item, rater, shown, time()),
+    )
+    row: sqlite3.Row = db.execute("SELECT * FROM deals WHERE id = ?", (deal,)).fetchone()
     return row
 
 
-def _now() -> str:
+def _utc_now() -> str:
     return datetime.fromtimestamp(time(), UTC).isoformat(timespec="seconds")

@@ -1,6 +1,6 @@
-"""What is left to rank, kept in memory beside a store: which item a rater gets next, and how far each one is.
+"""The work that is left in a study, kept in memory: the next item of each rater, and the progress of each.
 
-A page costs a few passes of `bytearray.find` over one byte an item, whatever has been ranked before.
+To choose an item costs a few passes of `bytearray.find` over one byte per item, however many items are ranked.
 """
 
 import sqlite3
@@ -11,107 +11,124 @@ from collections.abc import Mapping, Sequence
 
 from keel.ranking.deals import Progress
 
-DONE = 255  # in place of a count: this rater has judged the item
-MOST_COUNTED = 254
-KEPT = 200  # raters whose view is kept
+JUDGED = 255  # in place of a count: this rater has judged the item
+MAX_COUNT = 254
+MAX_VIEWS = 200  # raters whose view is kept in memory
 
 
-class View:
-    """The items as one rater has them."""
+class RaterView:
+    """The items from the point of view of one rater."""
 
-    def __init__(self, counts: bytearray, places: Sequence[int], seconds: Sequence[float], overlap: int) -> None:
-        self.counts = bytearray(counts)  # [I], judgements of each item that stand, or DONE
-        for place in places:
-            self.counts[place] = DONE
-        self.left = sum(map(self.counts.count, range(overlap)))  # items that still need judgements, of this rater too
-        self.seconds = sorted(seconds)  # of each judgement of this rater
+    def __init__(self, counts: bytearray, judged: Sequence[int], seconds: Sequence[float], overlap: int) -> None:
+        self.counts = bytearray(counts)  # [I], valid judgements of each item, or JUDGED
+        for index in judged:
+            self.counts[index] = JUDGED
+        # Items below the overlap that this rater has not judged. JUDGED is never in range(overlap).
+        self.left = sum(map(self.counts.count, range(overlap)))
+        self.seconds = sorted(seconds)  # one per judgement of this rater
 
-    def set(self, place: int, count: int, overlap: int) -> None:
-        self.left += (count < overlap) - (self.counts[place] < overlap)
-        self.counts[place] = count
+    def set_count(self, index: int, count: int, overlap: int) -> None:
+        self.left += (count < overlap) - (self.counts[index] < overlap)
+        self.counts[index] = count
 
 
 class Workload:
-    """I items, of which each wants `overlap` judgements by different raters."""
+    """Counts of judgements for I items, each of which needs `overlap` judgements by different raters."""
 
     def __init__(self, db: sqlite3.Connection, overlap: int) -> None:
-        """From a store, as it is in the transaction that is open."""
-        self.db, self.overlap = db, min(overlap, MOST_COUNTED)
-        self.numbers = array("q", (number for (number,) in db.execute("SELECT number FROM items ORDER BY number")))
-        self.counts = bytearray(len(self.numbers))  # [I], judgements that stand
-        self.views: OrderedDict[str, View] = OrderedDict()
-        standing = db.execute(
-            "SELECT item, CAST(seconds AS REAL) FROM judgements WHERE withdrawn_at IS NULL"
+        """Read the counts from a store, inside the open transaction."""
+        self.db, self.overlap = db, min(overlap, MAX_COUNT)
+        self.numbers = array("q", (row["number"] for row in db.execute("SELECT number FROM items ORDER BY number")))
+        self.counts = bytearray(len(self.numbers))  # [I], valid judgements of each item
+        self.views: OrderedDict[str, RaterView] = OrderedDict()
+        rows = db.execute(
+            "SELECT item, CAST(seconds AS REAL) AS seconds FROM judgements WHERE withdrawn_at IS NULL"
         ).fetchall()
-        for item, _ in standing:
-            self._add(item, 1)
-        self.seconds = sorted(seconds for _, seconds in standing)
+        for row in rows:
+            self._change_count(row["item"], 1)
+        self.seconds = sorted(row["seconds"] for row in rows)
 
     def next_item(self, rater: str, held: Mapping[int, int]) -> int | None:
-        """The item that this rater gets: first those for which nobody need be waited, of these the one with the fewest
-        judgements, made or under way (`held`: of each item that lies before a rater, how many). None = nothing left."""
+        """Return the number of the item to deal to this rater, or None if nothing is left.
+
+        Items that need another rater even if all open deals are completed come first. Among these, the item with the
+        fewest judgements and open deals is chosen.
+
+        Args:
+            rater: Name of the rater.
+            held: Item number -> number of raters with an open deal of it.
+        """
         view = self._view(rater)
-        places = {self._place(item): count for item, count in held.items()}
-        found = [
-            (count + held_by >= self.overlap, count + held_by, place)
-            for place, held_by in places.items()
-            if (count := view.counts[place]) < self.overlap
+        held_at = {self._index(item): raters for item, raters in held.items()}
+        candidates = [
+            (count + raters >= self.overlap, count + raters, index)
+            for index, raters in held_at.items()
+            if (count := view.counts[index]) < self.overlap
         ]
         for count in range(self.overlap):
-            place = view.counts.find(count)
-            while place in places:
-                place = view.counts.find(count, place + 1)
-            if place >= 0:
-                found.append((False, count, place))
+            index = view.counts.find(count)
+            while index in held_at:
+                index = view.counts.find(count, index + 1)
+            if index >= 0:
+                candidates.append((False, count, index))
                 break
-        return self.numbers[min(found)[-1]] if found else None
+        return self.numbers[min(candidates)[-1]] if candidates else None
 
-    def progress(self, rater: str, before: int | None) -> Progress:
-        """`before`: the item that lies before this rater, which may have been judged often enough by others."""
+    def progress(self, rater: str, open_item: int | None) -> Progress:
+        """Return how far a rater is.
+
+        Args:
+            rater: Name of the rater.
+            open_item: Item of the rater's open deal. It counts as left although others may have completed it.
+        """
         view = self._view(rater)
-        extra = before is not None and self.overlap <= view.counts[self._place(before)] < DONE
+        extra = open_item is not None and self.overlap <= view.counts[self._index(open_item)] < JUDGED
         left, times = view.left + extra, view.seconds or self.seconds
-        return Progress(len(view.seconds), left, left * _median(times) if times else None)
+        return Progress(done=len(view.seconds), left=left, seconds_left=left * _median(times) if times else None)
 
     def add_judgement(self, rater: str, item: int, seconds: float) -> None:
-        """A judgement was made, and is in the store."""
-        place, view = self._add(item, 1), self.views.get(rater)
+        """Count a judgement that was written to the store."""
+        index, view = self._change_count(item, 1), self.views.get(rater)
         insort(self.seconds, seconds)
         if view is not None:
-            view.set(place, DONE, self.overlap)
+            view.set_count(index, JUDGED, self.overlap)
             insort(view.seconds, seconds)
 
     def withdraw_judgement(self, rater: str, item: int, seconds: float) -> None:
-        """A judgement was taken back, and is marked so in the store."""
-        place, view = self._add(item, -1), self.views.get(rater)
+        """Stop counting a judgement that was marked as withdrawn in the store."""
+        index, view = self._change_count(item, -1), self.views.get(rater)
         self.seconds.pop(bisect_left(self.seconds, seconds))
         if view is not None:
-            view.set(place, self.counts[place], self.overlap)
+            view.set_count(index, self.counts[index], self.overlap)
             view.seconds.pop(bisect_left(view.seconds, seconds))
 
-    def _add(self, item: int, change: int) -> int:
-        place = self._place(item)
-        self.counts[place] = min(self.counts[place] + change, MOST_COUNTED)
+    def _change_count(self, item: int, change: int) -> int:
+        index = self._index(item)
+        self.counts[index] = min(self.counts[index] + change, MAX_COUNT)
         for view in self.views.values():
-            if view.counts[place] != DONE:
-                view.set(place, self.counts[place], self.overlap)
-        return place
+            if view.counts[index] != JUDGED:
+                view.set_count(index, self.counts[index], self.overlap)
+        return index
 
-    def _place(self, item: int) -> int:
+    def _index(self, item: int) -> int:
         return bisect_left(self.numbers, item)
 
-    def _view(self, rater: str) -> View:
+    def _view(self, rater: str) -> RaterView:
         view = self.views.pop(rater, None)
         if view is None:
-            own = "SELECT item, CAST(seconds AS REAL) FROM judgements WHERE rater = ? AND withdrawn_at IS NULL"
-            rows = self.db.execute(own, (rater,)).fetchall()
-            view = View(self.counts, [self._place(item) for item, _ in rows], [each for _, each in rows], self.overlap)
+            rows = self.db.execute(
+                "SELECT item, CAST(seconds AS REAL) AS seconds FROM judgements"
+                " WHERE rater = ? AND withdrawn_at IS NULL",
+                (rater,),
+            ).fetchall()
+            judged = [self._index(row["item"]) for row in rows]
+            view = RaterView(self.counts, judged, [row["seconds"] for row in rows], self.overlap)
         self.views[rater] = view
-        if len(self.views) > KEPT:
+        if len(self.views) > MAX_VIEWS:
             self.views.popitem(last=False)
         return view
 
 
-def _median(rising: Sequence[float]) -> float:
-    middle = len(rising) // 2
-    return rising[middle] if len(rising) % 2 else (rising[middle - 1] + rising[middle]) / 2
+def _median(ascending: Sequence[float]) -> float:
+    middle = len(ascending) // 2
+    return ascending[middle] if len(ascending) % 2 else (ascending[middle - 1] + ascending[middle]) / 2

@@ -1,4 +1,4 @@
-"""The curves of a report: those of all runs by figure, and where the findings lie in them."""
+"""The curves of a report: one plot per metric with all runs, and the steps of the findings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,49 +10,53 @@ from keel.report.summary import ends, format_value, small_plot
 from keel.run.read.curves import OTHER, catalogue, metric_groups
 from keel.run.read.run import Run
 
-ALWAYS_OPEN = ("Learning", "What the answers are worth", "What the answers look like", "Held-out evaluation")
+OPEN_GROUPS = ("Learning", "Scores", "Responses", "Held-out evaluation")
 
 
 def curve_groups(
     runs: Sequence[Run], diagnoses: Sequence[Diagnosis]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """[{"title", "open", "curves"}] of figures that moved, and [{"figure", "label", "value"}] of those that did not.
+    """Return the groups of curves, and the metrics that stayed constant.
 
-    Each curve has {"figure", "label", "means", "says", "runs", "marks"}: `runs` as {"steps", "values", "trend"} or
-    None, `says` for those who do not see the plot, and `marks` as {"run", "first", "last", "severity", "shown"} of
-    every finding, `shown` if it rests on this figure. A group is open if it is of the first to look at, or a finding
-    rests on one of its figures.
+    A group is open if it is in OPEN_GROUPS, or if a finding rests on one of its metrics.
+
+    Returns:
+        [{"title", "open", "curves"}] and [{"figure", "label", "value"}]. A curve has {"figure", "label", "means",
+        "says", "runs", "marks"}. `says` describes it for screen readers. `runs` holds {"steps", "values", "trend"} or
+        None for each run. `marks` holds {"run", "first", "last", "severity", "shown"} for each finding, where `shown`
+        means that the finding rests on this metric.
     """
-    found = [
+    by_run = [
         {curve["figure"]: (group["title"], curve) for group in metric_groups(run) for curve in group["curves"]}
         for run in runs
     ]
     titles = dict.fromkeys([*catalogue(), OTHER])
-    metrics = {metric: part for own in reversed(found) for metric, part in own.items()}
-    order = dict.fromkeys(metric for own in found for metric in own)
-    still = [metric for metric in order if not any(_moves(run, metric) for run in runs)]
-    made = []
+    # Reversed, so that the first run's description wins.
+    metrics = {metric: entry for curves in reversed(by_run) for metric, entry in curves.items()}
+    order = dict.fromkeys(metric for curves in by_run for metric in curves)
+    constant = [metric for metric in order if not any(_varies_over_steps(run, metric) for run in runs)]
+    groups = []
     for title in titles:
-        curves = [metrics[metric][1] for metric in order if metrics[metric][0] == title and metric not in still]
+        curves = [metrics[metric][1] for metric in order if metrics[metric][0] == title and metric not in constant]
         if curves:
-            drawn = [_of_runs(runs, found, curve) | {"marks": _marks(diagnoses, curve["figure"])} for curve in curves]
-            told = any(mark["shown"] for curve in drawn for mark in curve["marks"])
-            made.append({"title": title, "open": told or title in ALWAYS_OPEN, "curves": drawn})
-    return made, [_constant(runs, metrics[metric][1]) for metric in still]
+            plots = [_plot(runs, by_run, curve) | {"marks": _marks(diagnoses, curve["figure"])} for curve in curves]
+            has_finding = any(mark["shown"] for plot in plots for mark in plot["marks"])
+            groups.append({"title": title, "open": has_finding or title in OPEN_GROUPS, "curves": plots})
+    return groups, [_constant(runs, metrics[metric][1]) for metric in constant]
 
 
 def evidence_plots(run: Run, diagnosis: Diagnosis) -> list[list[dict[str, Any] | None]]:
-    """For each finding and each of its evidence a small plot, or None."""
-    return [[small_plot(run, part.figure, finding) for part in finding.evidence] for finding in diagnosis.findings]
+    """Return a small plot, or None, for each item of evidence of each finding."""
+    return [[small_plot(run, item.figure, finding) for item in finding.evidence] for finding in diagnosis.findings]
 
 
-def _of_runs(runs: Sequence[Run], found: Sequence[dict[str, Any]], curve: dict[str, Any]) -> dict[str, Any]:
+def _plot(runs: Sequence[Run], by_run: Sequence[dict[str, Any]], curve: dict[str, Any]) -> dict[str, Any]:
     metric = curve["figure"]
-    own = [made[metric][1] if metric in made else None for made in found]
-    drawn = [part and {name: part[name] for name in ("steps", "values", "trend")} for part in own]
-    sentences = [_sentence(run, metric) for run, part in zip(runs, own, strict=True) if part]
-    words = {name: curve[name] for name in ("figure", "label", "means")}
-    return words | {"runs": drawn, "says": f"{curve['label']}. {' '.join(sentences)}"}
+    curves = [entries[metric][1] if metric in entries else None for entries in by_run]
+    points = [each and {name: each[name] for name in ("steps", "values", "trend")} for each in curves]
+    sentences = [_sentence(run, metric) for run, each in zip(runs, curves, strict=True) if each]
+    texts = {name: curve[name] for name in ("figure", "label", "means")}
+    return texts | {"runs": points, "says": f"{curve['label']}. {' '.join(sentences)}"}
 
 
 def _sentence(run: Run, metric: str) -> str:
@@ -64,7 +68,7 @@ def _sentence(run: Run, metric: str) -> str:
     )
 
 
-def _moves(run: Run, metric: str) -> bool:
+def _varies_over_steps(run: Run, metric: str) -> bool:
     values = run[metric][np.isfinite(run[metric])]
     return len(values) > 1 and bool(np.ptp(values) > 0)
 
@@ -81,7 +85,7 @@ def _marks(diagnoses: Sequence[Diagnosis], metric: str) -> list[dict[str, Any]]:
             "first": finding.first_step,
             "last": diagnosis.last_step if finding.last_step is None else finding.last_step,
             "severity": finding.severity,
-            "shown": any(part.figure == metric for part in finding.evidence),
+            "shown": any(item.figure == metric for item in finding.evidence),
         }
         for number, diagnosis in enumerate(diagnoses)
         for finding in diagnosis.findings

@@ -1,4 +1,4 @@
-"""The report: one page that holds everything it needs, about one run or comparing several."""
+"""The report of one run, or a comparison of several, as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from keel.errors import ConfigError
 from keel.report.frontier import panels
 from keel.report.plots import curve_groups, evidence_plots
 from keel.report.responses import SPREAD, compare_responses, distributions, early_and_late_responses, token_rows
-from keel.report.reward_report import environment
+from keel.report.reward_report import template_environment
 from keel.report.settings import non_default_settings, reproduction
 from keel.report.summary import format_value, run_rows, tiles
 from keel.run.folder import RunFolder, storage, write_atomic
@@ -35,35 +35,41 @@ STYLES = (("keel.report", "static/report.css"), ("keel.report", "static/tokens.c
 def write_report(
     paths: Sequence[str], output: str | None = None, home: str | None = None
 ) -> tuple[Path, dict[str, str]]:
-    """The page's path, and run folder -> verdict. A run that is named twice counts once.
+    """Diagnose runs and write their report.
 
-    Without `output` the page lies in the run's folder; one that compares several lies in `home`, by default the first
-    run's folder, under a name of its own.
+    Args:
+        paths: Run folders. One that is named twice counts once.
+        output: File of the page. By default `report.html` in the run's folder.
+        home: Folder of a comparison without `output`. By default the first run's folder.
 
-    Raises ConfigError for a folder that holds no run or an output that is no page's name, CheckpointError for what
-    cannot be read or written.
+    Returns:
+        The path of the page, and run folder -> verdict.
+
+    Raises:
+        ConfigError: A folder holds no run, or `output` is not the name of an HTML file.
+        CheckpointError: A file cannot be read or written.
     """
     runs = [read_run(path) for path in {Path(path).resolve(): path for path in paths}.values()]
     target = _target(runs, output, home)
     diagnoses = [diagnose(run) for run in runs]
-    text = render_report(runs, diagnoses, _own_report(runs[0], target))
+    text = render_report(runs, diagnoses, _reward_report_address(runs[0], target))
     write_atomic(target, text.encode("utf-8", "replace"))
     return target, {diagnosis.path: diagnosis.verdict for diagnosis in diagnoses}
 
 
 def render_report(runs: Sequence[Run], diagnoses: Sequence[Diagnosis], own_report: str | None = None) -> str:
-    """The HTML of the report; `own_report` is the address of the report that the first run wrote of itself."""
-    scripts = [_text(*place) for place in SCRIPTS]
-    found = report_sections(runs, diagnoses)
+    """Render the HTML. `own_report` is the address of the report that `keel reward` wrote of the first run."""
+    scripts = [_read_asset(*asset) for asset in SCRIPTS]
+    sections = report_sections(runs, diagnoses)
     return (
-        environment()
+        template_environment()
         .get_template("report.html")
         .render(
-            **found,
-            data=chart_data(found),
+            **sections,
+            data=chart_data(sections),
             own_report=own_report,
             shown=format_value,
-            style="".join(_text(*place) for place in STYLES),
+            style="".join(_read_asset(*asset) for asset in STYLES),
             scripts=scripts,
             policy=content_policy(scripts),
         )
@@ -71,49 +77,50 @@ def render_report(runs: Sequence[Run], diagnoses: Sequence[Diagnosis], own_repor
 
 
 def report_sections(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
-    """All that the page says, by the names that its templates use."""
-    names, kept = _names(runs), [_responses(run) for run in runs]
-    answering = next((place for place, own in enumerate(kept) if len(own)), 0)  # whose answers are shown
-    curves, still = curve_groups(runs, diagnoses)
-    reproduced = [reproduction(run) for run in runs]
-    around = differences([found["surroundings"] for found in reproduced])
+    """Compute the content of the page, by the names that its templates use."""
+    names, logs = _names(runs), [_read_responses(run) for run in runs]
+    example_run = next((index for index, log in enumerate(logs) if len(log)), 0)  # whose responses are shown
+    curves, constant = curve_groups(runs, diagnoses)
+    reproductions = [reproduction(run) for run in runs]
+    surroundings = differences([each["surroundings"] for each in reproductions])
     return {
         "names": names,
         "diagnoses": diagnoses,
         "rows": run_rows(runs, diagnoses),
         "tiles": tiles(runs[0]),
-        "evidence": [evidence_plots(run, found) for run, found in zip(runs, diagnoses, strict=True)],
+        "evidence": [evidence_plots(run, diagnosis) for run, diagnosis in zip(runs, diagnoses, strict=True)],
         "curves": curves,
-        "still": still,
+        "constant": constant,
         "frontier": panels(runs, names),
-        "spread": [distributions(own) for own in kept],
+        "spread": [distributions(log) for log in logs],
         "spread_labels": SPREAD,
-        "answering": answering,
-        "num_answers": [len(own) for own in kept],
-        "samples": early_and_late_responses(kept[answering]),
-        "beside": compare_responses(kept),
-        "tokens": token_rows(kept[answering]),
-        "differences": settings_differences(runs) + [row for row in around if None not in row["values"]],
-        "own": non_default_settings(runs[0]),
-        "reproduced": reproduced,
+        "example_run": example_run,
+        "num_responses": [len(log) for log in logs],
+        "samples": early_and_late_responses(logs[example_run]),
+        "shared_prompts": compare_responses(logs),
+        "tokens": token_rows(logs[example_run]),
+        "differences": settings_differences(runs) + [row for row in surroundings if None not in row["values"]],
+        "non_default": non_default_settings(runs[0]),
+        "reproductions": reproductions,
     }
 
 
-def chart_data(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the sections: what the page's script draws."""
-    groups = [group["curves"] for group in found["curves"]]
+def chart_data(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Select from the sections what the page's script draws."""
+    groups = [group["curves"] for group in sections["curves"]]
     return {
         "curves": [[curve["runs"] for curve in curves] for curves in groups],
         "marks": [[curve["marks"] for curve in curves] for curves in groups],
-        "tokens": [row["row"] for row in found["tokens"]],
-        **{name: found[name] for name in ("names", "frontier", "spread")},
+        "tokens": [row["row"] for row in sections["tokens"]],
+        **{name: sections[name] for name in ("names", "frontier", "spread")},
     }
 
 
 def content_policy(scripts: Sequence[str]) -> str:
-    """Nothing is loaded, and only these scripts run: a text that became markup by mistake could still do nothing.
+    """Return the Content-Security-Policy of the page: nothing is loaded, and only these scripts run.
 
-    Plotly writes its styles from its script, hence 'unsafe-inline' for them.
+    Text that became markup by mistake would therefore have no effect. Styles need 'unsafe-inline', because Plotly
+    writes them from its script.
     """
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -121,18 +128,17 @@ def content_policy(scripts: Sequence[str]) -> str:
 
 
 @cache
-def _text(package: str, path: str) -> str:
-    """A file that comes with a package; a page may hold it between tags."""
+def _read_asset(package: str, path: str) -> str:
     return files(package).joinpath(path).read_text(encoding="utf-8")
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Those of their folders, or where two have the same one, their paths."""
+    """Return the folder names of the runs, or their paths if two names are the same."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def _responses(run: Run) -> ResponseLog:
+def _read_responses(run: Run) -> ResponseLog:
     responses = ResponseLog(RunFolder(run.path).rollouts)
     with storage(responses.file.path):
         responses.refresh()
@@ -140,21 +146,24 @@ def _responses(run: Run) -> ResponseLog:
 
 
 def _target(runs: Sequence[Run], output: str | None, home: str | None) -> Path:
-    """Where the page goes. A run's own report stays: a comparison is another page; so is the page of a run of
-    `keel reward`, which writes a report.html of its own."""
+    """Return the file of the page, such that it does not replace another report.
+
+    A comparison has a different name than a run's report, and so has the report of a run of `keel reward`, which
+    writes a report.html itself.
+    """
     run = runs[0]
     if output is None and len(runs) > 1:
         return Path(home or run.path) / "comparison.html"
     if output is None:
         return run.path / ("run-report.html" if run.stage == "reward" else "report.html")
     if not output.endswith((".html", ".htm")):
-        raise ConfigError("this is not the name of a page", where=output, fix="name a file that ends in .html")
+        raise ConfigError("not the name of an HTML file", where=output, fix="name a file that ends in .html")
     return Path(output)
 
 
-def _own_report(run: Run, target: Path) -> str | None:
-    """The address, from the page, of what `keel reward` wrote of its run."""
-    own = run.path / "report.html"
-    if run.stage != "reward" or not own.is_file():
+def _reward_report_address(run: Run, target: Path) -> str | None:
+    """Return the address of the report by `keel reward`, relative to the page."""
+    report = run.path / "report.html"
+    if run.stage != "reward" or not report.is_file():
         return None
-    return quote(Path(os.path.relpath(own.resolve(), target.resolve().parent)).as_posix())
+    return quote(Path(os.path.relpath(report.resolve(), target.resolve().parent)).as_posix())

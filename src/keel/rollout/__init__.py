@@ -1,1 +1,1 @@
-"""From prompts to scored answers."""
+"""From prompts to scored responses."""

@@ -1,7 +1,7 @@
-"""Prompts in, answers out: batched sampling that leaves no doubt which tokens were sampled.
+"""Batched sampling of responses, with a mask of the tokens that were sampled.
 
-Each token takes one uniform number, given by the caller, through the inverse of the cumulative distribution. So a
-row's answer depends on its own numbers alone: not on the batch around it, and not on the rows that finish early.
+Each token comes from one uniform number of the caller, through the inverse of the cumulative distribution. A row's
+response therefore depends only on its numbers, not on the rest of the batch or on rows that finish early.
 """
 
 from collections.abc import Sequence
@@ -36,20 +36,21 @@ def sample_rollouts(
     stop_in_text: bool = True,
     stop_texts: Sequence[str] = (),
 ) -> Rollouts:
-    """One answer to each prompt; `uniforms` [B, T] in [0, 1) sets their number of tokens and decides each of them.
+    """Sample one response to each prompt.
 
-    A row ends with the first token of `end_ids`, or the one that completes one of `stop_texts`, which is part of the
-    response; rows without one are truncated. With `stop_in_text` the text of an end that is ordinary text (such as ".")
-    is part of the response's text.
-    Finished rows leave the batch at once, and a prompt that stands in adjacent rows is read once.
+    A response ends with the first token that is in `end_ids` or completes one of `stop_texts`. This token is part of
+    the response. Responses without such a token are truncated. Finished rows leave the batch at once, and a prompt in
+    adjacent rows is read once.
+
+    Args:
+        uniforms: [B, T] in [0, 1), one number per token. T is the largest number of tokens.
+        stop_in_text: whether the text of an end that is ordinary text, such as ".", is part of the response's text.
     """
     device = plain(model).device
     pad_id = fill_id(model, tokenizer)
-    prompt_tokens, prompt_mask = (
-        part.to(device) for part in pad_rows([p.tokens for p in prompts], pad_id, side="left")
-    )
+    prompt_tokens, prompt_mask = (x.to(device) for x in pad_rows([p.tokens for p in prompts], pad_id, side="left"))
     ends = Ends(tokenizer, end_ids, stop_texts, device)
-    responses, logprobs, lengths, truncated = grow(
+    responses, logprobs, lengths, truncated = generate(
         model, prompts, prompt_tokens, prompt_mask, uniforms.to(device), ends, pad_id, temperature, top_k, top_p
     )
     width = int(lengths.max())
@@ -59,7 +60,7 @@ def sample_rollouts(
     return Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
 
 
-def grow(
+def generate(
     model: Any,
     prompts: Sequence[Prompt],
     prompt_tokens: Tensor,
@@ -71,24 +72,24 @@ def grow(
     top_k: int,
     top_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The answers token by token -> tokens [B, T], their log-probs [B, T], lengths [B], truncated [B]."""
+    """Sample the responses token by token. -> tokens [B, T], their log-probs [B, T], lengths [B], truncated [B]"""
     count, limit = uniforms.shape
     responses = torch.full((count, limit), pad_id, device=uniforms.device)
     logprobs = torch.zeros((count, limit), device=uniforms.device)
     lengths = torch.full((count,), limit, device=uniforms.device)
     truncated = torch.ones(count, dtype=torch.bool, device=uniforms.device)
-    copies = repeats(prompts)
+    copies = count_copies(prompts)
     decoder = choose_decoder(model, limit)
     states = decoder.start(prompt_tokens[::copies], prompt_mask[::copies], copies)
-    active = torch.arange(count, device=uniforms.device)  # which answer each of the decoder's rows is
+    active = torch.arange(count, device=uniforms.device)  # the response that each row of the decoder belongs to
     for t in range(limit):
         logits = next_token_logits(model, states)
-        chosen, logprob = choose(logits, uniforms[active, t], temperature, top_k, top_p)
+        chosen, logprob = choose_tokens(logits, uniforms[active, t], temperature, top_k, top_p)
         responses[active, t], logprobs[active, t] = chosen, logprob
         ended = ends.rows_at_end(responses[active, max(0, t + 1 - ends.window) : t + 1])
         if bool(ended.any()):
             lengths[active[ended]], truncated[active[ended]] = t + 1, False
-            rows = without(ended)
+            rows = remaining_rows(ended)
             active, chosen = active[rows], chosen[rows]
             decoder.keep(rows)
         if t + 1 == limit or not len(active):
@@ -97,27 +98,30 @@ def grow(
     return responses, logprobs, lengths, truncated
 
 
-def repeats(prompts: Sequence[Prompt]) -> int:
-    """How often each prompt stands in a row, if all do equally often, else 1: so often is it read but once."""
+def count_copies(prompts: Sequence[Prompt]) -> int:
+    """Return the number of adjacent rows that share a prompt object, if it is the same for all prompts, else 1."""
     first = next((i for i, prompt in enumerate(prompts) if prompt is not prompts[0]), len(prompts))
-    whole = len(prompts) % first == 0
+    divides = len(prompts) % first == 0
     alike = all(prompt is prompts[i - i % first] for i, prompt in enumerate(prompts))
-    return first if whole and alike else 1
+    return first if divides and alike else 1
 
 
-def without(ended: Tensor) -> Tensor:
-    """The rows that go on [n], where rows from the back fill the places of those that ended: few have to move."""
-    going = ~ended
-    count = int(going.sum())
+def remaining_rows(ended: Tensor) -> Tensor:
+    """Return the rows that have not ended. [B] -> [n]
+
+    Rows from the back take the places of those that ended, so that few rows have to move.
+    """
+    active = ~ended
+    count = int(active.sum())
     rows = torch.arange(count, device=ended.device)
-    rows[ended[:count]] = going[count:].nonzero().squeeze(1) + count
+    rows[ended[:count]] = active[count:].nonzero().squeeze(1) + count
     return rows
 
 
-def choose(
+def choose_tokens(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens by inverting the cumulative distribution at `uniforms`, and their log-probabilities. [B, V], [B] -> [B]
+    """Invert the cumulative distribution at `uniforms`. [B, V], [B] -> tokens [B], their log-probabilities [B]
 
     Temperature 0 takes the most likely token, with its log-probability at temperature 1.
     """
@@ -136,7 +140,10 @@ def choose(
 
 
 def keep_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """-inf for all but the k most likely tokens and the smallest set that holds probability p (for evaluation)."""
+    """Set the logits to -inf except for the k most likely tokens and the smallest set with probability p.
+
+    For evaluation only: training needs the probabilities of the full distribution.
+    """
     if top_k:
         threshold = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -157,9 +164,9 @@ def decode_responses(
     stop_in_text: bool = True,
     ends: Ends | None = None,
 ) -> list[str]:
-    """Return the responses as text: what each adds to its decoded prompt, so that a leading space is kept.
+    """Return the text that each response adds to its decoded prompt, with a leading space if there is one.
 
-    End tokens that are special or added to the vocabulary are never text; other ends are with `stop_in_text`.
+    End tokens that are special or added to the vocabulary are never text. Other ends are text if `stop_in_text`.
     """
     markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
@@ -167,20 +174,24 @@ def decode_responses(
         by_text = ends is not None and row[-1] not in ends.ids
         if is_cut or (stop_in_text and (by_text or row[-1] not in markers)):
             return continuation(tokenizer, prompt.tokens, row)
-        before = continuation(tokenizer, prompt.tokens, row[:-1])
-        return ends.without(continuation(tokenizer, prompt.tokens, row), len(before)) if ends and by_text else before
+        without_end = continuation(tokenizer, prompt.tokens, row[:-1])
+        if ends is None or not by_text:
+            return without_end
+        return ends.strip_stop_text(continuation(tokenizer, prompt.tokens, row), len(without_end))
 
     rows = [row[counted].tolist() for row, counted in zip(responses.cpu(), mask.cpu(), strict=True)]
     return [text(*each) for each in zip(prompts, rows, truncated.tolist(), strict=True)]
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text that `tokens` add after `before`. Special tokens that the assistant may write are part of it: a chat
-    that is learned or scored holds them too."""
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """Return the text that `tokens` add to the text of `prompt`.
+
+    It includes special tokens that the assistant may write, since chats in training and scoring data include them.
+    """
     hidden = hidden_ids(tokenizer)
-    start, whole = (
-        str(tokenizer.decode([token for token in ids if token not in hidden])) for ids in (before, [*before, *tokens])
+    start, full = (
+        str(tokenizer.decode([token for token in ids if token not in hidden])) for ids in (prompt, [*prompt, *tokens])
     )
-    if whole.startswith(start):
-        return whole[len(start) :]
+    if full.startswith(start):
+        return full[len(start) :]
     return str(tokenizer.decode([token for token in tokens if token not in hidden]))

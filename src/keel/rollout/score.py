@@ -1,4 +1,4 @@
-"""One batch of experience: prompts -> Rollouts -> ScoredRollouts."""
+"""Rollouts -> ScoredRollouts: call every scorer, and add up the scores by their weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from keel.core.masked import last_counted_index
+from keel.core.rewards import place_scores
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.turns import common_prefix_length
 from keel.errors import RewardError
-from keel.rollout.functions import FunctionScorer
+from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.sampler import continuation
 from keel.rollout.score_check import NoScore, Score
 from keel.rollout.scorers import Scorer
-from keel.rollout.segments import split
+from keel.rollout.segments import split_segments
 
 
 def score(
@@ -26,43 +26,46 @@ def score(
     segments: str = "none",
     on_failure: str = "stop",
 ) -> ScoredRollouts:
-    """Ask every scorer and add up what they say, by their weights.
+    """Score a batch of responses with every scorer.
 
-    With `segments` (sentence, or a delimiter) each part's score stands on the part's last token.
-    A failing scorer raises RewardError or, with on_failure "drop", loses its responses only.
+    Args:
+        segments: "none", "sentence", or a delimiter. The score of a segment is on the segment's last token.
+        on_failure: "stop" raises RewardError if a scorer fails; "drop" only drops the responses that it failed on.
+
+    Raises RewardError also for a response that no scorer has a score for.
     """
-    parts = None if segments == "none" else [split(text, segments) for text in rollouts.texts]
+    texts = None if segments == "none" else [split_segments(text, segments) for text in rollouts.texts]
     device = rollouts.response_mask.device
     total = torch.zeros(rollouts.response_mask.shape, device=device)
-    judged = torch.zeros(len(rollouts.texts), dtype=torch.bool, device=device)
-    failed = torch.zeros_like(judged)
+    has_score = torch.zeros(len(rollouts.texts), dtype=torch.bool, device=device)
+    failed = torch.zeros_like(has_score)
     by_scorer: dict[str, Tensor] = {}
     disagreement, cut, failures = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-    segmented = parts is not None
+    segmented = texts is not None
     for scorer in scorers:
-        responses, lost, cause = _ask(scorer, rollouts, parts, on_failure)
+        scores, lost, cause = _call_scorer(scorer, rollouts, texts, on_failure)
         failed |= torch.tensor(lost, device=device)
         failures |= {scorer.name: cause} if cause else {}
-        segmented = segmented or any(isinstance(response, list) for response in responses)
-        placed = _placed(responses, rollouts, parts, tokenizer, scorer.name).to(device)
-        said = torch.tensor([response is not None for response in responses], device=device)
-        total += scorer.weight * placed
-        judged |= said
-        by_scorer[scorer.name] = placed.sum(1).masked_fill(~said, torch.nan)
+        segmented = segmented or any(isinstance(value, list) for value in scores)
+        token_scores = _place_on_tokens(scores, rollouts, texts, tokenizer, scorer.name).to(device)
+        scored_here = torch.tensor([value is not None for value in scores], device=device)
+        total += scorer.weight * token_scores
+        has_score |= scored_here
+        by_scorer[scorer.name] = token_scores.sum(1).masked_fill(~scored_here, torch.nan)
         if (spread := getattr(scorer, "disagreement", None)) is not None:
             disagreement[scorer.name] = torch.tensor(spread, device=device)
         if (limited := getattr(scorer, "cut", None)) is not None:
             cut[scorer.name] = torch.tensor(limited, device=device)
-    if not bool((judged | failed).all()):
-        row = int((~judged & ~failed).nonzero()[0])
+    if not bool((has_score | failed).all()):
+        row = int((~has_score & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")
-    placed_sums, kept = total if segmented else None, ~failed
-    scored = ScoredRollouts(rollouts, total.sum(1), placed_sums, by_scorer, kept, disagreement, cut, failures)
-    return _with_logged(scored, scorers)
+    segment_scores, kept = total if segmented else None, ~failed
+    scored = ScoredRollouts(rollouts, total.sum(1), segment_scores, by_scorer, kept, disagreement, cut, failures)
+    return _add_logged(scored, scorers)
 
 
-def _with_logged(scored: ScoredRollouts, scorers: Sequence[Scorer]) -> ScoredRollouts:
-    """The same with what reward functions logged of this batch; the metrics of one name come together."""
+def _add_logged(scored: ScoredRollouts, scorers: Sequence[Scorer]) -> ScoredRollouts:
+    """Add what the reward functions logged about this batch. Metrics with the same name are joined."""
     functions = [scorer for scorer in scorers if isinstance(scorer, FunctionScorer)]
     metrics: dict[str, list[float]] = {}
     for scorer in functions:
@@ -72,74 +75,75 @@ def _with_logged(scored: ScoredRollouts, scorers: Sequence[Scorer]) -> ScoredRol
     return replace(scored, logged=metrics, columns=columns)
 
 
-def _ask(
-    scorer: Scorer, rollouts: Rollouts, parts: list[list[str]] | None, on_failure: str
+def _call_scorer(
+    scorer: Scorer, rollouts: Rollouts, segments: list[list[str]] | None, on_failure: str
 ) -> tuple[list[Score], list[bool], str]:
-    """A scorer's answers, None where it failed, which samples it failed on, and why on the first."""
+    """Return the scores, None where the scorer failed; which samples it failed on; and the cause of the first."""
     try:
-        responses = scorer(rollouts, parts)
+        scores = scorer(rollouts, segments)
     except RewardError as error:
         if on_failure == "stop":
             raise
         return [None] * len(rollouts.texts), [True] * len(rollouts.texts), str(error)
     causes = [
-        RewardError(f"{response.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
-        for row, response in enumerate(responses)
-        if isinstance(response, NoScore)
+        RewardError(f"{value.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
+        for row, value in enumerate(scores)
+        if isinstance(value, NoScore)
     ]
     if causes and on_failure == "stop":
         raise causes[0]
-    scores: list[Score] = [None if isinstance(response, NoScore) else response for response in responses]
-    lost = [isinstance(response, NoScore) for response in responses]
-    return scores, lost, str(causes[0]) if causes else ""
+    lost = [isinstance(value, NoScore) for value in scores]
+    valid: list[Score] = [None if isinstance(value, NoScore) else value for value in scores]
+    return valid, lost, str(causes[0]) if causes else ""
 
 
-def _placed(
-    responses: list[Score],
+def _place_on_tokens(
+    scores: list[Score],
     rollouts: Rollouts,
-    parts: list[list[str]] | None,
+    segments: list[list[str]] | None,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
 ) -> Tensor:
-    """Scores [B, T], each on the last token of what it judges."""
-    placed = torch.zeros(rollouts.response_mask.shape)
-    last = last_counted_index(rollouts.response_mask).tolist()
-    for row, response in enumerate(responses):
-        if isinstance(response, list):
-            texts, values = _segments_of(response, row, rollouts, parts, name)
-            for place, value in zip(token_ends(rollouts, row, texts, tokenizer), values, strict=True):
-                placed[row, place] += value
-        elif isinstance(response, float):
-            placed[row, last[row]] = response
-    return placed
+    """Put each score on the last token of the response or segment that it is for. -> [B, T], on the CPU"""
+    mask = rollouts.response_mask.cpu()
+    token_scores = place_scores(torch.tensor([value if isinstance(value, float) else 0.0 for value in scores]), mask)
+    for row, value in enumerate(scores):
+        if isinstance(value, list):
+            texts, numbers = _segment_scores(value, row, rollouts, segments, name)
+            for place, number in zip(token_ends(rollouts, row, texts, tokenizer), numbers, strict=True):
+                token_scores[row, place] += number
+    return token_scores
 
 
-def _segments_of(
-    response: list[Any], row: int, rollouts: Rollouts, parts: list[list[str]] | None, name: str
+def _segment_scores(
+    score: list[Any], row: int, rollouts: Rollouts, segments: list[list[str]] | None, name: str
 ) -> tuple[list[str], list[float]]:
-    """The texts and scores of one answer's segments: its own (text, score) pairs, or a number for each given part."""
-    if response and isinstance(response[0], tuple):
-        texts, values = [text for text, _ in response], [value for _, value in response]
+    """Return the texts and scores of a response's segments.
+
+    A scorer returns a number for each segment that it was called with, or (text, score) pairs of other segments.
+    """
+    if score and isinstance(score[0], tuple):
+        texts, numbers = [text for text, _ in score], [number for _, number in score]
         if "".join(texts) != rollouts.texts[row]:
-            raise RewardError(f"the segments of sample {row} do not join to its answer", where=name)
-        return texts, values
-    if parts is None:
+            raise RewardError(f"the segments of sample {row} do not join to its response", where=name)
+        return texts, numbers
+    if segments is None:
         raise RewardError(
             f"sample {row} got a list of rewards", where=name, fix="set reward.segments, or return (text, reward) pairs"
         )
-    if len(response) != len(parts[row]):
-        raise RewardError(f"sample {row} has {len(parts[row])} segments, got {len(response)} rewards", where=name)
-    return parts[row], response
+    if len(score) != len(segments[row]):
+        raise RewardError(f"sample {row} has {len(segments[row])} segments, got {len(score)} rewards", where=name)
+    return segments[row], score
 
 
 def token_ends(rollouts: Rollouts, row: int, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """For each segment the index of the token that completes it; the last segment ends with the response.
+    """Return the index of the token that completes each segment. The last segment ends with the response.
 
-    A character of several tokens is complete with the last of them: before that, it decodes to something else.
+    A character of several tokens is complete with its last token. Until then, it decodes to something else.
     """
     tokens = rollouts.response_tokens[row][rollouts.response_mask[row]].tolist()
-    before = rollouts.prompts[row].tokens
-    decoded = [continuation(tokenizer, before, tokens[: t + 1]) for t in range(len(tokens))]
+    prompt = rollouts.prompts[row].tokens
+    decoded = [continuation(tokenizer, prompt, tokens[: t + 1]) for t in range(len(tokens))]
     reached = [common_prefix_length(text, decoded[-1]) for text in decoded]
     ends, length = [], 0
     for text in texts[:-1]:

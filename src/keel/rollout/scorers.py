@@ -1,5 +1,4 @@
-"""Who judges the answers: a reward model, a Python function, or a server. Nothing is ever turned into a number that
-a scorer did not say."""
+"""Scorers: what scores responses, such as a reward model, a Python function or a server."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ from keel.models.heads import plain
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.naming import clean_name, free_name
-from keel.rollout.functions import FunctionScorer
-from keel.rollout.http import DEADLINE_SECONDS, HttpScorer
+from keel.rollout.function_scorer import FunctionScorer
+from keel.rollout.http_scorer import DEADLINE_SECONDS, HttpScorer
 from keel.rollout.reward_file import forget_files, load_function
 from keel.rollout.score_check import Score
 
@@ -27,11 +26,15 @@ class Scorer(Protocol):
     noisy: bool
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
-        """One score an answer, in order; `segments` are the answers' parts when segment scores are wanted."""
+        """Return one score per response, in order.
+
+        Args:
+            segments: the segments of each response, for segment scores.
+        """
 
 
 class Source(Protocol):
-    """Where a scorer comes from: exactly one of model, function, url."""
+    """The settings of a scorer. Exactly one of model, function and url is set."""
 
     model: str | None
     function: str | None
@@ -51,81 +54,90 @@ class Source(Protocol):
 
 
 def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., Any]] = ()) -> list[Scorer]:
-    """Scorers of the settings, under the names they have there, then functions handed over in Python.
+    """Build the scorers of the settings, then those of functions passed in Python.
 
-    Raises ConfigError without any, and for one that cannot be loaded or called.
+    Raises ConfigError if there is none, and for a scorer that cannot be loaded or called.
     """
     forget_files()
-    scorers = [_build(source, f"rewards[{place}]") for place, source in enumerate(sources)]
-    for place, function in enumerate(_checked_functions(functions)):
+    scorers = [_build(source, f"rewards[{index}]") for index, source in enumerate(sources)]
+    for index, function in enumerate(_check_functions(functions)):
         name = free_name(function_name(function), [scorer.name for scorer in scorers])
         noisy = bool(getattr(function, "noisy", False))
-        scorers.append(FunctionScorer(function, name, noisy=noisy, where=f"scorers[{place}]"))
+        scorers.append(FunctionScorer(function, name, noisy=noisy, where=f"scorers[{index}]"))
     if not scorers:
         raise ConfigError("no scorer", where="rewards", fix="name a reward model, a function or a url under `rewards`")
     return scorers
 
 
-def _checked_functions(functions: Any) -> Sequence[Callable[..., Any]]:
-    """The functions handed over in Python. Raises ConfigError for anything but a list or tuple of them."""
+def _check_functions(functions: Any) -> Sequence[Callable[..., Any]]:
+    """Return the functions passed in Python. Raises ConfigError unless they are a list or tuple of functions."""
     if not isinstance(functions, list | tuple):
         kind = type(functions).__name__
-        raise ConfigError(f"expected a list of functions, got {kind}", where="scorers", fix="give scorers=[function]")
-    for place, function in enumerate(functions):
+        raise ConfigError(f"expected a list of functions, got {kind}", where="scorers", fix="pass scorers=[function]")
+    for index, function in enumerate(functions):
         if not callable(function):
             raise ConfigError(
                 f"expected a function, got {type(function).__name__}",
-                where=f"scorers[{place}]",
-                fix="give the function itself; name FILE.py:NAME in `rewards`",
+                where=f"scorers[{index}]",
+                fix="pass the function itself; FILE.py:NAME belongs in `rewards`",
             )
     return functions
 
 
 def _build(source: Source, where: str) -> Scorer:
     if source.model is not None:
-        judge = load_reward_model(source.model, source.combine, source.std_coef, source.chat_template, source.dtype)
-        return RewardModelScorer(judge, source.label, source.weight)
+        reward_model = load_reward_model(
+            source.model, source.combine, source.std_coef, source.chat_template, source.dtype
+        )
+        return RewardModelScorer(reward_model, source.label, source.weight)
     if source.function is not None:
-        function, home = load_function(source.function)
+        function, folder = load_function(source.function)
         scorer = FunctionScorer(function, source.label, source.weight, source.noisy, f"{where}.function")
-        return scorer.within(home, source.timeout_seconds)
+        return scorer.within(folder, source.timeout_seconds)
     seconds = source.timeout_seconds or DEADLINE_SECONDS
     return HttpScorer(str(source.url), source.label, source.weight, source.noisy, seconds)
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Of a function its name, of functools.partial that of what it calls, of another object that of its class."""
+    """Return the name of a function, of the function in a functools.partial, or of the class of another object."""
     function = function.func if isinstance(function, partial) else function
     return clean_name(getattr(function, "__name__", type(function).__name__)) or "function"
 
 
 def check_signatures(scorers: Sequence[Scorer], columns: Iterable[str], segments: bool = False) -> None:
-    """Raises ConfigError for a function that takes what nobody gives: `columns` are those of the prompts."""
-    known = list(dict.fromkeys(columns))
+    """Raise ConfigError for a function with a required parameter that it is not called with.
+
+    Args:
+        columns: names of the columns of the prompts.
+    """
+    distinct = list(dict.fromkeys(columns))
     for scorer in scorers:
         if isinstance(scorer, FunctionScorer):
-            scorer.check(known, segments)
+            scorer.check(distinct, segments)
 
 
 class RewardModelScorer:
-    """A trained reward model or an ensemble, which reads text with its own tokenizer: ids never cross vocabularies."""
+    """A trained reward model or an ensemble.
+
+    It gets responses as text and encodes them with its tokenizer: token ids are never passed between vocabularies.
+    """
 
     noisy = False
-    disagreement: list[float] | None = None  # of an ensemble's members over each answer of the last call
-    cut: list[bool] | None = None  # for each response of the last call whether the text was too long to be read in full
+    disagreement: list[float] | None = None  # deviation of an ensemble's scores of each response of the last call
+    cut: list[bool] | None = None  # whether the text of each response of the last call was too long to be read in full
 
-    def __init__(self, judge: RewardModel | RewardEnsemble, name: str, weight: float = 1.0) -> None:
-        self.judge, self.name, self.weight = judge, name, weight
+    def __init__(self, reward_model: RewardModel | RewardEnsemble, name: str, weight: float = 1.0) -> None:
+        self.reward_model, self.name, self.weight = reward_model, name, weight
         for member in self.members:
             member.model.requires_grad_(False)
 
     @property
     def members(self) -> list[RewardModel]:
-        return member_models(self.judge)
+        return member_models(self.reward_model)
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a weight."""
+        """Bytes per weight; the smallest of an ensemble."""
         return min(plain(member.model).dtype.itemsize for member in self.members)
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
@@ -133,30 +145,30 @@ class RewardModelScorer:
             Reading(prompt.content, text, was_cut, read_tools(prompt.columns))
             for prompt, text, was_cut in zip(rollouts.prompts, rollouts.texts, rollouts.truncated.tolist(), strict=True)
         ]
-        return self._scores(readings) if segments is None else self._differences(readings, segments)
+        return self._scores(readings) if segments is None else self._segment_scores(readings, segments)
 
     def _scores(self, readings: list[Reading]) -> list[Score]:
-        if not isinstance(self.judge, RewardEnsemble):
-            scores = list(self.judge.score_readings(readings).tolist())
-            self.cut = list(self.judge.cut)
+        if not isinstance(self.reward_model, RewardEnsemble):
+            scores = list(self.reward_model.score_readings(readings).tolist())
+            self.cut = list(self.reward_model.cut)
             return scores
-        said = self.judge.member_scores(readings)
-        self.cut = self.judge.cut
-        self.disagreement = said.std(0, correction=0).tolist()
-        return list(self.judge.combine_scores(said).tolist())
+        scores_by_member = self.reward_model.member_scores(readings)
+        self.cut = self.reward_model.cut
+        self.disagreement = scores_by_member.std(0, correction=0).tolist()
+        return list(self.reward_model.combine_scores(scores_by_member).tolist())
 
-    def _differences(self, readings: list[Reading], segments: list[list[str]]) -> list[Score]:
-        """A segment's score is what it adds: r(answer so far) - r(answer before), so the sum is the answer's score."""
-        rows = [
-            replace(whole, response="".join(parts[:k]), truncated=whole.truncated and k == len(parts))
-            for whole, parts in zip(readings, segments, strict=True)
-            for k in range(1, len(parts) + 1)
+    def _segment_scores(self, readings: list[Reading], segments: list[list[str]]) -> list[Score]:
+        """Return what each segment adds to the score of the text up to its end. They add up to the response's score."""
+        prefixes = [
+            replace(reading, response="".join(texts[:k]), truncated=reading.truncated and k == len(texts))
+            for reading, texts in zip(readings, segments, strict=True)
+            for k in range(1, len(texts) + 1)
         ]
-        flat = iter(self.judge.score_readings(rows).tolist() if rows else [])
-        last = accumulate(len(parts) for parts in segments)
-        self.cut = [self.judge.cut[end - 1] for end in last]  # the last row of each response is its full text
+        scores = iter(self.reward_model.score_readings(prefixes).tolist() if prefixes else [])
+        last = accumulate(len(texts) for texts in segments)
+        self.cut = [self.reward_model.cut[end - 1] for end in last]  # the last prefix of each response is its full text
         result: list[Score] = []
-        for parts in segments:
-            sums = [0.0] + [next(flat) for _ in parts]
-            result.append([after - before for before, after in pairwise(sums)])
+        for texts in segments:
+            sums = [0.0] + [next(scores) for _ in texts]
+            result.append([end - start for start, end in pairwise(sums)])
         return result

@@ -1,1 +1,1 @@
-"""A run's record on disk: settings, metrics, answers, checkpoints. Whatever looks at a run reads these files."""
+"""The files of a run folder: settings, metrics, responses, checkpoints. All tools that show a run read these files."""

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: written aside, verified by a manifest, made visible by one rename.
+"""Atomic checkpoints: written to a temporary folder, verified by a manifest, made visible by one rename.
 
-`checkpoints/step-000020/` holds `state.json`, NAME.safetensors for each named set of tensors, a Hugging Face folder for
-each model, and `manifest.json` (size and SHA-256 of every other file), written last. No pickle anywhere.
+`checkpoints/step-000020/` contains `state.json`, NAME.safetensors for each named set of tensors, a Hugging Face folder
+for each model, and `manifest.json` (size and SHA-256 of every other file), which is written last. There is no pickle.
 """
 
 import json
@@ -22,7 +22,7 @@ from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.folder import RunFolder, remove, sha256, storage, sync
-from keel.run.metrics import sync_to_disk
+from keel.run.metrics_log import sync_to_disk
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -30,29 +30,29 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint that has been verified."""
+    """A verified checkpoint."""
 
     path: Path
     step: int
     state: dict[str, Any]
-    ignored: tuple[str, ...] = ()  # newer ones that cannot be used, each with the reason
+    ignored: tuple[str, ...] = ()  # newer checkpoints that cannot be used, each with the reason
 
     def __str__(self) -> str:
-        """What a person is told who resumes a run."""
-        return f"going on from step {self.step}" + "".join(f"; ignored {each}" for each in self.ignored)
+        """The line that is printed when a run is resumed."""
+        return f"continuing from step {self.step}" + "".join(f"; ignored {each}" for each in self.ignored)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under `name`, on the CPU. Raises CheckpointError."""
+        """Load the tensors saved under `name` to the CPU. Raises CheckpointError."""
         path = self.path / f"{name}.safetensors"
         if not path.is_file():
-            raise CheckpointError(f"holds no {name}", where=str(self.path))
+            raise CheckpointError(f"the checkpoint has no {name}", where=str(self.path))
         return load_file(path)
 
     def folder(self, name: str) -> Path:
-        """The Hugging Face folder of the model saved under `name`. Raises CheckpointError."""
+        """Return the Hugging Face folder of the model saved under `name`. Raises CheckpointError."""
         path = self.path / name
         if not path.is_dir():
-            raise CheckpointError(f"holds no {name}", where=str(self.path))
+            raise CheckpointError(f"the checkpoint has no {name}", where=str(self.path))
         return path
 
 
@@ -64,10 +64,10 @@ def save_checkpoint(
     models: Mapping[str, Callable[[Path], None]],
     keep: int = 2,
 ) -> Path:
-    """Save after `step`, then delete all but the newest `keep` (0 = delete none). Raises CheckpointError.
+    """Save a checkpoint of `step`, then delete all but the newest `keep` (0 deletes none). Raises CheckpointError.
 
-    A run is a function of its settings, so a checkpoint of this step that verifies is this one and stays as it is.
-    At every moment the newest earlier checkpoint is intact: nothing is deleted before the new one is in place.
+    Nothing is deleted before the new checkpoint is in place, so that an intact one exists at any time. A valid
+    checkpoint of the same step is kept: a run is a function of its settings, so it has the same content.
     """
     target = folder.checkpoints / f"step-{step:06d}"
     partial = target.with_suffix(".tmp")
@@ -91,14 +91,14 @@ def save_checkpoint(
     except SafetensorError as error:  # safetensors reports a full disk this way
         raise CheckpointError(str(error), str(partial), "free or repair the storage") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone after a success; after a failure, give the space back
+        shutil.rmtree(partial, ignore_errors=True)  # after a failure, free the space; after a success, it is gone
     return target
 
 
 def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
-    """The newest checkpoint whose files are what its manifest says, or None when no step was ever saved.
+    """Return the newest checkpoint that matches its manifest, or None if none was ever saved.
 
-    Newer ones that are damaged or unfinished are named in `.ignored`. Raises CheckpointError when all are damaged.
+    Its `ignored` names newer ones that are damaged or unfinished. Raises CheckpointError when all are damaged.
     """
     ignored = [f"{path.name}: unfinished" for path in sorted(folder.checkpoints.glob("step-*.tmp"))]
     damaged: list[str] = []
@@ -112,28 +112,36 @@ def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
         raise CheckpointError(
             f"no checkpoint can be used ({'; '.join(damaged)})",
             str(folder.checkpoints),
-            "start again in another output",
+            "start a new run in another output",
         )
     return None
 
 
 def checkpoint_to_resume(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
-    """Return the checkpoint that a resumed run continues from, or None where it starts again; `say` reports which.
+    """Return the checkpoint that a resumed run continues from, or None if it starts again from step 0.
 
-    Raises CheckpointError when all are damaged, ConfigError for a finished run whose checkpoints are gone.
+    Args:
+        say: print a line that reports which.
+
+    Raises CheckpointError when all are damaged, ConfigError for a finished run without checkpoints.
     """
     checkpoint = latest_checkpoint(folder)
     if checkpoint is not None:
         say(str(checkpoint))
     elif folder.holds_result:
-        raise ConfigError("finished, and its checkpoints are gone", str(folder.path), "choose another output")
+        raise ConfigError(
+            "the run is finished and has no checkpoints to resume from", str(folder.path), "choose another output"
+        )
     elif folder.holds_run:
-        say(f"no checkpoint in {folder.path}: beginning again from step 0")
+        say(f"no checkpoint in {folder.path}: starting again from step 0")
     return checkpoint
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments and counters as `INDEX.NAME` tensors; rates and groups come from the settings."""
+    """Return the moments and counters of the optimizer as `INDEX.NAME` tensors.
+
+    Learning rates and parameter groups are not saved: they come from the settings.
+    """
     return {
         f"{index}.{name}": torch.as_tensor(value)
         for index, moments in optimizer.state_dict()["state"].items()
@@ -142,13 +150,16 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave. Raises CheckpointError when the parameters are others."""
+    """Load the result of `optimizer_tensors`. Raises CheckpointError if the parameters have other shapes."""
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         if int(index) >= len(shapes) or (value.dim() and tuple(value.shape) != shapes[int(index)]):
-            raise CheckpointError(f"optimizer state {key} fits no parameter of this model")
+            raise CheckpointError(
+                f"the optimizer state {key} fits no parameter of this model",
+                fix="resume with the model and the LoRA settings of the start of the run",
+            )
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -183,21 +194,21 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 
 def _make_visible(partial: Path, target: Path) -> None:
-    if target.exists() or target.is_symlink():  # only one that fails its manifest gets here
+    if target.exists() or target.is_symlink():  # a damaged checkpoint: `save_checkpoint` returns early for a valid one
         remove(target)
     partial.rename(target)
     sync(target.parent)
 
 
 def _delete_old(folder: RunFolder, step: int, keep: int) -> None:
-    # Ones beyond this step are left for a person to look at: they were damaged, else the run had resumed from them.
-    until_now = [path for path in _saved(folder) if _step_of(path) <= step]
-    for path in until_now[:-keep] if keep else []:
+    # Checkpoints of later steps are damaged, or the run would have resumed from them. Keep them for inspection.
+    up_to_step = [path for path in _saved(folder) if _step_of(path) <= step]
+    for path in up_to_step[:-keep] if keep else []:
         remove(path)
 
 
 def _fault(folder: Path) -> str | None:
-    """Why the checkpoint cannot be trusted; None when every file is what the manifest says."""
+    """Return why the checkpoint cannot be used; None if every file matches the manifest."""
     try:
         manifest = json.loads(read_regular(folder / MANIFEST))
         if manifest["format"] != FORMAT or manifest["step"] != _step_of(folder):
@@ -207,19 +218,19 @@ def _fault(folder: Path) -> str | None:
         return f"{MANIFEST}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
-    found = dict(_files(folder))
-    found.pop(MANIFEST)
-    missing = sorted(expected.keys() ^ found.keys())
-    if missing:
-        return f"{missing[0]} is {'missing' if missing[0] in expected else 'not in the manifest'}"
-    for name, path in found.items():
+    present = dict(_files(folder))
+    present.pop(MANIFEST)
+    different = sorted(expected.keys() ^ present.keys())
+    if different:
+        return f"{different[0]} is {'missing' if different[0] in expected else 'not in the manifest'}"
+    for name, path in present.items():
         if (path.stat().st_size, sha256(path)) != expected[name]:
             return f"{name} is damaged"
     return None
 
 
 def _saved(folder: RunFolder) -> list[Path]:
-    """Oldest first."""
+    """Return the folders of all saved checkpoints, oldest first."""
     paths = [path for path in folder.checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(paths, key=_step_of)
 

@@ -1,4 +1,4 @@
-"""Keep the rows on which an update went wrong, for `keel doctor` and for people."""
+"""Keep the rows of a failed or skipped update, for `keel doctor` and for people."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from keel.run.folder import RunFolder, replace_folder
 from keel.run.json_values import finite
 
 MOST = 20
-"""More steps than these are not kept: a run that skips bad updates may meet many."""
+"""Largest number of steps to keep: a run that skips bad updates may have many."""
 
 
 def keep_rows(
@@ -25,9 +25,10 @@ def keep_rows(
     tensors: Mapping[str, Tensor] | None = None,
     rank: str = "",
 ) -> str:
-    """`faults/step-000012/`: fault.json, rows.jsonl and, if there are tensors, batch.safetensors.
+    """Write `faults/step-000012/` with fault.json, rows.jsonl and, if there are tensors, batch.safetensors.
 
-    Returns where it is, for a message: nothing that goes wrong here hides what went wrong before.
+    Returns text to append to an error message: where the rows are, or why they could not be written. It raises no
+    error itself, which would hide the error of the update.
     """
     if len(list(folder.faults.glob("step-*"))) >= MOST:
         return ""

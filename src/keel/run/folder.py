@@ -1,4 +1,4 @@
-"""The run folder: where everything a run writes lies, and the rule that one trainer at a time writes there."""
+"""The run folder: the paths of all files of a run, its lock, and functions that write files atomically."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from keel.run.lock import take_lock
 from keel.run.saved_settings import load_settings
 from keel.terminal import tell
 
-# Settings that a resumed run may change: none of them alters the steps already taken.
+# Settings that a resumed run may change: none of them affects the steps already done.
 FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor")
 
-NO_YAML = (ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # what its constructors raise
+NO_YAML = (ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # errors of YAML constructors
 
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn failures of the file system into a CheckpointError that names the path and the system's reason."""
+    """Turn errors of the file system into a CheckpointError with the path and the system's reason."""
     try:
         yield
     except CheckpointError:
@@ -39,7 +39,7 @@ def storage(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or leave what was there: a reader never sees half of it. Raises CheckpointError."""
+    """Write a file atomically: a reader sees the old content or the new one. Raises CheckpointError."""
     partial = path.with_name(f".{path.name}.tmp")
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,19 +51,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_final_metrics(folder: "RunFolder", metrics: Mapping[str, float]) -> None:
-    """What a finished run came to, beside its result. Raises CheckpointError."""
+    """Write the metrics of a finished run to figures.json. Raises CheckpointError."""
     write_atomic(folder.path / "figures.json", json.dumps(metrics, indent=1) + "\n")
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """A folder that `write` fills, whole or not there. Raises CheckpointError."""
+    """Replace a folder by one that `write` fills. A reader never sees an incomplete folder. Raises CheckpointError."""
     partial = target.with_name(f"{target.name}.tmp")
     with storage(target):
         failpoint("result.begin")
         remove(partial)
         partial.mkdir(parents=True)
         write(partial)
-        readable = partial.stat().st_mode & 0o666  # what this user's new files are; some libraries make theirs private
+        readable = partial.stat().st_mode & 0o666  # the user's default mode; some libraries write private files
         for path in (*partial.rglob("*"), partial):
             if path.is_file():
                 path.chmod(readable)
@@ -76,7 +76,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there; of a link the link alone, never what it leads to. Raises OSError."""
+    """Delete a file or folder if it exists. Of a symbolic link only the link is deleted. Raises OSError."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -84,7 +84,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """What was written to this file or folder survives a power cut from here on."""
+    """Flush a file or folder to disk, so that it survives a power failure."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
         return
     handle = os.open(path, os.O_RDONLY)
@@ -100,7 +100,10 @@ def sha256(path: Path) -> str:
 
 
 class RunFolder:
-    """Paths inside one run folder. `RunFolder(path)` only names them; `RunFolder.open` takes the folder for writing."""
+    """The paths inside a run folder.
+
+    `RunFolder(path)` only names them. `RunFolder.open` locks the folder for writing.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._lock: int | None = None
@@ -120,10 +123,15 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any], resume: bool = False) -> Self:
-        """Lock the folder and save the resolved settings (plain values, as of `model_dump(mode="json")`) in it.
+        """Lock the folder and save the settings in it.
 
-        Raises ConfigError when the folder cannot be written, is in use, holds a run and `resume` is off, or holds a
-        run with other settings. To resume a run that never started is to start it.
+        To resume a run that never started is to start it.
+
+        Args:
+            settings: plain values, as of `model_dump(mode="json")`.
+
+        Raises ConfigError for a folder that cannot be written, is in use, holds a run without `resume`, or holds a run
+        with other settings.
         """
         folder = cls(path)
         try:
@@ -134,24 +142,27 @@ class RunFolder:
         if folder.holds_run:
             folder._check_resumable(settings, resume)
         elif resume:
-            tell(f"nothing to resume in {folder.path}: beginning")
+            tell(f"nothing to resume in {folder.path}: starting a new run")
         folder.ended.unlink(missing_ok=True)
         write_atomic(folder.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return folder
 
     @property
     def holds_run(self) -> bool:
-        """A start that failed before its first step leaves settings only, and may be repeated."""
+        """Whether the folder has metrics, checkpoints or a result.
+
+        Settings alone are no run: a start that failed before its first step may be repeated.
+        """
         return self.holds_result or any(_has_content(path) for path in (self.metrics, self.checkpoints))
 
     @property
     def holds_result(self) -> bool:
-        """The trained models are written last."""
+        """Whether the folder has a trained model, which a run writes last."""
         return any(_has_content(path) for path in (self.policy, self.model, self.members))
 
     @contextmanager
     def outcome_recorded(self) -> Iterator[Self]:
-        """Record how the block ends as the end of the run."""
+        """Record how the run ends: with the block, by an error in it, or by a stop."""
         try:
             yield self
         except BaseException as error:
@@ -160,12 +171,12 @@ class RunFolder:
             raise
         self._record_end("finished", "")
 
-    def _record_end(self, standing: str, what: str) -> None:
-        with suppress(CheckpointError):  # of a full disk the run itself speaks
-            write_atomic(self.ended, json.dumps({"standing": standing, "what": what}) + "\n")
+    def _record_end(self, outcome: str, what: str) -> None:
+        with suppress(CheckpointError):  # the error of the run matters more, and often is about the same disk
+            write_atomic(self.ended, json.dumps({"standing": outcome, "what": what}) + "\n")
 
     def settings(self) -> dict[str, Any]:
-        """The settings the run was started with. Raises CheckpointError when they cannot be read."""
+        """Read the settings that the run was started with. Raises CheckpointError when they cannot be read."""
         try:
             saved = load_settings(read_regular(self.config))
         except (OSError, yaml.YAMLError, *NO_YAML) as error:
@@ -175,7 +186,7 @@ class RunFolder:
         return saved
 
     def close(self) -> None:
-        """Let another trainer in; so does the end of a `with` block, of this object, or of the process."""
+        """Release the lock. The end of a `with` block, of this object or of the process releases it as well."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -199,21 +210,21 @@ class RunFolder:
             raise ConfigError(
                 f"cannot resume with other settings: {'; '.join(changed)}",
                 where=str(self.path),
-                fix=f"use those of {self.config}, or choose another output",
+                fix=f"use the settings of {self.config}, or choose another output",
             )
 
 
 def changed_settings(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`name was OLD, is NEW` for each setting that differs and that a resumed run must keep."""
-    before, after = dict(_flat(saved)), dict(_flat(new))
+    """Return a line `NAME was OLD, is NEW` for each setting that differs and that a resumed run must keep."""
+    old, current = dict(_flat(saved)), dict(_flat(new))
     return [
-        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not _free(name)
+        f"{name} was {old.get(name)!r}, is {current.get(name)!r}"
+        for name in sorted(old.keys() | current.keys())
+        if old.get(name) != current.get(name) and not _may_change(name)
     ]
 
 
-def _free(name: str) -> bool:
+def _may_change(name: str) -> bool:
     parts = name.split(".")
     return parts[0] in FREE_ON_RESUME or parts[-1] in FREE_ON_RESUME
 

@@ -1,4 +1,4 @@
-"""Values as JSON can hold them."""
+"""Make values valid in JSON."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def finite(value: Any) -> Any:
-    """Return the value with null in place of numbers that are not finite: JSON has no NaN and no infinity."""
+    """Replace numbers that are not finite by None, in lists and mappings too. JSON has no NaN and no infinity."""
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     if isinstance(value, Mapping):

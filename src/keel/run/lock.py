@@ -1,4 +1,4 @@
-"""The lock of a run folder: one trainer at a time writes there, and whoever looks on can tell whether it does."""
+"""The lock of a run folder: one trainer at a time writes to it, and readers can tell whether one is running."""
 
 import os
 import platform
@@ -17,29 +17,30 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = ".lock"
-TRIALS, PAUSE = 10, 0.02  # a reader holds a shared lock for a moment, so a trainer asks more than once
+TRIALS, PAUSE = 10, 0.02  # attempts and seconds between them: a reader may hold a shared lock for a moment
 WRITTEN = re.compile(r"process (\d{1,10}) since ([\d: -]+)(?: on (.*)\nboot (.*))?\n?")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose run it is or was."""
+    """The process that wrote to the run folder last."""
 
     process: int
-    host: str  # "" as an older keel wrote it
-    boot: str  # of which start of the system the process is; "" where it does not tell
+    host: str  # "" in files of an older keel
+    boot: str  # `boot_id` of the process
 
 
 def take_lock(folder: Path) -> int:
-    """The open file that holds the lock; it dies with the process, so a killed run leaves none behind.
+    """Lock the folder. Return the file descriptor that holds the lock until it is closed.
 
-    Raises ConfigError when another trainer has it, OSError when the folder cannot be written.
+    The system also releases the lock when the process ends, so a killed run leaves no lock behind. Raises ConfigError
+    when another trainer has the lock, OSError when the folder cannot be written.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not any(_lock(handle, exclusive=True) for _ in range(TRIALS)):
             owner = os.read(handle, 1000).decode(errors="replace").partition("\n")[0]
-            raise ConfigError(f"in use by {owner}", str(folder), "wait for it, or choose another output")
+            raise ConfigError(f"in use by {owner}", str(folder), "wait for it to end, or choose another output")
         os.ftruncate(handle, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(handle, f"process {os.getpid()} since {since} on {platform.node()}\nboot {boot_id()}\n".encode())
@@ -50,27 +51,27 @@ def take_lock(folder: Path) -> int:
 
 
 def lock_owner(folder: Path) -> Owner | None:
-    """The trainer that wrote there last; None where the lock file is missing or says nothing."""
+    """Read which trainer wrote to the folder last. None where the lock file is missing or unreadable."""
     try:
         with open_regular(folder / LOCK) as file:
-            found = WRITTEN.fullmatch(file.read(1000).decode(errors="replace"))
+            match = WRITTEN.fullmatch(file.read(1000).decode(errors="replace"))
     except OSError:
         return None
-    if found is None or not 0 < int(found[1]) < 2**31:
+    if match is None or not 0 < int(match[1]) < 2**31:
         return None
-    return Owner(int(found[1]), found[3] or "", found[4] or "")
+    return Owner(int(match[1]), match[3] or "", match[4] or "")
 
 
 def is_running(folder: Path) -> bool | None:
-    """Whether a trainer writes in this run folder now; None where that cannot be known.
+    """Return whether a trainer is writing to this run folder; None where that is unknown.
 
-    The lock is asked, not the number of a process, which another one may have by now. A free lock says nothing of a
-    process on another machine, whose locks may not be seen here.
+    The lock decides, not the process number, which the system may have given to another process. A free lock proves
+    nothing about a process on another machine, whose locks may be invisible here.
     """
     owner = lock_owner(folder)
     if owner is None or sys.platform == "win32":
         return None
-    with suppress(OSError), open_regular(folder / LOCK) as file:  # a file system may have no locks
+    with suppress(OSError), open_regular(folder / LOCK) as file:  # some file systems have no locks
         if not _lock(file.fileno(), exclusive=False):
             return True
         if not owner.host:
@@ -81,7 +82,7 @@ def is_running(folder: Path) -> bool | None:
 
 
 def _lock(handle: int, exclusive: bool) -> bool:
-    """Whether the lock could be taken; it is held until the file is closed. Raises OSError where there are no locks."""
+    """Try to take the lock, which is held until the file is closed. Raises OSError on a file system without locks."""
     if sys.platform != "win32":
         try:
             fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
@@ -97,14 +98,14 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to somebody else
+    except OSError:  # the process exists but belongs to another user
         return True
     return True
 
 
 @cache
 def boot_id() -> str:
-    """Of the system since it was switched on; "" where it does not tell."""
+    """Return the id of the current boot of the system; "" where it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run began with: the files it reads, and the machine. If both are the same, a resumed run is bit-identical."""
+"""The origin of a run: its input files and the machine. With the same origin, a resumed run is bit-identical."""
 
 import hashlib
 import json
@@ -23,35 +23,45 @@ def check_origin(
     resume: bool,
     code: Iterable[str] = (),
 ) -> None:
-    """Write down what a fresh run begins with; compare what a resumed one finds, and say what of the machine differs.
+    """Write the origin of a new run, or compare that of a resumed run with the current state.
 
-    `sources` are files and folders, or pairs of a name and the fingerprint of what no file holds; names of the hub are
-    passed over. Raises ConfigError for one that has changed.
-    `code`, files of reward functions, may have been mended: that is said.
+    A different machine or different code is only reported.
+
+    Args:
+        sources: files and folders, or (name, fingerprint) for data that is not in a file. Hub ids are skipped.
+        code: files of reward functions, which may have been fixed in the meantime.
+
+    Raises ConfigError for a source that has changed, CheckpointError if the origin cannot be read.
     """
     code = list(code)
     now = {"inputs": dict(fingerprints([*sources, *code])), "machine": machine(world_size)}
     if resume and folder.holds_run and folder.began.is_file():
         try:
-            before = json.loads(folder.began.read_text(encoding="utf-8"))
-            inputs, others = before["inputs"], before["machine"]
+            saved = json.loads(folder.began.read_text(encoding="utf-8"))
+            saved_inputs, saved_machine = saved["inputs"], saved["machine"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("cannot be read", str(folder.began), "remove it to resume unchecked") from error
-        changed = [path for path, print_ in now["inputs"].items() if inputs.get(path, print_) != print_]
-        lost = [path for path in changed if path not in code]
-        if lost:
-            raise ConfigError("no longer what the run began with", lost[0], "put it back, or choose another output")
-        today = now["machine"]
-        differ = [f"{name} was {old}, is {today.get(name)}" for name, old in others.items() if today.get(name) != old]
-        differ += [f"{path} has changed" for path in changed]
-        if differ:
-            tell(f"{'; '.join(differ)}: the run goes on, but not bit for bit")
+            raise CheckpointError(
+                "cannot be read", str(folder.began), "remove the file to resume without this check"
+            ) from error
+        changed = [path for path, digest in now["inputs"].items() if saved_inputs.get(path, digest) != digest]
+        refused = [path for path in changed if path not in code]
+        if refused:
+            raise ConfigError("has changed since the run began", refused[0], "restore it, or choose another output")
+        current = now["machine"]
+        differences = [
+            f"{name} was {old}, is {current.get(name)}"
+            for name, old in saved_machine.items()
+            if current.get(name) != old
+        ]
+        differences += [f"{path} has changed" for path in changed]
+        if differences:
+            tell(f"{'; '.join(differences)}: the run continues, but will not be bit-identical")
         return
     write_atomic(folder.began, json.dumps(now, indent=1) + "\n")
 
 
 def machine(world_size: int) -> Mapping[str, Any]:
-    """What the last bits of a sum depend on."""
+    """Return everything that the last bits of a sum depend on."""
     return {
         "processes": world_size,
         "threads": torch.get_num_threads(),
@@ -64,7 +74,7 @@ def machine(world_size: int) -> Mapping[str, Any]:
 
 
 def processor_name() -> str:
-    """Its model where the system tells, else its kind."""
+    """Return the processor's model or, where the system does not report it, its kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -74,7 +84,7 @@ def processor_name() -> str:
 
 
 def fingerprints(sources: Iterable[str | tuple[str, str] | None]) -> Iterable[tuple[str, str]]:
-    """The SHA-256 of each file, and of each folder's files with their names; pairs as they are."""
+    """Yield (name, SHA-256) of each file and folder, and pairs unchanged. The hash of a folder includes file names."""
     named: list[str | tuple[str, str]] = [source for source in sources if source]
     for source in dict.fromkeys(named):
         if isinstance(source, tuple):

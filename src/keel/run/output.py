@@ -1,4 +1,4 @@
-"""Whether a result can be written where it is wanted: asked before the work, not after it."""
+"""Check before a long computation that its result can be written."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ from keel.errors import ConfigError
 
 
 def require_writable(output: str | Path | None) -> None:
-    """Makes the folder of the file that a verb will write. Raises ConfigError where the file could not be written.
+    """Create the folder of an output file, and raise ConfigError if the file could not be written.
 
-    None and "" ask for no file.
+    None and "" stand for no file.
     """
     if not output:
         return
     target = Path(output)
     if target.is_dir():
         raise ConfigError("this is a folder", where=str(output), fix="name a file")
-    trial = target.with_name(f".{target.name}.tmp")  # what `write_atomic` will write first
+    trial = target.with_name(f".{target.name}.tmp")  # `write_atomic` will write this file first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         trial.touch()

@@ -1,4 +1,4 @@
-"""Responses of a run with everything known of their tokens, some of every step: what is written to rollouts.jsonl."""
+"""Log responses of every step with the numbers of each token, in rollouts.jsonl."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from keel.data.batches import ScoredRollouts, TrainingBatch
-from keel.run.metrics import append_lines
+from keel.run.metrics_log import append_lines
 from keel.run.rollout_line import encode_line
 
-CONTEXT = 4  # tokens that decide how the next one is written
+CONTEXT = 4  # preceding tokens that decide the text of a token
 
 
 class RolloutLog:
-    """Responses with their scores, some of every step; the form of a line is in keel.run.rollout_line."""
+    """Writes responses to rollouts.jsonl, in the format of keel.run.rollout_line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -27,9 +27,10 @@ class RolloutLog:
 def rollout_rows(
     scored: ScoredRollouts, batch: TrainingBatch, count: int, tokenizer: Any, new_logprobs: Tensor | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The first answers of a step with everything known of their tokens, short figures first.
+    """Yield the first `count` responses of a step with the numbers of their tokens.
 
-    `new_logprobs` [N, T] are those of the first N answers after the update, which gives their tokens' `ratio`.
+    Args:
+        new_logprobs: log-probs [N, T] of the first N responses after the update; with them the rows have `ratio`.
     """
     rollouts = scored.rollouts
     count = min(count, len(rollouts.texts))
@@ -62,18 +63,19 @@ def rollout_rows(
 
 
 def logged_columns(scored: ScoredRollouts, row: int) -> dict[str, Any]:
-    """What reward functions logged of one response; last in a line, for its names and texts may be anything."""
+    """Return the values that reward functions logged for one response, under `logged`."""
+    # Last in a line: names and texts are arbitrary, and may contain the keys that `find_parts` searches for.
     return {"logged": {name: values[row] for name, values in scored.columns.items()}} if scored.columns else {}
 
 
 def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds to those before it; special tokens by their names."""
-    found = []
-    for place in range(len(tokens)):
-        before = list(tokens[max(0, place - CONTEXT) : place])
-        start, whole = tokenizer.decode(before), tokenizer.decode([*before, tokens[place]])
-        found.append(whole[len(start) :] if whole.startswith(start) else tokenizer.decode([tokens[place]]))
-    return found
+    """Return the text that each token adds to the previous ones. Special tokens are written as their names."""
+    texts = []
+    for position in range(len(tokens)):
+        context = list(tokens[max(0, position - CONTEXT) : position])
+        start, text = tokenizer.decode(context), tokenizer.decode([*context, tokens[position]])
+        texts.append(text[len(start) :] if text.startswith(start) else tokenizer.decode([tokens[position]]))
+    return texts
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -1,15 +1,15 @@
-"""Settings as a run saved them, read as data: the file may have been written by anybody."""
+"""Read the settings that a run saved. The file is not trusted: anybody may have written it."""
 
 from typing import Any
 
 import yaml
 
-LARGEST = 2_000_000  # bytes of a file of settings
-DEEPEST = 40  # lists and mappings in one another
+LARGEST = 2_000_000  # bytes
+DEEPEST = 40  # nesting of lists and mappings
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads what keel writes: no aliases, by which a few lines become gigabytes, and no nesting without end."""
+    """Reads what keel writes: without aliases, which can expand a few lines to gigabytes, and without deep nesting."""
 
     depth = 0
 
@@ -26,7 +26,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def load_settings(text: bytes) -> Any:
-    """Parse the text of a config.yaml. Raises yaml.YAMLError, ValueError, or what a value of another type raises."""
+    """Parse the text of a config.yaml. Raises yaml.YAMLError or ValueError, or an error of a YAML value constructor."""
     if len(text) > LARGEST:
         raise ValueError(f"{len(text)} bytes of settings")
     return yaml.load(text.decode(), Loader=_PlainLoader)

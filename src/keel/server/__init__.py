@@ -1,1 +1,1 @@
-"""What keel offers over HTTP, and the limits that every such offer has."""
+"""The reward model behind HTTP, and the limits and checks that all HTTP servers of keel share."""

@@ -1,4 +1,4 @@
-"""What any request has to get past: it came to the right name, carries the token, and is not too large or too slow."""
+"""Limits of every HTTP server of keel: the Host header, the token, and the size and time of a request."""
 
 import asyncio
 import hmac
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from keel.errors import ConfigError
-from keel.server.places import WELCOME, Places, welcome
+from keel.server.connections import ON_AUTHENTICATION, ConnectionLimits, note_authentication
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADER_SECONDS = 10.0
@@ -24,7 +24,7 @@ BODY_SECONDS = 30.0
 
 
 class Refused(Exception):
-    """A request that gets an answer of this status."""
+    """A request is refused with this HTTP status."""
 
     def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class Refused(Exception):
 
 
 def new_token() -> str:
-    """192 random bits."""
+    """Return 192 random bits as text."""
     return secrets.token_urlsafe(24)
 
 
@@ -45,30 +45,34 @@ def as_url_host(host: str) -> str:
 
 
 def accepted_host_headers(hosts: Iterable[str], port: int) -> frozenset[str]:
-    """What the Host header may say when a server answers to `hosts` at `port`."""
+    """Return the values of the Host header that a server accepts under these names at this port."""
     names = frozenset(as_url_host(host).lower() for host in hosts)
     return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset())
 
 
 def check_framing(headers: Headers) -> None:
-    """Raises Refused for a request whose end two servers could see at two places (request smuggling)."""
+    """Refuse a request whose end a proxy and this server could place differently (request smuggling).
+
+    Raises Refused.
+    """
     if "transfer-encoding" in headers and "content-length" in headers:
-        raise Refused(400, "Content-Length and Transfer-Encoding together", {"Connection": "close"})
+        raise Refused(400, "send either Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
 
 
 def check_host(headers: Headers, names: frozenset[str]) -> None:
-    """Raises Refused unless the request was meant for this server.
+    """Refuse a request for another host name: a site may resolve its own name to this machine (DNS rebinding).
 
-    It keeps out pages of other sites that resolve their own name to this machine (DNS rebinding).
+    Raises Refused.
     """
+    # Exactly one Host header: with two, a proxy may have checked the other one.
     if headers.getlist("host")[:2] != [headers.get("host")] or headers["host"].lower() not in names:
         raise Refused(400, "this server has another name")
 
 
-class Gate:
-    """ASGI middleware: only requests to `hosts` at `port` that carry the token come through.
+class TokenGate:
+    """ASGI middleware that passes requests to `hosts` at `port` with the token, and refuses all others.
 
-    The token is a bearer token, or the query parameter `token`.
+    The token is sent as a bearer token or as the query parameter `token`.
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str], port: int) -> None:
@@ -79,7 +83,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # a web socket, say, which nobody is offered
+            return  # for example a WebSocket, which no server of keel offers
         try:
             self._check(scope)
         except Refused as refused:
@@ -91,22 +95,26 @@ class Gate:
         headers = Headers(scope=scope)
         check_framing(headers)
         check_host(headers, self.names)
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        given = (
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        token = (
             bearer
-            if kind.lower() == "bearer"
+            if scheme.lower() == "bearer"
             else QueryParams(scope["query_string"].decode("latin-1")).get("token", "")
         )
-        if not hmac.compare_digest(given.encode(), self.token.encode()):
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
             raise Refused(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
-        welcome(scope)
+        note_authentication(scope)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a request, which must say that it is JSON, and arrive whole. Raises Refused."""
+    """Read the body of a JSON request.
+
+    Raises Refused if the content type is not JSON, or the body is too large, too slow or incomplete.
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the body must be application/json")
     too_large = Refused(413, f"the body is larger than {max_bytes} bytes")
+    # Refuse by the announced length at once. The loop below also counts, because the header may be absent or wrong.
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise too_large
@@ -120,39 +128,43 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
-        raise Refused(400, "the client went away") from None
+        raise Refused(400, "the client disconnected") from None
     return bytes(body)
 
 
 def parse_body(body: bytes) -> Any:
-    """A body as JSON, of which every text can be written again. Raises Refused."""
+    """Parse a body as JSON. Raises Refused, also for text that UTF-8 cannot encode."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is JSON, but no text
+        value = json.loads(body.decode("utf-8"), parse_constant=_reject_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # JSON allows half of a surrogate pair, UTF-8 does not
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)[:200]
-        raise Refused(400, f"the body is no JSON: {reason}") from None
+        raise Refused(400, f"the body is not JSON: {reason}") from None
     return value
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+def _reject_constant(name: str) -> Any:
+    """Refuse NaN and Infinity, which json.loads accepts although JSON does not have them."""
+    raise ValueError(f"{name} is not a number")
 
 
 class PromptProtocol(H11Protocol):
-    """HTTP for clients that get to the point: a connection is cut when its first request, or the next one after an
-    answer, has not begun in time, or the answer has not been taken by then; or for another one (places.py)."""
+    """HTTP/1.1 with a time limit for idle connections.
 
-    places: Places
+    A connection is aborted HEADER_SECONDS after it was opened or a response was completed, unless its next request was
+    received by then. It is also aborted if `ConnectionLimits` gives its place to another connection.
+    """
+
+    connection_limits: ConnectionLimits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, WELCOME: lambda: self.places.knows(self)}
-        self.places.came(self)
-        self._wait_for_more()
+        self.app_state = {**self.app_state, ON_AUTHENTICATION: lambda: self.connection_limits.promote(self)}
+        self.connection_limits.add(self)
+        self._limit_idle_time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.places.leave(self)
+        self.connection_limits.remove(self)
         super().connection_lost(exc)
 
     @property
@@ -168,21 +180,21 @@ class PromptProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._wait_for_more()
+        self._limit_idle_time()
 
-    def _wait_for_more(self) -> None:
-        self.loop.call_later(HEADER_SECONDS, self._give_up, self.cycle)
+    def _limit_idle_time(self) -> None:
+        self.loop.call_later(HEADER_SECONDS, self._abort_if_idle, self.cycle)
 
-    def _give_up(self, seen: RequestResponseCycle | None) -> None:
-        if self.cycle is seen and not self.transport.is_closing():
+    def _abort_if_idle(self, last_cycle: RequestResponseCycle | None) -> None:
+        if self.cycle is last_cycle and not self.transport.is_closing():
             self.transport.abort()
 
 
 def prompt_server(app: ASGIApp, max_connections: int) -> uvicorn.Server:
-    """A server that keeps no log of addresses, in which there may be tokens."""
+    """Build a server without an access log, because the addresses of requests may contain tokens."""
     config = uvicorn.Config(
         app,
-        http=type("PromptProtocol", (PromptProtocol,), {"places": Places(max_connections)}),
+        http=type("PromptProtocol", (PromptProtocol,), {"connection_limits": ConnectionLimits(max_connections)}),
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -196,20 +208,22 @@ def prompt_server(app: ASGIApp, max_connections: int) -> uvicorn.Server:
 
 
 def check_reach(host: str, public: bool) -> None:
-    """Raises ConfigError for an address that other machines can reach, unless that is wanted."""
+    """Raise ConfigError for an address that other machines can reach, unless `public` allows it."""
     if host not in LOCAL and not public:
         raise ConfigError(f"{host} can be reached from other machines", where="host", fix="add --public true")
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket at this address. Raises ConfigError when it cannot be had."""
+    """Open a listening socket. Raises ConfigError if the address cannot be used."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = socket.create_server((host, port), family=family)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        raise ConfigError(f"cannot listen at {host}:{port}: {reason}", where="port", fix="choose another") from error
-    # Its connections inherit this. asyncio sets it only where the protocol is named; without it a page waits 40 ms for
-    # the browser to acknowledge the headers.
+        raise ConfigError(
+            f"cannot listen at {host}:{port}: {reason}", where="port", fix="choose another port"
+        ) from error
+    # Accepted connections inherit TCP_NODELAY. asyncio sets it only on sockets created with an explicit protocol.
+    # Without it, a page waits 40 ms for the browser to acknowledge the headers.
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return server

@@ -1,4 +1,4 @@
-"""What every answer carries, and what no request gets past, whatever the page."""
+"""Checks of every request to the pages, and the security headers of every response."""
 
 from asyncio import Lock
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keel.server.limits import LOCAL, Refused, accepted_host_headers, check_framing, check_host
 
-MOST_WAITING = 16  # requests of one person
+MAX_WAITING = 16  # requests of one person that wait for their turn
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'none'; "
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
@@ -22,13 +22,16 @@ HEADERS = {
 
 
 def accepted_hosts(host: str, names: Sequence[str], address: str | None, port: int) -> frozenset[str]:
-    """What the Host header may say: also the name of the proxy in front, which hands it on."""
+    """Return the accepted values of the Host header.
+
+    They include the host of `address`, the public URL of a proxy in front, which forwards the header.
+    """
     proxy = (address or "").partition("://")[2].lower()
     return accepted_host_headers((*LOCAL, host, *names), port) | ({proxy, f"{proxy}:443"} if proxy else set())
 
 
 class Shield:
-    """ASGI middleware, outermost: refuses what was meant for another server, and adds the headers to every answer."""
+    """Outermost ASGI middleware: refuse requests for other hosts, and add the security headers to every response."""
 
     def __init__(self, app: ASGIApp, names: frozenset[str], refuse: Callable[[Scope, Refused], Response]) -> None:
         self.app, self.names, self.refuse = app, names, refuse
@@ -41,19 +44,19 @@ class Shield:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        answer = self.app
+        app = self.app
         if scope["type"] == "http":
             try:
                 headers = Headers(scope=scope)
                 check_framing(headers)
                 check_host(headers, self.names)
             except Refused as refused:
-                answer = self.refuse(scope, refused)
-        await answer(scope, receive, send_with_headers)
+                app = self.refuse(scope, refused)
+        await app(scope, receive, send_with_headers)
 
 
-class Turns:
-    """One request of a person at a time: who sends a flood stands in their own queue, not in that of others."""
+class RequestQueues:
+    """A queue for each person. One of their requests runs at a time, so a flood delays only its sender."""
 
     def __init__(self) -> None:
         self.locks: defaultdict[str, Lock] = defaultdict(Lock)
@@ -61,8 +64,8 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:
-        """Raises Refused when the queue is long."""
-        if self.waiting[name] >= MOST_WAITING:
+        """Wait for this person's turn. Raises Refused if too many of their requests are waiting."""
+        if self.waiting[name] >= MAX_WAITING:
             raise Refused(503, "Too many requests at once.", {"Retry-After": "1"})
         self.waiting[name] += 1
         try:

@@ -1,4 +1,4 @@
-"""A scorer behind HTTP, with the contract that `rewards: [{url: ...}]` speaks (OpenRLHF's)."""
+"""A scorer behind HTTP, with the contract of `rewards: [{url: ...}]`, which is OpenRLHF's."""
 
 import asyncio
 from collections import OrderedDict
@@ -20,27 +20,28 @@ from keel.data.prompts import Prompt
 from keel.errors import RewardError
 from keel.rollout.score_check import NoScore, Score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
-from keel.server.limits import LOCAL, Gate, Refused, parse_body, read_body
+from keel.server.limits import LOCAL, Refused, TokenGate, parse_body, read_body
 from keel.terminal import tell
 
 PATH = "/get_reward"
-REMEMBERED = 64  # answers, for requests that come again because the first answer was lost
+MAX_KEPT = 64  # batches of scores, for requests that are repeated because the first response was lost
 FIELDS = ("query", "prompts", "segments")
 
 
 class RewardServer:
-    """Answers POST /get_reward {"query": [prompt + answer], "prompts": [prompt]} with {"rewards": [number]}, null where
-    a reward function says that it does not apply.
+    """Endpoint of POST /get_reward.
 
-    One batch is scored at a time; at most `max_waiting` others wait. Other lists in the body are handed to a Python
-    reward function as columns.
+    The request is {"query": [prompt + response], "prompts": [prompt]}, the reply {"rewards": [number]}. A reward is
+    null if a reward function does not apply. Other lists in the body are passed to a Python reward function as columns.
+
+    One batch is scored at a time; at most `max_waiting` others wait.
     """
 
     def __init__(self, scorer: Scorer, settings: ServeRewardConfig) -> None:
         self.scorer, self.settings = scorer, settings
-        self.turns, self.waiting = ThreadPoolExecutor(1), 0  # who came first is served first
-        self.cut = 0  # texts that were too long to be read in full
-        self.answers: OrderedDict[bytes, asyncio.Future[list[Score]]] = OrderedDict()
+        self.executor, self.waiting = ThreadPoolExecutor(1), 0  # one thread: batches are scored in order of arrival
+        self.truncated = 0  # texts so far that were longer than the reward model can read
+        self.kept: OrderedDict[bytes, asyncio.Future[list[Score]]] = OrderedDict()
 
     async def get_reward(self, request: Request) -> Response:
         try:
@@ -57,100 +58,112 @@ class RewardServer:
     async def _scores(
         self, key: str | None, body: bytes, rollouts: Rollouts, segments: list[list[str]] | None
     ) -> list[Score]:
-        """A request with the key and body of one before gets its answer: nothing is done, or counted, twice."""
-        known = sha256(repr(key).encode() + body).digest() if key else None
-        if known is not None and known in self.answers:
-            return await asyncio.shield(self.answers[known])
+        """Score a batch. A request with the key and body of an earlier one gets its scores, and is not scored twice."""
+        digest = sha256(repr(key).encode() + body).digest() if key else None
+        if digest is not None and digest in self.kept:
+            return await asyncio.shield(self.kept[digest])
         if self.waiting > self.settings.max_waiting:
             raise Refused(503, "too many requests are waiting", {"Retry-After": "1"})
         self.waiting += 1
-        task = asyncio.get_running_loop().run_in_executor(self.turns, self._in_turn, rollouts, segments)
-        task.add_done_callback(lambda done: self._done(done, known))
-        if known is not None:
-            self.answers[known] = task
-            while len(self.answers) > REMEMBERED:
-                self.answers.popitem(last=False)
+        task = asyncio.get_running_loop().run_in_executor(self.executor, self._score, rollouts, segments)
+        task.add_done_callback(lambda done: self._on_done(done, digest))
+        if digest is not None:
+            self.kept[digest] = task
+            while len(self.kept) > MAX_KEPT:
+                self.kept.popitem(last=False)
+        # Shielded: a client that disconnects must not cancel scores that another request may wait for.
         return await asyncio.shield(task)
 
-    def _done(self, task: asyncio.Future[list[Score]], known: bytes | None) -> None:
-        """A failure is not remembered: the next attempt may fare better."""
+    def _on_done(self, task: asyncio.Future[list[Score]], digest: bytes | None) -> None:
         self.waiting -= 1
-        if known is not None and (task.cancelled() or task.exception() is not None):
-            self.answers.pop(known, None)
+        if digest is not None and (task.cancelled() or task.exception() is not None):
+            self.kept.pop(digest, None)  # a repeated request is scored again after a failure
 
-    def _in_turn(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
+    def _score(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         with torch.no_grad():
             scores = self.scorer(rollouts, segments)
-            self._count_cut()
+            self._count_truncated()
             return scores
 
-    def _count_cut(self) -> None:
-        """Warn at the 1st, 10th, 100th, ... text that was too long for the reward model to read in full."""
-        cut = sum(self.scorer.cut or []) if isinstance(self.scorer, RewardModelScorer) else 0
-        before, self.cut = self.cut, self.cut + cut
-        if len(str(self.cut)) > len(str(before)) or (cut and not before):
-            tell(f"{self.cut} texts so far were longer than the reward model can read and lost their beginning")
+    def _count_truncated(self) -> None:
+        """Warn at the 1st, 10th, 100th, ... text that was too long for the reward model."""
+        truncated = sum(self.scorer.cut or []) if isinstance(self.scorer, RewardModelScorer) else 0
+        previous, self.truncated = self.truncated, self.truncated + truncated
+        if len(str(self.truncated)) > len(str(previous)) or (truncated and not previous):
+            tell(f"{self.truncated} texts so far were longer than the reward model can read and lost their beginning")
 
 
 def reward_app(settings: ServeRewardConfig, token: str) -> Starlette:
-    """The application. Raises ConfigError when the scorer cannot be loaded."""
+    """Build the application. Raises ConfigError if the scorer cannot be loaded."""
     server = RewardServer(build_scorers([settings.source])[0], settings)
     hosts = (*LOCAL, settings.host, *settings.names)
-    gate = Middleware(Gate, token=token, hosts=hosts, port=settings.port)
+    gate = Middleware(TokenGate, token=token, hosts=hosts, port=settings.port)
     return Starlette(routes=[Route(PATH, server.get_reward, methods=["POST"])], middleware=[gate])
 
 
 def parse_score_request(body: Any, max_rows: int) -> tuple[Rollouts, list[list[str]] | None]:
-    """The answers to be judged, and their segments if given. Raises Refused for what does not fit the contract."""
-    if not isinstance(body, Mapping) or not texts(body.get("query")):
+    """Convert a request body to rollouts of text alone, and their segments if there are any.
+
+    Raises Refused for a body that does not follow the contract.
+    """
+    if not isinstance(body, Mapping) or not is_text_list(body.get("query")):
         raise Refused(400, 'expected {"query": [text, ...], "prompts": [text, ...]}')
     queries = body["query"]
     prompts = body.get("prompts", [""] * len(queries))
-    if not texts(prompts) or len(prompts) != len(queries):
+    if not is_text_list(prompts) or len(prompts) != len(queries):
         raise Refused(400, f'expected {len(queries)} texts in "prompts", as many as in "query"')
     if len(queries) > max_rows:
-        raise Refused(413, f"{len(queries)} answers are more than {max_rows}")
-    apart = [
+        raise Refused(413, f"{len(queries)} responses are more than {max_rows}")
+    mismatched = [
         row for row, (query, prompt) in enumerate(zip(queries, prompts, strict=True)) if not query.startswith(prompt)
     ]
-    if apart:
-        raise Refused(400, f"query {apart[0]} does not begin with its prompt")
-    answers = [query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]
+    if mismatched:
+        raise Refused(400, f"query {mismatched[0]} does not begin with its prompt")
+    responses = [query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]
     columns = {name: values for name, values in body.items() if name not in FIELDS}
-    odd = [name for name, values in columns.items() if not isinstance(values, list) or len(values) != len(queries)]
-    if odd:
-        raise Refused(400, f'expected a list of {len(queries)} values in "{odd[0][:80]}"')
+    invalid = [name for name, values in columns.items() if not isinstance(values, list) or len(values) != len(queries)]
+    if invalid:
+        raise Refused(400, f'expected a list of {len(queries)} values in "{invalid[0][:80]}"')
     rows = [
         Prompt(prompt, prompt, (), {name: values[row] for name, values in columns.items()})
         for row, prompt in enumerate(prompts)
     ]
-    nothing = torch.zeros(len(rows), 0)
-    none = nothing.bool()
+    no_floats = torch.zeros(len(rows), 0)
+    no_flags = no_floats.bool()
+    # Scorers of text read prompts and responses only, so the tensors are empty.
     rollouts = Rollouts(
-        rows, nothing.long(), none, nothing.long(), none, nothing, torch.zeros(len(rows)).bool(), answers
+        rows,
+        no_floats.long(),
+        no_flags,
+        no_floats.long(),
+        no_flags,
+        no_floats,
+        torch.zeros(len(rows)).bool(),
+        responses,
     )
-    return rollouts, parse_segments(body.get("segments"), answers)
+    return rollouts, parse_segments(body.get("segments"), responses)
 
 
-def parse_segments(segments: Any, answers: list[str]) -> list[list[str]] | None:
+def parse_segments(segments: Any, responses: list[str]) -> list[list[str]] | None:
+    """Check that the segments of each response join to it. Raises Refused."""
     if segments is None:
         return None
     if (
         not isinstance(segments, list)
-        or not all(map(texts, segments))
-        or ["".join(parts) for parts in segments] != answers
+        or not all(map(is_text_list, segments))
+        or ["".join(texts) for texts in segments] != responses
     ):
-        raise Refused(400, '"segments" must be lists of texts that join to the answers')
+        raise Refused(400, '"segments" must be lists of texts that join to the responses')
     return segments
 
 
-def texts(value: Any) -> bool:
-    """A list of at least one text, and of nothing else."""
+def is_text_list(value: Any) -> bool:
+    """Return whether this is a list of at least one text, and of texts only."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def score_as_json(score: Score) -> Any:
-    """Raises RewardError for what is no score."""
+    """Return the score as a JSON value. Raises RewardError if the scorer gave none for a response."""
     if isinstance(score, NoScore):
         raise RewardError(score.reason)
     return score

@@ -1,1 +1,1 @@
-"""Statistics, each defined once: intervals, bootstrap, calibration, agreement, two-sample tests."""
+"""Statistics, each defined once: intervals, bootstrap, ranks, calibration, agreement, two-sample tests."""

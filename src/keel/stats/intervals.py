@@ -1,7 +1,8 @@
 """95% confidence intervals of means and shares over clusters, such as prompts with several responses each.
 
-Both kinds are of a ratio sum(above) / sum(below) with one entry of each per cluster. The variance is that of its
-linearization, and small samples get the quantile of Student's t. `benchmarks/coverage.py` simulates the coverage.
+Both kinds are intervals of a ratio sum(above) / sum(below), with one entry of each per cluster. The variance is
+that of the linearized ratio. Small samples get the quantile of Student's t. `benchmarks/coverage.py` simulates how
+often the intervals contain the true value.
 """
 
 import math
@@ -14,15 +15,15 @@ Numbers = NDArray[np.float64]
 Interval = tuple[float, float]
 TAIL = 0.025
 Z = 1.959964
-MOST_EFFECTIVE = 1e6  # effective sample size; beyond, an interval of a share is narrower than anybody needs
+MOST_EFFECTIVE = 1e6  # largest effective sample size; its intervals are already narrower than anybody needs
 
 
 def mean_interval(above: Numbers, below: Numbers) -> Interval:
     """Return the interval of sum(above) / sum(below) from the entries of G clusters. [G], [G]
 
-    At each end it is the wider of the t interval and of Hall's transformation, which corrects for skewness (Hall 1992,
-    "On the removal of skewness by transformation", J. R. Statist. Soc. B 54, the cubic form). One cluster says nothing
-    of others: the interval is infinite.
+    Each end is the wider one of two: the t interval, and Hall's transformation, which corrects for skewness (Hall 1992,
+    "On the removal of skewness by transformation", J. R. Statist. Soc. B 54, the cubic form). The interval of a single
+    cluster is infinite, since its variance is unknown.
     """
     above, below = _counted(above, below)
     if len(below) < 2:
@@ -41,9 +42,9 @@ def mean_interval(above: Numbers, below: Numbers) -> Interval:
 def share_interval(above: Numbers, below: Numbers) -> Interval:
     """Return the interval of a share, sum(above) / sum(below) with 0 <= above <= below. [G], [G]
 
-    The limits of Clopper and Pearson 1934 at the effective sample size (Korn and Graubard 1998, "Confidence intervals
-    for proportions with small expected number of positive counts estimated from survey data"). Where all clusters
-    agree the variance is unknown; then a share of clusters that stays unseen in 2.5% of samples may be 0 or 1.
+    The limits are those of Clopper and Pearson 1934 at the effective sample size (Korn and Graubard 1998, "Confidence
+    intervals for proportions with small expected number of positive counts estimated from survey data"). Where all
+    clusters agree, the variance is unknown. Then the share of clusters that 2.5% of samples would miss may be 0 or 1.
     """
     above, below = _counted(above, below)
     if not len(below):
@@ -66,7 +67,7 @@ def _counted(above: Numbers, below: Numbers) -> tuple[Numbers, Numbers]:
 def _linearized(above: Numbers, below: Numbers) -> tuple[float, Numbers, float]:
     """Return the ratio, the residual of each cluster and the ratio's variance (Cochran 1977, section 6.3).
 
-    The variance is 0 where residuals are rounding.
+    The variance is exactly 0 where the residuals are only rounding.
     """
     count, total = len(below), float(below.sum())
     ratio = float(above.sum()) / total
@@ -77,27 +78,27 @@ def _linearized(above: Numbers, below: Numbers) -> tuple[float, Numbers, float]:
 
 
 def _effective(below: Numbers) -> float:
-    """Return the number of equally weighted clusters that is worth as much (Kish 1965). At least 1."""
+    """Return the effective sample size: the number of equally weighted clusters (Kish 1965). At least 1."""
     return max(1.0, float(below.sum() ** 2 / (below @ below)))
 
 
 def _hall(t: float, skewness: float, count: int) -> float:
-    """Invert t = x + g/3 x^2 + g^2/27 x^3 + g/(6n)."""
-    if abs(skewness) < 1e-6:
+    """Invert t = x + g/3 x^2 + g^2/27 x^3 + g/(6n) for x, with g the skewness and n the count."""
+    if abs(skewness) < 1e-6:  # the closed form divides by the skewness
         return t
     return 3 / skewness * (float(np.cbrt(1 + skewness * (t - skewness / (6 * count)))) - 1)
 
 
 @lru_cache(maxsize=4096)
 def t_quantile(degrees: float) -> float:
-    """Return the 97.5% quantile of Student's t; with fewer than one degree of freedom that of one."""
+    """Return the 97.5% quantile of Student's t; fewer than one degree of freedom count as one."""
     degrees = max(1.0, degrees)
     x = beta_quantile(2 * TAIL, degrees / 2, 0.5)
     return math.sqrt(degrees * (1 - x) / x)
 
 
 def beta_quantile(probability: float, a: float, b: float) -> float:
-    """Return the quantile of the beta distribution; 0 where a is 0 and 1 where b is 0, as Clopper and Pearson need."""
+    """Return the quantile of the beta distribution. It is 0 for a = 0 and 1 for b = 0, as Clopper and Pearson need."""
     if a <= 0 or b <= 0:
         return 0.0 if a <= 0 else 1.0
     low, high = 0.0, 1.0
@@ -111,7 +112,7 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
     """Return the regularized incomplete beta function I_x(a, b) by its continued fraction (DLMF 8.17.22)."""
     if not 0 < x < 1:
         return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction of the other tail converges faster
+    if x > (a + 1) / (a + b + 2):  # the fraction of the other tail converges faster
         return 1 - incomplete_beta(1 - x, b, a)
     scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
     d = 1 / (1 - (a + b) * x / (a + 1))

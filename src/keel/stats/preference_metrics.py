@@ -1,4 +1,4 @@
-"""How good scores are on held-out rankings, beside what length alone would say. Knows scores and no model."""
+"""Metrics of scores on held-out rankings, and of the baseline that prefers by length alone."""
 
 import hashlib
 import math
@@ -19,20 +19,20 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of answers that were told apart. Each ranking counts by its weight, shared among its pairs."""
+    """All pairs of responses with a preference. The weight of a ranking is divided equally among its pairs."""
 
-    differences: Numbers  # [M] score of the better minus score of the worse answer
-    weights: Numbers  # [M] they sum to 1
+    differences: Numbers  # [M] score of the better minus score of the worse response
+    weights: Numbers  # [M], sum 1
     rankings: NDArray[np.int64]  # [M] index of the ranking
     places: NDArray[np.int64]  # [M, 2] indices of the better and the worse response
 
     @property
     def wins(self) -> Numbers:
-        """1 where the scores agree with the person, 1/2 where they are equal. -> [M]"""
+        """1 where the scores agree with the rater, 1/2 where the two scores are equal. [M]"""
         return (self.differences > 0) + 0.5 * (self.differences == 0)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Pairs":
-        """Some of the pairs, whose weights sum to 1 again."""
+        """Select pairs [M] and scale their weights to the sum 1."""
         weights = self.weights[chosen]
         return Pairs(
             self.differences[chosen], weights / weights.sum(), self.rankings[chosen], self.places[chosen]
@@ -43,7 +43,7 @@ class Pairs:
 
 
 def build_pairs(scores: Scores, rankings: Sequence[Ranking]) -> Pairs:
-    """Raises nothing: a ranking that prefers nothing adds nothing."""
+    """Return the pairs of all rankings; a ranking without a preference has none."""
     rows = [
         (values[better] - values[worse], ranking.weight / len(ranking.pairs), number, better, worse)
         for number, (values, ranking) in enumerate(zip(scores, rankings, strict=True))
@@ -54,9 +54,10 @@ def build_pairs(scores: Scores, rankings: Sequence[Ranking]) -> Pairs:
 
 
 def compute_preference_metrics(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
-    """Figures over all pairs of answers that were told apart; empty without rankings.
+    """Compute `accuracy`, `loss` and `calibration_error` over all pairs with a preference; empty without rankings.
 
-    accuracy: pairs in the right order, equal scores counting half. loss: Bradley-Terry, in nats.
+    The accuracy is the share of pairs in the right order, equal scores counting half. The loss is that of Bradley and
+    Terry, in nats.
     """
     return pair_metrics(build_pairs(scores, held_out), held_out) if held_out else {}
 
@@ -67,15 +68,15 @@ def pair_metrics(pairs: Pairs, rankings: Sequence[Ranking]) -> dict[str, float]:
 
 
 def baselines(held_out: Sequence[Ranking], train: Sequence[Ranking]) -> dict[str, float]:
-    """The same figures for scorers that read nothing; empty without held-out rankings.
+    """Compute the metrics of two scorers that do not read the text; empty without held-out rankings.
 
-    length: the number of characters, or its negative where shorter answers win more often in `train` (length_sign).
-    constant: the same score for all answers.
+    `length_*` scores by the number of characters, or by its negative where shorter responses win more often in `train`
+    (`length_sign`). `constant_*` gives every response the same score.
     """
-    telling = [ranking for ranking in train if ranking.pairs]
-    if not held_out or not telling:
+    with_pairs = [ranking for ranking in train if ranking.pairs]
+    if not held_out or not with_pairs:
         return {}
-    sign = 1.0 if accuracy(build_pairs(response_lengths(telling), telling)) >= 0.5 else -1.0
+    sign = 1.0 if accuracy(build_pairs(response_lengths(with_pairs), with_pairs)) >= 0.5 else -1.0
     return {
         "length_accuracy": accuracy(build_pairs(response_lengths(held_out), held_out).scale(sign)),
         "length_sign": sign,
@@ -85,7 +86,7 @@ def baselines(held_out: Sequence[Ranking], train: Sequence[Ranking]) -> dict[str
 
 
 def response_lengths(rankings: Sequence[Ranking]) -> list[list[float]]:
-    """Characters of each response."""
+    """Return the number of characters of each response, ranking by ranking."""
     return [[float(len(response)) for response in ranking.responses] for ranking in rankings]
 
 
@@ -94,15 +95,17 @@ def accuracy(pairs: Pairs) -> float:
 
 
 def loss(pairs: Pairs) -> float:
-    """Mean Bradley-Terry loss, log(1 + exp(-difference)), in nats."""
+    """Compute the mean Bradley-Terry loss, log(1 + exp(-difference)), in nats."""
     return float(pairs.weights @ np.logaddexp(0.0, -pairs.differences))
 
 
 def calibration_error(pairs: Pairs, prompts: NDArray[np.int64] | None = None) -> SquaredGap:
-    """Estimate how far the scores are from meaning what they state; the calibration error is its `root`.
+    """Estimate the squared calibration error of the scores; `root` of the result is the calibration error.
 
-    They state that the response with the higher score is the better one with probability sigma(|difference|).
-    `prompts` [M] is the prompt of each pair, by default its ranking; the pairs of one are dependent.
+    Scores state that the response with the higher score is the better one with probability sigma(|difference|).
+
+    Args:
+        prompts: [M], number of each pair's prompt, by default of its ranking. Pairs of one prompt are dependent.
     """
     return squared_gap(
         confidences(pairs), pairs.wins, pairs.weights, pairs.rankings if prompts is None else prompts
@@ -110,12 +113,12 @@ def calibration_error(pairs: Pairs, prompts: NDArray[np.int64] | None = None) ->
 
 
 def confidences(pairs: Pairs) -> Numbers:
-    """Stated probability that the preferred response is the better one, from 1/2 to 1. -> [M]"""
+    """Return the stated probability that the response with the higher score is the better one, 1/2 to 1. -> [M]"""
     return np.exp(-np.logaddexp(0.0, -np.abs(pairs.differences)))
 
 
 def reliability(pairs: Pairs) -> list[tuple[float, float, float]]:
-    """For each bin that holds a pair: its share of all weight, the accuracy in it, and the mean confidence."""
+    """Return the share of the weight, the accuracy and the mean confidence of each bin that is not empty."""
     confidence = confidences(pairs)
     bins = np.minimum(((confidence - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
     shares, right, sure = (
@@ -126,11 +129,11 @@ def reliability(pairs: Pairs) -> list[tuple[float, float, float]]:
 
 
 def temperature(pairs: Pairs) -> float:
-    """What to divide the scores by for the least loss (Guo et al. 2017), between 0.01 and 100.
+    """Find the number between 0.01 and 100 by which to divide the scores for the lowest loss (Guo et al. 2017).
 
-    As if one more ranking, of the usual difference, had been a toss of a coin: a handful of pairs that are all in the
-    right order do not make the model sure without end. The loss is convex in 1 / temperature; at the least its slope is
-    zero.
+    The loss includes one more ranking of the usual difference that went either way equally often. Without it, a few
+    pairs that are all in the right order would give the temperature 0. The loss is convex in 1 / temperature, so the
+    lowest loss is where its slope is 0, and the search halves the interval.
     """
     usual = float(pairs.weights @ np.abs(pairs.differences))
     differences = np.append(pairs.differences, [usual, -usual])
@@ -145,9 +148,9 @@ def temperature(pairs: Pairs) -> float:
 
 
 def calibrate_pairs(pairs: Pairs, rankings: Sequence[Ranking]) -> Pairs:
-    """The differences of each half of the prompts, divided by the temperature that fits the other half.
+    """Divide the differences of each half of the prompts by the temperature fitted to the other half.
 
-    A figure of these is a fair one: no pair was looked at in choosing what divides it.
+    Metrics of the result are unbiased by the fit: no pair has a part in the temperature that divides it.
     """
     halves = np.array([_half(ranking) for ranking in rankings])[pairs.rankings]
     factors = np.ones(len(halves))
@@ -176,46 +179,47 @@ def accuracy_interval(pairs: Pairs, rankings: Sequence[Ranking]) -> Interval:
 
 
 def final_metrics(scores: Scores, held_out: Sequence[Ranking], facts: Mapping[str, float]) -> dict[str, float]:
-    """All figures of a finished reward model: also the accuracy's interval, the temperature and what it would mend.
+    """Compute all metrics of a finished reward model, with intervals and calibration.
 
-    `facts` are those of `baselines`, among others, and are among the figures.
+    Args:
+        facts: metrics of the data, among them those of `baselines`. They become part of the result.
     """
     if not held_out:
         return dict(facts)
     pairs = build_pairs(scores, held_out)
-    prompts, after = prompt_numbers(pairs, held_out), calibrate_pairs(pairs, held_out)
-    metrics, error_after = pair_metrics(pairs, held_out), calibration_error(after, prompts)
+    prompts, calibrated = prompt_numbers(pairs, held_out), calibrate_pairs(pairs, held_out)
+    metrics, calibrated_error = pair_metrics(pairs, held_out), calibration_error(calibrated, prompts)
     for name, (low, high) in {
         "accuracy": accuracy_interval(pairs, held_out),
         "calibration_error": calibration_error(pairs, prompts).interval,
-        "calibrated_error": error_after.interval,
+        "calibrated_error": calibrated_error.interval,
     }.items():
         metrics |= {f"{name}_low": low, f"{name}_high": high}
     metrics |= {
         "temperature": temperature(pairs),
-        "calibrated_loss": loss(after),
-        "calibrated_error": error_after.root,
+        "calibrated_loss": loss(calibrated),
+        "calibrated_error": calibrated_error.root,
     }
     return metrics | dict(facts) | {"ahead_of_length": metrics["accuracy"] - facts["length_accuracy"]}
 
 
 def score_range(scores: Scores, held_out: Sequence[Ranking]) -> dict[str, float]:
-    """Where the scores of answers like those that were judged lie: beyond it a reward model is guessing.
+    """Summarise the scores of held-out responses. A score outside this range is a guess of the reward model.
 
-    `score_low` and `score_high` are the 1% and 99% quantiles; `longest` is the length of the longest answer in
-    characters. Empty when nothing is held out.
+    `score_low` and `score_high` are the 1% and 99% quantiles; `longest` is the number of characters of the longest
+    response. Empty without held-out rankings.
     """
-    said = np.array([score for row in scores for score in row])
-    if not len(said):
+    flat = np.array([score for row in scores for score in row])
+    if not len(flat):
         return {}
-    low, median, high = np.quantile(said, [0.01, 0.5, 0.99]).tolist()
+    low, median, high = np.quantile(flat, [0.01, 0.5, 0.99]).tolist()
     longest = max(len(response) for ranking in held_out for response in ranking.responses)
-    ends = {"score_lowest": float(said.min()), "score_highest": float(said.max()), "score_std": float(said.std())}
+    ends = {"score_lowest": float(flat.min()), "score_highest": float(flat.max()), "score_std": float(flat.std())}
     return {"score_low": low, "score_median": median, "score_high": high, **ends, "longest": float(longest)}
 
 
 def calibrate(scores: Scores, metrics: Mapping[str, float]) -> tuple[list[list[float]], dict[str, float]]:
-    """Scores over the temperature, and the figures of them: those of prompts that it was not fitted to."""
+    """Divide the scores by the temperature. Return them, and their metrics on prompts that it was not fitted to."""
     divided = [[score / metrics["temperature"] for score in row] for row in scores]
     return divided, dict(metrics) | {
         "loss": metrics["calibrated_loss"],
@@ -226,4 +230,5 @@ def calibrate(scores: Scores, metrics: Mapping[str, float]) -> tuple[list[list[f
 
 
 def _half(ranking: Ranking) -> bool:
+    # A hash, so that a prompt stays in its half whatever other rows the file has.
     return bool(hashlib.sha256(prompt_key(ranking.prompt).encode()).digest()[0] & 1)

@@ -1,1 +1,1 @@
-"""Learning from labelled rows: the loop of `keel sft`, `keel reward` and `keel dpo`, and what differs between them."""
+"""Train from labelled rows: the loop shared by `keel sft`, `keel reward` and `keel dpo`, and the task of each."""

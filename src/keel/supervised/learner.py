@@ -20,35 +20,35 @@ from keel.terminal import tell
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is learned: rows are known by their index."""
+class SupervisedTask:
+    """A supervised task: the model, its rows by index, its loss and its evaluation."""
 
-    name: str  # of the metric keys and the progress display
+    name: str  # prefix of the metrics
     model: nn.Module
     lengths: Sequence[int]  # tokens of each row, all its texts together
-    weights: Sequence[int]  # of each row in the mean: its counted tokens, or 1
-    row: Callable[[int], Mapping[str, Any]]  # a row as a person reads it
-    loss: Callable[[Sequence[int]], Tensor]  # summed over the given rows; their weights divide it
-    evaluate: Callable[[], dict[str, float]]  # figures on the held-out rows
-    facts: Mapping[str, float]  # figures that no training changes
-    save: Callable[[Path, Mapping[str, float]], None]  # the result with these figures as a plain model folder
-    result: str = "model"  # its name in the run folder
-    watch: Callable[[], float] | None = None  # loss on the watched rows; with it the best weights are kept
-    conclude: Callable[[RunFolder], Mapping[str, float]] = lambda folder: {}  # further figures of the final weights
-    prepare: Callable[[RunFolder], None] = lambda folder: None  # what needs the weights of the start
+    weights: Sequence[int]  # weight of each row in the mean loss: its number of learned tokens, or 1
+    row: Callable[[int], Mapping[str, Any]]  # a row in readable form
+    loss: Callable[[Sequence[int]], Tensor]  # sum over these rows; the caller divides it by their weights
+    evaluate: Callable[[], dict[str, float]]  # metrics on the held-out rows
+    facts: Mapping[str, float]  # metrics of the data, which training does not change
+    save: Callable[[Path, Mapping[str, float]], None]  # write the result and its metrics as a model folder
+    result: str = "model"  # name of that folder in the run folder
+    watch: Callable[[], float] | None = None  # loss on the watched rows; if set, the best weights are kept
+    conclude: Callable[[RunFolder], Mapping[str, float]] = lambda folder: {}  # more metrics of the final weights
+    prepare: Callable[[RunFolder], None] = lambda folder: None  # called before the first step, with the initial weights
 
 
 @dataclass
 class Best:
-    """The weights with the lowest loss on the watched rows, and how long ago that was."""
+    """The weights with the lowest loss on the watched rows."""
 
     loss: float = math.inf
     step: int = 0
-    misses: int = 0  # evaluations since
+    misses: int = 0  # evaluations since then, all with a higher loss
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def compare(self, loss: float, step: int, weights: Mapping[str, Tensor]) -> None:
-        """Keep a copy of the weights if their loss is the lowest. Raises Diverged for a loss that is not finite."""
+        """Copy the weights if their loss is the lowest so far. Raises Diverged for a loss that is not finite."""
         if not math.isfinite(loss):
             raise Diverged("the loss on the watched rows is not finite", f"step {step}", "lower optim.learning_rate")
         if loss < self.loss:
@@ -62,15 +62,15 @@ class Best:
 class Learner:
     """A task with the state of its training."""
 
-    task: Task
+    task: SupervisedTask
     trained: TrainedState
     step: int = 0
     unlogged: dict[str, float] | None = None  # metrics of the last step, until it has been evaluated and logged
     best: Best = field(default_factory=Best)
 
     @classmethod
-    def start(cls, task: Task, optim: OptimSettings) -> "Learner":
-        """A learner at step 0."""
+    def start(cls, task: SupervisedTask, optim: OptimSettings) -> "Learner":
+        """Return a learner at step 0, with a new optimizer."""
         optimizer = build_optimizer([(task.model.parameters(), optim.learning_rate)], optim.weight_decay, optim.eps)
         return cls(task, TrainedState(task.model, optimizer, Guard(optim.on_fault, optim.max_skips, optim.spike)))
 
@@ -80,14 +80,14 @@ class Learner:
         return self.step - (self.unlogged is not None)
 
     def compare_with_best(self, metrics: Mapping[str, float]) -> None:
-        """Keep the weights if they are the best so far. Raises Diverged for a watched loss that is not finite."""
+        """Copy the weights if they are the best so far. Raises Diverged for a watched loss that is not finite."""
         if self.task.watch is not None:
             self.best.compare(metrics["watched_loss"], self.step, self.trained.weights)
 
     def optimizer_step(self, loss_finite: bool, max_grad_norm: float) -> tuple[float, bool]:
         """Clip the gradient and update the weights, unless the guard skips the step.
 
-        Returns the gradient's norm before clipping, and whether the step was taken. Raises Diverged.
+        Returns the norm of the gradient before clipping, and whether the step was taken. Raises Diverged.
         """
         parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
         norm = poison("update.gradient", gradient_norm(parameters))
@@ -102,7 +102,7 @@ class Learner:
         return float(norm), taken
 
     def save(self, folder: RunFolder, keep: int) -> None:
-        """Save a checkpoint of all that the next step depends on; random streams depend on the step alone."""
+        """Save a checkpoint. Random numbers are no part of it: each stream depends on the step alone."""
         best = self.best
         state = {"unlogged": self.unlogged, "best": {"loss": best.loss, "step": best.step, "misses": best.misses}}
         watched = {"best": best.weights} if self.task.watch is not None else {}

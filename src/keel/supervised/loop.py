@@ -1,4 +1,4 @@
-"""The loop of `keel sft`, `keel reward` and `keel dpo`: learn from labelled rows."""
+"""The training loop of `keel sft`, `keel reward` and `keel dpo`."""
 
 import math
 import time
@@ -13,18 +13,18 @@ from keel.failpoints import failpoint, poison
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import learning_rate_factor, microbatches, set_learning_rate, warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
-from keel.loop.run import open_run
+from keel.loop.open_run import open_run
 from keel.progress import ProgressDisplay
 from keel.run.faulty_rows import keep_rows
 from keel.run.folder import RunFolder, remove, replace_folder, write_final_metrics
-from keel.run.metrics import MetricSink, open_sinks
-from keel.supervised.learner import Learner, Task
+from keel.run.metrics_log import MetricSink, open_sinks
+from keel.supervised.learner import Learner, SupervisedTask
 from keel.terminal import tell
 from keel.world import World, generator
 
 
-def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[str, float]:
-    """Train, evaluate before and after every pass over the data, save the model. Returns the final metrics."""
+def fit(config: SupervisedSettings, task: SupervisedTask, resume: bool = False) -> dict[str, float]:
+    """Train the task's model, evaluate it at the start and after each pass, and save it. Return the final metrics."""
     world = World.single()
     sources = [config.model, config.data.path, config.data.eval_path, config.data.chat_template]
     with interrupts_handled(), open_run(config.output, config, sources, resume, world) as folder:
@@ -38,8 +38,8 @@ def fit(config: SupervisedSettings, task: Task, resume: bool = False) -> dict[st
     return metrics
 
 
-def train_task(config: SupervisedSettings, task: Task, folder: RunFolder, resume: bool) -> dict[str, float]:
-    """Take all remaining steps: update, evaluate, log, checkpoint. Returns the final metrics."""
+def train_task(config: SupervisedSettings, task: SupervisedTask, folder: RunFolder, resume: bool) -> dict[str, float]:
+    """Run the remaining steps: update, evaluate, log, checkpoint. Return the final metrics."""
     learner, world = Learner.start(task, config.optim), World.single()
     if resume:
         learner.restore(folder)
@@ -60,9 +60,9 @@ def train_task(config: SupervisedSettings, task: Task, folder: RunFolder, resume
             log(sinks, task, 0, as_evaluation(evaluated) | dict(task.facts))
         with interrupts_deferred():
             while not is_finished(config, learner, total):
-                if learner.unlogged is None:  # else the run was killed between an update and its log line
+                if learner.unlogged is None:  # otherwise the run was killed between an update and its log line
                     with checkpoint_on_error(save, learner.step, world):
-                        pass
+                        pass  # a signal that arrived during the last step takes effect here
                     with rows_kept_on_fault(config, learner, folder):
                         learner.unlogged = update(config, learner, total)
                         learner.step += 1
@@ -81,20 +81,26 @@ def train_task(config: SupervisedSettings, task: Task, folder: RunFolder, resume
     return result_metrics(learner, evaluated, folder)
 
 
-def evaluate_task(task: Task) -> dict[str, float]:
-    """Metrics of the held-out rows and, with patience, the loss on the watched ones."""
+def evaluate_task(task: SupervisedTask) -> dict[str, float]:
+    """Compute the metrics on the held-out rows and, with `patience`, the loss on the watched rows."""
     return task.evaluate() | ({} if task.watch is None else {"watched_loss": task.watch()})
 
 
 def is_finished(config: SupervisedSettings, learner: Learner, total: int) -> bool:
-    """Whether all steps are taken and logged, or patience has run out."""
+    """Whether all steps are done and logged, or `patience` evaluations in a row have brought no better loss."""
     if learner.unlogged is not None:
         return False
     return learner.step >= total or bool(config.patience and learner.best.misses >= config.patience)
 
 
 def result_metrics(learner: Learner, evaluated: dict[str, float], folder: RunFolder) -> dict[str, float]:
-    """Metrics of the result: of the last weights, evaluated already if `evaluated` is not empty, or of the best."""
+    """Return the metrics of the result.
+
+    The result has the last weights or, with `patience`, the best ones, which are loaded into the model.
+
+    Args:
+        evaluated: metrics of the last weights; empty if they were not evaluated.
+    """
     task, best = learner.task, learner.best
     if task.watch is not None:
         learner.trained.load_weights(best.weights)
@@ -104,13 +110,13 @@ def result_metrics(learner: Learner, evaluated: dict[str, float], folder: RunFol
 
 
 def as_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The same metrics with the names of an evaluation in the log."""
+    """Add the prefix that the metrics of an evaluation have in the log."""
     return {f"eval_{name}": value for name, value in metrics.items()}
 
 
 @contextmanager
 def rows_kept_on_fault(config: SupervisedSettings, learner: Learner, folder: RunFolder) -> Iterator[None]:
-    """Keep the rows of the block's update in the run folder if it diverges or is skipped."""
+    """Keep the rows of the step in the run folder if the update in the block diverges or is skipped."""
     task, step = learner.task, learner.step
 
     def keep(reason: str) -> str:
@@ -126,7 +132,10 @@ def rows_kept_on_fault(config: SupervisedSettings, learner: Learner, folder: Run
 
 
 def update(config: SupervisedSettings, learner: Learner, total: int) -> dict[str, float]:
-    """Take one optimizer step on the weighted mean loss of the step's rows, whatever the micro-batches."""
+    """Take one optimizer step on the weighted mean loss of the step's rows. Return the metrics of the step.
+
+    The mean is over all rows of the step, so the micro-batches do not change it.
+    """
     failpoint("step.update")
     start, task, step = time.perf_counter(), learner.task, learner.step
     rows = rows_of_step(config, len(task.lengths), step)
@@ -145,12 +154,12 @@ def update(config: SupervisedSettings, learner: Learner, total: int) -> dict[str
     }
 
 
-def accumulate(task: Task, rows: Sequence[int], microbatch_tokens: int) -> float:
-    """Add the gradient of the rows' weighted mean loss, one micro-batch after the other; the loss."""
+def accumulate(task: SupervisedTask, rows: Sequence[int], microbatch_tokens: int) -> float:
+    """Accumulate the gradient of the rows' weighted mean loss over micro-batches. Return the loss."""
     weight = sum(task.weights[i] for i in rows)
     total = 0.0
-    for part in microbatches([task.lengths[i] for i in rows], microbatch_tokens):
-        loss = poison("update.loss", task.loss([rows[i] for i in part]) / weight)
+    for microbatch in microbatches([task.lengths[i] for i in rows], microbatch_tokens):
+        loss = poison("update.loss", task.loss([rows[i] for i in microbatch]) / weight)
         loss.backward()
         total += float(loss.detach())
     return total
@@ -161,35 +170,38 @@ def num_steps(config: SupervisedSettings, num_rows: int) -> int:
 
 
 def num_training_rows(config: SupervisedSettings, num_rows: int) -> int:
-    """Rows of all passes together; of a pass that is not whole the nearest number, and one at least."""
+    """Return the number of rows in all passes, rounded if `epochs` is no integer, and at least 1."""
     return max(1, round(config.epochs * num_rows))
 
 
 def rows_of_step(config: SupervisedSettings, num_rows: int, step: int) -> list[int]:
-    """Each pass is a fresh shuffle that depends on seed and pass alone; a batch may reach into the next pass."""
+    """Return the rows of a step. Each pass over the data is a new shuffle, and a batch may extend into the next pass.
+
+    The shuffle depends on the seed and the number of the pass alone, so that a resumed run needs no state of it.
+    """
     end = min((step + 1) * config.batch_size, num_training_rows(config, num_rows))
     rows: list[int] = []
     for position in range(step * config.batch_size, end):
-        epoch, place = divmod(position, num_rows)
-        if place == 0 or not rows:
+        epoch, row = divmod(position, num_rows)
+        if row == 0 or not rows:
             order = torch.randperm(num_rows, generator=generator(config.seed, "order", epoch)).tolist()
-        rows.append(order[place])
+        rows.append(order[row])
     return rows
 
 
 def evaluation_due(config: SupervisedSettings, num_rows: int, step: int) -> bool:
-    """After this step: every `eval_every` steps, or where a pass over the data ends."""
+    """Whether to evaluate after this step: every `eval_every` steps or, if that is 0, at the end of each pass."""
     if config.eval_every:
         return step % config.eval_every == 0
     return step * config.batch_size // num_rows > (step - 1) * config.batch_size // num_rows
 
 
-def log(sinks: Sequence[MetricSink], task: Task, step: int, metrics: Mapping[str, float]) -> None:
+def log(sinks: Sequence[MetricSink], task: SupervisedTask, step: int, metrics: Mapping[str, float]) -> None:
     for sink in sinks:
         sink.log(step, {f"{task.name}/{name}": value for name, value in metrics.items()})
 
 
-def publish(folder: RunFolder, task: Task, figures: Mapping[str, float]) -> None:
-    """The result as a model folder, and the figures beside it."""
-    replace_folder(folder.path / task.result, lambda target: task.save(target, figures))
-    write_final_metrics(folder, figures)
+def publish(folder: RunFolder, task: SupervisedTask, metrics: Mapping[str, float]) -> None:
+    """Write the result as a model folder, and its metrics to a file beside it."""
+    replace_folder(folder.path / task.result, lambda target: task.save(target, metrics))
+    write_final_metrics(folder, metrics)

@@ -1,4 +1,4 @@
-"""What a reward model learns from a ranking, and what is said of it on held-out prompts."""
+"""The task of `keel reward`: the loss of a reward model on rankings, and its metrics on held-out prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,21 +19,21 @@ from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
 from keel.run.reward_files import shortfalls, write_gate, write_held_out, write_range
 from keel.stats.preference_metrics import baselines, calibrate, compute_preference_metrics, final_metrics, score_range
-from keel.supervised.learner import Task
+from keel.supervised.learner import SupervisedTask
 from keel.supervised.split import Split, prompts_on_both_sides
 
 
 @dataclass(frozen=True)
 class EncodedRanking:
-    """A ranking, and its answers as the reward model reads them."""
+    """A ranking, with its responses as token ids."""
 
-    rows: list[list[int]]
+    rows: list[list[int]]  # prompt and response, in the reward model's template
     ranking: Ranking
 
 
-def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> Task:
-    """What `fit` needs to know of a reward model and its data."""
-    notes = Notes(bare=False)  # `template` says how a text is read
+def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> SupervisedTask:
+    """Describe a reward model and its data for `fit`."""
+    notes = Notes(bare=False)  # no remark on plain texts: `template` defines how they are read
     train, cut = encode_rankings(model, split.train, min(config.max_tokens, model.limit), notes)
     watched, held_out = (
         encode_rankings(model, side, model.limit, notes)[0] for side in (split.watched, split.held_out)
@@ -50,7 +50,7 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
         write_held_out(folder, split.held_out, scores)
         return metrics | score_range(scores, split.held_out)
 
-    return Task(
+    return SupervisedTask(
         name="reward",
         model=model.model,
         lengths=[sum(map(len, encoded.rows)) for encoded in train],
@@ -74,7 +74,7 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
 
 
 def data_metrics(split: Split[Ranking]) -> dict[str, float]:
-    """Figures of the data."""
+    """Return metrics that depend on the data alone: the baselines and the counts of rows."""
     counts = {"rankings_left_out": split.left_out, "prompts_on_both_sides": prompts_on_both_sides(split)}
     return baselines(split.held_out, split.train) | counts
 
@@ -82,21 +82,21 @@ def data_metrics(split: Split[Ranking]) -> dict[str, float]:
 def save_with_gate(
     save: Callable[[Path], None], folder: Path, config: RewardConfig, metrics: Mapping[str, float]
 ) -> None:
-    """The model, with the range of its scores and the gate's verdict. A gate does not keep it from being saved."""
+    """Save the model with the range of its scores and the verdict of the gate. A failed gate does not prevent it."""
     save(folder)
     write_range(folder, metrics)
     if config.gate:
         failed = shortfalls(config.gate, metrics)
-        for model in {folder, *map(Path, member_folders(str(folder)))}:  # a member could be used alone
+        for model in {folder, *map(Path, member_folders(str(folder)))}:  # a member may be used without the others
             write_gate(model, config.gate, failed)
 
 
 def encode_rankings(
     model: RewardModel, rankings: Sequence[Ranking], limit: int, notes: Notes
 ) -> tuple[list[EncodedRanking], float]:
-    """Rankings whose texts have at most `limit` tokens, and the share of texts that lost their beginning.
+    """Encode the texts of all rankings with at most `limit` tokens, and return the share of texts that were cut.
 
-    The answers to a chat are read after the same turns of it.
+    A text that is too long loses its beginning. Of a chat, all responses of a ranking keep the same turns.
     """
     encoded, cut = [], []
     for ranking in rankings:
@@ -116,19 +116,21 @@ def encode_rankings(
 
 
 def score_rankings(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:
-    """One score for each response of each ranking."""
+    """Score each response of each ranking."""
     flat = model.score_rows([row for encoded in held_out for row in encoded.rows], microbatch_tokens)
-    return [part.tolist() for part in flat.split([len(encoded.rows) for encoded in held_out])]
+    return [scores.tolist() for scores in flat.split([len(encoded.rows) for encoded in held_out])]
 
 
 def ranking_losses(model: RewardModel, encoded: Sequence[EncodedRanking], config: RewardConfig) -> Tensor:
-    """Loss of each ranking, per comparison in it, and center_coef * (2 * mean score)^2, times its weight. -> [N]
+    """Compute the loss of each ranking, times its weight. -> [N]
 
-    All answers of a ranking are scored once. Each ranking counts once, however many answers it has: its comparisons
-    share the same few answers, and a mean over all pairs would be ruled by the longest rankings (Ouyang et al. 2022,
-    section 3.5). For a pair the second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
+    The loss is the mean over the comparisons of the ranking, plus center_coef * (2 * mean score)^2. For a pair the
+    second term is center_coef * (r_chosen + r_rejected)^2 (Eisenstein et al. 2023).
+
+    A ranking with many responses counts no more than one with few. Its comparisons share the same responses, and in a
+    mean over all pairs the longest rankings would dominate (Ouyang et al. 2022, section 3.5).
     """
-    # Answers to one prompt differ in length and belong together in the loss, not in the forward pass.
+    # Responses to one prompt differ in length. They belong together in the loss but not in the forward pass.
     flat = model.scores_of_rows([row for one in encoded for row in one.rows], config.microbatch_tokens)
     comparisons = Comparisons.from_rankings(flat, [one.ranking for one in encoded])
     if config.loss == "listwise":

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities of a run's responses: computed once, kept in the run folder, read back later."""
+"""Log-probabilities of the reference: computed at the start of a run, and kept in the run folder for its resumption."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -12,21 +12,21 @@ from keel.run.folder import RunFolder, write_atomic
 FILE = "reference.safetensors"
 
 
-def kept_reference(folder: RunFolder, ask: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that `ask` gave when the run began, on the CPU. Raises CheckpointError when they cannot be kept.
+def load_or_compute_reference(folder: RunFolder, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors that `compute` returned at the start of the run, on the CPU.
 
-    A resumed run has the data and the start weights of its beginning (`check_origin`), so a file that is gone or
-    damaged is no loss: they are asked for again, and differ by rounding at most.
+    They are computed again if their file is missing or damaged. A resumed run has the same data and initial weights
+    (`check_origin`), so they differ by rounding at most. Raises CheckpointError when they cannot be written.
     """
     kept = read_reference_logprobs(folder) if folder.holds_run else None
     if kept is None:
-        kept = {name: values.cpu() for name, values in ask().items()}
+        kept = {name: values.cpu() for name, values in compute().items()}
         write_atomic(folder.path / FILE, save(kept, {"sha256": hash_tensors(kept)}))
     return kept
 
 
 def read_reference_logprobs(folder: RunFolder) -> dict[str, Tensor] | None:
-    """None when there is no file, or one that is not what was written."""
+    """Read the tensors; None if the file is missing or its hash is wrong."""
     try:
         with safe_open(folder.path / FILE, framework="pt") as file:
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping

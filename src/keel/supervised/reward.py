@@ -1,4 +1,4 @@
-"""What `keel reward` does: one reward model, or an ensemble of several, from human pairs or rankings."""
+"""Train a reward model, or an ensemble of reward models, from human pairs or rankings (`keel reward`)."""
 
 from contextlib import closing
 from pathlib import Path
@@ -25,9 +25,9 @@ from keel.world import generator
 
 
 def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
-    """Learn a reward model or an ensemble from pairs or rankings; it is in `output/model`, with the gate's verdict.
+    """Train a reward model or an ensemble, and save it in `output/model` with the verdict of the gate.
 
-    Returns the figures on held-out prompts.
+    Returns the metrics on held-out prompts.
     """
     split = split_rankings(config)
     check_held_out(config.gate, split.held_out)
@@ -38,15 +38,15 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
         for number, settings in enumerate(members, start=1):
             tell(f"member {number} of {config.members}")
             fit_model(settings, split, resume, own_head=True)
-        metrics = join([Path(settings.output) / "model" for settings in members], config, split, folder)
+        metrics = join_members([Path(settings.output) / "model" for settings in members], config, split, folder)
         for settings in members if not config.checkpoint.keep_final else ():
             remove(RunFolder(settings.output).checkpoints)
         return metrics
 
 
 def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_head: bool = False) -> dict[str, float]:
-    """One reward model, from its start to `output/model`."""
-    torch.manual_seed(config.seed)  # the adapter's start
+    """Train one reward model and save it in `output/model`."""
+    torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
     model = RewardModel.load(
         config.model,
         config.dtype,
@@ -64,9 +64,9 @@ def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_hea
 
 
 def member_settings(config: RewardConfig, number: int) -> RewardConfig:
-    """A member has a seed, a run folder and, if `member_models` says so, weights of its own to start from."""
+    """Return the settings of one member: its seed, run folder and, with `member_models`, initial weights."""
     models = config.member_models or [config.model]
-    own = {
+    changes = {
         "output": str(RunFolder(config.output).members / str(number)),
         "seed": config.seed + number,
         "model": models[(number - 1) % len(models)],
@@ -75,20 +75,25 @@ def member_settings(config: RewardConfig, number: int) -> RewardConfig:
         "gate": {},
         "checkpoint": config.checkpoint.model_copy(update={"keep_final": True}),  # until all have finished
     }
-    return config.model_copy(update=own)
+    return config.model_copy(update=changes)
 
 
 @torch.no_grad()
 def draw_head(model: RewardModel, seed: int) -> None:
-    """A start of its own for a head that is still zero: normal, of variance 1 / (width + 1) (Stiennon et al. 2020)."""
+    """Draw the weights of a head that is still zero: normal, of variance 1 / (width + 1) (Stiennon et al. 2020).
+
+    The members of an ensemble thus have different heads from the start.
+    """
     head = model.head
     if not head.weight.any():
         start = torch.randn(head.weight.shape, generator=generator(seed, "head")) / (head.in_features + 1) ** 0.5
         head.weight.copy_(start)
 
 
-def join(members: list[Path], config: RewardConfig, split: Split[Ranking], folder: RunFolder) -> dict[str, float]:
-    """The members as one model, judged as one. With `calibrate` their mean gets a temperature of its own."""
+def join_members(
+    members: list[Path], config: RewardConfig, split: Split[Ranking], folder: RunFolder
+) -> dict[str, float]:
+    """Save the members as one model and evaluate their mean. With `calibrate`, a temperature is fitted to the mean."""
     ensemble = RewardEnsemble([RewardModel.load(str(member)) for member in members])
     readings = [
         Reading(ranking.prompt, response, tools=ranking.tools)
@@ -97,14 +102,14 @@ def join(members: list[Path], config: RewardConfig, split: Split[Ranking], folde
     ]
     flat = ensemble.member_scores(readings)
     counts = [len(ranking.responses) for ranking in split.held_out]
-    scores = [part.tolist() for part in flat.mean(0).split(counts)]
+    scores = [of_ranking.tolist() for of_ranking in flat.mean(0).split(counts)]
     metrics = final_metrics(scores, split.held_out, data_metrics(split))
     if config.calibrate:
         ensemble.temperature = metrics["temperature"]
         flat /= ensemble.temperature
         scores, metrics = calibrate(scores, metrics)
     metrics |= score_range(scores, split.held_out)
-    write_held_out(folder, split.held_out, scores, [part.tolist() for part in flat.split(counts, 1)])
+    write_held_out(folder, split.held_out, scores, [of_ranking.tolist() for of_ranking in flat.split(counts, 1)])
 
     def save(target: Path) -> None:
         save_ensemble(target, members, ensemble.temperature)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loop of `keel sft`. The model learns to write the completions of its data."""
+"""Supervised fine-tuning: train a model on the completions or texts of a file (`keel sft`)."""
 
 import math
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ from keel.models.packed import token_states
 from keel.models.positions import num_positions
 from keel.models.prompt_reading import chat_tokenizer, print_remarks, read_prompt_format, speak_in_turns
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
-from keel.supervised.learner import Task
+from keel.supervised.learner import SupervisedTask
 from keel.supervised.loop import fit
 from keel.supervised.split import Split, split_rows
 from keel.world import World
 
 
 def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
-    """Imitate completions or texts; the result is in `output/model`. Returns the figures on held-out rows."""
+    """Fine-tune a model on completions or texts, and save it in `output/model`. Return the metrics on held-out rows."""
     model, tokenizer, ends = load_speaker(config)
     split, num_cut = load_split(config, model, tokenizer, ends)
     train, budget = split.train, config.microbatch_tokens
-    task = Task(
+    task = SupervisedTask(
         name="sft",
         model=model,
         lengths=[len(example.tokens) for example in train],
@@ -49,9 +49,12 @@ def sft(config: SftConfig, resume: bool = False) -> dict[str, float]:
 
 
 def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
-    """The causal language model that is to learn, its tokenizer, and the tokens that end an answer."""
+    """Load the causal language model to train, its tokenizer, and the ids of its end tokens.
+
+    Raises ConfigError for a model without an end token.
+    """
     tokenizer = chat_tokenizer(config.model, config.data)
-    torch.manual_seed(config.seed)  # the adapter's start
+    torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
     model: Any = load_causal_lm(config.model, config.dtype, config.lora)
     model.to(World.from_environment().device)
     require_gradients(model, config.model)
@@ -61,17 +64,19 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     speak_in_turns(model, tokenizer, config.data)
     ends = end_token_ids(model, tokenizer)
     if not ends:
-        raise ConfigError("the model has no end token", where=config.model, fix="set eos_token_id and save it")
+        raise ConfigError(
+            "the model has no end token", where=config.model, fix="set eos_token_id in its generation_config.json"
+        )
     return model, tokenizer, ends
 
 
 def longest_row(config: SupervisedSettings, model: Any) -> int:
-    """Most tokens of a row: as many as are asked for, if the model has so many positions."""
+    """Return the largest number of tokens of a row: `max_tokens`, or the model's positions if these are fewer."""
     return min(config.max_tokens, num_positions(model) or config.max_tokens)
 
 
 def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Split[Example], int]:
-    """Examples by what they are for, without those in which nothing is learned; and how many rows were cut."""
+    """Load and split the examples, without those that have no token to learn. Also return the number of cut rows."""
     data, notes, num_cut = config.data, Notes(), 0
     imitation = Imitation(tokenizer, ends, longest_row(config, model), config.turns, read_prompt_format(data))
 
@@ -91,24 +96,24 @@ def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int
 
 
 def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
-    """-log p of every token that is to be learned, of all examples. -> [number of targets]
+    """Compute -log p of every token to learn in all examples. -> [number of targets]
 
-    Only those positions meet the output matrix.
+    Logits are computed at the positions of these tokens alone.
     """
     device = plain(model).device
     tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
     learned = pad_rows([example.learned for example in examples], 0)[0].to(device).bool()
-    before = learned[mask].nonzero().squeeze(1) - 1
-    logprobs, _ = token_statistics(model, token_states(model, tokens, mask)[before], tokens[learned])
+    predicting = learned[mask].nonzero().squeeze(1) - 1  # the state before a token predicts it
+    logprobs, _ = token_statistics(model, token_states(model, tokens, mask)[predicting], tokens[learned])
     return -logprobs
 
 
 @torch.no_grad()
 def evaluate_examples(model: Any, examples: Sequence[Example], microbatch_tokens: int) -> dict[str, float]:
-    """Mean loss per learned token, and its exponential; nothing without held-out examples."""
+    """Compute the mean loss per learned token, and its exponential. Empty without examples."""
     if not examples:
         return {}
     groups = microbatches([len(example.tokens) for example in examples], microbatch_tokens)
     total = sum(float(target_losses(model, [examples[i] for i in group]).sum()) for group in groups)
     loss = total / sum(example.num_targets for example in examples)
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # exp overflows above 709

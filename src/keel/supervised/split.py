@@ -1,4 +1,4 @@
-"""Which rows are learned from, which say when to stop, and which judge."""
+"""Split rows into training, watched and held-out rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True)
 class Split(Generic[RowT]):
-    """Rows by what they are for. No prompt is in two of them, unless `eval_path` says so."""
+    """Rows by purpose. Two of the lists have no prompt in common, unless `eval_path` repeats one."""
 
     train: list[RowT]
-    watched: list[RowT]  # with patience: the loss on them says when to stop; else none
-    held_out: list[RowT]  # judge the result, and nothing else
-    left_out: int = 0  # rows that say nothing
+    watched: list[RowT]  # for early stopping with `patience`; otherwise empty
+    held_out: list[RowT]  # for evaluation alone
+    left_out: int = 0  # rows with nothing to learn
 
 
 def split_rows(
@@ -30,9 +30,13 @@ def split_rows(
     prompt_of: Callable[[RowT], Content],
     config: SupervisedSettings,
 ) -> Split[RowT]:
-    """Hold out a share of the prompts, unless the held-out rows come as `others`; watch a share of those that remain.
+    """Hold out a share of the prompts and, with `patience`, watch a share of the remaining ones.
 
-    Raises DataError when one of the sides would be empty.
+    Args:
+        others: the held-out rows, if they come from another file; then none of `rows` is held out.
+        prompt_of: return the prompt of a row.
+
+    Raises DataError when one of the lists would be empty, ConfigError when `patience` has no prompts to watch.
     """
     data = config.data
     if others is None:
@@ -48,9 +52,10 @@ def split_rows(
 
 
 def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
-    """The rankings of the data file that say something, best answer first, with a mean weight of 1 among those learned.
+    """Load and split the rankings that have a preference, best response first.
 
-    Raises ConfigError when a margin meets a loss that has no place for it, DataError when nothing is left.
+    The weights are scaled to a mean of 1 over the training rankings. Raises ConfigError for margins with a loss that
+    does not use them, DataError when no ranking is left.
     """
     data = config.data
     notes, prompt_format = Notes(), read_prompt_format(data)
@@ -61,25 +66,27 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
 
     rankings = load(data.path)
     if getattr(config, "loss", "") in ("listwise", "ipo") and any(ranking.margin for ranking in rankings):
-        raise ConfigError("a margin belongs to a pair", where=data.path, fix="set loss to pairwise or sigmoid")
-    telling = [ranking.ranked for ranking in rankings if ranking.weight and is_informative(ranking, config.ties)]
+        raise ConfigError(
+            "margins are used by a pairwise loss alone", where=data.path, fix="set loss to pairwise or sigmoid"
+        )
+    informative = [ranking.ranked for ranking in rankings if ranking.weight and is_informative(ranking, config.ties)]
     others = load(data.eval_path) if data.eval_path else None
     print_remarks(notes.lines())
-    judging = None if others is None else [ranking.ranked for ranking in others]
-    split = split_rows(telling, judging, lambda ranking: ranking.prompt, config)
+    eval_rankings = None if others is None else [ranking.ranked for ranking in others]
+    split = split_rows(informative, eval_rankings, lambda ranking: ranking.prompt, config)
     if not any(ranking.pairs for ranking in split.train):
-        raise DataError("no row prefers one answer to another", where=data.path)
+        raise DataError("no row prefers one response to another", where=data.path)
     watched, held_out = ([row for row in side if row.weight and row.pairs] for side in (split.watched, split.held_out))
-    wanted = {"held-out": (held_out, data.eval_path or data.eval_fraction), "watched": (watched, config.patience)}
-    for name, (rows, asked) in wanted.items():
-        if asked and not rows:
-            raise DataError(f"no {name} row prefers one answer to another", where=data.eval_path or data.path)
+    required = {"held-out": (held_out, data.eval_path or data.eval_fraction), "watched": (watched, config.patience)}
+    for name, (rows, is_set) in required.items():
+        if is_set and not rows:
+            raise DataError(f"no {name} row prefers one response to another", where=data.eval_path or data.path)
     mean = sum(ranking.weight for ranking in split.train) / len(split.train)
     return Split(
         [replace(ranking, weight=ranking.weight / mean) for ranking in split.train],
         watched,
         held_out,
-        len(rankings) - len(telling),
+        len(rankings) - len(informative),
     )
 
 
@@ -88,6 +95,6 @@ def is_informative(ranking: Ranking, ties: str) -> bool:
 
 
 def prompts_on_both_sides(split: Split[Ranking]) -> int:
-    """Held-out prompts that are also learned from, or watched; only `eval_path` can bring them in."""
+    """Count held-out prompts that are also training or watched prompts, which only `eval_path` can cause."""
     seen = {prompt_key(ranking.prompt) for ranking in (*split.train, *split.watched)}
     return len(seen & {prompt_key(ranking.prompt) for ranking in split.held_out})

@@ -1,1 +1,1 @@
-"""The policy loop of `keel train`: settings to parts, one step, checkpoints, and what a run records."""
+"""Train a policy from rewards (`keel train`): setup, training steps, checkpoints and logs."""

@@ -1,4 +1,4 @@
-"""The critic of a run: a head on the policy's trunk, or a model of its own."""
+"""Build the critic of a run: a value head on the policy's trunk, or a separate model."""
 
 from typing import Any
 
@@ -19,7 +19,10 @@ from keel.models.trunk_classifier import has_score_head
 def build_actor_critic(
     config: TrainConfig, policy: Any, algorithm: Algorithm, tokenizer: PreTrainedTokenizerBase
 ) -> ActorCritic:
-    """The policy and the critic that the algorithm needs. Raises ConfigError for one that could not be saved."""
+    """Return the policy with the critic that the algorithm needs, if any.
+
+    Raises ConfigError for a critic that could not be saved as a sequence classifier.
+    """
     if not algorithm.needs_critic:
         return ActorCritic(policy)
     if config.critic.sharing == "shared":
@@ -36,7 +39,9 @@ def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
     elif source == "reward":
         models = [reward.model for reward in config.rewards if reward.model]
         if not models:
-            raise ConfigError("there is no reward model to start from", where="critic.init", fix="policy, or a folder")
+            raise ConfigError(
+                "there is no reward model to start from", where="critic.init", fix="set it to policy or to a folder"
+            )
         source = str(models[0])
     source = member_folders(source)[0]
     critic = load_classifier(source, config.policy.dtype, config.seed, to_train=True)
@@ -44,8 +49,10 @@ def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
         fix = "use reinforce, rloo or grpo" if config.critic.init == "policy" else "set critic.init to policy"
         raise ConfigError("only a decoder can be a critic", where=source, fix=fix)
     if source != config.policy.model and not vocabulary_within(tokenizer, load_tokenizer(source)):
-        raise ConfigError("its vocabulary is not the policy's", where=source, fix="set critic.init to policy")
-    set_pad_id(critic, int(tokenizer.pad_token_id))  # it is saved with the policy's tokenizer
+        raise ConfigError(
+            "the critic's vocabulary differs from the policy's", where=source, fix="set critic.init to policy"
+        )
+    set_pad_id(critic, int(tokenizer.pad_token_id))  # the critic is saved with the policy's tokenizer
     if config.policy.lora:
         critic = with_lora(critic, config.policy.lora, "SEQ_CLS")
         share_frozen_weights(critic, policy)
@@ -53,5 +60,5 @@ def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
 
 
 def vocabulary_within(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether the other tokenizer has every token under the same id; a reward model may have a pad token besides."""
+    """Whether the other tokenizer has every token under the same id. Reward models may have one more, the pad token."""
     return tokenizer.get_vocab().items() <= other.get_vocab().items()

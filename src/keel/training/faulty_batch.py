@@ -1,4 +1,4 @@
-"""What is kept of a batch on which an update went wrong, for `keel doctor` and for people."""
+"""Keep the batch of a failed or skipped update, for `keel doctor` and for people."""
 
 from dataclasses import fields
 
@@ -14,9 +14,9 @@ from keel.training.setup import TrainingSetup
 def keep_batch(
     folder: RunFolder, parts: TrainingSetup, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
 ) -> str:
-    """`faults/step-000012/` of policy learning: the answers with every figure of their tokens, and the whole batch.
+    """Write `faults/step-000012/` with the responses, the numbers of each of their tokens, and the batch's tensors.
 
-    Each rank keeps its own part. Returns what `keep_rows` returns.
+    Each rank writes its share. Returns the text of `keep_rows` for an error message.
     """
     named = {field.name: getattr(batch, field.name) for field in fields(batch)}
     tensors = {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}

@@ -1,7 +1,8 @@
-"""What a run will take, foretold by the same run with one layer and with seven: `keel plan`.
+"""Forecast the memory and time of a run (`keel plan`), from probes with one layer and with seven layers.
 
-Every layer adds the same memory and the same time. So steps of the real code, with the real prompts, widths, vocabulary
-and batch sizes, but random models of one layer, and then of seven, foretell those of the full depth.
+Every layer adds the same memory and time. So a few steps with random models of one layer and of seven layers
+determine the cost at full depth. The probes run the real code with the real prompts, widths, vocabulary and batch
+sizes.
 """
 
 import json
@@ -31,14 +32,14 @@ from keel.models.trunk_classifier import SequenceClassifier
 from keel.training.probe import Cost, probe, return_memory
 
 MB = 1e6
-DEEPER = 7  # layers of the second probe: the further apart the two, the less an error of either counts
+DEEPER = 7  # layers of the second probe: a larger distance between the two depths reduces the error of the line
 SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """Forecast memory of each model, peak and seconds of each phase, and the changes that make the run fit.
+    """Forecast the memory of each model, the peak and seconds of each phase, and the changes that make the run fit.
 
-    What else the process has in its memory is part of the peaks: see `keel.training.plan_process`.
+    The peaks include everything else in the memory of this process: see `keel.training.plan_process`.
     """
     config = with_members(config)
     available = config.memory_gb * 1e9 if config.memory_gb else device_memory()
@@ -59,18 +60,18 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the settings as JSON; write their forecast, or what is wrong with them, as JSON."""
+    """Read the settings as JSON from stdin, and print the forecast or the error as JSON."""
     config = PlanConfig.model_validate_json(sys.stdin.read())
     with redirect_stdout(sys.stderr):
         try:
-            found = {"forecast": plan(config)}
+            result = {"forecast": plan(config)}
         except KeelError as error:
-            found = {"error": {"what": error.what, "where": error.where, "fix": error.fix}}
-    print(json.dumps(found))
+            result = {"error": {"what": error.what, "where": error.where, "fix": error.fix}}
+    print(json.dumps(result))
 
 
 def with_members(config: PlanConfig) -> PlanConfig:
-    """The same run with each ensemble of reward models as so many single ones, NAME.0, NAME.1, ..."""
+    """Replace each ensemble of reward models by its members, NAME.0, NAME.1, ..."""
     rewards = []
     for reward in config.rewards:
         members = member_folders(reward.model) if reward.model else [None]
@@ -82,14 +83,16 @@ def with_members(config: PlanConfig) -> PlanConfig:
 
 
 def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[str, dict[str, float]]:
-    """Return forecasts under one change after the other, each on top of those before, until the run fits.
+    """Forecast the run with one change after the other, each in addition to the previous ones, until it fits.
 
-    A change that saves nothing is left out: bfloat16, for one, takes more for the weights that learn (2 bytes beside
-    the 4 of the master), and less for frozen models and for what the layers keep for the backward pass.
+    Changes that save nothing are left out. bfloat16, for one, needs more memory for trained weights (2 bytes in addition
+    to the 4 of the master), and less for frozen models and for the activations that the backward pass needs.
 
-    Args: `peak` is that of `config`, in bytes.
+    Args:
+        peak: Forecast for `config`, in bytes.
+        available: In bytes.
     """
-    changes: dict[str, dict[str, float]] = {}
+    forecasts: dict[str, dict[str, float]] = {}
     values = config.model_dump()
     for section, settings in possible_changes(config):
         changed = values | {section: values[section] | settings}
@@ -98,14 +101,14 @@ def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[st
             continue
         values, peak = changed, cost.peak
         name = ", ".join(f"{section}.{key}: {str(value).lower()}" for key, value in settings.items())
-        changes[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
+        forecasts[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
         if cost.peak <= available:
             break
-    return changes
+    return forecasts
 
 
 def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
-    """What would save memory and is not done yet: section and settings, those that change the result least first."""
+    """Return changes (section, settings) that would save memory, those that affect the result least first."""
     has_critic = ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate"
     changes: list[tuple[str, dict[str, Any], bool]] = [
         ("algorithm", {"microbatch_tokens": SMALL_PASS}, config.algorithm.microbatch_tokens > SMALL_PASS),
@@ -118,11 +121,11 @@ def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
 
 
 def forecast(config: PlanConfig) -> Cost:
-    """Peak bytes and seconds at full depth."""
+    """Forecast peak bytes and seconds at full depth."""
     values = config.model_dump(exclude={"response_tokens", "memory_gb"})
     values["rewards"] = [reward | {"ungated": True} for reward in values["rewards"] if reward["model"]]
     epochs = values["algorithm"]["update_epochs"]
-    values["algorithm"] |= {"update_epochs": 1}  # all take alike
+    values["algorithm"] |= {"update_epochs": 1}  # all epochs take the same time, so one is measured
     layers = {
         name: model_config(name, kind).get_text_config().num_hidden_layers
         for name, kind in model_sources(values).items()
@@ -140,72 +143,76 @@ def forecast(config: PlanConfig) -> Cost:
 
 
 def policy_is_small(config: PlanConfig) -> bool:
-    """Whether the policy of full depth is one whose graph and the critic's are in memory together."""
+    """Whether the policy of full depth is so small that its graph and the critic's are in memory together."""
     model = _empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM")
     return sum(parameter.numel() for parameter in model.parameters()) <= SMALL
 
 
 def with_epochs(cost: Cost, epochs: int) -> Cost:
-    """With the update of one epoch taken so often."""
-    seconds, errors = (part | {"update": epochs * part["update"]} for part in (cost.seconds, cost.errors))
+    """Multiply the cost of the update, measured with one epoch, by the number of epochs."""
+    seconds, errors = (values | {"update": epochs * values["update"]} for values in (cost.seconds, cost.errors))
     return Cost(cost.peaks, seconds, errors)
 
 
 def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
-    """From what a run costs with models of one layer each, and with all of `count` layers made deeper: count ->
-    (depth, cost)."""
+    """Extrapolate the cost to the full depth of all models.
 
-    def straight(part: str) -> dict[str, float]:
-        """On the line through both depths."""
-        first = getattr(one, part)
-        factors = [((count - 1) / (depth - 1), getattr(cost, part)) for count, (depth, cost) in more.items()]
+    Args:
+        one: cost with one layer in each model.
+        more: number of layers -> (depth, cost), where the models of so many layers have `depth` layers.
+    """
+
+    def extrapolate(name: str) -> dict[str, float]:
+        """Continue the line through both depths."""
+        first = getattr(one, name)
+        factors = [((count - 1) / (depth - 1), getattr(cost, name)) for count, (depth, cost) in more.items()]
         return {key: value + sum(f * max(0.0, at[key] - value) for f, at in factors) for key, value in first.items()}
 
-    def doubt(phase: str) -> float:
-        """An error at either depth counts as often as the difference does."""
+    def extrapolate_error(phase: str) -> float:
+        """Multiply the error by the factor of the difference that it is part of."""
         first = one.errors.get(phase, 0.0)
         pairs = [((count - 1) / (depth - 1), cost.errors.get(phase, 0.0)) for count, (depth, cost) in more.items()]
         return first + sum(factor * max(first, error) for factor, error in pairs)
 
-    return Cost(straight("peaks"), straight("seconds"), {phase: doubt(phase) for phase in one.seconds})
+    errors = {phase: extrapolate_error(phase) for phase in one.seconds}
+    return Cost(extrapolate("peaks"), extrapolate("seconds"), errors)
 
 
 def model_sources(values: Mapping[str, Any]) -> dict[str, type]:
-    """Folder or hub id of every model that a run loads, and as what."""
-    own = {"policy", "reward"}
-    found: dict[str, type] = {values["policy"]["model"]: AutoModelForCausalLM}
+    """Return the class of every model that a run loads, by folder or hub id."""
+    classes: dict[str, type] = {values["policy"]["model"]: AutoModelForCausalLM}
     if values["reference"]:
-        found.setdefault(values["reference"], AutoModelForCausalLM)
+        classes.setdefault(values["reference"], AutoModelForCausalLM)
     others = [reward["model"] for reward in values["rewards"]]
-    if values["critic"]["init"] not in own:
+    if values["critic"]["init"] not in ("policy", "reward"):
         others.append(values["critic"]["init"])
-    return found | {name: SequenceClassifier for name in others if name not in found}
+    return classes | {name: SequenceClassifier for name in others if name not in classes}
 
 
 def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
-    """MB of weights, gradients and optimizer state of each model, from its config alone."""
+    """Compute the MB of weights, gradients and optimizer state of each model, from its config alone."""
     critic_source = {"policy": config.policy.model, "reward": next((r.model for r in config.rewards if r.model), None)}
-    found = {"policy": _megabytes(_empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM"), learns=True)}
+    models = {"policy": _megabytes(_empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM"), learns=True)}
     if ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate":
         source = str(critic_source.get(config.critic.init, config.critic.init))
-        found["critic"] = _megabytes(
+        models["critic"] = _megabytes(
             _empty(source, SequenceClassifier, config, "SEQ_CLS"),
             learns=True,
             own_base=config.policy.lora is None or source != config.policy.model,
         )
-    own_base = config.policy.lora is not None and config.reference is None
-    if not own_base and config.measures_kl:
+    shares_policy = config.policy.lora is not None and config.reference is None
+    if not shares_policy and config.measures_kl:
         source = config.reference or config.policy.model
-        found["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
+        models["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
     for reward in config.rewards:
         if reward.model:
             model = _empty(reward.model, SequenceClassifier)
-            found[f"reward {reward.name}"] = _megabytes(model, learns=False)
-    return found
+            models[f"reward {reward.name}"] = _megabytes(model, learns=False)
+    return models
 
 
 def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str | None = None) -> Any:
-    """The model without its weights; with the run's settings in the run's dtype, for a task with the run's adapter."""
+    """Build a model on the meta device. With `config` it has the run's dtype, and with `task` the run's adapter."""
     dtype = DTYPES[config.policy.dtype] if config else torch.float32
     with torch.device("meta"):
         model = kind.from_config(model_config(source, kind), dtype=dtype)
@@ -215,14 +222,14 @@ def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str |
 def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:
     size = {p: p.numel() * p.dtype.itemsize / MB for p in model.parameters()}
     trained = [p for p in size if p.requires_grad and learns]
-    exact = 4 / MB * sum(p.numel() for p in trained)  # gradients, moments and masters are float32
-    masters = 4 / MB * sum(p.numel() for p in trained if needs_master(p))
     weights = sum(size.values()) if own_base else sum(size[p] for p in trained)
-    return {"weights": weights, "gradients": exact, "optimizer": 2 * exact + masters}
+    gradients = 4 / MB * sum(p.numel() for p in trained)  # gradients, moments and masters are float32
+    masters = 4 / MB * sum(p.numel() for p in trained if needs_master(p))
+    return {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients + masters}
 
 
 def device_memory() -> float:
-    """Bytes of the GPU, or of the machine as far as this process may use them."""
+    """Return the bytes of memory of the GPU, or of the machine within the limits of this process."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
     return machine_memory()

@@ -1,6 +1,6 @@
-"""The forecast of a run, made in a process that does nothing else: what it has in its memory is the run's.
+"""Forecast a run in a separate process, so that nothing else is in the memory that it measures.
 
-Nothing here imports torch: to load it in two processes would be a third of the time that a forecast takes.
+This module does not import torch: loading it in both processes would take a third of the time of a forecast.
 """
 
 import json
@@ -13,13 +13,13 @@ from keel.errors import ConfigError
 
 
 def plan_in_subprocess(config: PlanConfig) -> dict[str, Any]:
-    """Return `keel.training.plan.plan` of these settings. Raises what it raised, as a ConfigError."""
+    """Run `keel.training.plan.plan` in a subprocess and return its result. Its errors are raised as ConfigError."""
     command = [sys.executable, "-P", "-W", "ignore", "-m", "keel.training.plan"]
     done = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"the probe failed: {' '.join(done.stderr.split())[-500:]}")
-    found = json.loads(done.stdout)
-    if "error" in found:
-        raise ConfigError(**found["error"])
-    forecast: dict[str, Any] = found["forecast"]
+    result = json.loads(done.stdout)
+    if "error" in result:
+        raise ConfigError(**result["error"])
+    forecast: dict[str, Any] = result["forecast"]
     return forecast

@@ -1,4 +1,4 @@
-"""Policy learning: the loop of `keel train`, which can be interrupted and resumed at any step."""
+"""The training loop of `keel train`. It can be interrupted and resumed at any step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from keel.failpoints import failpoint
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
-from keel.loop.run import open_run
+from keel.loop.open_run import open_run
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, remove
 from keel.terminal import tell
@@ -34,15 +34,16 @@ def train_policy(
     resume: bool = False,
     check_only: bool = False,
 ) -> dict[str, float]:
-    """Learn a policy from rewards; the result is in `config.output`.
+    """Train a policy from rewards, and write the run and its result to `config.output`.
 
     Args:
-        scorers: reward functions in Python, besides `config.rewards`.
-        prompts: in place of the file of `config.prompts`: a list or a datasets.Dataset of texts, chats, or rows.
+        scorers: Python reward functions in addition to `config.rewards`.
+        prompts: replace the file of `config.prompts`: a list or a datasets.Dataset of texts, chats or rows.
         resume: continue the run in `config.output`.
-        check_only: run the self-check and return what it measured.
+        check_only: run only the self-check.
 
-    Returns the last step's metrics. Raises ConfigError for settings or prompts that cannot be used.
+    Returns the metrics of the last step, or with `check_only` the measurements of the self-check. Raises ConfigError
+    for settings or prompts that cannot be used.
     """
     if not isinstance(config, TrainConfig):
         config = parse(TrainConfig, config if prompts is None else with_place(config))
@@ -66,11 +67,11 @@ def train_policy(
 
 
 def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> dict[str, float]:
-    """Take all remaining steps: sample, score, compute targets, update, log, checkpoint. Returns the last metrics."""
+    """Run the remaining steps: sample, score, compute targets, update, log, checkpoint. Return the last metrics."""
     config, world, state = trainer.parts.config, trainer.parts.world, trainer.state
     checkpoint, metrics = partial(save, trainer.parts, state, folder), dict[str, float]()
     while state.step < config.steps or state.unlogged:
-        if state.unlogged is None:  # else the run was killed between an update and its log line
+        if state.unlogged is None:  # otherwise the run was killed between an update and its log line
             with checkpoint_on_error(checkpoint, state.step, world):
                 rollouts = trainer.sample()
                 scored = trainer.score(rollouts)
@@ -94,15 +95,15 @@ def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> di
 
 
 def sources(config: TrainConfig) -> list[str | None]:
-    """Every file and folder of data and models that the run reads."""
+    """Return every file and folder of data and models that the run reads."""
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
     return [*models, config.prompts.path]
 
 
 def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, float]:
-    """Run the self-check, warn of settings that mislead, and restore the newest checkpoint.
+    """Run the self-check, warn about settings that probably are mistakes, and restore the newest checkpoint.
 
-    Returns what the self-check measured.
+    Returns the measurements of the self-check.
     """
     config, world = trainer.parts.config, trainer.parts.world
     checkpoint = checkpoint_to_resume(folder, partial(_tell, world)) if resume else None
@@ -112,8 +113,8 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
     if (config.algorithm.minibatch_size or 0) < config.rollout.batch_size and not config.algorithm.traits.clips_ratio:
         _tell(
             world,
-            f"warning: {config.algorithm.name} has no ratio to the policy that sampled: with algorithm.minibatch_size "
-            "below rollout.batch_size all but the first minibatch are off-policy",
+            f"warning: {config.algorithm.name} does not correct for off-policy data: with algorithm.minibatch_size "
+            "below rollout.batch_size, all minibatches but the first are off-policy",
         )
     if checkpoint is not None:
         restore(trainer.parts, trainer.state, checkpoint)
@@ -125,7 +126,7 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
 
 @contextmanager
 def batch_kept_on_fault(trainer: PolicyTrainer, targets: StepTargets, folder: RunFolder) -> Iterator[None]:
-    """Keep the batch of the block's update in the run folder if it diverges or part of it is skipped."""
+    """Keep the batch in the run folder if the update in the block diverges or skips optimizer steps."""
     step = trainer.state.step + 1
 
     def keep(reason: str) -> str:
@@ -137,13 +138,13 @@ def batch_kept_on_fault(trainer: PolicyTrainer, targets: StepTargets, folder: Ru
         raise Diverged(error.what, f"step {step}{keep(error.what)}", error.fix) from error
     skipped = trainer.state.unlogged[0]["update/skipped"] if trainer.state.unlogged else 0.0
     if skipped:
-        keep(f"{skipped:.0%} of the step's updates were skipped")
+        keep(f"{skipped:.0%} of the step's optimizer steps were skipped")
 
 
 def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
-    """Metrics of the current policy: one response to each held-out prompt, with the same random numbers every time.
+    """Evaluate the current policy on one response to each held-out prompt.
 
-    The main process computes them, and the others wait.
+    The random numbers are the same every time. The main process computes the metrics, and the others wait.
     """
     parts = trainer.parts
     return dict(raise_together(parts.world, lambda: _evaluate_held_out(trainer) if parts.world.is_main else {}))
@@ -153,7 +154,7 @@ def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     failpoint("step.evaluate")
     parts = trainer.parts
     config = parts.config
-    player = EvaluatedPolicy(
+    policy = EvaluatedPolicy(
         "policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out, parts.stop_texts
     )
     decoding = DecodingSettings(
@@ -162,8 +163,8 @@ def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
         temperature=config.rollout.temperature,
         stop_in_text=config.rollout.stop_in_text,
     )
-    judged = sample_and_score(player, parts.reference, parts.score, decoding, config.seed, "policy")
-    return {f"evaluate/{name}": value for name, value in judged.summary().items()}
+    responses = sample_and_score(policy, parts.reference, parts.score, decoding, config.seed, "policy")
+    return {f"evaluate/{name}": value for name, value in responses.summary().items()}
 
 
 def _tell(world: World, line: str) -> None:

@@ -1,6 +1,6 @@
-"""Some steps of a run, taken to measure what they cost.
+"""Take a few steps of a run, and measure their memory and time.
 
-The process should do nothing else: its memory is taken to be theirs.
+The process should do nothing else, since all of its memory is counted as that of the run.
 """
 
 import ctypes
@@ -31,14 +31,14 @@ from keel.training.trainer import PolicyTrainer
 from keel.world import World, seconds_of_work
 
 START = "start"  # loading and self-check
-STEPS = 3, 5  # at least, and at most; the first is slower than those that follow
-ENOUGH = 3.0  # seconds of work after which the fewest steps have to do
-INTERVAL = 0.002  # seconds between two looks at the memory
+STEPS = 3, 5  # smallest and largest number; the first step is slower than the others, and does not count
+ENOUGH = 3.0  # seconds of work after which the smallest number of steps is enough
+INTERVAL = 0.002  # seconds between two readings of the memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Peak bytes and seconds of the start and of each phase of a step, and how far the seconds may be off."""
+    """Peak bytes, seconds and the error of the seconds, of the start and of each phase of a step."""
 
     peaks: dict[str, float]
     seconds: dict[str, float]
@@ -58,26 +58,26 @@ class Cost:
 
 
 def return_memory() -> None:
-    """Give the system back what the last probe used, so that the peak of the next one does not include it."""
+    """Return the memory of the last probe to the system, so that the peak of the next one does not include it."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # musl has none
+    if trim is not None:  # musl has no malloc_trim
         trim(0)
 
 
 def probe(
     values: Mapping[str, Any], depths: Mapping[str, int], small: bool = False, response_tokens: int | None = None
 ) -> Cost:
-    """Build the run, check it as every run is checked, and take a few steps.
+    """Build the run, run its self-check, take a few steps, and return the cost.
 
     Args:
         values: the run's settings.
         depths: number of layers of each model, by folder or hub id.
         small: whether the updater counts the policy of full depth as small.
-        response_tokens: mean length of a response.
+        response_tokens: mean length of a response; None for the longest.
     """
-    config = parse(TrainConfig, {**values, "steps": max(int(values["steps"]), STEPS[1])})  # a run may be shorter
-    scorers = [] if config.rewards else [_no_opinion]
+    config = parse(TrainConfig, {**values, "steps": max(int(values["steps"]), STEPS[1])})  # the run may have fewer
+    scorers = [] if config.rewards else [_score_parity]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
     with shallow_models(depths), state.timed(START):
         parts = build_training_setup(config, scorers, None, World.single())
@@ -92,32 +92,32 @@ def probe(
         steps.append({**state.seconds, "update": state.seconds["update"] * num_minibatches(config)})
     warm = {phase: [each[phase] for each in steps[1:]] for phase in state.seconds}
     warm[START] = [state.seconds[START]]
-    fastest = {phase: min(each) for phase, each in warm.items()}  # what disturbs a step makes it longer
+    fastest = {phase: min(each) for phase, each in warm.items()}  # disturbances only make a step slower
     return Cost(state.peaks, fastest, {phase: statistics.median(warm[phase]) - fastest[phase] for phase in warm})
 
 
 def num_minibatches(config: TrainConfig) -> int:
-    """Number of minibatches in a batch."""
+    """Return the number of minibatches in a batch."""
     return max(1, config.rollout.batch_size // (config.algorithm.minibatch_size or config.rollout.batch_size))
 
 
 @dataclass(frozen=True)
 class OneMinibatch(Updater):
-    """An updater that takes one minibatch of each batch: all minibatches take alike, and most of a probe's time."""
+    """An updater that uses one minibatch of each batch. All minibatches cost the same, and most of a probe's time."""
 
     small: bool = False
 
     @classmethod
     def like(cls, updater: Updater, small: bool) -> "OneMinibatch":
-        """The same updater otherwise; `small` is what a policy of full depth is to it."""
-        return cls(**{part.name: getattr(updater, part.name) for part in fields(updater)}, small=small)
+        """Copy an updater. `small` replaces its check of the policy's size, since the probe's policy is shallow."""
+        return cls(**{each.name: getattr(updater, each.name) for each in fields(updater)}, small=small)
 
     @property
     def _small(self) -> bool:
         return self.small
 
     def update(self, batch: TrainingBatch, *arguments: Any, **named: Any) -> dict[str, float]:
-        """One optimizer step, on rows of all lengths."""
+        """Take one optimizer step, on rows of all lengths."""
         lengths = batch.prompt_mask.sum(1) + batch.response_mask.sum(1)
         every = max(1, batch.size // self.schedule.minibatch_size)
         rows = lengths.argsort(stable=True)[every // 2 :: every]
@@ -125,21 +125,21 @@ class OneMinibatch(Updater):
 
 
 def _ends(parts: TrainingSetup, response_tokens: int | None) -> list[int]:
-    """End tokens for answers of this mean length: a random model chooses all tokens about equally often."""
+    """Choose end tokens so that responses have this mean length. A random model samples all tokens about equally."""
     if response_tokens is None or response_tokens >= parts.config.rollout.max_response_tokens:
         return [-1]
     vocabulary = parts.actor_critic.policy.config.get_text_config().vocab_size
     return list(range(max(1, round(vocabulary / response_tokens))))
 
 
-def _no_opinion(completions: list[str], **_: Any) -> list[float]:
-    """In the place of scorers that are no models."""
+def _score_parity(completions: list[str], **_: Any) -> list[float]:
+    """Replace scorers that are not models, at no cost."""
     return [float(len(text) % 2) for text in completions]
 
 
 @dataclass
 class Watched(RunState):
-    """A run's state that also notes the largest memory of each phase, and counts the seconds of its own work."""
+    """A run's state that also records the peak memory of each phase, and counts seconds of work, not of the clock."""
 
     peaks: dict[str, float] = field(default_factory=dict)
 
@@ -154,11 +154,11 @@ class Watched(RunState):
 
 
 def _work() -> tuple[float, ...]:
-    """Seconds of work so far: of the threads that take longest, and of all together, shared out among processors.
+    """Return the seconds of work so far: of the slowest threads, and of all threads divided by the processors.
 
-    Unlike those of a clock they do not grow where other programs want the processor. A GPU works by itself.
+    Unlike clock time, they do not grow when other programs use the processor.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # a GPU works asynchronously: wait for it, and use the clock
         torch.cuda.synchronize()
         return (time.perf_counter(),)
     processors = min(torch.get_num_threads(), os.cpu_count() or 1)
@@ -166,7 +166,7 @@ def _work() -> tuple[float, ...]:
 
 
 def _since(began: tuple[float, ...]) -> float:
-    """Seconds of work since then: a phase takes either at least."""
+    """Return the seconds of work since `began`: the larger of the two measures, each of which is a lower bound."""
     return max(now - then for now, then in zip(_work(), began, strict=True))
 
 
@@ -180,9 +180,10 @@ def _watch_gpu() -> Iterator[list[float]]:
 
 @contextmanager
 def _watch_process() -> Iterator[list[float]]:
-    """The resident memory, looked at again and again; where the system does not tell, the peak since the start.
+    """Measure the peak of the resident memory by reading it in short intervals.
 
-    The process's own peak is of no use here: what its imports took for a moment does not grow with the layers.
+    The system's own peak is used only where it reports no current value. It includes memory that the imports used for a
+    moment, which does not grow with the layers.
     """
     peak, done = [0.0], threading.Event()
 

@@ -1,4 +1,4 @@
-"""Prompts handed over in Python, read as those of a file are."""
+"""Prompts that are passed in Python instead of in a file."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ from keel.data.python_rows import given_in_python, rows_from_python
 from keel.models.prompt_reading import read_prompts
 
 GIVEN = given_in_python("prompts")
-"""Stands where settings and errors name the file."""
+"""The name of such prompts in settings and errors, in place of the file."""
 
 
 def with_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run whose prompts are given: `prompts.path` may be missing."""
+    """Fill in `prompts.path`, which may be missing from the settings of a run with prompts in Python."""
     section = config.get("prompts") or {}
     return {**config, "prompts": {"path": GIVEN, **section} if isinstance(section, Mapping) else section}
 
 
 def load_training_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, prompts: Any) -> list[Prompt]:
-    """The prompts given in Python; those of the settings' file where there are none (None)."""
+    """Read the prompts passed in Python, or with None those of the settings' file."""
     if prompts is None:
         return read_prompts(settings, tokenizer)
     if isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts):
@@ -34,6 +34,6 @@ def load_training_prompts(settings: PromptSettings, tokenizer: PreTrainedTokeniz
 
 
 def prompt_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """The SHA-256 of their contents and columns."""
+    """Return the SHA-256 of the contents and columns of the prompts."""
     rows = [[prompt.content, prompt.columns] for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, default=repr).encode()).hexdigest()

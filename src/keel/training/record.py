@@ -1,4 +1,4 @@
-"""What a step leaves behind: its metrics (docs/metrics.md) and a few of its answers, token by token."""
+"""The logs of a training run: metrics (docs/metrics.md), sampled responses, progress display and doctor."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from keel.config import TrainConfig
 from keel.diagnosis.findings import Finding
 from keel.progress import ProgressDisplay
 from keel.run.folder import RunFolder
-from keel.run.metrics import MetricSink, open_sinks, truncate_after
+from keel.run.metrics_log import MetricSink, open_sinks, truncate_after
 from keel.run.rollout_log import RolloutLog
 from keel.training.watch import Watch
 from keel.world import World
@@ -17,7 +17,7 @@ from keel.world import World
 
 @dataclass(frozen=True)
 class Records:
-    """The logs of a run. Only the main process has any."""
+    """The open logs of a run. They are empty on every process but the main one."""
 
     sinks: Sequence[MetricSink] = ()
     responses: RolloutLog | None = None
@@ -25,7 +25,10 @@ class Records:
     watch: Watch | None = None
 
     def log(self, step: int, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> Finding | None:
-        """Returns what the doctor stops the run for, if anything. Raises CheckpointError when a file cannot be had."""
+        """Log a step. Return the critical finding that stops the run, if there is one.
+
+        Raises CheckpointError when a log cannot be written.
+        """
         for sink in self.sinks:
             sink.log(step, metrics)
         if self.responses is not None:
@@ -37,7 +40,7 @@ class Records:
 
 @contextmanager
 def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World) -> Iterator[Records]:
-    """Open the run folder's logs, cut back to the step that the run continues from, and the progress display."""
+    """Open the logs and the progress display. Drop the log lines of steps after the first `done` ones."""
     if not world.is_main:
         yield Records()
         return
@@ -50,7 +53,7 @@ def open_records(folder: RunFolder, config: TrainConfig, done: int, world: World
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures worth a place in the progress display."""
+    """Select the metrics of the progress display, under short names."""
     names = {
         "objective/scores": "score",
         "objective/kl": "kl",

@@ -1,5 +1,7 @@
-"""The start-up self-check: what must hold before the first update, tried on real prompts. It takes seconds, and
-what it finds would otherwise be a run that fails quietly (negative KL, ratios that are not 1, an end never learned).
+"""The self-check before the first update, on real prompts. It takes seconds.
+
+Without it, the faults that it detects would spoil a run silently: a negative KL, initial ratios other than 1, an end
+token that is never learned.
 """
 
 import math
@@ -21,15 +23,15 @@ from keel.training.setup import TrainingSetup
 from keel.world import raise_together
 
 PROBE_ROWS = 2, 8
-"""Fewest and most responses of the check; in between, one in twenty of a step's."""
+"""Smallest and largest number of responses to check; in between, one in twenty of a step's responses."""
 PROBE_TOKENS = 16
 """Longest response of the check. Each token costs a pass through the policy, however few the responses are."""
 SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
-"""Largest difference between two scores of one response in other batches, in units of the largest score."""
+"""Largest difference between scores of one response in two batches, in units of the largest score."""
 
 
 def self_check(parts: TrainingSetup) -> dict[str, float]:
-    """Run every check on a few rollouts; returns what was measured. Raises ConfigError or RewardError."""
+    """Run every check on a few responses, and return the measurements. Raises ConfigError or RewardError."""
     _check_lengths(parts)
     count = min(max(PROBE_ROWS[0], parts.config.rollout.batch_size // 20), PROBE_ROWS[1])
     probe = parts.respond(step=1, at_most=count, max_tokens=PROBE_TOKENS)
@@ -42,20 +44,21 @@ def self_check(parts: TrainingSetup) -> dict[str, float]:
     return {**measured, **_check_scores(parts, probe, count), "check/kernels": float(compiled)}
 
 
-def require_weight_change(before: torch.Tensor, after: torch.Tensor) -> None:
-    """After the first update some trained weight must be another."""
-    if torch.equal(before, after):
-        raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate, or check policy.dtype")
+def require_weight_change(initial: torch.Tensor, updated: torch.Tensor) -> None:
+    """Raise ConfigError if the first update changed no weight, by the fingerprints of both states."""
+    if torch.equal(initial, updated):
+        raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate")
 
 
 def weight_fingerprint(parts: TrainingSetup) -> torch.Tensor:
-    """A few numbers that change when the trained weights do."""
+    """Return the sum of each trained weight tensor, which changes when the weights do."""
+    # A first step may be smaller than the rounding of a 16-bit weight, but not than that of its master.
     weights = trained_weights(parts.updater.optimizer, parts.actor_critic.named_parameters())
     return torch.stack([weight.double().sum().cpu() for weight in weights.values()])
 
 
 def _check_lengths(parts: TrainingSetup) -> None:
-    """The reward models can read every prompt; where a response may not fit beside it, warn."""
+    """Check that the reward models can read every prompt. Warn where a response may not fit beside it."""
     prompts, longest = [*parts.prompts, *parts.held_out], parts.config.rollout.max_response_tokens
     for line in length_warnings(parts.scorers, prompts, longest):
         if parts.world.is_main:
@@ -68,7 +71,7 @@ def _check_trainable(parts: TrainingSetup) -> None:
 
 
 def _check_dropout(parts: TrainingSetup) -> None:
-    """Dropout acts in training mode alone, as a module or inside an attention function."""
+    # Dropout also acts inside attention functions, so the mode of every module counts, not the dropout modules alone.
     for name in ("policy", "critic"):
         model = getattr(parts.actor_critic, name)
         if model is not None and any(module.training for module in model.modules()):
@@ -76,23 +79,25 @@ def _check_dropout(parts: TrainingSetup) -> None:
 
 
 def _check_ends(parts: TrainingSetup, probe: Rollouts) -> None:
-    """An end token is counted where one was sampled, and truncated rows have none; others have one, or a text ended
-    them."""
+    """Check the end tokens inside the response mask: truncated responses have none, and others have one.
+
+    Responses that a stop text ended may have none.
+    """
     is_end = torch.isin(probe.response_tokens, torch.tensor(parts.end_ids, device=probe.response_tokens.device))
     ends = (is_end & probe.response_mask).sum(1)
     ended = (~probe.truncated).long()
     if not bool(((ends == ended) if not parts.stop_texts else (ends <= ended)).all()):
-        raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug")
+        raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug of keel")
 
 
 def _check_logprobs(parts: TrainingSetup, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
-    """Sampler and trainer give the same log-probs; so ratio = 1 and clipfrac = 0 before the first update.
+    """Check that sampler and trainer compute the same log-probs, so that ratio = 1 before the first update.
 
-    Returns the trainer's full pass, and what was measured.
+    Returns the trainer's full pass, and the measurements.
     """
     mask, algorithm = probe.response_mask, parts.config.algorithm
-    given = parts.actor_critic, probe, parts.config.rollout.temperature, algorithm.microbatch_tokens
-    trained, measured = compare_passes(*given, where="policy")
+    temperature, at_once = parts.config.rollout.temperature, algorithm.microbatch_tokens
+    trained, measured = compare_passes(parts.actor_critic, probe, temperature, at_once, where="policy")
     ones = torch.ones_like(trained.logprobs[mask])
     ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]
     clipped = clipfrac(
@@ -101,20 +106,26 @@ def _check_logprobs(parts: TrainingSetup, probe: Rollouts) -> tuple[Analysis, di
     return trained, {**measured, "check/ratio": float(ratio.mean()), "check/clipfrac": float(clipped.mean())}
 
 
-def _check_reference(parts: TrainingSetup, probe: Rollouts, ours: Analysis) -> dict[str, float]:
-    """KL = 0 at the start, unless another reference was asked for."""
+def _check_reference(parts: TrainingSetup, probe: Rollouts, trained: Analysis) -> dict[str, float]:
+    """Check that the KL is 0 at the start, unless `reference` is another model."""
     if parts.reference is None:
         return {}
-    theirs = reference_logprobs(parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens)
-    gaps = (ours.logprobs - theirs)[probe.response_mask].abs()
+    ref_logprobs = reference_logprobs(
+        parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens
+    )
+    gaps = (trained.logprobs - ref_logprobs)[probe.response_mask].abs()
     gap = float(gaps.max())
     if parts.config.reference is None and not logprobs_agree(gaps, parts.actor_critic):
-        raise ConfigError(f"the reference is not the policy's start: log-probs differ by {gap:.2g}", where="reference")
+        raise ConfigError(
+            f"the reference differs from the initial policy: log-probs differ by {gap:.2g}",
+            where="reference",
+            fix="report this as a bug of keel",
+        )
     return {"check/reference_gap": gap}
 
 
 def _check_scores(parts: TrainingSetup, probe: Rollouts, count: int) -> dict[str, float]:
-    """Require scores, and gaps among them, that depend neither on the batch around a response nor on the call."""
+    """Check that scores, and missing scores, depend neither on the batch around a response nor on the call."""
     if not parts.scorers:
         return {}
     try:
@@ -130,9 +141,9 @@ def _check_scores(parts: TrainingSetup, probe: Rollouts, count: int) -> dict[str
         worst = max(worst, gap)
         if gap > score_tolerance(scorer):
             raise RewardError(
-                f"gives the same answers other scores the second time, in another batch (by {gap:.2g} of their size)",
+                f"scores the same responses differently the second time, in another batch (by {gap:.2g} of their size)",
                 where=f"scorer {scorer.name}",
-                fix="let it depend on prompt and answer alone, or declare it noisy: true",
+                fix="let the score depend on prompt and response alone, or declare the scorer noisy: true",
             )
     return {"check/score_gap": worst}
 
@@ -148,20 +159,23 @@ def _score_twice(parts: TrainingSetup, probe: Rollouts) -> tuple[dict[str, torch
     batches = [probe, *(select_rows(probe, half) for half in halves)]
     together, *separate = raise_together(parts.world, lambda: [parts.score(batch) for batch in batches])
     if not bool(parts.world.sum(together.kept.sum())):
-        raise RewardError("not one response could be scored", where="rewards")
+        raise RewardError("no response could be scored", where="rewards", fix="check the reward functions")
     second = {name: torch.cat([half.by_scorer[name] for half in separate])[order] for name in together.by_scorer}
     return together.by_scorer, second
 
 
 def score_tolerance(scorer: Scorer) -> float:
-    """Largest difference of two scores of one response, in units of the largest score."""
+    """Return the largest difference between two scores of one response, in units of the largest score."""
     if isinstance(scorer, RewardModelScorer) and scorer.itemsize < 4:
         return SCORE_TOLERANCE_16_BIT
     return SCORE_TOLERANCE
 
 
 def _score_gap(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Largest difference in units of the largest score (at least 1); infinite if an answer had a score only once."""
+    """Compute the largest difference, in units of the largest score (at least 1).
+
+    It is infinite if a response has a score in one of the two only.
+    """
     if not torch.equal(first.isfinite(), second.isfinite()):
         return math.inf
     first, second = first.nan_to_num(), second.nan_to_num()

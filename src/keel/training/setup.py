@@ -1,4 +1,4 @@
-"""Everything a run of policy learning needs, built before its loop and handed to it."""
+"""TrainingSetup: models, prompts, scorers and settings of a training run, built before the loop."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
-from keel.rollout.functions import FunctionScorer
+from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
@@ -37,12 +37,12 @@ from keel.training.critic import build_actor_critic
 from keel.training.python_prompts import load_training_prompts
 from keel.world import World, generator
 
-DEFAULT_CRITIC_RATE = 3.0  # times the policy's: its head starts at zero and must follow a moving policy
+DEFAULT_CRITIC_RATE = 3.0  # times the policy's: the value head starts at zero and must follow a moving policy
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What stays the same through a run."""
+    """Everything that stays the same through a training run."""
 
     config: TrainConfig
     world: World
@@ -53,12 +53,12 @@ class TrainingSetup:
     actor_critic: ActorCritic
     reference: ActorCritic | None
     scorers: list[Scorer]
-    ranges: dict[str, dict[str, float]]  # of the reward models that came with one, by the scorer's name
+    ranges: dict[str, dict[str, float]]  # range.json of the reward models that have one, by the scorer's name
     algorithm: Algorithm
     shaping: Shaping
     targets: TargetSettings
     updater: Updater
-    stop_texts: tuple[str, ...] = ()  # of several tokens, that end a response as the end tokens do
+    stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
     def respond(
@@ -69,13 +69,13 @@ class TrainingSetup:
         max_tokens: int | None = None,
         prompts: Sequence[Prompt] | None = None,
     ) -> Rollouts:
-        """Sample this process's share of a step's responses; they depend on seed and step alone.
+        """Sample this process's share of a step's responses, which depend on seed and step alone.
 
         Args:
-            purpose: names the stream of random numbers.
+            purpose: name of the stream of random numbers.
             at_most: number of prompts to sample for, chosen to differ in length; by default all.
             max_tokens: longest response, where it is below `rollout.max_response_tokens`.
-            prompts: one for each response, in place of the step's.
+            prompts: one for each response, in place of the step's prompts.
         """
         config, rollout = self.config, self.config.rollout
         if prompts is None:
@@ -103,9 +103,12 @@ class TrainingSetup:
         )
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None) -> ScoredRollouts:
-        """What the scorers say of the answers; a scorer's first failure is reported. Raises RewardError.
+        """Score responses, and report the first failure of each scorer.
 
-        Reward functions that look at it are told how many steps are done (by default as when they were asked last).
+        Args:
+            steps_done: number of finished steps, which reward functions can read; None keeps the last number.
+
+        Raises RewardError.
         """
         reward = self.config.reward
         for scorer in self.scorers:
@@ -120,14 +123,17 @@ class TrainingSetup:
 
 
 def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
-    """The step's prompts, each `group_size` times: every pass over the data is a fresh shuffle, none is left out."""
+    """Return the prompts of a step, each `group_size` times.
+
+    Every pass over the data is a new shuffle, and no prompt is left out of it.
+    """
     count = batch_size // group_size
     chosen: list[Prompt] = []
     for position in range((step - 1) * count, step * count):
-        epoch, place = divmod(position, len(prompts))
-        if place == 0 or not chosen:
+        epoch, row = divmod(position, len(prompts))
+        if row == 0 or not chosen:
             order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch)).tolist()
-        chosen += [prompts[order[place]]] * group_size
+        chosen += [prompts[order[row]]] * group_size
     return chosen
 
 
@@ -138,9 +144,14 @@ def build_training_setup(
     world: World,
     scores_required: bool = True,
 ) -> TrainingSetup:
-    """Load prompts, models and scorers. Raises ConfigError or DataError before anything has started.
+    """Load prompts, models and scorers, and check that they fit together.
 
-    Without `scores_required` a run may have no scorer: the caller has the scores.
+    Args:
+        functions: Python reward functions in addition to `config.rewards`.
+        prompts: replace the file of `config.prompts`; None reads the file.
+        scores_required: False allows a run without a scorer, for callers that compute the scores.
+
+    Raises ConfigError or DataError.
     """
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
     loaded = load_training_prompts(config.prompts, tokenizer, prompts)
@@ -184,7 +195,7 @@ def build_training_setup(
 
 
 def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
-    torch.manual_seed(config.seed)  # the adapter's start
+    torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
     require_gradients(policy, config.policy.model)
     speak_in_turns(policy, tokenizer, config.prompts)
@@ -192,7 +203,7 @@ def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: Worl
 
 
 def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> list[Scorer]:
-    """Raises ConfigError for a reward model that failed its gate."""
+    """Build the scorers. Raises ConfigError for a reward model that failed its gate."""
     for reward in config.rewards:
         if reward.model:
             require_gate_pass(reward.model, reward.ungated)
@@ -200,9 +211,9 @@ def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> li
 
 
 def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[str, float]]:
-    pairs = zip(scorers, config.rewards, strict=False)  # functions handed over in Python come last
-    found = {scorer.name: read_range(source.model) for scorer, source in pairs if source.model}
-    return {name: known for name, known in found.items() if known is not None}
+    pairs = zip(scorers, config.rewards, strict=False)  # functions passed in Python come last and have no source
+    ranges = {scorer.name: read_range(source.model) for scorer, source in pairs if source.model}
+    return {name: limits for name, limits in ranges.items() if limits is not None}
 
 
 def _check_sizes(config: TrainConfig, world: World) -> None:
@@ -210,7 +221,9 @@ def _check_sizes(config: TrainConfig, world: World) -> None:
     if config.rollout.batch_size % (world.size * group_size) or minibatch_size % world.size:
         raise ConfigError(
             f"rollout.batch_size {config.rollout.batch_size} (in groups of {group_size}) and algorithm.minibatch_size "
-            f"{minibatch_size} do not divide among {world.size} processes"
+            f"{minibatch_size} cannot be divided among {world.size} processes",
+            fix=f"make rollout.batch_size a multiple of {world.size * group_size} and algorithm.minibatch_size one of "
+            f"{world.size}",
         )
 
 
@@ -220,7 +233,10 @@ def _check_lengths(config: TrainConfig, policy: Any, prompts: Sequence[Prompt]) 
 
 
 def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:
-    """The frozen model of the KL, where one is measured. With LoRA the policy's own base serves, at no cost."""
+    """Return the frozen reference model; None where no KL is measured.
+
+    With LoRA and without `reference`, it shares the weights of the policy, whose adapter is switched off for it.
+    """
     if not config.measures_kl:
         return None
     if config.policy.lora and config.reference is None:
@@ -231,7 +247,7 @@ def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> 
     model = load_causal_lm(config.reference, config.policy.dtype).to(world.device)
     if model.config.get_text_config().vocab_size != actor_critic.policy.config.get_text_config().vocab_size:
         raise ConfigError(
-            "the reference has another vocabulary than the policy",
+            "the vocabulary of the reference differs from the policy's",
             where=config.reference,
             fix="name a reference with the policy's tokenizer",
         )

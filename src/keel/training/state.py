@@ -1,4 +1,4 @@
-"""What a run of policy learning carries from step to step, and how it is kept on disk."""
+"""The state of a training run from step to step, its checkpoints and its result."""
 
 import time
 from collections.abc import Iterator
@@ -23,19 +23,22 @@ from keel.run.folder import RunFolder, replace_folder
 from keel.training.setup import TrainingSetup
 
 StepRecord = tuple[dict[str, float], list[dict[str, Any]]]
-"""A step's metrics, and some of its answers."""
+"""A step's metrics, and some of its responses as rows of the log."""
 
 
 @dataclass
 class RunState:
-    """What changes from step to step besides weights and moments; random streams depend on the step alone."""
+    """Everything that changes from step to step besides weights and moments.
+
+    Random numbers are no part of it: each stream depends on the step alone.
+    """
 
     step: int
     kl_coef: float
-    trust_sampler: bool = False  # the self-check found its log-probs to be the trainer's
+    trust_sampler: bool = False  # the self-check found the sampler's log-probs equal to the trainer's
     statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
-    unlogged: StepRecord | None = None  # of the last step, until it has been evaluated and written down
-    seconds: dict[str, float] = field(default_factory=dict)
+    unlogged: StepRecord | None = None  # of the last step, until it has been evaluated and logged
+    seconds: dict[str, float] = field(default_factory=dict)  # of each phase of the last step
 
     @property
     def num_logged(self) -> int:
@@ -44,13 +47,14 @@ class RunState:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
+        """Measure the seconds of the block as those of `phase`."""
         start = time.perf_counter()
         yield
         self.seconds[phase] = time.perf_counter() - start
 
 
 def trained_state(parts: TrainingSetup) -> TrainedState:
-    """What a checkpoint holds of the models: the trained weights, the optimizer and the guard."""
+    """Return the trained weights with their optimizer and guard, which every checkpoint holds."""
     return TrainedState(parts.actor_critic, parts.updater.optimizer, parts.updater.guard)
 
 
@@ -73,7 +77,10 @@ def save(parts: TrainingSetup, state: RunState, folder: RunFolder) -> None:
 
 
 def restore(parts: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint's weights, moments and counters. Raises ConfigError for one of another model or keel."""
+    """Load the weights, moments and counters of a checkpoint.
+
+    Raises ConfigError for a checkpoint of another model or of an older keel.
+    """
     if "value_units" not in checkpoint.state:
         raise ConfigError("the checkpoint was written by an older keel", str(checkpoint.path), "start a new run")
     trained_state(parts).restore(checkpoint)
@@ -84,11 +91,11 @@ def restore(parts: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> No
 
 
 def save_result(parts: TrainingSetup, folder: RunFolder) -> None:
-    """The trained policy, and the critic as a sequence classifier, in plain transformers folders."""
+    """Save the trained policy, and the critic as a sequence classifier, as transformers model folders."""
     if not parts.world.is_main:
         return
     models = parts.actor_critic
-    if parts.config.rollout.stop:  # whoever loads the policy stops where it learned to
+    if parts.config.rollout.stop:  # other tools must end responses at the tokens that the policy learned to end with
         plain(models.policy).generation_config.eos_token_id = parts.end_ids
     with interrupts_blocked():
         replace_folder(folder.policy, lambda path: save_policy(models.policy, parts.tokenizer, path))
@@ -97,10 +104,10 @@ def save_result(parts: TrainingSetup, folder: RunFolder) -> None:
 
 
 def _save_critic(parts: TrainingSetup, path: Path) -> None:
-    """A sequence classifier whose score, plus `keel_value_offset` of its config.json, is the value of a state.
+    """Save the critic as a sequence classifier. Its score plus `keel_value_offset` of its config.json is the value.
 
-    The heads of transformers' classifiers have no bias that the offset could become. Raises CheckpointError if what
-    was saved has other values.
+    The offset is stored in the config because the heads of transformers' classifiers have no bias. Raises
+    CheckpointError if the saved model has other values.
     """
     models, units = parts.actor_critic, parts.actor_critic.value_units
     critic, model, head = models.critic, models.policy, models.value_head
@@ -118,7 +125,7 @@ def _save_critic(parts: TrainingSetup, path: Path) -> None:
 
 @contextmanager
 def scaled(head: nn.Module, factor: float) -> Iterator[None]:
-    """Inside, the weights of a head are multiplied by `factor`; afterwards they are, bit for bit, what they were."""
+    """Multiply the weights of a head by `factor` inside the block, and restore the same bits after it."""
     originals = [(weight, weight.detach().clone()) for weight in head.parameters()]
     with torch.no_grad():
         for weight, original in originals:

@@ -1,4 +1,4 @@
-"""A policy in training: sample responses, score them, compute what to learn, update the weights."""
+"""PolicyTrainer: sample responses, score them, compute the targets, update the weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ from keel.models.actor_critic import ValueUnits
 from keel.models.loading import save_policy
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
-from keel.training.metrics import speed_metrics, step_metrics
 from keel.training.python_prompts import load_training_prompts, with_place
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState, StepRecord
+from keel.training.step_metrics import speed_metrics, step_metrics
 from keel.world import World, raise_together
 
 ROWS_READ_AGAIN = 8
-"""Responses that the updated policy reads once more, for the ratios in the log: a few percent of the update's time."""
+"""Responses that the updated policy reads again, for the ratios in the log: a few percent of the update's time."""
 REFERENCE_BATCHES = 4
-"""Batches of responses that the statistics of `reward.normalize: reference` are measured on."""
+"""Batches of responses that the score statistics of `reward.normalize: reference` are measured on."""
 
 
 @dataclass(frozen=True)
 class StepTargets:
-    """What one update learns from, and the statistics that become the run's when it is done."""
+    """The targets of one update, and the score statistics that the run takes over after it."""
 
     scored: ScoredRollouts
     token_scores: Tensor  # [B, T], shaped
@@ -50,10 +50,10 @@ class StepTargets:
 
 
 class PolicyTrainer:
-    """Policy, critic, reference and scorers of a run with their state, for the loop of `keel train` and for your own.
+    """Policy, critic, reference and scorers of a run with their state, for `keel train` and for custom loops.
 
-    A step is `sample`, `score`, `compute_targets`, `update_weights`; only the last changes anything. `update` is the
-    last two with scores of your own:
+    A step calls `sample`, `score`, `compute_targets` and `update_weights`; only the last one changes the state.
+    `update` combines the last two, with scores that the caller computes:
 
         trainer = PolicyTrainer.from_config(config)
         rollouts = trainer.sample(prompts)
@@ -75,10 +75,10 @@ class PolicyTrainer:
         """Load models, prompts and scorers, and run the self-check.
 
         Args:
-            config: the settings of `keel train`. `rewards` may be empty: `update` then takes the scores. So may
-                `prompts`: `sample` then takes the prompts.
-            scorers: reward functions in Python, besides `rewards`.
-            prompts: in place of the file of `config.prompts`: texts, chats or rows with columns.
+            config: the settings of `keel train`. `rewards` may be empty if the scores are passed to `update`, and
+                `prompts` if the prompts are passed to `sample`.
+            scorers: Python reward functions in addition to `rewards`.
+            prompts: replace the file of `config.prompts`: texts, chats or rows with columns.
 
         Raises ConfigError, DataError or RewardError.
         """
@@ -91,13 +91,13 @@ class PolicyTrainer:
         return trainer
 
     def check(self) -> dict[str, float]:
-        """Run the self-check of the start. Returns what it measured. Raises ConfigError or RewardError."""
+        """Run the self-check and return its measurements. Raises ConfigError or RewardError."""
         measured = self_check(self.parts)
         self.state.trust_sampler = measured["check/logprob_gap"] <= RESOLUTION
         return measured
 
     def measure_reference(self) -> None:
-        """Measure the statistics of the scores of the start, for `reward.normalize: reference`."""
+        """Measure the score statistics of the untrained policy, for `reward.normalize: reference`."""
         statistics = ScoreStatistics()
         for batch in range(1, REFERENCE_BATCHES + 1):
             rollouts = self.parts.respond(batch, purpose="reference")
@@ -106,27 +106,27 @@ class PolicyTrainer:
         self.state.statistics = statistics
 
     def sample(self, prompts: Any = None) -> Rollouts:
-        """Sample responses to the prompts of the next step, `rollout.group_size` to each.
+        """Sample `rollout.group_size` responses to each prompt of the next step.
 
         Args:
-            prompts: in place of those of the settings: texts, chats or rows with columns, as in `keel.train`.
+            prompts: replace the prompts of the settings: texts, chats or rows with columns, as in `keel.train`.
         """
-        parts, own = self.parts, None
+        parts, repeated = self.parts, None
         if prompts is not None:
             loaded = load_training_prompts(parts.config.prompts, parts.tokenizer, prompts)
-            own = [prompt for prompt in loaded for _ in range(parts.config.rollout.group_size or 1)]
+            repeated = [prompt for prompt in loaded for _ in range(parts.config.rollout.group_size or 1)]
         with self.state.timed("sample"):
             failpoint("step.sample")
-            return parts.respond(self.state.step + 1, prompts=own)
+            return parts.respond(self.state.step + 1, prompts=repeated)
 
     def score(self, rollouts: Rollouts) -> ScoredRollouts:
-        """Score responses with the run's scorers. Raises RewardError, on every process."""
+        """Score responses with the run's scorers. Raises RewardError on every process if one scorer fails."""
         with self.state.timed("score"):
             failpoint("step.score")
             return raise_together(self.parts.world, partial(self.parts.score, rollouts, self.state.step))
 
     def compute_targets(self, scored: ScoredRollouts) -> StepTargets:
-        """Compute rewards, advantages and returns of each token."""
+        """Compute the rewards, advantages and returns of each token."""
         parts, state = self.parts, self.state
         statistics = state.statistics
         if parts.config.reward.normalize == "running":
@@ -148,24 +148,25 @@ class PolicyTrainer:
         return StepTargets(scored, token_scores, targets.batch, targets.value_units, targets.step_scale, statistics)
 
     def update_weights(self, targets: StepTargets) -> StepRecord:
-        """Update policy and critic, then the state. Returns the step's metrics and some of its responses.
+        """Update policy and critic, then the state. Return the step's metrics and some of its responses.
 
-        Raises Diverged before an update that would do harm, ConfigError after the last step.
+        Raises Diverged before an update on numbers that are not finite or on a collapsed policy, ConfigError after
+        the last step.
         """
         parts, state, batch = self.parts, self.state, targets.batch
         config, step = parts.config, state.step + 1
-        if step > config.steps:  # the schedule of the learning rate has ended
-            raise ConfigError(f"all {config.steps} steps are done", where="steps", fix="raise it")
+        if step > config.steps:  # the learning rate schedule ends here
+            raise ConfigError(f"all {config.steps} steps are done", where="steps", fix="raise steps")
         check_finite(batch, parts.world)
         check_alive(batch, config.algorithm, parts.world)
-        before = weight_fingerprint(parts) if step == 1 else None
+        initial = weight_fingerprint(parts) if step == 1 else None
         parts.actor_critic.value_units = targets.value_units
         with state.timed("update"):
             failpoint("step.update")
             step_scale = 0.0 if step <= config.critic.warmup_steps else targets.step_scale
             learned = parts.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
-        if before is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
-            require_weight_change(before, weight_fingerprint(parts))
+        if initial is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
+            require_weight_change(initial, weight_fingerprint(parts))
         metrics = step_metrics(parts, targets.scored, targets.token_scores, batch, state.kl_coef)
         new_logprobs, moved = self._read_again(targets)
         first_approx_kl = learned.pop("policy/first_approx_kl")  # NaN where the first optimizer step was skipped
@@ -187,18 +188,18 @@ class PolicyTrainer:
         return metrics, list(rows)
 
     def update(self, rollouts: Rollouts, scores: Sequence[float] | Tensor) -> dict[str, float]:
-        """Learn from responses with the scores given. Returns the step's metrics.
+        """Update the weights from responses and their scores. Return the step's metrics.
 
         Args:
-            rollouts: B responses of `sample`.
-            scores: [B], one finite number a response.
+            rollouts: B responses from `sample`.
+            scores: [B], one finite number for each response.
 
-        Raises RewardError for other scores, Diverged before an update that would do harm.
+        Raises RewardError for scores of another shape or not finite, Diverged as `update_weights` does.
         """
         return self.update_weights(self.compute_targets(with_scores(rollouts, scores)))[0]
 
     def save(self, folder: str | Path) -> None:
-        """Save the policy as a transformers model folder, a LoRA adapter merged into it and beside it.
+        """Save the policy as a transformers model folder. A LoRA adapter is merged into it and also saved beside it.
 
         Raises Diverged for weights that are not finite, CheckpointError if the saved model differs from this one.
         """
@@ -208,9 +209,11 @@ class PolicyTrainer:
             save_policy(self.parts.actor_critic.policy, self.parts.tokenizer, Path(folder))
 
     def _read_again(self, targets: StepTargets) -> tuple[Tensor | None, dict[str, float]]:
-        """Log-probs of the first few responses under the updated policy, [N, T] on the main rank, and its movement.
+        """Compute the log-probs of the first few responses under the updated policy, and `policy/step_kl`.
 
-        `policy/approx_kl` is a mean over the epochs, and does not measure the last optimizer step.
+        `policy/approx_kl` does not replace it: it is a mean over the epochs, and does not see the last optimizer step.
+
+        Returns log-probs [N, T] on the main rank (else None), and the metric on all ranks.
         """
         parts, totals, new_logprobs = self.parts, Totals(["policy/step_kl"]), None
         if parts.world.is_main:
@@ -224,14 +227,18 @@ class PolicyTrainer:
 
 
 def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:
-    """Attach scores [B] to responses. Raises RewardError for another number of them, or one that is not finite."""
+    """Attach scores [B] to responses. Raises RewardError for another shape or a score that is not finite."""
     device, count = rollouts.response_mask.device, len(rollouts.texts)
     values = torch.as_tensor(scores, dtype=torch.float32).to(device)
     if values.shape != (count,):
         shape = tuple(values.shape)
-        raise RewardError(f"expected {count} numbers, got shape {shape}", where="scores", fix="give one a response")
+        raise RewardError(
+            f"expected {count} numbers, got shape {shape}", where="scores", fix="pass one number for each response"
+        )
     if not bool(values.isfinite().all()):
         row = int((~values.isfinite()).nonzero()[0])
-        raise RewardError(f"the score of response {row} is {float(values[row])}", where="scores", fix="give a number")
+        raise RewardError(
+            f"the score of response {row} is {float(values[row])}", where="scores", fix="pass a finite number"
+        )
     kept = torch.ones(count, dtype=torch.bool, device=device)
     return ScoredRollouts(rollouts, values, None, {"score": values}, kept)

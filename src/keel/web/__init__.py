@@ -1,1 +1,1 @@
-"""The pages in which people rank answers, and the owner of a study reads its figures."""
+"""The web pages: `keel rank`, in which people rank responses, and `keel serve`, the dashboard of runs."""

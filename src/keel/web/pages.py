@@ -1,4 +1,4 @@
-"""What the pages show. Text is text: the templates escape all of it."""
+"""Templates and static files that the pages of `keel rank` and `keel serve` share. All text is escaped."""
 
 import re
 from pathlib import Path
@@ -15,74 +15,80 @@ from keel.ranking.deals import Deal
 from keel.server.limits import Refused
 
 HERE = Path(__file__).parent
-KINDS = {".css": "text/css", ".js": "text/javascript"}
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 FOLDERS = [*HERE.glob("**/static"), HERE.parent / "report" / "static"]
-STATIC = {path.name: (path, KINDS[path.suffix]) for at in FOLDERS for path in at.iterdir() if path.suffix in KINDS}
-"""The files that can be asked for, by name: a request's path never becomes a path of the disk."""
+STATIC = {
+    path.name: (path, MEDIA_TYPES[path.suffix])
+    for folder in FOLDERS
+    for path in folder.iterdir()
+    if path.suffix in MEDIA_TYPES
+}
+"""Files that are served, by name. A request's path is looked up here, and never becomes a path on disk."""
 ROLES = ("user", "assistant", "system")
 CODE = re.compile(
     r"^(?P<fence>```|~~~).*?(?:^(?P=fence)[^\S\n]*$|\Z)|(?:^(?: {4}|\t)[^\n]*\n?)+|`[^`\n]+`", re.MULTILINE | re.DOTALL
 )
-"""What is set in a monospaced font: blocks between fences (the last may lack its end), indented lines, `words`."""
+"""Text in a monospaced font: fenced blocks (the last may lack its end), indented lines, and `inline code`."""
 
 _templates = Environment(
     loader=FileSystemLoader([*HERE.glob("**/templates")]), autoescape=True, undefined=StrictUndefined
 )
 
 
-def code_parts(text: str) -> list[tuple[bool, str]]:
-    """The same text, character for character, in parts: (whether it is code, characters)."""
+def split_code(text: str) -> list[tuple[bool, str]]:
+    """Split a text into (is it code, characters). Joined, they are the text unchanged."""
     parts, end = [], 0
-    for found in CODE.finditer(text):
-        parts += [(False, text[end : found.start()]), (True, found[0])]
-        end = found.end()
+    for match in CODE.finditer(text):
+        parts += [(False, text[end : match.start()]), (True, match[0])]
+        end = match.end()
     return [part for part in (*parts, (False, text[end:])) if part[1]]
 
 
-_templates.filters["code_parts"] = code_parts
+_templates.filters["split_code"] = split_code
 
 
 def render_page(name: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
     return HTMLResponse(_templates.get_template(name).render(values), status)
 
 
-async def static(request: Request) -> Response:
-    """A file of the table."""
-    found = STATIC.get(request.path_params["name"])
-    if found is None:
+async def serve_static(request: Request) -> Response:
+    entry = STATIC.get(request.path_params["name"])
+    if entry is None:
         raise Refused(404, "There is no such page.")
-    path, kind = found
-    return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-cache"})  # kept, and asked after
+    path, media_type = entry
+    # no-cache: the browser keeps the file, and asks each time whether it has changed.
+    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
 def refusal_response(scope: Scope, refused: Refused) -> Response:
-    """Scripts send POST and read .json; whoever asks for anything else reads a page."""
+    """Reply with JSON to scripts, which send POST or request .json, and with a page to everybody else."""
     if scope["method"] == "POST" or scope["path"].endswith(".json"):
         return refused.response()
-    answer = render_page("error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
-    answer.headers.update(refused.headers or {})
-    return answer
+    response = render_page("error.html", {"status": refused.status, "reason": refused.reason}, refused.status)
+    response.headers.update(refused.headers or {})
+    return response
 
 
-def of_deal(deal: Deal) -> dict[str, Any]:
-    """An item as its rater sees it: everything in the order shown."""
-    said = deal.previous
+def deal_values(deal: Deal) -> dict[str, Any]:
+    """Return the template values of a deal. Everything is in the order shown."""
+    previous = deal.previous
+    responses = [deal.item.responses[i] for i in deal.shown]
     return {
         "deal": deal.id,
         "messages": page_turns(deal.item.prompt),
-        "answers": (responses := [deal.item.responses[i] for i in deal.shown]),
-        "same": [responses.index(answer) for answer in responses],
-        "previous": said
+        "responses": responses,
+        "same": [responses.index(response) for response in responses],  # the first response with the same text
+        "previous": previous
         and {
-            "ranks": None if said.ranks is None else [said.ranks[i] for i in deal.shown],
-            "comment": said.comment,
-            "tags": list(said.tags),
+            "ranks": None if previous.ranks is None else [previous.ranks[i] for i in deal.shown],
+            "comment": previous.comment,
+            "tags": list(previous.tags),
         },
     }
 
 
 def page_turns(prompt: Content) -> list[dict[str, str]]:
-    """A conversation, each turn under its role, whatever that is called; plain text is one message without a role."""
+    """Return the turns of a conversation with their roles. Plain text is one turn without a role."""
     if isinstance(prompt, str):
         return [{"role": "", "kind": "", "text": prompt}]
     return [_turn(str(message.get("role", "")) or "?", turn_text(message)) for message in prompt]

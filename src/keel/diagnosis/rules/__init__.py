@@ -1,4 +1,4 @@
-"""The catalogue: every rule, what lies upstream before what it causes. docs/diagnosis.md argues each of them."""
+"""All rules, in the order of the pipeline. `python -m tests.reference` writes docs/reference/findings.md."""
 
 from keel.diagnosis.rule import Rule
 from keel.diagnosis.rules import (
@@ -42,6 +42,7 @@ POLICY_LEARNING: tuple[Rule, ...] = (
     *learning.RULES,
     *ended.RULES,
 )
-"""In this order a finding is named before others that are as severe."""
+"""Rules of `keel train`. Of equally severe findings, that of the earlier rule is reported first."""
 
 SUPERVISED: tuple[Rule, ...] = (*supervised.RULES, *ended.RULES)
+"""Rules of `keel sft`, `keel reward` and `keel dpo`."""

@@ -1,33 +1,43 @@
-"""Does the run reach what it is for, and keep it?"""
+"""Does the score rise, does it stay up, and does it rise on held-out prompts too?"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnosis.advice import scale_setting
 from keel.diagnosis.chance import (
+    RISE,
     SCORES,
-    SURE,
+    SIGNIFICANT,
+    deviation_unit,
     fall_from_best,
     is_solved,
     prompts_per_step,
     resolution,
     score_rise,
-    yardstick,
 )
+from keel.diagnosis.evidence import applicable_texts, change_evidence, current_evidence
 from keel.diagnosis.findings import Cause, Change, Evidence
 from keel.diagnosis.rule import (
     CRITICAL,
+    TESTED_ON_SYNTHETIC_RUNS,
     WARNING,
+    Bounds,
+    Documentation,
     Levels,
     Rule,
-    applicable_texts,
-    change_evidence,
-    is_now,
+    Threshold,
     levels,
-    scale_setting,
+    threshold,
 )
 from keel.run.read.run import Run
 from keel.run.read.series import at_least, at_most, carry_forward, first, last, policy_steps, trailing_mean, window
+
+LATE, LATE_STEPS = 0.4, 10  # of the run, and at least so many steps
+DETECTABLE = 0.5  # deviations: a rise of this size would have been detected
+FALL = Bounds(warning=0.5, critical=1.0)  # deviations
+GAP = 0.5  # deviations
+MEAN_STEPS = 3
 
 UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted", "stale-normaliser", "reward-shift",
             "sampler-mismatch", "wrong-reference", "learning-rate-schedule", "updates-too-large", "updates-too-small",
@@ -36,52 +46,53 @@ UPSTREAM = ("prompts-repeated", "no-signal", "reward-failures", "reward-inverted
             "kl-runaway")  # fmt: skip
 
 
-def _not_learning(run: Run) -> Levels:
-    """No rise by a quarter of a deviation, and half a one would have been seen."""
+def _not_learning_levels(run: Run) -> Levels:
     gain, errors = score_rise(run)
-    late = policy_steps(run) >= max(10, 0.4 * run.planned)
-    flat = at_most(gain, 0.25) & at_most(errors, SURE) & at_most(gain + resolution(run), 0.5)
-    return levels((late & flat & ~is_solved(run, window(run)), WARNING))
+    is_late = policy_steps(run) >= max(LATE_STEPS, LATE * run.planned)
+    # A rise that is within two standard errors must not be reported as none.
+    is_flat = at_most(gain, RISE) & at_most(errors, SIGNIFICANT) & at_most(gain + resolution(run), DETECTABLE)
+    return levels((is_late & is_flat & ~is_solved(run, window(run)), WARNING))
 
 
 def _not_learning_evidence(run: Run) -> Sequence[Evidence]:
-    gain, errors = (last(part) for part in score_rise(run))
+    gain, errors = (last(series) for series in score_rise(run))
     return [
         change_evidence(run, "objective/scores", f"{gain:+.2g} deviations, {errors:+.1f} standard errors"),
         change_evidence(run, "objective/kl"),
-        is_now(run, "policy/step_kl"),
+        current_evidence(run, "policy/step_kl"),
     ]
 
 
 def _not_learning_causes(run: Run) -> Sequence[Cause]:
     spread, batch = last(run["objective/scores_std"]), int(run.setting("rollout.batch_size", 64))
+    step_kl = last(run["policy/step_kl"])
+    step_text = f"a step moves {step_kl:.2g} nats per token"
     return [
         Cause(
-            "the run is too short or the updates too timid for this task",
-            applicable_texts(
-                (last(run["policy/step_kl"]) < 0.002, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
-            ),
-            applicable_texts(
-                (last(run["policy/step_kl"]) > 0.02, f"a step moves {last(run['policy/step_kl']):.2g} nats a token")
-            ),
+            "the run is too short or the updates are too small for this task",
+            applicable_texts((step_kl < 0.002, step_text)),
+            applicable_texts((step_kl > 0.02, step_text)),
             scale_setting(run, "optim.learning_rate", 3),
         ),
         Cause(
-            "the score is too noisy for so few answers",
-            (f"{batch} answers a step, their scores' deviation is {spread:.3g}",),
+            "the score is too noisy for so few responses",
+            (f"{batch} responses in each step; the deviation of their scores is {spread:.3g}",),
             (),
             Change("rollout.batch_size", f"{4 * batch} (it is {batch})"),
         ),
     ]
 
 
-def _unstable(run: Run) -> Levels:
+def _instability_levels(run: Run) -> Levels:
     fall, errors = fall_from_best(run)
-    sure = at_least(errors, SURE)
-    return levels((sure & at_least(fall, 0.5), WARNING), (sure & at_least(fall, 1.0), CRITICAL))
+    is_significant = at_least(errors, SIGNIFICANT)
+    return levels(
+        (is_significant & at_least(fall, FALL.warning), WARNING),
+        (is_significant & at_least(fall, FALL.critical), CRITICAL),
+    )
 
 
-def _unstable_evidence(run: Run) -> Sequence[Evidence]:
+def _instability_evidence(run: Run) -> Sequence[Evidence]:
     fall, _ = fall_from_best(run)
     return [
         change_evidence(run, "objective/scores", f"{last(fall):.2g} deviations below its best"),
@@ -90,38 +101,37 @@ def _unstable_evidence(run: Run) -> Sequence[Evidence]:
     ]
 
 
-def _unstable_causes(run: Run) -> Sequence[Cause]:
-    jump = last(trailing_mean(run["policy/step_kl"], window(run)))
+def _instability_causes(run: Run) -> Sequence[Cause]:
+    step_kl = last(trailing_mean(run["policy/step_kl"], window(run)))
+    is_adaptive = run.setting("algorithm.target_kl") is not None
     return [
         Cause(
-            "the updates became too large for where the policy is now",
-            applicable_texts((jump > 0.05, f"a step moves {jump:.2g} nats a token")),
-            applicable_texts((jump < 0.02, f"a step moves only {jump:.2g} nats a token")),
+            "the updates became too large for the current policy",
+            applicable_texts((step_kl > 0.05, f"a step moves {step_kl:.2g} nats per token")),
+            applicable_texts((step_kl < 0.02, f"a step moves only {step_kl:.2g} nats per token")),
             scale_setting(run, "optim.learning_rate", 0.3),
         ),
         Cause(
-            "the KL pulls the policy back",
-            applicable_texts((run.setting("algorithm.target_kl") is not None, "kl_coef adapts itself")),
-            applicable_texts((run.setting("algorithm.target_kl") is None, "kl_coef stays the same")),
+            "the adaptive KL penalty pulls the policy back",
+            applicable_texts((is_adaptive, "kl_coef is adaptive (target_kl is set)")),
+            applicable_texts((not is_adaptive, "kl_coef is constant")),
             Change("algorithm.kl_horizon", "a longer one"),
         ),
-        Cause(
-            "the scorer changed",
-            (),
-            (),
-            Change("", "score a few answers of the first steps again"),
-        ),
+        Cause("the scorer changed", (), (), Change("", "score a few responses of the first steps again")),
     ]
 
 
-def _memorised(run: Run) -> Levels:
-    """The gap between training and held-out prompts has grown by half a deviation since the first evaluation, and by
-    more than chance makes of two evaluations, each of which is taken to see as many prompts as a step."""
-    seen, held_out = trailing_mean(run[SCORES], 3), run["evaluate/score"]
-    gap = np.where(np.isfinite(held_out), seen - held_out, np.nan)
-    grown = carry_forward(gap) - max(first(gap), 0.0)
-    error = yardstick(run, SCORES) * np.sqrt(2 / prompts_per_step(run))
-    return levels((at_least(grown, 0.5 * yardstick(run, SCORES)) & at_least(grown, SURE * error), WARNING))
+def _memorised_levels(run: Run) -> Levels:
+    """Compare the gap between training and held-out prompts with its value at the first evaluation.
+
+    The error of its growth assumes that an evaluation has as many prompts as a step.
+    """
+    training, held_out = trailing_mean(run[SCORES], MEAN_STEPS), run["evaluate/score"]
+    gap = np.where(np.isfinite(held_out), training - held_out, np.nan)
+    growth = carry_forward(gap) - max(first(gap), 0.0)
+    unit = deviation_unit(run, SCORES)
+    error = unit * np.sqrt(2 / prompts_per_step(run))
+    return levels((at_least(growth, GAP * unit) & at_least(growth, SIGNIFICANT * error), WARNING))
 
 
 def _memorised_evidence(run: Run) -> Sequence[Evidence]:
@@ -134,7 +144,7 @@ def _memorised_evidence(run: Run) -> Sequence[Evidence]:
 def _memorised_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
-            "the training prompts are too few and are learned by heart",
+            "there are too few training prompts, and the policy memorises them",
             (),
             (),
             Change("prompts.path", "more prompts, or fewer steps"),
@@ -143,7 +153,7 @@ def _memorised_causes(run: Run) -> Sequence[Cause]:
             "the held-out prompts are of another kind",
             (),
             (),
-            Change("evaluate.prompts", "prompts drawn from the same source; keel drift says how far they are apart"),
+            Change("evaluate.prompts", "prompts from the same source; keel drift compares the two files"),
         ),
     ]
 
@@ -151,20 +161,37 @@ def _memorised_causes(run: Run) -> Sequence[Cause]:
 RULES = (
     Rule(
         "instability",
-        "The score was higher before: the run lost what it had learned.",
+        "The score fell below an earlier, higher level.",
         "update",
-        _unstable,
-        _unstable_evidence,
-        _unstable_causes,
+        _instability_levels,
+        _instability_evidence,
+        _instability_causes,
+        Documentation(
+            measure="fall of `objective/scores` from its best window (median of a window's steps)",
+            thresholds=(threshold("fall, in sd", FALL),),
+            note=f"The fall must also be {SIGNIFICANT:g} se.",
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
         follows=(*UPSTREAM, "reward-hacking", "length-exploitation"),
     ),
     Rule(
         "prompts-memorised",
-        "The score rises on the training prompts, and not on held-out ones.",
+        "The score rises on training prompts and not on held-out prompts.",
         "prompts",
-        _memorised,
+        _memorised_levels,
         _memorised_evidence,
         _memorised_causes,
+        Documentation(
+            measure=f"gap = mean of `objective/scores` over {MEAN_STEPS} steps - `evaluate/score`",
+            thresholds=(
+                Threshold(
+                    "growth of the gap since the first evaluation",
+                    warning=f">= {GAP:g} sd and >= {SIGNIFICANT:g} * sd * sqrt(2 / prompts in a step)",
+                ),
+            ),
+            note="Only with `evaluate.every`.",
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
         patience=1,
         follows=("prompts-repeated",),
     ),
@@ -172,9 +199,20 @@ RULES = (
         "not-learning",
         "The score does not rise.",
         "update",
-        _not_learning,
+        _not_learning_levels,
         _not_learning_evidence,
         _not_learning_causes,
+        Documentation(
+            measure=f"rise of `objective/scores`, after {LATE:.0%} of the run and {LATE_STEPS} steps",
+            thresholds=(
+                Threshold("rise, in sd", warning=f"<= {RISE:g}"),
+                Threshold("rise, in se", warning=f"<= {SIGNIFICANT:g}"),
+                Threshold("rise + 2 se, in sd", warning=f"<= {DETECTABLE:g}"),
+            ),
+            combine="All rows must hold.",
+            note="Steps in which only the critic learns do not count. A solved task (`no-signal`) is not reported.",
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
         follows=UPSTREAM,
     ),
 )

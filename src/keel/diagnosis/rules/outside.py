@@ -1,47 +1,58 @@
-"""Is the reward model asked about answers like those that it was tested on?"""
+"""Are the responses like those on which the reward model was tested?"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from keel.diagnosis.advice import raise_kl
+from keel.diagnosis.evidence import applicable_texts, current_evidence
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import WARNING, Levels, Rule, applicable_texts, is_now, levels, names, raise_kl
+from keel.diagnosis.rule import (
+    MEASURED_IN_ZOO,
+    WARNING,
+    Bounds,
+    Documentation,
+    Levels,
+    Rule,
+    levels,
+    rule_names,
+    threshold,
+)
 from keel.run.read.run import Run
 from keel.run.read.series import at_least, last, trailing_mean, window
 
+OUTSIDE = 0.5  # of the responses
 
-def _outside(run: Run) -> Levels:
+
+def _outside_levels(run: Run) -> Levels:
     trained = [name for name, weight in run.scorer_weights().items() if weight]
-    width = window(run)
-    shares = [trailing_mean(run[f"outside_range/{name}"], width) for name in trained]
-    beyond = [at_least(share, 0.5) for share in shares]
+    shares = [trailing_mean(run[f"outside_range/{name}"], window(run)) for name in trained]
+    beyond = [at_least(share, OUTSIDE) for share in shares]
     return levels((np.any(beyond, axis=0) if beyond else np.zeros(len(run.steps), dtype=bool), WARNING))
 
 
 def _outside_evidence(run: Run) -> Sequence[Evidence]:
     return [
-        is_now(run, f"outside_range/{name}", "share of answers scored beyond all held-out answers of the reward model")
+        current_evidence(run, f"outside_range/{name}", "share of responses that score beyond all held-out responses")
         for name, weight in run.scorer_weights().items()
         if weight and run.has(f"outside_range/{name}")
     ]
 
 
 def _outside_causes(run: Run) -> Sequence[Cause]:
+    kl = last(run["objective/kl"])
+    kl_text = f"the KL is {kl:.3g} nats per response"
     return [
         Cause(
-            "the policy gives answers better, or odder, than any that people have judged",
-            ("the reward model was never asked about scores like these",),
+            "the responses are better, or stranger, than any that people have ranked",
+            ("the reward model was never tested on such scores",),
             (),
-            Change("rewards", "collect rankings of this run's answers (keel sample, keel rank) and train it again"),
+            Change("rewards", "rank responses of this run (keel sample, keel rank) and train the reward model again"),
         ),
         Cause(
-            "the KL holds the policy too weakly",
-            applicable_texts(
-                (last(run["objective/kl"]) > 10, f"the KL is {last(run['objective/kl']):.3g} nats an answer")
-            ),
-            applicable_texts(
-                (last(run["objective/kl"]) < 5, f"the KL is {last(run['objective/kl']):.3g} nats an answer")
-            ),
+            "the KL penalty is too weak",
+            applicable_texts((kl > 10, kl_text)),
+            applicable_texts((kl < 5, kl_text)),
             raise_kl(run, 2),
         ),
     ]
@@ -50,11 +61,18 @@ def _outside_causes(run: Run) -> Sequence[Cause]:
 RULES = (
     Rule(
         "reward-out-of-range",
-        "Most answers score beyond everything that the reward model was tested on.",
+        "Most responses score beyond the range on which the reward model was tested.",
         "reward model",
-        _outside,
+        _outside_levels,
         _outside_evidence,
         _outside_causes,
-        follows=names("reward-hacking reward-shift updates-too-large length-exploitation prompts-repeated"),
+        Documentation(
+            measure="mean of `outside_range/NAME` over a window, for each reward model that the policy learns from",
+            thresholds=(
+                threshold("share of responses beyond all held-out ones", Bounds(warning=OUTSIDE), ">= {:.0%}"),
+            ),
+            source=MEASURED_IN_ZOO,
+        ),
+        follows=rule_names("reward-hacking reward-shift updates-too-large length-exploitation prompts-repeated"),
     ),
 )

@@ -1,42 +1,53 @@
-"""Do the scores arrive, mean what they meant before, and point the right way?"""
+"""Do the scores arrive, do they keep their meaning, and does a higher score mean a better response?"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnosis.chance import SURE, bounded_error
+from keel.diagnosis.chance import SIGNIFICANT, bounded_error
+from keel.diagnosis.evidence import applicable_texts, change_evidence, current_evidence
 from keel.diagnosis.findings import Cause, Change, Evidence
 from keel.diagnosis.rule import (
     CRITICAL,
     FINE,
+    MEASURED_IN_ZOO,
     WARNING,
+    Bounds,
+    Documentation,
     Levels,
     Rule,
-    applicable_texts,
-    change_evidence,
+    Threshold,
     is_failure,
-    is_now,
     levels,
+    levels_at_least,
+    threshold,
 )
 from keel.run.read.run import Run, Series
 from keel.run.read.series import at_least, at_most, highest, trailing_mean
 
-EARLY = 10  # steps in which a policy is still near its start
-AT_START = 5  # steps in which it has hardly moved
+MEAN_STEPS = 3
+DROPPED = Bounds(warning=0.02, critical=0.25)  # of the responses
+EARLY_STEPS = 10  # in which a policy is still near its start
+INVERTED = -0.2  # rank correlation
+NORMALISED_STEPS = 5  # in which the policy has hardly moved, so the scores have their initial mean and deviation
+SHAPED_MEAN = Bounds(warning=3.0, critical=10.0)  # of scores that should have mean 0
+SHAPED_HIGH = Bounds(warning=4.0, critical=10.0)  # of their deviation, which should be 1
+SHAPED_LOW = Bounds(warning=0.25, critical=0.1)
+LATE_HIGH, LATE_LOW = 10.0, 0.02  # the same in any step: a policy that learns moves the statistics
+STILL_DIFFER = 0.25  # of the largest deviation of the raw scores so far
 
 
-def _failures(run: Run) -> Levels:
-    lost = trailing_mean(run["reward/dropped"], 3)
-    found = levels((at_least(lost, 0.02), WARNING), (at_least(lost, 0.25), CRITICAL))
+def _failures_levels(run: Run) -> Levels:
+    result = levels_at_least(trailing_mean(run["reward/dropped"], MEAN_STEPS), DROPPED)
     if is_failure(run, "RewardError"):
-        found[-2:] = CRITICAL
-    return found
+        result[-2:] = CRITICAL  # as many steps as the patience of the rule
+    return result
 
 
 def _failures_evidence(run: Run) -> Sequence[Evidence]:
-    ended = is_failure(run, "RewardError")
-    words = [Evidence("reward/dropped", f"the run ended with {run.state.what}")] if ended else []
-    return [is_now(run, "reward/dropped", "share of answers left out because scoring failed"), *words]
+    failed = is_failure(run, "RewardError")
+    error = [Evidence("reward/dropped", f"the run ended with {run.state.what}")] if failed else []
+    return [current_evidence(run, "reward/dropped", "share of responses dropped because scoring failed"), *error]
 
 
 def _failures_causes(run: Run) -> Sequence[Cause]:
@@ -44,79 +55,84 @@ def _failures_causes(run: Run) -> Sequence[Cause]:
     functions = [source["function"] for source in run.setting("rewards", []) if source.get("function")]
     return [
         Cause(
-            "the scorer fails on some answers",
+            "the scorer fails on some responses",
             applicable_texts(
-                (bool(servers), f"it is asked over the network: {', '.join(servers)}"),
+                (bool(servers), f"it is an HTTP service: {', '.join(servers)}"),
                 (bool(functions), f"it is Python code: {', '.join(functions)}"),
             ),
             (),
-            Change("rewards", "mend the scorer: faults/ and the run's messages show answers it failed on"),
+            Change("rewards", "fix the scorer: faults/ and the run's messages show responses on which it failed"),
         )
     ]
 
 
-def _inverted(run: Run) -> Levels:
-    worst = np.zeros(len(run.steps), dtype=bool)
+def _inverted_levels(run: Run) -> Levels:
+    inverted = np.zeros(len(run.steps), dtype=bool)
     for name in run.held_out_scorers():
-        early, error = (x[:EARLY] for x in score_agreement(run, name))
+        early, error = (x[:EARLY_STEPS] for x in score_agreement(run, name))
         counts = np.cumsum(np.isfinite(early))
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.nancumsum(early) / counts
-            against = at_most(mean, -0.2) & at_most(mean * np.sqrt(counts) / error, -SURE)
-        worst[: len(against)] |= against
-    return levels((worst, CRITICAL))
+            is_negative = at_most(mean, INVERTED) & at_most(mean * np.sqrt(counts) / error, -SIGNIFICANT)
+        inverted[: len(is_negative)] |= is_negative
+    return levels((inverted, CRITICAL))
 
 
 def score_agreement(run: Run, name: str) -> tuple[Series, Series]:
-    """The rank correlation of the score with another scorer's, and the standard error of one that is 0. [S], [S]"""
+    """Return the rank correlation of the score with another scorer, and the standard error of a zero one. [S], [S]"""
     metric = f"agreement/{name}"
     return run[metric], bounded_error(run, metric, 1.0)
 
 
 def _inverted_evidence(run: Run) -> Sequence[Evidence]:
-    found = [
+    agreements = [
         Evidence(
             f"agreement/{name}",
-            f"rank correlation {np.nanmean(run[f'agreement/{name}'][:EARLY]):.2f} in the first steps",
+            f"rank correlation {np.nanmean(run[f'agreement/{name}'][:EARLY_STEPS]):.2f} in the first steps",
         )
         for name in run.held_out_scorers()
         if run.has(f"agreement/{name}")
     ]
-    return [*found, Evidence("objective/scores", f"weights of the scorers: {run.scorer_weights()}")]
+    return [*agreements, Evidence("objective/scores", f"weights of the scorers: {run.scorer_weights()}")]
 
 
 def _inverted_causes(run: Run) -> Sequence[Cause]:
     negative = [name for name, weight in run.scorer_weights().items() if weight < 0]
     return [
         Cause(
-            "the sign is wrong: good answers are paid less than bad ones",
+            "the sign is wrong: better responses get lower scores",
             applicable_texts(
                 (bool(negative), f"the weight of {', '.join(negative)} is negative"),
-                (bool(run.held_out_scorers()), "a scorer that is not learned from puts the answers in the other order"),
+                (bool(run.held_out_scorers()), "a held-out scorer orders the responses the other way"),
             ),
-            applicable_texts((not negative, "no weight is negative: look into the scorer itself")),
+            applicable_texts((not negative, "no weight is negative: check the scorer itself")),
             Change("rewards", "the weight without its sign" if negative else "a scorer in which higher is better"),
         ),
         Cause(
-            "the two scorers judge different things",
+            "the two scorers measure different things",
             (),
             (),
-            Change("rewards", "compare both on rankings by people: keel reward reports accuracy on held-out ones"),
+            Change("rewards", "compare both on human rankings: keel reward reports the held-out accuracy"),
         ),
     ]
 
 
-def _stale(run: Run) -> Levels:
+def _stale_levels(run: Run) -> Levels:
     if run.setting("reward.normalize", "none") == "none":
         return np.full(len(run.steps), FINE, dtype=np.int8)
-    early = run.steps <= AT_START
-    mean, spread = (trailing_mean(run[f"objective/shaped_scores{end}"], 3) for end in ("", "_std"))
-    size = np.abs(mean)
-    off = early & (at_least(size, 3.0) | at_least(spread, 4.0) | at_most(spread, 0.25))
-    far = early & (at_least(size, 10.0) | at_least(spread, 10.0) | at_most(spread, 0.1))
-    raw = trailing_mean(run["objective/scores_std"], 3)
-    faint = at_most(spread, 0.02) & at_least(raw, 0.25 * highest(raw))  # not because the scores themselves are alike
-    return levels((off | at_least(spread, 10.0) | faint, WARNING), (far, CRITICAL))
+    mean, spread = (trailing_mean(run[f"objective/shaped_scores{end}"], MEAN_STEPS) for end in ("", "_std"))
+    is_early = run.steps <= NORMALISED_STEPS
+    off, far = (
+        is_early & (at_least(np.abs(mean), size) | at_least(spread, high) | at_most(spread, low))
+        for size, high, low in (
+            (SHAPED_MEAN.warning, SHAPED_HIGH.warning, SHAPED_LOW.warning),
+            (SHAPED_MEAN.critical, SHAPED_HIGH.critical, SHAPED_LOW.critical),
+        )
+    )
+    raw = trailing_mean(run["objective/scores_std"], MEAN_STEPS)
+    # A small deviation is no fault where the raw scores are alike too, as when a task is solved.
+    faint = at_most(spread, LATE_LOW) & at_least(raw, STILL_DIFFER * highest(raw))
+    return levels((off | at_least(spread, LATE_HIGH) | faint, WARNING), (far, CRITICAL))
 
 
 def _stale_evidence(run: Run) -> Sequence[Evidence]:
@@ -130,10 +146,10 @@ def _stale_causes(run: Run) -> Sequence[Cause]:
     kind = run.setting("reward.normalize")
     return [
         Cause(
-            "the statistics belong to other scores: of another reward model, or of before it was changed",
-            (f"reward.normalize is {kind}, and the shaped scores are not of mean 0 and deviation 1 at the start",),
+            "the statistics are those of other scores: of another reward model, or of an earlier version of it",
+            (f"reward.normalize is {kind}, and the shaped scores do not start with mean 0 and deviation 1",),
             (),
-            Change("reward.normalize", "running, or start a new run so that the statistics are measured again"),
+            Change("reward.normalize", "running, or start a new run, which measures the statistics again"),
         )
     ]
 
@@ -141,31 +157,64 @@ def _stale_causes(run: Run) -> Sequence[Cause]:
 RULES = (
     Rule(
         "reward-failures",
-        "Answers are lost because scoring fails.",
+        "Responses are lost because scoring fails.",
         "reward model",
-        _failures,
+        _failures_levels,
         _failures_evidence,
         _failures_causes,
+        Documentation(
+            measure=f"mean of `reward/dropped` over {MEAN_STEPS} steps",
+            thresholds=(
+                threshold("share of responses dropped", DROPPED, ">= {:.0%}"),
+                Threshold("end of the run", critical="a `RewardError`"),
+            ),
+            combine="Any row is enough.",
+            source=MEASURED_IN_ZOO,
+        ),
         patience=2,
     ),
     Rule(
         "reward-inverted",
-        "The policy is paid for worse answers.",
+        "Worse responses get higher scores.",
         "reward model",
-        _inverted,
+        _inverted_levels,
         _inverted_evidence,
         _inverted_causes,
+        Documentation(
+            measure=f"mean of `agreement/NAME` over the first {EARLY_STEPS} steps, the rank correlation of the score "
+            "with a held-out scorer",
+            thresholds=(
+                Threshold("mean rank correlation", critical=f"<= {INVERTED:g} and <= -{SIGNIFICANT:g} standard errors"),
+            ),
+            note="A negative weight alone is not reported: it is right for a scorer that counts mistakes.",
+            source=MEASURED_IN_ZOO,
+        ),
         patience=2,
-        lasts=True,
+        stays_open=True,
     ),
     Rule(
         "stale-normaliser",
-        "The scores are normalised by statistics that are not theirs.",
+        "The scores are normalised with statistics that do not fit them.",
         "reward model",
-        _stale,
+        _stale_levels,
         _stale_evidence,
         _stale_causes,
+        Documentation(
+            measure=f"`objective/shaped_scores` and `objective/shaped_scores_std`, means of {MEAN_STEPS} steps, which "
+            "should start at 0 and 1",
+            thresholds=(
+                threshold(f"abs(mean) in the first {NORMALISED_STEPS} steps", SHAPED_MEAN),
+                threshold(f"deviation in the first {NORMALISED_STEPS} steps", SHAPED_HIGH),
+                threshold(f"deviation in the first {NORMALISED_STEPS} steps", SHAPED_LOW, "<= {:g}"),
+                Threshold("deviation in any step", warning=f">= {LATE_HIGH:g}"),
+                Threshold("deviation in any step, while the raw scores differ", warning=f"<= {LATE_LOW:g}"),
+            ),
+            combine="Any row is enough.",
+            note="Only with `reward.normalize`. Later means are not checked: a policy that learns moves them. Raw "
+            f"scores differ while `objective/scores_std` is at least {STILL_DIFFER:.0%} of its largest value.",
+            source=MEASURED_IN_ZOO,
+        ),
         patience=2,
-        lasts=True,
+        stays_open=True,
     ),
 )

@@ -1,39 +1,53 @@
-"""Do sampler, trainer and reference agree on what a log-probability is?"""
+"""Do the sampler, the trainer and the reference compute the same log-probabilities?"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from keel.diagnosis.chance import SURE
+from keel.diagnosis.chance import SIGNIFICANT
+from keel.diagnosis.evidence import applicable_texts, current_evidence
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, applicable_texts, is_now, levels
+from keel.diagnosis.rule import (
+    CRITICAL,
+    MEASURED_IN_ZOO,
+    WARNING,
+    Bounds,
+    Documentation,
+    Levels,
+    Rule,
+    Threshold,
+    levels,
+    levels_at_least,
+    threshold,
+)
 from keel.run.read.run import Run, Series
 from keel.run.read.series import at_least, at_most, first, last, step_noise, trailing_mean, window
 
-LONG = 10  # steps: a mean KL below 0 must last, for that of a few answers often is
+GAP_STEPS = 3
+GAP = Bounds(warning=0.003, critical=0.02)  # nats per token
+MORE_THAN_ROUNDING = 0.005  # nats per token
+START_KL, START_KL_PER_TOKEN = 0.05, 0.002  # nats in step 1, in which no update has been made
+NEGATIVE_STEPS = 10  # the mean of a few responses' KL is often below 0 by chance
+NEGATIVE_KL = 0.05  # nats
 
 
-def _mismatch(run: Run) -> Levels:
-    gap = trailing_mean(run["sampler/approx_kl"], 3)
-    return levels((at_least(gap, 0.003), WARNING), (at_least(gap, 0.02), CRITICAL))
+def _mismatch_levels(run: Run) -> Levels:
+    return levels_at_least(trailing_mean(run["sampler/approx_kl"], GAP_STEPS), GAP)
 
 
 def _mismatch_evidence(run: Run) -> Sequence[Evidence]:
-    return [
-        is_now(run, "sampler/approx_kl", "nats a token between the policy that sampled and the same weights read again")
-    ]
+    return [current_evidence(run, "sampler/approx_kl", "nats per token between the sampler and the trainer")]
 
 
 def _mismatch_causes(run: Run) -> Sequence[Cause]:
     dtype = str(run.setting("policy.dtype", "float32"))
+    gap = last(trailing_mean(run["sampler/approx_kl"], window(run)))
     return [
         Cause(
-            "the answers are sampled at another temperature, or from fewer tokens, than the trainer reckons with",
-            applicable_texts(
-                (last_gap(run) > 0.005, f"rounding alone does not come to {last_gap(run):.2g} nats a token")
-            ),
+            "the sampler uses another temperature, or fewer tokens, than the trainer assumes",
+            applicable_texts((gap > MORE_THAN_ROUNDING, f"rounding alone does not reach {gap:.2g} nats per token")),
             (),
-            Change("rollout.temperature", "the temperature of whatever samples; no top-k, top-p or repetition penalty"),
+            Change("rollout.temperature", "the sampler's temperature; no top-k, top-p or repetition penalty"),
         ),
         Cause(
             "sampler and trainer round differently",
@@ -44,31 +58,31 @@ def _mismatch_causes(run: Run) -> Sequence[Cause]:
     ]
 
 
-def last_gap(run: Run) -> float:
-    return last(trailing_mean(run["sampler/approx_kl"], window(run)))
-
-
-def _reference(run: Run) -> Levels:
+def _reference_levels(run: Run) -> Levels:
     kl, length = run["objective/kl"], run["response/length"]
-    at_start = run.steps == 1
-    apart = at_start & at_least(np.abs(kl), 0.05) & at_least(np.abs(kl), 0.002 * length)
-    below = at_most(trailing_mean(kl, LONG), -np.maximum(SURE * _wandering(kl) / np.sqrt(LONG), 0.05))
-    below &= np.cumsum(np.isfinite(kl)) >= LONG
-    asked = run.setting("reference") is not None
-    seen = np.maximum.accumulate(apart) if len(apart) else apart
-    return levels((seen, WARNING if asked else CRITICAL), (below, CRITICAL))
+    distance = np.abs(kl)
+    starts_away = (run.steps == 1) & at_least(distance, START_KL) & at_least(distance, START_KL_PER_TOKEN * length)
+    error = _kl_noise(kl) / np.sqrt(NEGATIVE_STEPS)
+    negative = at_most(trailing_mean(kl, NEGATIVE_STEPS), -np.maximum(SIGNIFICANT * error, NEGATIVE_KL))
+    negative &= np.cumsum(np.isfinite(kl)) >= NEGATIVE_STEPS
+    has_reference_setting = run.setting("reference") is not None
+    started_away = np.maximum.accumulate(starts_away) if len(starts_away) else starts_away
+    return levels((started_away, WARNING if has_reference_setting else CRITICAL), (negative, CRITICAL))
 
 
-def _wandering(x: Series) -> Series:
-    """The noise of a step, as its neighbours show it or the last steps together, whichever is more. [S]"""
-    mean = trailing_mean(x, LONG)
+def _kl_noise(x: Series) -> Series:
+    """Return the noise of one step: the larger of its neighbours' differences and the recent deviation. [S]"""
+    mean = trailing_mean(x, NEGATIVE_STEPS)
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.fmax(step_noise(x), np.sqrt(np.maximum(trailing_mean(x**2, LONG) - mean**2, 0)))
+        return np.fmax(step_noise(x), np.sqrt(np.maximum(trailing_mean(x**2, NEGATIVE_STEPS) - mean**2, 0)))
 
 
 def _reference_evidence(run: Run) -> Sequence[Evidence]:
-    said = f"{first(run['objective/kl']):.3g} nats an answer in the first step, before any update, where it should be 0"
-    return [Evidence("objective/kl", said), is_now(run, "objective/kl", "below 0 by more than noise is a bug")]
+    text = f"{first(run['objective/kl']):.3g} nats per response in step 1, before any update; it should be 0"
+    return [
+        Evidence("objective/kl", text),
+        current_evidence(run, "objective/kl", "below 0 by more than noise is a bug"),
+    ]
 
 
 def _reference_causes(run: Run) -> Sequence[Cause]:
@@ -77,14 +91,14 @@ def _reference_causes(run: Run) -> Sequence[Cause]:
         Cause(
             "the reference is not the model that the policy started from",
             applicable_texts((name is not None, f"reference is {name}, policy.model is {run.setting('policy.model')}")),
-            applicable_texts((name is None, "no other reference was asked for")),
-            Change("reference", "null, so that it is the policy's start"),
+            applicable_texts((name is None, "reference is not set")),
+            Change("reference", "null, so that it is the initial policy"),
         ),
         Cause(
-            "the log-probabilities of the two are taken in different ways (temperature, template, end tokens)",
-            applicable_texts((name is None, "it is the start, and yet the KL is not 0")),
+            "the two log-probabilities are computed differently (temperature, template, end tokens)",
+            applicable_texts((name is None, "the reference is the initial policy, and its KL is not 0")),
             (),
-            Change("", "keel train --check says which"),
+            Change("", "run keel train --check, which compares them"),
         ),
     ]
 
@@ -92,22 +106,45 @@ def _reference_causes(run: Run) -> Sequence[Cause]:
 RULES = (
     Rule(
         "sampler-mismatch",
-        "The log-probabilities that the answers were sampled with are not those that the trainer computes.",
+        "The log-probabilities of the sampler differ from those of the trainer.",
         "sampler",
-        _mismatch,
+        _mismatch_levels,
         _mismatch_evidence,
         _mismatch_causes,
+        Documentation(
+            measure=f"mean of `sampler/approx_kl` over {GAP_STEPS} steps, in nats per token",
+            thresholds=(threshold("`sampler/approx_kl`", GAP),),
+            source=f"{MEASURED_IN_ZOO}; prime-rl accepts 0.01 on GPUs",
+            note="Rounding gives 1e-6 in float32 and up to 1e-3 in bfloat16. A sampling temperature of 1.3 instead of "
+            "1 gives a few hundredths.",
+        ),
         patience=2,
     ),
     Rule(
         "wrong-reference",
-        "The policy is held to another model than the one it started from.",
+        "The KL is measured to a model other than the initial policy.",
         "reference",
-        _reference,
+        _reference_levels,
         _reference_evidence,
         _reference_causes,
+        Documentation(
+            measure="`objective/kl`: it is 0 in step 1, before any update, and its mean cannot be negative",
+            thresholds=(
+                Threshold(
+                    "abs(`objective/kl`) in step 1",
+                    warning=f">= {START_KL:g} nats and >= {START_KL_PER_TOKEN:g} per token, with `reference` set",
+                    critical="the same, without `reference`",
+                ),
+                Threshold(
+                    f"mean of `objective/kl` over {NEGATIVE_STEPS} steps",
+                    critical=f"<= -{NEGATIVE_KL:g} nats and <= -{SIGNIFICANT:g} standard errors",
+                ),
+            ),
+            combine="Any row is enough.",
+            source=MEASURED_IN_ZOO,
+        ),
         patience=1,
         follows=("sampler-mismatch",),
-        lasts=True,
+        stays_open=True,
     ),
 )

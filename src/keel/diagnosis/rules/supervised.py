@@ -1,95 +1,124 @@
-"""The stages before policy learning: keel sft, keel reward, keel dpo."""
+"""The supervised stages: keel sft, keel reward and keel dpo."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keel.diagnosis.advice import scale_setting
+from keel.diagnosis.evidence import applicable_texts
 from keel.diagnosis.findings import Cause, Change, Evidence
-from keel.diagnosis.rule import CRITICAL, WARNING, Levels, Rule, applicable_texts, is_failure, levels, scale_setting
+from keel.diagnosis.rule import (
+    CRITICAL,
+    TESTED_ON_SYNTHETIC_RUNS,
+    WARNING,
+    Bounds,
+    Documentation,
+    Levels,
+    Rule,
+    Threshold,
+    is_failure,
+    levels,
+    levels_at_least,
+    threshold,
+)
 from keel.run.read.run import Run, Series
-from keel.run.read.series import at_least, at_most, carry_forward, first, last
+from keel.run.read.series import Holds, at_most, carry_forward, first, last
 
-FEWEST_LOSSES = 10  # with which a trend can be separated from noise
+FEWEST_LOSSES = 10  # with fewer, a trend cannot be separated from noise
+LOSS_CHANGE, ACCURACY_CHANGE, TREND = 0.01, 0.02, 0.02  # of the first held-out loss; accuracy; of the mean loss
 BFLOAT16_RATE = 1e-4  # AdamW's steps are about as large as the rate, and half of bfloat16's steps at 0.02 to 0.05
+OVERFITTED = Bounds(warning=0.1, critical=0.5)  # of what the held-out loss had gained
+SMALLEST_GAIN = 0.01  # of the first held-out loss
+OVER_LENGTH, OVER_CHANCE = 0.02, 0.52  # accuracy above that of length alone, and accuracy
+SKIPPED = Bounds(warning=0.05, critical=0.3)  # of the updates
+LESS_LIKELY = Bounds(warning=5.0, critical=20.0)  # nats per response
 
 
-def _figure(run: Run, name: str) -> Series:
+def _metric(run: Run, name: str) -> Series:
     return run[f"{run.stage}/{name}"]
 
 
-def _still(run: Run) -> NDArray[np.bool_]:
-    """Whether nothing has been learned so far: no held-out figure and no trend of the loss beyond 1 and 2%. [S]"""
-    held_out, accuracy = _figure(run, "eval_loss"), _figure(run, "eval_accuracy")
-    moved = np.fmax.accumulate(np.abs(held_out - first(held_out))) / abs(first(held_out))
-    changed = np.fmax.accumulate(np.abs(accuracy - first(accuracy)))
-    trend, count = _trend(_figure(run, "loss"))
+def _has_not_moved(run: Run) -> NDArray[np.bool_]:
+    """Whether nothing was learned so far: held-out metrics and the trend of the loss are within their bounds. [S]"""
+    held_out, accuracy = _metric(run, "eval_loss"), _metric(run, "eval_accuracy")
+    loss_change = np.fmax.accumulate(np.abs(held_out - first(held_out))) / abs(first(held_out))
+    accuracy_change = np.fmax.accumulate(np.abs(accuracy - first(accuracy)))
+    trend, count = _trend(_metric(run, "loss"))
     with np.errstate(invalid="ignore"):
-        return (count >= FEWEST_LOSSES) & ~(moved > 0.01) & ~(changed > 0.02) & ~(trend > 0.02)
+        moved = (loss_change > LOSS_CHANGE) | (accuracy_change > ACCURACY_CHANGE) | (trend > TREND)
+    return (count >= FEWEST_LOSSES) & ~moved
 
 
 def _trend(x: Series) -> tuple[Series, Series]:
-    """How far the mean of the later half of a figure so far is from that of the earlier half, beyond two standard
-    errors, as a share of the mean; and how many values there are. [S], [S]"""
+    """Return the relative difference between the halves of a metric so far, and the number of values. [S], [S]
+
+    The difference of the means of the two halves, less two standard errors, as a share of the mean.
+    """
     finite = np.isfinite(x)
     values = np.where(finite, x, 0.0)
     sums, squares, count = np.cumsum(values), np.cumsum(values**2), np.cumsum(finite)
-    halves = [int(np.searchsorted(count, (number + 1) // 2)) for number in count]  # place of the middle value
-    found = np.full(len(x), np.nan)
-    for place, (middle, number) in enumerate(zip(halves, count.tolist(), strict=True)):
+    halves = [int(np.searchsorted(count, (number + 1) // 2)) for number in count]  # index of the middle value
+    trend = np.full(len(x), np.nan)
+    for index, (middle, number) in enumerate(zip(halves, count.tolist(), strict=True)):
         if number >= 2:
-            mean, earlier = sums[place] / number, sums[middle] / count[middle]
-            later = (sums[place] - sums[middle]) / (number - count[middle])
-            error = 2 * 2 * np.sqrt(max(squares[place] / number - mean**2, 0.0) / number)  # of a difference of halves
-            found[place] = max(abs(later - earlier) - error, 0.0) / max(abs(mean), 1e-9)
-    return found, count.astype(np.float64)
+            mean, earlier = sums[index] / number, sums[middle] / count[middle]
+            later = (sums[index] - sums[middle]) / (number - count[middle])
+            # The difference of two halves has twice the standard error of the full mean.
+            error = 2 * np.sqrt(max(squares[index] / number - mean**2, 0.0) / number)
+            trend[index] = max(abs(later - earlier) - 2 * error, 0.0) / max(abs(mean), 1e-9)
+    return trend, count.astype(np.float64)
 
 
-def _nothing_moved(run: Run) -> Levels:
-    ended = run.state.standing == "finished"
-    return levels(((run.steps >= (run.steps[-1] if ended else np.inf)) & _still(run), WARNING))
+def _is_at_end(run: Run) -> Holds:
+    """Whether this is the last step of a finished run. [S]"""
+    return np.asarray(run.steps >= (run.steps[-1] if run.state.standing == "finished" else np.inf))
+
+
+def _nothing_moved_levels(run: Run) -> Levels:
+    return levels((_is_at_end(run) & _has_not_moved(run), WARNING))
 
 
 def _nothing_moved_evidence(run: Run) -> Sequence[Evidence]:
-    name = "eval_loss" if np.isfinite(_figure(run, "eval_loss")).any() else "loss"
-    x = _figure(run, name)
+    name = "eval_loss" if np.isfinite(_metric(run, "eval_loss")).any() else "loss"
+    x = _metric(run, name)
     return [Evidence(f"{run.stage}/{name}", f"{first(x):.5g} at the start, {last(x):.5g} at the end")]
 
 
 def _nothing_moved_causes(run: Run) -> Sequence[Cause]:
     rate = float(run.setting("optim.learning_rate", 5e-5))
-    rounded = run.setting("dtype", "float32") == "bfloat16" and not run.setting("lora", None) and rate < BFLOAT16_RATE
+    is_rounded = (
+        run.setting("dtype", "float32") == "bfloat16" and not run.setting("lora", None) and rate < BFLOAT16_RATE
+    )
     return [
         Cause(
-            "bfloat16 rounds the updates away: of a weight of 0.02 it keeps steps of 0.0001",
-            applicable_texts((rounded, f"the weights are bfloat16, the learning rate is {rate:g}")),
-            applicable_texts((not rounded, "the weights are not in bfloat16, or the learning rate is above its steps")),
-            Change("dtype", "float32, or an adapter (lora), whose weights begin at zero"),
+            "bfloat16 rounds the updates to 0: a weight of 0.02 changes in steps of 0.0001",
+            applicable_texts((is_rounded, f"the weights are bfloat16, the learning rate is {rate:g}")),
+            applicable_texts((not is_rounded, "the weights are not bfloat16, or the learning rate is large enough")),
+            Change("dtype", "float32, or an adapter (lora), whose weights start at 0"),
         ),
         Cause("the learning rate is too low", (), (), scale_setting(run, "optim.learning_rate", 10)),
-        Cause(
-            "the model knows the data already, or there is nothing in it to be learned", (), (), Change("data.path", "")
-        ),
+        Cause("the model knows the data already, or the data has no pattern", (), (), Change("data.path", "")),
     ]
 
 
-def _overfitted(run: Run) -> Levels:
-    """With `patience` the weights of the lowest loss are kept, so that a rise does no harm."""
-    held_out = _figure(run, "eval_loss")
+def _overfitted_levels(run: Run) -> Levels:
+    held_out = _metric(run, "eval_loss")
     lowest = np.where(np.isfinite(held_out), np.fmin.accumulate(held_out), np.nan) if len(held_out) else held_out
-    gained = first(held_out) - lowest
+    gain = first(held_out) - lowest
     with np.errstate(invalid="ignore", divide="ignore"):
-        lost = carry_forward((held_out - lowest) / np.maximum(gained, 0.01 * np.abs(first(held_out))))
-    harmful = ~_still(run) & (int(run.setting("patience", 0)) == 0)
-    return levels((at_least(lost, 0.1) & harmful, WARNING), (at_least(lost, 0.5) & harmful, CRITICAL))
+        loss = carry_forward((held_out - lowest) / np.maximum(gain, SMALLEST_GAIN * np.abs(first(held_out))))
+    # With `patience` the run keeps the weights of the lowest loss, so a rise does no harm.
+    is_harmful = ~_has_not_moved(run) & (int(run.setting("patience", 0)) == 0)
+    return levels_at_least(np.where(is_harmful, loss, np.nan), OVERFITTED)
 
 
 def _overfitted_evidence(run: Run) -> Sequence[Evidence]:
-    held_out = _figure(run, "eval_loss")
+    held_out = _metric(run, "eval_loss")
     text = f"{last(held_out):.4g} now, {np.nanmin(held_out):.4g} at its lowest, {first(held_out):.4g} at the start"
     return [
         Evidence(f"{run.stage}/eval_loss", text),
-        Evidence(f"{run.stage}/loss", f"{last(_figure(run, 'loss')):.4g} on what is learned"),
+        Evidence(f"{run.stage}/loss", f"{last(_metric(run, 'loss')):.4g} on the training data"),
     ]
 
 
@@ -97,83 +126,84 @@ def _overfitted_causes(run: Run) -> Sequence[Cause]:
     epochs = float(run.setting("epochs", 1))
     return [
         Cause(
-            "the data is gone through too often",
+            "there are too many epochs",
             applicable_texts((epochs > 1, f"epochs is {epochs:g}")),
-            applicable_texts((epochs <= 1, "it is gone through once")),
+            applicable_texts((epochs <= 1, "there is one epoch at most")),
             Change("patience", "1, which keeps the best weights"),
         ),
         Cause("the learning rate is too high", (), (), scale_setting(run, "optim.learning_rate", 0.3)),
     ]
 
 
-def _by_length(run: Run) -> Levels:
-    accuracy, length = carry_forward(_figure(run, "eval_accuracy")), last(_figure(run, "length_accuracy"))
-    ended = run.state.standing == "finished"
-    trained = run.steps >= (run.steps[-1] if ended else np.inf)
-    return levels((trained & at_most(accuracy, length + 0.02), WARNING), (trained & at_most(accuracy, 0.52), CRITICAL))
+def _length_only_levels(run: Run) -> Levels:
+    accuracy, length = carry_forward(_metric(run, "eval_accuracy")), last(_metric(run, "length_accuracy"))
+    is_at_end = _is_at_end(run)
+    return levels(
+        (is_at_end & at_most(accuracy, length + OVER_LENGTH), WARNING),
+        (is_at_end & at_most(accuracy, OVER_CHANCE), CRITICAL),
+    )
 
 
-def _by_length_evidence(run: Run) -> Sequence[Evidence]:
-    accuracy, length = last(_figure(run, "eval_accuracy")), last(_figure(run, "length_accuracy"))
-    text = f"{accuracy:.3f}, where length alone has {length:.3f} and chance 0.5"
+def _length_only_evidence(run: Run) -> Sequence[Evidence]:
+    accuracy, length = last(_metric(run, "eval_accuracy")), last(_metric(run, "length_accuracy"))
+    text = f"{accuracy:.3f}; length alone reaches {length:.3f}, chance 0.5"
     return [Evidence(f"{run.stage}/eval_accuracy", text)]
 
 
-def _by_length_causes(run: Run) -> Sequence[Cause]:
+def _length_only_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
-            "people do not agree, so that there is little to learn",
+            "the raters disagree, so there is little to learn",
             (),
             (),
-            Change("", "keel rank STORE --stats: agreement between raters; more rankings of the same items"),
+            Change("", "check the agreement (keel rank STORE --stats) and collect more rankings of the same items"),
         ),
         Cause("there are too few rankings", (), (), Change("data.path", "more rankings")),
         Cause("the model has hardly been trained", (), (), scale_setting(run, "optim.learning_rate", 3)),
     ]
 
 
-def _left_out(run: Run) -> Levels:
-    skipped = _figure(run, "skipped")
+def _skipped_levels(run: Run) -> Levels:
+    skipped = _metric(run, "skipped")
     with np.errstate(invalid="ignore"):
         share = np.nancumsum(skipped) / np.maximum(np.cumsum(np.isfinite(skipped)), 1)
-    found = levels((at_least(share, 0.05), WARNING), (at_least(share, 0.3), CRITICAL))
+    result = levels_at_least(share, SKIPPED)
     if is_failure(run, "Diverged"):
-        found[-1:] = CRITICAL
-    return found
+        result[-1:] = CRITICAL
+    return result
 
 
-def _left_out_evidence(run: Run) -> Sequence[Evidence]:
-    words = f"the run ended with {run.state.what}"
-    ended = [Evidence(f"{run.stage}/loss", words)] if is_failure(run, "Diverged") else []
-    return [*ended, Evidence(f"{run.stage}/skipped", f"{np.nansum(_figure(run, 'skipped')):g} updates were left out")]
+def _skipped_evidence(run: Run) -> Sequence[Evidence]:
+    text = f"the run ended with {run.state.what}"
+    error = [Evidence(f"{run.stage}/loss", text)] if is_failure(run, "Diverged") else []
+    return [*error, Evidence(f"{run.stage}/skipped", f"{np.nansum(_metric(run, 'skipped')):g} updates were skipped")]
 
 
-def _left_out_causes(run: Run) -> Sequence[Cause]:
+def _skipped_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
             "the learning rate is too high",
-            ("an update would have done harm",),
+            ("an update would have damaged the model",),
             (),
             scale_setting(run, "optim.learning_rate", 0.3),
         )
     ]
 
 
-def _less_likely(run: Run) -> Levels:
-    chosen = carry_forward(run["dpo/eval_chosen_logprob"])
-    fall = first(run["dpo/eval_chosen_logprob"]) - chosen
-    return levels((at_least(fall, 5.0), WARNING), (at_least(fall, 20.0), CRITICAL))
+def _less_likely_levels(run: Run) -> Levels:
+    chosen = run["dpo/eval_chosen_logprob"]
+    return levels_at_least(first(chosen) - carry_forward(chosen), LESS_LIKELY)
 
 
 def _less_likely_evidence(run: Run) -> Sequence[Evidence]:
     x = run["dpo/eval_chosen_logprob"]
-    return [Evidence("dpo/eval_chosen_logprob", f"{last(x):.4g} now, {first(x):.4g} at the start, in nats an answer")]
+    return [Evidence("dpo/eval_chosen_logprob", f"{last(x):.4g} now, {first(x):.4g} at the start, nats per response")]
 
 
 def _less_likely_causes(run: Run) -> Sequence[Cause]:
     return [
         Cause(
-            "beta is too small: the mass goes to answers that nobody has judged",
+            "beta is too small: probability moves to responses that nobody has ranked",
             (f"beta is {run.setting('beta')}",),
             (),
             scale_setting(run, "beta", 3),
@@ -183,14 +213,92 @@ def _less_likely_causes(run: Run) -> Sequence[Cause]:
 
 
 RULES = (
-    Rule("nothing-moved", "Nothing was learned: the loss is what it was.", "supervised", _nothing_moved,
-         _nothing_moved_evidence, _nothing_moved_causes, patience=1),
-    Rule("overfitted", "The held-out loss rises: the data is learned by heart.", "supervised", _overfitted,
-         _overfitted_evidence, _overfitted_causes, patience=1),
-    Rule("no-better-than-length", "It tells good answers from bad no better than their length does.", "reward model",
-         _by_length, _by_length_evidence, _by_length_causes, patience=1, follows=("nothing-moved", "overfitted")),
-    Rule("updates-skipped", "Updates are left out because they would have done harm.", "update", _left_out,
-         _left_out_evidence, _left_out_causes, patience=1),
-    Rule("chosen-less-likely", "The answers that people chose became less likely.", "update", _less_likely,
-         _less_likely_evidence, _less_likely_causes, patience=1),
-)  # fmt: skip
+    Rule(
+        "nothing-moved",
+        "Nothing was learned: the loss did not change.",
+        "supervised",
+        _nothing_moved_levels,
+        _nothing_moved_evidence,
+        _nothing_moved_causes,
+        Documentation(
+            measure=f"change of `*/eval_loss`, `*/eval_accuracy` and `*/loss` over a finished run of {FEWEST_LOSSES} "
+            "losses or more",
+            thresholds=(
+                Threshold("largest change of the held-out loss", warning=f"<= {LOSS_CHANGE:.0%}"),
+                Threshold("largest change of the held-out accuracy", warning=f"<= {ACCURACY_CHANGE:g}"),
+                Threshold("difference of the loss between the two halves, less 2 se", warning=f"<= {TREND:.0%}"),
+            ),
+            combine="All rows must hold.",
+            note=f"A typical cause is bfloat16 with a learning rate below {BFLOAT16_RATE:g}. AdamW's steps are then "
+            "smaller than half the distance between two neighbouring numbers, and are rounded to 0.",
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
+        patience=1,
+    ),
+    Rule(
+        "overfitted",
+        "The held-out loss rises: the model memorises the training data.",
+        "supervised",
+        _overfitted_levels,
+        _overfitted_evidence,
+        _overfitted_causes,
+        Documentation(
+            measure="rise of `*/eval_loss` above its lowest value / its fall from the start to that value",
+            thresholds=(threshold("rise / fall", OVERFITTED, ">= {:.0%}"),),
+            note="Not reported with `patience`, which keeps the weights of the lowest loss, nor where nothing moved.",
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
+        patience=1,
+    ),
+    Rule(
+        "no-better-than-length",
+        "The reward model ranks responses no better than their length does.",
+        "reward model",
+        _length_only_levels,
+        _length_only_evidence,
+        _length_only_causes,
+        Documentation(
+            measure="last `reward/eval_accuracy` of a finished run, against `reward/length_accuracy`",
+            thresholds=(
+                Threshold(
+                    "held-out accuracy", warning=f"<= length alone + {OVER_LENGTH:g}", critical=f"<= {OVER_CHANCE:g}"
+                ),
+            ),
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
+        patience=1,
+        follows=("nothing-moved", "overfitted"),
+    ),
+    Rule(
+        "updates-skipped",
+        "Updates are skipped because they would damage the model.",
+        "update",
+        _skipped_levels,
+        _skipped_evidence,
+        _skipped_causes,
+        Documentation(
+            measure="mean of `*/skipped` over the run so far",
+            thresholds=(
+                threshold("share of updates skipped", SKIPPED, ">= {:.0%}"),
+                Threshold("end of the run", critical="a `Diverged` error"),
+            ),
+            combine="Any row is enough.",
+            source=TESTED_ON_SYNTHETIC_RUNS,
+        ),
+        patience=1,
+    ),
+    Rule(
+        "chosen-less-likely",
+        "The chosen responses became less likely.",
+        "update",
+        _less_likely_levels,
+        _less_likely_evidence,
+        _less_likely_causes,
+        Documentation(
+            measure="fall of `dpo/eval_chosen_logprob` since the first evaluation",
+            thresholds=(threshold("nats per response", LESS_LIKELY),),
+            source="Pal et al. 2024, Razin et al. 2024",
+        ),
+        patience=1,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Do a run's reward models still apply to the prompts of today? What `keel drift` does."""
+"""Compare responses to today's prompts with responses to training prompts (`keel drift`)."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,26 +10,26 @@ import numpy as np
 
 from keel.config import DriftConfig
 from keel.data.prompts import Prompt
-from keel.evaluation.drift.novelty import PromptWordPairs
-from keel.evaluation.drift.responses import (
+from keel.evaluation.drift.measurement import (
     ENOUGH,
     DriftSetup,
+    choose_prompts,
+    metric_values,
     open_drift_setup,
     sample_and_score_prompts,
     score_logged_responses,
-    some,
-    table,
     training_prompts,
 )
+from keel.evaluation.drift.novelty import PromptWordPairs
 from keel.evaluation.drift.verdict import (
     MetricShift,
-    comparable,
+    comparable_metrics,
     compare_metrics,
     correct_p_values,
     describe_shifts,
-    standing,
-    too_few,
-    unlikely,
+    explain_too_few,
+    mark_unlikely,
+    model_verdict,
 )
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.slices import slice_rows
@@ -39,8 +39,8 @@ from keel.run.output import require_writable
 from keel.stats.two_samples import Numbers
 from keel.world import World
 
-RANKED = 4  # answers to a prompt that people are asked to rank
-MOST_RANKED = 200  # prompts for them
+RANKED = 4  # responses to each prompt that people are asked to rank
+MOST_RANKED = 200  # prompts that people are asked to rank
 ALARMING = ("in doubt", "does not apply")
 ALL = "all"
 SHARE = "share_of_prompts"
@@ -48,44 +48,49 @@ SHARE = "share_of_prompts"
 
 @dataclass(frozen=True)
 class MeasuredResponses:
-    """Answers of one time, and a value of each figure for every one of them."""
+    """The responses of one side (training or today) and their metrics."""
 
     evaluated: EvaluatedResponses
-    values: dict[str, Numbers]  # figure -> [N]
+    values: dict[str, Numbers]  # metric -> [N]
     slices: dict[str, list[int]]  # `COLUMN=VALUE` -> rows
 
     def select_rows(self, rows: Sequence[int]) -> dict[str, Numbers]:
         return {name: values[list(rows)] for name, values in self.values.items()}
 
     def share(self, name: str) -> dict[str, Numbers]:
-        """1 for each row that is in the slice."""
+        """Return 1 for each row in the slice, and 0 for the others, under the name SHARE."""
         return {SHARE: np.isin(np.arange(len(self.evaluated.texts)), self.slices.get(name, [])).astype(np.float64)}
 
 
 def drift(config: DriftConfig) -> dict[str, Any]:
-    """Each figure of today's answers beside that of answers to training prompts, in all and by slices, and a verdict.
+    """Compare each metric of today's responses with that of responses to training prompts, in total and by slice.
 
-    Written to `config.output`, with the answers. Raises ConfigError, DataError or RewardError.
+    Returns the comparisons and a verdict. They are written to `config.output`, together with the responses. Raises
+    ConfigError, DataError or RewardError.
     """
     World.single()
     require_writable(config.output)
     if config.output:
-        require_writable(to_rank_beside(config.output))
+        require_writable(ranking_file(config.output))
     setup = open_drift_setup(config)
     training = training_prompts(setup, config.run)
     today, then = sample_both_sides(config, setup, training)
     groups = {ALL: compare_metrics(then.values, today.values, config.seed)}
     for name, rows in today.slices.items():
-        groups[name] = slice_tests(name, then, today.select_rows(rows), config.seed)
+        groups[name] = compare_slice(name, then, today.select_rows(rows), config.seed)
         if slice_column(name) in slice_columns(then.slices):
             groups[name] |= compare_metrics(then.share(name), today.share(name), config.seed)
-    found = correct_p_values(groups)
+    corrected = correct_p_values(groups)
     metrics: dict[str, Any] = {
         "rows": {"training": len(then.evaluated.texts), "today": len(today.evaluated.texts)},
-        "figures": found.pop(ALL),
+        "figures": corrected.pop(ALL),
         "slices": {
-            name: {"rows": len(today.slices[name]), "of_training": count_in_training(name, then.slices), "figures": own}
-            for name, own in found.items()
+            name: {
+                "rows": len(today.slices[name]),
+                "of_training": count_in_training(name, then.slices),
+                "figures": shifts,
+            }
+            for name, shifts in corrected.items()
         },
         "notes": setup.notes,
     }
@@ -95,7 +100,7 @@ def drift(config: DriftConfig) -> dict[str, Any]:
 
 
 def slice_column(name: str) -> str:
-    """Of a slice `COLUMN=VALUE`."""
+    """Return the column of a slice `COLUMN=VALUE`."""
     return name.partition("=")[0]
 
 
@@ -103,24 +108,24 @@ def slice_columns(slices: Iterable[str]) -> set[str]:
     return {slice_column(name) for name in slices}
 
 
-def count_in_training(name: str, before: Mapping[str, Sequence[int]]) -> int | None:
-    """How many answers to training prompts are in the slice; None where those prompts lack the column."""
-    return len(before.get(name, [])) if slice_column(name) in slice_columns(before) else None
+def count_in_training(name: str, training_slices: Mapping[str, Sequence[int]]) -> int | None:
+    """Count the responses to training prompts in the slice. None if the training prompts lack the column."""
+    return len(training_slices.get(name, [])) if slice_column(name) in slice_columns(training_slices) else None
 
 
-def slice_tests(name: str, then: MeasuredResponses, today: dict[str, Numbers], seed: int) -> dict[str, MetricShift]:
-    """Against the same slice of the training, or, where there is none, what can be asked without."""
+def compare_slice(name: str, then: MeasuredResponses, today: dict[str, Numbers], seed: int) -> dict[str, MetricShift]:
+    """Compare a slice with the same slice of the training, or the comparable metrics with all of the training."""
     if name in then.slices:
         return compare_metrics(then.select_rows(then.slices[name]), today, seed)
-    return compare_metrics(comparable(then.values), today, seed)
+    return compare_metrics(comparable_metrics(then.values), today, seed)
 
 
 def sample_both_sides(
     config: DriftConfig, setup: DriftSetup, training: Sequence[Prompt]
 ) -> tuple[MeasuredResponses, MeasuredResponses]:
-    """Today's answers, and fresh ones to training prompts."""
+    """Measure today's responses, and sample and measure responses to training prompts. Return today's first."""
     known = PromptWordPairs([prompt.content for prompt in training])
-    sample = some(training, max(ENOUGH, len(setup.policy.prompts)), config.seed, "training")
+    sample = choose_prompts(training, max(ENOUGH, len(setup.policy.prompts)), config.seed, "training")
     then = sample_and_score_prompts(setup, sample, config.seed, "training")
     now = (
         score_logged_responses(setup, config.answers)
@@ -130,58 +135,58 @@ def sample_both_sides(
     columns = [name for name in config.slices if any(name in prompt.columns for prompt in sample)]
     if missing := [name for name in config.slices if name not in columns]:
         setup.notes.append(
-            f"the training prompts have no column {', '.join(missing)}: of its slices only what is new can be seen"
+            f"the training prompts have no column {', '.join(missing)}: its slices are compared with all prompts"
         )
-    values = table(setup, now, known, of_training=False), table(setup, then, known, of_training=True)
+    values = metric_values(setup, now, known, of_training=False), metric_values(setup, then, known, of_training=True)
     if setup.reference is not None:
-        for own in values:
-            own["prompt_unlikely"] = unlikely(own["prompt_logprob"], values[1]["prompt_logprob"])
+        for side in values:
+            side["prompt_unlikely"] = mark_unlikely(side["prompt_logprob"], values[1]["prompt_logprob"])
     return (
         MeasuredResponses(now, values[0], slice_rows(now.prompts, config.slices)),
         MeasuredResponses(then, values[1], slice_rows(sample, columns)),
     )
 
 
-def drift_verdict(metrics: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What it says of the reward models, of all prompts and of each slice, and why where that is no good news.
+def drift_verdict(metrics: Mapping[str, Any], training_slices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the verdict on the reward models for all prompts and for each slice, with reasons for bad ones.
 
-    A slice is in doubt at best where the training's prompts are told apart as well and none of them is in it; where
-    they are not, the best that can be said is that there is nothing new in it.
+    A slice without training prompts is "in doubt" at best. Where the training prompts lack the column, the best verdict
+    is "nothing new", since the slice was not compared with its kind.
     """
     slices: dict[str, str] = {}
-    overall = standing(metrics["figures"])
+    overall = model_verdict(metrics["figures"])
     because = {ALL: verdict_reasons(overall, metrics["figures"])}
-    for name, own in metrics["slices"].items():
-        told_apart = slice_column(name) in slice_columns(before)
-        unknown = told_apart and name not in before
-        slices[name] = standing(own["figures"])
-        if slices[name] == "applies" and not told_apart:
+    for name, compared in metrics["slices"].items():
+        has_column = slice_column(name) in slice_columns(training_slices)
+        is_new = has_column and name not in training_slices
+        slices[name] = model_verdict(compared["figures"])
+        if slices[name] == "applies" and not has_column:
             slices[name] = "nothing new"
-        if unknown and slices[name] != "does not apply":
+        if is_new and slices[name] != "does not apply":
             slices[name] = "in doubt"
-        new = ["none of the training prompts is of this kind"] * unknown
-        because[name] = new + verdict_reasons(slices[name], own["figures"])
+        reasons = ["none of the training prompts is of this kind"] * is_new
+        because[name] = reasons + verdict_reasons(slices[name], compared["figures"])
     moved = [name for name, each in slices.items() if each in ALARMING]
     return {"reward_model": overall, "slices": slices, "moved_slices": moved, "because": because}
 
 
-def verdict_reasons(said: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is behind a verdict that is no good news."""
-    if said == "too few to say":
-        return too_few(metrics)
-    return describe_shifts(metrics) if said in ALARMING else []
+def verdict_reasons(verdict: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the reasons for a verdict other than "applies" or "nothing new"."""
+    if verdict == "too few to say":
+        return explain_too_few(metrics)
+    return describe_shifts(metrics) if verdict in ALARMING else []
 
 
 def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any], today: MeasuredResponses) -> None:
-    """Figures and answers, and beside them the prompts that people should rank, with answers."""
+    """Write metrics and responses to `config.output`, and rows for people to rank beside it."""
     if not config.output:
         return
     output = Path(config.output)
-    rows = to_rank(setup, metrics["verdict"], today, config)
+    rows = rows_to_rank(setup, metrics["verdict"], today, config)
     if rows:
-        metrics["to_rank"] = {"file": str(to_rank_beside(config.output)), "rows": len(rows)}
+        metrics["to_rank"] = {"file": str(ranking_file(config.output)), "rows": len(rows)}
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(to_rank_beside(config.output), lines)
+        write_atomic(ranking_file(config.output), lines)
     responses = [
         {
             "prompt": prompt.content,
@@ -194,25 +199,28 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
     write_atomic(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
-def to_rank_beside(output: str) -> Path:
+def ranking_file(output: str) -> Path:
     return Path(output).with_suffix(".rank.jsonl")
 
 
-def to_rank(
-    setup: DriftSetup, said: Mapping[str, Any], today: MeasuredResponses, config: DriftConfig
+def rows_to_rank(
+    setup: DriftSetup, verdict: Mapping[str, Any], today: MeasuredResponses, config: DriftConfig
 ) -> list[dict[str, Any]]:
-    """Rows for `keel rank`: the prompts of the slices that moved, or all if all did, with different answers each."""
-    chosen = {row for name in said["moved_slices"] for row in today.slices[name]}
-    if not chosen and said["reward_model"] not in ALARMING:
+    """Return rows for `keel rank`: prompts of the slices that moved, each with up to RANKED distinct responses.
+
+    Without moved slices, the rows are of all prompts if the verdict on all is bad, and otherwise empty.
+    """
+    chosen = {row for name in verdict["moved_slices"] for row in today.slices[name]}
+    if not chosen and verdict["reward_model"] not in ALARMING:
         return []
     rows = sorted(chosen) or list(range(len(today.evaluated.prompts)))
-    prompts = some([today.evaluated.prompts[row] for row in rows], MOST_RANKED, config.seed, "rank")
+    prompts = choose_prompts([today.evaluated.prompts[row] for row in rows], MOST_RANKED, config.seed, "rank")
     texts = sample_and_score_prompts(setup, prompts, config.seed, "rank", copies=RANKED).texts
-    own = [[str(prompt.columns["response"])] if config.answers else [] for prompt in prompts]
+    logged = [[str(prompt.columns["response"])] if config.answers else [] for prompt in prompts]
     lines = []
-    for prompt, given, drawn in zip(prompts, own, texts, strict=True):
-        responses = list(dict.fromkeys([*given, *drawn]))[:RANKED]
-        others = {name: prompt.columns[name] for name in config.slices if name in prompt.columns}
+    for prompt, first, sampled in zip(prompts, logged, texts, strict=True):
+        responses = list(dict.fromkeys([*first, *sampled]))[:RANKED]
+        columns = {name: prompt.columns[name] for name in config.slices if name in prompt.columns}
         if len(responses) > 1:
-            lines.append({"prompt": prompt.content, "responses": responses, **others})
+            lines.append({"prompt": prompt.content, "responses": responses, **columns})
     return lines

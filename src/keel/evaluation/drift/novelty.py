@@ -1,4 +1,4 @@
-"""How new a prompt is beside others: by the pairs of words that none of them has."""
+"""Novelty of a prompt: the share of its word pairs that no training prompt has."""
 
 import re
 from collections import Counter
@@ -10,18 +10,22 @@ from keel.data.turn_text import content_text
 
 
 def word_pairs(prompt: Content) -> set[tuple[str, ...]]:
-    """Each two neighbouring words or marks, without regard to capitals; of a text of one word, that."""
+    """Return all pairs of neighbouring words or punctuation marks, in lower case; a single word is returned alone."""
     words = re.findall(r"\w+|[^\w\s]", content_text(prompt).lower())
     return set(pairwise(words)) or {tuple(words)}
 
 
 class PromptWordPairs:
-    """The word pairs of some prompts."""
+    """The word pairs of the training prompts."""
 
     def __init__(self, prompts: Sequence[Content]) -> None:
         self.pairs = Counter(pair for prompt in prompts for pair in word_pairs(prompt))
 
     def novelty(self, prompt: Content, is_one_of_them: bool = False) -> float:
-        """Share of a prompt's word pairs that no (other) one of them has, 0 to 1."""
+        """Return the share of the prompt's word pairs that no training prompt has, 0 to 1.
+
+        Args:
+            is_one_of_them: the prompt is a training prompt, and only the others count.
+        """
         pairs = word_pairs(prompt)
         return sum(self.pairs[pair] <= is_one_of_them for pair in pairs) / len(pairs)

@@ -1,4 +1,4 @@
-// The report's plots and its token view. All it shows came with the page; it asks for nothing.
+// The plots and the token view of the report. All data is in the page; nothing is requested.
 
 (() => {
   "use strict";
@@ -9,22 +9,22 @@
   const touch = matchMedia("(hover: none)");
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const MARGIN = { l: 40, r: 10, t: 8, b: 40 };
-  let paper = false; // while printing, whatever the screen's scheme
-  let root = false; // square root of the KL
+  let paper = false; // while printing, use the light scheme of #paper
+  let root = false; // the x axis is the square root of the KL
 
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const colour = (name) => getComputedStyle(paper ? document.getElementById("paper") : document.documentElement).getPropertyValue(`--${name}`).trim();
   const ofRun = (number) => colour(`run-${number % 8}`);
   const faint = (hex, share) => hex + Math.round(255 * share).toString(16).padStart(2, "0");
 
-  // Plotly reads a few tags in its texts; names of runs have none.
+  // Plotly interprets a few HTML tags in its texts, so escape the names of runs.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
   function line(number, x, y, more) {
-    const own = ofRun(number);
+    const runColour = ofRun(number);
     return {
       type: "scatter", mode: x.length > 1 ? "lines" : "markers", x, y, name: plain(data.names[number]), showlegend: false,
-      line: { color: own, width: 1.8, dash: DASHES[Math.floor(number / 8) % 5] }, marker: { color: own, size: 5 },
+      line: { color: runColour, width: 1.8, dash: DASHES[Math.floor(number / 8) % 5] }, marker: { color: runColour, size: 5 },
       hovertemplate: several ? "%{y:.4~g}" : "%{y:.4~g}<extra></extra>", ...more,
     };
   }
@@ -66,14 +66,14 @@
 
   const stretch = (from, to, more) => ({ type: "rect", xref: "x", yref: "paper", x0: from, x1: to, y0: 0, y1: 1, line: { width: 0 }, layer: "below", ...more });
 
-  // One run: where a finding rests on the figure, and where any begins.
+  // One run: shade the steps of findings that rest on the metric, and mark the beginning of every finding.
   function shade(mark) {
-    const own = colour(mark.severity);
-    const foot = { type: "line", xref: "x", yref: "paper", x0: mark.first, x1: mark.first, y0: 0, y1: 0.07, line: { color: own, width: 2 } };
-    return mark.shown ? [stretch(mark.first, mark.last, { fillcolor: faint(own, 0.1) }), foot] : [foot];
+    const severityColour = colour(mark.severity);
+    const foot = { type: "line", xref: "x", yref: "paper", x0: mark.first, x1: mark.first, y0: 0, y1: 0.07, line: { color: severityColour, width: 2 } };
+    return mark.shown ? [stretch(mark.first, mark.last, { fillcolor: faint(severityColour, 0.1) }), foot] : [foot];
   }
 
-  // Several runs: a lane above the plot for each that has a finding there.
+  // Several runs: a lane above the plot for each run with a finding on this metric.
   function bar(mark, lanes) {
     const top = 1.03 + 0.035 * lanes.indexOf(mark.run);
     return mark.shown ? [stretch(mark.first, mark.last, { y0: top, y1: top + 0.025, fillcolor: ofRun(mark.run) })] : [];
@@ -87,32 +87,32 @@
     const shapes = [];
     const traces = panel.runs.flatMap((points, run) => {
       if (!points) return [];
-      const own = ofRun(run);
+      const runColour = ofRun(run);
       const x = points.kl.map(distance);
-      const found = [line(run, x, points.score, {
-        mode: "lines+markers", line: { color: faint(own, 0.45), width: 1.2, dash: "solid" }, marker: { color: x.map((_, at) => faint(own, 0.25 + 0.75 * at / Math.max(x.length - 1, 1))), size: x.map((_, at) => (at === x.length - 1 ? 11 : 5)) }, customdata: points.steps.map((step, at) => [step, points.kl[at]]),
+      const lines = [line(run, x, points.score, {
+        mode: "lines+markers", line: { color: faint(runColour, 0.45), width: 1.2, dash: "solid" }, marker: { color: x.map((_, at) => faint(runColour, 0.25 + 0.75 * at / Math.max(x.length - 1, 1))), size: x.map((_, at) => (at === x.length - 1 ? 11 : 5)) }, customdata: points.steps.map((step, at) => [step, points.kl[at]]),
         hovertemplate: "step %{customdata[0]}: %{y:.4~g} at %{customdata[1]:.3~g} nats" + (several ? "" : "<extra></extra>"),
       })];
-      if (points.form) found.push(line(run, points.form.kl.map(distance), points.form.score, { mode: "lines", line: { color: own, width: 1.2, dash: "dash" }, opacity: 0.8, hoverinfo: "skip", hovertemplate: undefined }));
+      if (points.form) lines.push(line(run, points.form.kl.map(distance), points.form.score, { mode: "lines", line: { color: runColour, width: 1.2, dash: "dash" }, opacity: 0.8, hoverinfo: "skip", hovertemplate: undefined }));
       if (points.peak !== null) {
         if (!several) shapes.push(stretch(x[points.peak], Math.max(...x), { fillcolor: faint(colour("critical"), 0.08) }));
-        found.push(line(run, [x[points.peak]], [points.score[points.peak]], { mode: "markers+text", marker: { color: own, size: 11, symbol: "triangle-down" }, text: [several ? "" : "highest"], textposition: "top center", hoverinfo: "skip", hovertemplate: undefined, cliponaxis: false }));
+        lines.push(line(run, [x[points.peak]], [points.score[points.peak]], { mode: "markers+text", marker: { color: runColour, size: 11, symbol: "triangle-down" }, text: [several ? "" : "highest"], textposition: "top center", hoverinfo: "skip", hovertemplate: undefined, cliponaxis: false }));
       }
-      return found;
+      return lines;
     });
     return [traces, layout({ shapes, hovermode: "closest", margin: { ...MARGIN, r: 14, t: 18 }, xaxis: axis(`${unit} to the reference, nats${root ? "<sup>½</sup>" : ""}`) })];
   }
 
   function spread(place) {
-    const traces = data.spread.flatMap((found, run) => {
-      const own = found[place.dataset.figure];
-      if (!own) return [];
+    const traces = data.spread.flatMap((metrics, run) => {
+      const bands = metrics[place.dataset.figure];
+      if (!bands) return [];
       const band = (low, high, share) => [
-        line(run, own.steps, own.quantiles[low], { mode: "lines", line: { width: 0 }, hoverinfo: "skip", hovertemplate: undefined }),
-        line(run, own.steps, own.quantiles[high], { mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: faint(ofRun(run), share), hoverinfo: "skip", hovertemplate: undefined }),
+        line(run, bands.steps, bands.quantiles[low], { mode: "lines", line: { width: 0 }, hoverinfo: "skip", hovertemplate: undefined }),
+        line(run, bands.steps, bands.quantiles[high], { mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: faint(ofRun(run), share), hoverinfo: "skip", hovertemplate: undefined }),
       ];
       const hover = several ? "%{y:.4~g}" : "median %{y:.4~g}<br>half: %{customdata[0]:.3~g} to %{customdata[1]:.3~g}<extra></extra>";
-      const middle = line(run, own.steps, own.quantiles[2], { customdata: own.steps.map((_, at) => [own.quantiles[1][at], own.quantiles[3][at]]), hovertemplate: hover });
+      const middle = line(run, bands.steps, bands.quantiles[2], { customdata: bands.steps.map((_, at) => [bands.quantiles[1][at], bands.quantiles[3][at]]), hovertemplate: hover });
       return [...(several ? [] : band(0, 4, 0.13)), ...band(1, 3, several ? 0.16 : 0.24), middle];
     });
     return [traces, layout({})];
@@ -130,7 +130,7 @@
   const again = (places) => places.forEach(draw);
   const isOpen = (place) => place.offsetParent !== null;
 
-  // One plot at a time, so that the page scrolls meanwhile: those in sight at once, then the nearest when there is time.
+  // Draw one plot at a time, so that the page stays responsive: visible plots at once, then the nearest when idle.
   const whenIdle = (job) => (window.requestIdleCallback ? requestIdleCallback(job, { timeout: 200 }) : setTimeout(job, 50));
   let drawing = false;
 
@@ -148,10 +148,10 @@
   }
 
   function drawAll() {
-    if (!drawing && window.Plotly) drawNext(); // a group that stands open says so before Plotly is there
+    if (!drawing && window.Plotly) drawNext(); // an open group fires its toggle event before Plotly is loaded
   }
 
-  addEventListener("load", drawAll); // Plotly is long, and comes after all else
+  addEventListener("load", drawAll); // Plotly is the last script, because it is long
   all(".group").forEach((group) => group.addEventListener("toggle", drawAll));
   dark.addEventListener("change", () => again([...drawn]));
   addEventListener("beforeprint", () => { paper = true; all("details").forEach((part) => { part.open = true; }); again(all("[data-plot]").filter(isOpen)); });
@@ -171,19 +171,19 @@
   // ---- the token view
 
   const view = document.getElementById("token-view");
-  const shown = { answer: 0, channel: "" };
+  const shown = { response: 0, channel: "" };
 
   const press = (buttons, is) => buttons.forEach((button) => button.setAttribute("aria-pressed", String(is(button))));
 
   function show() {
-    const row = data.tokens[shown.answer];
+    const row = data.tokens[shown.response];
     const channels = keelTokens.channels(row);
     if (!channels.includes(shown.channel)) shown.channel = channels[0] ?? "";
-    press(all("[data-answer]"), (button) => Number(button.dataset.answer) === shown.answer);
-    all("[data-about]").forEach((about) => { about.hidden = Number(about.dataset.about) !== shown.answer; });
+    press(all("[data-response]"), (button) => Number(button.dataset.response) === shown.response);
+    all("[data-about]").forEach((about) => { about.hidden = Number(about.dataset.about) !== shown.response; });
     document.getElementById("channels").replaceChildren(...channels.map(channelButton));
     if (shown.channel) keelTokens.render(view, row, shown.channel);
-    else view.textContent = "The run kept no figures of this answer's tokens.";
+    else view.textContent = "The run logged no values for the tokens of this response.";
   }
 
   function channelButton(channel) {
@@ -201,7 +201,7 @@
   }
 
   if (view) {
-    all("[data-answer]").forEach((button) => button.addEventListener("click", () => { shown.answer = Number(button.dataset.answer); show(); }));
+    all("[data-response]").forEach((button) => button.addEventListener("click", () => { shown.response = Number(button.dataset.response); show(); }));
     show();
   }
 })();

@@ -1,40 +1,40 @@
-// The token view: the pieces of an answer, coloured by what the run kept of each token. Plain text nodes, no library.
-// keelTokens.channels(row) -> names; keelTokens.render(element, row, channel) draws; both read a row of rollouts.jsonl.
+// The token view: the tokens of a response, coloured by their logged values. It creates text nodes only.
+// keelTokens.channels(row) returns names, keelTokens.render(element, row, channel) draws. A row is from rollouts.jsonl.
 
 const keelTokens = (() => {
   "use strict";
 
   const plain = { zero: 0, scaled: (value) => value, back: (scaled) => scaled };
-  const ratio = { zero: 1, scaled: Math.log, back: Math.exp }; // half as likely is as far from 1 as twice as likely
+  const ratio = { zero: 1, scaled: Math.log, back: Math.exp }; // a ratio of 1/2 is as far from 1 as a ratio of 2
 
   const difference = (one, other) => one && other && one.map((value, at) => numeric(value) - numeric(other[at]));
 
-  // Each channel: the numbers of a row, their scale, and what they mean.
+  // Channel -> the values of a row, their scale, and their meaning.
   const CHANNELS = {
-    reward: [(row) => row.rewards, plain, "What each token was paid: its KL penalty, and the score where it is paid."],
-    kl: [(row) => difference(row.logprobs, row.ref_logprobs), plain, "Log-probability above the reference's: above 0 the policy wants the token more than the reference does."],
-    value: [(row) => row.values, plain, "What the critic expected to be paid from this token on."],
-    advantage: [(row) => row.advantages, plain, "Whether the token turned out better or worse than expected; the update makes tokens above 0 likelier."],
-    ratio: [(row) => row.ratio, ratio, "How much likelier the token was after the update; 1 is unchanged."],
-    logprob: [(row) => row.logprobs, plain, "Log-probability of the token when it was sampled; far below 0 is a surprise."],
+    reward: [(row) => row.rewards, plain, "Reward of each token: its KL penalty, plus the score at the tokens that receive it."],
+    kl: [(row) => difference(row.logprobs, row.ref_logprobs), plain, "Log-probability minus that of the reference. Above 0, the token is more likely under the policy."],
+    value: [(row) => row.values, plain, "The critic's estimate of the return from this token on."],
+    advantage: [(row) => row.advantages, plain, "Whether the token turned out better or worse than expected. The update raises the probability of tokens above 0."],
+    ratio: [(row) => row.ratio, ratio, "Probability of the token after the update over that before it; 1 is unchanged."],
+    logprob: [(row) => row.logprobs, plain, "Log-probability of the token when it was sampled. Far below 0, the token was unlikely."],
   };
   const meanings = Object.fromEntries(Object.entries(CHANNELS).map(([name, [, , meaning]]) => [name, meaning]));
 
   const numeric = (value) => (typeof value === "number" && Number.isFinite(value) ? value : NaN);
 
   function values(row, channel) {
-    const found = CHANNELS[channel][0](row);
-    return Array.isArray(found) ? found.map(numeric) : [];
+    const numbers = CHANNELS[channel][0](row);
+    return Array.isArray(numbers) ? numbers.map(numeric) : [];
   }
 
   const channels = (row) => Object.keys(CHANNELS).filter((channel) => values(row, channel).some(Number.isFinite));
 
-  // Runs made before the texts of tokens were kept have their numbers only.
+  // Old runs logged the ids of tokens without their texts.
   const pieces = (row) => row.pieces ?? (row.tokens ?? []).map((token) => `[${token}]`);
 
   const visible = (piece) => piece.replace(/\r?\n/g, "↵\n").replace(/\t/g, "⇥\t") || "◌";
 
-  function written(value) {
+  function formatNumber(value) {
     if (!Number.isFinite(value)) return "none";
     const size = Math.abs(value);
     const text = size && (size < 0.001 || size >= 10000) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
@@ -48,7 +48,7 @@ const keelTokens = (() => {
     return element;
   }
 
-  // Share of full colour: the root shows small values beside a large one. The legend is drawn by the same rule.
+  // The share of full colour is a square root, so that small values show beside a large one. The legend uses the same rule.
   function colour(element, share) {
     element.classList.toggle("keel-more", share > 0);
     element.classList.toggle("keel-less", share < 0);
@@ -60,26 +60,26 @@ const keelTokens = (() => {
     list.setAttribute("aria-label", "Colours");
     for (const place of [-1, -0.5, 0, 0.5, 1]) {
       const share = Math.sign(place) * place * place;
-      const item = make("li", "keel-tick", written(place ? scale.back(share * most) : scale.zero));
+      const item = make("li", "keel-tick", formatNumber(place ? scale.back(share * most) : scale.zero));
       colour(item, share);
       list.append(item);
     }
     return list;
   }
 
-  // name -> numbers, the shown channel first.
+  // Return channel -> values, the shown channel first.
   function table(row, first) {
     const names = [first, ...channels(row).filter((name) => name !== first)];
     return new Map(names.map((name) => [name, values(row, name)]));
   }
 
-  // One stop of the Tab key; the arrows go from piece to piece.
-  function steer(list, readout, figures) {
+  // The list is one stop of the Tab key. The arrow keys move between tokens.
+  function addNavigation(list, readout, valuesByChannel) {
     const items = [...list.children];
     const show = (item) => {
       const at = items.indexOf(item);
       readout.replaceChildren(make("b", "keel-piece-name", item.textContent.trim() || "space"));
-      for (const [name, numbers] of figures) readout.append(make("span", "keel-figure", `${name} ${written(numbers[at])}`));
+      for (const [name, numbers] of valuesByChannel) readout.append(make("span", "keel-figure", `${name} ${formatNumber(numbers[at])}`));
     };
     list.addEventListener("pointerover", (event) => event.target.closest(".keel-piece") && show(event.target));
     list.addEventListener("focusin", (event) => {
@@ -95,15 +95,15 @@ const keelTokens = (() => {
     });
   }
 
-  function tokens(row, channel, figures, shares) {
+  function tokens(row, channel, valuesByChannel, shares) {
     const list = make("div", "keel-pieces");
     list.setAttribute("role", "listbox");
-    list.setAttribute("aria-label", `The answer, token by token, coloured by ${channel}. The arrow keys go from token to token.`);
+    list.setAttribute("aria-label", `The response by tokens, coloured by ${channel}. The arrow keys move between tokens.`);
     list.dir = "auto";
     pieces(row).forEach((piece, at) => {
       const item = make("span", "keel-piece", visible(piece));
       item.setAttribute("role", "option");
-      item.setAttribute("aria-label", `${piece.trim() || "space"}: ${channel} ${written(figures.get(channel)[at])}`);
+      item.setAttribute("aria-label", `${piece.trim() || "space"}: ${channel} ${formatNumber(valuesByChannel.get(channel)[at])}`);
       item.tabIndex = at ? -1 : 0;
       colour(item, shares[at]);
       list.append(item);
@@ -113,13 +113,13 @@ const keelTokens = (() => {
 
   function render(element, row, channel) {
     const scale = CHANNELS[channel][1];
-    const figures = table(row, channel);
-    const scaled = figures.get(channel).map(scale.scaled);
+    const valuesByChannel = table(row, channel);
+    const scaled = valuesByChannel.get(channel).map(scale.scaled);
     const most = Math.max(0, ...scaled.filter(Number.isFinite).map(Math.abs));
-    const list = tokens(row, channel, figures, scaled.map((value) => (most && Number.isFinite(value) ? value / most : 0)));
-    const readout = make("p", "keel-readout", "Point at a token, or go there with the arrow keys, to read its figures.");
+    const list = tokens(row, channel, valuesByChannel, scaled.map((value) => (most && Number.isFinite(value) ? value / most : 0)));
+    const readout = make("p", "keel-readout", "Point at a token, or move to it with the arrow keys, to read its values.");
     readout.setAttribute("aria-live", "polite");
-    steer(list, readout, figures);
+    addNavigation(list, readout, valuesByChannel);
     const head = make("div", "keel-head");
     head.append(make("p", "keel-meaning", meanings[channel]), legend(most, scale));
     element.classList.add("keel-tokens");

@@ -1,10 +1,13 @@
-"""One token more for every row: the models' forward passes while answers are sampled.
+"""Decoders: the forward passes that append one token to every row while responses are sampled.
 
-`LayerDecoder` walks through the layers of Llama-like models itself, over a cache allocated once, in a fraction of the
-small operations that the modules of transformers take; `KernelDecoder` with the compiled kernels of a CPU,
-`GraphDecoder` as a recording that a GPU plays back. `ModuleDecoder` does it for any other causal model, and
-`FullDecoder` for those whose cache does not serve.
-All give the hidden state [n, H] of the last token of each row, which the output matrix turns into logits.
+- `LayerDecoder` runs the layers of Llama-like models directly, over a cache that is allocated once. It needs far fewer
+  small operations than the modules of transformers.
+- `KernelDecoder` does the same with the compiled kernels, on a CPU.
+- `GraphDecoder` does the same with recorded CUDA graphs, on a GPU.
+- `ModuleDecoder` calls the forward pass of any other causal model, with its cache.
+- `FullDecoder` reads each row again for every token, for models whose cache gives other states.
+
+All return the hidden state [n, H] of the last token of each row, which the output matrix turns into logits.
 """
 
 from typing import Any, Protocol
@@ -31,12 +34,12 @@ class Decoder(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows, in this order. [m]"""
+        """Keep these rows, in this order, and drop the others. [m]"""
         ...
 
 
 def choose_decoder(model: Any, max_response_tokens: int) -> Decoder:
-    """The fastest decoder that knows the model."""
+    """Return the fastest decoder for the model."""
     layers: Any = trunk(model)
     if not has_known_layers(layers):
         return module_decoder(model)
@@ -47,4 +50,5 @@ def choose_decoder(model: Any, max_response_tokens: int) -> Decoder:
 
 
 def fits_kernels(trunk: Any) -> bool:
+    """Return whether the compiled kernels can run these layers."""
     return trunk.layers[0].self_attn.head_dim % 8 == 0 and kernels.available(trunk.embed_tokens.weight)

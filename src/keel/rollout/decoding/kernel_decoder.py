@@ -9,15 +9,18 @@ from torch.nn.functional import pad
 from keel import kernels
 from keel.data.padding import next_multiple
 from keel.models.attention import Layout
-from keel.models.layers import light, rotate, rotations, walk
+from keel.models.layers import lightweight_layers, rotate, rotations, run_layers
 
 
 class KernelDecoder:
-    """The same with the compiled kernels: prompts are read without padding, and the cache of a layer is kept in blocks
-    of columns, [2, B, kv_heads, T / lanes, D, lanes], so that as many tokens of the past are met at a time."""
+    """Decodes with the compiled kernels. Prompts are read without padding.
+
+    The cache of a layer is in blocks of columns, [2, B, kv_heads, T / lanes, D, lanes], so that a vector register holds
+    one number of as many past tokens as it has lanes.
+    """
 
     def __init__(self, trunk: Any, max_response_tokens: int) -> None:
-        self.trunk, self.max_response_tokens = light(trunk), max_response_tokens
+        self.trunk, self.max_response_tokens = lightweight_layers(trunk), max_response_tokens
         attention = trunk.layers[0].self_attn
         self.size, self.scaling = attention.head_dim, attention.scaling
 
@@ -32,37 +35,37 @@ class KernelDecoder:
         lengths, order = mask.sum(1).sort(descending=True, stable=True)
         tokens, mask, back = tokens[order], mask[order], order.argsort()
         positions = (mask.cumsum(1) - 1)[mask]
-        layout, turn = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
+        layout, rotation = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
         width = next_multiple(self.column, lanes)
         blank = weight.new_zeros(count, width, heads, self.size)
         place = pad(mask, (0, width - self.column))[..., None, None]
 
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            for kind, flat in enumerate((rotate(key, *turn), value)):
+            for kind, flat in enumerate((rotate(key, *rotation), value)):
                 in_blocks = blank.masked_scatter(place, flat).unflatten(1, (-1, lanes)).permute(0, 3, 1, 4, 2)
                 self.cache[index, kind, :, :, : width // lanes] = in_blocks[back].repeat_interleave(copies, 0)
-            return layout.attend(query, key, value, self.scaling, rotation=turn)
+            return layout.attend(query, key, value, self.scaling, rotation=rotation)
 
-        states = walk(self.trunk, tokens[mask], read)
+        states = run_layers(self.trunk, tokens[mask], read)
         self.positions = lengths[back].repeat_interleave(copies)
         self.first = self.column - self.positions
         return states[lengths.cumsum(0) - 1][back].repeat_interleave(copies, 0)
 
     def advance(self, tokens: Tensor) -> Tensor:
         assert self.column < self.cache.shape[4] * self.cache.shape[6]
-        turn = self.cos[self.positions], self.sin[self.positions]
+        rotation = self.cos[self.positions], self.sin[self.positions]
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            given = query, key, value, turn, self.first, self.cache[index], self.column, self.scaling
-            return kernels.attend_newest(*given)
+            cache = self.cache[index]
+            return kernels.attend_newest(query, key, value, rotation, self.first, cache, self.column, self.scaling)
 
-        states = walk(self.trunk, tokens, attend)
+        states = run_layers(self.trunk, tokens, attend)
         self.positions = self.positions + 1
         self.column += 1
         return states
 
     def keep(self, rows: Tensor) -> None:
-        """Only rows whose place changes are copied, in all layers at once."""
+        # Only rows that move are copied, in all layers at once.
         moved = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
         if len(moved):
             used = self.cache[:, :, :, :, : self.column // kernels.lanes() + 1]

@@ -9,14 +9,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from keel.data.padding import next_multiple
-from keel.models.layers import light, rotate, rotations, walk
+from keel.models.layers import lightweight_layers, rotate, rotations, run_layers
 
 
 class LayerDecoder:
-    """Decodes through the layers. B rows at the start, T columns of prompt and answer, D the size of a head."""
+    """Decodes through the layers, over a cache [layers, 2, B, kv_heads, T, D] of keys and values.
+
+    B rows at the start, T columns of prompt and response, D numbers per head.
+    """
 
     def __init__(self, trunk: Any, max_response_tokens: int) -> None:
-        self.trunk, self.max_response_tokens = light(trunk), max_response_tokens
+        self.trunk, self.max_response_tokens = lightweight_layers(trunk), max_response_tokens
         attention = trunk.layers[0].self_attn
         self.size, self.scaling, self.groups = attention.head_dim, attention.scaling, attention.num_key_value_groups
 
@@ -28,25 +31,25 @@ class LayerDecoder:
         self.cache = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self.cos, self.sin = rotations(self.trunk, torch.arange(columns, device=weight.device))
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        # A padded place looks at itself, so that no row of the softmax is empty; nothing looks at it.
+        # A padded position attends to itself, so that no row of the softmax is empty. No token attends to it.
         itself = torch.eye(self.column, dtype=torch.bool, device=mask.device)
         visible = ((mask.unsqueeze(1) & torch.ones_like(itself).tril()) | itself).unsqueeze(1)
 
-        turn = self.cos[positions], self.sin[positions]
+        rotation = self.cos[positions], self.sin[positions]
 
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key = (rotate(x, *turn) for x in (query, key))
+            query, key = (rotate(x, *rotation) for x in (query, key))
             query, key, value = (x.transpose(1, 2) for x in (query, key, value))
             self.cache[index, 0, :, :, : self.column] = key.repeat_interleave(copies, 0)
             self.cache[index, 1, :, :, : self.column] = value.repeat_interleave(copies, 0)
             key, value = (x.repeat_interleave(self.groups, 1) for x in (key, value))
-            found = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scaling)
-            return found.transpose(1, 2)
+            attended = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scaling)
+            return attended.transpose(1, 2)
 
-        states = walk(self.trunk, tokens, read)
+        states = run_layers(self.trunk, tokens, read)
         self.positions = (positions[:, -1] + 1).repeat_interleave(copies)
         self.bias = None
-        if not bool(mask.all()):  # the lowest number where a row is padded: added to its attention, it hides that place
+        if not bool(mask.all()):  # added to the attention scores, the lowest number hides padding
             self.bias = weight.new_zeros(count * copies, 1, 1, columns)
             padded = ~mask.repeat_interleave(copies, 0)
             self.bias[:, 0, 0, : self.column].masked_fill_(padded, torch.finfo(weight.dtype).min)
@@ -57,26 +60,26 @@ class LayerDecoder:
         self.column += 1
         bias = None if self.bias is None else self.bias[:n, ..., : self.column]
 
-        turn = self.cos[self.positions[:n]], self.sin[self.positions[:n]]
+        rotation = self.cos[self.positions[:n]], self.sin[self.positions[:n]]
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key = (rotate(x, *turn) for x in (query, key))
+            query, key = (rotate(x, *rotation) for x in (query, key))
             cache = self.cache[index]
             cache[0, :n, :, here], cache[1, :n, :, here] = key, value
-            return self._look(query, cache[:, :n, :, : self.column], bias)
+            return self._attend(query, cache[:, :n, :, : self.column], bias)
 
-        states = walk(self.trunk, tokens, attend)
+        states = run_layers(self.trunk, tokens, attend)
         self.positions += 1
         return states
 
-    def _look(self, query: Tensor, seen: Tensor, bias: Tensor | None) -> Tensor:
-        """query [n, heads, D], keys and values seen [2, n, kv_heads, t, D] -> [n, heads, D]"""
-        # The queries that share a key stand side by side: nothing of the cache is copied for them.
+    def _attend(self, query: Tensor, cache: Tensor, bias: Tensor | None) -> Tensor:
+        """Attend to the keys and values [2, n, kv_heads, t, D] of a cache. query [n, heads, D] -> [n, heads, D]"""
+        # The queries that share a key are in one dimension, so that the cache is not copied for each of them.
         grouped = query.unflatten(1, (-1, self.groups))
-        return _one_query(grouped, seen[0], seen[1], bias, self.scaling).flatten(1, 2)
+        return _one_query(grouped, cache[0], cache[1], bias, self.scaling).flatten(1, 2)
 
     def keep(self, rows: Tensor) -> None:
-        """Only rows whose place changes are copied, in all layers at once."""
+        # Only rows that move are copied, in all layers at once.
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
         if len(moved):
             cache = self.cache[..., : self.column, :]
@@ -87,9 +90,11 @@ class LayerDecoder:
 
 
 def _one_query(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
-    """Attention of the newest tokens. query [n, kv_heads, groups, D]; keys, values [n, kv_heads, t, D]; bias
-    [n, 1, 1, t] -> [n, kv_heads, groups, D]. On a CPU two plain products take half the time of the fused kernel."""
-    if query.device.type != "cpu":
+    """Compute the attention of the newest tokens. -> [n, kv_heads, groups, D]
+
+    query [n, kv_heads, groups, D], keys and values [n, kv_heads, t, D], bias [n, 1, 1, t]
+    """
+    if query.device.type != "cpu":  # on a CPU, two plain products take half the time of the fused kernel
         return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
     weights = torch.bmm((query * scaling).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:3], -1)
     weights = weights if bias is None else weights.add_(bias)
@@ -97,11 +102,14 @@ def _one_query(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None,
 
 
 class GraphDecoder(LayerDecoder):
-    """The same as a recording: on a GPU the launches of a step take longer than its work, so a step is recorded once
-    for a size and then played back whole. What differs between steps of a size therefore stands in memory that stays:
-    the tokens, their positions, the column `here`, and the bias, which hides the columns to come.
+    """Decodes through the layers with CUDA graphs, one per size of a step.
 
-    Sizes are few: half as many rows once so many have ended, and WIDTH more columns when those before are full.
+    On a GPU, the launches of a step take longer than its work. A step is therefore recorded once per size and then
+    replayed. All that differs between steps of one size is in memory that is allocated once: the tokens, their
+    positions, the column `here`, and the bias, which hides the columns that are not filled yet.
+
+    There are few sizes. The number of rows halves once half of them have ended, and the number of columns grows by
+    WIDTH when they are full.
     """
 
     WIDTH = 256
@@ -109,7 +117,7 @@ class GraphDecoder(LayerDecoder):
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
         states = super().start(tokens, mask, copies)
         rows, columns = len(states), self.cache.shape[-2]
-        self.cache[..., self.column :, :] = 0.0  # hidden, but a NaN left in memory would show through
+        self.cache[..., self.column :, :] = 0.0  # the bias hides these columns, but NaN left in memory would spread
         if self.bias is None:
             self.bias = states.new_zeros(rows, 1, 1, columns)
         self.bias[..., self.column :] = torch.finfo(states.dtype).min
@@ -124,46 +132,46 @@ class GraphDecoder(LayerDecoder):
         size = self._rows(n), min(next_multiple(self.column, self.WIDTH), self.cache.shape[-2])
         if size in self.steps:
             states = self.steps[size]()
-        else:  # run as it is, so that libraries set themselves up before anything is recorded
+        else:  # the first step runs normally, so that libraries initialize before the recording
             step = partial(self._step, *size)
             states = step()
             self.steps[size] = record_graph(step)
         return states[:n]
 
-    def _rows(self, wanted: int) -> int:
+    def _rows(self, active: int) -> int:
         rows = len(self.tokens)
-        while rows >= 2 * wanted:
+        while rows >= 2 * active:
             rows = (rows + 1) // 2
         return rows
 
     def _step(self, rows: int, columns: int) -> Tensor:
         positions = self.positions[:rows]
         bias = cast(Tensor, self.bias).index_fill_(3, self.here, 0.0)[:rows, ..., :columns]
-        turn = self.cos[positions], self.sin[positions]
+        rotation = self.cos[positions], self.sin[positions]
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key = (rotate(x, *turn) for x in (query, key))
-            seen = self.cache[index, :, :rows, :, :columns]
-            seen.index_copy_(3, self.here, torch.stack([key, value]).unsqueeze(3))
-            return self._look(query, seen, bias)
+            query, key = (rotate(x, *rotation) for x in (query, key))
+            cache = self.cache[index, :, :rows, :, :columns]
+            cache.index_copy_(3, self.here, torch.stack([key, value]).unsqueeze(3))
+            return self._attend(query, cache, bias)
 
-        states = walk(self.trunk, self.tokens[:rows], attend)
+        states = run_layers(self.trunk, self.tokens[:rows], attend)
         self.positions += 1
         self.here += 1
         return states
 
 
 def record_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The step as a CUDA graph, which recording does not run; or as it is, where it cannot be recorded."""
+    """Record the step as a CUDA graph, without running it. Return the step itself if it cannot be recorded."""
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = step()
+            states = step()
     except RuntimeError:
         return step
 
-    def play() -> Tensor:
+    def replay() -> Tensor:
         graph.replay()
-        return found
+        return states
 
-    return play
+    return replay

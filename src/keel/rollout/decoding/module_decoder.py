@@ -1,4 +1,4 @@
-"""Decoding through the forward pass of any causal model, with its cache or, where that loses something, without one."""
+"""Decoding through the forward pass of any causal model, with its cache or, if that loses information, without."""
 
 import inspect
 from typing import Any
@@ -14,7 +14,7 @@ from keel.models.trial import close, trial
 
 
 class ModuleDecoder:
-    """Decodes by the model's own forward pass and cache."""
+    """Decodes with the forward pass and the cache of the model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -37,11 +37,11 @@ class ModuleDecoder:
         return self._forward(tokens.unsqueeze(1), positions)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # unlike batch_select_indices, all kinds of layers know it
+        self.cache.reorder_cache(rows)  # all kinds of cache layers have it, unlike batch_select_indices
         self.mask = self.mask[rows]
 
     def _forward(self, tokens: Tensor, positions: dict[str, Tensor]) -> Tensor:
-        # State-space models mask the tokens that they are given, the others all that they look at.
+        # State-space models take a mask of the new tokens, others a mask of all tokens that these attend to.
         mask = self.mask[:, -tokens.shape[1] :] if self.cache_name == "cache_params" else self.mask
         output = trunk(self.model)(
             input_ids=tokens,
@@ -55,8 +55,10 @@ class ModuleDecoder:
 
 
 class FullDecoder:
-    """Decodes by reading all tokens of a row again for each new one: for models whose cache does not carry all that
-    they know, cannot be cut to some rows, or minds the padding. Its time grows with the square of the length."""
+    """Decodes by reading all tokens of a row again for each new token. Its time grows with the square of the length.
+
+    For models whose cache does not hold their full state, cannot be reduced to some rows, or depends on the padding.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -64,7 +66,7 @@ class FullDecoder:
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
         self.tokens, self.mask = tokens, mask
         states = self._last_states()
-        self.tokens, self.mask = (part.repeat_interleave(copies, 0) for part in (tokens, mask))
+        self.tokens, self.mask = (x.repeat_interleave(copies, 0) for x in (tokens, mask))
         return states.repeat_interleave(copies, 0)
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -79,26 +81,30 @@ class FullDecoder:
         return token_states(self.model, self.tokens, self.mask)[self.mask.sum(1).cumsum(0) - 1]
 
 
-_cache_serves: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_cache_works: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def module_decoder(model: Any) -> ModuleDecoder | FullDecoder:
-    """A decoder that uses the model's cache, if that gives the states of the full pass, which is tried once."""
-    if plain(model) not in _cache_serves:
-        _cache_serves[plain(model)] = not reads_single_rows(model) and _tried(model)
-    return ModuleDecoder(model) if _cache_serves[plain(model)] else FullDecoder(model)
+    """Return a decoder that uses the model's cache, if a trial shows that it gives the states of the full pass.
+
+    The trial is run once per model.
+    """
+    if plain(model) not in _cache_works:
+        _cache_works[plain(model)] = not reads_single_rows(model) and _try_cache(model)
+    return ModuleDecoder(model) if _cache_works[plain(model)] else FullDecoder(model)
 
 
-def _tried(model: Any) -> bool:
+def _try_cache(model: Any) -> bool:
     with trial(model) as (tokens, mask):
         try:
-            return close(_grown(ModuleDecoder(model), tokens, mask), _grown(FullDecoder(model), tokens, mask))
-        except UNFIT:  # it has a cache of another kind, or one that cannot be cut to some rows
+            cached, full = (_trial_states(kind(model), tokens, mask) for kind in (ModuleDecoder, FullDecoder))
+            return close(cached, full)
+        except UNFIT:  # the model has a cache of another kind, or one that cannot be reduced to some rows
             return False
 
 
-def _grown(decoder: ModuleDecoder | FullDecoder, tokens: Tensor, mask: Tensor) -> Tensor:
-    """States of rows that are repeated, grow, and end: more tokens than a short window has. -> [rows, H]"""
+def _trial_states(decoder: ModuleDecoder | FullDecoder, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the states of rows that are repeated, grow beyond a short window, and end. -> [rows, H]"""
     read, others = tokens[:, :-3], tokens[:, -3:].repeat_interleave(2, 0)
     states = [decoder.start(read, mask[:, :-3], copies=2), decoder.advance(others[:, 0])]
     rows = torch.tensor([3, 1, 2], device=tokens.device)

@@ -1,1 +1,1 @@
-"""Read a run folder. Works on a run that has ended badly and on another machine's run, without torch."""
+"""Read a run folder without torch: that of a running, finished or dead run, from this machine or another."""

@@ -1,4 +1,4 @@
-"""The curves of a run, by group, each with what it means: plain values for a page."""
+"""The curves of a run, in groups and with their descriptions, as plain values for a page."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -12,20 +12,19 @@ from numpy.typing import NDArray
 
 from keel.run.read.run import Run, Series
 
-MOST = 600
-TREND = 120
-"""Points of a trend: a curve of more than three times as many has one."""
+MOST = 600  # points of a curve
+TREND = 120  # points of a trend; a curve with more than three times as many points has one
 
 HELD_OUT = (
-    "A scorer of weight 0: measured, not learned from. It should rise with the score; when it turns, the policy "
-    "exploits what only the paid scorers like."
+    "A scorer of weight 0: measured, not learned from. It should rise with the score. A fall means that the policy "
+    "exploits the scorers that it learns from."
 )
-OTHER = "Other figures"
-NOT_CURVES = ("progress/",)  # counts of what was done
+OTHER = "Other metrics"
+NOT_CURVES = ("progress/",)  # running counts, which only grow
 
 
 class MetricDescription(NamedTuple):
-    """A metric, or a family of metrics, as metric_descriptions.yaml describes it."""
+    """An entry of metric_descriptions.yaml: a metric, or a family of metrics with * in the name."""
 
     figure: str
     label: str
@@ -34,40 +33,46 @@ class MetricDescription(NamedTuple):
 
 @cache
 def catalogue() -> dict[str, list[MetricDescription]]:
-    """Title of a group -> its figures, best known first."""
+    """Return the title of each group -> its metrics, best known first."""
     text = files("keel.run.read").joinpath("metric_descriptions.yaml").read_text(encoding="utf-8")
     groups: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
     return {
-        title: [MetricDescription(metric, *words) for metric, words in known.items()] for title, known in groups.items()
+        title: [MetricDescription(metric, *texts) for metric, texts in entries.items()]
+        for title, entries in groups.items()
     }
 
 
 def metric_groups(run: Run) -> list[dict[str, Any]]:
-    """[{"title", "curves": [{"figure", "label", "means", "steps", "values", "trend"}]}], best-known figures first.
+    """Return the groups of curves of a run, best-known metrics first.
 
-    Only what the run has measured, and no figure that repeats an earlier one number for number. `values` has None for a
-    gap; `trend` is the means of a long curve over stretches of it, as {"steps", "values"}, else None.
+    [{"title", "curves": [{"figure", "label", "means", "steps", "values", "trend"}]}] of the metrics that the run has
+    measured, without metrics that are equal to an earlier one. `values` has None for a gap. `trend` is {"steps",
+    "values"}, the means over stretches of a long curve, or None.
     """
-    return [{"title": title, "curves": [_curve(run, known) for known in metrics]} for title, metrics in _known(run)]
+    return [
+        {"title": title, "curves": [_curve(run, entry) for entry in entries]}
+        for title, entries in _measured_metrics(run)
+    ]
 
 
 def labels(run: Run) -> dict[str, str]:
-    """Figure -> label, of all that have a curve."""
-    return {known.figure: known.label for _, metrics in _known(run) for known in metrics}
+    """Return metric -> label of all metrics with a curve."""
+    return {entry.figure: entry.label for _, entries in _measured_metrics(run) for entry in entries}
 
 
 def thin_curve(steps: Any, values: Any, most: int = MOST) -> tuple[list[int], list[float | None]]:
-    """At most so many points of a curve of N: first, last, and the lowest and highest of each stretch between them.
+    """Return the steps and values of at most `most` points of a curve.
 
-    Values are rounded to six digits; None is a gap, where nothing or nothing finite was measured.
+    The first, the last, and the lowest and highest point of each stretch between them, so that spikes stay visible.
+    Values have six digits; None is a gap without a finite value.
     """
     values = np.asarray(values, dtype=np.float64)
-    places = np.arange(len(values)) if len(values) <= most else _extremes(values, most)
-    return [int(step) for step in np.asarray(steps)[places]], [round_value(value) for value in values[places]]
+    indices = np.arange(len(values)) if len(values) <= most else _extremes(values, most)
+    return [int(step) for step in np.asarray(steps)[indices]], [round_value(value) for value in values[indices]]
 
 
 def trend(steps: Any, values: Any) -> dict[str, list[Any]] | None:
-    """Means over stretches of equal length; None for a curve that is short enough to be read as it is."""
+    """Return the means over stretches of equal length; None for a curve that is short enough to read without."""
     values, steps = np.asarray(values, dtype=np.float64), np.asarray(steps, dtype=np.float64)
     finite = np.isfinite(values)
     if finite.sum() <= 3 * TREND:
@@ -79,57 +84,60 @@ def trend(steps: Any, values: Any) -> dict[str, list[Any]] | None:
 
 
 def round_value(value: float) -> float | None:
-    """Six digits, which is more than a page can show; None for what is no number."""
+    """Round to six digits, more than a plot can show; None for nan and infinity."""
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
 def is_sparse(metric: str) -> bool:
-    """Measured in some steps only, by design: what lies between is no gap."""
+    """Whether a metric is measured only at some steps by design, so that the steps between are no gap."""
     return metric.startswith("evaluate/") or "/eval_" in metric
 
 
-def _known(run: Run) -> Iterator[tuple[str, list[MetricDescription]]]:
-    """The figures of the run in the order of the catalogue, then those that it does not name."""
-    left = [name for name in run.columns if run.has(name) and not name.startswith(NOT_CURVES)]
-    seen: list[Series] = []
+def _measured_metrics(run: Run) -> Iterator[tuple[str, list[MetricDescription]]]:
+    """Yield (title, entries) of the run's metrics in the order of the catalogue, unknown metrics last."""
+    remaining = [name for name in run.columns if run.has(name) and not name.startswith(NOT_CURVES)]
+    shown: list[Series] = []
     for title, entries in catalogue().items():
-        here = []
+        group = []
         for entry in entries:
-            for name in [name for name in left if fnmatchcase(name, entry.figure)]:
-                left.remove(name)
-                if not any(np.array_equal(run[name], other, equal_nan=True) for other in seen):
-                    seen.append(run[name])
-                    here.append(_named(run, name, entry))
-        if here:
-            yield title, here
-    if left:
-        yield OTHER, [MetricDescription(name, name, "A figure of this run that keel does not know.") for name in left]
+            for name in [name for name in remaining if fnmatchcase(name, entry.figure)]:
+                remaining.remove(name)
+                if not any(np.array_equal(run[name], other, equal_nan=True) for other in shown):
+                    shown.append(run[name])
+                    group.append(_describe_member(run, name, entry))
+        if group:
+            yield title, group
+    if remaining:
+        text = "A metric of this run that keel does not know."
+        yield OTHER, [MetricDescription(name, name, text) for name in remaining]
 
 
-def _named(run: Run, metric: str, entry: MetricDescription) -> MetricDescription:
-    """The entry of a family with the name of the one that is meant."""
-    before, _, after = entry.figure.partition("*")
-    own = metric[len(before) : len(metric) - len(after)]
-    if before in ("rewards/", "evaluate/rewards/") and own in run.held_out_scorers():
-        return MetricDescription(metric, f"{entry.label.format(own)}, held out", HELD_OUT)
-    return MetricDescription(metric, entry.label.format(own), entry.means)
+def _describe_member(run: Run, metric: str, entry: MetricDescription) -> MetricDescription:
+    """Return the entry of a family for one of its metrics."""
+    prefix, _, suffix = entry.figure.partition("*")
+    member = metric[len(prefix) : len(metric) - len(suffix)]
+    if prefix in ("rewards/", "evaluate/rewards/") and member in run.held_out_scorers():
+        return MetricDescription(metric, f"{entry.label.format(member)}, held out", HELD_OUT)
+    return MetricDescription(metric, entry.label.format(member), entry.means)
 
 
-def _curve(run: Run, known: MetricDescription) -> dict[str, Any]:
-    steps, values = run.steps, run[known.figure]
-    if is_sparse(known.figure):
+def _curve(run: Run, entry: MetricDescription) -> dict[str, Any]:
+    steps, values = run.steps, run[entry.figure]
+    if is_sparse(entry.figure):
         measured = np.isfinite(values)
         steps, values = steps[measured], values[measured]
     kept, points = thin_curve(steps, values)
-    return {**known._asdict(), "steps": kept, "values": points, "trend": trend(steps, values)}
+    return {**entry._asdict(), "steps": kept, "values": points, "trend": trend(steps, values)}
 
 
 def _extremes(values: Series, most: int) -> NDArray[np.intp]:
-    """Places of the first and the last, and of the lowest and the highest of each stretch; where nothing was measured
-    in one, its first place."""
+    """Return the indices of the first and last value, and of the lowest and highest value of each stretch.
+
+    A stretch without a finite value is represented by its first index, so that the gap stays visible.
+    """
     width = -(-len(values) // (most // 2 - 1))
     stretches = np.pad(values, (0, -len(values) % width), constant_values=np.nan).reshape(-1, width)
     gaps = ~np.isfinite(stretches)
     within = [np.where(gaps, np.inf, stretches).argmin(1), np.where(gaps, -np.inf, stretches).argmax(1)]
-    found = np.concatenate([own + width * np.arange(len(stretches)) for own in within])
-    return np.unique([0, *found, len(values) - 1])
+    extremes = np.concatenate([offsets + width * np.arange(len(stretches)) for offsets in within])
+    return np.unique([0, *extremes, len(values) - 1])

@@ -1,4 +1,4 @@
-"""The answers that a run kept (rollouts.jsonl): figures of all in memory, everything else read when asked for."""
+"""The responses in rollouts.jsonl: their metrics are in memory, everything else is read on demand."""
 
 import json
 import math
@@ -19,20 +19,20 @@ from keel.run.read.tail import GrowingFile
 
 Numbers = NDArray[np.int64]
 Range = tuple[float | None, float | None]
-"""Lowest and highest value, both included; None is no bound."""
-TOGETHER = 500  # rows read and parsed at once
-GAP = 50_000  # bytes between rows that are passed over by a read of its own
+"""Lowest and highest value, both inclusive; None: no bound."""
+TOGETHER = 500  # rows parsed together, which is three times as fast as one by one
+GAP = 50_000  # bytes between rows, above which a new read begins
 
 
 class ResponseLog:
-    """N answers in the order of the file. A number is a place in that order, 0 to N - 1."""
+    """N responses in the order of the file. A response's number is its position in that order, 0 to N - 1."""
 
     def __init__(self, path: str | Path, start: int = 0) -> None:
-        """`start` is a byte: the line that it falls into, and all before, are passed over."""
+        """Open the log, skipping everything up to the end of the line that contains byte `start`."""
         self.file = GrowingFile(path, _line_after(Path(path), start) if start else 0)
         self.index = Index.empty()
-        self.broken = 0  # whole lines that are no answer
-        self.is_whole = False  # whether all that was there at the last look has been read
+        self.broken = 0  # complete lines without a response
+        self.is_whole = False  # whether the last refresh read everything that the file had
 
     def __len__(self) -> int:
         return len(self.index.step)
@@ -43,7 +43,7 @@ class ResponseLog:
 
     @property
     def score(self) -> NDArray[np.float64]:
-        """nan where no score was given, or one that is not finite."""
+        """Scores; nan where there is none, or one that is not finite."""
         return self.index.score
 
     @property
@@ -60,44 +60,48 @@ class ResponseLog:
 
     @property
     def scores(self) -> Mapping[str, NDArray[np.float64]]:
-        """Of each scorer: nan where it said nothing."""
+        """Name of each scorer -> its scores; nan where it gave none."""
         return self.index.scores
 
     def refresh(self, seconds: float = math.inf) -> bool:
-        """Read what is new, whole lines only, for about so long; `is_whole` says whether that was enough.
+        """Read new complete lines for about `seconds`; `is_whole` is whether that was enough.
 
-        True when a resumed run had cut the file back: then all is read again.
+        Returns True if a resumed run had truncated the file. Then everything is read again.
         """
-        cut = self.file.was_cut()
-        if cut:
+        was_cut = self.file.was_cut()
+        if was_cut:
             self.file, self.index, self.broken = GrowingFile(self.file.path), Index.empty(), 0
-        parts, end = [self.index], time.monotonic() + seconds
+        indexes, end = [self.index], time.monotonic() + seconds
         self.is_whole = True
         for start, data in self.file.blocks():
-            if len(parts) > 1 and time.monotonic() >= end:
+            if len(indexes) > 1 and time.monotonic() >= end:
                 self.is_whole = False
                 break
-            part, broken = index_lines(data, start)
-            parts.append(part)
+            index, broken = index_lines(data, start)
+            indexes.append(index)
             self.broken += broken
-        if len(parts) > 1:
-            self.index = join_indexes(parts)
-        return cut
+        if len(indexes) > 1:
+            self.index = join_indexes(indexes)
+        return was_cut
 
     def rows(self, numbers: Sequence[int] | Numbers) -> list[dict[str, Any]]:
-        """Everything that the run kept of these answers; None for a number that is not finite. Raises DataError."""
-        index, found = self.index, []
+        """Read the full rows of these responses; numbers that are not finite become None.
+
+        Raises DataError where the file no longer has the row.
+        """
+        index, rows = self.index, []
         with open_regular(self.file.path) as file:
             for number in numbers:
                 file.seek(int(index.start[number]))
                 try:
-                    found.append(_row(file.read(int(index.size[number]))))
+                    rows.append(_parse_row(file.read(int(index.size[number]))))
                 except (ValueError, RecursionError) as error:
-                    raise DataError("no answer here", f"{self.file.path}, byte {index.start[number]}") from error
-        return found
+                    where = f"{self.file.path}, byte {index.start[number]}"
+                    raise DataError("this line holds no response; the file has changed", where) from error
+        return rows
 
     def texts(self, numbers: Sequence[int] | Numbers) -> Iterator[tuple[int, Any, str]]:
-        """(number, prompt, response) of these answers, which must be in rising order."""
+        """Yield (number, prompt, response) of these responses, whose numbers must be in ascending order."""
         begins, ends = self.index.text[numbers], self.index.text_end[numbers]
         if not len(begins):
             return
@@ -106,7 +110,7 @@ class ResponseLog:
                 file.seek(int(begins[first]))
                 window = file.read(int(ends[last - 1] - begins[first]))
                 places = zip(begins[first:last] - begins[first], ends[first:last] - begins[first], strict=True)
-                rows = _parsed([window[begin:end] for begin, end in places])
+                rows = _parse_together([window[begin:end] for begin, end in places])
                 for number, row in zip(numbers[first:last], rows, strict=True):
                     yield int(number), row.get("prompt", ""), str(row.get("response", ""))
 
@@ -119,9 +123,9 @@ class ResponseLog:
         truncated: bool | None = None,
         text: str = "",
     ) -> Numbers:
-        """Numbers of the answers within all of these, in the order of the file.
+        """Return the numbers of the responses that match all conditions, in the order of the file.
 
-        `text` is looked for in prompt and answer, whatever its case; None and "" ask for nothing.
+        `text` is searched in prompt and response, ignoring case. None and "" are no condition.
         """
         index = self.index
         fits = np.ones(len(index.step), dtype=bool)
@@ -136,22 +140,23 @@ class ResponseLog:
         return self.with_text(numbers, text) if text else numbers
 
     def with_text(self, numbers: Numbers, text: str) -> Numbers:
-        """Those of these numbers, which rise, whose prompt or answer holds the text."""
+        """Return those of the (ascending) numbers whose prompt or response contains the text, ignoring case."""
         wanted = text.casefold()
-        found = [
+        matches = [
             number
             for number, prompt, response in self.texts(numbers)
             if wanted in response.casefold() or wanted in as_text(prompt).casefold()
         ]
-        return np.array(found, dtype=np.int64)
+        return np.array(matches, dtype=np.int64)
 
     def same_prompt(self, other: "ResponseLog") -> list[tuple[Numbers, Numbers]]:
-        """For each prompt that both runs answered: the numbers here and there, in the order of this file."""
-        own, others = self.by_prompt(), other.by_prompt()
-        return [(numbers, others[prompt]) for prompt, numbers in own.items() if prompt in others]
+        """Return (numbers here, numbers there) for each prompt of both runs, in the order of this file."""
+        other_numbers = other.by_prompt()
+        pairs = self.by_prompt().items()
+        return [(numbers, other_numbers[prompt]) for prompt, numbers in pairs if prompt in other_numbers]
 
     def by_prompt(self) -> dict[int, Numbers]:
-        """Numbers of the answers to each prompt, the prompt that came first in the file first."""
+        """Return hash of each prompt -> numbers of its responses, in the order in which the prompts first occur."""
         prompts = self.index.prompt
         order = np.argsort(prompts, kind="stable")
         borders = np.flatnonzero(np.diff(prompts[order])) + 1
@@ -160,7 +165,7 @@ class ResponseLog:
 
 
 def as_text(prompt: Any) -> str:
-    """A prompt in words; a chat as `role: text` lines, whatever the file holds in its place as JSON."""
+    """Return a prompt as text: a chat as `role: text` lines, any other value as JSON."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt):
@@ -169,7 +174,7 @@ def as_text(prompt: Any) -> str:
 
 
 def _line_after(path: Path, start: int) -> int:
-    """The first byte of the first line that begins at or after `start`."""
+    """Return the first byte of the first line that begins at or after `start`."""
     with open_regular(path) as file:
         file.seek(start - 1)
         file.readline()
@@ -177,31 +182,32 @@ def _line_after(path: Path, start: int) -> int:
 
 
 def _windows(begins: Numbers, ends: Numbers) -> Iterator[tuple[int, int]]:
-    """Runs of rows that stand near each other in the file, and are read together: (first, last + 1)."""
-    far = np.flatnonzero(begins[1:] - ends[:-1] > GAP) + 1
-    borders = [0, *far.tolist(), len(begins)]
+    """Yield (first, last + 1) of rows that are near each other in the file, to be read together."""
+    gaps = np.flatnonzero(begins[1:] - ends[:-1] > GAP) + 1
+    borders = [0, *gaps.tolist(), len(begins)]
     for first, last in pairwise(borders):
         yield from ((at, min(at + TOGETHER, last)) for at in range(first, last, TOGETHER))
 
 
-def _row(line: bytes) -> dict[str, Any]:
-    row = json.loads(line, parse_constant=lambda name: None, parse_float=_finite)
+def _parse_row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line, parse_constant=lambda name: None, parse_float=_parse_finite)
     if not isinstance(row, dict):
-        raise ValueError("no object")
+        raise ValueError("not a JSON object")
     return row
 
 
-def _finite(text: str) -> float | None:
+def _parse_finite(text: str) -> float | None:
     value = float(text)
     return value if abs(value) < float("inf") else None
 
 
-def _parsed(parts: list[bytes]) -> list[dict[str, Any]]:
-    """The insides of JSON objects, parsed together: a call for each would take three times as long."""
+def _parse_together(insides: list[bytes]) -> list[dict[str, Any]]:
+    """Parse the insides of JSON objects in one call, which takes a third of the time; {} for an invalid one."""
     try:
-        rows = list(json.loads(b"[{" + b"},{".join(parts) + b"}]"))
+        rows = list(json.loads(b"[{" + b"},{".join(insides) + b"}]"))
     except (ValueError, RecursionError):
         rows = []
-    if len(rows) == len(parts):
+    if len(rows) == len(insides):
         return rows
-    return [{}] if len(parts) == 1 else [row for part in parts for row in _parsed([part])]  # one of them is broken
+    # One of them is invalid, or holds "},{" that makes two objects of it.
+    return [{}] if len(insides) == 1 else [row for inside in insides for row in _parse_together([inside])]

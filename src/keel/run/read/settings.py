@@ -1,5 +1,7 @@
-"""Whether the settings in a run folder can be calculated with: anybody may have edited them, or keel has not written
-them at all."""
+"""Check the settings of a run folder before anything is computed from them.
+
+The file may have been edited by hand, or written by another program.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -18,14 +20,14 @@ STAGES: dict[str, type[BaseModel]] = {
     "reward": config.RewardConfig,
     "dpo": config.DpoConfig,
 }
-LARGEST = 1e18  # of a number that keel has written
+LARGEST = 1e18  # number in a file that keel has written
 TEXTS = ("model", "function", "url", "name")
 
 
 def check_run_settings(settings: Mapping[str, Any], stage: str, where: str) -> None:
-    """Raises CheckpointError for a number that its setting cannot have, or what is no section or list of scorers.
+    """Raise CheckpointError for an invalid number, section or list of scorers.
 
-    Settings that this version does not have, or whose value is a word, pass: another version may have written them.
+    Unknown settings and text values pass, because another version of keel may have written them.
     """
     steps = {name: settings[name] for name in ("steps",) if name in settings}
     faults = [*_faults(config.TrainConfig, steps), *_faults(STAGES.get(stage, SupervisedSettings), settings)]
@@ -33,7 +35,7 @@ def check_run_settings(settings: Mapping[str, Any], stage: str, where: str) -> N
     if rewards is not None and not _are_scorers(rewards):
         faults.append("rewards")
     if faults:
-        raise CheckpointError(f"cannot be settings of a run of keel: {faults[0]}", where=where)
+        raise CheckpointError(f"{faults[0]} has a value that keel cannot have written", where=where)
 
 
 def _faults(section: type[BaseModel], saved: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -49,7 +51,7 @@ def _faults(section: type[BaseModel], saved: Mapping[str, Any], prefix: str = ""
 
 @cache
 def _kind(section: type[BaseModel], name: str) -> tuple[type[BaseModel] | None, TypeAdapter[Any] | None]:
-    """The class of a setting that is a section, or what checks one that is a number."""
+    """Return the class of a setting that is a section, and the validator of a setting that is a number."""
     field = section.model_fields[name]
     kinds = [kind for kind in _plain(field.annotation) if kind is not type(None)]
     if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel):
@@ -58,12 +60,12 @@ def _kind(section: type[BaseModel], name: str) -> tuple[type[BaseModel] | None, 
 
 
 def _plain(annotation: Any) -> list[Any]:
-    """The types that a union or an annotated type is made of."""
+    """Return the members of a union or an annotated type."""
     match get_origin(annotation):
         case origin if origin is Annotated:
             return _plain(get_args(annotation)[0])
         case origin if origin in (Union, UnionType):
-            return [kind for part in get_args(annotation) for kind in _plain(part)]
+            return [kind for member in get_args(annotation) for kind in _plain(member)]
     return [annotation]
 
 
@@ -75,7 +77,7 @@ def _is_valid(number: TypeAdapter[Any], value: Any) -> bool:
 
 
 def named_sources(rewards: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Name of each scorer -> its settings; raises ValueError where two have one name."""
+    """Return name -> settings of each scorer. Raises ValueError where two scorers have the same name."""
     names = config.scorer_names([config.RewardSource.model_construct(**source) for source in rewards])
     return dict(zip(names, rewards, strict=True))
 

@@ -1,4 +1,4 @@
-"""A file of lines that a run appends to while somebody reads it, and cuts back when it is resumed."""
+"""Read a file of lines that a run appends to, and truncates when it is resumed."""
 
 import os
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from pathlib import Path
 from keel.files import open_regular
 
 BLOCK = 4_000_000  # bytes read at once
-TAIL = 1_000  # bytes by which the end of what was read is known again
+TAIL = 1_000  # last bytes that were read, which show whether the file was truncated since
 
 
 class GrowingFile:
-    """What has been read of a file, up to a byte. A last line without its end is torn, or still being written."""
+    """The part of a file that has been read. A last line without a line end is incomplete or still being written."""
 
     def __init__(self, path: str | Path, start: int = 0) -> None:
         self.path = Path(path)
-        self.end = start  # all before this byte has been read
-        self.size = start  # of the file, when it was looked at last
+        self.end = start  # everything up to this byte has been read
+        self.size = start  # of the file, at the last read
         self._tail = b""
 
     @property
@@ -25,7 +25,7 @@ class GrowingFile:
         return self.size > self.end
 
     def was_cut(self) -> bool:
-        """Whether what was read is no longer there: the run was resumed from an earlier step, or begun anew."""
+        """Whether the data that was read is gone: the run was resumed from an earlier step, or started again."""
         try:
             with open_regular(self.path) as file:
                 file.seek(self.end - len(self._tail))
@@ -34,9 +34,9 @@ class GrowingFile:
             return self.end > 0
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """What was added since the last call: (first byte, whole lines). Each block counts as read when asked on.
+        """Yield (first byte, complete lines) of the data that was added since the last call.
 
-        Raises OSError when the file is there and cannot be read.
+        A block counts as read when the next one is requested. Raises OSError if the file exists and cannot be read.
         """
         try:
             file = open_regular(self.path)
@@ -48,13 +48,13 @@ class GrowingFile:
             while self.end < self.size:
                 file.seek(self.end)
                 data = file.read(min(wanted, self.size - self.end))
-                whole = data.rfind(b"\n") + 1
-                if not whole and self.end + len(data) >= self.size:
+                length = data.rfind(b"\n") + 1
+                if not length and self.end + len(data) >= self.size:
                     return
-                if not whole:  # a line longer than a block
+                if not length:  # a line longer than a block
                     wanted *= 2
                     continue
-                yield self.end, data[:whole]
-                self.end += whole
-                self._tail = (self._tail + data[max(0, whole - TAIL) : whole])[-TAIL:]
+                yield self.end, data[:length]
+                self.end += length
+                self._tail = (self._tail + data[max(0, length - TAIL) : length])[-TAIL:]
                 wanted = BLOCK

@@ -1,1 +1,1 @@
-"""The pages of `keel serve`, which show the runs below a folder."""
+"""The dashboard: web pages of `keel serve` that show the runs below a folder."""

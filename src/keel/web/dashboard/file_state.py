@@ -1,12 +1,15 @@
-"""What tells, without a look inside, that a file is as it was when it was read."""
+"""Detection of changed files without reading them."""
 
 from pathlib import Path
 
 
-def appearance(path: Path) -> tuple[tuple[int, ...], ...]:
-    """Of what the name leads to and, of a link, of the link itself; empty where there is nothing."""
+def file_signature(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Return device, inode, mode, size and modification time of a file and, if it is a link, of the link itself.
+
+    The result is empty if there is no such file.
+    """
     try:
-        seen = [path.stat(), path.lstat()]
+        results = [path.stat(), path.lstat()]
     except OSError:
         return ()
-    return tuple((each.st_dev, each.st_ino, each.st_mode, each.st_size, each.st_mtime_ns) for each in seen)
+    return tuple((each.st_dev, each.st_ino, each.st_mode, each.st_size, each.st_mtime_ns) for each in results)

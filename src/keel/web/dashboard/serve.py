@@ -1,4 +1,4 @@
-"""Serving the dashboard until a signal comes."""
+"""The server of the dashboard, which runs until a signal arrives."""
 
 import sys
 from contextlib import suppress
@@ -10,25 +10,30 @@ from keel.web.dashboard.app import dashboard_app
 from keel.web.rank.serve import open_link
 
 MAX_CONNECTIONS = 512
-TURN = 0.0005  # seconds
+SWITCH_INTERVAL = 0.0005  # seconds
 
 
 def serve_dashboard(settings: ServeConfig) -> str:
-    """Print the private link, open it if there is a terminal, and serve. Returns the address.
+    """Print the private link, open it if the output is a terminal, and serve until a signal arrives.
 
-    Raises ConfigError for an address that cannot be had.
+    Returns:
+        The address without the token.
+
+    Raises:
+        ConfigError: The address cannot be used.
     """
     check_reach(settings.host, settings.public)
     host = as_url_host(next(iter(settings.names), settings.host))
     address = settings.address or f"http://{host}:{settings.port}"
-    sys.setswitchinterval(TURN)  # short turns: who reads a small thing does not wait for who reads a large one
+    # Threads take shorter turns, so that a small request does not wait for a large one.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     token = new_token()
     server = prompt_server(dashboard_app(settings, token), MAX_CONNECTIONS)
-    with listening(settings.host, settings.port) as place:
+    with listening(settings.host, settings.port) as listener:
         link = f"{address}/enter?token={token}"
         print(f"all runs under {settings.folder}: {link}", flush=True)
         if settings.browser:
             open_link(link)
         with suppress(Interrupted, KeyboardInterrupt):
-            server.run(sockets=[place])
+            server.run(sockets=[listener])
     return address

@@ -1,1 +1,1 @@
-"""The pages of `keel rank`, in which people rank responses."""
+"""The web pages of `keel rank`, in which people rank responses."""

@@ -1,4 +1,4 @@
-"""Serving the pages until enough is ranked, or a signal comes."""
+"""The server of `keel rank`, which runs until a condition holds or a signal arrives."""
 
 import sys
 import threading
@@ -14,60 +14,69 @@ from keel.files import read_regular
 from keel.ranking.database import StoreError
 from keel.ranking.store import Store
 from keel.server.limits import check_reach, listening, prompt_server
-from keel.web.rank.app import links, rank_app
+from keel.web.rank.app import private_links, rank_app
 
 MAX_CONNECTIONS = 512
-IDLE_SECONDS = 2.0  # without a ranking, after which the store is left in its one file
+IDLE_SECONDS = 2.0  # without a change, after which the log is written into the store's file
 
 
 def serve_ranking(store: Store, settings: RankConfig, until: Callable[[], bool] | None = None) -> None:
-    """Print each private link and serve the pages until `until` says so (asked every second) or a signal comes.
+    """Print the private links and serve the pages until a condition holds or a signal arrives.
 
-    Instructions and tags are those of the settings or, without any, those that the study had before. With
-    `settings.browser`, and on a terminal, the first rater's page opens. Raises ConfigError for an address that
-    cannot be had, or instructions that cannot be read.
+    Instructions and tags that the settings leave out are those that the store remembers. On a terminal, and with
+    `settings.browser`, the first rater's page is opened.
+
+    Args:
+        store: The study.
+        settings: The settings of `keel rank`.
+        until: Called every second; the server stops when it returns True.
+
+    Raises:
+        ConfigError: The address cannot be used, or the instructions cannot be read.
     """
     instructions = store.remember("instructions", read_instructions(settings.instructions))
     settings = settings.model_copy(update={"tags": store.remember("tags", settings.tags or None, [])})
     server = prompt_server(rank_app(store, settings, instructions), MAX_CONNECTIONS)
 
-    async def look() -> None:
-        with suppress(StoreError):  # whoever ranks next will be told
+    async def check_every_second() -> None:
+        with suppress(StoreError):  # the next request of a rater reports it
             await run_in_threadpool(store.rest, IDLE_SECONDS)
         server.should_exit = server.should_exit or (until is not None and await run_in_threadpool(until))
 
-    server.config.timeout_notify, server.config.callback_notify = 1, look
-    with listening(settings.host, settings.port) as place:
-        private = links(store, settings)
-        for name, link in private.items():
+    server.config.timeout_notify, server.config.callback_notify = 1, check_every_second
+    with listening(settings.host, settings.port) as listener:
+        links = private_links(store, settings)
+        for name, link in links.items():
             print(f"{name or 'owner'}: {link}", flush=True)
         if settings.browser:
-            open_link(next(iter(private.values())))
+            open_link(next(iter(links.values())))
         with suppress(Interrupted, KeyboardInterrupt):
-            server.run(sockets=[place])
+            server.run(sockets=[listener])
 
 
 def open_link(link: str) -> None:
-    """In a browser, if there is a terminal, and so a person."""
+    """Open a link in the browser if the output is a terminal, which means that a person is watching."""
     if sys.stdout.isatty():
-        # in a thread of its own, for a browser in the terminal comes back only when it is closed
+        # In a thread, because webbrowser.open() of a text browser returns only when the browser is closed.
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
 
 def check_rank_settings(settings: RankConfig) -> None:
-    """Raises ConfigError for what `serve_ranking` would stumble over, before a store is touched."""
+    """Check the settings that `serve_ranking` needs, before a store is opened. Raises ConfigError."""
     check_reach(settings.host, settings.public)
     read_instructions(settings.instructions)
     listening(settings.host, settings.port).close()
 
 
 def read_instructions(path: str | None) -> str | None:
-    """The text that raters see before they begin. Raises ConfigError."""
+    """Read the text that raters see before they begin. Raises ConfigError."""
     if path is None:
         return None
     try:
         return read_regular(path).decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "instructions", "give a text file") from error
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", "instructions", "name a text file in UTF-8"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text", "instructions", "give a text file") from error
+        raise ConfigError(f"{path} is not UTF-8 text", "instructions", "name a text file in UTF-8") from error

@@ -1,23 +1,23 @@
-// A line chart of a figure over the steps. All charts of a page share the step that is pointed at.
+// A line chart of a metric over the steps. All charts of a page share the step at the pointer.
 
 import { make, number, svg } from "./dashboard_common.js";
-import { isSeen, requestDraw, unwatch, watch } from "./dashboard_sight.js";
+import { isVisible, requestDraw, unwatch, watch } from "./dashboard_visibility.js";
 
 const HEIGHT = 132;
-const LEFT = 46; // room for the numbers of the axis
+const LEFT = 46; // pixels for the axis labels
 const RIGHT = 10;
 const [TOP, BOTTOM] = [8, 20];
 const charts = new Set();
-let pointed = null; // the step that is pointed at
-let dragged = null; // the step at which somebody began to drag
-export const zoom = { steps: null, change: () => {} }; // [first, last] of the steps that are shown; null for all
+let pointed = null; // the step at the pointer, or null
+let dragged = null; // the step at which a drag began, or null
+export const zoom = { steps: null, change: () => {} }; // `steps` is [first, last] of the steps shown, or null for all
 
 export class Chart {
-  // `names` of one series, or of two that are compared.
+  // `names` holds the name of one series, or those of two that are compared.
   constructor({ figure, label, means }, names = [""]) {
     this.label = label;
     this.series = names.map((name) => ({ name, steps: [], values: [], trend: null }));
-    this.spans = []; // {from, to, severity}: where a finding speaks of this figure
+    this.spans = []; // {from, to, severity} of each finding that rests on this metric
     this.last = make("span", "chart-value");
     this.plot = svg("svg", { class: "plot", height: HEIGHT, role: "img", tabindex: "0" });
     this.element = make("figure", "chart", make("figcaption", "", make("h4", "", label), this.last), this.plot, make("p", "means small muted", means));
@@ -38,33 +38,33 @@ export class Chart {
 
   set(place, { steps, values, trend = null }) {
     Object.assign(this.series[place], { steps: [...steps], values: [...values], trend });
-    this.renew();
+    this.invalidate();
   }
 
-  // Points that came later. A step that is already there is not drawn twice.
+  // Append new points. Steps that are already there are skipped.
   add(place, steps, values) {
     if (zoom.steps) return;
-    const own = this.series[place];
+    const series = this.series[place];
     steps.forEach((step, at) => {
-      if (own.steps.length && step <= own.steps.at(-1)) return;
-      own.steps.push(step);
-      own.values.push(values[at]);
+      if (series.steps.length && step <= series.steps.at(-1)) return;
+      series.steps.push(step);
+      series.values.push(values[at]);
     });
-    this.renew();
+    this.invalidate();
   }
 
   mark(spans) {
     this.spans = spans;
-    this.renew();
+    this.invalidate();
   }
 
-  renew() {
+  invalidate() {
     this.stale = true;
     this.plot.setAttribute("aria-label", this.describe());
-    if (isSeen(this)) requestDraw(this);
+    if (isVisible(this)) requestDraw(this);
   }
 
-  // Whether two curves are one on the other.
+  // Whether the two curves are identical.
   get isSame() {
     const [one, other] = this.series.map(({ steps, values }) => JSON.stringify([steps, values]));
     return one === other;
@@ -89,7 +89,7 @@ export class Chart {
     return Math.round(first + Math.min(Math.max(share, 0), 1) * (last - first));
   }
 
-  // A drag from one step to another shows what lies between.
+  // A drag from one step to another zooms in on the steps between them.
   onRelease(event) {
     const steps = [dragged, this.stepAt(event)].sort((one, other) => one - other);
     const [first, last] = this.range;
@@ -107,7 +107,7 @@ export class Chart {
     const [low, high, ticks] = scale(this.series.flatMap(({ values }) => values));
     this.y = (value) => HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
     this.pointer = svg("g", { class: "pointer" });
-    this.plot.replaceChildren(...this.shades(), ...this.axes(ticks), ...this.series.flatMap((own, at) => this.lines(own, at)), this.pointer);
+    this.plot.replaceChildren(...this.shades(), ...this.axes(ticks), ...this.series.flatMap((series, at) => this.lines(series, at)), this.pointer);
     this.point();
   }
 
@@ -132,12 +132,12 @@ export class Chart {
   }
 
   lines({ steps, values, trend }, place) {
-    const found = [svg("path", { class: `line line-${place} ${trend ? "behind" : ""}`, d: this.path(steps, values) })];
-    if (trend) found.push(svg("path", { class: `line line-${place}`, d: this.path(trend.steps, trend.values) }));
-    return found;
+    const paths = [svg("path", { class: `line line-${place} ${trend ? "behind" : ""}`, d: this.path(steps, values) })];
+    if (trend) paths.push(svg("path", { class: `line line-${place}`, d: this.path(trend.steps, trend.values) }));
+    return paths;
   }
 
-  // A gap breaks the line; a point between two gaps is a dot.
+  // A gap breaks the line. A point between two gaps becomes a dot, by a very short segment with round ends.
   path(steps, values) {
     let path = "";
     let open = false;
@@ -160,7 +160,7 @@ export class Chart {
     return `${this.label}: ${parts.filter(Boolean).join("; ")}`;
   }
 
-  // ---- the step that is pointed at
+  // ---- the step at the pointer
 
   nearest({ steps, values }) {
     let at = pointed === null ? steps.length - 1 : below(steps, pointed);
@@ -172,13 +172,13 @@ export class Chart {
   point() {
     if (!this.pointer) return;
     const marks = [];
-    const texts = this.series.map((own, place) => {
-      const at = this.nearest(own);
-      const value = own.values[at] ?? null;
-      if (pointed !== null && value !== null) marks.push(svg("circle", { class: `dot line-${place}`, cx: this.x(own.steps[at]), cy: this.y(value), r: 3.5 }));
+    const texts = this.series.map((series, place) => {
+      const at = this.nearest(series);
+      const value = series.values[at] ?? null;
+      if (pointed !== null && value !== null) marks.push(svg("circle", { class: `dot line-${place}`, cx: this.x(series.steps[at]), cy: this.y(value), r: 3.5 }));
       return make("span", `value-${place}`, number(value));
     });
-    if (this.isSame) texts.push(make("span", "muted small", "the same in both"));
+    if (this.isSame) texts.push(make("span", "muted small", "identical"));
     if (pointed !== null) {
       const x = this.x(Math.min(Math.max(pointed, this.range[0]), this.range[1]));
       marks.unshift(svg("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }));
@@ -206,11 +206,11 @@ function point(step) {
   if (step === pointed) return;
   pointed = step;
   requestAnimationFrame(() => {
-    for (const chart of charts) if (isSeen(chart)) chart.point();
+    for (const chart of charts) if (isVisible(chart)) chart.point();
   });
 }
 
-// Place of the last step that is not above this one.
+// Return the index of the last step that is not above this one.
 function below(steps, step) {
   let [low, high] = [0, steps.length - 1];
   while (low < high) {
@@ -221,15 +221,15 @@ function below(steps, step) {
   return low;
 }
 
-// Lowest and highest value with some air, and two to four round numbers between.
+// Return the lowest and highest value with a margin, and two to four round numbers between them.
 function scale(values) {
   const known = values.filter((value) => value !== null);
   let low = known.reduce((one, other) => Math.min(one, other), Infinity);
   let high = known.reduce((one, other) => Math.max(one, other), -Infinity);
   if (!known.length) [low, high] = [0, 1];
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
-  const air = (high - low) * 0.04;
-  [low, high] = [low - air, high + air];
+  const margin = (high - low) * 0.04;
+  [low, high] = [low - margin, high + margin];
   const rough = (high - low) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const unit = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
@@ -238,7 +238,7 @@ function scale(values) {
   return [low, high, ticks];
 }
 
-// On paper everything is seen at once.
+// On paper, all groups are open and all charts visible.
 addEventListener("beforeprint", () => {
   for (const group of document.querySelectorAll("details.group")) group.open = true;
   for (const chart of charts) {
@@ -247,7 +247,7 @@ addEventListener("beforeprint", () => {
   }
 });
 
-export function forget(chart) {
+export function discard(chart) {
   charts.delete(chart);
   unwatch(chart);
 }

@@ -1,4 +1,4 @@
-// What all pages of the dashboard share. Text that a run wrote becomes a text node, and nothing else.
+// Functions that all pages of the dashboard share. Text from a run only ever becomes a text node.
 
 export function make(tag, name = "", ...children) {
   const element = document.createElement(tag);
@@ -7,7 +7,7 @@ export function make(tag, name = "", ...children) {
   return element;
 }
 
-// Three significant digits; a dash for what was not measured.
+// Format a number with three significant digits; a dash if it was not measured.
 export function number(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
@@ -23,11 +23,11 @@ export function ago(seconds) {
   return seconds ? `${Math.round(passed / size)} ${unit} ago` : "never";
 }
 
-const VERDICTS = { healthy: "healthy", notice: "notice", warning: "warning", critical: "critical", unknown: "not yet known" };
+const VERDICTS = { healthy: "healthy", notice: "notice", warning: "warning", critical: "critical", unknown: "not known yet" };
 
 export const verdict = (name) => make("span", `verdict ${name in VERDICTS ? name : "unknown"}`, VERDICTS[name] ?? name);
 
-// A little curve without axes; gaps stay gaps.
+// A small curve without axes. Gaps stay gaps.
 export function spark(values) {
   const [width, height] = [96, 24];
   const known = values.filter((value) => value !== null);
@@ -46,39 +46,39 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A request that did not bring what was asked for; the words are for the person.
+// A failed request. The message is shown on the page.
 export class Trouble extends Error {}
 
 export async function fetched(path, values = {}, signal = undefined) {
-  const asked = new URLSearchParams();
-  for (const [name, value] of Object.entries(values)) if (value !== "" && value !== null && value !== undefined) asked.set(name, value);
+  const parameters = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) if (value !== "" && value !== null && value !== undefined) parameters.set(name, value);
   const limit = AbortSignal.timeout(20_000);
-  const trouble = (words, cause) => new Trouble(signal?.aborted ? "" : words, { cause }); // who cancelled it knows
+  const trouble = (message, cause) => new Trouble(signal?.aborted ? "" : message, { cause }); // a cancelled request needs no message
   let response;
   try {
-    response = await fetch(`${path}?${asked}`, { signal: signal ? AbortSignal.any([signal, limit]) : limit });
+    response = await fetch(`${path}?${parameters}`, { signal: signal ? AbortSignal.any([signal, limit]) : limit });
   } catch (error) {
-    throw trouble("keel serve does not answer; trying again.", error);
+    throw trouble("keel serve does not respond; trying again.", error);
   }
-  if (response.status === 401) location.reload(); // the page then says what to do
-  let found;
+  if (response.status === 401) location.reload(); // the reloaded page explains how to sign in
+  let result;
   try {
-    found = await response.json(); // which fails too when the request is cancelled after its head has come
+    result = await response.json(); // also fails if the request is cancelled after the headers have arrived
   } catch (error) {
-    throw trouble("The answer was cut short.", error);
+    throw trouble("The reply was incomplete.", error);
   }
-  if (!response.ok) throw new Trouble(found.error);
-  return found;
+  if (!response.ok) throw new Trouble(result.error);
+  return result;
 }
 
-// Does `work` now and then for as long as the page is seen; it returns after how many seconds again.
+// Call `work` repeatedly while the page is visible. It returns the number of seconds until the next call.
 export function repeat(work) {
   const freshness = document.getElementById("freshness");
   let timer = 0;
   let turns = 0;
   async function turn() {
     clearTimeout(timer);
-    const own = (turns += 1); // a turn that was overtaken by another does not go on
+    const current = (turns += 1); // a call that was overtaken by a later one schedules nothing
     let seconds = 3;
     try {
       seconds = await work();
@@ -87,7 +87,7 @@ export function repeat(work) {
       if (!(error instanceof Trouble)) throw error;
       freshness.textContent = error.message;
     } finally {
-      if (own === turns && document.visibilityState === "visible") timer = setTimeout(turn, 1000 * seconds);
+      if (current === turns && document.visibilityState === "visible") timer = setTimeout(turn, 1000 * seconds);
     }
   }
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && turn());
@@ -95,7 +95,7 @@ export function repeat(work) {
   return turn;
 }
 
-// The address of the page says what it shows, so a link leads back to it.
+// Keep the state of the page in its address, so that a link reproduces it.
 export function remember(values, push = false) {
   const address = new URL(location.href);
   for (const [name, value] of Object.entries(values)) {
@@ -107,8 +107,8 @@ export function remember(values, push = false) {
 
 export const remembered = (name) => new URLSearchParams(location.search).get(name);
 
-// Waits until nothing was asked for some time.
-export function calmly(work, milliseconds) {
+// Delay a call until there was none for some time.
+export function debounced(work, milliseconds) {
   let timer = 0;
   return (...values) => {
     clearTimeout(timer);

@@ -1,8 +1,8 @@
-// Two runs side by side: curves over each other, settings that differ, and what each answered to the same prompts.
+// Comparison of two runs: curves in one chart, settings that differ, and responses to the same prompts.
 
-import { scoresOf, text, tokenView } from "./dashboard_answer.js";
-import { Chart, forget } from "./dashboard_chart.js";
-import { ago, calmly, count, fetched, make, number, remember, remembered, repeat, verdict } from "./dashboard_common.js";
+import { scoreTiles, text, tokenView } from "./dashboard_response.js";
+import { Chart, discard } from "./dashboard_chart.js";
+import { ago, debounced, count, fetched, make, number, remember, remembered, repeat, verdict } from "./dashboard_common.js";
 import { List } from "./dashboard_list.js";
 
 const { of, with: other } = document.querySelector("main").dataset;
@@ -14,35 +14,35 @@ const shared = document.getElementById("shared");
 
 // ---- curves
 
-const charts = new Map(); // by figure
+const charts = new Map(); // by metric
 const seen = [of, other].map(() => ({ version: "", since: -1 }));
 const groups = [null, null];
-const figures = [new Map(), new Map()]; // of each run, also those that its own page does not show twice
+const curves = [new Map(), new Map()]; // metric -> curve, for each run
 
-// title -> figure -> curve of either run
-function titled() {
-  const found = new Map();
-  for (const { title, curves } of groups.flat()) {
-    if (!found.has(title)) found.set(title, new Map());
-    for (const curve of curves) found.get(title).set(curve.figure, curve);
+// Return title -> metric -> curve of either run.
+function curvesByTitle() {
+  const byTitle = new Map();
+  for (const { title, curves: grouped } of groups.flat()) {
+    if (!byTitle.has(title)) byTitle.set(title, new Map());
+    for (const curve of grouped) byTitle.get(title).set(curve.figure, curve);
   }
-  return found;
+  return byTitle;
 }
 
 function drawGroups() {
   const closed = new Set([...board.querySelectorAll("details:not([open])")].map((details) => details.dataset.title));
   const first = !board.querySelector("details");
-  for (const chart of charts.values()) forget(chart);
+  for (const chart of charts.values()) discard(chart);
   charts.clear();
-  const sections = [...titled()].map(([title, curves], at) => {
+  const sections = [...curvesByTitle()].map(([title, grouped], at) => {
     const grid = make("div", "charts");
-    for (const [figure, curve] of curves) {
+    for (const [metric, curve] of grouped) {
       const chart = new Chart(curve, names);
-      figures.forEach((own, place) => own.has(figure) && chart.set(place, own.get(figure)));
-      charts.set(figure, chart);
+      curves.forEach((ofRun, place) => ofRun.has(metric) && chart.set(place, ofRun.get(metric)));
+      charts.set(metric, chart);
       grid.append(chart.element);
     }
-    const group = make("details", "group", make("summary", "", make("h3", "", title), make("span", "muted small", String(curves.size))), grid);
+    const group = make("details", "group", make("summary", "", make("h3", "", title), make("span", "muted small", String(grouped.size))), grid);
     group.dataset.title = title;
     group.open = first ? at < 1 : !closed.has(title);
     return group;
@@ -53,19 +53,19 @@ function drawGroups() {
 async function followRun(place) {
   const path = `/run/${[of, other][place]}`;
   const run = await fetched(`${path}/state.json`, seen[place]);
-  const state = [verdict(run.verdict), ` ${run.standing}, step ${run.step} of ${run.planned}, heard ${ago(run.heard)}`];
+  const state = [verdict(run.verdict), ` ${run.standing}, step ${run.step} of ${run.planned}, last write ${ago(run.heard)}`];
   document.getElementById(`state-${place}`).replaceChildren(...state);
   if (run.groups) {
     groups[place] = run.groups;
-    figures[place] = new Map((await fetched(`${path}/curves.json`)).map((curve) => [curve.figure, curve]));
+    curves[place] = new Map((await fetched(`${path}/curves.json`)).map((curve) => [curve.figure, curve]));
     if (groups.every(Boolean)) drawGroups();
   }
   for (const { figure, steps, values } of run.points) {
     charts.get(figure)?.add(place, steps, values);
-    const own = figures[place].get(figure);
-    if (own && steps[0] > own.steps.at(-1)) {
-      own.steps.push(...steps);
-      own.values.push(...values);
+    const curve = curves[place].get(figure);
+    if (curve && steps[0] > curve.steps.at(-1)) {
+      curve.steps.push(...steps);
+      curve.values.push(...values);
     }
   }
   seen[place] = { version: run.version, since: run.step };
@@ -80,29 +80,29 @@ function drawSettings(rows) {
   );
   const head = make("thead", "", make("tr", "", make("th", "", "Setting"), ...names.map((name) => make("th", "", name))));
   const table = make("div", "wide", make("table", "settings", head, make("tbody", "", ...body)));
-  document.getElementById("settings").replaceChildren(rows.length ? table : make("p", "muted", "None, but for where they write to."));
+  document.getElementById("settings").replaceChildren(rows.length ? table : make("p", "muted", "None, except for the output folders."));
 }
 
 // ---- the same prompts
 
 const ROW = 52;
 let by = remembered("by") ?? "newest";
-let asked = "";
-const words = form.elements.text;
-const question = () => ({ ...both, by, text: words.value });
+let listed = ""; // the query whose rows are in the list
+const search = form.elements.text;
+const query = () => ({ ...both, by, text: search.value });
 
 function fill(element, row) {
   const [one, two] = row.means;
   const gain = one === null || two === null ? null : two - one;
-  const figures = [["first", number(one)], ["second", number(two)], ["gain", (gain > 0 ? "+" : "") + number(gain)], ["answers", row.counts.join(" + ")]];
+  const metrics = [["first", number(one)], ["second", number(two)], ["gain", (gain > 0 ? "+" : "") + number(gain)], ["responses", row.counts.join(" + ")]];
   element.replaceChildren(
     make("span", "item-text", make("span", "item-response", row.prompt)),
-    ...figures.map(([name, value]) => make("span", `item-figure item-${name}`, make("span", "unit muted", name), value)),
+    ...metrics.map(([name, value]) => make("span", `item-figure item-${name}`, make("span", "unit muted", name), value)),
   );
 }
 
 const list = new List(document.getElementById("list"), ROW, {
-  load: (offset) => fetched("/compare/prompts.json", { ...question(), offset }),
+  load: (offset) => fetched("/compare/prompts.json", { ...query(), offset }),
   fill,
   open: async (row, opens) => {
     remember({ at: row.at, there: row.there }, opens);
@@ -111,35 +111,35 @@ const list = new List(document.getElementById("list"), ROW, {
   },
 });
 
-async function renewPrompts() {
-  const values = question();
-  const says = JSON.stringify(values);
+async function refreshPrompts() {
+  const values = query();
+  const key = JSON.stringify(values);
   const page = await fetched("/compare/prompts.json", values);
   shared.hidden = page.total === 0;
-  if (says !== asked || page.matched !== list.total) list.show(page, says === asked);
-  asked = says;
+  if (key !== listed || page.matched !== list.total) list.show(page, key === listed);
+  listed = key;
   const parts = [page.matched === page.total ? `${count(page.total)} prompts` : `${count(page.matched)} of ${count(page.total)} prompts`];
-  if (page.read < 1) parts.push(`of the newest answers; ${Math.floor(100 * page.read)}% read`);
+  if (page.read < 1) parts.push(`from the newest responses; ${Math.floor(100 * page.read)}% of the file read`);
   document.getElementById("matched").textContent = parts.join(", ");
   for (const button of document.querySelectorAll("#list-head button")) button.setAttribute("aria-pressed", button.dataset.sort === by);
   return page.read < 1 ? 0.2 : 5;
 }
 
-// ---- one prompt, answered twice
+// ---- two responses to one prompt
 
-function marked(differences, own, row) {
+function markDifferences(differences, shownKind, row) {
   if (!differences.length) return text(String(row.response));
-  const parts = differences.filter(([kind]) => kind === "same" || kind === own).map(([kind, words]) => (kind === "same" ? words : make("mark", kind, words)));
+  const parts = differences.filter(([kind]) => kind === "same" || kind === shownKind).map(([kind, part]) => (kind === "same" ? part : make("mark", kind, part)));
   const element = text("");
   element.replaceChildren(...parts);
   return element;
 }
 
-function side(found, place) {
+function side(pair, place) {
   const name = ["at", "there"][place];
   const select = make("select");
-  select.setAttribute("aria-label", `Answer of ${names[place]}`);
-  for (const { at, step, score } of found.choices[place]) {
+  select.setAttribute("aria-label", `Response of ${names[place]}`);
+  for (const { at, step, score } of pair.choices[place]) {
     const option = make("option", "", `step ${step}, score ${number(score)}`);
     option.value = at;
     select.append(option);
@@ -150,8 +150,8 @@ function side(found, place) {
     showPair();
   });
   const head = make("div", `side ${place ? "second" : "first"}`, make("bdi", "", names[place]));
-  const row = found.rows[place];
-  return make("div", "", head, select, marked(found.differences, place ? "added" : "removed", row), scoresOf(row), tokenView(row));
+  const row = pair.rows[place];
+  return make("div", "", head, select, markDifferences(pair.differences, place ? "added" : "removed", row), scoreTiles(row), tokenView(row));
 }
 
 async function showPair() {
@@ -162,33 +162,33 @@ async function showPair() {
     element.parentElement.classList.remove("split");
     return;
   }
-  const found = await fetched("/compare/answers.json", { ...both, at, there });
+  const pair = await fetched("/compare/answers.json", { ...both, at, there });
   if (at !== remembered("at") || there !== remembered("there")) return;
-  element.replaceChildren(text(found.prompts[0], "prompt-text"), make("div", "pair", side(found, 0), side(found, 1)));
+  element.replaceChildren(text(pair.prompts[0], "prompt-text"), make("div", "pair", side(pair, 0), side(pair, 1)));
   element.hidden = false;
   element.parentElement.classList.add("split");
 }
 
 // ---- wiring
 
-words.value = remembered("text") ?? "";
+search.value = remembered("text") ?? "";
 repeat(async () => {
   const runs = [await followRun(0), await followRun(1)];
   if (!runs.every((run) => run.known)) return 0.2;
   return runs.some((run) => run.standing === "running") ? 2 : 5;
 });
-const ask = repeat(renewPrompts);
-const later = calmly(ask, 250);
+const refreshNow = repeat(refreshPrompts);
+const later = debounced(refreshNow, 250);
 form.addEventListener("submit", (event) => event.preventDefault());
-words.addEventListener("input", () => {
-  remember({ text: words.value });
+search.addEventListener("input", () => {
+  remember({ text: search.value });
   later();
 });
 document.getElementById("list-head").addEventListener("click", (event) => {
   if (!event.target.dataset.sort) return;
   by = event.target.dataset.sort;
   remember({ by });
-  ask();
+  refreshNow();
 });
 document.getElementById("download").addEventListener("click", (event) => {
   event.currentTarget.href = `/compare/disputed.jsonl?${new URLSearchParams({ ...both, most: document.getElementById("most").value })}`;

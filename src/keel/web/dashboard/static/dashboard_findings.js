@@ -1,4 +1,4 @@
-// What the doctor says of a run: each finding with its evidence, its causes and what to change.
+// The doctor's findings, each with its evidence, likely causes and suggested changes.
 
 import { make, verdict } from "./dashboard_common.js";
 
@@ -22,7 +22,7 @@ function evidence({ figure, says }) {
 
 function when(finding) {
   if (finding.last_step === null) return `since step ${finding.first_step}`;
-  return `steps ${finding.first_step} to ${finding.last_step}, over now`;
+  return `steps ${finding.first_step} to ${finding.last_step}, no longer open`;
 }
 
 function card(finding, open) {
@@ -30,28 +30,28 @@ function card(finding, open) {
   const details = make("details", `card finding-card ${finding.last_step === null ? "" : "over"}`, summary);
   details.dataset.name = finding.name;
   details.open = open;
-  const follows = finding.follows_from ? [make("p", "small muted", `It follows from ${finding.follows_from}.`)] : [];
+  const follows = finding.follows_from ? [make("p", "small muted", `Follows from ${finding.follows_from}.`)] : [];
   details.append(...follows, make("ul", "evidence", ...finding.evidence.map(evidence)));
-  if (finding.causes.length) details.append(make("h3", "", "Likely causes, the likeliest first"), make("ol", "causes", ...finding.causes.map(cause)));
+  if (finding.causes.length) details.append(make("h3", "", "Likely causes, most likely first"), make("ol", "causes", ...finding.causes.map(cause)));
   return details;
 }
 
 let shown = "";
 
 export function drawFindings(element, run) {
-  const says = JSON.stringify([run.diagnosis, run.verdict]);
-  if (says === shown) return;
-  shown = says;
-  const before = [...element.querySelectorAll("details")];
-  const open = new Set(before.filter((details) => details.open).map((details) => details.dataset.name));
-  if (!before.length && run.diagnosis[0]?.last_step === null) open.add(run.diagnosis[0].name); // the diagnosis itself
+  const key = JSON.stringify([run.diagnosis, run.verdict]);
+  if (key === shown) return;
+  shown = key;
+  const previous = [...element.querySelectorAll("details")];
+  const open = new Set(previous.filter((details) => details.open).map((details) => details.dataset.name));
+  if (!previous.length && run.diagnosis[0]?.last_step === null) open.add(run.diagnosis[0].name); // the main finding
   const cards = run.diagnosis.map((finding) => card(finding, open.has(finding.name)));
-  const healthy = run.verdict === "healthy" ? "Nothing is wrong that these figures could show." : "Nothing can be said before the first step.";
+  const healthy = run.verdict === "healthy" ? "No problems found." : "No diagnosis before the first step.";
   element.replaceChildren(...(cards.length ? cards : [make("p", "muted", healthy)]));
 }
 
-// Where on a curve a finding speaks of it.
-export function spansOf(run) {
+// Return metric -> the spans of steps in which findings rest on it.
+export function spansByMetric(run) {
   const spans = new Map();
   for (const { evidence, severity, first_step: from, last_step: to } of run.diagnosis) {
     for (const { figure } of evidence) spans.set(figure, [...(spans.get(figure) ?? []), { from, to, severity }]);

@@ -1,11 +1,11 @@
-// A list of any length: only the rows on the screen exist, and their data comes in pages as they are scrolled to.
+// A list of any length. Only the rows on the screen exist as elements, and data is fetched in pages on scrolling.
 
 const PAGE = 200; // rows, as the server sends them
-const KEPT = 40; // pages
-const SPARE = 8; // rows drawn above and below what is seen
-const AHEAD = 100; // rows above and below what is seen that are fetched before they are
-const REST = 500; // milliseconds after a request that failed
-const TALLEST = 15_000_000; // pixels; browsers draw nothing beyond some such height
+const MAX_PAGES = 40; // kept in memory
+const SPARE = 8; // rows drawn above and below the visible ones
+const AHEAD = 100; // rows fetched above and below the visible ones
+const RETRY_DELAY = 500; // milliseconds after a failed request
+const TALLEST = 15_000_000; // pixels, below the height beyond which browsers draw nothing
 
 export class List {
   // `load(offset)` -> {rows, matched}; `fill(element, row)` draws a row; `open(row, number)` shows it.
@@ -14,9 +14,9 @@ export class List {
     this.total = 0;
     this.pages = new Map(); // by number: rows
     this.drawn = new Map(); // by row: its element
-    this.free = []; // elements of rows that are not seen
+    this.free = []; // unused elements
     this.active = -1;
-    this.turn = 0; // answers to an earlier question are not looked at
+    this.turn = 0; // number of the query; replies to earlier queries are dropped
     this.space = document.createElement("div");
     this.space.className = "space";
     this.space.style.setProperty("--row", `${height}px`);
@@ -27,7 +27,7 @@ export class List {
     new ResizeObserver(() => this.draw()).observe(element);
   }
 
-  // Another question: `first` is its first page.
+  // Show the result of another query; `first` is its first page.
   show(first, keep = false) {
     this.turn += 1;
     this.total = first.matched;
@@ -42,7 +42,7 @@ export class List {
     this.draw();
   }
 
-  // The same question, of which more rows were found at the end.
+  // Extend the result of the same query by rows at its end.
   grow(first) {
     this.total = first.matched;
     this.element.classList.toggle("empty", !this.total);
@@ -57,7 +57,7 @@ export class List {
     return Math.min(this.total * this.height, TALLEST);
   }
 
-  // Rows per pixel: 1 / height, unless the list is too long to be drawn at its full height.
+  // Number of the first visible row. If the list is too tall for the browser, scrolling is scaled.
   get firstSeen() {
     const room = this.element.clientHeight;
     const share = this.tall > room ? this.element.scrollTop / (this.tall - room) : 0;
@@ -80,13 +80,13 @@ export class List {
     const first = Math.max(0, Math.floor(seen) - SPARE);
     const end = Math.min(this.total, Math.ceil(seen + this.element.clientHeight / this.height) + SPARE);
     for (const [number, element] of this.drawn) if (number < first || number >= end) this.release(number, element);
-    const top = this.element.scrollTop - seen * this.height; // of row 0; it is 0 unless the list is too long
+    const top = this.element.scrollTop - seen * this.height; // of row 0; 0 unless the list is too tall
     for (let number = first; number < end; number += 1) this.place(number, Math.round(top + number * this.height));
     this.element.setAttribute("aria-busy", !this.isThere(first, end));
     this.fetchNear(first, end);
   }
 
-  // Elements are used again for other rows: to make new ones while scrolling would cost the frame.
+  // Elements are reused for other rows: creating them during scrolling would miss the frame.
   release(number, element) {
     this.drawn.delete(number);
     this.free.push(element);
@@ -132,13 +132,13 @@ export class List {
     return true;
   }
 
-  // One request after the other, each for what is on the screen, or will be next, when its turn comes.
+  // Fetch one page after the other. Each request is for the rows that are visible, or nearly so, at that moment.
   async fetchNear(first, end) {
     this.wanted = [first - AHEAD, end + AHEAD];
     if (this.fetching) return;
     this.fetching = true;
     for (let page = this.missing(); page >= 0; page = this.missing()) {
-      if (!(await this.fetch(page))) await new Promise((resolve) => setTimeout(resolve, REST));
+      if (!(await this.fetch(page))) await new Promise((resolve) => setTimeout(resolve, RETRY_DELAY));
       if (!this.frame) this.draw();
     }
     this.fetching = false;
@@ -152,17 +152,17 @@ export class List {
     return -1;
   }
 
-  // True when the page is there, or nobody wants it any more.
+  // Return true if the page was fetched, or is no longer needed.
   async fetch(page) {
     const turn = this.turn;
-    const found = await this.load(page * PAGE).catch(() => null);
+    const result = await this.load(page * PAGE).catch(() => null);
     if (turn !== this.turn) return true;
-    if (found) this.pages.set(page, found.rows);
+    if (result) this.pages.set(page, result.rows);
     for (const old of this.pages.keys()) {
-      if (this.pages.size <= KEPT) break;
+      if (this.pages.size <= MAX_PAGES) break;
       if (old && old !== page) this.pages.delete(old);
     }
-    return Boolean(found);
+    return Boolean(result);
   }
 
   // ---- choosing a row
@@ -182,7 +182,7 @@ export class List {
     event.preventDefault();
   }
 
-  // `opens`: show it also when nothing is shown yet.
+  // With `opens`, show the row even if none is shown yet.
   async choose(number, opens) {
     if (!this.total) return;
     this.drawn.get(this.active)?.setAttribute("aria-selected", false);

@@ -1,16 +1,16 @@
-// The list of runs: renewed in place, sorted and filtered here.
+// The list of runs, which is updated in place, sorted and filtered in the browser.
 
 import { ago, fetched, make, number, remember, remembered, repeat, spark, verdict } from "./dashboard_common.js";
 
-if (location.pathname === "/enter") history.replaceState(null, "", "/"); // the link's token stays out of the history
+if (location.pathname === "/enter") history.replaceState(null, "", "/"); // keep the token out of the browser's history
 
 const body = document.getElementById("runs");
 const filter = document.getElementById("filter");
 const compare = document.getElementById("compare");
-const rows = new Map(); // by name: the row and what it shows
+const rows = new Map(); // by name: the row and the summary that it shows
 const chosen = new Set(); // names of the runs to compare
 const sort = { by: remembered("sort") ?? "title", down: remembered("order") === "down" };
-const known = new Map(); // by name: what the server said last
+const known = new Map(); // by name: the last summary from the server
 let runs = [];
 let version = "";
 
@@ -28,19 +28,19 @@ const KEYS = {
 function ordered() {
   const key = KEYS[sort.by] ?? KEYS.title;
   const compareKeys = (one, other) => {
-    if (one === null || other === null) return (one === null) - (other === null); // unmeasured last, either way
+    if (one === null || other === null) return (one === null) - (other === null); // runs without a value last, in either order
     const sign = sort.down ? -1 : 1;
     return typeof one === "string" ? sign * one.localeCompare(other, "en", { numeric: true }) : sign * (one - other);
   };
   return [...runs].sort((one, other) => compareKeys(key(one), key(other)) || compareKeys(KEYS.title(one), KEYS.title(other)));
 }
 
-const words = (run) => `${run.title} ${run.stage} ${run.standing} ${run.verdict} ${run.finding} ${run.findings.join(" ")}`.toLowerCase();
+const searchText = (run) => `${run.title} ${run.stage} ${run.standing} ${run.verdict} ${run.finding} ${run.findings.join(" ")}`.toLowerCase();
 
 function draw() {
-  const wanted = filter.value.trim().toLowerCase().split(/\s+/);
-  const shown = ordered().filter((run) => wanted.every((word) => words(run).includes(word)));
-  const elements = shown.map((run) => rowOf(run));
+  const words = filter.value.trim().toLowerCase().split(/\s+/);
+  const shown = ordered().filter((run) => words.every((word) => searchText(run).includes(word)));
+  const elements = shown.map((run) => updatedRow(run));
   if (elements.length !== body.children.length || elements.some((element, at) => body.children[at] !== element)) {
     const focused = document.activeElement;
     body.replaceChildren(...elements);
@@ -58,25 +58,25 @@ function draw() {
   else compare.removeAttribute("href");
 }
 
-// The same row for the same run, so a selection or a focus in it stays.
-function rowOf(run) {
-  const says = JSON.stringify(run);
-  const known = rows.get(run.name) ?? { row: fresh(run) };
-  if (known.says !== says) {
-    fill(known.row, run);
-    rows.set(run.name, { row: known.row, says });
+// Reuse the row of a run, so that a selection or the focus in it stays.
+function updatedRow(run) {
+  const summary = JSON.stringify(run);
+  const entry = rows.get(run.name) ?? { row: newRow(run) };
+  if (entry.summary !== summary) {
+    fill(entry.row, run);
+    rows.set(run.name, { row: entry.row, summary });
   }
-  known.row.querySelector(".heard").textContent = ago(run.heard);
-  return known.row;
+  entry.row.querySelector(".heard").textContent = ago(run.heard);
+  return entry.row;
 }
 
-function fresh(run) {
+function newRow(run) {
   const row = make("tr");
   const box = make("input");
   box.type = "checkbox";
   box.addEventListener("change", () => {
     chosen[box.checked ? "add" : "delete"](run.name);
-    if (chosen.size > 2) unchoose([...chosen][0]);
+    if (chosen.size > 2) deselect([...chosen][0]);
     draw();
   });
   const link = make("a", "run-link");
@@ -87,7 +87,7 @@ function fresh(run) {
   return row;
 }
 
-function unchoose(name) {
+function deselect(name) {
   chosen.delete(name);
   rows.get(name).row.querySelector("input").checked = false;
 }
@@ -109,21 +109,21 @@ function fill(row, run) {
   progress.className = "progress-cell";
   score.className = "number score-cell";
   kl.className = "number kl-cell";
-  score.replaceChildren(...scoreOf(run));
+  score.replaceChildren(...scoreParts(run));
   kl.textContent = number(run.kl);
 }
 
 function notes(run) {
-  const found = run.incomplete.length ? [make("span", "badge-incomplete", "incomplete")] : [];
-  if (found.length) found[0].title = run.incomplete.join("; ");
-  return run.what ? [...found, make("span", "why small muted", run.what)] : found;
+  const badges = run.incomplete.length ? [make("span", "badge-incomplete", "incomplete")] : [];
+  if (badges.length) badges[0].title = run.incomplete.join("; ");
+  return run.what ? [...badges, make("span", "why small muted", run.what)] : badges;
 }
 
-function scoreOf(run) {
+function scoreParts(run) {
   if (!run.headline) return ["–"];
   const label = run.score === null ? [make("span", "unit muted", run.headline.figure.split("/")[1].replace("eval_", ""))] : [];
-  const figure = make("span", "score-figure", ...label, number(run.headline.last));
-  return [spark(run.headline.values), figure].filter(Boolean);
+  const score = make("span", "score-figure", ...label, number(run.headline.last));
+  return [spark(run.headline.values), score].filter(Boolean);
 }
 
 document.querySelector("thead").addEventListener("click", (event) => {
@@ -141,11 +141,11 @@ filter.addEventListener("input", () => {
 });
 
 repeat(async () => {
-  const found = await fetched("/runs.json", { version }); // only what has changed since
-  version = found.version;
-  for (const run of found.runs) known.set(run.name, run);
-  runs = (found.names ?? runs.map((run) => run.name)).map((name) => known.get(name));
-  document.getElementById("folder").textContent = found.folder;
+  const changes = await fetched("/runs.json", { version }); // only what changed since that version
+  version = changes.version;
+  for (const run of changes.runs) known.set(run.name, run);
+  runs = (changes.names ?? runs.map((run) => run.name)).map((name) => known.get(name));
+  document.getElementById("folder").textContent = changes.folder;
   draw();
   return runs.every((run) => run.known) ? 3 : 0.2;
 });

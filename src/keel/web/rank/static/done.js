@@ -1,4 +1,4 @@
-// The page after the last answer: only undo is left.
+// The page after the last item, on which only undo is possible.
 
 import { undo } from "./send.js";
 

@@ -1,15 +1,15 @@
-// Dragging by mouse, pen or finger: a card is lifted at its head, by touch at its grip, and dropped between two cards
-// of the ranking (a place of its own), onto one (a tie) or outside (not ranked).
+// Dragging by mouse, pen or finger. A card is lifted by its head, or by its grip on a touch screen. It is dropped
+// between two ranked cards (a place of its own), onto one (a tie), or outside (not ranked).
 
-const THRESHOLD = 5; // pixels before a press becomes a drag
-const EDGE = 72; // pixels at the top and the bottom in which the page scrolls
-const SCROLL = 14; // pixels a frame
+const THRESHOLD = 5; // pixels of movement that turn a press into a drag
+const EDGE = 72; // pixels at the top and bottom in which the page scrolls while dragging
+const SCROLL = 14; // pixels per frame
 
 const ghost = document.getElementById("ghost");
 const bar = document.querySelector(".actions");
 let drag = null; // { card, id, x, y, lifted, target }
 
-// What a drop at height y means: { kind: "before" | "onto" | "after" | "into" | "out", card }.
+// The effect of a drop at height y: { kind: "before" | "onto" | "after" | "into" | "out", card }.
 function targetAt(y, card) {
   const ranked = document.getElementById("ranked");
   const others = [...ranked.querySelectorAll(".card")].filter((other) => other !== card);
@@ -30,15 +30,16 @@ function mark(target) {
   drag.target = target;
 }
 
-// Long answers shrink while one is dragged, so that the whole ranking is within reach; the page follows the lifted one.
+// Cards shrink while one is dragged (style.css), so that the entire ranking is within reach. The page is then scrolled
+// so that the lifted card stays under the pointer.
 function lift() {
   drag.lifted = true;
   ghost.textContent = drag.card.querySelector(".name").textContent;
-  const before = drag.card.getBoundingClientRect().top;
+  const previousTop = drag.card.getBoundingClientRect().top;
   document.body.classList.add("sorting");
   drag.card.classList.add("lifted");
   ghost.hidden = false;
-  scrollBy({ top: drag.card.getBoundingClientRect().top - before, behavior: "instant" });
+  scrollBy({ top: drag.card.getBoundingClientRect().top - previousTop, behavior: "instant" });
   requestAnimationFrame(scroll);
 }
 
@@ -69,7 +70,7 @@ function finish(drop) {
   if (lifted && target) drop?.(card, target);
 }
 
-// Calls drop(card, target) for each card that was dragged and let go.
+// Make a card draggable. `drop(card, target)` is called after each completed drag.
 export function draggable(card, drop) {
   const head = card.querySelector(".head");
   head.addEventListener("pointerdown", (event) => {

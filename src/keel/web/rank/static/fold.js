@@ -1,6 +1,6 @@
-// Long texts are folded: the page stays short enough to be ranked, and one button shows the rest.
+// Folding of long texts, with a button that shows the rest.
 
-const TALL = 1.5; // times the height of a folded text; what is hardly taller is shown at once
+const TALL = 1.5; // times the folded height; a text that is less tall is not folded
 
 export function fold(texts) {
   for (const text of texts) {

@@ -1,20 +1,20 @@
-// Which key means what. Keys act on the page, not inside a text box or a dialog, and may be switched off (WCAG 2.1.4).
+// Keyboard commands. Keys have no effect inside a text box or a dialog, and can be switched off (WCAG 2.1.4).
 
 import { isBusy } from "./send.js";
 
 const setting = document.getElementById("single-keys");
 const NAME = "keel single keys";
 
-// The number on a digit key, whatever the layout makes of it with or without Shift; 0 for any other key.
+// The number on a digit key, in any keyboard layout and with or without Shift; 0 for any other key.
 function digit(event) {
   const key = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1] ?? event.key;
-  const moves = event.code.startsWith("Numpad") && !/^[1-9]$/.test(event.key) && !event.shiftKey; // NumLock is off
+  const moves = event.code.startsWith("Numpad") && !/^[1-9]$/.test(event.key) && !event.shiftKey; // with NumLock off, these are arrows
   return !moves && /^[1-9]$/.test(key) ? Number(key) : 0;
 }
 
 const COMMON = { Backspace: "back", x: "cannot", u: "undo", c: "comment", "?": "keys" };
 const TWO = { 1: "first", 2: "second", 3: "equal", "=": "equal", ArrowLeft: "first", ArrowRight: "second" };
-let tieNext = false; // after =, which stands for Shift
+let tieNext = false; // "=" was pressed, which acts as Shift for the next digit
 
 function two(event, commands) {
   const command = TWO[digit(event) || event.key];
@@ -42,7 +42,7 @@ function common(event, commands) {
   return Boolean(command);
 }
 
-// Alt with an arrow moves a card; every other key with Alt, Ctrl or Meta is the browser's.
+// Alt with an arrow moves a card. Other keys with Alt, Ctrl or Meta are left to the browser.
 function withAlt(event, commands, { two, focused }) {
   const by = { ArrowUp: "up", ArrowDown: "down" }[event.key];
   if (!by || two || focused() === null) return false;
@@ -62,10 +62,10 @@ function onKey(event, commands, page) {
   if (done) event.preventDefault();
 }
 
-// Enter on a button or a summary is that one's own; in the comment it is a line, with Ctrl it submits.
+// Enter submits, except on an element that handles Enter. In the comment it starts a new line, and Ctrl+Enter submits.
 function onEnter(event, commands, inText) {
-  const elsewhere = event.target.closest("button, summary, dialog, a");
-  if (elsewhere || event.repeat || (inText && !event.ctrlKey && !event.metaKey)) return;
+  const handlesEnter = event.target.closest("button, summary, dialog, a");
+  if (handlesEnter || event.repeat || (inText && !event.ctrlKey && !event.metaKey)) return;
   event.preventDefault();
   commands.submit();
 }

@@ -1,4 +1,4 @@
-// Renews the figures every ten seconds, and leaves alone what the owner opened, reads, focused or selected.
+// Update the statistics every ten seconds without disturbing opened details, the focus or a selection.
 
 const PERIOD = 10_000; // milliseconds
 
@@ -6,19 +6,19 @@ const isSelecting = () => !getSelection().isCollapsed;
 
 async function fetchMain() {
   const response = await fetch("/owner", { signal: AbortSignal.timeout(PERIOD) });
-  if (!response.ok) throw new Error(`The server answered ${response.status}.`);
+  if (!response.ok) throw new Error(`The server replied with status ${response.status}.`);
   return new DOMParser().parseFromString(await response.text(), "text/html").querySelector("main");
 }
 
-// New sections take the places of those that changed; details stay open.
+// Replace the sections that changed. Open details stay open.
 function renew(main) {
-  const before = document.querySelectorAll("main > section");
-  const after = main.querySelectorAll(":scope > section");
+  const current = document.querySelectorAll("main > section");
+  const next = main.querySelectorAll(":scope > section");
   for (const details of document.querySelectorAll("details[open]")) {
     main.querySelector(`#${details.id}`)?.setAttribute("open", "");
   }
-  before.forEach((section, at) => {
-    if (section.outerHTML !== after[at].outerHTML) swap(section, after[at]);
+  current.forEach((section, at) => {
+    if (section.outerHTML !== next[at].outerHTML) swap(section, next[at]);
   });
 }
 
@@ -33,10 +33,10 @@ async function update() {
   const freshness = document.getElementById("freshness");
   const main = await fetchMain().catch(() => null);
   if (!main) {
-    freshness.textContent = "These figures are old: the server does not answer. Trying again every ten seconds.";
+    freshness.textContent = "These statistics are out of date: the server does not respond. Trying again every ten seconds.";
   } else if (!isSelecting()) {
     renew(main);
-    freshness.textContent = `As of ${new Date().toLocaleTimeString()}; renewed every ten seconds.`;
+    freshness.textContent = `As of ${new Date().toLocaleTimeString()}; updated every ten seconds.`;
   }
 }
 

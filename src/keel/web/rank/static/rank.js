@@ -1,4 +1,4 @@
-// The page of one item: what the rater did so far, and what each key, button and drag does to it.
+// The page of one item: its state, and the effect of each key, button and drag.
 
 import * as cards from "./cards.js";
 import { draggable } from "./drag.js";
@@ -6,7 +6,7 @@ import { fold } from "./fold.js";
 import { listen } from "./keys.js";
 import * as order from "./order.js";
 import { isBusy, send, undo } from "./send.js";
-import { describe, missing } from "./words.js";
+import { describe, missing } from "./phrases.js";
 
 const { deal, csrf, previous } = document.querySelector("main").dataset;
 const { count } = cards;
@@ -16,14 +16,14 @@ const remarks = document.querySelector(".remarks");
 const tagBoxes = [...document.querySelectorAll(".tag input")];
 const texts = [...document.querySelectorAll(".prompt .text, .card .text")].map((text) => text.textContent);
 fold(document.querySelectorAll(".prompt .text, .card .text"));
-const draftName = JSON.stringify([csrf, texts]); // of this rater and item, also when it is dealt again after an undo
+const draftName = JSON.stringify([csrf, texts]); // the same for this rater and item when it is dealt again after an undo
 
-// `history`: what `places` and `cannot` were before each step.
+// `history` holds `places` and `cannot` before each step.
 const state = { places: [], cannot: false, comment: "", tags: [], seconds: 0, history: [] };
 
 const left = () => count - state.places.flat().length;
 const complete = () => state.cannot || !left();
-const say = (text) => (document.getElementById("said").textContent = text);
+const say = (text) => (document.getElementById("message").textContent = text);
 
 // ---- the state on the page
 
@@ -33,7 +33,7 @@ function draw() {
   press("cannot", state.cannot);
   for (const [command, [places]] of Object.entries(CHOICES)) press(command, same(places, state.places));
   document.querySelector("[data-command=submit]").setAttribute("aria-disabled", !complete());
-  const chain = state.places.map((place) => place.map((answer) => answer + 1).join(" = ")).join(" › ");
+  const chain = state.places.map((place) => place.map((response) => response + 1).join(" = ")).join(" › ");
   document.getElementById("order").textContent = state.cannot || two ? "" : chain;
 }
 
@@ -43,21 +43,21 @@ function press(command, pressed) {
 
 const same = (places, others) => JSON.stringify(places) === JSON.stringify(others);
 
-function change(next, said) {
+function change(next, text) {
   state.history.push({ places: state.places, cannot: state.cannot });
   Object.assign(state, { cannot: false }, next);
   draw();
-  say(said);
+  say(text);
   keep();
 }
 
-function rank(places, answer) {
-  if (same(places, state.places) && !state.cannot) return say(describe(places, answer, count));
+function rank(places, response) {
+  if (same(places, state.places) && !state.cannot) return say(describe(places, response, count));
   const last = places.flat().length === count ? ` ${missing(0)}` : "";
-  change({ places }, describe(places, answer, count) + last);
+  change({ places }, describe(places, response, count) + last);
 }
 
-// ---- neither a reload nor an undo loses anything: the draft stays in this tab until it is submitted
+// ---- the draft, which stays in this tab until it is submitted, so that neither a reload nor an undo loses it
 
 function keep() {
   sessionStorage.setItem(draftName, JSON.stringify({ ...state, deal }));
@@ -82,7 +82,7 @@ function readRemarks() {
   keep();
 }
 
-// ---- the time that the page was visible
+// ---- the time for which the page was visible
 
 let since = performance.now();
 
@@ -95,7 +95,7 @@ function countTime() {
 
 const seconds = () => state.seconds + (performance.now() - since) / 1000;
 
-// ---- what a rater can do; `answer` counts from 0
+// ---- commands; `response` counts from 0
 
 const CHOICES = {
   first: [[[0], [1]], "The first is better."],
@@ -103,33 +103,33 @@ const CHOICES = {
   second: [[[1], [0]], "The second is better."],
 };
 
-function move(answer, by) {
-  rank(order.move(state.places, answer, by), answer);
-  cards.follow(answer);
+function move(response, by) {
+  rank(order.move(state.places, response, by), response);
+  cards.follow(response);
 }
 
-const isPlaced = (answer) => order.placeOf(state.places, answer) >= 0;
+const isPlaced = (response) => order.placeOf(state.places, response) >= 0;
 
 const commands = {
-  place: (answer) => rank((isPlaced(answer) ? order.without : order.append)(state.places, answer), answer),
-  out: (answer) => rank(order.without(state.places, answer), answer),
-  up: (answer) => move(answer, -1),
-  down: (answer) => move(answer, 1),
-  tie: (answer) => rank(order.toggleTie(state.places, answer), answer),
-  tieWithLast(answer) {
-    const rest = order.without(state.places, answer);
-    rank(rest.length ? order.tieWith(rest, answer, rest.at(-1)[0]) : order.append(rest, answer), answer);
+  place: (response) => rank((isPlaced(response) ? order.without : order.append)(state.places, response), response),
+  out: (response) => rank(order.without(state.places, response), response),
+  up: (response) => move(response, -1),
+  down: (response) => move(response, 1),
+  tie: (response) => rank(order.toggleTie(state.places, response), response),
+  tieWithLast(response) {
+    const rest = order.without(state.places, response);
+    rank(rest.length ? order.tieWith(rest, response, rest.at(-1)[0]) : order.append(rest, response), response);
   },
   cannot() {
-    const said = state.cannot ? missing(left()) : "You cannot judge this one; you can submit that.";
-    change({ cannot: !state.cannot }, said);
+    const text = state.cannot ? missing(left()) : "Marked as: cannot judge. You can submit.";
+    change({ cannot: !state.cannot }, text);
   },
   back() {
-    if (!state.history.length) return say("There is no step to take back.");
+    if (!state.history.length) return say("There is no step to undo.");
     Object.assign(state, state.history.pop());
     draw();
     keep();
-    say(`One step back. ${missing(left())}`);
+    say(`Undid one step. ${missing(left())}`);
   },
   comment() {
     remarks.open = true;
@@ -144,32 +144,32 @@ const commands = {
   },
   undo: () => document.querySelector("[data-command=undo]") && undo(),
   step(by) {
-    const answers = cards.inOrder();
-    const at = answers.indexOf(cards.focused());
+    const responses = cards.inPageOrder();
+    const at = responses.indexOf(cards.focused());
     const next = at < 0 && by < 0 ? count - 1 : Math.min(Math.max(at + by, 0), count - 1);
-    cards.follow(answers[next]);
+    cards.follow(responses[next]);
   },
-  announceTie: () => say("A tie with the last one placed: press the number of the answer."),
+  announceTie: () => say("Tie with the last response placed: press the number of a response."),
   keys: () => show("keys"),
 };
-for (const [command, [places, said]] of Object.entries(CHOICES)) {
-  commands[command] = () => change({ places }, `${said} You can submit.`);
+for (const [command, [places, text]] of Object.entries(CHOICES)) {
+  commands[command] = () => change({ places }, `${text} You can submit.`);
 }
 
-// A drop is a place, see drag.js.
+// The kinds of drop are described in drag.js.
 function drop(card, target) {
-  const answer = cards.answerOf(card);
+  const response = cards.responseOf(card);
   const { places } = state;
-  const other = target.card?.matches(".card") ? cards.answerOf(target.card) : null;
+  const other = target.card?.matches(".card") ? cards.responseOf(target.card) : null;
   const result = {
-    out: () => order.without(places, answer),
-    into: () => order.append(places, answer),
-    after: () => order.append(places, answer),
-    onto: () => order.tieWith(places, answer, other),
-    before: () => order.before(places, answer, other),
+    out: () => order.without(places, response),
+    into: () => order.append(places, response),
+    after: () => order.append(places, response),
+    onto: () => order.tieWith(places, response, other),
+    before: () => order.before(places, response, other),
   }[target.kind]();
-  rank(result, answer);
-  cards.follow(answer);
+  rank(result, response);
+  cards.follow(response);
 }
 
 // ---- wiring
@@ -182,12 +182,12 @@ function onClick(event) {
   const { command, opens } = control.dataset;
   const card = control.closest(".card");
   if (opens) show(opens);
-  else if (command) commands[command](card && cards.answerOf(card));
+  else if (command) commands[command](card && cards.responseOf(card));
   else control.closest("dialog")?.close();
-  if (event.detail && !opens) leave(card); // by mouse
+  if (event.detail && !opens) leave(card); // a click by mouse, not by keyboard
 }
 
-// So that Enter after a click submits, and does not press the same button again.
+// Move the focus away after a click, so that Enter submits and does not press the same button again.
 function leave(card) {
   if (card) card.focus({ preventScroll: true });
   else document.activeElement.blur();

@@ -1,4 +1,4 @@
-// Sending to the server so that nothing is lost and nothing is sent twice at a time.
+// Requests that change something: repeated until they succeed, and one at a time.
 
 const TRANSIENT = [429, 502, 503, 504];
 const LONGEST_PAUSE = 16; // seconds
@@ -10,23 +10,23 @@ let busy = false;
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
-async function attempt(path, body) {
+async function attempt(path, content) {
   const response = await fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json", "X-Keel-Token": token },
-    body: JSON.stringify(body),
+    body: JSON.stringify(content),
     signal: AbortSignal.timeout(TIMEOUT),
   });
-  const answer = await response.json().catch(() => ({}));
-  if (response.ok) return answer;
-  const failure = new Error(answer.error ?? `The server answered ${response.status}.`);
+  const body = await response.json().catch(() => ({}));
+  if (response.ok) return body;
+  const failure = new Error(body.error ?? `The server replied with status ${response.status}.`);
   throw Object.assign(failure, { transient: TRANSIENT.includes(response.status) });
 }
 
-// fetch throws TypeError without a connection, and a DOMException at the time limit.
+// Without a status: fetch throws a TypeError without a connection, and a DOMException at the time limit.
 const isTransient = (failure) => failure.transient ?? true;
 
-const reason = (failure) => ("transient" in failure ? failure.message : "The server does not answer.");
+const reason = (failure) => ("transient" in failure ? failure.message : "The server does not respond.");
 
 async function persist(path, body) {
   for (let seconds = 1; ; seconds = Math.min(2 * seconds, LONGEST_PAUSE)) {
@@ -40,15 +40,16 @@ async function persist(path, body) {
   }
 }
 
-// Sends one thing at a time, and goes to the page that the server names. `again`: the same content may be sent twice.
+// Send a request, then go to the page that the server names. With `again`, repeat it after a transient failure, which
+// needs a request that the server may receive twice.
 export async function send(path, body, { again, sent = () => {} }) {
   if (busy) return;
   const focused = document.activeElement;
   setBusy(true);
   try {
-    const answer = await (again ? persist : attempt)(path, body);
+    const reply = await (again ? persist : attempt)(path, body);
     sent();
-    location.replace(answer.next); // stays busy: this page is done
+    location.replace(reply.next); // still busy, because this page is finished
   } catch (failure) {
     alertRegion.textContent = again ? reason(failure) : `${reason(failure)} Reload the page to see where you are.`;
     setBusy(false);
@@ -56,7 +57,7 @@ export async function send(path, body, { again, sent = () => {} }) {
   }
 }
 
-// Nothing can be changed while it is on its way, so what was sent is what was seen.
+// Nothing can be changed during a request, so that what the server records is what the page shows.
 function setBusy(value) {
   busy = value;
   for (const part of document.querySelectorAll("[data-work]")) part.inert = value;
@@ -65,4 +66,5 @@ function setBusy(value) {
 export const isBusy = () => busy;
 export const undo = () => send("/undo", {}, { again: false });
 
+// A page that the browser restores from its history may show an item that was submitted since.
 addEventListener("pageshow", (event) => event.persisted && location.reload());

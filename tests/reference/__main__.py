@@ -1,0 +1,5 @@
+"""Write the generated pages of docs/reference/."""
+
+from . import write_pages
+
+write_pages()
