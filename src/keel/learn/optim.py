@@ -27,7 +27,8 @@ def build_optimizer(
 ) -> AdamW:
     """Build AdamW in torch's form, with eps added to the bias-corrected root.
 
-    Weights of 16 bits are trained through float32 masters (`keel.learn.masters`). Matrices decay; norms, biases and other vectors do not. Frozen parameters are left out. A parameter in several
+    Weights of 16 bits are trained through float32 masters (`keel.learn.masters`).
+    Matrices decay; norms, biases and other vectors do not. Frozen parameters are left out. A parameter in several
     groups (tied weights, a shared trunk) is updated once, in the first group that holds it.
 
     Args:

@@ -85,8 +85,8 @@ def with_members(config: PlanConfig) -> PlanConfig:
 def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[str, dict[str, float]]:
     """Forecast the run with one change after the other, each in addition to the previous ones, until it fits.
 
-    Changes that save nothing are left out. bfloat16, for one, needs more memory for trained weights (2 bytes in addition
-    to the 4 of the master), and less for frozen models and for the activations that the backward pass needs.
+    Changes that save nothing are left out. bfloat16, for one, needs more memory for trained weights (2 bytes besides
+    the 4 of the master), and less for frozen models and for the activations that the backward pass needs.
 
     Args:
         peak: Forecast for `config`, in bytes.
