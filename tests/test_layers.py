@@ -60,7 +60,7 @@ LAYERS = {
         "run.folder run.lock run.rollout_line data.turn_text files config errors",
         frozenset({"numpy", "yaml", "pydantic"}),
     ),
-    "loop": Layer.of("learn.guard run.checkpoint run.folder run.origin world config interrupts errors"),
+    "loop": Layer.of("learn.guard learn.masters run.checkpoint run.folder run.origin world config interrupts errors"),
     "ranking": Layer.of("stats data terminal files errors"),
     "diagnosis": Layer.of("run.read stats.overoptimisation algorithms", frozenset({"numpy"})),
     "report": Layer.of("diagnosis run.read run.folder run.reward_files stats data files config errors"),

@@ -67,6 +67,15 @@ def test_the_sizes_are_those_of_the_loaded_models(run: dict[str, Any], tiny_poli
     assert list(sizes) == ["policy", "critic", "reference", "reward scorer"]
 
 
+def test_what_learns_in_bfloat16_has_gradients_moments_and_masters_in_float32(run: dict[str, Any]) -> None:
+    exact = resident(parse(PlanConfig, run))
+    run["policy"] |= {"dtype": "bfloat16"}
+    sizes = resident(parse(PlanConfig, run))
+    size = exact["policy"]["weights"]
+    assert sizes["policy"] == pytest.approx({"weights": size / 2, "gradients": size, "optimizer": 3 * size})
+    assert sizes["reference"] == pytest.approx({"weights": size / 2, "gradients": 0, "optimizer": 0})
+
+
 def test_every_reward_model_has_its_column(run: dict[str, Any], tiny_policy: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name / "model" for name in ("helpful", "honest", "old/honest")]
     for folder in folders:
@@ -187,12 +196,22 @@ def test_changes_come_one_on_top_of_the_other_until_the_run_fits(
         return Cost({"update": 10e6 / len(asked)}, {"update": 1.0})
 
     monkeypatch.setattr(plans, "forecast", forecast)
-    found = changes_to_fit(parse(PlanConfig, run), available=4e6)
+    found = changes_to_fit(parse(PlanConfig, run), peak=11e6, available=4e6)
     assert [round(figures["peak MB"], 1) for figures in found.values()] == [10.0, 5.0, 3.3]
     last = asked[-1]
     assert (last.algorithm.microbatch_tokens, last.policy.gradient_checkpointing) == (2048, True)
     assert last.critic.sharing == "shared"
     assert last.policy.dtype == "float32"
+
+
+def test_a_change_that_saves_nothing_is_left_out(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 adds 2 bytes to each weight that learns in float32, and helps only where other things weigh more."""
+    monkeypatch.setattr(
+        plans,
+        "forecast",
+        lambda config: Cost({"update": 9e6 + 1e6 * (config.policy.dtype == "bfloat16")}, {"update": 1.0}),
+    )
+    assert not changes_to_fit(parse(PlanConfig, run), peak=9e6, available=4e6)
 
 
 def test_no_change_is_proposed_that_is_made_already_or_has_no_effect(run: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ class ModelSettings(Settings):
     model: str
     """Folder or hub id of the model to train: any transformers causal language model"""
     dtype: Dtype = "float32"
-    """Number format of the weights"""
+    """Number format for computing. Trained weights, gradients and optimizer moments are float32 in any case"""
     lora: LoraSettings | None = None
     """Train a low-rank adapter instead of all weights (needs `pip install peft`). A separate critic trains an adapter
     too; policy, reference and critic share one base"""

@@ -57,7 +57,7 @@ class SupervisedSettings(Settings):
     model: str
     """Folder or hub id of the model to start from"""
     dtype: Dtype = "float32"
-    """Number format of the weights"""
+    """Number format for computing. Trained weights, gradients and optimizer moments are float32 in any case"""
     lora: LoraSettings | None = None
     """Train a low-rank adapter (needs `pip install peft`), which is merged into the weights at the end; `keel reward`
     also saves it in model/adapter"""

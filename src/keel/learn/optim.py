@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW
 
 from keel.data.padding import microbatches
+from keel.learn.masters import MasterAdamW, needs_master, with_master
 
 __all__ = [
     "build_optimizer",
@@ -26,6 +27,7 @@ def build_optimizer(
 ) -> AdamW:
     """Build AdamW in torch's form, with eps added to the bias-corrected root.
 
+    Weights of 16 bits are trained through float32 masters (`keel.learn.masters`).
     Matrices decay; norms, biases and other vectors do not. Frozen parameters are left out. A parameter in several
     groups (tied weights, a shared trunk) is updated once, in the first group that holds it.
 
@@ -34,9 +36,12 @@ def build_optimizer(
     """
     seen: set[int] = set()
     settings = []
+    masters: dict[Parameter, Parameter] = {}
     for group, (parameters, learning_rate) in enumerate(groups):
         fresh = [p for p in dict.fromkeys(parameters) if p.requires_grad and id(p) not in seen]
         seen.update(map(id, fresh))
+        masters |= {p: with_master(p) for p in fresh if needs_master(p)}
+        fresh = [masters.get(p, p) for p in fresh]
         for subset, decay in (
             ([p for p in fresh if p.dim() > 1], weight_decay),
             ([p for p in fresh if p.dim() <= 1], 0.0),
@@ -44,7 +49,7 @@ def build_optimizer(
             if subset:
                 rates = {"lr": learning_rate, "initial_lr": learning_rate, "weight_decay": decay}
                 settings.append({"params": subset, "group": group, **rates})
-    return AdamW(settings, eps=eps, fused=True)
+    return MasterAdamW(settings, masters, eps=eps, fused=True) if masters else AdamW(settings, eps=eps, fused=True)
 
 
 def learning_rate_factor(

@@ -223,7 +223,8 @@ class Updater:
         if self.world.size > 1:
             finite = not float(self.world.sum(torch.tensor(float(not finite), device=self.world.device)))
             for parameter in policy + critic:
-                local = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                zeros = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                local = zeros if parameter.grad is None else parameter.grad
                 parameter.grad = self.world.sum(local)  # every rank must join the sum, even one without counted tokens
         if step_scale == 0:
             for parameter in policy:

@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from keel.errors import ConfigError, Interrupted, RewardError
 from keel.interrupts import interrupts_allowed, interrupts_blocked, pending_interrupt
 from keel.learn.guard import Guard, require_finite
+from keel.learn.masters import load_trained_weights, trained_weights
 from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from keel.run.folder import RunFolder
 from keel.world import World
@@ -27,15 +28,13 @@ class TrainedState:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights by name; tied weights appear once."""
+        """The trained weights by name, in float32; tied weights appear once."""
         # An adapter changes requires_grad while it is disabled, so the optimizer decides which weights are trained.
-        trained = {id(weight) for group in self.optimizer.param_groups for weight in group["params"]}
-        return {name: weight.detach() for name, weight in self.model.named_parameters() if id(weight) in trained}
+        return trained_weights(self.optimizer, self.model.named_parameters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights into the model."""
-        for name, weight in self.weights.items():
-            weight.copy_(weights[name])
+        load_trained_weights(self.optimizer, self.model.named_parameters(), weights)
 
     def save(
         self,
@@ -77,6 +76,12 @@ class TrainedState:
                 "the checkpoint has other weights than this model",
                 where=str(checkpoint.path),
                 fix="resume with the model and the LoRA settings of the start of the run",
+            )
+        if any(weight.dtype.itemsize < 4 for weight in weights.values()):
+            raise ConfigError(
+                "the checkpoint holds 16-bit weights of an older keel; trained weights are float32 now",
+                where=str(checkpoint.path),
+                fix="start a new run",
             )
         self.load_weights(weights)
         load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"))

@@ -22,6 +22,7 @@ from keel.config import PlanConfig, parse
 from keel.errors import KeelError
 from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
+from keel.learn.masters import needs_master
 from keel.learn.update import SMALL
 from keel.models.adapters import with_lora
 from keel.models.ensemble import member_folders
@@ -54,7 +55,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "step_seconds": cost.step_seconds,
         "step_seconds_error": cost.step_error,
         "run_hours": cost.step_seconds * config.steps / 3600,
-        "changes": changes_to_fit(config, available) if cost.peak > available else {},
+        "changes": changes_to_fit(config, cost.peak, available) if cost.peak > available else {},
     }
 
 
@@ -81,13 +82,24 @@ def with_members(config: PlanConfig) -> PlanConfig:
     return config.model_copy(update={"rewards": rewards})
 
 
-def changes_to_fit(config: PlanConfig, available: float) -> dict[str, dict[str, float]]:
-    """Forecast the run with one change after the other, each in addition to the previous ones, until it fits."""
+def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[str, dict[str, float]]:
+    """Forecast the run with one change after the other, each in addition to the previous ones, until it fits.
+
+    Changes that save nothing are left out. bfloat16, for one, needs more memory for trained weights (2 bytes besides
+    the 4 of the master), and less for frozen models and for the activations that the backward pass needs.
+
+    Args:
+        peak: Forecast for `config`, in bytes.
+        available: In bytes.
+    """
     forecasts: dict[str, dict[str, float]] = {}
     values = config.model_dump()
     for section, settings in possible_changes(config):
-        values = values | {section: values[section] | settings}
-        cost = forecast(parse(PlanConfig, values))
+        changed = values | {section: values[section] | settings}
+        cost = forecast(parse(PlanConfig, changed))
+        if cost.peak >= peak:
+            continue
+        values, peak = changed, cost.peak
         name = ", ".join(f"{section}.{key}: {str(value).lower()}" for key, value in settings.items())
         forecasts[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
         if cost.peak <= available:
@@ -209,8 +221,11 @@ def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str |
 
 def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:
     size = {p: p.numel() * p.dtype.itemsize / MB for p in model.parameters()}
-    trained = sum(size[p] for p in size if p.requires_grad) if learns else 0.0
-    return {"weights": sum(size.values()) if own_base else trained, "gradients": trained, "optimizer": 2 * trained}
+    trained = [p for p in size if p.requires_grad and learns]
+    weights = sum(size.values()) if own_base else sum(size[p] for p in trained)
+    gradients = 4 / MB * sum(p.numel() for p in trained)  # gradients, moments and masters are float32
+    masters = 4 / MB * sum(p.numel() for p in trained if needs_master(p))
+    return {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients + masters}
 
 
 def device_memory() -> float:

@@ -12,6 +12,7 @@ from keel import kernels
 from keel.core.diagnostics import clipfrac
 from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError, RewardError
+from keel.learn.masters import trained_weights
 from keel.learn.pass_check import compare_passes, logprobs_agree
 from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import Analysis
@@ -46,13 +47,14 @@ def self_check(parts: TrainingSetup) -> dict[str, float]:
 def require_weight_change(initial: torch.Tensor, updated: torch.Tensor) -> None:
     """Raise ConfigError if the first update changed no weight, by the fingerprints of both states."""
     if torch.equal(initial, updated):
-        raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate, or check policy.dtype")
+        raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate")
 
 
 def weight_fingerprint(parts: TrainingSetup) -> torch.Tensor:
     """Return the sum of each trained weight tensor, which changes when the weights do."""
-    parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
-    return torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+    # A first step may be smaller than the rounding of a 16-bit weight, but not than that of its master.
+    weights = trained_weights(parts.updater.optimizer, parts.actor_critic.named_parameters())
+    return torch.stack([weight.double().sum().cpu() for weight in weights.values()])
 
 
 def _check_lengths(parts: TrainingSetup) -> None:

@@ -27,7 +27,6 @@ from keel.run.read.series import Holds, at_most, carry_forward, first, last
 
 FEWEST_LOSSES = 10  # with fewer, a trend cannot be separated from noise
 LOSS_CHANGE, ACCURACY_CHANGE, TREND = 0.01, 0.02, 0.02  # of the first held-out loss; accuracy; of the mean loss
-BFLOAT16_RATE = 1e-4  # AdamW's steps are about as large as the rate, and half of bfloat16's steps at 0.02 to 0.05
 OVERFITTED = Bounds(warning=0.1, critical=0.5)  # of what the held-out loss had gained
 SMALLEST_GAIN = 0.01  # of the first held-out loss
 OVER_LENGTH, OVER_CHANCE = 0.02, 0.52  # accuracy above that of length alone, and accuracy
@@ -86,17 +85,7 @@ def _nothing_moved_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _nothing_moved_causes(run: Run) -> Sequence[Cause]:
-    rate = float(run.setting("optim.learning_rate", 5e-5))
-    is_rounded = (
-        run.setting("dtype", "float32") == "bfloat16" and not run.setting("lora", None) and rate < BFLOAT16_RATE
-    )
     return [
-        Cause(
-            "bfloat16 rounds the updates to 0: a weight of 0.02 changes in steps of 0.0001",
-            applicable_texts((is_rounded, f"the weights are bfloat16, the learning rate is {rate:g}")),
-            applicable_texts((not is_rounded, "the weights are not bfloat16, or the learning rate is large enough")),
-            Change("dtype", "float32, or an adapter (lora), whose weights start at 0"),
-        ),
         Cause("the learning rate is too low", (), (), scale_setting(run, "optim.learning_rate", 10)),
         Cause("the model knows the data already, or the data has no pattern", (), (), Change("data.path", "")),
     ]
@@ -229,8 +218,6 @@ RULES = (
                 Threshold("difference of the loss between the two halves, less 2 se", warning=f"<= {TREND:.0%}"),
             ),
             combine="All rows must hold.",
-            note=f"A typical cause is bfloat16 with a learning rate below {BFLOAT16_RATE:g}. AdamW's steps are then "
-            "smaller than half the distance between two neighbouring numbers, and are rounded to 0.",
             source=TESTED_ON_SYNTHETIC_RUNS,
         ),
         patience=1,
