@@ -158,7 +158,7 @@ def test_experts_of_another_size_are_refused_with_their_name(tmp_path: Path) -> 
 
 def test_a_classifier_of_two_labels_is_refused_with_both_shapes(scorer: Path) -> None:
     change(scorer, lambda weights: weights.update({"score.weight": torch.ones(2, 32)}))
-    with pytest.raises(ConfigError, match=r"score\.weight is \[2, 32\] in the file and \[1, 32\]"):
+    with pytest.raises(ConfigError, match=r"score\.weight has shape \[2, 32\] in the file, but \[1, 32\]"):
         load_classifier(str(scorer))
 
 
@@ -168,7 +168,7 @@ def test_a_config_of_other_sizes_is_refused_with_tensor_and_shapes(policy: Path)
     for load in (load_causal_lm, load_classifier):
         with pytest.raises(ConfigError) as caught:
             load(str(policy))
-        assert "model.layers.0.mlp.down_proj.weight is [32, 64] in the file and [32, 48]" in caught.value.what
+        assert "model.layers.0.mlp.down_proj.weight has shape [32, 64] in the file, but [32, 48]" in caught.value.what
 
 
 def test_weights_of_no_module_are_named(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:

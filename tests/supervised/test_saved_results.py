@@ -159,7 +159,7 @@ def test_a_result_that_is_not_what_was_trained_is_refused(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_another)
     run = stages(tied, tmp_path)[stage]
-    with pytest.raises(CheckpointError, match="differs from the trained one"):
+    with pytest.raises(CheckpointError, match="differ from those of the trained one"):
         run()
     result = {"sft": "model", "reward": "model", "separate": "critic", "shared": "critic"}.get(stage, "policy")
     assert not (tmp_path / "run" / result).exists()
