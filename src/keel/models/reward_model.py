@@ -19,6 +19,7 @@ from keel.models.pad_token import separate_pad, set_pad_id
 from keel.models.positions import num_positions
 from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
+from keel.models.trial import few_layers
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.world import World
 
@@ -219,8 +220,10 @@ class RewardModel:
     @torch.no_grad()
     def _check_scores(self) -> None:
         rows = [self.encode("Is it so?", response) for response in ("Yes.", "Certainly, as far as anyone knows.")]
-        expected = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
-        if not torch.allclose(self.score_rows(rows), torch.tensor(expected), rtol=1e-2, atol=1e-3):
+        with few_layers(self.model):
+            expected = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
+            scores = self.score_rows(rows)
+        if not torch.allclose(scores, torch.tensor(expected), rtol=1e-2, atol=1e-3):
             raise ConfigError(
                 f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not support",
                 fix="use another architecture",

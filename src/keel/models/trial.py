@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.models.heads import plain
+from keel.models.heads import plain, trunk
+from keel.models.layers import has_known_layers
 from keel.models.positions import num_positions
 
 LENGTHS = (12, 7)
 """Lengths of the rows of a trial. They differ, and are longer than a short window."""
+FEW_LAYERS = 2
+"""Layers that run in a trial of a model whose layers are all of one kind."""
 WINDOW = 3
 """Length of a window in a trial."""
 WINDOWS = (
@@ -37,10 +40,31 @@ WINDOWS = (
 
 @contextmanager
 def trial(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inside, the model has float32 weights and short windows. Yields rows of ordinary tokens [B, L] and their mask."""
+    """Try a model with float32 weights, short windows and few layers.
+
+    Yields rows of ordinary tokens [B, L] and their mask.
+    """
     model = plain(model)
-    with torch.no_grad(), _in_float32(model), _short_windows(model):
+    with torch.no_grad(), few_layers(model), _in_float32(model), _short_windows(model):
         yield _rows(model)
+
+
+@contextmanager
+def few_layers(model: Any) -> Iterator[None]:
+    """Inside, a model whose layers are all of one kind has only the first ones.
+
+    They show how the model computes, in a small part of the time and, for 16-bit weights, of the memory.
+    """
+    stack: Any = trunk(model)
+    if not has_known_layers(stack):
+        yield
+        return
+    layers = stack.layers
+    stack.layers = layers[:FEW_LAYERS]
+    try:
+        yield
+    finally:
+        stack.layers = layers
 
 
 def close(states: Tensor, others: Tensor) -> bool:

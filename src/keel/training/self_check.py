@@ -24,7 +24,7 @@ from keel.world import raise_together
 
 PROBE_ROWS = 2, 8
 """Smallest and largest number of responses to check; in between, one in twenty of a step's responses."""
-PROBE_TOKENS = 16
+PROBE_TOKENS = 8
 """Longest response of the check. Each token costs a pass through the policy, however few the responses are."""
 SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
 """Largest difference between scores of one response in two batches, in units of the largest score."""
