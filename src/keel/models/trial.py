@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 from keel.models.positions import num_positions
 
 LENGTHS = (12, 7)
@@ -38,12 +38,12 @@ WINDOWS = (
 @contextmanager
 def trial(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Inside, the model has float32 weights and short windows. Yields rows of ordinary tokens [B, L] and their mask."""
-    model = plain(model)
+    model = unwrap_model(model)
     with torch.no_grad(), _in_float32(model), _short_windows(model):
         yield _rows(model)
 
 
-def close(states: Tensor, others: Tensor) -> bool:
+def states_agree(states: Tensor, others: Tensor) -> bool:
     """Return whether states differ only by the rounding of float32. NaN is never close."""
     largest = max(1.0, float(others.abs().max()))
     return states.shape == others.shape and torch.allclose(states, others, rtol=1e-3, atol=1e-4 * largest)

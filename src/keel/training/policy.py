@@ -15,13 +15,13 @@ from keel.learn.optim import warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
 from keel.loop.open_run import open_run
 from keel.run.checkpoint import checkpoint_to_resume
-from keel.run.folder import RunFolder, remove
-from keel.terminal import tell
+from keel.run.folder import RunFolder, delete_path
+from keel.terminal import print_line
 from keel.training.faulty_batch import keep_batch
-from keel.training.python_prompts import GIVEN, prompt_fingerprint, with_place
+from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
 from keel.training.setup import build_training_setup
-from keel.training.state import restore, save, save_result
+from keel.training.state import restore_run_state, save_result, save_run_state
 from keel.training.trainer import PolicyTrainer, StepTargets
 from keel.training.watch import halt_error
 from keel.world import World, raise_together
@@ -53,7 +53,10 @@ def train_policy(
         failpoint("start.loaded")
         if check_only:
             return trainer.check()
-        inputs = [*sources(config), *([] if prompts is None else [(GIVEN, prompt_fingerprint(trainer.parts.prompts))])]
+        inputs = [
+            *sources(config),
+            *([] if prompts is None else [(PYTHON_PROMPTS, prompt_fingerprint(trainer.parts.prompts))]),
+        ]
         code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
         with open_run(config.output, config, inputs, resume, world, code) as folder:
             metrics = start(trainer, folder, resume)
@@ -62,14 +65,14 @@ def train_policy(
                 metrics = run_steps(trainer, folder, records) or metrics
             save_result(trainer.parts, folder)
             if world.is_main and not config.checkpoint.keep_final:
-                remove(folder.checkpoints)
+                delete_path(folder.checkpoints)
     return metrics
 
 
 def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> dict[str, float]:
     """Run the remaining steps: sample, score, compute targets, update, log, checkpoint. Return the last metrics."""
     config, world, state = trainer.parts.config, trainer.parts.world, trainer.state
-    checkpoint, metrics = partial(save, trainer.parts, state, folder), dict[str, float]()
+    checkpoint, metrics = partial(save_run_state, trainer.parts, state, folder), dict[str, float]()
     while state.step < config.steps or state.unlogged:
         if state.unlogged is None:  # otherwise the run was killed between an update and its log line
             with checkpoint_on_error(checkpoint, state.step, world):
@@ -117,7 +120,7 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
             "below rollout.batch_size, all minibatches but the first are off-policy",
         )
     if checkpoint is not None:
-        restore(trainer.parts, trainer.state, checkpoint)
+        restore_run_state(trainer.parts, trainer.state, checkpoint)
         failpoint("start.resumed")
     elif config.reward.normalize == "reference":
         trainer.measure_reference()
@@ -169,4 +172,4 @@ def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
 
 def _tell(world: World, line: str) -> None:
     if world.is_main:
-        tell(line)
+        print_line(line)

@@ -28,7 +28,7 @@ from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState
 from keel.training.trainer import PolicyTrainer
-from keel.world import World, seconds_of_work
+from keel.world import World, busy_seconds
 
 START = "start"  # loading and self-check
 STEPS = 3, 5  # smallest and largest number; the first step is slower than the others, and does not count
@@ -162,7 +162,7 @@ def _work() -> tuple[float, ...]:
         torch.cuda.synchronize()
         return (time.perf_counter(),)
     processors = min(torch.get_num_threads(), os.cpu_count() or 1)
-    return seconds_of_work(), time.process_time() / processors
+    return busy_seconds(), time.process_time() / processors
 
 
 def _since(began: tuple[float, ...]) -> float:

@@ -18,7 +18,7 @@ from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import Analysis
 from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.training.setup import TrainingSetup
 from keel.world import raise_together
 
@@ -62,7 +62,7 @@ def _check_lengths(parts: TrainingSetup) -> None:
     prompts, longest = [*parts.prompts, *parts.held_out], parts.config.rollout.max_response_tokens
     for line in length_warnings(parts.scorers, prompts, longest):
         if parts.world.is_main:
-            tell(line)
+            print_line(line)
 
 
 def _check_trainable(parts: TrainingSetup) -> None:

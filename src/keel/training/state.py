@@ -15,9 +15,9 @@ from keel.interrupts import interrupts_blocked
 from keel.learn.shaping import ScoreStatistics
 from keel.loop.checkpoints import TrainedState
 from keel.models.actor_critic import ValueUnits
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 from keel.models.loading import as_classifier, dtype_name, load_classifier, save_model, save_policy
-from keel.models.sameness import probe_tokens, require_same, values
+from keel.models.sameness import probe_tokens, probe_values, require_same
 from keel.run.checkpoint import Checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.training.setup import TrainingSetup
@@ -58,7 +58,7 @@ def trained_state(parts: TrainingSetup) -> TrainedState:
     return TrainedState(parts.actor_critic, parts.updater.optimizer, parts.updater.guard)
 
 
-def save(parts: TrainingSetup, state: RunState, folder: RunFolder) -> None:
+def save_run_state(parts: TrainingSetup, state: RunState, folder: RunFolder) -> None:
     """Save a checkpoint of everything the next step depends on, and the policy as a plain model folder."""
     if not parts.world.is_main:
         return
@@ -76,7 +76,7 @@ def save(parts: TrainingSetup, state: RunState, folder: RunFolder) -> None:
     )
 
 
-def restore(parts: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> None:
+def restore_run_state(parts: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> None:
     """Load the weights, moments and counters of a checkpoint.
 
     Raises ConfigError for a checkpoint of another model or of an older keel.
@@ -96,7 +96,7 @@ def save_result(parts: TrainingSetup, folder: RunFolder) -> None:
         return
     models = parts.actor_critic
     if parts.config.rollout.stop:  # other tools must end responses at the tokens that the policy learned to end with
-        plain(models.policy).generation_config.eos_token_id = parts.end_ids
+        unwrap_model(models.policy).generation_config.eos_token_id = parts.end_ids
     with interrupts_blocked():
         replace_folder(folder.policy, lambda path: save_policy(models.policy, parts.tokenizer, path))
         if models.has_critic:
@@ -114,13 +114,13 @@ def _save_critic(parts: TrainingSetup, path: Path) -> None:
     if critic is None:
         critic = as_classifier(model, head, parts.tokenizer.pad_token_id)
     else:
-        model, head = critic, plain(critic).score
-    classifier: Any = plain(critic)
+        model, head = critic, unwrap_model(critic).score
+    classifier: Any = unwrap_model(critic)
     classifier.config.keel_value_offset = units.offset
     with scaled(classifier.score, units.gain):
         save_model(critic, parts.tokenizer, path)
     saved, tokens = load_classifier(str(path), dtype_name(critic)).to(parts.world.device), probe_tokens(model)
-    require_same(units.gain * values(model, head, tokens), values(saved, saved.score, tokens), critic, path)
+    require_same(units.gain * probe_values(model, head, tokens), probe_values(saved, saved.score, tokens), critic, path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from keel.core.diagnostics import approx_kl, explained_variance
 from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
 from keel.errors import RewardError
-from keel.learn.targets import moments
+from keel.learn.targets import all_rank_moments
 from keel.learn.totals import Totals
 from keel.stats.ranks import mean_ranks
 from keel.training.setup import TrainingSetup
@@ -39,7 +39,7 @@ def step_metrics(
     metrics = totals.reduce(world)
     metrics |= {"objective/kl_coef": kl_coef, "objective/scores_std": deviation(scored.scores, scored.kept, world)}
     shaped = token_scores.sum(1)
-    mean, variance = moments(shaped, scored.kept, world)
+    mean, variance = all_rank_moments(shaped, scored.kept, world)
     metrics |= {"objective/shaped_scores": float(mean), "objective/shaped_scores_std": float(variance) ** 0.5}
     if parts.actor_critic.has_critic:
         metrics |= critic_metrics(batch, world)
@@ -106,9 +106,9 @@ def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:
     The explained variance is 1 - Var(returns - values) / Var(returns); NaN where the returns do not vary.
     """
     mask = batch.response_mask
-    values, _ = moments(batch.values, mask, world)
-    returns, spread = moments(batch.returns, mask, world)
-    _, unexplained = moments(batch.returns - batch.values, mask, world)
+    values, _ = all_rank_moments(batch.values, mask, world)
+    returns, spread = all_rank_moments(batch.returns, mask, world)
+    _, unexplained = all_rank_moments(batch.returns - batch.values, mask, world)
     return {
         "critic/values": float(values),
         "critic/returns": float(returns),
@@ -162,7 +162,7 @@ def credit_metrics(scores: Tensor, batch: TrainingBatch, world: World) -> dict[s
 
 def deviation(x: Tensor, mask: Tensor, world: World) -> float:
     """Compute the biased standard deviation of the entries in the mask, over all ranks."""
-    return float(moments(x, mask, world)[1]) ** 0.5
+    return float(all_rank_moments(x, mask, world)[1]) ** 0.5
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:
