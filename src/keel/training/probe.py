@@ -80,11 +80,11 @@ def probe(
     scorers = [] if config.rewards else [_score_parity]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
     with shallow_models(depths), state.timed(START):
-        parts = build_training_setup(config, scorers, None, World.single())
-        updater = OneMinibatch.like(parts.updater, small)
-        parts = replace(parts, end_ids=_ends(parts, response_tokens), updater=updater)
-        state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION
-    trainer = PolicyTrainer(parts)
+        setup = build_training_setup(config, scorers, None, World.single())
+        updater = OneMinibatch.like(setup.updater, small)
+        setup = replace(setup, end_ids=_ends(setup, response_tokens), updater=updater)
+        state.trust_sampler = self_check(setup)["check/logprob_gap"] <= RESOLUTION
+    trainer = PolicyTrainer(setup)
     trainer.state = state
     began, steps = _work(), list[dict[str, float]]()
     while len(steps) < STEPS[0] or (len(steps) < STEPS[1] and _since(began) < ENOUGH):
@@ -124,11 +124,11 @@ class OneMinibatch(Updater):
         return super().update(select_rows(batch, rows.tolist()), *arguments, **named)
 
 
-def _ends(parts: TrainingSetup, response_tokens: int | None) -> list[int]:
+def _ends(setup: TrainingSetup, response_tokens: int | None) -> list[int]:
     """Choose end tokens so that responses have this mean length. A random model samples all tokens about equally."""
-    if response_tokens is None or response_tokens >= parts.config.rollout.max_response_tokens:
+    if response_tokens is None or response_tokens >= setup.config.rollout.max_response_tokens:
         return [-1]
-    vocabulary = parts.actor_critic.policy.config.get_text_config().vocab_size
+    vocabulary = setup.actor_critic.policy.config.get_text_config().vocab_size
     return list(range(max(1, round(vocabulary / response_tokens))))
 
 
