@@ -16,7 +16,7 @@ from keel.core.diagnostics import approx_kl, clipfrac
 from keel.core.kl import kl_estimate, without_rounding
 from keel.core.losses import likelihood_ratio, value_loss
 from keel.data.batches import TrainingBatch, select_rows
-from keel.failpoints import failpoint, nan_if_requested
+from keel.failpoints import failpoint, inject_nan
 from keel.learn.algorithms import Algorithm, Loss
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
@@ -230,7 +230,7 @@ class Updater:
             for parameter in policy:
                 parameter.grad = None
         models = ({"policy": policy} if step_scale else {}) | ({"critic": critic} if critic else {})
-        norms = {name: nan_if_requested("update.gradient", gradient_norm(model)) for name, model in models.items()}
+        norms = {name: inject_nan("update.gradient", gradient_norm(model)) for name, model in models.items()}
         sizes = {name: float(norm) for name, norm in norms.items()}
         taken = self.guard.admits(sizes, find_fault(finite, sizes, self.actor_critic.named_parameters()))
         if taken:
@@ -245,7 +245,7 @@ class Updater:
 
 def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:
     """Add the gradient of the loss if the loss is finite. Return whether it is."""
-    value = nan_if_requested("update.loss", loss())
+    value = inject_nan("update.loss", loss())
     finite = bool(value.isfinite())
     if finite:
         (value / num_loss_tokens).backward()

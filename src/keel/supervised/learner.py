@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from keel.config import OptimSettings
 from keel.errors import Diverged
-from keel.failpoints import failpoint, nan_if_requested
+from keel.failpoints import failpoint, inject_nan
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import build_optimizer, clip_gradients, gradient_norm
 from keel.loop.checkpoints import TrainedState
@@ -90,7 +90,7 @@ class Learner:
         Returns the norm of the gradient before clipping, and whether the step was taken. Raises Diverged.
         """
         parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
-        norm = nan_if_requested("update.gradient", gradient_norm(parameters))
+        norm = inject_nan("update.gradient", gradient_norm(parameters))
         norms = {self.task.name: float(norm)}
         guard, optimizer = self.trained.guard, self.trained.optimizer
         taken = guard.admits(norms, find_fault(loss_finite, norms, self.task.model.named_parameters()))

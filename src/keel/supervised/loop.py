@@ -9,7 +9,7 @@ import torch
 
 from keel.config import SupervisedSettings
 from keel.errors import Diverged
-from keel.failpoints import failpoint, nan_if_requested
+from keel.failpoints import failpoint, inject_nan
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import learning_rate_factor, microbatches, set_learning_rate, warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
@@ -159,7 +159,7 @@ def accumulate(task: SupervisedTask, rows: Sequence[int], microbatch_tokens: int
     weight = sum(task.weights[i] for i in rows)
     total = 0.0
     for microbatch in microbatches([task.lengths[i] for i in rows], microbatch_tokens):
-        loss = nan_if_requested("update.loss", task.loss([rows[i] for i in microbatch]) / weight)
+        loss = inject_nan("update.loss", task.loss([rows[i] for i in microbatch]) / weight)
         loss.backward()
         total += float(loss.detach())
     return total
