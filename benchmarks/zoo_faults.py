@@ -27,7 +27,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class TimedParts(TrainingSetup):
+class TimedSetup(TrainingSetup):
     """A TrainingSetup that knows the current step."""
 
     clock: Clock = field(default_factory=Clock)
@@ -59,10 +59,10 @@ class ChangedScorer:
 def rescored(change: Callable[[], Change], noisy: bool = False) -> Fault:
     """Return the setup with a changed first scorer."""
 
-    def fault(parts: TrainingSetup) -> TrainingSetup:
-        timed = TimedParts(**{part.name: getattr(parts, part.name) for part in fields(parts)})
-        first = ChangedScorer(parts.scorers[0], change(), timed.clock, noisy)
-        return replace(timed, scorers=[first, *parts.scorers[1:]])
+    def fault(setup: TrainingSetup) -> TrainingSetup:
+        timed = TimedSetup(**{part.name: getattr(setup, part.name) for part in fields(setup)})
+        first = ChangedScorer(setup.scorers[0], change(), timed.clock, noisy)
+        return replace(timed, scorers=[first, *setup.scorers[1:]])
 
     return fault
 
@@ -104,7 +104,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class HotParts(TrainingSetup):
+class HotSetup(TrainingSetup):
     """A sampler whose temperature differs from the trainer's, except for the few responses of the self-check."""
 
     sampling_temperature: float = 1.0
@@ -118,8 +118,8 @@ class HotParts(TrainingSetup):
 
 
 def hot_sampler(temperature: float) -> Fault:
-    return lambda parts: HotParts(
-        **{part.name: getattr(parts, part.name) for part in fields(parts)}, sampling_temperature=temperature
+    return lambda setup: HotSetup(
+        **{part.name: getattr(setup, part.name) for part in fields(setup)}, sampling_temperature=temperature
     )
 
 
@@ -128,14 +128,14 @@ def induced(fault: Fault | None, statistics_of_start: ScoreStatistics | None) ->
     """Inside, `train_policy` builds its setup with the fault, and uses these statistics for the initial policy."""
     build, measure = policy.build_training_setup, policy.PolicyTrainer.measure_reference
 
-    def build_parts(*given: Any) -> TrainingSetup:
-        parts: TrainingSetup = build(*given)
-        return parts if fault is None else fault(parts)
+    def build_setup(*given: Any) -> TrainingSetup:
+        setup: TrainingSetup = build(*given)
+        return setup if fault is None else fault(setup)
 
     def measure_reference(trainer: policy.PolicyTrainer) -> None:
         trainer.state.statistics = statistics_of_start
 
-    policy.build_training_setup = build_parts
+    policy.build_training_setup = build_setup
     if statistics_of_start is not None:
         policy.PolicyTrainer.measure_reference = measure_reference
     try:

@@ -116,11 +116,11 @@ def test_prompts_of_ones_own_and_groups(tiny_policy: Path, tmp_path: Path):
 def test_scores_that_do_not_fit_are_refused_and_nothing_has_moved(tiny_policy: Path, tmp_path: Path, scores: Any):
     trainer = trainer_of(tiny_policy, tmp_path / "mine")
     rollouts = trainer.sample()
-    before = trainer.parts.actor_critic.policy.lm_head.weight.clone()
+    before = trainer.setup.actor_critic.policy.lm_head.weight.clone()
     with pytest.raises(RewardError) as refused:
         trainer.update(rollouts, scores)
     assert refused.value.where == "scores"
-    assert torch.equal(before, trainer.parts.actor_critic.policy.lm_head.weight)
+    assert torch.equal(before, trainer.setup.actor_critic.policy.lm_head.weight)
     assert trainer.state.step == 0
 
 

@@ -22,7 +22,7 @@ from keel.interrupts import (
     pending_interrupt,
 )
 from keel.progress import ProgressDisplay
-from keel.terminal import tell
+from keel.terminal import print_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -145,7 +145,7 @@ class Gone:
 def test_nobody_has_to_read_what_a_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Gone()
     monkeypatch.setattr(sys, "stderr", terminal)
-    tell("a word")
+    print_line("a word")
     assert terminal.refused == 1
     with ProgressDisplay("sft", 2) as display:
         display.show(1, {"loss": 1.0})

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from keel.world import at_once, seconds_of_work
+from keel.world import busy_seconds, run_concurrently
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +26,14 @@ def test_jobs_meet_and_results_keep_their_order() -> None:
         meeting.wait()
         return name, torch.get_num_threads()
 
-    assert at_once(partial(job, "a"), partial(job, "b")) == [("a", 1), ("b", 1)]
+    assert run_concurrently(partial(job, "a"), partial(job, "b")) == [("a", 1), ("b", 1)]
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_gradients_are_as_the_caller_has_them(enabled: bool) -> None:
     with torch.set_grad_enabled(enabled):
-        assert at_once(torch.is_grad_enabled, torch.is_grad_enabled) == [enabled, enabled]
+        assert run_concurrently(torch.is_grad_enabled, torch.is_grad_enabled) == [enabled, enabled]
 
 
 def test_the_first_error_is_raised_when_all_have_ended() -> None:
@@ -43,16 +43,16 @@ def test_the_first_error_is_raised_when_all_have_ended() -> None:
         raise ValueError(message)
 
     with pytest.raises(ValueError, match="first"):
-        at_once(partial(fail, "first"), partial(fail, "second"), partial(ended.append, 1))
+        run_concurrently(partial(fail, "first"), partial(fail, "second"), partial(ended.append, 1))
     assert ended == [1]
     assert torch.get_num_threads() == 2
 
 
 def test_a_job_inside_a_job_and_jobs_on_one_thread_run_where_they_are() -> None:
     def names() -> list[str]:
-        return at_once(*[lambda: threading.current_thread().name] * 2)
+        return run_concurrently(*[lambda: threading.current_thread().name] * 2)
 
-    inner = at_once(names, names)
+    inner = run_concurrently(names, names)
     assert all(first == second for first, second in inner)
     torch.set_num_threads(1)
     assert names() == ["MainThread"] * 2
@@ -65,7 +65,7 @@ def test_gradients_of_two_models_are_those_of_each_alone() -> None:
     def backward(model: torch.nn.Module) -> None:
         model(x).square().sum().backward()
 
-    at_once(*(partial(backward, model) for model in models))
+    run_concurrently(*(partial(backward, model) for model in models))
     for model in models:
         [expected] = torch.autograd.grad(model(x).square().sum(), [model.weight])
         torch.testing.assert_close(model.weight.grad, expected, rtol=0, atol=0)
@@ -77,7 +77,7 @@ def test_of_jobs_side_by_side_the_longest_counts_as_work() -> None:
         while time.thread_time() - began < seconds:
             pass
 
-    began = seconds_of_work()
-    at_once(partial(work, 0.1), partial(work, 0.3))
+    began = busy_seconds()
+    run_concurrently(partial(work, 0.1), partial(work, 0.3))
     work(0.1)
-    assert 0.4 <= seconds_of_work() - began < 0.5
+    assert 0.4 <= busy_seconds() - began < 0.5

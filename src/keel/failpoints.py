@@ -66,7 +66,7 @@ def failpoint(name: str) -> bool:
     return "nan" in due
 
 
-def poison(name: str, numbers: Any) -> Any:
+def inject_nan(name: str, numbers: Any) -> Any:
     """Run `failpoint`, and return the numbers, replaced by NaN if it returns True."""
     return numbers * float("nan") if failpoint(name) else numbers
 

@@ -13,7 +13,7 @@ def clean_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("_.-")
 
 
-def clashing(name: str, taken: Collection[str]) -> str | None:
+def clashing_name(name: str, taken: Collection[str]) -> str | None:
     """Return the name in `taken` that `name` clashes with, or None.
 
     Two names clash if they are equal, or if one is an end of the other's interval.
@@ -27,4 +27,4 @@ def clashing(name: str, taken: Collection[str]) -> str | None:
 def free_name(name: str, taken: Collection[str]) -> str:
     """Return the first of f, f_2, f_3, ... that clashes with no name in `taken`."""
     candidates = (name if number == 1 else f"{name}_{number}" for number in count(1))
-    return next(candidate for candidate in candidates if clashing(candidate, taken) is None)
+    return next(candidate for candidate in candidates if clashing_name(candidate, taken) is None)

@@ -15,7 +15,7 @@ def literal(text: str) -> str:
     )
 
 
-def tell(what: str) -> None:
+def print_line(what: str) -> None:
     """Print a line to standard error. Does nothing if the terminal is closed."""
     with suppress(OSError):
         print(f"keel: {literal(what)}", file=sys.stderr, flush=True)

@@ -130,7 +130,7 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def at_once(*jobs: Callable[[], Any]) -> list[Any]:
+def run_concurrently(*jobs: Callable[[], Any]) -> list[Any]:
     """Run jobs that share no state concurrently on a CPU, and return their results in order.
 
     Each job gets an equal share of torch's threads: two models side by side keep two processors busier than one model
@@ -153,8 +153,8 @@ def at_once(*jobs: Callable[[], Any]) -> list[Any]:
     return [result for result, _ in done]
 
 
-def seconds_of_work() -> float:
-    """Return the processor seconds of this thread, plus those of the longest job in each call of `at_once`.
+def busy_seconds() -> float:
+    """Return the processor seconds of this thread, plus those of the longest job in each call of `run_concurrently`.
 
     On an idle machine they grow as fast as wall-clock time, and unlike it they do not count the load of other programs.
     """
@@ -162,7 +162,7 @@ def seconds_of_work() -> float:
 
 
 _job_seconds = [0.0]
-"""processor seconds of the longest job, summed over the calls of `at_once`"""
+"""processor seconds of the longest job, summed over the calls of `run_concurrently`"""
 
 
 def _with_threads(threads: int, gradients: bool, job: Callable[[], Any]) -> tuple[Any, float]:

@@ -9,7 +9,7 @@ import torch
 
 from keel.data.chat_template import cached_template, today
 from keel.data.chats import render_chat, spelled_tokens, turn_end_id
-from keel.data.examples import Imitation, load_examples
+from keel.data.examples import ExampleFormat, load_examples
 from keel.data.named_templates import set_chat_template
 from keel.data.notes import OMISSION, Notes
 from keel.data.preferences import Ranking, load_rankings
@@ -30,8 +30,8 @@ def write(path: Path, *rows: Any) -> str:
 
 def examples_of(tmp_path: Path, *rows: Any, template: str = CHATML, notes: Notes | None = None, **options: Any) -> Any:
     tokenizer = chat_tokenizer(template)
-    imitation = Imitation(tokenizer, [tokenizer.eos_token_id], **options)
-    return load_examples(write(tmp_path / "rows.jsonl", *rows), imitation, notes=notes)[0]
+    example_format = ExampleFormat(tokenizer, [tokenizer.eos_token_id], **options)
+    return load_examples(write(tmp_path / "rows.jsonl", *rows), example_format, notes=notes)[0]
 
 
 def learned_text(example: Example) -> list[str]:

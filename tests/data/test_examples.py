@@ -8,7 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from keel.data.examples import Imitation, load_examples
+from keel.data.examples import ExampleFormat, load_examples
 from keel.data.notes import Notes
 from keel.data.turns import Example
 from keel.errors import DataError
@@ -24,7 +24,7 @@ def tokenizer(tiny_policy: Path) -> PreTrainedTokenizerBase:
 def load(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, *rows: dict[str, Any], **options: Any) -> list[Example]:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_examples(str(path), Imitation(tokenizer, options.pop("ends", ENDS), **options))[0]
+    return load_examples(str(path), ExampleFormat(tokenizer, options.pop("ends", ENDS), **options))[0]
 
 
 def test_the_completion_and_its_end_are_learned(tmp_path: Path, tokenizer: PreTrainedTokenizerBase):
@@ -116,5 +116,5 @@ def test_an_ignored_weight_is_reported(tmp_path: Path, tokenizer: PreTrainedToke
     rows = [{"text": "w0", "weight": 1.0}, {"text": "w1", "weight": 0.5}, {"text": "w2", "weight": None}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     notes = Notes()
-    load_examples(str(path), Imitation(tokenizer, ENDS), notes=notes)
+    load_examples(str(path), ExampleFormat(tokenizer, ENDS), notes=notes)
     assert list(notes.rows.values()) == [{2}]

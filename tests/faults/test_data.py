@@ -16,7 +16,7 @@ from keel import files
 from keel.cli.settings import read_yaml
 from keel.config import DpoConfig, EvaluateConfig, RewardConfig, SampleConfig, SftConfig, TrainConfig, parse
 from keel.data import rows
-from keel.data.examples import Imitation, load_examples
+from keel.data.examples import ExampleFormat, load_examples
 from keel.data.preferences import load_rankings
 from keel.data.prompts import load_prompts
 from keel.data.rows import read_rows
@@ -42,7 +42,7 @@ def readers(tiny_policy: Path) -> dict[str, Callable[[str], int]]:
         "prompts": lambda path: len(load_prompts(path, tokenizer, max_tokens=64)),
         "pairs": lambda path: len(load_rankings(path)),
         "rankings": lambda path: len(load_rankings(path)),
-        "texts": lambda path: len(load_examples(path, Imitation(tokenizer, [2], 64))[0]),
+        "texts": lambda path: len(load_examples(path, ExampleFormat(tokenizer, [2], 64))[0]),
     }
 
 

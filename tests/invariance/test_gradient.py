@@ -23,33 +23,33 @@ ONE = World(0, 1, torch.device("cpu"))
 GARBAGE = 9  # in the place of pads, which nobody must read
 
 
-def parts_of(model: Path, **changes: Any) -> TrainingSetup:
+def setup_of(model: Path, **changes: Any) -> TrainingSetup:
     """A run in float64 whose weights stay where they are. All terms of the loss take part."""
     terms = {"algorithm.entropy_coef": 0.01, "algorithm.kl_in": "loss", "algorithm.minibatch_size": 16}
     config = parse(TrainConfig, settings(model, Path("unused"), {**terms, "optim.max_grad_norm": 1e9, **changes}))
-    parts = build_training_setup(config, [share_of_w3], PROMPTS, ONE)
-    parts.actor_critic.double()
-    assert parts.reference is not None
-    parts.reference.double()
-    head = parts.actor_critic.critic.score if parts.actor_critic.critic is not None else parts.actor_critic.value_head
+    setup = build_training_setup(config, [share_of_w3], PROMPTS, ONE)
+    setup.actor_critic.double()
+    assert setup.reference is not None
+    setup.reference.double()
+    head = setup.actor_critic.critic.score if setup.actor_critic.critic is not None else setup.actor_critic.value_head
     torch.nn.init.constant_(head.weight, 0.1)  # at zero it would pass no gradient on to its trunk
-    for group in parts.updater.optimizer.param_groups:
+    for group in setup.updater.optimizer.param_groups:
         group["initial_lr"] = 0.0
-    return parts
+    return setup
 
 
-def targets_of(parts: TrainingSetup, rollouts: Rollouts) -> TrainingBatch:
-    scored = parts.score(rollouts)
-    token_scores = parts.shaping.token_scores(scored, ScoreStatistics()).double()
-    parts.actor_critic.value_units = ValueUnits()
+def targets_of(setup: TrainingSetup, rollouts: Rollouts) -> TrainingBatch:
+    scored = setup.score(rollouts)
+    token_scores = setup.shaping.token_scores(scored, ScoreStatistics()).double()
+    setup.actor_critic.value_units = ValueUnits()
     targets = build_targets(
-        scored, token_scores, parts.actor_critic, parts.reference, parts.algorithm, parts.targets, 0.05, ONE
+        scored, token_scores, setup.actor_critic, setup.reference, setup.algorithm, setup.targets, 0.05, ONE
     )
-    parts.actor_critic.value_units = targets.value_units
+    setup.actor_critic.value_units = targets.value_units
     return targets.batch
 
 
-def gradient_of(parts: TrainingSetup, batch: TrainingBatch, budget: int = 10**6) -> tuple[Tensor, dict[str, float]]:
+def gradient_of(setup: TrainingSetup, batch: TrainingBatch, budget: int = 10**6) -> tuple[Tensor, dict[str, float]]:
     """All gradients that the optimizer gets, joined, and the metrics."""
     seen: list[Tensor] = []
 
@@ -57,8 +57,8 @@ def gradient_of(parts: TrainingSetup, batch: TrainingBatch, budget: int = 10**6)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         seen.append(torch.cat([grad.flatten() for grad in grads]))
 
-    handle = parts.updater.optimizer.register_step_pre_hook(look)
-    updater = replace(parts.updater, schedule=replace(parts.updater.schedule, microbatch_tokens=budget))
+    handle = setup.updater.optimizer.register_step_pre_hook(look)
+    updater = replace(setup.updater, schedule=replace(setup.updater.schedule, microbatch_tokens=budget))
     metrics = updater.update(batch, step=1, kl_coef=0.05, seed=0)
     handle.remove()
     assert len(seen) == 1
@@ -78,27 +78,27 @@ def padded(batch: Any, left: int, right: int) -> Any:
 
 
 @pytest.fixture(scope="module", params=["rotary, separate", "rotary, shared", "absolute, separate", "absolute, shared"])
-def parts(request: pytest.FixtureRequest) -> TrainingSetup:
+def setup(request: pytest.FixtureRequest) -> TrainingSetup:
     positions, sharing = request.param.split(", ")
     model = request.getfixturevalue("tiny_policy" if positions == "rotary" else "tiny_gpt2")
-    return parts_of(model, **{"critic.sharing": sharing})
+    return setup_of(model, **{"critic.sharing": sharing})
 
 
 @pytest.fixture(scope="module")
-def rollouts(parts: TrainingSetup) -> Rollouts:
-    return parts.respond(1)
+def rollouts(setup: TrainingSetup) -> Rollouts:
+    return setup.respond(1)
 
 
 @pytest.fixture(scope="module")
-def batch(parts: TrainingSetup, rollouts: Rollouts) -> TrainingBatch:
+def batch(setup: TrainingSetup, rollouts: Rollouts) -> TrainingBatch:
     assert rollouts.prompt_mask.sum(1).unique().numel() == 3
     assert rollouts.lengths.unique().numel() > 2
-    return targets_of(parts, rollouts)
+    return targets_of(setup, rollouts)
 
 
 @pytest.fixture(scope="module")
-def expected(parts: TrainingSetup, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
-    gradient, metrics = gradient_of(parts, batch)
+def expected(setup: TrainingSetup, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+    gradient, metrics = gradient_of(setup, batch)
     assert gradient.dtype == torch.float64
     assert float(gradient.norm()) > 1e-3
     return gradient, metrics
@@ -111,26 +111,26 @@ def same(found: tuple[Tensor, dict[str, float]], expected: tuple[Tensor, dict[st
 
 @pytest.mark.parametrize("budget", [1, 20, 57, 100])
 def test_micro_batches(
-    parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
+    setup: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
 ) -> None:
     """From one row at a time to all at once."""
-    same(gradient_of(parts, batch, budget), expected)
+    same(gradient_of(setup, batch, budget), expected)
 
 
 @pytest.mark.parametrize("budget", [40, 10**6])
 def test_order_of_rows(
-    parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
+    setup: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]], budget: int
 ) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
-    same(gradient_of(parts, select_rows(batch, order), budget), expected)
+    same(gradient_of(setup, select_rows(batch, order), budget), expected)
 
 
-def test_padding(parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]) -> None:
-    same(gradient_of(parts, padded(batch, left=5, right=3)), expected)
+def test_padding(setup: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]) -> None:
+    same(gradient_of(setup, padded(batch, left=5, right=3)), expected)
 
 
-def test_padding_of_the_rollouts(parts: TrainingSetup, rollouts: Rollouts, batch: TrainingBatch) -> None:
-    found = targets_of(parts, padded(rollouts, left=4, right=2))
+def test_padding_of_the_rollouts(setup: TrainingSetup, rollouts: Rollouts, batch: TrainingBatch) -> None:
+    found = targets_of(setup, padded(rollouts, left=4, right=2))
     width = batch.response_mask.shape[1]
     for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
         ours, theirs = getattr(found, name), getattr(batch, name)
@@ -138,17 +138,17 @@ def test_padding_of_the_rollouts(parts: TrainingSetup, rollouts: Rollouts, batch
         assert not ours[:, width:].any()
 
 
-def test_order_of_the_rollouts(parts: TrainingSetup, rollouts: Rollouts, batch: TrainingBatch) -> None:
+def test_order_of_the_rollouts(setup: TrainingSetup, rollouts: Rollouts, batch: TrainingBatch) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(4)).tolist()
-    found, expected = targets_of(parts, select_rows(rollouts, order)), select_rows(batch, order)
+    found, expected = targets_of(setup, select_rows(rollouts, order)), select_rows(batch, order)
     for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-10)
 
 
 def test_rows_without_a_counted_token(
-    parts: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]
+    setup: TrainingSetup, batch: TrainingBatch, expected: tuple[Tensor, dict[str, float]]
 ) -> None:
     """As if they were not there."""
     more = select_rows(batch, [*range(16), 0, 5])
     more.response_mask[16:] = False
-    same(gradient_of(parts, more, 40), expected)
+    same(gradient_of(setup, more, 40), expected)

@@ -94,27 +94,27 @@ def test_a_language_models_adapter_is_merged_at_loading(tiny_policy: Path, tmp_p
 def test_policy_reference_critic_and_reward_model_stand_on_one_base(
     tiny_policy: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    parts = run(tiny_policy, tmp_path, **{"policy.lora": {"r": 2}, "rewards": [{"model": str(adapter)}]})
-    [scorer] = parts.scorers
+    setup = run(tiny_policy, tmp_path, **{"policy.lora": {"r": 2}, "rewards": [{"model": str(adapter)}]})
+    [scorer] = setup.scorers
     assert isinstance(scorer, RewardModelScorer)
-    assert parts.reference is not None
-    assert parts.reference.policy is parts.actor_critic.policy
+    assert setup.reference is not None
+    assert setup.reference.policy is setup.actor_critic.policy
     base = places(load_causal_lm(str(tiny_policy)).requires_grad_(False))
-    own = places(parts.actor_critic.policy)
+    own = places(setup.actor_critic.policy)
     assert own.keys() == base.keys()
-    assert places(parts.actor_critic.critic) == own
+    assert places(setup.actor_critic.critic) == own
     assert {name: place for name, place in places(scorer.members[0].model).items() if "lora" not in name} == own
 
 
 def test_with_a_full_policy_an_adapter_stands_on_the_reference(
     tiny_policy: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    parts = run(tiny_policy, tmp_path, rewards=[{"model": str(adapter)}])
-    [scorer] = parts.scorers
+    setup = run(tiny_policy, tmp_path, rewards=[{"model": str(adapter)}])
+    [scorer] = setup.scorers
     assert isinstance(scorer, RewardModelScorer)
-    assert parts.reference is not None
+    assert setup.reference is not None
     shared = places(scorer.members[0].model)
-    assert places(parts.reference.policy).items() <= shared.items()
+    assert places(setup.reference.policy).items() <= shared.items()
 
 
 def test_sharing_changes_no_score_and_takes_only_equal_frozen_weights(tiny_policy: Path, adapter: Path) -> None:

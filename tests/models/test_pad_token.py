@@ -177,10 +177,10 @@ def test_a_vocabulary_with_a_pad_token_besides_is_the_policys(tiny_gpt2: Path, t
     with_head(RewardModel.load(str(tiny_gpt2), template=WITH)).save(tmp_path / "reward")
     assert len(load_tokenizer(str(tmp_path / "reward"))) == 33
     changes = {"rewards": [{"model": str(tmp_path / "reward")}], "critic.init": str(tmp_path / "reward")}
-    parts = build_training_setup(
+    setup = build_training_setup(
         parse(TrainConfig, settings(tiny_gpt2, tmp_path / "run", changes)), [], PROMPTS, World.single()
     )
-    assert parts.actor_critic.critic.config.pad_token_id == END
+    assert setup.actor_critic.critic.config.pad_token_id == END
 
 
 @pytest.mark.parametrize("tied", [True, False])

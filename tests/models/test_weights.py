@@ -23,8 +23,8 @@ from transformers import (
 from keel.config import LoraSettings
 from keel.errors import ConfigError
 from keel.models.ensemble import load_reward_model
-from keel.models.files import ADAPTER
 from keel.models.loading import load_causal_lm, load_classifier, load_tokenizer
+from keel.models.model_files import ADAPTER
 from keel.models.reward_model import RewardModel
 
 from ..conftest import word_tokenizer

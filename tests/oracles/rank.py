@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from system import gradients_of, in_double, parts_of, uneven
+from system import gradients_of, in_double, setup_of, uneven
 
 from keel.data.batches import select_rows
 from keel.world import World
@@ -17,12 +17,12 @@ from keel.world import World
 
 def main(model: str, out: str, rows: str, masked: str = "") -> None:
     torch.set_num_threads(1)
-    parts = in_double(parts_of(Path(model), algorithm_microbatch_tokens=20))
-    batch = uneven(parts)
+    setup = in_double(setup_of(Path(model), algorithm_microbatch_tokens=20))
+    batch = uneven(setup)
     mask = batch.response_mask.clone()
     mask[[int(row) for row in masked]] = False
     batch = select_rows(replace(batch, response_mask=mask), [int(row) for row in rows])
-    (gradient,) = gradients_of(replace(parts.updater, world=World.from_environment()), batch)
+    (gradient,) = gradients_of(replace(setup.updater, world=World.from_environment()), batch)
     save_file({"gradient": gradient}, out)
 
 

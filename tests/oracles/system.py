@@ -28,7 +28,7 @@ def judge(completions: list[str], **_: Any) -> list[float]:
     return [sum(map(ord, text)) % 41 / 20 - 1 for text in completions]
 
 
-def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: Any) -> TrainingSetup:
+def setup_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: Any) -> TrainingSetup:
     """What `keel train` builds before its loop. Settings are dotted names with _ for the dot: algorithm_kl_coef=0.1"""
     values: dict[str, Any] = {
         "output": "unused",
@@ -44,34 +44,34 @@ def parts_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: A
     return build_training_setup(parse(TrainConfig, values), [judge], PROMPTS, ONE)
 
 
-def in_double(parts: TrainingSetup) -> TrainingSetup:
-    """The same parts with float64 weights, so that what must be equal is equal to ten digits."""
-    for models in (parts.actor_critic, parts.reference):
+def in_double(setup: TrainingSetup) -> TrainingSetup:
+    """The same setup with float64 weights, so that what must be equal is equal to ten digits."""
+    for models in (setup.actor_critic, setup.reference):
         if models is not None:
             models.double()
-    return parts
+    return setup
 
 
-def experience(parts: TrainingSetup, step: int = 1) -> tuple[ScoredRollouts, TrainingBatch]:
+def experience(setup: TrainingSetup, step: int = 1) -> tuple[ScoredRollouts, TrainingBatch]:
     """One batch, up to what the update aims at."""
-    scored = score(parts.respond(step), parts.scorers, parts.tokenizer)
-    return scored, targets_of(parts, scored)
+    scored = score(setup.respond(step), setup.scorers, setup.tokenizer)
+    return scored, targets_of(setup, scored)
 
 
-def targets_of(parts: TrainingSetup, scored: ScoredRollouts) -> TrainingBatch:
+def targets_of(setup: TrainingSetup, scored: ScoredRollouts) -> TrainingBatch:
     """What the update aims at. As in training, the models' values are from then on in its units."""
-    token_scores = parts.shaping.token_scores(scored, ScoreStatistics())
-    kl_coef = parts.config.algorithm.kl_coef
+    token_scores = setup.shaping.token_scores(scored, ScoreStatistics())
+    kl_coef = setup.config.algorithm.kl_coef
     targets = build_targets(
-        scored, token_scores, parts.actor_critic, parts.reference, parts.algorithm, parts.targets, kl_coef, ONE
+        scored, token_scores, setup.actor_critic, setup.reference, setup.algorithm, setup.targets, kl_coef, ONE
     )
-    parts.actor_critic.value_units = targets.value_units
+    setup.actor_critic.value_units = targets.value_units
     return targets.batch
 
 
-def uneven(parts: TrainingSetup) -> TrainingBatch:
+def uneven(setup: TrainingSetup) -> TrainingBatch:
     """Eight answers of one to six tokens, with advantages of both signs and values to learn."""
-    batch = experience(parts)[1]
+    batch = experience(setup)[1]
     lengths = torch.tensor([1, 6, 2, 5, 1, 3, 4, 6])
     mask = torch.arange(batch.response_mask.shape[1]) < lengths.unsqueeze(1)
     generator = torch.Generator().manual_seed(5)

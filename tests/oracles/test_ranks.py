@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from keel.data.batches import select_rows
 
-from .system import gradients_of, in_double, parts_of, uneven
+from .system import gradients_of, in_double, setup_of, uneven
 
 
 def of_two_ranks(model: Path, folder: Path, rows: tuple[str, str], masked: str) -> list[torch.Tensor]:
@@ -50,10 +50,10 @@ def of_two_ranks(model: Path, folder: Path, rows: tuple[str, str], masked: str) 
     ids=["short answers here, long there", "one rank has nothing to count"],
 )
 def test_two_ranks_take_the_step_of_one(tiny_policy: Path, tmp_path: Path, rows: tuple[str, str], masked: str) -> None:
-    parts = in_double(parts_of(tiny_policy))
+    setup = in_double(setup_of(tiny_policy))
     counted = [row for row in range(8) if str(row) not in masked]
-    updater = replace(parts.updater, schedule=replace(parts.updater.schedule, minibatch_size=len(counted)))
-    (alone,) = gradients_of(updater, select_rows(uneven(parts), counted))
+    updater = replace(setup.updater, schedule=replace(setup.updater.schedule, minibatch_size=len(counted)))
+    (alone,) = gradients_of(updater, select_rows(uneven(setup), counted))
     for gradient in of_two_ranks(tiny_policy, tmp_path, rows, masked):
         assert alone.norm() > 1e-3
         assert (gradient - alone).norm() < 1e-10 * alone.norm()

@@ -1,4 +1,4 @@
-"""What only the whole system can get wrong: checked on tiny models, with the parts that a run builds."""
+"""What only the whole system can get wrong: checked on tiny models, with the setup that a run builds."""
 
 import dataclasses
 import statistics
@@ -15,7 +15,7 @@ from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.training.setup import TrainingSetup
 
-from .system import experience, parts_of, plain_logits, targets_of, uniforms_for
+from .system import experience, plain_logits, setup_of, targets_of, uniforms_for
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # one float32 computation against another
 
@@ -29,12 +29,12 @@ def folder(request: pytest.FixtureRequest) -> Path:
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
 def test_before_the_first_update_nothing_has_moved(folder: Path, batch_size: int, sharing: str) -> None:
     """Prompts of unequal length, sampled with a cache at temperature .7, analysed without a cache."""
-    parts = parts_of(folder, batch_size=batch_size, critic_sharing=sharing)
-    scored, batch = experience(parts)
+    setup = setup_of(folder, batch_size=batch_size, critic_sharing=sharing)
+    scored, batch = experience(setup)
     mask = batch.response_mask
     torch.testing.assert_close(batch.logprobs[mask], scored.rollouts.logprobs[mask], **CLOSE)
     torch.testing.assert_close(batch.ref_logprobs, batch.logprobs, **CLOSE)
-    metrics = parts.updater.update(batch, step=1, kl_coef=0.1, seed=0)
+    metrics = setup.updater.update(batch, step=1, kl_coef=0.1, seed=0)
     assert metrics["policy/ratio"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["policy/clipfrac"] == 0
@@ -43,12 +43,12 @@ def test_before_the_first_update_nothing_has_moved(folder: Path, batch_size: int
 
 def test_stored_logprobs_are_those_of_the_tempered_model(folder: Path) -> None:
     """Policy and reference alike, against plain transformers on each answer alone; at temperature 1 none could tell."""
-    parts = parts_of(folder)
-    batch = experience(parts)[1]
+    setup = setup_of(folder)
+    batch = experience(setup)[1]
     for row in range(batch.size):
         prompt = batch.prompt_tokens[row][batch.prompt_mask[row]].tolist()
         reply = batch.response_tokens[row][batch.response_mask[row]]
-        logits = plain_logits(parts.actor_critic.policy, [*prompt, *reply.tolist()])[len(prompt) - 1 : -1]
+        logits = plain_logits(setup.actor_critic.policy, [*prompt, *reply.tolist()])[len(prompt) - 1 : -1]
         expected = (logits / 0.7).log_softmax(-1).gather(1, reply.unsqueeze(1)).squeeze(1).float()
         torch.testing.assert_close(batch.logprobs[row, : len(reply)], expected, **CLOSE)
         torch.testing.assert_close(batch.ref_logprobs[row, : len(reply)], expected, **CLOSE)
@@ -56,11 +56,11 @@ def test_stored_logprobs_are_those_of_the_tempered_model(folder: Path) -> None:
 
 def weights_after_one_update(folder: Path, name: str) -> torch.Tensor:
     """A large eps makes the optimizer's step nearly proportional to the gradient, so that it shows every difference."""
-    parts = parts_of(folder, name, optim_eps=1.0)
-    batch = experience(parts)[1]
-    before = torch.cat([p.detach().flatten().clone() for p in parts.actor_critic.policy_parameters()])
-    parts.updater.update(batch, step=1, kl_coef=0.1, seed=0)
-    return torch.cat([p.detach().flatten() for p in parts.actor_critic.policy_parameters()]) - before
+    setup = setup_of(folder, name, optim_eps=1.0)
+    batch = experience(setup)[1]
+    before = torch.cat([p.detach().flatten().clone() for p in setup.actor_critic.policy_parameters()])
+    setup.updater.update(batch, step=1, kl_coef=0.1, seed=0)
+    return torch.cat([p.detach().flatten() for p in setup.actor_critic.policy_parameters()]) - before
 
 
 def test_the_first_ppo_update_is_a2cs(folder: Path) -> None:
@@ -71,9 +71,9 @@ def test_the_first_ppo_update_is_a2cs(folder: Path) -> None:
 
 def test_the_kl_enters_the_reward_as_k1(tiny_policy: Path) -> None:
     """Rewards token by token after the policy has moved, with a coefficient of .1."""
-    parts = parts_of(tiny_policy)
-    parts.updater.update(experience(parts)[1], step=1, kl_coef=0.1, seed=0)
-    scored, batch = experience(parts, step=2)
+    setup = setup_of(tiny_policy)
+    setup.updater.update(experience(setup)[1], step=1, kl_coef=0.1, seed=0)
+    scored, batch = experience(setup, step=2)
     k1 = batch.logprobs - batch.ref_logprobs
     assert k1.abs().max() > 0.01
     expected = -0.1 * k1
@@ -83,7 +83,7 @@ def test_the_kl_enters_the_reward_as_k1(tiny_policy: Path) -> None:
 
 
 def test_advantages_are_whitened_over_the_counted_tokens(tiny_policy: Path) -> None:
-    batch = experience(parts_of(tiny_policy, batch_size=16))[1]
+    batch = experience(setup_of(tiny_policy, batch_size=16))[1]
     assert not batch.response_mask.all()
     counted = batch.advantages[batch.response_mask]
     assert counted.mean().item() == pytest.approx(0.0, abs=1e-6)
@@ -93,8 +93,8 @@ def test_advantages_are_whitened_over_the_counted_tokens(tiny_policy: Path) -> N
 
 def test_the_first_values_are_the_mean_return(folder: Path) -> None:
     """So the advantages are those of V = m: the score - m at the end, and 0.72 A_{t+1} - 0.1 m before."""
-    parts = parts_of(folder, algorithm_whiten_advantages=False, algorithm_gamma=0.9, algorithm_gae_lambda=0.8)
-    scored, batch = experience(parts)
+    setup = setup_of(folder, algorithm_whiten_advantages=False, algorithm_gamma=0.9, algorithm_gae_lambda=0.8)
+    scored, batch = experience(setup)
     rows = list(zip(batch.response_mask.sum(1).tolist(), scored.scores.tolist(), strict=True))
     mean = statistics.fmean(0.9**back * score for length, score in rows for back in range(length))
     assert batch.values[batch.response_mask].tolist() == pytest.approx([mean] * sum(length for length, _ in rows))
@@ -106,34 +106,34 @@ def test_the_first_values_are_the_mean_return(folder: Path) -> None:
 
 
 def test_the_critics_gradient_stays_in_the_critic(folder: Path) -> None:
-    parts = parts_of(folder)
-    scored, _ = experience(parts)
-    torch.nn.init.normal_(parts.actor_critic.critic.score.weight)
-    values = parts.actor_critic.analyze(scored.rollouts, 0.7).values
+    setup = setup_of(folder)
+    scored, _ = experience(setup)
+    torch.nn.init.normal_(setup.actor_critic.critic.score.weight)
+    values = setup.actor_critic.analyze(scored.rollouts, 0.7).values
     values.square().sum().backward()
-    assert all(p.grad is None for p in parts.actor_critic.policy_parameters())
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in parts.actor_critic.critic_parameters())
+    assert all(p.grad is None for p in setup.actor_critic.policy_parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in setup.actor_critic.critic_parameters())
 
 
 @pytest.mark.parametrize(("penalty", "expected"), [(0.0, [0.7, 0.7]), (1.0, [0.7, -0.3])])
 def test_a_missing_end_costs_the_penalty(tiny_policy: Path, penalty: float, expected: list[float]) -> None:
-    parts = parts_of(tiny_policy)
-    scored = ended_and_truncated(parts)
+    setup = setup_of(tiny_policy)
+    scored = ended_and_truncated(setup)
     same = dataclasses.replace(scored, scores=torch.tensor([0.7, 0.7]))
     shaped = Shaping(missing_eos_penalty=penalty, clip=None, normalize="none").token_scores(same, ScoreStatistics())
     assert shaped.tolist() == [[0.0, 0.0, pytest.approx(expected[0])], [0.0, 0.0, pytest.approx(expected[1])]]
 
 
-def ended_and_truncated(parts: TrainingSetup) -> ScoredRollouts:
+def ended_and_truncated(setup: TrainingSetup) -> ScoredRollouts:
     """Two answers of three tokens to one prompt; only the first has its end."""
     replies = [(5, 6, 2), (5, 6, 7)]
-    prompts = [parts.prompts[1]] * 2
-    policy = parts.actor_critic.policy
+    prompts = [setup.prompts[1]] * 2
+    policy = setup.actor_critic.policy
     uniforms = torch.tensor([uniforms_for(policy, prompts[0].tokens, reply, 0.7) for reply in replies])
-    rollouts = sample_rollouts(policy, prompts, parts.tokenizer, uniforms, parts.end_ids, 0.7)
+    rollouts = sample_rollouts(policy, prompts, setup.tokenizer, uniforms, setup.end_ids, 0.7)
     assert rollouts.response_tokens.tolist() == [list(reply) for reply in replies]
     assert rollouts.truncated.tolist() == [False, True]
-    return score(rollouts, parts.scorers, parts.tokenizer)
+    return score(rollouts, setup.scorers, setup.tokenizer)
 
 
 @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
@@ -141,19 +141,19 @@ def test_what_follows_a_cut_is_nothing_or_the_critics_word(tiny_policy: Path, tr
     """With gamma = lambda = 1 the first return is the score, plus V(whole answer) where that is bootstrapped. The
     values are checked against the critic loaded as a plain classifier."""
     settings = {"whiten_advantages": False, "gae_lambda": 1.0, "kl_coef": 0.0, "truncation": truncation}
-    parts = parts_of(tiny_policy, **{f"algorithm_{key}": value for key, value in settings.items()})
-    critic = parts.actor_critic.critic
+    setup = setup_of(tiny_policy, **{f"algorithm_{key}": value for key, value in settings.items()})
+    critic = setup.actor_critic.critic
     torch.nn.init.normal_(critic.score.weight, generator=torch.Generator().manual_seed(0))
     critic.save_pretrained(tmp_path)
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    scored = ended_and_truncated(parts)
-    batch = targets_of(parts, scored)
+    scored = ended_and_truncated(setup)
+    batch = targets_of(setup, scored)
 
     whole = torch.cat([batch.prompt_tokens, batch.response_tokens], dim=1)
     width = batch.prompt_tokens.shape[1]
     with torch.no_grad():
         before = [classifier(input_ids=whole[:, : width + t]).logits[:, 0] for t in range(4)]
-    offset = parts.actor_critic.value_units.offset
+    offset = setup.actor_critic.value_units.offset
     assert abs(offset) > 0.01
     torch.testing.assert_close(batch.values, torch.stack(before[:3], dim=1) + offset, **CLOSE)
     after_the_cut = before[3][1] + offset if truncation == "bootstrap" else torch.tensor(0.0)
@@ -165,27 +165,27 @@ def test_what_follows_a_cut_is_nothing_or_the_critics_word(tiny_policy: Path, tr
 
 def test_the_end_token_learns(folder: Path) -> None:
     """An answer that is nothing but its end: a good score makes ending likelier. The optimum hides a mistake here."""
-    parts = parts_of(folder, "a2c", batch_size=2)
-    policy, prompt = parts.actor_critic.policy, parts.prompts[1]
+    setup = setup_of(folder, "a2c", batch_size=2)
+    policy, prompt = setup.actor_critic.policy, setup.prompts[1]
     uniforms = torch.tensor([uniforms_for(policy, prompt.tokens, reply, 0.7) for reply in [(2, 2), (5, 6)]])
-    rollouts = sample_rollouts(policy, [prompt] * 2, parts.tokenizer, uniforms, parts.end_ids, 0.7)
+    rollouts = sample_rollouts(policy, [prompt] * 2, setup.tokenizer, uniforms, setup.end_ids, 0.7)
     assert rollouts.lengths.tolist() == [1, 2]
-    scored = score(rollouts, parts.scorers, parts.tokenizer)
+    scored = score(rollouts, setup.scorers, setup.tokenizer)
     better_to_end = dataclasses.replace(scored, scores=torch.tensor([1.0, -1.0]))
-    before = parts.actor_critic.analyze(rollouts, 0.7).logprobs.detach()
-    parts.updater.update(targets_of(parts, better_to_end), step=1, kl_coef=0.1, seed=0)
-    after = parts.actor_critic.analyze(rollouts, 0.7).logprobs.detach()
+    before = setup.actor_critic.analyze(rollouts, 0.7).logprobs.detach()
+    setup.updater.update(targets_of(setup, better_to_end), step=1, kl_coef=0.1, seed=0)
+    after = setup.actor_critic.analyze(rollouts, 0.7).logprobs.detach()
     assert after[0, 0] > before[0, 0] + 1e-3
     assert after[1].sum() < before[1].sum() - 1e-3
 
 
 def test_the_update_uses_the_clipped_loss_of_core(tiny_policy: Path) -> None:
     """Stored log-probs moved by hand: the reported policy loss is the mean of core's over the counted tokens."""
-    parts = parts_of(tiny_policy)
-    batch = experience(parts)[1]
+    setup = setup_of(tiny_policy)
+    batch = experience(setup)[1]
     shift = torch.linspace(-0.5, 0.5, batch.logprobs.numel()).view_as(batch.logprobs)
     moved = dataclasses.replace(batch, logprobs=batch.logprobs - shift)
     loss = clipped_policy_loss(batch.logprobs, moved.logprobs, batch.advantages, 0.2, 0.2)[batch.response_mask].mean()
-    metrics = parts.updater.update(moved, step=1, kl_coef=0.1, seed=0)
+    metrics = setup.updater.update(moved, step=1, kl_coef=0.1, seed=0)
     assert metrics["loss/policy"] == pytest.approx(loss.item(), abs=1e-5)
     assert metrics["policy/clipfrac"] > 0.05

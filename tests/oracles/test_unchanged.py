@@ -15,7 +15,7 @@ from keel.models.loading import load_causal_lm, load_tokenizer, save_model
 from keel.models.reward_model import RewardModel
 from keel.training.setup import TrainingSetup
 
-from .system import experience, gradients_of, in_double, parts_of, rollouts_of, uneven
+from .system import experience, gradients_of, in_double, rollouts_of, setup_of, uneven
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -29,8 +29,8 @@ def gradient(
     folder: Path, change: Callable[[TrainingBatch], TrainingBatch] = lambda batch: batch, **settings: object
 ) -> Tensor:
     """The gradient of one optimizer step over eight uneven answers, the same at every call."""
-    parts = in_double(parts_of(folder, **settings))
-    steps = gradients_of(parts.updater, change(uneven(parts)))
+    setup = in_double(setup_of(folder, **settings))
+    steps = gradients_of(setup.updater, change(uneven(setup)))
     assert len(steps) == 1
     return steps[0]
 
@@ -70,8 +70,8 @@ def test_a_row_that_counts_no_token_is_as_good_as_absent(tiny_policy: Path, micr
 
 def test_every_optimizer_step_divides_by_its_own_tokens(tiny_policy: Path) -> None:
     """Minibatches of one answer each, at a rate that moves nothing: every step has the gradient of an answer alone."""
-    parts = in_double(parts_of(tiny_policy, algorithm_minibatch_size=1, optim_learning_rate=1e-30))
-    steps = gradients_of(parts.updater, uneven(parts))
+    setup = in_double(setup_of(tiny_policy, algorithm_minibatch_size=1, optim_learning_rate=1e-30))
+    steps = gradients_of(setup.updater, uneven(setup))
     alone = [gradient(tiny_policy, lambda batch, row=row: select_rows(batch, [row])) for row in range(8)]
     assert len(steps) == 8
     for one, other in zip(sorted(steps, key=torch.norm), sorted(alone, key=torch.norm), strict=True):
@@ -82,26 +82,26 @@ PROMPTS = [(4,), (5, 6, 7), (8, 9, 10, 11, 12)]
 REPLIES = [(5, 6, 7, 2), (2,), (9, 0, 2)]
 
 
-def statistics(parts: TrainingSetup, rows: slice = slice(None), **padding: int) -> tuple[list[Tensor], Tensor]:
+def statistics(setup: TrainingSetup, rows: slice = slice(None), **padding: int) -> tuple[list[Tensor], Tensor]:
     """Log-probs, entropies, values and final value of each answer, and the gradient of their sum."""
     rollouts = rollouts_of(PROMPTS[rows], REPLIES[rows], **padding)
-    found = parts.actor_critic.analyze(rollouts, 0.7)
+    found = setup.actor_critic.analyze(rollouts, 0.7)
     mask = rollouts.response_mask
     per_token = [found.logprobs, found.entropy, found.values]
     rows_of = [
         torch.cat([x[i][mask[i]] for x in per_token] + [found.final_values[i : i + 1]]) for i in range(len(mask))
     ]
-    parameters = parts.actor_critic.policy_parameters() + parts.actor_critic.critic_parameters()
+    parameters = setup.actor_critic.policy_parameters() + setup.actor_critic.critic_parameters()
     gradients = torch.autograd.grad(torch.cat(rows_of).sum(), parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     return rows_of, torch.cat([g.flatten() for g in flat])
 
 
 def with_a_critic(folder: Path, sharing: str) -> TrainingSetup:
-    parts = in_double(parts_of(folder, critic_sharing=sharing))
-    head = parts.actor_critic.value_head if sharing == "shared" else parts.actor_critic.critic.score
+    setup = in_double(setup_of(folder, critic_sharing=sharing))
+    head = setup.actor_critic.value_head if sharing == "shared" else setup.actor_critic.critic.score
     torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
-    return parts
+    return setup
 
 
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
@@ -109,8 +109,8 @@ def with_a_critic(folder: Path, sharing: str) -> TrainingSetup:
     "padding", [{"extra_left": 3}, {"extra_right": 2}, {"pad_id": 2}, {"pad_id": 9, "extra_left": 1, "extra_right": 1}]
 )
 def test_padding_changes_nothing(folder: Path, sharing: str, padding: dict[str, int]) -> None:
-    parts = with_a_critic(folder, sharing)
-    (plain, plain_gradient), (padded, padded_gradient) = statistics(parts), statistics(parts, **padding)
+    setup = with_a_critic(folder, sharing)
+    (plain, plain_gradient), (padded, padded_gradient) = statistics(setup), statistics(setup, **padding)
     for ours, theirs in zip(plain, padded, strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE)
     same(plain_gradient, padded_gradient)
@@ -118,18 +118,18 @@ def test_padding_changes_nothing(folder: Path, sharing: str, padding: dict[str, 
 
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
 def test_an_answer_alone_is_the_answer_in_a_batch(folder: Path, sharing: str) -> None:
-    parts = with_a_critic(folder, sharing)
-    together, joint_gradient = statistics(parts)
-    alone = [statistics(parts, slice(i, i + 1)) for i in range(3)]
+    setup = with_a_critic(folder, sharing)
+    together, joint_gradient = statistics(setup)
+    alone = [statistics(setup, slice(i, i + 1)) for i in range(3)]
     for i in range(3):
         torch.testing.assert_close(together[i], alone[i][0][0], **CLOSE)
     same(joint_gradient, sum(g for _, g in alone))
 
 
 def test_micro_batches_of_an_analysis_change_nothing(folder: Path) -> None:
-    parts = with_a_critic(folder, "separate")
+    setup = with_a_critic(folder, "separate")
     rollouts = rollouts_of(PROMPTS, REPLIES)
-    one_by_one, at_once = (analyze_all(parts.actor_critic, rollouts, 0.7, tokens) for tokens in (1, 16_384))
+    one_by_one, at_once = (analyze_all(setup.actor_critic, rollouts, 0.7, tokens) for tokens in (1, 16_384))
     for field in dataclasses.fields(one_by_one):
         torch.testing.assert_close(getattr(one_by_one, field.name), getattr(at_once, field.name), **CLOSE)
 
@@ -150,36 +150,36 @@ def test_rewards_are_read_at_the_last_real_token(folder: Path) -> None:
 
 
 def test_the_reference_stays_where_the_policy_started(folder: Path) -> None:
-    parts = parts_of(folder)
-    start = [p.detach().clone() for p in parts.reference.policy.parameters()]
-    assert not any(p.requires_grad for p in parts.reference.policy.parameters())
-    in_optimizer = {id(p) for group in parts.updater.optimizer.param_groups for p in group["params"]}
-    assert not in_optimizer & {id(p) for p in parts.reference.policy.parameters()}
+    setup = setup_of(folder)
+    start = [p.detach().clone() for p in setup.reference.policy.parameters()]
+    assert not any(p.requires_grad for p in setup.reference.policy.parameters())
+    in_optimizer = {id(p) for group in setup.updater.optimizer.param_groups for p in group["params"]}
+    assert not in_optimizer & {id(p) for p in setup.reference.policy.parameters()}
     for step in (1, 2, 3):
-        parts.updater.update(experience(parts, step)[1], step, kl_coef=0.1, seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(start, parts.reference.policy.parameters(), strict=True))
-    batch = experience(parts, 4)[1]
+        setup.updater.update(experience(setup, step)[1], step, kl_coef=0.1, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(start, setup.reference.policy.parameters(), strict=True))
+    batch = experience(setup, 4)[1]
     assert (batch.logprobs - batch.ref_logprobs).abs().max() > 0.01
 
 
 def test_dropout_is_off_in_every_pass(tiny_gpt2: Path) -> None:
-    parts = parts_of(tiny_gpt2)
-    assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in parts.actor_critic.modules())
+    setup = setup_of(tiny_gpt2)
+    assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in setup.actor_critic.modules())
     rollouts = rollouts_of(PROMPTS, REPLIES)
-    first, second = (parts.actor_critic.analyze(rollouts, 0.7).logprobs for _ in range(2))
+    first, second = (setup.actor_critic.analyze(rollouts, 0.7).logprobs for _ in range(2))
     assert torch.equal(first, second)
-    parts.updater.update(experience(parts)[1], 1, kl_coef=0.1, seed=0)
-    modules = [*parts.actor_critic.modules(), *parts.reference.modules()]
+    setup.updater.update(experience(setup)[1], 1, kl_coef=0.1, seed=0)
+    modules = [*setup.actor_critic.modules(), *setup.reference.modules()]
     assert not any(module.training for module in modules if isinstance(module, torch.nn.Dropout))
 
 
 def test_tied_weights_are_one_parameter_and_stay_tied(tiny_gpt2: Path, tmp_path: Path) -> None:
-    parts = parts_of(tiny_gpt2)
-    policy = parts.actor_critic.policy
-    trained = [p for group in parts.updater.optimizer.param_groups for p in group["params"]]
+    setup = setup_of(tiny_gpt2)
+    policy = setup.actor_critic.policy
+    trained = [p for group in setup.updater.optimizer.param_groups for p in group["params"]]
     assert len(trained) == len({id(p) for p in trained})
     assert sum(p is policy.get_input_embeddings().weight for p in trained) == 1
-    parts.updater.update(experience(parts)[1], 1, kl_coef=0.1, seed=0)
+    setup.updater.update(experience(setup)[1], 1, kl_coef=0.1, seed=0)
     save_model(policy, load_tokenizer(str(tiny_gpt2)), tmp_path)
     again = load_causal_lm(str(tmp_path))
     for model in (policy, again):
@@ -191,21 +191,21 @@ def test_tied_weights_are_one_parameter_and_stay_tied(tiny_gpt2: Path, tmp_path:
 
 def test_without_its_adapter_the_policy_is_the_reference(tiny_policy: Path) -> None:
     pytest.importorskip("peft")
-    parts = parts_of(tiny_policy, policy_lora={"r": 4}, optim_learning_rate=1e-2)
+    setup = setup_of(tiny_policy, policy_lora={"r": 4}, optim_learning_rate=1e-2)
     rollouts = rollouts_of(PROMPTS, REPLIES)
-    start = parts.actor_critic.analyze(rollouts, 0.7).logprobs
-    parts.updater.update(experience(parts)[1], 1, kl_coef=0.1, seed=0)
-    assert (parts.actor_critic.analyze(rollouts, 0.7).logprobs - start).abs().max() > 1e-3
-    with without_adapter(parts.actor_critic.policy):
-        assert torch.equal(parts.actor_critic.analyze(rollouts, 0.7).logprobs, start)
+    start = setup.actor_critic.analyze(rollouts, 0.7).logprobs
+    setup.updater.update(experience(setup)[1], 1, kl_coef=0.1, seed=0)
+    assert (setup.actor_critic.analyze(rollouts, 0.7).logprobs - start).abs().max() > 1e-3
+    with without_adapter(setup.actor_critic.policy):
+        assert torch.equal(setup.actor_critic.analyze(rollouts, 0.7).logprobs, start)
 
 
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
 def test_a_critic_warm_up_leaves_the_policy_alone(tiny_policy: Path, sharing: str) -> None:
-    parts = parts_of(tiny_policy, critic_sharing=sharing)
+    setup = setup_of(tiny_policy, critic_sharing=sharing)
     rollouts = rollouts_of(PROMPTS, REPLIES)
-    before = parts.actor_critic.analyze(rollouts, 0.7)
-    parts.updater.update(experience(parts)[1], 1, kl_coef=0.1, seed=0, step_scale=0.0)
-    after = parts.actor_critic.analyze(rollouts, 0.7)
+    before = setup.actor_critic.analyze(rollouts, 0.7)
+    setup.updater.update(experience(setup)[1], 1, kl_coef=0.1, seed=0, step_scale=0.0)
+    after = setup.actor_critic.analyze(rollouts, 0.7)
     assert torch.equal(before.logprobs, after.logprobs)
     assert not torch.equal(before.values, after.values)

@@ -123,7 +123,7 @@ def test_the_block_size_makes_no_difference(path: Path, block: int, monkeypatch:
 def test_reading_can_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing, "BLOCK", 600)
     answers, sizes = ResponseLog(path), []
-    while not answers.is_whole:
+    while not answers.is_complete:
         answers.refresh(seconds=0)
         sizes.append(len(answers))
     assert sizes == sorted(set(sizes))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from keel.stats.overoptimisation import Fit, fit_overoptimisation
+from keel.stats.overoptimisation import OveroptimisationFit, fit_overoptimisation
 
 # alpha 2, beta 1, start 0: R(d) = d (2 - ln d), highest at d = e, where it is e. KL = d^2.
 KL = [0.0, 0.25, 1.0, 4.0, 9.0, 25.0]
@@ -60,7 +60,7 @@ SLOPES = [
 
 @pytest.mark.parametrize(("what", "alpha", "beta", "slopes"), SLOPES)
 def test_the_peak_is_behind_where_the_score_falls(what: str, alpha: float, beta: float, slopes: list[float]):
-    form = Fit.from_coefficients(0.0, alpha, beta, 0.0)
+    form = OveroptimisationFit.from_coefficients(0.0, alpha, beta, 0.0)
     kls = [1.0, 7.38905609893065, 54.598150033144236]
     assert [form.slope(kl) for kl in kls] == pytest.approx(slopes, abs=1e-12)
     sure = [(kl, slope) for kl, slope in zip(kls, slopes, strict=True) if slope]

@@ -103,9 +103,9 @@ def test_an_ensemble_is_one_scorer_of_a_run_and_can_start_its_critic(tiny_policy
     folder = str(tmp_path / "run" / "model")
     judges = [{"model": folder, "combine": "lower", "std_coef": 0.5}]
     config = policy_run(tmp_path, tiny_policy, judges, **{"critic.init": "reward"})
-    parts = build_training_setup(config, [], None, World.single())
-    assert len(parts.scorers) == 1
-    assert parts.scorers[0].reward_model.combine == "lower"  # type: ignore[attr-defined]
+    setup = build_training_setup(config, [], None, World.single())
+    assert len(setup.scorers) == 1
+    assert setup.scorers[0].reward_model.combine == "lower"  # type: ignore[attr-defined]
 
 
 def test_an_ensemble_goes_on_where_it_was_stopped(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

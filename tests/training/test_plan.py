@@ -223,12 +223,12 @@ def test_no_change_is_proposed_that_is_made_already_or_has_no_effect(run: dict[s
 @pytest.mark.parametrize(("wanted", "mean"), [(None, 6.0), (2, 1.9)])
 def test_answers_have_the_length_that_was_asked_for(run: dict[str, Any], wanted: int | None, mean: float) -> None:
     run["rollout"]["batch_size"] = 512
-    parts = build_training_setup(parse(TrainConfig, run), [], None, World.single())
-    ends = probes._ends(parts, wanted)
+    setup = build_training_setup(parse(TrainConfig, run), [], None, World.single())
+    ends = probes._ends(setup, wanted)
     with torch.no_grad():
-        for weight in parts.actor_critic.policy.parameters():
+        for weight in setup.actor_critic.policy.parameters():
             weight.mul_(0.01)  # a model that knows nothing
-    assert float(replace(parts, end_ids=ends).respond(1).lengths.float().mean()) == pytest.approx(mean, abs=0.3)
+    assert float(replace(setup, end_ids=ends).respond(1).lengths.float().mean()) == pytest.approx(mean, abs=0.3)
 
 
 def test_a_model_that_is_not_there(run: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import keel
 from keel.data.python_rows import rows_from_python
 from keel.errors import ConfigError, DataError
-from keel.training.python_prompts import GIVEN
+from keel.training.python_prompts import PYTHON_PROMPTS
 
 from ..runs import lines, settings
 
@@ -43,7 +43,7 @@ def test_rows_bring_their_columns(tiny_policy: Path, tmp_path: Path) -> None:
 
 def test_texts_need_no_path(tiny_policy: Path, tmp_path: Path) -> None:
     assert set(run(tiny_policy, tmp_path / "run", ["w1", "w2"])[-1]["prompts"]) == {"w1", "w2"}
-    assert f"path: {GIVEN}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert f"path: {PYTHON_PROMPTS}" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 class DataFrame:
@@ -93,7 +93,7 @@ def test_anything_else_is_refused(tiny_policy: Path, tmp_path: Path, prompts: An
 def test_a_row_that_cannot_be_used_is_named(tiny_policy: Path, tmp_path: Path, row: Any, what: str) -> None:
     with pytest.raises(DataError, match=what) as caught:
         run(tiny_policy, tmp_path / "run", ["w1", row])
-    assert caught.value.where == f"{GIVEN}:2"
+    assert caught.value.where == f"{PYTHON_PROMPTS}:2"
 
 
 def test_rows_are_copies() -> None:

@@ -116,15 +116,15 @@ def test_a_step_may_lose_all_its_answers(tiny_policy: Path, tmp_path: Path) -> N
 def check_models(output: Path, config: dict[str, Any]) -> None:
     """Resume the finished run (its weights as keel has them), and compare with what lies in the folder."""
     from keel.run.checkpoint import latest_checkpoint
-    from keel.training.state import RunState, restore
+    from keel.training.state import RunState, restore_run_state
 
     folder = RunFolder(output)
-    parts = build_training_setup(parse(TrainConfig, config), [share_of_w3], PROMPTS, ONE)
+    setup = build_training_setup(parse(TrainConfig, config), [share_of_w3], PROMPTS, ONE)
     checkpoint = latest_checkpoint(folder)
     assert checkpoint is not None
-    restore(parts, RunState(0, 0.0), checkpoint)
-    rollouts = parts.respond(99, at_most=6)
-    found = parts.actor_critic.analyze(rollouts, temperature=1.0)
+    restore_run_state(setup, RunState(0, 0.0), checkpoint)
+    rollouts = setup.respond(99, at_most=6)
+    found = setup.actor_critic.analyze(rollouts, temperature=1.0)
 
     policy = AutoModelForCausalLM.from_pretrained(folder.policy)
     tokenizer = AutoTokenizer.from_pretrained(folder.policy)

@@ -26,15 +26,15 @@ from ..runs import PROMPTS, settings, share_of_w3, train
 ONE = World(0, 1, torch.device("cpu"))
 
 
-def parts_of(
+def setup_of(
     model: Path, changes: dict[str, Any] | None = None, scorers: tuple[Callable[..., Any], ...] = (share_of_w3,)
 ) -> TrainingSetup:
     return build_training_setup(parse(TrainConfig, settings(model, Path("unused"), changes)), scorers, PROMPTS, ONE)
 
 
 @pytest.fixture
-def parts(tiny_policy: Path) -> TrainingSetup:
-    return parts_of(tiny_policy)
+def setup(tiny_policy: Path) -> TrainingSetup:
+    return setup_of(tiny_policy)
 
 
 @pytest.mark.parametrize("model", ["tiny_policy", "tiny_gpt2"])
@@ -52,7 +52,7 @@ def parts(tiny_policy: Path) -> TrainingSetup:
 def test_what_is_right_passes(model: str, changes: dict[str, Any], request: pytest.FixtureRequest) -> None:
     if model == "tiny_gpt2" and "policy.lora" in changes:
         changes = {"policy.lora": {"r": 2, "target_modules": ["c_attn"]}}
-    measured = self_check(parts_of(request.getfixturevalue(model), changes))
+    measured = self_check(setup_of(request.getfixturevalue(model), changes))
     exact = 0.05 if "policy.dtype" in changes else 1e-5
     assert measured.pop("check/ratio") == pytest.approx(1.0, abs=exact)
     assert measured.pop("check/kernels") == ("policy.dtype" not in changes and kernels.available())
@@ -82,28 +82,28 @@ def test_check_only_runs_nothing_else(tiny_policy: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["policy", "critic"])
-def test_dropout_on(parts: TrainingSetup, name: str) -> None:
-    getattr(parts.actor_critic, name).train()
+def test_dropout_on(setup: TrainingSetup, name: str) -> None:
+    getattr(setup.actor_critic, name).train()
     with pytest.raises(ConfigError, match=f"{name}: dropout is on: the {name} is in training mode"):
-        self_check(parts)
+        self_check(setup)
 
 
 def test_dropout_inside_one_layer(tiny_gpt2: Path) -> None:
-    parts = parts_of(tiny_gpt2)
-    parts.actor_critic.policy.transformer.h[1].attn.attn_dropout.train()
+    setup = setup_of(tiny_gpt2)
+    setup.actor_critic.policy.transformer.h[1].attn.attn_dropout.train()
     with pytest.raises(ConfigError, match="dropout is on"):
-        self_check(parts)
+        self_check(setup)
 
 
 @torch.no_grad()
-def test_a_reference_that_is_not_the_start(parts: TrainingSetup, tiny_policy: Path) -> None:
-    assert parts.reference is not None
-    parts.reference.policy.lm_head.weight.mul_(1.01)
+def test_a_reference_that_is_not_the_start(setup: TrainingSetup, tiny_policy: Path) -> None:
+    assert setup.reference is not None
+    setup.reference.policy.lm_head.weight.mul_(1.01)
     with pytest.raises(
         ConfigError, match="reference: the reference differs from the initial policy: log-probs differ by"
     ):
-        self_check(parts)
-    wanted = parts_of(tiny_policy, {"reference": str(tiny_policy)})
+        self_check(setup)
+    wanted = setup_of(tiny_policy, {"reference": str(tiny_policy)})
     assert wanted.reference is not None
     wanted.reference.policy.lm_head.weight.mul_(1.01)
     assert self_check(wanted)["check/reference_gap"] > 0.001  # asked for, so it is only measured
@@ -116,20 +116,20 @@ def sampling(change: Callable[[Rollouts], Rollouts]) -> Callable[..., Rollouts]:
     return changed
 
 
-def test_a_sampler_at_another_temperature(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_at_another_temperature(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def hotter(*arguments: Any, **settings: Any) -> Rollouts:
         return sample_rollouts(*arguments[:-1], temperature=1.1, **settings)
 
     monkeypatch.setattr("keel.training.setup.sample_rollouts", hotter)
     with pytest.raises(ConfigError, match=r"policy: LlamaForCausalLM: sampler and trainer disagree by 0\."):
-        self_check(parts)
+        self_check(setup)
 
 
 @torch.no_grad()
-def test_weights_that_are_no_numbers(parts: TrainingSetup) -> None:
-    parts.actor_critic.policy.lm_head.weight[5, 0] = torch.nan
+def test_weights_that_are_no_numbers(setup: TrainingSetup) -> None:
+    setup.actor_critic.policy.lm_head.weight[5, 0] = torch.nan
     with pytest.raises(ConfigError, match="sampler and trainer disagree by nan"):
-        self_check(parts)
+        self_check(setup)
 
 
 def test_positions_that_count_the_padding(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +139,10 @@ def test_positions_that_count_the_padding(tiny_gpt2: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("keel.models.actor_critic.token_states", naive)
     with pytest.raises(ConfigError, match="log-probability"):
-        self_check(parts_of(tiny_gpt2))
+        self_check(setup_of(tiny_gpt2))
 
 
-def test_padding_that_leaks(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_that_leaks(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampler and trainer agree; a row alone gives another number."""
     from keel.learn import pass_check as check
 
@@ -155,7 +155,7 @@ def test_padding_that_leaks(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         ConfigError, match=r"policy: LlamaForCausalLM: padding changes a token's log-probability by 0\.01"
     ):
-        self_check(parts)
+        self_check(setup)
 
 
 def without_ends(rollouts: Rollouts) -> Rollouts:
@@ -168,17 +168,17 @@ def all_truncated(rollouts: Rollouts) -> Rollouts:
 
 @pytest.mark.parametrize("change", [without_ends, all_truncated])
 def test_ends_that_are_lost(
-    parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollouts], Rollouts]
+    setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollouts], Rollouts]
 ) -> None:
     monkeypatch.setattr("keel.training.setup.sample_rollouts", sampling(change))
     with pytest.raises(ConfigError, match="sampler: end tokens and response mask disagree"):
-        self_check(parts)
+        self_check(setup)
 
 
-def test_nothing_to_train(parts: TrainingSetup) -> None:
-    parts.actor_critic.policy.requires_grad_(False)
+def test_nothing_to_train(setup: TrainingSetup) -> None:
+    setup.actor_critic.policy.requires_grad_(False)
     with pytest.raises(ConfigError, match="policy: the policy has no trainable parameter"):
-        self_check(parts)
+        self_check(setup)
 
 
 def test_an_update_that_moves_nothing(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,29 +203,29 @@ def now_and_then(completions: list[str], numbers: Iterator[int] = count()) -> li
 def test_rewards_that_change(tiny_policy: Path, function: Callable[..., Any]) -> None:
     message = f"scorer {function.__name__}: scores the same responses differently .* declare the scorer noisy"
     with pytest.raises(RewardError, match=message):
-        self_check(parts_of(tiny_policy, scorers=(share_of_w3, function)))
+        self_check(setup_of(tiny_policy, scorers=(share_of_w3, function)))
 
 
 def test_rewards_that_are_declared_noisy(tiny_policy: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("import random\n\ndef f(completions):\n    return [random.random() for _ in completions]\n")
-    self_check(parts_of(tiny_policy, {"rewards": [{"function": f"{file}:f", "noisy": True}]}, scorers=()))
+    self_check(setup_of(tiny_policy, {"rewards": [{"function": f"{file}:f", "noisy": True}]}, scorers=()))
     with pytest.raises(RewardError, match="scorer f: scores the same responses differently"):
-        self_check(parts_of(tiny_policy, {"rewards": [{"function": f"{file}:f"}]}, scorers=()))
+        self_check(setup_of(tiny_policy, {"rewards": [{"function": f"{file}:f"}]}, scorers=()))
 
 
 def test_a_scorer_may_have_nothing_to_say_of_some(tiny_policy: Path) -> None:
     def of_w1(completions: list[str]) -> list[float | None]:
         return [1.0 if "w1" in text else None for text in completions]
 
-    assert self_check(parts_of(tiny_policy, scorers=(share_of_w3, of_w1)))["check/score_gap"] == 0.0
+    assert self_check(setup_of(tiny_policy, scorers=(share_of_w3, of_w1)))["check/score_gap"] == 0.0
 
 
 def test_a_scorer_of_segments(tiny_policy: Path) -> None:
     def sizes(segments: list[list[str]]) -> list[list[float]]:
         return [[float(len(part)) for part in parts] for parts in segments]
 
-    assert self_check(parts_of(tiny_policy, {"reward.segments": "w1"}, (sizes,)))["check/score_gap"] == 0.0
+    assert self_check(setup_of(tiny_policy, {"reward.segments": "w1"}, (sizes,)))["check/score_gap"] == 0.0
 
 
 def test_scorers_that_never_answer(tiny_policy: Path) -> None:
@@ -233,9 +233,9 @@ def test_scorers_that_never_answer(tiny_policy: Path) -> None:
         raise OSError("no connection")
 
     with pytest.raises(RewardError, match="no connection"):
-        self_check(parts_of(tiny_policy, scorers=(broken,)))
+        self_check(setup_of(tiny_policy, scorers=(broken,)))
     with pytest.raises(RewardError, match="rewards: no response could be scored"):
-        self_check(parts_of(tiny_policy, {"reward.on_failure": "drop"}, (broken,)))
+        self_check(setup_of(tiny_policy, {"reward.on_failure": "drop"}, (broken,)))
 
 
 def test_a_scorer_may_need_more_than_the_beginning_of_a_response(
@@ -251,9 +251,9 @@ def test_a_scorer_may_need_more_than_the_beginning_of_a_response(
             raise ValueError("not finished")
         return [float(len(ids)) for ids in completion_ids]
 
-    parts = parts_of(tiny_policy, {"rollout.max_response_tokens": 8}, (full_only,))
-    parts.end_ids[:] = [-1]  # all responses are as long as they may be
-    assert self_check(parts)["check/score_gap"] == 0.0
+    setup = setup_of(tiny_policy, {"rollout.max_response_tokens": 8}, (full_only,))
+    setup.end_ids[:] = [-1]  # all responses are as long as they may be
+    assert self_check(setup)["check/score_gap"] == 0.0
     assert asked == [2, 8, 8, 8]
 
 
@@ -269,17 +269,17 @@ def test_bfloat16_is_judged_by_the_mean(
         return replace(rollouts, logprobs=rollouts.logprobs + gaps)
 
     monkeypatch.setattr("keel.training.setup.sample_rollouts", sampling(off))
-    parts = parts_of(tiny_policy, {"policy.dtype": "bfloat16"})
+    setup = setup_of(tiny_policy, {"policy.dtype": "bfloat16"})
     if passes:
-        measured = self_check(parts)
+        measured = self_check(setup)
         assert measured["check/logprob_gap"] > 0.3
         assert measured["check/logprob_gap_mean"] < 0.2
     else:
         with pytest.raises(ConfigError, match=r"sampler and trainer disagree by 0.* -> use dtype float32"):
-            self_check(parts)
+            self_check(setup)
 
 
-def test_it_runs_on_few_rows_of_unlike_lengths(parts: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_few_rows_of_unlike_lengths(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
     def sampled(*given: Any, **named: Any) -> Rollouts:
@@ -287,7 +287,7 @@ def test_it_runs_on_few_rows_of_unlike_lengths(parts: TrainingSetup, monkeypatch
         return sample_rollouts(*given, **named)
 
     monkeypatch.setattr("keel.training.setup.sample_rollouts", sampled)
-    self_check(parts)
+    self_check(setup)
     assert asked == [[1, 3]]
 
 

@@ -68,17 +68,17 @@ def test_a_batch_may_reach_over_several_passes() -> None:
 
 
 def test_each_process_has_its_share_of_the_same_answers(tiny_policy: Path) -> None:
-    parts = build(tiny_policy, {})
-    whole = parts.respond(3).texts
-    shares = [replace(parts, world=World(rank, 2, torch.device("cpu"))).respond(3).texts for rank in (0, 1)]
+    setup = build(tiny_policy, {})
+    whole = setup.respond(3).texts
+    shares = [replace(setup, world=World(rank, 2, torch.device("cpu"))).respond(3).texts for rank in (0, 1)]
     assert shares[0] + shares[1] == whole
-    few = parts.respond(3, at_most=5)
+    few = setup.respond(3, at_most=5)
     assert set(few.texts) <= set(whole)
     lengths = [len(prompt.tokens) for prompt in few.prompts]
     assert lengths == sorted(lengths)
     assert len(lengths) == 5
-    assert parts.respond(4).texts != whole
-    assert parts.respond(3, purpose="reference").texts != whole
+    assert setup.respond(4).texts != whole
+    assert setup.respond(3, purpose="reference").texts != whole
 
 
 def test_the_critic_learns_three_times_as_fast_unless_told_otherwise(tiny_policy: Path) -> None:
@@ -88,10 +88,10 @@ def test_the_critic_learns_three_times_as_fast_unless_told_otherwise(tiny_policy
 
 
 def test_nobody_learns_in_the_reference(tiny_policy: Path) -> None:
-    parts = build(tiny_policy, {})
-    assert parts.reference is not None
-    trained = {id(p) for group in parts.updater.optimizer.param_groups for p in group["params"]}
-    frozen = list(parts.reference.policy.parameters())
+    setup = build(tiny_policy, {})
+    assert setup.reference is not None
+    trained = {id(p) for group in setup.updater.optimizer.param_groups for p in group["params"]}
+    frozen = list(setup.reference.policy.parameters())
     assert not any(p.requires_grad for p in frozen)
     assert not trained & set(map(id, frozen))
     assert build(tiny_policy, {"algorithm.kl_coef": 0.0}).reference is None

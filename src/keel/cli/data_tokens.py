@@ -13,29 +13,32 @@ def model_metrics(settings: DataCheckConfig, purpose: str) -> dict[str, Any]:
 
     Raises ConfigError for a model without a tokenizer or a chat template that the rows need.
     """
-    from keel.data.check import NAMED_ERRORS, error_entry, length_quantiles
-    from keel.data.tried import try_rows
+    from keel.data.check import LISTED_ERRORS, error_entry, length_quantiles
+    from keel.data.encoded_rows import encode_rows
 
     assert settings.model is not None
-    trial = _trial(settings, purpose)
-    tried = try_rows(trial, settings.split)
+    encoding = _row_encoding(settings, purpose)
+    encoded = encode_rows(encoding, settings.split)
     shown = [
         {
             "line": row.line,
             "tokens": len(row.tokens),
             "marked": sum(row.marked),
             "mark": row.mark,
-            "runs": list(row.runs(trial.imitation.tokenizer)),
+            "runs": list(row.runs(encoding.example_format.tokenizer)),
         }
-        for row in tried.rows[: settings.show]
+        for row in encoded.rows[: settings.show]
     ]
     return {
         "name": settings.model,
-        "tokens": length_quantiles([len(row.tokens) for row in tried.rows]),
-        "marked": sum(sum(row.marked) for row in tried.rows),
-        "mark": next((row.mark for row in tried.rows if row.mark), ""),
-        "refused": {"rows": len(tried.refused), "why": [error_entry(error) for error in tried.refused[:NAMED_ERRORS]]},
-        "remarks": tried.notes.lines(),
+        "tokens": length_quantiles([len(row.tokens) for row in encoded.rows]),
+        "marked": sum(sum(row.marked) for row in encoded.rows),
+        "mark": next((row.mark for row in encoded.rows if row.mark), ""),
+        "refused": {
+            "rows": len(encoded.refused),
+            "why": [error_entry(error) for error in encoded.refused[:LISTED_ERRORS]],
+        },
+        "remarks": encoded.notes.lines(),
         "shown": shown,
     }
 
@@ -48,14 +51,14 @@ def shown_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {name:<9}{' | '.join(json.dumps(text, ensure_ascii=False)[1:-1] for text in texts)}"
 
 
-def _trial(settings: DataCheckConfig, purpose: str) -> Any:
+def _row_encoding(settings: DataCheckConfig, purpose: str) -> Any:
     from transformers import AutoConfig, GenerationConfig
 
     from keel.data.chats import turn_end_id
-    from keel.data.examples import Imitation
+    from keel.data.encoded_rows import RowEncoding
+    from keel.data.examples import ExampleFormat
     from keel.data.named_templates import set_chat_template
     from keel.data.prompts import PromptFormat
-    from keel.data.tried import Trial
     from keel.models.loading import configured_ends, load_tokenizer
 
     name = str(settings.model)
@@ -71,10 +74,10 @@ def _trial(settings: DataCheckConfig, purpose: str) -> Any:
     ends = ends or [int(tokenizer.pad_token_id)]
     config = AutoConfig.from_pretrained(name) if (Path(name) / "config.json").is_file() else None
     prompt_format = PromptFormat(settings.column, settings.chat, settings.system)
-    imitation = Imitation(tokenizer, ends, settings.max_tokens, settings.turns, prompt_format)
+    example_format = ExampleFormat(tokenizer, ends, settings.max_tokens, settings.turns, prompt_format)
     scores = any("SequenceClassification" in each for each in getattr(config, "architectures", None) or [])
     template = getattr(config, "keel_template", "{prompt}{response}")
-    return Trial(settings.path, purpose, imitation, _reader(tokenizer, template) if scores else None)
+    return RowEncoding(settings.path, purpose, example_format, _reader(tokenizer, template) if scores else None)
 
 
 def _reader(tokenizer: Any, template: str) -> Any:

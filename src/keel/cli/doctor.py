@@ -16,7 +16,7 @@ from keel.cli.help import Verb
 from keel.cli.settings import read_command
 from keel.config import DoctorConfig
 from keel.errors import KeelError
-from keel.terminal import tell
+from keel.terminal import print_line
 
 VERB = Verb("doctor", DoctorConfig, str(__doc__), positional="runs")
 
@@ -55,7 +55,7 @@ def gravest_error(errors: Sequence[KeelError], metrics: Mapping[str, Any] | None
     gravest.metrics = metrics
     for error in errors:
         if error is not gravest:
-            tell(f"error: {error}")
+            print_line(f"error: {error}")
     return gravest
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
-from keel.cli.tables import format_interval, select_metrics, show
+from keel.cli.tables import format_interval, print_table, select_metrics
 from keel.config import DpoConfig
 
 VERB = Verb("dpo", DpoConfig, str(__doc__), flags=("resume",))
@@ -39,7 +39,7 @@ def print_dpo_metrics(metrics: Mapping[str, float], beta: float) -> None:
         "policy": select_metrics(metrics, ROWS),
         f"length alone ({preferred} is better)": {"accuracy": metrics["length_accuracy"]},
     }
-    show("on held-out prompts", columns)
+    print_table("on held-out prompts", columns)
     print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
     # The reward of a response is beta (log pi - log pi_ref), so this is the fall of its log-probability in nats.
     fall = -metrics["chosen_reward"] / beta

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
-from keel.cli.tables import show
+from keel.cli.tables import print_table
 from keel.config import DriftConfig
 from keel.terminal import literal
 
@@ -61,16 +61,18 @@ def describe_training_count(name: str, count: int | None) -> str:
 
 def print_drift_metrics(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table with one row for each metric."""
-    from keel.evaluation.drift.verdict import small
+    from keel.evaluation.drift.verdict import format_p_value
 
     formats = {
         "training": lambda test: f"{test['training']:.3g}",
         "today": lambda test: f"{test['today']:.3g}",
         "distance": lambda test: f"{test['distance']:.2f}",
-        "p": lambda test: small(test["p"]),
+        "p": lambda test: format_p_value(test["p"]),
         "": lambda test: test["says"],
     }
-    show(title, {name: {metric: form(test) for metric, test in metrics.items()} for name, form in formats.items()})
+    print_table(
+        title, {name: {metric: form(test) for metric, test in metrics.items()} for name, form in formats.items()}
+    )
 
 
 def print_verdict(metrics: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from keel.cli.tables import format_interval, number, show
+from keel.cli.tables import format_interval, number, print_table
 from keel.terminal import literal
 
 COMPARED = ("win_rate", "length_controlled_win_rate", "score_difference", "ties")
@@ -43,10 +43,12 @@ def print_sides(metrics: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any
     rows = f" in {metrics['rows']} rows" if "rows" in metrics else ""
     title = f"{metrics['prompts']} prompts{rows}, {metrics['responses_per_prompt']} responses to each"
     if len(sides) <= MAX_COLUMNS:
-        show(title, {side: column(policy) for side, policy in sides.items()})
+        print_table(title, {side: column(policy) for side, policy in sides.items()})
         return
     names = main_metrics(sides)
-    show(title, {heading(name): {side: narrow(policy, name) for side, policy in sides.items()} for name in names})
+    print_table(
+        title, {heading(name): {side: narrow(policy, name) for side, policy in sides.items()} for name in names}
+    )
 
 
 def main_metrics(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -120,7 +122,7 @@ def print_slices(slices: Mapping[str, Mapping[str, Any]], side: str, alone: bool
         names = [each for each in main_metrics(rows) if each != COMPARED[1]]
         columns = {"prompts": {escape_text(value): str(metrics["prompts"]) for value, metrics in of_column.items()}}
         columns |= {heading(each): {value: narrow(row, each) for value, row in rows.items()} for each in names}
-        show(f"by {escape_text(name)}" + ("" if alone else f": {side}"), columns)
+        print_table(f"by {escape_text(name)}" + ("" if alone else f": {side}"), columns)
         small = {value: metrics["prompts"] for value, metrics in of_column.items() if metrics["prompts"] < FEW_PROMPTS}
         if small:
             counts = ", ".join(f"{literal(value)} {count}" for value, count in small.items())
@@ -147,7 +149,7 @@ def print_best_of_curve(side: str, curve: list[Mapping[str, Any]], metrics: Mapp
         columns["kl"] |= {name: narrow(policy, "kl") for name, policy in policy_rows(metrics).items()}
     for name in [*scorer_metrics(curve[0]), "length"]:
         columns[heading(name)] = {title: narrow(row, name) for title, row in rows.items()}
-    show(f"best of n responses of {side}, chosen by the score", columns)
+    print_table(f"best of n responses of {side}, chosen by the score", columns)
     for name, policy in policy_rows(metrics).items() if side == "against" else []:
         equal_n = policy["worth_best_of"]
         worth = f"about the best of {equal_n}" if equal_n else f"more than the best of {most}"
@@ -183,7 +185,7 @@ def print_people(people: Mapping[str, Any]) -> None:
     if "agreement" in people:
         rows["agreement with the scorer"] = cell(people, "agreement")
     counts = f"{people['judgements']} judgements of {people['judged_pairs']} pairs by {people['raters']} people"
-    show(f"by people: {counts}", {"": rows})
+    print_table(f"by people: {counts}", {"": rows})
     print_missing_lc_win_rate(" by people", people)
     for name, description in {
         "unjudged_pairs": "pairs without a judgement are left out",

@@ -13,7 +13,7 @@ from importlib import import_module
 from keel import __version__
 from keel.errors import ConfigError, Interrupted, KeelError
 from keel.interrupts import interrupts_handled, pending_interrupt
-from keel.terminal import tell
+from keel.terminal import print_line
 
 # In the order of the pipeline. Each verb is a module of this package with a constant `VERB` and a function `run`.
 VERBS = {
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
                 error = Interrupted(signal_name)
             verb = next((argument for argument in arguments if argument != "--debug"), "")
             code, line = _describe_error(error, resumable=verb in RESUMABLE)
-            tell(line)
+            print_line(line)
             return code
 
 
@@ -112,9 +112,9 @@ def _run(verb: str, arguments: list[str]) -> None:
             if error.metrics is None:
                 raise
             metrics, failure = error.metrics, error
-    from keel.run.json_values import finite
+    from keel.run.json_values import replace_non_finite
 
-    print(json.dumps(finite(metrics)))  # JSON has no NaN and no infinity
+    print(json.dumps(replace_non_finite(metrics)))  # JSON has no NaN and no infinity
     if failure is not None:
         raise failure
 

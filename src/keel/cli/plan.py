@@ -13,7 +13,7 @@ from typing import Any
 
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
-from keel.cli.tables import show
+from keel.cli.tables import print_table
 from keel.config import PlanConfig
 
 VERB = Verb("plan", PlanConfig, str(__doc__))
@@ -25,13 +25,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from keel.training.plan_process import plan_in_subprocess
 
     forecast = plan_in_subprocess(command.settings)
-    show("resident memory, MB", forecast["models"])
+    print_table("resident memory, MB", forecast["models"])
     phases = forecast["phases"].items()
     columns = {
         "peak MB": {name: phase["peak_mb"] for name, phase in phases},
         "seconds": {name: phase["seconds"] for name, phase in phases},
     }
-    show("one step", columns)
+    print_table("one step", columns)
     verdict = "fits" if forecast["fits"] else "does not fit"
     print(
         f"peak {forecast['peak_mb']:,.0f} MB of {forecast['available_mb']:,.0f} MB: {verdict}; "
@@ -39,5 +39,5 @@ def run(arguments: list[str]) -> dict[str, Any]:
         f"{forecast['run_hours']:.2g} hours in all"
     )
     if forecast["changes"]:
-        show("with these changes, each in addition to those before it", forecast["changes"])
+        print_table("with these changes, each in addition to those before it", forecast["changes"])
     return forecast

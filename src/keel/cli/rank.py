@@ -122,11 +122,11 @@ def _backup(settings: RankConfig, path: str) -> dict[str, Any]:
 
 def _open_store(path: str, overlap: int | None = None, seed: int = 0) -> "Store":
     from keel.ranking.store import Store
-    from keel.terminal import tell
+    from keel.terminal import print_line
 
     store = Store.open(path, overlap, seed)
     if store.database.left_over is not None:
-        tell(f"{path}: the log beside it belonged to another file; it was renamed to {store.database.left_over}")
+        print_line(f"{path}: the log beside it belonged to another file; it was renamed to {store.database.left_over}")
     return store
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
-from keel.cli.tables import format_interval, show
+from keel.cli.tables import format_interval, print_table
 from keel.config import RewardConfig
 from keel.errors import GateFailed
 
@@ -57,7 +57,7 @@ def print_reward_metrics(metrics: Mapping[str, float]) -> None:
         f"length alone ({preferred} is better)": {"accuracy": metrics["length_accuracy"]},
         "constant": {"accuracy": metrics["constant_accuracy"], "loss": metrics["constant_loss"]},
     }
-    show("on held-out prompts", columns)
+    print_table("on held-out prompts", columns)
     print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
     if "uncalibrated_error" in metrics:
         initial = f"calibration error {metrics['uncalibrated_error']:.3f}, loss {metrics['uncalibrated_loss']:.3f}"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, create_model
 
 from keel.cli.help import GLOBAL_FLAGS, HELP_FLAGS, SettingsT, Verb, brief_help, full_help
 from keel.cli.short_forms import SCORERS, add_short_forms, append_scorers, has_short_forms
-from keel.config import nearest, not_a_section, parse, setting_names
+from keel.config import parse, section_error, setting_names, suggestion
 from keel.errors import ConfigError
 from keel.files import read_regular
 
@@ -145,7 +145,7 @@ def _explain(message: str, settings: type[BaseModel]) -> str:
         form = "JSON" if name == "rewards" else "a,b or a JSON list" if is_list else "name=value,name=value"
         return f"{name}: expected {form}"
     if section := re.match(r'error parsing value for field "(\w+)"', message):
-        return not_a_section(settings, [section[1]])
+        return section_error(settings, [section[1]])
     return message.partition(" from source")[0]
 
 
@@ -195,7 +195,7 @@ class _Parser(argparse.ArgumentParser):
         fix = ""
         if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
             known = [option for option in self._option_string_actions if option.startswith("--")]
-            message = f"unknown setting {unknown[1]}; {nearest(unknown[1], known)}"
+            message = f"unknown setting {unknown[1]}; {suggestion(unknown[1], known)}"
         elif extra := re.match(r"unrecognized arguments: (.+)", message):
             message, fix = f"unexpected arguments: {extra[1]}", f"{self.command} [--setting value ...]"
         elif incomplete := re.match(r"argument (--\S+): expected one argument", message):

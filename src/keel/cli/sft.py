@@ -9,7 +9,7 @@ from typing import Any
 
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
-from keel.cli.tables import show
+from keel.cli.tables import print_table
 from keel.config import SftConfig
 
 VERB = Verb("sft", SftConfig, str(__doc__), flags=("resume",))
@@ -21,5 +21,5 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from keel.supervised.sft import sft
 
     metrics = sft(command.settings, resume=command.resume)
-    show("held-out rows", {"model": metrics}, f"model: {command.settings.output}/model")
+    print_table("held-out rows", {"model": metrics}, f"model: {command.settings.output}/model")
     return metrics

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def show(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
+def print_table(title: str, columns: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
     """Print one row for each metric and one column for each entry of `columns`.
 
     Under torchrun only the first process prints.

@@ -13,7 +13,7 @@ from typing import Any
 
 from keel.cli.help import Verb
 from keel.cli.settings import read_command
-from keel.cli.tables import select_metrics, show
+from keel.cli.tables import print_table, select_metrics
 from keel.config import TrainConfig
 
 VERB = Verb("train", TrainConfig, str(__doc__), flags=("resume", "check"))
@@ -34,8 +34,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
     metrics = train_policy(command.settings, resume=command.resume, check_only=command.check)
     if command.check:
-        show("self-check passed", {"measured": metrics})
+        print_table("self-check passed", {"measured": metrics})
     else:
         note = f"policy: {command.settings.output}/policy"
-        show("last step", {command.settings.algorithm.name: select_metrics(metrics, HEADLINE)}, note)
+        print_table("last step", {command.settings.algorithm.name: select_metrics(metrics, HEADLINE)}, note)
     return metrics

@@ -5,7 +5,7 @@ from keel.config.doctor import DoctorConfig
 from keel.config.dpo import DpoConfig
 from keel.config.drift import DriftConfig
 from keel.config.evaluate import EvaluateConfig
-from keel.config.parsing import nearest, not_a_section, parse, section_class, setting_names
+from keel.config.parsing import parse, section_class, section_error, setting_names, suggestion
 from keel.config.plan import PlanConfig
 from keel.config.quickstart import QuickstartConfig
 from keel.config.rank import RankConfig
@@ -62,10 +62,10 @@ __all__ = [
     "SftConfig",
     "SupervisedSettings",
     "TrainConfig",
-    "nearest",
-    "not_a_section",
     "parse",
     "scorer_names",
     "section_class",
+    "section_error",
     "setting_names",
+    "suggestion",
 ]

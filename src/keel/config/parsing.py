@@ -38,7 +38,7 @@ def section_class(annotation: Any) -> type[BaseModel] | None:
     return next((each for each in _plain_classes(annotation) if issubclass(each, BaseModel)), None)
 
 
-def nearest(name: str, known: list[str]) -> str:
+def suggestion(name: str, known: list[str]) -> str:
     """Return a hint such as `did you mean kl_coef?`, or the list of known names if none is similar."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {match[0]}?" if match else f"known: {', '.join(known)}"
@@ -51,18 +51,18 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> str:
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         section = _section_at(settings, path[:-1])
-        return f"unknown setting {name}; {nearest(path[-1], list(section.model_fields))}"
+        return f"unknown setting {name}; {suggestion(path[-1], list(section.model_fields))}"
     if first["type"] == "missing":
         return f"setting {name} is missing"
     if first["type"] in ("model_type", "model_attributes_type"):
-        return not_a_section(settings, path)
+        return section_error(settings, path)
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
     shown = f", got {value!r}" if path and not isinstance(value, dict | list) else ""
     return f"{name}: {message}{shown}" if name else message
 
 
-def not_a_section(settings: type[BaseModel], path: list[str]) -> str:
+def section_error(settings: type[BaseModel], path: list[str]) -> str:
     """Return the error for a plain value in place of a section; it suggests the first setting of the section."""
     name = ".".join(path)
     return (

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from keel.naming import clashing, clean_name, free_name
+from keel.naming import clashing_name, clean_name, free_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -166,7 +166,7 @@ def scorer_names(sources: Sequence[RewardSource]) -> list[str]:
     """Return a unique name for each scorer. Raises ValueError if two explicit names clash."""
     taken: list[str] = []
     for name in filter(None, (source.name for source in sources)):
-        if (other := clashing(name, taken)) is not None:
+        if (other := clashing_name(name, taken)) is not None:
             clash = "are equal" if other == name else "clash, because intervals end in _low and _high"
             raise ValueError(f"the scorer names {other} and {name} {clash}; give each scorer a different `name`")
         taken.append(name)

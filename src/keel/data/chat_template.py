@@ -27,7 +27,7 @@ SECONDS = 5  # of processor time, not of the clock: a busy or suspended machine 
 POLLS, POLL_SECONDS = 60_000, 0.002  # two minutes for a child that hangs and uses no processor time
 MEGABYTES = 512
 CHARACTERS = 2_000_000  # of one rendered conversation
-NOW = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")  # a template's call for the date
+DATE_CALL = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")  # a template's call for the date
 
 
 class Template:
@@ -78,10 +78,10 @@ class Template:
     ) -> str:
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "tools": tools}
         source = self.tokenizer.chat_template
-        if isinstance(source, str) and NOW.search(source):
+        if isinstance(source, str) and DATE_CALL.search(source):
             # apply_chat_template accepts no replacement for strftime_now, so write the date into the source.
             date = when or today()
-            options["chat_template"] = NOW.sub(lambda call: json.dumps(date.strftime(call[2])), source)
+            options["chat_template"] = DATE_CALL.sub(lambda call: json.dumps(date.strftime(call[2])), source)
         return str(self.tokenizer.apply_chat_template(messages, **options))
 
 

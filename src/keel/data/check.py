@@ -10,7 +10,7 @@ from keel.data.notes import Notes, note_mixed_kinds, remarks
 from keel.data.preferences import Ranking, prompt_key
 from keel.errors import DataError
 
-NAMED_ERRORS = 20
+LISTED_ERRORS = 20
 """Lines to list for each finding; all are counted."""
 
 
@@ -27,7 +27,7 @@ def check_report(contents: Contents, against: Sequence[Contents] = ()) -> dict[s
         "usable": len(entries),
         "broken": {
             "rows": len(contents.broken),
-            "why": [error_entry(error) for error in contents.broken[:NAMED_ERRORS]],
+            "why": [error_entry(error) for error in contents.broken[:LISTED_ERRORS]],
         },
         "prompts": {
             "distinct": len({prompt_key(prompt) for prompt in prompts}),
@@ -178,7 +178,7 @@ def _normalized_prompt(entry: Entry) -> str:
 
 def _row_summary(numbers: Iterable[int]) -> dict[str, Any]:
     lines = list(numbers)
-    return {"rows": len(lines), "lines": lines[:NAMED_ERRORS]}
+    return {"rows": len(lines), "lines": lines[:LISTED_ERRORS]}
 
 
 def error_entry(error: DataError) -> dict[str, Any]:

@@ -31,13 +31,13 @@ class PromptFormat:
     chat: bool | None = None  # True turns a text into a user message; None keeps it and adds a remark; False keeps it
     system: str | None = None  # system message of conversations that have none
 
-    def content(self, content: Content) -> Content:
+    def convert_content(self, content: Content) -> Content:
         """Return a prompt in the form for the model. The system message applies only to conversations."""
         return content if isinstance(content, str) and not self.chat else as_chat(content, self.system)
 
     def convert(self, content: Content, row: Row, path: str, tokenizer: Any, notes: Notes | None) -> Content:
         """Return a prompt in the form for the model, and add remarks on what looks unintended."""
-        converted = self.content(content)
+        converted = self.convert_content(content)
         if notes is not None:
             if isinstance(converted, str):
                 if self.system is not None:
@@ -197,7 +197,7 @@ def _keep_end(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: in
     return Prompt(text, text, start + end, prompt.columns)
 
 
-def unlike_rows(prompts: Sequence[Prompt], count: int) -> list[int]:
+def rows_of_varied_length(prompts: Sequence[Prompt], count: int) -> list[int]:
     """Return the indices of `count` prompts, or of all: the shortest, the longest, and evenly spaced ranks between."""
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].tokens))
     count = min(count, len(by_length))

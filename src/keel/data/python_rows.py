@@ -21,7 +21,7 @@ def rows_from_python(values: Any, name: str, text_column: str, chat_column: str)
 
     Raises ConfigError for anything but a list or a Dataset, DataError for an invalid item.
     """
-    source = given_in_python(name)
+    source = source_name(name)
     rows = []
     for number, value in enumerate(_items(values, name), start=1):
         where = f"{source}:{number}"
@@ -31,7 +31,7 @@ def rows_from_python(values: Any, name: str, text_column: str, chat_column: str)
     return rows
 
 
-def given_in_python(name: str) -> str:
+def source_name(name: str) -> str:
     """Return the name that settings and errors have in place of a path."""
     return f"{name} given in Python"
 
@@ -47,7 +47,7 @@ def write_rows(values: Any, folder: Path, name: str, text_column: str, chat_colu
         content = "".join(json.dumps(row.values, ensure_ascii=False) + "\n" for row in rows).encode()
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"a row cannot be written as JSON: {error}", given_in_python(name), "give texts, numbers, lists or dicts"
+            f"a row cannot be written as JSON: {error}", source_name(name), "give texts, numbers, lists or dicts"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{sha256(content).hexdigest()[:12]}.jsonl"

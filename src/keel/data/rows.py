@@ -125,12 +125,12 @@ def reject(row: Row, path: str, what: str) -> NoReturn:
 @contextmanager
 def row_in_errors(row: Row, path: str) -> Iterator[None]:
     """Add the place of a row to a DataError of code that does not know it, such as rendering."""
-    with naming_place(f"{path}:{row.number}"):
+    with place_in_errors(f"{path}:{row.number}"):
         yield
 
 
 @contextmanager
-def naming_place(place: str) -> Iterator[None]:
+def place_in_errors(place: str) -> Iterator[None]:
     """Add a place `FILE:LINE` to a DataError; an empty place changes nothing."""
     try:
         yield

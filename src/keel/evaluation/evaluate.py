@@ -31,10 +31,10 @@ from keel.rollout.lengths import length_warnings
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
 from keel.run.folder import write_atomic
-from keel.run.json_values import finite
+from keel.run.json_values import replace_non_finite
 from keel.run.origin import fingerprints
 from keel.run.output import require_writable
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.world import World
 
 Scoring = Callable[[Rollouts], ScoredRollouts]
@@ -101,7 +101,7 @@ def evaluate_sides(
         if side == next(iter(sides)):  # all sides have the same prompts, so one check is enough
             check_signatures(scorers, [name for prompt in policy.prompts for name in prompt.columns])
             for line in length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens):
-                tell(line)
+                print_line(line)
         scoring = partial(score, scorers=once, tokenizer=policy.tokenizer) if scorers else None
         # All policies draw the same random numbers, so that each gets the responses that it would get alone.
         stream = side if side in opponents else "policy"
@@ -189,7 +189,9 @@ def sample_and_score(
     batches: dict[str, list[Tensor]] = defaultdict(list)
     for rollouts in policy.sample_responses(decoding, seed, "evaluate", stream):
         texts += rollouts.texts
-        for name, values in measure(rollouts, policy, reference, scoring, decoding.temperature or 1.0).items():
+        for name, values in measure_responses(
+            rollouts, policy, reference, scoring, decoding.temperature or 1.0
+        ).items():
             batches[name].append(values.cpu())
         show(len(texts), {"score": float(torch.cat(batches["score"]).nanmean())} if "score" in batches else {})
     k = decoding.num_responses
@@ -197,7 +199,7 @@ def sample_and_score(
     return EvaluatedResponses(policy.prompts, group_texts(texts, k), measured)
 
 
-def measure(
+def measure_responses(
     rollouts: Rollouts,
     policy: EvaluatedPolicy,
     reference: ActorCritic | None,
@@ -234,9 +236,11 @@ def write_evaluation(
         return
     output = Path(config.output)
     record = {"figures": metrics, "answers": list(_response_rows(evaluated))}
-    write_atomic(output, json.dumps(finite(record), ensure_ascii=False, indent=1) + "\n")
+    write_atomic(output, json.dumps(replace_non_finite(record), ensure_ascii=False, indent=1) + "\n")
     if "gate" in metrics:
-        write_atomic(certificate_path(output), json.dumps(finite(certificate(config, metrics)), indent=1) + "\n")
+        write_atomic(
+            certificate_path(output), json.dumps(replace_non_finite(certificate(config, metrics)), indent=1) + "\n"
+        )
 
 
 def certificate_path(output: Path) -> Path:

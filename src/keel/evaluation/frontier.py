@@ -13,7 +13,7 @@ from keel.errors import ConfigError
 from keel.evaluation.judged import EvaluatedResponses, sum_by_prompt
 from keel.run.folder import RunFolder
 from keel.run.read.run import read_metrics
-from keel.stats.overoptimisation import Fit, fit_overoptimisation
+from keel.stats.overoptimisation import OveroptimisationFit, fit_overoptimisation
 from keel.world import generator
 
 REFITS = 500  # bootstrap samples of the prompts
@@ -112,7 +112,7 @@ def fit_frontier(sides: Sequence[EvaluatedResponses], name: str, seed: int) -> d
     return {**vars(fit), "peak_kl_low": low, "peak_kl_high": high, "behind": behind, "says": verdict}
 
 
-def refits(table: Tensor, clusters: Tensor, seed: int) -> list[tuple[Fit, float]]:
+def refits(table: Tensor, clusters: Tensor, seed: int) -> list[tuple[OveroptimisationFit, float]]:
     """Fit each bootstrap sample of the prompts. Return the fits, each with the KL of the last side in its sample.
 
     Args:
@@ -142,14 +142,14 @@ def resamples(count: int, seed: int, draws: int) -> Iterator[Tensor]:
         )
 
 
-def peak_kl(fit: Fit, last_kl: float) -> float:
+def peak_kl(fit: OveroptimisationFit, last_kl: float) -> float:
     """Return the KL of the peak: 0 if the score falls from the start to the last side, inf if there is no peak."""
     if fit.peak_kl is None:
         return 0.0 if fit.is_behind(last_kl) else np.inf
     return fit.peak_kl
 
 
-def describe_peak(fit: Fit, ends: tuple[float, float], last_kl: float, behind: float) -> str:
+def describe_peak(fit: OveroptimisationFit, ends: tuple[float, float], last_kl: float, behind: float) -> str:
     """Describe in one line whether the result is past the peak.
 
     Args:

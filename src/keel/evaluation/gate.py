@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keel.config import nearest
+from keel.config import suggestion
 from keel.errors import ConfigError
 from keel.files import read_regular
 
@@ -101,7 +101,9 @@ def check_demands(demands: Sequence[Demand], metrics: Sequence[str], slices: Seq
     """Raise ConfigError for a metric or slice that does not exist. `slices` are `COLUMN=VALUE`."""
     for demand in demands:
         if demand.metric not in metrics:
-            raise ConfigError(f"no metric is called {demand.metric!r}; {nearest(demand.metric, list(metrics))}", "gate")
+            raise ConfigError(
+                f"no metric is called {demand.metric!r}; {suggestion(demand.metric, list(metrics))}", "gate"
+            )
         if demand.end and demand.metric in ALONE:
             raise ConfigError(
                 f"{demand.metric} has no interval",
@@ -122,7 +124,7 @@ def find_slice(name: str, slices: Sequence[str]) -> str:
     if not slices:
         raise ConfigError(f"slice[{name}]: there are no slices", "gate", "name columns of the prompts with slices")
     values = [key.partition("=")[2] for key in slices]
-    raise ConfigError(f"no prompt is in slice[{name}]; {nearest(name, values)}", "gate")
+    raise ConfigError(f"no prompt is in slice[{name}]; {suggestion(name, values)}", "gate")
 
 
 def gate_verdict(demands: Sequence[Demand], metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.batches import Rollouts
-from keel.data.prompts import Prompt, unlike_rows
+from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.learn.pass_check import compare_passes
 from keel.models.actor_critic import ActorCritic
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
-from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
+from keel.models.prompt_reading import chat_tokenizer, end_responses_at_turns, read_prompts
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.progress import ProgressDisplay
 from keel.rollout.sampler import sample_rollouts
@@ -106,7 +106,7 @@ def load_policy(
     tokenizer = chat_tokenizer(name, prompts)
     loaded = read_prompts(prompts, tokenizer)
     model = load_frozen_model(name, dtype)
-    speak_in_turns(model.policy, tokenizer, prompts)
+    end_responses_at_turns(model.policy, tokenizer, prompts)
     report_unembedded_ids(model.policy, tokenizer, name)
     require_embeddings(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
     longest = max(len(prompt.tokens) for prompt in loaded)
@@ -120,7 +120,7 @@ def load_policy(
 
 def check_sampler(policy: EvaluatedPolicy, decoding: DecodingSettings) -> None:
     """Compare sampler and full pass on two prompts of different lengths. Raises ConfigError where they disagree."""
-    prompts = [policy.prompts[row] for row in unlike_rows(policy.prompts, 2)]
+    prompts = [policy.prompts[row] for row in rows_of_varied_length(policy.prompts, 2)]
     size = len(prompts), min(decoding.max_response_tokens, CHECKED_TOKENS)
     uniforms = torch.rand(*size, generator=generator("check"), dtype=torch.float64)
     temperature = decoding.temperature or 1.0  # greedy decoding has no log-probs to compare

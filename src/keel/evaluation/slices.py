@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from keel.config import nearest
+from keel.config import suggestion
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 
@@ -22,7 +22,7 @@ def slice_rows(prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, l
     known = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
     for column in columns:
         if column not in known:
-            hint = nearest(column, known) if known else "the prompts have no other columns"
+            hint = suggestion(column, known) if known else "the prompts have no other columns"
             raise ConfigError(f"no prompt has a column {column!r}; {hint}", where="slices")
         rows: dict[str, list[int]] = defaultdict(list)
         for row, prompt in enumerate(prompts):

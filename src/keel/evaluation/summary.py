@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keel.config import EvaluateConfig, nearest
+from keel.config import EvaluateConfig, suggestion
 from keel.errors import ConfigError
 from keel.evaluation.best_of import best_of_curve, equivalent_best_of_n
 from keel.evaluation.frontier import compute_frontier, find_checkpoints
@@ -94,7 +94,7 @@ def side_name(step: int) -> str:
 def check_metric_names(config: EvaluateConfig, demands: Sequence[Demand], scorers: Sequence[str], model: str) -> None:
     """Check the names of scorers, metrics and slices before any response is sampled. Raises ConfigError."""
     if config.judge is not None and config.judge not in scorers:
-        raise ConfigError(f"no scorer is called {config.judge!r}; {nearest(config.judge, list(scorers))}", "judge")
+        raise ConfigError(f"no scorer is called {config.judge!r}; {suggestion(config.judge, list(scorers))}", "judge")
     if config.best_of and not scorers:
         raise ConfigError("best_of needs a scorer to choose the best response", "best_of", "name a scorer in rewards")
     slices: dict[str, list[int]] = {}

@@ -8,7 +8,7 @@ from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError
 from keel.learn.targets import analyze_all
 from keel.models.actor_critic import ActorCritic, Analysis
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest difference of one token's log-probability between two correct computations."""
@@ -24,7 +24,7 @@ def compare_passes(
 
     Returns the full pass and the measured differences. Raises ConfigError if they are larger than rounding.
     """
-    kind, mask = type(plain(actor_critic.policy)).__name__, probe.response_mask
+    kind, mask = type(unwrap_model(actor_critic.policy)).__name__, probe.response_mask
     trained = analyze_all(actor_critic, probe, temperature, microbatch_tokens)
     gaps = (trained.logprobs - probe.logprobs)[mask].abs()
     fix = "use another architecture"

@@ -13,7 +13,7 @@ from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_ro
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
 from keel.models.actor_critic import ActorCritic, Analysis, ValueUnits, without_adapter
-from keel.world import World, at_once
+from keel.world import World, run_concurrently
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,14 @@ def centre_values(
         gae_lambda=1.0,
         bootstrap_values=credit.final_values,
     )
-    shift, _ = moments(error, counted & ~cut.bool().unsqueeze(1), world)
+    shift, _ = all_rank_moments(error, counted & ~cut.bool().unsqueeze(1), world)
     units = replace(units, offset=units.offset + float(shift))
-    deviation = float(moments(returns, counted, world)[1]) ** 0.5
+    deviation = float(all_rank_moments(returns, counted, world)[1]) ** 0.5
     if units.deviation is not None:
         units = replace(units, deviation=max(units.deviation, deviation))
     elif scores_vary(credit.token_scores.sum(1), counted.any(1), world):
-        is_new_head = not float(moments(credit.values, counted, world)[1])  # it starts at zero: all values are equal
+        # A new head starts at zero: all values are equal.
+        is_new_head = not float(all_rank_moments(credit.values, counted, world)[1])
         units = replace(units, deviation=deviation, gain=deviation if is_new_head else units.gain)
     assert credit.final_values is not None
     values = zero_outside(credit.values + shift, credit.response_mask)
@@ -156,14 +157,14 @@ def usual_deviation(credit: Credit, counted: Tensor, world: World) -> float:
     """Return the root mean square, over the groups of all ranks, of the deviation of a group's scores."""
     deviations = group_deviations(credit.token_scores.sum(1), credit.group_size)
     is_full = counted.any(1).view(-1, credit.group_size).all(1)
-    return float(moments(deviations**2, is_full, world)[0]) ** 0.5
+    return float(all_rank_moments(deviations**2, is_full, world)[0]) ** 0.5
 
 
 def _step_scale(credit: Credit, kl_coef: float, groups: bool, counted: Tensor, world: World) -> float:
     """Return the factor of the learning rate for the scores and the KL of this batch."""
     kept = counted.any(1)
-    kl, _ = moments(credit.kl.sum(1), kept, world)
-    _, variance = moments(credit.token_scores.sum(1), kept, world)
+    kl, _ = all_rank_moments(credit.kl.sum(1), kept, world)
+    _, variance = all_rank_moments(credit.token_scores.sum(1), kept, world)
     if groups:  # only differences within a group give a gradient
         return signal_share(credit.usual_deviation**2, kl_coef * float(kl), kl_coef)
     return signal_share(float(variance), kl_coef * float(kl), kl_coef)
@@ -187,7 +188,7 @@ def signal_share(variance: float, paid: float, kl_coef: float) -> float:
 
 def scores_vary(scores: Tensor, counted: Tensor, world: World) -> bool:
     """Return whether the scores [B] differ by more than rounding."""
-    mean, variance = moments(scores, counted, world)
+    mean, variance = all_rank_moments(scores, counted, world)
     return float(variance) ** 0.5 > ROUNDING * abs(float(mean))
 
 
@@ -219,7 +220,7 @@ def _analyze_both(
     analyze_reference = partial(reference_logprobs, reference, *arguments)
     if reference.policy is actor_critic.policy:  # the same base with and without its adapter: not at the same time
         return analyze(), analyze_reference()
-    analysis, ref_logprobs = at_once(analyze, analyze_reference)
+    analysis, ref_logprobs = run_concurrently(analyze, analyze_reference)
     return analysis, ref_logprobs
 
 
@@ -260,7 +261,7 @@ def analyze_all(
     return Analysis(logprobs, entropy, values if has_values else None, final_values if has_values else None)
 
 
-def moments(x: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
+def all_rank_moments(x: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of the counted entries of all ranks; zeros if no rank counts an entry."""
     return masked_moments(x, mask, world.sum)
 

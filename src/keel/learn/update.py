@@ -16,13 +16,13 @@ from keel.core.diagnostics import approx_kl, clipfrac
 from keel.core.kl import kl_estimate, without_rounding
 from keel.core.losses import likelihood_ratio, value_loss
 from keel.data.batches import TrainingBatch, select_rows
-from keel.failpoints import failpoint, poison
+from keel.failpoints import failpoint, inject_nan
 from keel.learn.algorithms import Algorithm, Loss
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
 from keel.models.actor_critic import ActorCritic, Analysis
-from keel.world import World, at_once, generator
+from keel.world import World, generator, run_concurrently
 
 SMALL = 2**21
 """Number of weights up to which the graphs of policy and critic are small enough to be in memory together."""
@@ -143,7 +143,7 @@ class Updater:
         for microbatch in self._microbatches(batch, rows):
             jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(microbatch, kl_coef, metrics)]
             # Both graphs of small models fit in memory; of others, one is freed before the next is built.
-            finite &= all(at_once(*jobs) if self._small else [job() for job in jobs])
+            finite &= all(run_concurrently(*jobs) if self._small else [job() for job in jobs])
         factor = learning_rate_factor(
             self.schedule.schedule,
             optimizer_step,
@@ -230,7 +230,7 @@ class Updater:
             for parameter in policy:
                 parameter.grad = None
         models = ({"policy": policy} if step_scale else {}) | ({"critic": critic} if critic else {})
-        norms = {name: poison("update.gradient", gradient_norm(model)) for name, model in models.items()}
+        norms = {name: inject_nan("update.gradient", gradient_norm(model)) for name, model in models.items()}
         sizes = {name: float(norm) for name, norm in norms.items()}
         taken = self.guard.admits(sizes, find_fault(finite, sizes, self.actor_critic.named_parameters()))
         if taken:
@@ -245,7 +245,7 @@ class Updater:
 
 def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:
     """Add the gradient of the loss if the loss is finite. Return whether it is."""
-    value = poison("update.loss", loss())
+    value = inject_nan("update.loss", loss())
     finite = bool(value.isfinite())
     if finite:
         (value / num_loss_tokens).backward()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from keel.data.batches import Rollouts, TrainingBatch
-from keel.models.heads import compute_values, plain, token_statistics
+from keel.models.heads import compute_values, token_statistics, unwrap_model
 from keel.models.packed import token_states
-from keel.world import at_once
+from keel.world import run_concurrently
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ActorCritic(nn.Module):
         read = partial(self._read, batch, temperature, entropy_gradient)
         if self.critic is None or not (with_values and with_logprobs):
             return read(with_values, with_logprobs)
-        by_policy, by_critic = at_once(partial(read, False, True), partial(read, True, False))
+        by_policy, by_critic = run_concurrently(partial(read, False, True), partial(read, True, False))
         return replace(by_policy, values=by_critic.values, final_values=by_critic.final_values)
 
     def _read(
@@ -108,7 +108,7 @@ class ActorCritic(nn.Module):
         if not (with_values and self.has_critic):
             return analysis
         if self.critic is not None:
-            critic: Any = plain(self.critic)
+            critic: Any = unwrap_model(self.critic)
             values = compute_values(critic.score, token_states(critic, tokens, mask))
         else:
             values = compute_values(

@@ -15,13 +15,13 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keel.errors import ConfigError
-from keel.models.files import ADAPTER, is_adapter, refusing
-from keel.models.heads import plain, trunk
+from keel.models.heads import trunk, unwrap_model
+from keel.models.model_files import ADAPTER, is_adapter, load_errors_converted
 from keel.models.pad_token import grow_embeddings
-from keel.models.sameness import outputs, same
+from keel.models.sameness import outputs, outputs_agree
 from keel.models.trial import trial
 from keel.models.weights import refuse_missing
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.world import World
 
 WEIGHTS = "adapter_model.safetensors"
@@ -134,7 +134,7 @@ def untie_adapted_matrices(model: Any) -> None:
 
     In training, each has a separate adapter or none. Merged into shared memory, both would have both adapters.
     """
-    base = plain(model)
+    base = unwrap_model(model)
     source, target = base.get_input_embeddings(), base.get_output_embeddings()
     if target is None or (source, target) == (_frozen(source), _frozen(target)):
         return
@@ -142,7 +142,9 @@ def untie_adapted_matrices(model: Any) -> None:
     if holder.weight.data_ptr() == shared.data_ptr():
         holder.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=False)
         if World.from_environment().is_main:
-            tell("the adapter is on tied embeddings: the output matrix and the input embeddings are saved separately")
+            print_line(
+                "the adapter is on tied embeddings: the output matrix and the input embeddings are saved separately"
+            )
 
 
 def _frozen(module: Any) -> Any:
@@ -181,9 +183,9 @@ def merge_adapter(model: Any, name: str) -> PreTrainedModel:
     Raises ConfigError if the adapter cannot be merged, or if merging changes the model's outputs.
     """
     expected = outputs(model)
-    with refusing(name, "adapter"):
+    with load_errors_converted(name, "adapter"):
         merged = _merge(model)
-    if not same(expected, outputs(merged), merged):
+    if not outputs_agree(expected, outputs(merged), merged):
         raise ConfigError(
             "merging the adapter changes the model's outputs", name, "merge it with the tool that made it"
         )
@@ -211,7 +213,7 @@ def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
         base = Path(settings.base_model_name_or_path)
         settings.base_model_name_or_path = str(base.resolve() if base.exists() else base)
     model.save_pretrained(folder, save_embedding_layers=False)  # an added pad token has nothing to save
-    plain(model).config.save_pretrained(folder)
+    unwrap_model(model).config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

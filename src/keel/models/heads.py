@@ -24,7 +24,7 @@ UNFIT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeErr
 """Errors that the code of a model raises when it is used in a way that it does not support."""
 
 
-def plain(model: Any) -> PreTrainedModel:
+def unwrap_model(model: Any) -> PreTrainedModel:
     """Return the transformers model inside a peft wrapper, with its adapter layers, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -35,7 +35,7 @@ def trunk(model: Any) -> nn.Module:
     If the model has none under the name that its class gives (Llama 4's text model), return the part that holds the
     embeddings.
     """
-    model = plain(model)
+    model = unwrap_model(model)
     if model.base_model is not model or model.get_output_embeddings() is None:
         return model.base_model
     embeddings = model.get_input_embeddings()
@@ -56,7 +56,7 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
     Some architectures have more than an output matrix: a scale after it (Granite, Cohere), a soft cap after it
     (Gemma 2), or a layer before it (BERT and related models).
     """
-    model = plain(model)
+    model = unwrap_model(model)
     return (
         _logits_by_forward(model, hidden) if getattr(model, "keel_head_by_forward", False) else _logits(model, hidden)
     )
@@ -116,7 +116,7 @@ def token_statistics(
     def statistics(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return logprobs_and_entropy(next_token_logits(model, states), tokens, temperature, entropy_gradient)
 
-    vocabulary = plain(model).config.get_text_config().vocab_size
+    vocabulary = unwrap_model(model).config.get_text_config().vocab_size
     rows = max(ROWS_AT_ONCE, LOGITS_AT_ONCE[tokens.device.type] // vocabulary)
     if len(tokens) <= rows or (torch.is_grad_enabled() and len(tokens) * vocabulary <= LOGITS_KEPT):
         return statistics(states, tokens)
@@ -129,7 +129,7 @@ def token_statistics(
 @torch.no_grad()
 def check_logits(model: Any) -> None:
     """Choose how `next_token_logits` computes the model's logits. Raises ConfigError if no way reproduces them."""
-    model = plain(model)
+    model = unwrap_model(model)
     tokens = torch.tensor([[0, 1, 2, 1]], device=model.device)
     expected = model(input_ids=tokens, use_cache=False).logits
     states = trunk(model)(input_ids=tokens, use_cache=False).last_hidden_state
@@ -149,9 +149,9 @@ def check_logits(model: Any) -> None:
 
 def new_value_head(model: Any) -> nn.Linear:
     """Return a value head for the trunk of `model`, with weights of zero, so that all states have the same value."""
-    head = nn.Linear(plain(model).get_output_embeddings().weight.shape[1], 1, bias=False)
+    head = nn.Linear(unwrap_model(model).get_output_embeddings().weight.shape[1], 1, bias=False)
     nn.init.zeros_(head.weight)
-    return head.to(device=plain(model).device, dtype=torch.float32)
+    return head.to(device=unwrap_model(model).device, dtype=torch.float32)
 
 
 def compute_values(head: nn.Module, hidden: Tensor) -> Tensor:

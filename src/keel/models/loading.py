@@ -24,8 +24,8 @@ from keel.models.adapters import (
     save_adapter,
     with_lora,
 )
-from keel.models.files import is_adapter, read_part, refusing, token_ids
-from keel.models.heads import new_value_head, plain, trunk
+from keel.models.heads import new_value_head, trunk, unwrap_model
+from keel.models.model_files import is_adapter, load_errors_converted, read_part, token_ids
 from keel.models.packed import pack_if_possible
 from keel.models.pad_token import read_every_token, set_pad_id
 from keel.models.sameness import probe_logprobs, probe_tokens, require_same
@@ -35,9 +35,9 @@ from keel.models.vocabulary import FIX, num_embeddings
 from keel.models.weights import (
     LANGUAGE_HEADS,
     format_names,
-    name_unread,
     refuse_missing,
     refuse_other_shapes,
+    report_unread_weights,
     require_numbers,
     unread_weights,
 )
@@ -72,7 +72,7 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
     """
     if is_adapter(Path(name)) and not is_shallow(name):
         base = load_causal_lm(adapter_base(Path(name)), dtype)
-        with refusing(name, "adapter"):
+        with load_errors_converted(name, "adapter"):
             adapted = attach_adapter(base, Path(name))
         require_numbers(adapted, name)
         model = merge_adapter(adapted, name)
@@ -80,7 +80,7 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
         model, report = _read(AutoModelForCausalLM, name, "causal language model", dtype)
         unread = unread_weights(report, name)
         refuse_missing(report["missing_keys"], unread, name)
-        name_unread(unread, name)
+        report_unread_weights(unread, name)
         _prepare(model)
     if lora:
         require_targets(model, lora)
@@ -101,7 +101,9 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: 
     Raises ConfigError if weights are missing, of another shape, NaN or infinite.
     """
     loaded = _classifier(name, dtype, seed, merge=to_train)
-    claims_head = any("SequenceClassification" in each for each in plain(loaded.model).config.architectures or [])
+    claims_head = any(
+        "SequenceClassification" in each for each in unwrap_model(loaded.model).config.architectures or []
+    )
     if loaded.new and (claims_head or not to_train):
         unread = f", and has {format_names(loaded.unread)}, which was not read" if loaded.unread else ""
         raise ConfigError(
@@ -109,8 +111,8 @@ def load_classifier(name: str, dtype: str = "float32", seed: int = 0, to_train: 
             where=name,
             fix="name a sequence classifier with one label, or train this model with `keel reward`",
         )
-    name_unread(loaded.unread, name)
-    model: Any = plain(loaded.model)
+    report_unread_weights(loaded.unread, name)
+    model: Any = unwrap_model(loaded.model)
     model.keel_new = loaded.new  # with an adapter, these weights are trained in full
     return loaded.model
 
@@ -137,7 +139,7 @@ def _classifier(name: str, dtype: str, seed: int, merge: bool) -> _Classifier:
             _prepare(as_classifier(model, head, model.config.get_text_config().pad_token_id)), [HEAD], unread
         )
     base = _classifier(adapter_base(folder), dtype, seed, merge=True)
-    with refusing(name, "adapter"):
+    with load_errors_converted(name, "adapter"):
         model = attach_adapter(base.model, folder)
     require_numbers(model, name)
     new = [key for key in base.new if key not in adapter_shapes(folder)]
@@ -269,13 +271,13 @@ def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     tokens = probe_tokens(model)
     trained = probe_logprobs(model, tokens)
     for place in places:
-        saved = load_causal_lm(str(place), dtype_name(model)).to(plain(model).device)
+        saved = load_causal_lm(str(place), dtype_name(model)).to(unwrap_model(model).device)
         require_same(trained, probe_logprobs(saved, tokens), model, place)
 
 
 def dtype_name(model: Any) -> str:
     """Return the setting `dtype` with which a copy of the model is loaded; "float32" for any other type."""
-    dtype = plain(model).get_input_embeddings().weight.dtype
+    dtype = unwrap_model(model).get_input_embeddings().weight.dtype
     return next((name for name, known in DTYPES.items() if known == dtype), "float32")
 
 

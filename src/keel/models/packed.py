@@ -15,10 +15,10 @@ from transformers.masking_utils import sdpa_mask
 
 from keel.errors import ConfigError
 from keel.models.attention import Layout
-from keel.models.heads import UNFIT, check_logits, plain, trunk
+from keel.models.heads import UNFIT, check_logits, trunk, unwrap_model
 from keel.models.layers import has_known_layers, rotations, run_layers
 from keel.models.positions import rotation_threshold
-from keel.models.trial import close, trial
+from keel.models.trial import states_agree, trial
 
 ATTENTION = "keel"
 """Name of this attention in a transformers config: sdpa, or attention of packed rows if a layout is passed."""
@@ -64,12 +64,12 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 def reads_packed_rows(model: Any) -> bool:
     """Return whether the model reads packed rows, without work on padding."""
-    return bool(plain(model).config.get_text_config()._attn_implementation == ATTENTION)
+    return bool(unwrap_model(model).config.get_text_config()._attn_implementation == ATTENTION)
 
 
 def reads_single_rows(model: Any) -> bool:
     """Return whether the model reads one row at a time, because other rows in a batch would change its states."""
-    return getattr(plain(model), "keel_reads_single_rows", False)
+    return getattr(unwrap_model(model), "keel_reads_single_rows", False)
 
 
 def token_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def pack_if_possible(model: Any) -> None:
 
     Raises ConfigError if the same row does not get the same states twice, or if tokens attend to later ones.
     """
-    base: Any = plain(model)
+    base: Any = unwrap_model(model)
     kind, head = _kind(model), "" if base.get_output_embeddings() is None else repr(type(base))
     result = _trial_results.get((kind, head))
     if result is None:
@@ -200,7 +200,7 @@ _trial_results: dict[tuple[str, str], _TrialResult] = {}
 
 def _kind(model: Any) -> str:
     """Return all that a trial depends on: classes of layers, settings, dtype and device; "" for layers with hooks."""
-    base, layers = plain(model), list(trunk(model).modules())
+    base, layers = unwrap_model(model), list(trunk(model).modules())
     if any(module._forward_hooks or module._forward_pre_hooks for module in [base, *layers]):
         return ""
     names = [repr(type(layer)) for layer in layers]
@@ -213,10 +213,10 @@ def _run_trial(model: Any) -> None:
     """Set how a model reads rows and computes logits, by trial."""
     with trial(model) as (tokens, mask):
         alone = _require_readable(model, tokens, mask)
-        if plain(model).get_output_embeddings() is not None:
+        if unwrap_model(model).get_output_embeddings() is not None:
             _require_causal(model, tokens, mask, alone)
             check_logits(model)
-        base: Any = plain(model)
+        base: Any = unwrap_model(model)
         base.keel_reads_single_rows = not _agrees(model, tokens, mask, alone)
         if base.keel_reads_single_rows:
             return
@@ -240,13 +240,13 @@ def _require_readable(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         return _read_alone(model, tokens, mask)
     except UNFIT as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        what = f"{type(plain(model)).__name__} needs other inputs than tokens: {reason}"
+        what = f"{type(unwrap_model(model)).__name__} needs other inputs than tokens: {reason}"
         raise ConfigError(what, where="model", fix="use another architecture") from error
 
 
 def _agrees(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> bool:
     try:
-        return close(token_states(model, tokens, mask), alone)
+        return states_agree(token_states(model, tokens, mask), alone)
     except UNFIT:  # the model does not pass on a layout, or needs the shape of unpacked rows
         return False
 
@@ -254,12 +254,12 @@ def _agrees(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> bool:
 def _require_causal(model: Any, tokens: Tensor, mask: Tensor, alone: Tensor) -> None:
     """Raise ConfigError unless the first half of the first row has the same states as in the full row."""
     half = tokens.shape[1] // 2
-    if close(_read_alone(model, tokens[:1, :half], mask[:1, :half]), alone[:half]):
+    if states_agree(_read_alone(model, tokens[:1, :half], mask[:1, :half]), alone[:half]):
         return
-    again = close(_read_alone(model, tokens, mask), alone)
+    again = states_agree(_read_alone(model, tokens, mask), alone)
     why = "tokens attend to later ones" if again else "the same tokens get other states the second time"
     raise ConfigError(
-        f"{type(plain(model)).__name__} is not a causal language model: {why}",
+        f"{type(unwrap_model(model)).__name__} is not a causal language model: {why}",
         where="model",
         fix="use another architecture, or set is_decoder in its config.json" if again else "use another architecture",
     )

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from keel.models.files import token_ids
-from keel.models.heads import UNFIT, plain
+from keel.models.heads import UNFIT, unwrap_model
+from keel.models.model_files import token_ids
 
 NEW = "<|pad|>"
 RARE = "\U0002a6d6"
@@ -26,7 +26,7 @@ def separate_pad(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) 
 
     A suitable pad token is kept. Otherwise a reserved token of the vocabulary is used, or a new token is added.
     """
-    model = plain(model)
+    model = unwrap_model(model)
     markers = f"{template} {tokenizer.chat_template or ''}"
     special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, *_configured_ends(model.config)}
@@ -41,8 +41,8 @@ def separate_pad(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) 
 
 def set_pad_id(model: Any, pad_id: int) -> None:
     """Set the pad token in the model's configs, and extend its embeddings to this token."""
-    grow_embeddings(plain(model), pad_id + 1)
-    plain(model).config.pad_token_id = plain(model).config.get_text_config().pad_token_id = pad_id
+    grow_embeddings(unwrap_model(model), pad_id + 1)
+    unwrap_model(model).config.pad_token_id = unwrap_model(model).config.get_text_config().pad_token_id = pad_id
 
 
 def grow_embeddings(model: Any, count: int) -> None:

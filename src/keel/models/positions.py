@@ -3,7 +3,7 @@
 from typing import Any
 
 from keel.errors import ConfigError
-from keel.models.heads import plain, trunk
+from keel.models.heads import trunk, unwrap_model
 
 
 def num_positions(model: Any) -> int | None:
@@ -11,7 +11,7 @@ def num_positions(model: Any) -> int | None:
 
     RoBERTa and related models number the tokens from `padding_idx` + 1.
     """
-    total = getattr(plain(model).config.get_text_config(), "max_position_embeddings", None) or 0
+    total = getattr(unwrap_model(model).config.get_text_config(), "max_position_embeddings", None) or 0
     table = getattr(getattr(trunk(model), "embeddings", None), "position_embeddings", None)
     offset = getattr(table, "padding_idx", None)
     return None if total <= 0 else total if offset is None else total - offset - 1
@@ -23,7 +23,7 @@ def rotation_threshold(model: Any) -> int | None:
     In a longer row, all positions have other rotation angles. transformers takes the longest row of a batch as the
     length of all its rows.
     """
-    config = plain(model).config.get_text_config()
+    config = unwrap_model(model).config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     limits = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]

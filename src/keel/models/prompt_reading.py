@@ -7,13 +7,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import ChatSettings, PromptSettings
-from keel.data.chat_template import NOW, cached_template, today
+from keel.data.chat_template import DATE_CALL, cached_template, today
 from keel.data.named_templates import set_chat_template
 from keel.data.notes import Notes
 from keel.data.prompts import Prompt, PromptFormat, load_prompts
 from keel.data.rows import Row
 from keel.models.loading import load_tokenizer, stop_at_turns
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.world import World
 
 
@@ -29,7 +29,7 @@ def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
     """Report that the chat template writes the date, so that prompts change daily, unless SOURCE_DATE_EPOCH is set."""
     source = str(tokenizer.chat_template)
     if (
-        NOW.search(source)
+        DATE_CALL.search(source)
         and "SOURCE_DATE_EPOCH" not in os.environ
         and cached_template(tokenizer, source).writes_date()
     ):
@@ -37,7 +37,7 @@ def _report_date(tokenizer: PreTrainedTokenizerBase) -> None:
         print_remarks([f"{line}; to write this date on other days, set SOURCE_DATE_EPOCH={int(today().timestamp())}"])
 
 
-def speak_in_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
+def end_responses_at_turns(model: Any, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
     """Add the token that ends a turn to the end tokens of the model, if the settings have a chat template."""
     if settings.chat_template is not None:
         stop_at_turns(model, tokenizer)
@@ -81,4 +81,4 @@ def print_remarks(lines: Iterable[str]) -> None:
     """Print remarks in the main process only."""
     if World.from_environment().is_main:
         for line in lines:
-            tell(line)
+            print_line(line)

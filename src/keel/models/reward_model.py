@@ -12,7 +12,7 @@ from keel.data.padding import microbatches, pad_rows
 from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, require_targets, save_adapter, with_lora
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
 from keel.models.packed import left_align, reads_packed_rows, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
@@ -43,7 +43,7 @@ class RewardModel:
         template: str | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        config = plain(model).config
+        config = unwrap_model(model).config
         self.model, self.tokenizer = model, tokenizer
         self.template = str(template or getattr(config, "keel_template", TEMPLATE))
         if "{response}" not in self.template:
@@ -105,8 +105,8 @@ class RewardModel:
         Their keys are `keel_template` and `keel_max_tokens`. An adapter is merged, and also saved separately in the
         folder `adapter`. Raises CheckpointError if the scores of the saved model differ from those of this model.
         """
-        plain(self.model).config.keel_template = self.template
-        plain(self.model).config.keel_max_tokens = self.max_tokens
+        unwrap_model(self.model).config.keel_template = self.template
+        unwrap_model(self.model).config.keel_max_tokens = self.max_tokens
         save_model(self.model, self.tokenizer, folder)
         places = [folder]
         if hasattr(self.model, "peft_config"):
@@ -114,7 +114,7 @@ class RewardModel:
             places.append(folder / "adapter")
         rows = probe_tokens(self.model).tolist()
         for place in places:
-            saved = RewardModel.load(str(place), dtype_name(self.model), device=plain(self.model).device)
+            saved = RewardModel.load(str(place), dtype_name(self.model), device=unwrap_model(self.model).device)
             require_same(self.score_rows(rows), saved.score_rows(rows), self.model, place)
 
     def encode(self, prompt: Content, response: str) -> list[int]:
@@ -168,13 +168,13 @@ class RewardModel:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Pad encoded texts to tokens [N, L] and mask [N, L], on the device of the model."""
-        tokens, mask = pad_rows(rows, plain(self.model).config.get_text_config().pad_token_id)
-        device = plain(self.model).device
+        tokens, mask = pad_rows(rows, unwrap_model(self.model).config.get_text_config().pad_token_id)
+        device = unwrap_model(self.model).device
         return tokens.to(device), mask.to(device)
 
     def compute_scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Compute scores with gradients. Padding may be on either side. Tokens [N, L], mask [N, L] bool -> [N]"""
-        model: Any = plain(self.model)
+        model: Any = unwrap_model(self.model)
         if self.reads_last_token:
             last = mask.sum(1).cumsum(0) - 1
             return self._widen(model.score(token_states(model, tokens, mask)[last])[:, 0])
@@ -184,7 +184,7 @@ class RewardModel:
     @property
     def head(self) -> nn.Linear:
         """The layer whose output is the score: the last one with a single output."""
-        heads = [m for m in plain(self.model).modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+        heads = [m for m in unwrap_model(self.model).modules() if isinstance(m, nn.Linear) and m.out_features == 1]
         return heads[-1]
 
     @torch.no_grad()
@@ -196,14 +196,14 @@ class RewardModel:
     @property
     def reads_last_token(self) -> bool:
         """Whether the score is read at the last token: only decoders of transformers call their head `score`."""
-        return getattr(plain(self.model), "score", None) is not None
+        return getattr(unwrap_model(self.model), "score", None) is not None
 
     @staticmethod
     def _widen(scores: Tensor) -> Tensor:
         return scores.float() if scores.dtype.itemsize < 4 else scores
 
     def _set_pad(self, to_train: bool) -> None:
-        model, pad_id = plain(self.model), plain(self.model).config.get_text_config().pad_token_id
+        model, pad_id = unwrap_model(self.model), unwrap_model(self.model).config.get_text_config().pad_token_id
         is_trained = bool(self.head.weight.any()) and not to_train
         if self.reads_last_token and (pad_id is None or not is_trained):
             separate_pad(model, self.tokenizer, self.template)
@@ -212,7 +212,7 @@ class RewardModel:
 
     def _without_trailing_pads(self, ids: list[int]) -> list[int]:
         """Remove ids after the one at which transformers reads a decoder, the last that is not the pad token."""
-        pad_id = plain(self.model).config.get_text_config().pad_token_id
+        pad_id = unwrap_model(self.model).config.get_text_config().pad_token_id
         while self.reads_last_token and len(ids) > 1 and ids[-1] == pad_id:
             ids.pop()
         return ids or [pad_id]
@@ -221,10 +221,12 @@ class RewardModel:
     def _check_scores(self) -> None:
         rows = [self.encode("Is it so?", response) for response in ("Yes.", "Certainly, as far as anyone knows.")]
         with few_layers(self.model):
-            expected = [plain(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows]
+            expected = [
+                unwrap_model(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows
+            ]
             scores = self.score_rows(rows)
         if not torch.allclose(scores, torch.tensor(expected), rtol=1e-2, atol=1e-3):
             raise ConfigError(
-                f"{type(plain(self.model)).__name__} computes its scores in a way that keel does not support",
+                f"{type(unwrap_model(self.model)).__name__} computes its scores in a way that keel does not support",
                 fix="use another architecture",
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.errors import CheckpointError
-from keel.models.heads import compute_values, plain, token_statistics
+from keel.models.heads import compute_values, token_statistics, unwrap_model
 from keel.models.packed import token_states
 from keel.models.positions import num_positions
 from keel.models.vocabulary import num_embeddings
@@ -19,17 +19,17 @@ LIMITS = {2: 0.05, 4: 1e-4, 8: 1e-4}
 
 def probe_tokens(model: Any) -> Tensor:
     """Return the tokens on which copies of a model are compared. -> [ROWS, L]"""
-    config = plain(model).config.get_text_config()
+    config = unwrap_model(model).config.get_text_config()
     length = min(LENGTH, num_positions(model) or LENGTH)
     count = min(config.vocab_size, num_embeddings(model))
     tokens = torch.randint(count, (ROWS, length), generator=torch.Generator().manual_seed(0))
-    return tokens.to(plain(model).device)
+    return tokens.to(unwrap_model(model).device)
 
 
 @torch.no_grad()
 def outputs(model: Any) -> Tensor:
     """Compute the logits of a language model or the scores of a classifier with transformers, adapters included."""
-    model = plain(model)
+    model = unwrap_model(model)
     # RecurrentGemma raises an error when it creates a cache.
     no_cache = {} if model.get_output_embeddings() is None else {"use_cache": False}
     rows = [model(input_ids=row.unsqueeze(0), **no_cache).logits for row in probe_tokens(model)]
@@ -44,14 +44,14 @@ def probe_logprobs(model: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def values(model: Any, head: nn.Module, tokens: Tensor) -> Tensor:
+def probe_values(model: Any, head: nn.Module, tokens: Tensor) -> Tensor:
     """Compute the values of a head after each token. [N, L] -> [N * L]"""
-    return compute_values(head, token_states(plain(model), tokens, torch.ones_like(tokens, dtype=torch.bool)))
+    return compute_values(head, token_states(unwrap_model(model), tokens, torch.ones_like(tokens, dtype=torch.bool)))
 
 
-def same(one: Tensor, other: Tensor, model: Any) -> bool:
+def outputs_agree(one: Tensor, other: Tensor, model: Any) -> bool:
     """Return whether the outputs of two copies of this model differ only by the rounding of its weights."""
-    size = next(plain(model).parameters()).dtype.itemsize
+    size = next(unwrap_model(model).parameters()).dtype.itemsize
     return difference(one, other) <= LIMITS[size]
 
 
@@ -63,7 +63,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 def require_same(trained: Tensor, saved: Tensor, model: Any, folder: Path) -> None:
     """Raise CheckpointError if the outputs of a trained model and of its saved copy differ by more than rounding."""
-    if not same(trained, saved, model):
+    if not outputs_agree(trained, saved, model):
         raise CheckpointError(
             f"the outputs of the saved model differ from those of the trained one by {difference(trained, saved):.2g}",
             where=str(folder),

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, GenerationConfig
 
 from keel.models.adapters import adapter_base
-from keel.models.files import is_adapter, read_part, refusing
+from keel.models.model_files import is_adapter, load_errors_converted, read_part
 from keel.models.trunk_classifier import SequenceClassifier
 
 BLOCK = 1_000_003
@@ -47,7 +47,7 @@ def shallow_model(auto_class: Any, name: str, dtype: torch.dtype) -> Any:
         model = auto_class.from_config(config, dtype=dtype)
     base = Path(adapter_base(Path(name)) if is_adapter(Path(name)) else name)
     if (base / "generation_config.json").is_file():  # some models have their end token only here
-        with refusing(str(base), "generation config"):
+        with load_errors_converted(str(base), "generation config"):
             model.generation_config = GenerationConfig.from_pretrained(base)
     return model
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.models.heads import plain, trunk
+from keel.models.heads import trunk, unwrap_model
 from keel.models.layers import has_known_layers
 from keel.models.positions import num_positions
 
@@ -44,7 +44,7 @@ def trial(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
     Yields rows of ordinary tokens [B, L] and their mask.
     """
-    model = plain(model)
+    model = unwrap_model(model)
     with torch.no_grad(), few_layers(model), _in_float32(model), _short_windows(model):
         yield _rows(model)
 
@@ -67,7 +67,7 @@ def few_layers(model: Any) -> Iterator[None]:
         stack.layers = layers
 
 
-def close(states: Tensor, others: Tensor) -> bool:
+def states_agree(states: Tensor, others: Tensor) -> bool:
     """Return whether states differ only by the rounding of float32. NaN is never close."""
     largest = max(1.0, float(others.abs().max()))
     return states.shape == others.shape and torch.allclose(states, others, rtol=1e-3, atol=1e-4 * largest)

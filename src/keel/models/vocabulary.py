@@ -6,8 +6,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from keel.errors import DataError
-from keel.models.heads import plain
-from keel.terminal import tell
+from keel.models.heads import unwrap_model
+from keel.terminal import print_line
 from keel.world import World
 
 FIX = "extend the embeddings with model.resize_token_embeddings(len(tokenizer)), train them, and save the model"
@@ -15,7 +15,7 @@ FIX = "extend the embeddings with model.resize_token_embeddings(len(tokenizer)),
 
 def num_embeddings(model: Any) -> int:
     """Return the number of embeddings. The model can read ids below it."""
-    embeddings: Any = plain(model).get_input_embeddings()
+    embeddings: Any = unwrap_model(model).get_input_embeddings()
     return int(embeddings.weight.shape[0])
 
 
@@ -30,7 +30,7 @@ def report_unembedded_ids(model: Any, tokenizer: PreTrainedTokenizerBase, name: 
     count, pad_id = num_embeddings(model), tokenizer.pad_token_id
     beyond = [number for number in tokenizer.get_vocab().values() if number >= count and number != pad_id]
     if beyond and World.from_environment().is_main:
-        tell(f"{name}: the tokenizer has ids up to {max(beyond)}, but the model has {count} embeddings -> {FIX}")
+        print_line(f"{name}: the tokenizer has ids up to {max(beyond)}, but the model has {count} embeddings -> {FIX}")
 
 
 def require_embeddings(

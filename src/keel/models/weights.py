@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from keel.errors import ConfigError
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.world import World
 
 LANGUAGE_HEADS = ("lm_head", "embed_out", "cls.", "vocab_", "lm_predictions", "mask_predictions", "output_projection")
@@ -41,10 +41,10 @@ def refuse_missing(missing: Collection[str], unread: Collection[str], name: str)
         )
 
 
-def name_unread(unread: Collection[str], name: str) -> None:
+def report_unread_weights(unread: Collection[str], name: str) -> None:
     """Report which weights of a file are not part of the model."""
     if unread and World.from_environment().is_main:
-        tell(f"{name}: weights that are not part of this model were not read: {format_names(unread)}")
+        print_line(f"{name}: weights that are not part of this model were not read: {format_names(unread)}")
 
 
 def unread_weights(report: Mapping[str, Any], name: str) -> list[str]:

@@ -21,7 +21,7 @@ ROWS = {
 }
 
 
-def print_table(metrics: Mapping[str, Any], algorithm: str) -> None:
+def print_comparison(metrics: Mapping[str, Any], algorithm: str) -> None:
     """Print the metrics of SFT model and policy side by side, and the win rate with its 95% interval."""
     table = Table("on held-out prompts", "SFT", algorithm.upper())
     for title, (name, form) in ROWS.items():

@@ -31,7 +31,7 @@ from keel.evaluation.sample import sample_responses
 from keel.quickstart import corpus
 from keel.quickstart.gold import gold_score
 from keel.quickstart.ranking import rank_responses
-from keel.quickstart.report import draw_curves, print_responses, print_table
+from keel.quickstart.report import draw_curves, print_comparison, print_responses
 from keel.quickstart.tokenizer import build_tokenizer, tiny_llama
 from keel.run.folder import write_atomic
 from keel.run.read.run import read_run
@@ -89,7 +89,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         finish(
             f"{metrics['prompts']} held-out prompts, {metrics['responses_per_prompt']} responses each, by gold score"
         )
-    print_table(metrics, config.algorithm)
+    print_comparison(metrics, config.algorithm)
     rows = json.loads((run.root / "evaluation.json").read_text(encoding="utf-8"))["answers"]
     print_responses(rows[:5], config.algorithm)
     draw_curves(run.root, config.algorithm, run.root / "curves.png")

@@ -171,8 +171,8 @@ class Store:
     def num_judgements(self) -> int:
         """Return the number of judgements that were not withdrawn."""
         with self.database.transaction("DEFERRED") as db:
-            row = db.execute("SELECT COUNT(*) AS standing FROM judgements WHERE withdrawn_at IS NULL").fetchone()
-            return int(row["standing"])
+            row = db.execute("SELECT COUNT(*) AS valid FROM judgements WHERE withdrawn_at IS NULL").fetchone()
+            return int(row["valid"])
 
     def deal(self, rater: str) -> Deal | None:
         """Return the rater's open deal, or deal the next item. None = there is nothing left to rank.

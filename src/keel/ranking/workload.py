@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from keel.ranking.deals import Progress
 
-JUDGED = 255  # in place of a count: this rater has judged the item
+DONE = 255  # in place of a count: this rater has judged the item
 MAX_COUNT = 254
 MAX_VIEWS = 200  # raters whose view is kept in memory
 
@@ -19,11 +19,11 @@ MAX_VIEWS = 200  # raters whose view is kept in memory
 class RaterView:
     """The items from the point of view of one rater."""
 
-    def __init__(self, counts: bytearray, judged: Sequence[int], seconds: Sequence[float], overlap: int) -> None:
-        self.counts = bytearray(counts)  # [I], valid judgements of each item, or JUDGED
-        for index in judged:
-            self.counts[index] = JUDGED
-        # Items below the overlap that this rater has not judged. JUDGED is never in range(overlap).
+    def __init__(self, counts: bytearray, done: Sequence[int], seconds: Sequence[float], overlap: int) -> None:
+        self.counts = bytearray(counts)  # [I], valid judgements of each item, or DONE
+        for index in done:
+            self.counts[index] = DONE
+        # Items below the overlap that this rater has not judged. DONE is never in range(overlap).
         self.left = sum(map(self.counts.count, range(overlap)))
         self.seconds = sorted(seconds)  # one per judgement of this rater
 
@@ -82,7 +82,7 @@ class Workload:
             open_item: Item of the rater's open deal. It counts as left although others may have completed it.
         """
         view = self._view(rater)
-        extra = open_item is not None and self.overlap <= view.counts[self._index(open_item)] < JUDGED
+        extra = open_item is not None and self.overlap <= view.counts[self._index(open_item)] < DONE
         left, times = view.left + extra, view.seconds or self.seconds
         return Progress(done=len(view.seconds), left=left, seconds_left=left * _median(times) if times else None)
 
@@ -91,7 +91,7 @@ class Workload:
         index, view = self._change_count(item, 1), self.views.get(rater)
         insort(self.seconds, seconds)
         if view is not None:
-            view.set_count(index, JUDGED, self.overlap)
+            view.set_count(index, DONE, self.overlap)
             insort(view.seconds, seconds)
 
     def withdraw_judgement(self, rater: str, item: int, seconds: float) -> None:
@@ -106,7 +106,7 @@ class Workload:
         index = self._index(item)
         self.counts[index] = min(self.counts[index] + change, MAX_COUNT)
         for view in self.views.values():
-            if view.counts[index] != JUDGED:
+            if view.counts[index] != DONE:
                 view.set_count(index, self.counts[index], self.overlap)
         return index
 
@@ -121,8 +121,8 @@ class Workload:
                 " WHERE rater = ? AND withdrawn_at IS NULL",
                 (rater,),
             ).fetchall()
-            judged = [self._index(row["item"]) for row in rows]
-            view = RaterView(self.counts, judged, [row["seconds"] for row in rows], self.overlap)
+            done = [self._index(row["item"]) for row in rows]
+            view = RaterView(self.counts, done, [row["seconds"] for row in rows], self.overlap)
         self.views[rater] = view
         if len(self.views) > MAX_VIEWS:
             self.views.popitem(last=False)

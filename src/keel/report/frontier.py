@@ -10,7 +10,7 @@ from keel.run.read.compare import reward_kl_frontier
 from keel.run.read.curves import round_value
 from keel.run.read.run import Run
 from keel.run.read.series import last, step_noise, window
-from keel.stats.overoptimisation import Fit, fit_overoptimisation
+from keel.stats.overoptimisation import OveroptimisationFit, fit_overoptimisation
 
 SCORE = "score learned from"
 MIN_STANDARD_ERRORS = 3.0
@@ -86,12 +86,12 @@ def _peak_and_fit(run: Run, line: Mapping[str, Any], label: str) -> dict[str, An
     }
 
 
-def _predicted_peak(fit: Fit, max_kl: float) -> float | None:
+def _predicted_peak(fit: OveroptimisationFit, max_kl: float) -> float | None:
     """Return the KL of a peak that the run has not reached; None if there is none, or it is too far away."""
     return fit.peak_kl if fit.peak_kl is not None and max_kl < fit.peak_kl < MAX_PEAK_DISTANCE * max_kl else None
 
 
-def _curve_points(fit: Fit, max_kl: float) -> dict[str, Any]:
+def _curve_points(fit: OveroptimisationFit, max_kl: float) -> dict[str, Any]:
     kl = np.linspace(0, max(max_kl, 0.0) ** 0.5, CURVE_POINTS) ** 2
     return {
         "kl": [round_value(value) for value in kl],

@@ -31,10 +31,10 @@ def write_reward_report(run: str) -> Path | None:
     page = template_environment().get_template("reward.html")
     text = page.render(
         name=folder.path.name,
-        figures=metrics,
+        metrics=metrics,
         gate=json.loads(read_regular(gate)) if gate.is_file() else None,
         settings=folder.settings(),
-        before=metrics.get("uncalibrated_error", metrics["calibration_error"]),
+        uncalibrated_error=metrics.get("uncalibrated_error", metrics["calibration_error"]),
         calibrated="uncalibrated_error" in metrics,
         **reward_sections(held_out, metrics["temperature"] if "uncalibrated_error" in metrics else 1.0),
     )

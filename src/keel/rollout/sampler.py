@@ -17,7 +17,7 @@ from keel.data.batches import Rollouts
 from keel.data.chats import hidden_ids
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
-from keel.models.heads import next_token_logits, plain
+from keel.models.heads import next_token_logits, unwrap_model
 from keel.models.vocabulary import fill_id
 from keel.rollout.decoding.decoder import choose_decoder
 from keel.rollout.ends import Ends
@@ -46,7 +46,7 @@ def sample_rollouts(
         uniforms: [B, T] in [0, 1), one number per token. T is the largest number of tokens.
         stop_in_text: whether the text of an end that is ordinary text, such as ".", is part of the response's text.
     """
-    device = plain(model).device
+    device = unwrap_model(model).device
     pad_id = fill_id(model, tokenizer)
     prompt_tokens, prompt_mask = (x.to(device) for x in pad_rows([p.tokens for p in prompts], pad_id, side="left"))
     ends = Ends(tokenizer, end_ids, stop_texts, device)

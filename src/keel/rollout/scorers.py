@@ -10,7 +10,7 @@ from keel.data.batches import Rollouts
 from keel.data.chats import read_tools
 from keel.errors import ConfigError
 from keel.models.ensemble import RewardEnsemble, load_reward_model, member_models
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
 from keel.naming import clean_name, free_name
@@ -138,7 +138,7 @@ class RewardModelScorer:
     @property
     def itemsize(self) -> int:
         """Bytes per weight; the smallest of an ensemble."""
-        return min(plain(member.model).dtype.itemsize for member in self.members)
+        return min(unwrap_model(member.model).dtype.itemsize for member in self.members)
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         readings = [

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from keel.terminal import tell
+from keel.terminal import print_line
 
 ResultT = TypeVar("ResultT")
 SLOW_SECONDS = 30.0
@@ -106,7 +106,7 @@ def process_state_restored(what: str) -> Iterator[None]:
                 restore(initial[name])
                 if (what, name) not in _reported:
                     _reported.add((what, name))
-                    tell(f"warning: {what} changed {name}; keel changed it back")
+                    print_line(f"warning: {what} changed {name}; keel changed it back")
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def reported_when_slow(what: str, fix: str) -> Iterator[None]:
     seconds = time.monotonic() - start
     if seconds > SLOW_SECONDS and (what, "slow") not in _reported:
         _reported.add((what, "slow"))
-        tell(f"{what} took {seconds:.0f} s for a batch, while the run waited for it; {fix}")
+        print_line(f"{what} took {seconds:.0f} s for a batch, while the run waited for it; {fix}")
 
 
 class Deadline:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.files import read_regular
-from keel.run.folder import RunFolder, remove, sha256, storage, sync
+from keel.run.folder import RunFolder, delete_path, sha256, storage, sync
 from keel.run.metrics_log import sync_to_disk
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def save_checkpoint(
     try:
         with storage(partial):
             failpoint("save.begin")
-            remove(partial)
+            delete_path(partial)
             partial.mkdir(parents=True)
             for log in (folder.metrics, folder.rollouts):
                 sync_to_disk(log)
@@ -195,7 +195,7 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 def _make_visible(partial: Path, target: Path) -> None:
     if target.exists() or target.is_symlink():  # a damaged checkpoint: `save_checkpoint` returns early for a valid one
-        remove(target)
+        delete_path(target)
     partial.rename(target)
     sync(target.parent)
 
@@ -204,7 +204,7 @@ def _delete_old(folder: RunFolder, step: int, keep: int) -> None:
     # Checkpoints of later steps are damaged, or the run would have resumed from them. Keep them for inspection.
     up_to_step = [path for path in _saved(folder) if _step_of(path) <= step]
     for path in up_to_step[:-keep] if keep else []:
-        remove(path)
+        delete_path(path)
 
 
 def _fault(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keel.errors import CheckpointError
 from keel.run.folder import RunFolder, replace_folder
-from keel.run.json_values import finite
+from keel.run.json_values import replace_non_finite
 
 MOST = 20
 """Largest number of steps to keep: a run that skips bad updates may have many."""
@@ -36,7 +36,7 @@ def keep_rows(
 
     def write(path: Path) -> None:
         (path / "fault.json").write_text(json.dumps({"step": step, "what": what}) + "\n", encoding="utf-8")
-        lines = (json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(replace_non_finite(row), ensure_ascii=False) + "\n" for row in rows)
         (path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
         if tensors:
             save_file(dict(tensors), path / "batch.safetensors")

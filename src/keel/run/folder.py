@@ -16,12 +16,12 @@ from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.lock import take_lock
 from keel.run.saved_settings import load_settings
-from keel.terminal import tell
+from keel.terminal import print_line
 
 # Settings that a resumed run may change: none of them affects the steps already done.
 FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor")
 
-NO_YAML = (ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # errors of YAML constructors
+YAML_ERRORS = (ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # errors of YAML constructors
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     partial = target.with_name(f"{target.name}.tmp")
     with storage(target):
         failpoint("result.begin")
-        remove(partial)
+        delete_path(partial)
         partial.mkdir(parents=True)
         write(partial)
         readable = partial.stat().st_mode & 0o666  # the user's default mode; some libraries write private files
@@ -69,13 +69,13 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
                 path.chmod(readable)
             sync(path)
         failpoint("result.visible")
-        remove(target)
+        delete_path(target)
         partial.rename(target)
         sync(target.parent)
         failpoint("result.done")
 
 
-def remove(path: Path) -> None:
+def delete_path(path: Path) -> None:
     """Delete a file or folder if it exists. Of a symbolic link only the link is deleted. Raises OSError."""
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -142,7 +142,7 @@ class RunFolder:
         if folder.holds_run:
             folder._check_resumable(settings, resume)
         elif resume:
-            tell(f"nothing to resume in {folder.path}: starting a new run")
+            print_line(f"nothing to resume in {folder.path}: starting a new run")
         folder.ended.unlink(missing_ok=True)
         write_atomic(folder.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return folder
@@ -179,7 +179,7 @@ class RunFolder:
         """Read the settings that the run was started with. Raises CheckpointError when they cannot be read."""
         try:
             saved = load_settings(read_regular(self.config))
-        except (OSError, yaml.YAMLError, *NO_YAML) as error:
+        except (OSError, yaml.YAMLError, *YAML_ERRORS) as error:
             raise CheckpointError("the run's settings cannot be read", where=str(self.config)) from error
         if not isinstance(saved, dict):
             raise CheckpointError("no settings in this file", where=str(self.config))

@@ -12,8 +12,8 @@ from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.folder import RunFolder, storage, write_atomic
-from keel.run.json_values import finite
-from keel.terminal import tell
+from keel.run.json_values import replace_non_finite
+from keel.terminal import print_line
 
 SHOWN = 8  # most ranges of steps to list in a message
 
@@ -34,7 +34,7 @@ class JsonlMetrics:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of a step. Raises CheckpointError when the file cannot be written."""
-        line = json.dumps({"step": step, **finite(metrics)}, ensure_ascii=False, allow_nan=False)
+        line = json.dumps({"step": step, **replace_non_finite(metrics)}, ensure_ascii=False, allow_nan=False)
         append_lines(self._path, [line + "\n"])
 
     def close(self) -> None:
@@ -105,9 +105,11 @@ def truncate_after(path: Path, step: int, first: int | None = None) -> None:
     counts = Counter(number for number, _ in lines)
     missing = [] if first is None else [n for n in range(first, step + 1) if counts[n] < expected.get(n, 1)]
     if missing:
-        tell(f"{path}: lines of step{_ranges(missing)} are missing: the run continues, and the log stays without them")
+        print_line(
+            f"{path}: lines of step{_ranges(missing)} are missing: the run continues, and the log stays without them"
+        )
     if repeated:
-        tell(f"{path}: lines of step{_ranges(sorted(repeated))} occur more than once: the last of each is kept")
+        print_line(f"{path}: lines of step{_ranges(sorted(repeated))} occur more than once: the last of each is kept")
 
 
 def _logged_lines(path: Path) -> Iterator[tuple[tuple[int, int], bytes, int]]:

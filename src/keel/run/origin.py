@@ -13,7 +13,7 @@ import torch
 from keel import kernels
 from keel.errors import CheckpointError, ConfigError
 from keel.run.folder import RunFolder, sha256, write_atomic
-from keel.terminal import tell
+from keel.terminal import print_line
 
 
 def check_origin(
@@ -55,7 +55,7 @@ def check_origin(
         ]
         differences += [f"{path} has changed" for path in changed]
         if differences:
-            tell(f"{'; '.join(differences)}: the run continues, but will not be bit-identical")
+            print_line(f"{'; '.join(differences)}: the run continues, but will not be bit-identical")
         return
     write_atomic(folder.began, json.dumps(now, indent=1) + "\n")
 

@@ -10,7 +10,7 @@ from keel.data.preferences import Ranking, prompt_key
 from keel.errors import ConfigError
 from keel.run.folder import RunFolder, write_atomic
 from keel.stats.preference_metrics import Scores
-from keel.terminal import tell
+from keel.terminal import print_line
 
 GATE_FILE, HELD_OUT_FILE, RANGE_FILE = "gate.json", "held_out.jsonl", "range.json"
 RANGE = ("score_lowest", "score_low", "score_median", "score_high", "score_highest", "score_std", "longest")
@@ -72,7 +72,7 @@ def require_gate_pass(model: str, ungated: bool = False) -> None:
             fix="train the reward model again, or restore the file",
         ) from error
     if not passed and ungated:
-        tell(f"{model} failed its gate ({failed}) and is used anyway (ungated: true)")
+        print_line(f"{model} failed its gate ({failed}) and is used anyway (ungated: true)")
     elif not passed:
         raise ConfigError(
             f"the reward model failed its gate: {failed}",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from keel.run.json_values import finite
+from keel.run.json_values import replace_non_finite
 
 SHORT = ("row", "rows", "score", "kl", "length", "truncated", "scores")
 PROMPT, RESPONSE, TOKENS = "prompt", "response", "tokens"
@@ -33,7 +33,7 @@ def encode_line(step: int, row: Mapping[str, Any]) -> str:
     """Encode one response as a line, with the fields in the order that `find_parts` relies on."""
     values = {"step": step, **row}
     ordered = {name: values[name] for name in [*ORDER, *values] if name in values}
-    return json.dumps(finite(ordered), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(replace_non_finite(ordered), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def find_parts(data: bytes, begin: int) -> LineParts:

@@ -21,7 +21,7 @@ from keel.errors import RewardError
 from keel.rollout.score_check import NoScore, Score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers
 from keel.server.limits import LOCAL, Refused, TokenGate, parse_body, read_body
-from keel.terminal import tell
+from keel.terminal import print_line
 
 PATH = "/get_reward"
 MAX_KEPT = 64  # batches of scores, for requests that are repeated because the first response was lost
@@ -52,7 +52,7 @@ class RewardServer:
         except Refused as refused:
             return refused.response()
         except RewardError as error:
-            tell(str(error))
+            print_line(str(error))
             return JSONResponse({"error": str(error)}, 422)
 
     async def _scores(
@@ -90,7 +90,9 @@ class RewardServer:
         truncated = sum(self.scorer.cut or []) if isinstance(self.scorer, RewardModelScorer) else 0
         previous, self.truncated = self.truncated, self.truncated + truncated
         if len(str(self.truncated)) > len(str(previous)) or (truncated and not previous):
-            tell(f"{self.truncated} texts so far were longer than the reward model can read and lost their beginning")
+            print_line(
+                f"{self.truncated} texts so far were longer than the reward model can read and lost their beginning"
+            )
 
 
 def reward_app(settings: ServeRewardConfig, token: str) -> Starlette:

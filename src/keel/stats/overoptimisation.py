@@ -12,7 +12,7 @@ FEWEST = 4  # points at different KL: one more than the form has coefficients
 
 
 @dataclass(frozen=True)
-class Fit:
+class OveroptimisationFit:
     """score = start + d (alpha - beta ln d) with d = sqrt(KL), KL in nats (Gao et al. 2022, arXiv 2210.10760, RL form).
 
     With beta > 0 the score peaks at d = exp(alpha / beta - 1), beta * d above the start. It has no peak with beta <= 0,
@@ -48,7 +48,7 @@ class Fit:
         return kl > 0 and self.slope(kl) < 0
 
 
-def fit_overoptimisation(kl: ArrayLike, score: ArrayLike) -> Fit | None:
+def fit_overoptimisation(kl: ArrayLike, score: ArrayLike) -> OveroptimisationFit | None:
     """Fit the form by least squares. Return None for fewer than four different KL, which it would fit exactly.
 
     Args:
@@ -70,4 +70,4 @@ def fit_overoptimisation(kl: ArrayLike, score: ArrayLike) -> Fit | None:
         return None
     residual = float(np.sqrt(np.mean((terms @ coefficients - target) ** 2)))
     start, alpha, beta = coefficients.tolist()
-    return Fit.from_coefficients(start, alpha, beta, residual)
+    return OveroptimisationFit.from_coefficients(start, alpha, beta, residual)

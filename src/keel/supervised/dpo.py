@@ -17,11 +17,11 @@ from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss
 from keel.data.notes import Notes, note_comparison
 from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
-from keel.data.rows import naming_place
+from keel.data.rows import place_in_errors
 from keel.data.turns import Example, encode_ranking
 from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 from keel.models.loading import save_policy
 from keel.models.prompt_reading import print_remarks
 from keel.models.vocabulary import require_embeddings
@@ -82,7 +82,7 @@ def dpo_task(
     def prepare(folder: RunFolder) -> None:
         compute = torch.no_grad()(lambda: {name: compute_logprobs(side.all_responses) for name, side in sides.items()})
         for name, logprobs in load_or_compute_reference(folder, compute).items():
-            sides[name].reference = sides[name].split(logprobs.to(plain(model).device))
+            sides[name].reference = sides[name].split(logprobs.to(unwrap_model(model).device))
 
     def loss(rows: Sequence[int]) -> Tensor:
         logprobs = compute_logprobs([response for i in rows for response in train.responses[i]])
@@ -115,7 +115,7 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
     """
     responses, too_long, num_cut = [], [], 0
     for ranking in rankings:
-        with naming_place(ranking.place):
+        with place_in_errors(ranking.place):
             examples, was_cut = encode_ranking(ranking, tokenizer, ends, limit)
             note_comparison(ranking.prompt, ranking.responses, ranking.tools, ranking.place, tokenizer, notes)
         if examples:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from keel.config import OptimSettings
 from keel.errors import Diverged
-from keel.failpoints import failpoint, poison
+from keel.failpoints import failpoint, inject_nan
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import build_optimizer, clip_gradients, gradient_norm
 from keel.loop.checkpoints import TrainedState
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder
-from keel.terminal import tell
+from keel.terminal import print_line
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Learner:
         Returns the norm of the gradient before clipping, and whether the step was taken. Raises Diverged.
         """
         parameters = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
-        norm = poison("update.gradient", gradient_norm(parameters))
+        norm = inject_nan("update.gradient", gradient_norm(parameters))
         norms = {self.task.name: float(norm)}
         guard, optimizer = self.trained.guard, self.trained.optimizer
         taken = guard.admits(norms, find_fault(loss_finite, norms, self.task.model.named_parameters()))
@@ -110,7 +110,7 @@ class Learner:
 
     def restore(self, folder: RunFolder) -> None:
         """Load the newest checkpoint, if there is one."""
-        checkpoint = checkpoint_to_resume(folder, tell)
+        checkpoint = checkpoint_to_resume(folder, print_line)
         if checkpoint is None:
             return
         self.trained.restore(checkpoint)

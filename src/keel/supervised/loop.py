@@ -9,17 +9,17 @@ import torch
 
 from keel.config import SupervisedSettings
 from keel.errors import Diverged
-from keel.failpoints import failpoint, poison
+from keel.failpoints import failpoint, inject_nan
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import learning_rate_factor, microbatches, set_learning_rate, warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
 from keel.loop.open_run import open_run
 from keel.progress import ProgressDisplay
 from keel.run.faulty_rows import keep_rows
-from keel.run.folder import RunFolder, remove, replace_folder, write_final_metrics
+from keel.run.folder import RunFolder, delete_path, replace_folder, write_final_metrics
 from keel.run.metrics_log import MetricSink, open_sinks
 from keel.supervised.learner import Learner, SupervisedTask
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.world import World, generator
 
 
@@ -34,7 +34,7 @@ def fit(config: SupervisedSettings, task: SupervisedTask, resume: bool = False) 
         with interrupts_blocked():
             publish(folder, task, metrics)
             if not config.checkpoint.keep_final:
-                remove(folder.checkpoints)
+                delete_path(folder.checkpoints)
     return metrics
 
 
@@ -45,7 +45,7 @@ def train_task(config: SupervisedSettings, task: SupervisedTask, folder: RunFold
         learner.restore(folder)
     total, evaluated = num_steps(config, len(task.lengths)), dict[str, float]()
     if warning := warmup_warning(config.optim.warmup_steps, total):
-        tell(warning)
+        print_line(warning)
 
     def save() -> None:
         learner.save(folder, config.checkpoint.keep)
@@ -105,7 +105,7 @@ def result_metrics(learner: Learner, evaluated: dict[str, float], folder: RunFol
     if task.watch is not None:
         learner.trained.load_weights(best.weights)
         evaluated = evaluate_task(task) | {"best_step": best.step}
-        tell(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept")
+        print_line(f"{task.name}: ended at step {learner.step}; the weights of step {best.step} are kept")
     return (evaluated or task.evaluate()) | dict(task.facts) | dict(task.conclude(folder))
 
 
@@ -159,7 +159,7 @@ def accumulate(task: SupervisedTask, rows: Sequence[int], microbatch_tokens: int
     weight = sum(task.weights[i] for i in rows)
     total = 0.0
     for microbatch in microbatches([task.lengths[i] for i in rows], microbatch_tokens):
-        loss = poison("update.loss", task.loss([rows[i] for i in microbatch]) / weight)
+        loss = inject_nan("update.loss", task.loss([rows[i] for i in microbatch]) / weight)
         loss.backward()
         total += float(loss.detach())
     return total

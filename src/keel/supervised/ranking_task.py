@@ -10,7 +10,7 @@ from keel.config import RewardConfig
 from keel.core.preferences import bradley_terry_loss
 from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking
-from keel.data.rows import naming_place
+from keel.data.rows import place_in_errors
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.ensemble import member_folders
 from keel.models.prompt_reading import print_remarks
@@ -100,7 +100,7 @@ def encode_rankings(
     """
     encoded, cut = [], []
     for ranking in rankings:
-        with naming_place(ranking.place):
+        with place_in_errors(ranking.place):
             readings = [Reading(ranking.prompt, response, tools=ranking.tools) for response in ranking.responses]
             texts = [model.encode_within(reading, limit) for reading in readings]
             was_cut = [each for _, each in texts]

@@ -14,13 +14,13 @@ from keel.models.layers import recompute_layers
 from keel.models.prompt_reading import chat_tokenizer
 from keel.models.reading import Reading
 from keel.models.reward_model import RewardModel
-from keel.run.folder import RunFolder, remove, replace_folder, write_final_metrics
+from keel.run.folder import RunFolder, delete_path, replace_folder, write_final_metrics
 from keel.run.reward_files import check_held_out, write_held_out
 from keel.stats.preference_metrics import calibrate, final_metrics, score_range
 from keel.supervised.loop import fit
 from keel.supervised.ranking_task import data_metrics, reward_task, save_with_gate
 from keel.supervised.split import Split, split_rankings
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.world import generator
 
 
@@ -36,11 +36,11 @@ def reward(config: RewardConfig, resume: bool = False) -> dict[str, float]:
     with closing(RunFolder.open(config.output, config.model_dump(mode="json"), resume)) as folder:
         members = [member_settings(config, number) for number in range(1, config.members + 1)]
         for number, settings in enumerate(members, start=1):
-            tell(f"member {number} of {config.members}")
+            print_line(f"member {number} of {config.members}")
             fit_model(settings, split, resume, own_head=True)
         metrics = join_members([Path(settings.output) / "model" for settings in members], config, split, folder)
         for settings in members if not config.checkpoint.keep_final else ():
-            remove(RunFolder(settings.output).checkpoints)
+            delete_path(RunFolder(settings.output).checkpoints)
         return metrics
 
 

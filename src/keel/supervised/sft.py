@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from keel.config import SftConfig, SupervisedSettings
-from keel.data.examples import Imitation, load_examples
+from keel.data.examples import ExampleFormat, load_examples
 from keel.data.notes import Notes
 from keel.data.padding import microbatches, pad_rows
 from keel.data.turns import Example
 from keel.errors import ConfigError
 from keel.models.gradients import require_gradients
-from keel.models.heads import plain, token_statistics, trunk
+from keel.models.heads import token_statistics, trunk, unwrap_model
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, save_policy
 from keel.models.packed import token_states
 from keel.models.positions import num_positions
-from keel.models.prompt_reading import chat_tokenizer, print_remarks, read_prompt_format, speak_in_turns
+from keel.models.prompt_reading import chat_tokenizer, end_responses_at_turns, print_remarks, read_prompt_format
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.supervised.learner import SupervisedTask
 from keel.supervised.loop import fit
@@ -61,7 +61,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     report_unembedded_ids(model, tokenizer, config.model)
     if config.gradient_checkpointing:
         recompute_layers(trunk(model))
-    speak_in_turns(model, tokenizer, config.data)
+    end_responses_at_turns(model, tokenizer, config.data)
     ends = end_token_ids(model, tokenizer)
     if not ends:
         raise ConfigError(
@@ -78,11 +78,11 @@ def longest_row(config: SupervisedSettings, model: Any) -> int:
 def load_split(config: SftConfig, model: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Split[Example], int]:
     """Load and split the examples, without those that have no token to learn. Also return the number of cut rows."""
     data, notes, num_cut = config.data, Notes(), 0
-    imitation = Imitation(tokenizer, ends, longest_row(config, model), config.turns, read_prompt_format(data))
+    example_format = ExampleFormat(tokenizer, ends, longest_row(config, model), config.turns, read_prompt_format(data))
 
     def load(path: str) -> list[Example]:
         nonlocal num_cut
-        examples, cut = load_examples(path, imitation, data.split, notes)
+        examples, cut = load_examples(path, example_format, data.split, notes)
         require_embeddings(model, [example.tokens for example in examples], tokenizer, path)
         num_cut += cut
         return examples
@@ -100,7 +100,7 @@ def target_losses(model: Any, examples: Sequence[Example]) -> Tensor:
 
     Logits are computed at the positions of these tokens alone.
     """
-    device = plain(model).device
+    device = unwrap_model(model).device
     tokens, mask = (tensor.to(device) for tensor in pad_rows([example.tokens for example in examples], 0))
     learned = pad_rows([example.learned for example in examples], 0)[0].to(device).bool()
     predicting = learned[mask].nonzero().squeeze(1) - 1  # the state before a token predicts it

@@ -62,7 +62,7 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
 
     def load(path: str) -> list[Ranking]:
         rankings = load_rankings(path, data.split, notes)
-        return [replace(ranking, prompt=prompt_format.content(ranking.prompt)) for ranking in rankings]
+        return [replace(ranking, prompt=prompt_format.convert_content(ranking.prompt)) for ranking in rankings]
 
     rankings = load(data.path)
     if getattr(config, "loss", "") in ("listwise", "ipo") and any(ranking.margin for ranking in rankings):

@@ -12,7 +12,7 @@ from keel.training.setup import TrainingSetup
 
 
 def keep_batch(
-    folder: RunFolder, parts: TrainingSetup, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
+    folder: RunFolder, setup: TrainingSetup, step: int, scored: ScoredRollouts, batch: TrainingBatch, what: str
 ) -> str:
     """Write `faults/step-000012/` with the responses, the numbers of each of their tokens, and the batch's tensors.
 
@@ -20,5 +20,5 @@ def keep_batch(
     """
     named = {field.name: getattr(batch, field.name) for field in fields(batch)}
     tensors = {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}
-    rank = f"-rank{parts.world.rank}" if parts.world.size > 1 else ""
-    return keep_rows(folder, step, what, rollout_rows(scored, batch, batch.size, parts.tokenizer), tensors, rank)
+    rank = f"-rank{setup.world.rank}" if setup.world.size > 1 else ""
+    return keep_rows(folder, step, what, rollout_rows(scored, batch, batch.size, setup.tokenizer), tensors, rank)

@@ -15,13 +15,13 @@ from keel.learn.optim import warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
 from keel.loop.open_run import open_run
 from keel.run.checkpoint import checkpoint_to_resume
-from keel.run.folder import RunFolder, remove
-from keel.terminal import tell
+from keel.run.folder import RunFolder, delete_path
+from keel.terminal import print_line
 from keel.training.faulty_batch import keep_batch
-from keel.training.python_prompts import GIVEN, prompt_fingerprint, with_place
+from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
 from keel.training.setup import build_training_setup
-from keel.training.state import restore, save, save_result
+from keel.training.state import restore_run_state, save_result, save_run_state
 from keel.training.trainer import PolicyTrainer, StepTargets
 from keel.training.watch import halt_error
 from keel.world import World, raise_together
@@ -53,23 +53,26 @@ def train_policy(
         failpoint("start.loaded")
         if check_only:
             return trainer.check()
-        inputs = [*sources(config), *([] if prompts is None else [(GIVEN, prompt_fingerprint(trainer.parts.prompts))])]
+        inputs = [
+            *sources(config),
+            *([] if prompts is None else [(PYTHON_PROMPTS, prompt_fingerprint(trainer.setup.prompts))]),
+        ]
         code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
         with open_run(config.output, config, inputs, resume, world, code) as folder:
             metrics = start(trainer, folder, resume)
             deferred = interrupts_deferred() if world.size == 1 else interrupts_blocked()
             with open_records(folder, config, trainer.state.num_logged, world) as records, deferred:
                 metrics = run_steps(trainer, folder, records) or metrics
-            save_result(trainer.parts, folder)
+            save_result(trainer.setup, folder)
             if world.is_main and not config.checkpoint.keep_final:
-                remove(folder.checkpoints)
+                delete_path(folder.checkpoints)
     return metrics
 
 
 def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> dict[str, float]:
     """Run the remaining steps: sample, score, compute targets, update, log, checkpoint. Return the last metrics."""
-    config, world, state = trainer.parts.config, trainer.parts.world, trainer.state
-    checkpoint, metrics = partial(save, trainer.parts, state, folder), dict[str, float]()
+    config, world, state = trainer.setup.config, trainer.setup.world, trainer.state
+    checkpoint, metrics = partial(save_run_state, trainer.setup, state, folder), dict[str, float]()
     while state.step < config.steps or state.unlogged:
         if state.unlogged is None:  # otherwise the run was killed between an update and its log line
             with checkpoint_on_error(checkpoint, state.step, world):
@@ -105,7 +108,7 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
 
     Returns the measurements of the self-check.
     """
-    config, world = trainer.parts.config, trainer.parts.world
+    config, world = trainer.setup.config, trainer.setup.world
     checkpoint = checkpoint_to_resume(folder, partial(_tell, world)) if resume else None
     measured = trainer.check()
     if warning := warmup_warning(config.optim.warmup_steps, config.optimizer_steps):
@@ -117,7 +120,7 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
             "below rollout.batch_size, all minibatches but the first are off-policy",
         )
     if checkpoint is not None:
-        restore(trainer.parts, trainer.state, checkpoint)
+        restore_run_state(trainer.setup, trainer.state, checkpoint)
         failpoint("start.resumed")
     elif config.reward.normalize == "reference":
         trainer.measure_reference()
@@ -130,7 +133,7 @@ def batch_kept_on_fault(trainer: PolicyTrainer, targets: StepTargets, folder: Ru
     step = trainer.state.step + 1
 
     def keep(reason: str) -> str:
-        return keep_batch(folder, trainer.parts, step, targets.scored, targets.batch, reason)
+        return keep_batch(folder, trainer.setup, step, targets.scored, targets.batch, reason)
 
     try:
         yield
@@ -146,16 +149,16 @@ def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
 
     The random numbers are the same every time. The main process computes the metrics, and the others wait.
     """
-    parts = trainer.parts
-    return dict(raise_together(parts.world, lambda: _evaluate_held_out(trainer) if parts.world.is_main else {}))
+    setup = trainer.setup
+    return dict(raise_together(setup.world, lambda: _evaluate_held_out(trainer) if setup.world.is_main else {}))
 
 
 def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     failpoint("step.evaluate")
-    parts = trainer.parts
-    config = parts.config
+    setup = trainer.setup
+    config = setup.config
     policy = EvaluatedPolicy(
-        "policy", parts.actor_critic, parts.tokenizer, parts.end_ids, parts.held_out, parts.stop_texts
+        "policy", setup.actor_critic, setup.tokenizer, setup.end_ids, setup.held_out, setup.stop_texts
     )
     decoding = DecodingSettings(
         batch_size=config.rollout.batch_size,
@@ -163,10 +166,10 @@ def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
         temperature=config.rollout.temperature,
         stop_in_text=config.rollout.stop_in_text,
     )
-    responses = sample_and_score(policy, parts.reference, parts.score, decoding, config.seed, "policy")
+    responses = sample_and_score(policy, setup.reference, setup.score, decoding, config.seed, "policy")
     return {f"evaluate/{name}": value for name, value in responses.summary().items()}
 
 
 def _tell(world: World, line: str) -> None:
     if world.is_main:
-        tell(line)
+        print_line(line)

@@ -28,7 +28,7 @@ from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState
 from keel.training.trainer import PolicyTrainer
-from keel.world import World, seconds_of_work
+from keel.world import World, busy_seconds
 
 START = "start"  # loading and self-check
 STEPS = 2, 5  # smallest and largest number; the first step is slower than the others, and does not count
@@ -80,11 +80,11 @@ def probe(
     scorers = [] if config.rewards else [_score_parity]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
     with shallow_models(depths), state.timed(START):
-        parts = build_training_setup(config, scorers, None, World.single())
-        updater = OneMinibatch.like(parts.updater, small)
-        parts = replace(parts, end_ids=_ends(parts, response_tokens), updater=updater)
-        state.trust_sampler = self_check(parts)["check/logprob_gap"] <= RESOLUTION
-    trainer = PolicyTrainer(parts)
+        setup = build_training_setup(config, scorers, None, World.single())
+        updater = OneMinibatch.like(setup.updater, small)
+        setup = replace(setup, end_ids=_ends(setup, response_tokens), updater=updater)
+        state.trust_sampler = self_check(setup)["check/logprob_gap"] <= RESOLUTION
+    trainer = PolicyTrainer(setup)
     trainer.state = state
     began, steps = _work(), list[dict[str, float]]()
     while len(steps) < STEPS[0] or (len(steps) < STEPS[1] and _since(began) < ENOUGH):
@@ -129,11 +129,11 @@ class OneMinibatch(Updater):
         return super().update(select_rows(batch, rows.tolist()), *arguments, **named)
 
 
-def _ends(parts: TrainingSetup, response_tokens: int | None) -> list[int]:
+def _ends(setup: TrainingSetup, response_tokens: int | None) -> list[int]:
     """Choose end tokens so that responses have this mean length. A random model samples all tokens about equally."""
-    if response_tokens is None or response_tokens >= parts.config.rollout.max_response_tokens:
+    if response_tokens is None or response_tokens >= setup.config.rollout.max_response_tokens:
         return [-1]
-    vocabulary = parts.actor_critic.policy.config.get_text_config().vocab_size
+    vocabulary = setup.actor_critic.policy.config.get_text_config().vocab_size
     return list(range(max(1, round(vocabulary / response_tokens))))
 
 
@@ -167,7 +167,7 @@ def _work() -> tuple[float, ...]:
         torch.cuda.synchronize()
         return (time.perf_counter(),)
     processors = min(torch.get_num_threads(), os.cpu_count() or 1)
-    return seconds_of_work(), time.process_time() / processors
+    return busy_seconds(), time.process_time() / processors
 
 
 def _since(began: tuple[float, ...]) -> float:

@@ -9,17 +9,17 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.config import PromptSettings
 from keel.data.prompts import Prompt
-from keel.data.python_rows import given_in_python, rows_from_python
+from keel.data.python_rows import rows_from_python, source_name
 from keel.models.prompt_reading import read_prompts
 
-GIVEN = given_in_python("prompts")
+PYTHON_PROMPTS = source_name("prompts")
 """The name of such prompts in settings and errors, in place of the file."""
 
 
 def with_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in `prompts.path`, which may be missing from the settings of a run with prompts in Python."""
     section = config.get("prompts") or {}
-    return {**config, "prompts": {"path": GIVEN, **section} if isinstance(section, Mapping) else section}
+    return {**config, "prompts": {"path": PYTHON_PROMPTS, **section} if isinstance(section, Mapping) else section}
 
 
 def load_training_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, prompts: Any) -> list[Prompt]:
@@ -29,7 +29,7 @@ def load_training_prompts(settings: PromptSettings, tokenizer: PreTrainedTokeniz
     if isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts):
         return list(prompts)
     return read_prompts(
-        settings, tokenizer, GIVEN, rows=rows_from_python(prompts, "prompts", settings.column, settings.column)
+        settings, tokenizer, PYTHON_PROMPTS, rows=rows_from_python(prompts, "prompts", settings.column, settings.column)
     )
 
 

@@ -18,7 +18,7 @@ from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import Analysis
 from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.training.setup import TrainingSetup
 from keel.world import raise_together
 
@@ -30,18 +30,18 @@ SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
 """Largest difference between scores of one response in two batches, in units of the largest score."""
 
 
-def self_check(parts: TrainingSetup) -> dict[str, float]:
+def self_check(setup: TrainingSetup) -> dict[str, float]:
     """Run every check on a few responses, and return the measurements. Raises ConfigError or RewardError."""
-    _check_lengths(parts)
-    count = min(max(PROBE_ROWS[0], parts.config.rollout.batch_size // 20), PROBE_ROWS[1])
-    probe = parts.respond(step=1, at_most=count, max_tokens=PROBE_TOKENS)
-    _check_trainable(parts)
-    _check_dropout(parts)
-    _check_ends(parts, probe)
-    trained, measured = _check_logprobs(parts, probe)
-    measured |= _check_reference(parts, probe, trained)
-    compiled = kernels.available(next(parts.actor_critic.policy.parameters()))
-    return {**measured, **_check_scores(parts, probe, count), "check/kernels": float(compiled)}
+    _check_lengths(setup)
+    count = min(max(PROBE_ROWS[0], setup.config.rollout.batch_size // 20), PROBE_ROWS[1])
+    probe = setup.respond(step=1, at_most=count, max_tokens=PROBE_TOKENS)
+    _check_trainable(setup)
+    _check_dropout(setup)
+    _check_ends(setup, probe)
+    trained, measured = _check_logprobs(setup, probe)
+    measured |= _check_reference(setup, probe, trained)
+    compiled = kernels.available(next(setup.actor_critic.policy.parameters()))
+    return {**measured, **_check_scores(setup, probe, count), "check/kernels": float(compiled)}
 
 
 def require_weight_change(initial: torch.Tensor, updated: torch.Tensor) -> None:
@@ -50,54 +50,54 @@ def require_weight_change(initial: torch.Tensor, updated: torch.Tensor) -> None:
         raise ConfigError("the first update changed no weight", fix="raise optim.learning_rate")
 
 
-def weight_fingerprint(parts: TrainingSetup) -> torch.Tensor:
+def weight_fingerprint(setup: TrainingSetup) -> torch.Tensor:
     """Return the sum of each trained weight tensor, which changes when the weights do."""
     # A first step may be smaller than the rounding of a 16-bit weight, but not than that of its master.
-    weights = trained_weights(parts.updater.optimizer, parts.actor_critic.named_parameters())
+    weights = trained_weights(setup.updater.optimizer, setup.actor_critic.named_parameters())
     return torch.stack([weight.double().sum().cpu() for weight in weights.values()])
 
 
-def _check_lengths(parts: TrainingSetup) -> None:
+def _check_lengths(setup: TrainingSetup) -> None:
     """Check that the reward models can read every prompt. Warn where a response may not fit beside it."""
-    prompts, longest = [*parts.prompts, *parts.held_out], parts.config.rollout.max_response_tokens
-    for line in length_warnings(parts.scorers, prompts, longest):
-        if parts.world.is_main:
-            tell(line)
+    prompts, longest = [*setup.prompts, *setup.held_out], setup.config.rollout.max_response_tokens
+    for line in length_warnings(setup.scorers, prompts, longest):
+        if setup.world.is_main:
+            print_line(line)
 
 
-def _check_trainable(parts: TrainingSetup) -> None:
-    if not parts.actor_critic.policy_parameters():
+def _check_trainable(setup: TrainingSetup) -> None:
+    if not setup.actor_critic.policy_parameters():
         raise ConfigError("the policy has no trainable parameter", where="policy", fix="check lora.target_modules")
 
 
-def _check_dropout(parts: TrainingSetup) -> None:
+def _check_dropout(setup: TrainingSetup) -> None:
     # Dropout also acts inside attention functions, so the mode of every module counts, not the dropout modules alone.
     for name in ("policy", "critic"):
-        model = getattr(parts.actor_critic, name)
+        model = getattr(setup.actor_critic, name)
         if model is not None and any(module.training for module in model.modules()):
             raise ConfigError(f"dropout is on: the {name} is in training mode", where=name, fix="call its eval()")
 
 
-def _check_ends(parts: TrainingSetup, probe: Rollouts) -> None:
+def _check_ends(setup: TrainingSetup, probe: Rollouts) -> None:
     """Check the end tokens inside the response mask: truncated responses have none, and others have one.
 
     Responses that a stop text ended may have none.
     """
-    is_end = torch.isin(probe.response_tokens, torch.tensor(parts.end_ids, device=probe.response_tokens.device))
+    is_end = torch.isin(probe.response_tokens, torch.tensor(setup.end_ids, device=probe.response_tokens.device))
     ends = (is_end & probe.response_mask).sum(1)
     ended = (~probe.truncated).long()
-    if not bool(((ends == ended) if not parts.stop_texts else (ends <= ended)).all()):
+    if not bool(((ends == ended) if not setup.stop_texts else (ends <= ended)).all()):
         raise ConfigError("end tokens and response mask disagree", where="sampler", fix="report this as a bug of keel")
 
 
-def _check_logprobs(parts: TrainingSetup, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
+def _check_logprobs(setup: TrainingSetup, probe: Rollouts) -> tuple[Analysis, dict[str, float]]:
     """Check that sampler and trainer compute the same log-probs, so that ratio = 1 before the first update.
 
     Returns the trainer's full pass, and the measurements.
     """
-    mask, algorithm = probe.response_mask, parts.config.algorithm
-    temperature, at_once = parts.config.rollout.temperature, algorithm.microbatch_tokens
-    trained, measured = compare_passes(parts.actor_critic, probe, temperature, at_once, where="policy")
+    mask, algorithm = probe.response_mask, setup.config.algorithm
+    temperature, at_once = setup.config.rollout.temperature, algorithm.microbatch_tokens
+    trained, measured = compare_passes(setup.actor_critic, probe, temperature, at_once, where="policy")
     ones = torch.ones_like(trained.logprobs[mask])
     ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]
     clipped = clipfrac(
@@ -106,16 +106,16 @@ def _check_logprobs(parts: TrainingSetup, probe: Rollouts) -> tuple[Analysis, di
     return trained, {**measured, "check/ratio": float(ratio.mean()), "check/clipfrac": float(clipped.mean())}
 
 
-def _check_reference(parts: TrainingSetup, probe: Rollouts, trained: Analysis) -> dict[str, float]:
+def _check_reference(setup: TrainingSetup, probe: Rollouts, trained: Analysis) -> dict[str, float]:
     """Check that the KL is 0 at the start, unless `reference` is another model."""
-    if parts.reference is None:
+    if setup.reference is None:
         return {}
     ref_logprobs = reference_logprobs(
-        parts.reference, probe, parts.targets.temperature, parts.targets.microbatch_tokens
+        setup.reference, probe, setup.targets.temperature, setup.targets.microbatch_tokens
     )
     gaps = (trained.logprobs - ref_logprobs)[probe.response_mask].abs()
     gap = float(gaps.max())
-    if parts.config.reference is None and not logprobs_agree(gaps, parts.actor_critic):
+    if setup.config.reference is None and not logprobs_agree(gaps, setup.actor_critic):
         raise ConfigError(
             f"the reference differs from the initial policy: log-probs differ by {gap:.2g}",
             where="reference",
@@ -124,19 +124,19 @@ def _check_reference(parts: TrainingSetup, probe: Rollouts, trained: Analysis) -
     return {"check/reference_gap": gap}
 
 
-def _check_scores(parts: TrainingSetup, probe: Rollouts, count: int) -> dict[str, float]:
+def _check_scores(setup: TrainingSetup, probe: Rollouts, count: int) -> dict[str, float]:
     """Check that scores, and missing scores, depend neither on the batch around a response nor on the call."""
-    if not parts.scorers:
+    if not setup.scorers:
         return {}
     try:
-        first, second = _score_twice(parts, probe)
+        first, second = _score_twice(setup, probe)
     except RewardError:
-        if parts.config.rollout.max_response_tokens <= PROBE_TOKENS:
+        if setup.config.rollout.max_response_tokens <= PROBE_TOKENS:
             raise
         # A scorer may have no score for the beginning of a response, such as JSON that is not closed.
-        first, second = _score_twice(parts, parts.respond(step=1, at_most=count))
+        first, second = _score_twice(setup, setup.respond(step=1, at_most=count))
     worst = 0.0
-    for scorer in (scorer for scorer in parts.scorers if not scorer.noisy):
+    for scorer in (scorer for scorer in setup.scorers if not scorer.noisy):
         gap = _score_gap(first[scorer.name], second[scorer.name])
         worst = max(worst, gap)
         if gap > score_tolerance(scorer):
@@ -148,17 +148,17 @@ def _check_scores(parts: TrainingSetup, probe: Rollouts, count: int) -> dict[str
     return {"check/score_gap": worst}
 
 
-def _score_twice(parts: TrainingSetup, probe: Rollouts) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _score_twice(setup: TrainingSetup, probe: Rollouts) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the scores of each scorer by its name, of all responses together and of two halves of them, row by row.
 
     Raises RewardError, on every process, where a scorer fails or no response has a score.
     """
     rows = list(range(len(probe.texts)))
     halves = [half for half in (rows[::2], rows[1::2]) if half]
-    order = torch.tensor([row for half in halves for row in half], device=parts.world.device).argsort()
+    order = torch.tensor([row for half in halves for row in half], device=setup.world.device).argsort()
     batches = [probe, *(select_rows(probe, half) for half in halves)]
-    together, *separate = raise_together(parts.world, lambda: [parts.score(batch) for batch in batches])
-    if not bool(parts.world.sum(together.kept.sum())):
+    together, *separate = raise_together(setup.world, lambda: [setup.score(batch) for batch in batches])
+    if not bool(setup.world.sum(together.kept.sum())):
         raise RewardError("no response could be scored", where="rewards", fix="check the reward functions")
     second = {name: torch.cat([half.by_scorer[name] for half in separate])[order] for name in together.by_scorer}
     return together.by_scorer, second

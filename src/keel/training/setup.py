@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from keel.config import TrainConfig
 from keel.data.batches import Rollouts, ScoredRollouts
-from keel.data.prompts import Prompt, unlike_rows
+from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
 from keel.learn.guard import Guard
@@ -25,14 +25,14 @@ from keel.models.heads import trunk
 from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
-from keel.models.prompt_reading import chat_tokenizer, read_prompts, speak_in_turns
+from keel.models.prompt_reading import chat_tokenizer, end_responses_at_turns, read_prompts
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
 from keel.run.reward_files import read_range, require_gate_pass
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
 from keel.training.python_prompts import load_training_prompts
 from keel.world import World, generator
@@ -88,7 +88,7 @@ class TrainingSetup:
         share = self.world.share(len(prompts))
         prompts, numbers = prompts[share], numbers[share]
         if at_most is not None:
-            chosen = unlike_rows(prompts, at_most)
+            chosen = rows_of_varied_length(prompts, at_most)
             prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
         numbers = numbers[:, :max_tokens]
         return sample_rollouts(
@@ -118,7 +118,7 @@ class TrainingSetup:
         for name, cause in scored.failures.items():
             if name not in self.failed:
                 self.failed.add(name)
-                tell(f"warning: scorer {name} failed, and the responses are dropped (reward.on_failure): {cause}")
+                print_line(f"warning: scorer {name} failed, and the responses are dropped (reward.on_failure): {cause}")
         return scored
 
 
@@ -198,7 +198,7 @@ def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: Worl
     torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
     policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
     require_gradients(policy, config.policy.model)
-    speak_in_turns(policy, tokenizer, config.prompts)
+    end_responses_at_turns(policy, tokenizer, config.prompts)
     return policy
 
 

@@ -15,9 +15,9 @@ from keel.interrupts import interrupts_blocked
 from keel.learn.shaping import ScoreStatistics
 from keel.loop.checkpoints import TrainedState
 from keel.models.actor_critic import ValueUnits
-from keel.models.heads import plain
+from keel.models.heads import unwrap_model
 from keel.models.loading import as_classifier, dtype_name, load_classifier, save_model, save_policy
-from keel.models.sameness import probe_tokens, require_same, values
+from keel.models.sameness import probe_tokens, probe_values, require_same
 from keel.run.checkpoint import Checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.training.setup import TrainingSetup
@@ -53,74 +53,74 @@ class RunState:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def trained_state(parts: TrainingSetup) -> TrainedState:
+def trained_state(setup: TrainingSetup) -> TrainedState:
     """Return the trained weights with their optimizer and guard, which every checkpoint holds."""
-    return TrainedState(parts.actor_critic, parts.updater.optimizer, parts.updater.guard)
+    return TrainedState(setup.actor_critic, setup.updater.optimizer, setup.updater.guard)
 
 
-def save(parts: TrainingSetup, state: RunState, folder: RunFolder) -> None:
+def save_run_state(setup: TrainingSetup, state: RunState, folder: RunFolder) -> None:
     """Save a checkpoint of everything the next step depends on, and the policy as a plain model folder."""
-    if not parts.world.is_main:
+    if not setup.world.is_main:
         return
-    trained_state(parts).save(
+    trained_state(setup).save(
         folder,
         state.step,
         {
             "kl_coef": state.kl_coef,
             "statistics": asdict(state.statistics),
-            "value_units": asdict(parts.actor_critic.value_units),
+            "value_units": asdict(setup.actor_critic.value_units),
             "unlogged": state.unlogged,
         },
-        parts.config.checkpoint.keep,
-        models={"policy": lambda path: save_model(parts.actor_critic.policy, parts.tokenizer, path)},
+        setup.config.checkpoint.keep,
+        models={"policy": lambda path: save_model(setup.actor_critic.policy, setup.tokenizer, path)},
     )
 
 
-def restore(parts: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> None:
+def restore_run_state(setup: TrainingSetup, state: RunState, checkpoint: Checkpoint) -> None:
     """Load the weights, moments and counters of a checkpoint.
 
     Raises ConfigError for a checkpoint of another model or of an older keel.
     """
     if "value_units" not in checkpoint.state:
         raise ConfigError("the checkpoint was written by an older keel", str(checkpoint.path), "start a new run")
-    trained_state(parts).restore(checkpoint)
+    trained_state(setup).restore(checkpoint)
     state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
     state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
-    parts.actor_critic.value_units = ValueUnits(**checkpoint.state["value_units"])
+    setup.actor_critic.value_units = ValueUnits(**checkpoint.state["value_units"])
     state.unlogged = checkpoint.state["unlogged"]
 
 
-def save_result(parts: TrainingSetup, folder: RunFolder) -> None:
+def save_result(setup: TrainingSetup, folder: RunFolder) -> None:
     """Save the trained policy, and the critic as a sequence classifier, as transformers model folders."""
-    if not parts.world.is_main:
+    if not setup.world.is_main:
         return
-    models = parts.actor_critic
-    if parts.config.rollout.stop:  # other tools must end responses at the tokens that the policy learned to end with
-        plain(models.policy).generation_config.eos_token_id = parts.end_ids
+    models = setup.actor_critic
+    if setup.config.rollout.stop:  # other tools must end responses at the tokens that the policy learned to end with
+        unwrap_model(models.policy).generation_config.eos_token_id = setup.end_ids
     with interrupts_blocked():
-        replace_folder(folder.policy, lambda path: save_policy(models.policy, parts.tokenizer, path))
+        replace_folder(folder.policy, lambda path: save_policy(models.policy, setup.tokenizer, path))
         if models.has_critic:
-            replace_folder(folder.critic, lambda path: _save_critic(parts, path))
+            replace_folder(folder.critic, lambda path: _save_critic(setup, path))
 
 
-def _save_critic(parts: TrainingSetup, path: Path) -> None:
+def _save_critic(setup: TrainingSetup, path: Path) -> None:
     """Save the critic as a sequence classifier. Its score plus `keel_value_offset` of its config.json is the value.
 
     The offset is stored in the config because the heads of transformers' classifiers have no bias. Raises
     CheckpointError if the saved model has other values.
     """
-    models, units = parts.actor_critic, parts.actor_critic.value_units
+    models, units = setup.actor_critic, setup.actor_critic.value_units
     critic, model, head = models.critic, models.policy, models.value_head
     if critic is None:
-        critic = as_classifier(model, head, parts.tokenizer.pad_token_id)
+        critic = as_classifier(model, head, setup.tokenizer.pad_token_id)
     else:
-        model, head = critic, plain(critic).score
-    classifier: Any = plain(critic)
+        model, head = critic, unwrap_model(critic).score
+    classifier: Any = unwrap_model(critic)
     classifier.config.keel_value_offset = units.offset
     with scaled(classifier.score, units.gain):
-        save_model(critic, parts.tokenizer, path)
-    saved, tokens = load_classifier(str(path), dtype_name(critic)).to(parts.world.device), probe_tokens(model)
-    require_same(units.gain * values(model, head, tokens), values(saved, saved.score, tokens), critic, path)
+        save_model(critic, setup.tokenizer, path)
+    saved, tokens = load_classifier(str(path), dtype_name(critic)).to(setup.world.device), probe_tokens(model)
+    require_same(units.gain * probe_values(model, head, tokens), probe_values(saved, saved.score, tokens), critic, path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from keel.core.diagnostics import approx_kl, explained_variance
 from keel.data.batches import ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
 from keel.errors import RewardError
-from keel.learn.targets import moments
+from keel.learn.targets import all_rank_moments
 from keel.learn.totals import Totals
 from keel.stats.ranks import mean_ranks
 from keel.training.setup import TrainingSetup
@@ -22,26 +22,26 @@ NGRAM = 4
 
 
 def step_metrics(
-    parts: TrainingSetup, scored: ScoredRollouts, token_scores: Tensor, batch: TrainingBatch, kl_coef: float
+    setup: TrainingSetup, scored: ScoredRollouts, token_scores: Tensor, batch: TrainingBatch, kl_coef: float
 ) -> dict[str, float]:
     """Compute the metrics of the responses and of the update's targets, over all ranks.
 
     Args:
         token_scores: [B, T], shaped scores.
     """
-    world, group_size = parts.world, parts.config.rollout.group_size or 1
-    totals = objective_totals(scored, batch, kl_coef, has_reference=parts.reference is not None)
+    world, group_size = setup.world, setup.config.rollout.group_size or 1
+    totals = objective_totals(scored, batch, kl_coef, has_reference=setup.reference is not None)
     add_response_metrics(totals, scored)
-    add_scorer_metrics(totals, parts, scored)
+    add_scorer_metrics(totals, setup, scored)
     totals.add("sampler/approx_kl", approx_kl(batch.logprobs, scored.rollouts.logprobs)[batch.response_mask])
     if group_size > 1:
         totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
     metrics = totals.reduce(world)
     metrics |= {"objective/kl_coef": kl_coef, "objective/scores_std": deviation(scored.scores, scored.kept, world)}
     shaped = token_scores.sum(1)
-    mean, variance = moments(shaped, scored.kept, world)
+    mean, variance = all_rank_moments(shaped, scored.kept, world)
     metrics |= {"objective/shaped_scores": float(mean), "objective/shaped_scores_std": float(variance) ** 0.5}
-    if parts.actor_critic.has_critic:
+    if setup.actor_critic.has_critic:
         metrics |= critic_metrics(batch, world)
     return metrics | full_batch_metrics(scored, world) | credit_metrics(shaped, batch, world)
 
@@ -71,7 +71,7 @@ def add_response_metrics(totals: Totals, scored: ScoredRollouts) -> None:
     totals.add("response/repetition", torch.tensor([repeated_share(row[mask].tolist()) for row, mask in rows]))
 
 
-def add_scorer_metrics(totals: Totals, parts: TrainingSetup, scored: ScoredRollouts) -> None:
+def add_scorer_metrics(totals: Totals, setup: TrainingSetup, scored: ScoredRollouts) -> None:
     """Add the metrics of each scorer: its scores, and for reward models the scores out of range, the disagreement of
     an ensemble and the share of texts that were cut. Also add what reward functions logged.
 
@@ -80,12 +80,12 @@ def add_scorer_metrics(totals: Totals, parts: TrainingSetup, scored: ScoredRollo
     for name, scores in scored.by_scorer.items():
         finite = scores[scores.isfinite()]
         totals.add(f"rewards/{name}", finite)
-        if name in parts.ranges:
-            limits = parts.ranges[name]
+        if name in setup.ranges:
+            limits = setup.ranges[name]
             beyond = (finite < limits["score_lowest"]) | (finite > limits["score_highest"])
             totals.add(f"outside_range/{name}", beyond.float())
     # The totals are summed over all ranks by position, so every rank must have the same names.
-    names = parts.world.gather(torch.tensor([_hash(str(sorted(scored.logged)))], device=scored.scores.device))
+    names = setup.world.gather(torch.tensor([_hash(str(sorted(scored.logged)))], device=scored.scores.device))
     if len(names.unique()) > 1:
         raise RewardError(
             "reward functions logged different names in different processes",
@@ -106,9 +106,9 @@ def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:
     The explained variance is 1 - Var(returns - values) / Var(returns); NaN where the returns do not vary.
     """
     mask = batch.response_mask
-    values, _ = moments(batch.values, mask, world)
-    returns, spread = moments(batch.returns, mask, world)
-    _, unexplained = moments(batch.returns - batch.values, mask, world)
+    values, _ = all_rank_moments(batch.values, mask, world)
+    returns, spread = all_rank_moments(batch.returns, mask, world)
+    _, unexplained = all_rank_moments(batch.returns - batch.values, mask, world)
     return {
         "critic/values": float(values),
         "critic/returns": float(returns),
@@ -162,7 +162,7 @@ def credit_metrics(scores: Tensor, batch: TrainingBatch, world: World) -> dict[s
 
 def deviation(x: Tensor, mask: Tensor, world: World) -> float:
     """Compute the biased standard deviation of the entries in the mask, over all ranks."""
-    return float(moments(x, mask, world)[1]) ** 0.5
+    return float(all_rank_moments(x, mask, world)[1]) ** 0.5
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:

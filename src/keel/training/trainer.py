@@ -61,9 +61,9 @@ class PolicyTrainer:
         trainer.save("runs/mine/policy")
     """
 
-    def __init__(self, parts: TrainingSetup) -> None:
-        self.parts = parts
-        self.state = RunState(step=0, kl_coef=parts.config.algorithm.kl_coef)
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup = setup
+        self.state = RunState(step=0, kl_coef=setup.config.algorithm.kl_coef)
 
     @classmethod
     def from_config(
@@ -86,13 +86,13 @@ class PolicyTrainer:
             config = parse(TrainConfig, config if prompts is None else with_place(config))
         trainer = cls(build_training_setup(config, scorers, prompts, World.from_environment(), scores_required=False))
         trainer.check()
-        if trainer.parts.config.reward.normalize == "reference" and trainer.parts.scorers:
+        if trainer.setup.config.reward.normalize == "reference" and trainer.setup.scorers:
             trainer.measure_reference()
         return trainer
 
     def check(self) -> dict[str, float]:
         """Run the self-check and return its measurements. Raises ConfigError or RewardError."""
-        measured = self_check(self.parts)
+        measured = self_check(self.setup)
         self.state.trust_sampler = measured["check/logprob_gap"] <= RESOLUTION
         return measured
 
@@ -100,9 +100,9 @@ class PolicyTrainer:
         """Measure the score statistics of the untrained policy, for `reward.normalize: reference`."""
         statistics = ScoreStatistics()
         for batch in range(1, REFERENCE_BATCHES + 1):
-            rollouts = self.parts.respond(batch, purpose="reference")
-            scored = raise_together(self.parts.world, partial(self.parts.score, rollouts))
-            statistics = statistics.plus(kept_scores(scored), self.parts.world)
+            rollouts = self.setup.respond(batch, purpose="reference")
+            scored = raise_together(self.setup.world, partial(self.setup.score, rollouts))
+            statistics = statistics.plus(kept_scores(scored), self.setup.world)
         self.state.statistics = statistics
 
     def sample(self, prompts: Any = None) -> Rollouts:
@@ -111,38 +111,38 @@ class PolicyTrainer:
         Args:
             prompts: replace the prompts of the settings: texts, chats or rows with columns, as in `keel.train`.
         """
-        parts, repeated = self.parts, None
+        setup, repeated = self.setup, None
         if prompts is not None:
-            loaded = load_training_prompts(parts.config.prompts, parts.tokenizer, prompts)
-            repeated = [prompt for prompt in loaded for _ in range(parts.config.rollout.group_size or 1)]
+            loaded = load_training_prompts(setup.config.prompts, setup.tokenizer, prompts)
+            repeated = [prompt for prompt in loaded for _ in range(setup.config.rollout.group_size or 1)]
         with self.state.timed("sample"):
             failpoint("step.sample")
-            return parts.respond(self.state.step + 1, prompts=repeated)
+            return setup.respond(self.state.step + 1, prompts=repeated)
 
     def score(self, rollouts: Rollouts) -> ScoredRollouts:
         """Score responses with the run's scorers. Raises RewardError on every process if one scorer fails."""
         with self.state.timed("score"):
             failpoint("step.score")
-            return raise_together(self.parts.world, partial(self.parts.score, rollouts, self.state.step))
+            return raise_together(self.setup.world, partial(self.setup.score, rollouts, self.state.step))
 
     def compute_targets(self, scored: ScoredRollouts) -> StepTargets:
         """Compute the rewards, advantages and returns of each token."""
-        parts, state = self.parts, self.state
+        setup, state = self.setup, self.state
         statistics = state.statistics
-        if parts.config.reward.normalize == "running":
-            statistics = statistics.plus(kept_scores(scored), parts.world)
+        if setup.config.reward.normalize == "running":
+            statistics = statistics.plus(kept_scores(scored), setup.world)
         with state.timed("targets"):
             failpoint("step.targets")
-            token_scores = parts.shaping.token_scores(scored, statistics)
+            token_scores = setup.shaping.token_scores(scored, statistics)
             targets = build_targets(
                 scored,
                 token_scores,
-                parts.actor_critic,
-                parts.reference,
-                parts.algorithm,
-                parts.targets,
+                setup.actor_critic,
+                setup.reference,
+                setup.algorithm,
+                setup.targets,
                 state.kl_coef,
-                parts.world,
+                setup.world,
                 state.trust_sampler,
             )
         return StepTargets(scored, token_scores, targets.batch, targets.value_units, targets.step_scale, statistics)
@@ -153,26 +153,26 @@ class PolicyTrainer:
         Raises Diverged before an update on numbers that are not finite or on a collapsed policy, ConfigError after
         the last step.
         """
-        parts, state, batch = self.parts, self.state, targets.batch
-        config, step = parts.config, state.step + 1
+        setup, state, batch = self.setup, self.state, targets.batch
+        config, step = setup.config, state.step + 1
         if step > config.steps:  # the learning rate schedule ends here
             raise ConfigError(f"all {config.steps} steps are done", where="steps", fix="raise steps")
-        check_finite(batch, parts.world)
-        check_alive(batch, config.algorithm, parts.world)
-        initial = weight_fingerprint(parts) if step == 1 else None
-        parts.actor_critic.value_units = targets.value_units
+        check_finite(batch, setup.world)
+        check_alive(batch, config.algorithm, setup.world)
+        initial = weight_fingerprint(setup) if step == 1 else None
+        setup.actor_critic.value_units = targets.value_units
         with state.timed("update"):
             failpoint("step.update")
             step_scale = 0.0 if step <= config.critic.warmup_steps else targets.step_scale
-            learned = parts.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
+            learned = setup.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
         if initial is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
-            require_weight_change(initial, weight_fingerprint(parts))
-        metrics = step_metrics(parts, targets.scored, targets.token_scores, batch, state.kl_coef)
+            require_weight_change(initial, weight_fingerprint(setup))
+        metrics = step_metrics(setup, targets.scored, targets.token_scores, batch, state.kl_coef)
         new_logprobs, moved = self._read_again(targets)
         first_approx_kl = learned.pop("policy/first_approx_kl")  # NaN where the first optimizer step was skipped
         metrics["sampler/approx_kl"] += first_approx_kl if isfinite(first_approx_kl) else 0.0
         state.step, state.statistics = step, targets.statistics
-        num_responses = batch.size * parts.world.size
+        num_responses = batch.size * setup.world.size
         if config.algorithm.target_kl is not None:
             state.kl_coef = updated_kl_coef(
                 state.kl_coef,
@@ -181,10 +181,10 @@ class PolicyTrainer:
                 config.algorithm.kl_horizon,
                 num_responses,
             )
-        num_tokens = float(targets.scored.rollouts.lengths.sum()) * parts.world.size
+        num_tokens = float(targets.scored.rollouts.lengths.sum()) * setup.world.size
         metrics |= learned | moved | {"policy/step_scale": step_scale}
         metrics |= speed_metrics(state.seconds, step, num_responses, num_tokens)
-        rows = rollout_rows(targets.scored, batch, config.log.rollouts_per_step, parts.tokenizer, new_logprobs)
+        rows = rollout_rows(targets.scored, batch, config.log.rollouts_per_step, setup.tokenizer, new_logprobs)
         return metrics, list(rows)
 
     def update(self, rollouts: Rollouts, scores: Sequence[float] | Tensor) -> dict[str, float]:
@@ -203,10 +203,10 @@ class PolicyTrainer:
 
         Raises Diverged for weights that are not finite, CheckpointError if the saved model differs from this one.
         """
-        require_finite(self.parts.actor_critic.named_parameters(), self.state.step)
+        require_finite(self.setup.actor_critic.named_parameters(), self.state.step)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        if self.parts.world.is_main:
-            save_policy(self.parts.actor_critic.policy, self.parts.tokenizer, Path(folder))
+        if self.setup.world.is_main:
+            save_policy(self.setup.actor_critic.policy, self.setup.tokenizer, Path(folder))
 
     def _read_again(self, targets: StepTargets) -> tuple[Tensor | None, dict[str, float]]:
         """Compute the log-probs of the first few responses under the updated policy, and `policy/step_kl`.
@@ -215,15 +215,15 @@ class PolicyTrainer:
 
         Returns log-probs [N, T] on the main rank (else None), and the metric on all ranks.
         """
-        parts, totals, new_logprobs = self.parts, Totals(["policy/step_kl"]), None
-        if parts.world.is_main:
+        setup, totals, new_logprobs = self.setup, Totals(["policy/step_kl"]), None
+        if setup.world.is_main:
             few = select_rows(targets.scored.rollouts, range(min(ROWS_READ_AGAIN, targets.batch.size)))
             rows, width = few.response_mask.shape
-            temperature, at_once = parts.targets.temperature, parts.targets.microbatch_tokens
-            new_logprobs = analyze_all(parts.actor_critic, few, temperature, at_once, with_values=False).logprobs
+            temperature, at_once = setup.targets.temperature, setup.targets.microbatch_tokens
+            new_logprobs = analyze_all(setup.actor_critic, few, temperature, at_once, with_values=False).logprobs
             moved = approx_kl(new_logprobs, targets.batch.logprobs[:rows, :width])
             totals.add("policy/step_kl", moved[targets.batch.response_mask[:rows, :width]])
-        return new_logprobs, totals.reduce(parts.world)
+        return new_logprobs, totals.reduce(setup.world)
 
 
 def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:

@@ -10,7 +10,7 @@ from keel.diagnosis.findings import SEVERITIES, Finding
 from keel.errors import Halted
 from keel.run.folder import RunFolder
 from keel.run.read.run import Run, State, read_metrics
-from keel.terminal import tell
+from keel.terminal import print_line
 
 EVERY_STEP = 200
 """Up to this step, every step is diagnosed; later, only when the log has grown by a hundredth.
@@ -90,4 +90,4 @@ def halt_error(finding: Finding | None, step: int, folder: RunFolder) -> Halted:
 
 
 def _say(what: str) -> None:
-    tell(f"doctor: {what}")
+    print_line(f"doctor: {what}")

@@ -124,11 +124,11 @@ def gains_alone(run: Run, name: str) -> Holds:
     metric = f"rewards/{name}"
     gain, errors = score_rise(run, metric)
     largest_gain = score_gain(run, metric) + resolution(run, metric)
-    tells_apart = at_least(relative_spread(run, metric), np.fmin(relative_spread(run, SCORES), 1.0) / AWAKE)
+    distinguishes = at_least(relative_spread(run, metric), np.fmin(relative_spread(run, SCORES), 1.0) / AWAKE)
     expected = expected_rise(run, name)
     is_alone = at_least(score_gain(run, SCORES), SHARED_GAIN) & at_least(expected, EXPECTED)
     is_alone &= at_most(largest_gain, SHARED_PART * expected)
-    return is_alone & tells_apart & ~(at_least(gain, CLEAR_RISE) & at_least(errors, SIGNIFICANT))
+    return is_alone & distinguishes & ~(at_least(gain, CLEAR_RISE) & at_least(errors, SIGNIFICANT))
 
 
 def quality_warnings(run: Run) -> Mapping[str, Holds]:

@@ -21,7 +21,7 @@ from keel.diagnosis.rule import (
 from keel.diagnosis.rules.hacking import fall_beyond_score
 from keel.run.read.run import Run
 from keel.run.read.series import at_least, last, start_mean, trailing_mean, window
-from keel.stats.overoptimisation import Fit, fit_overoptimisation
+from keel.stats.overoptimisation import OveroptimisationFit, fit_overoptimisation
 
 NEAR, PAST = 0.8, 1.2  # of the peak's KL: near the peak, and certainly past it
 NEAR_FALL, NEAR_ERRORS = 0.1, 3.0  # deviations and standard errors
@@ -30,7 +30,7 @@ FITS = 12  # in a run, evenly spaced: a fit at every step would add nothing
 SHORTEST_DISTANCE = 0.5  # of sqrt(KL), over which a form can be fitted
 
 
-def fit_curve(run: Run, name: str) -> Fit | None:
+def fit_curve(run: Run, name: str) -> OveroptimisationFit | None:
     """Fit the form to a held-out scorer's smoothed gain over the KL so far; None with too little data."""
     width = window(run)
     kl, score = trailing_mean(run["objective/kl"], width), trailing_mean(run[f"rewards/{name}"], width)

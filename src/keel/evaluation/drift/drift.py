@@ -34,7 +34,7 @@ from keel.evaluation.drift.verdict import (
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.slices import slice_rows
 from keel.run.folder import write_atomic
-from keel.run.json_values import finite
+from keel.run.json_values import replace_non_finite
 from keel.run.output import require_writable
 from keel.stats.two_samples import Numbers
 from keel.world import World
@@ -195,7 +195,7 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
         }
         for row, (prompt, texts) in enumerate(zip(today.evaluated.prompts, today.evaluated.texts, strict=True))
     ]
-    record = finite({"figures": metrics, "answers": responses})
+    record = replace_non_finite({"figures": metrics, "answers": responses})
     write_atomic(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 

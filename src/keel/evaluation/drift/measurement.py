@@ -17,7 +17,7 @@ from keel.data.prompts import Prompt, encode_prompt
 from keel.data.turns import encode_response
 from keel.errors import ConfigError, DataError
 from keel.evaluation.drift.novelty import PromptWordPairs
-from keel.evaluation.evaluate import Scoring, measure, sample_and_score
+from keel.evaluation.evaluate import Scoring, measure_responses, sample_and_score
 from keel.evaluation.frontier import find_checkpoints, settings_of_run
 from keel.evaluation.judged import PER_TOKEN, EvaluatedResponses
 from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
@@ -173,7 +173,7 @@ def score_logged_responses(setup: DriftSetup, path: str) -> EvaluatedResponses:
     with ProgressDisplay("drift responses", len(setup.policy.prompts)) as display:
         for rollouts in logged_rollouts(setup, path):
             temperature = setup.decoding.temperature or 1.0
-            batches.append(measure(rollouts, setup.policy, setup.reference, setup.scoring, temperature))
+            batches.append(measure_responses(rollouts, setup.policy, setup.reference, setup.scoring, temperature))
             texts += rollouts.texts
             display.show(len(texts), {})
     measured = {name: torch.cat([batch[name].cpu() for batch in batches]).view(-1, 1) for name in batches[0]}

@@ -174,7 +174,7 @@ def comparable_metrics(table: Table) -> Table:
     return {name: values for name, values in table.items() if name.startswith((*SCORER_METRICS, *PROMPT))}
 
 
-def small(p: float) -> str:
+def format_p_value(p: float) -> str:
     """Format a p-value."""
     return f"{p:.2g}" if p >= 1e-3 else "<0.001"
 
@@ -193,7 +193,7 @@ def describe_shifts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     moved = [(name, shift) for name, shift in metrics.items() if shift["says"] == "moved"]
     lines = [
         f"{name}: {shift['training']:.3g} in the training, {shift['today']:.3g} today"
-        f" (distance {shift['distance']:.2f}, p {small(shift['p'])})"
+        f" (distance {shift['distance']:.2f}, p {format_p_value(shift['p'])})"
         for name, shift in sorted(moved, key=order)
     ]
     return lines if len(lines) <= MAX_REASONS + 1 else [*lines[:MAX_REASONS], f"and {len(lines) - MAX_REASONS} more"]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from keel.models.heads import UNFIT, plain, position_arguments, trunk
+from keel.models.heads import UNFIT, position_arguments, trunk, unwrap_model
 from keel.models.packed import reads_single_rows, token_states
-from keel.models.trial import close, trial
+from keel.models.trial import states_agree, trial
 
 
 class ModuleDecoder:
@@ -22,7 +22,7 @@ class ModuleDecoder:
         self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
 
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
-        self.cache: Any = DynamicCache(config=plain(self.model).config)
+        self.cache: Any = DynamicCache(config=unwrap_model(self.model).config)
         self.mask = mask.long()
         states = self._forward(tokens, position_arguments(self.model, self.mask))
         if copies > 1:
@@ -89,16 +89,16 @@ def module_decoder(model: Any) -> ModuleDecoder | FullDecoder:
 
     The trial is run once per model.
     """
-    if plain(model) not in _cache_works:
-        _cache_works[plain(model)] = not reads_single_rows(model) and _try_cache(model)
-    return ModuleDecoder(model) if _cache_works[plain(model)] else FullDecoder(model)
+    if unwrap_model(model) not in _cache_works:
+        _cache_works[unwrap_model(model)] = not reads_single_rows(model) and _try_cache(model)
+    return ModuleDecoder(model) if _cache_works[unwrap_model(model)] else FullDecoder(model)
 
 
 def _try_cache(model: Any) -> bool:
     with trial(model) as (tokens, mask):
         try:
             cached, full = (_trial_states(kind(model), tokens, mask) for kind in (ModuleDecoder, FullDecoder))
-            return close(cached, full)
+            return states_agree(cached, full)
         except UNFIT:  # the model has a cache of another kind, or one that cannot be reduced to some rows
             return False
 

@@ -32,7 +32,7 @@ class ResponseLog:
         self.file = GrowingFile(path, _line_after(Path(path), start) if start else 0)
         self.index = Index.empty()
         self.broken = 0  # complete lines without a response
-        self.is_whole = False  # whether the last refresh read everything that the file had
+        self.is_complete = False  # whether the last refresh read everything that the file had
 
     def __len__(self) -> int:
         return len(self.index.step)
@@ -64,7 +64,7 @@ class ResponseLog:
         return self.index.scores
 
     def refresh(self, seconds: float = math.inf) -> bool:
-        """Read new complete lines for about `seconds`; `is_whole` is whether that was enough.
+        """Read new complete lines for about `seconds`; `is_complete` is whether that was enough.
 
         Returns True if a resumed run had truncated the file. Then everything is read again.
         """
@@ -72,10 +72,10 @@ class ResponseLog:
         if was_cut:
             self.file, self.index, self.broken = GrowingFile(self.file.path), Index.empty(), 0
         indexes, end = [self.index], time.monotonic() + seconds
-        self.is_whole = True
+        self.is_complete = True
         for start, data in self.file.blocks():
             if len(indexes) > 1 and time.monotonic() >= end:
-                self.is_whole = False
+                self.is_complete = False
                 break
             index, broken = index_lines(data, start)
             indexes.append(index)

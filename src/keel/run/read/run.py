@@ -22,8 +22,8 @@ from keel.run.read.settings import check_run_settings, named_sources
 INNER_FOLDERS = {"checkpoints", "members", "policy", "critic", "model", "tensorboard", "faults"}
 """Folders inside a run, in which no further runs are searched."""
 Series = NDArray[np.float64]
-Standing = Literal["running", "finished", "stopped", "failed", "died", "unknown"]
-STANDINGS: tuple[Standing, ...] = get_args(Standing)
+Status = Literal["running", "finished", "stopped", "failed", "died", "unknown"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 LAST_STEP = 10**12
 NO_JSON = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
@@ -32,7 +32,7 @@ NO_JSON = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 class State:
     """The state of a run."""
 
-    standing: Standing  # died: its process is gone, and there is no ended.json
+    standing: Status  # died: its process is gone, and there is no ended.json
     what: str = ""  # why it stopped or failed, as the run reported it
 
 
@@ -186,8 +186,8 @@ def read_state(folder: RunFolder) -> State:
     """Return the state from the file that a run writes at its end, else from its lock and its process."""
     with suppress(OSError, *NO_JSON):
         ended = json.loads(read_regular(folder.ended))
-        standing: Standing = next((name for name in STANDINGS if name == ended["standing"]), "unknown")
-        return State(standing, str(ended["what"]))
+        status: Status = next((name for name in STATUSES if name == ended["standing"]), "unknown")
+        return State(status, str(ended["what"]))
     owner, running = lock_owner(folder.path), is_running(folder.path)
     if owner is None or running is None:
         return State("unknown")

@@ -82,10 +82,10 @@ class RunResponses:
         if self.newest is not None and self.newest.file.was_cut():
             self.newest = None
             self._clear_results()
-        if self.newest is None and not self.all.is_whole and self._read_newest():
+        if self.newest is None and not self.all.is_complete and self._read_newest():
             return
         cut = self.all.refresh(MAX_SECONDS)
-        if self.newest is not None and (cut or self.all.is_whole):
+        if self.newest is not None and (cut or self.all.is_complete):
             self.newest, cut = None, True
         if self.newest is not None:
             self.newest.refresh()
@@ -121,7 +121,7 @@ class RunResponses:
     @property
     def is_torn(self) -> bool:
         """Whether the file ends in an incomplete line."""
-        return self.shown.is_whole and self.shown.file.is_torn
+        return self.shown.is_complete and self.shown.file.is_torn
 
     def page(self, query: ResponseQuery, offset: int, limit: int) -> dict[str, Any]:
         """Return `limit` responses of a query from `offset`, with the numbers of responses and matches."""

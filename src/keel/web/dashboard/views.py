@@ -65,7 +65,7 @@ def export_disputes(runs: RunsBelow, parameters: QueryParameters) -> bytes:
         disputes = disputes_between_scorers(responses.shown, numbers)
         sources = [[(responses.shown, int(number)) for number in dispute.numbers] for dispute in disputes]
         rows = unranked_rows(sources, limit, run.title)
-    return encode_rows(rows)
+    return rows_to_jsonl(rows)
 
 
 def compare_settings(runs: RunsBelow, parameters: QueryParameters) -> Any:
@@ -98,7 +98,7 @@ def export_disputes_of_both(runs: RunsBelow, parameters: QueryParameters) -> byt
             [(here.shown, int(dispute.numbers[0])), (there.shown, int(dispute.numbers[1]))] for dispute in disputes
         ]
         rows = unranked_rows(sources, limit, " and ".join(run.title for run in both))
-    return encode_rows(rows)
+    return rows_to_jsonl(rows)
 
 
 VIEWS: Mapping[str, View] = {
@@ -131,7 +131,7 @@ def responses_locked(*runs: WatchedRun) -> Iterator[list[RunResponses]]:
         yield [run.responses for run in runs]
 
 
-def encode_rows(rows: list[dict[str, Any]]) -> bytes:
+def rows_to_jsonl(rows: list[dict[str, Any]]) -> bytes:
     if not rows:
         raise Refused(404, "No prompt has two different responses whose order is open.")
     return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -24,7 +24,7 @@ from keel.ranking.store import Store
 from keel.server.limits import Refused, as_url_host, parse_body, read_body
 from keel.server.request_checks import RequestQueues, Shield, accepted_hosts
 from keel.server.sign_in import People, Person
-from keel.terminal import tell
+from keel.terminal import print_line
 from keel.web.pages import deal_values, refusal_response, render_page, serve_static
 from keel.web.rank.study_metrics import store_metrics, store_metrics_in_subprocess
 
@@ -178,7 +178,7 @@ async def handle_rank_error(request: Request, error: Exception) -> Response:
         case Refused():
             return refusal_response(request.scope, error)
         case StoreError():
-            tell(str(error))
+            print_line(str(error))
             reason = f"The store cannot be used at present: {error.what}."
             return refusal_response(request.scope, Refused(503, reason, RETRY_LATER))
         case NotDealt():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from keel.data.examples import Imitation, read_examples
+from keel.data.examples import ExampleFormat, read_examples
 from keel.data.items import parse_unranked_responses
 from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking, parse_ranking
@@ -38,7 +38,7 @@ class TokenRow:
 
 
 @dataclass
-class TrialResult:
+class EncodedRows:
     """Encoded rows, errors of rows that the model cannot read, and remarks."""
 
     rows: list[TokenRow] = field(default_factory=list)
@@ -47,68 +47,68 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
-class Trial:
+class RowEncoding:
     """A file, and how to read its rows."""
 
     path: str
     purpose: str  # as in `keel.data.contents`
-    imitation: Imitation
+    example_format: ExampleFormat
     encode: Encode | None = None  # for a reward model; None encodes comparisons as keel dpo does
 
 
-def try_rows(trial: Trial, split: str = "train") -> TrialResult:
+def encode_rows(encoding: RowEncoding, split: str = "train") -> EncodedRows:
     """Encode every usable row of a file. Collect the errors of rows that the model cannot read, and continue."""
-    result = TrialResult(notes=Notes(bare=trial.imitation.prompt_format.chat is None))
+    result = EncodedRows(notes=Notes(bare=encoding.example_format.prompt_format.chat is None))
     encode = {
         "texts": _encode_texts,
         "comparisons": _encode_comparison,
         "answers": _encode_comparison,
         "prompts": _encode_prompt,
-    }[trial.purpose]
-    for row in scan_rows(trial.path, split):
+    }[encoding.purpose]
+    for row in scan_rows(encoding.path, split):
         if isinstance(row, DataError):
             continue
         try:
-            with row_in_errors(row, trial.path):
-                result.rows += encode(row, trial, result.notes)
+            with row_in_errors(row, encoding.path):
+                result.rows += encode(row, encoding, result.notes)
         except DataError as error:
             result.refused.append(error)
     return result
 
 
-def _encode_texts(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
-    for example in read_examples(row, trial.path, trial.imitation, notes)[0]:
+def _encode_texts(row: Row, encoding: RowEncoding, notes: Notes) -> Iterator[TokenRow]:
+    for example in read_examples(row, encoding.path, encoding.example_format, notes)[0]:
         yield TokenRow(row.number, example.tokens, example.learned, "learned")
 
 
-def _encode_prompt(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
-    imitation = trial.imitation
-    prompt = read_prompt(row, trial.path, imitation.tokenizer, imitation.prompt_format, notes)
-    if len(prompt.tokens) > imitation.max_tokens:
-        notes.add(trial.path, row.number, TOO_LONG.format(imitation.max_tokens))
+def _encode_prompt(row: Row, encoding: RowEncoding, notes: Notes) -> Iterator[TokenRow]:
+    example_format = encoding.example_format
+    prompt = read_prompt(row, encoding.path, example_format.tokenizer, example_format.prompt_format, notes)
+    if len(prompt.tokens) > example_format.max_tokens:
+        notes.add(encoding.path, row.number, TOO_LONG.format(example_format.max_tokens))
     yield TokenRow(row.number, prompt.tokens, [False] * len(prompt.tokens), "")
 
 
-def _encode_comparison(row: Row, trial: Trial, notes: Notes) -> Iterator[TokenRow]:
-    imitation, limit = trial.imitation, trial.imitation.max_tokens
-    if trial.purpose == "comparisons":
-        ranking = parse_ranking(row, trial.path)
+def _encode_comparison(row: Row, encoding: RowEncoding, notes: Notes) -> Iterator[TokenRow]:
+    example_format, limit = encoding.example_format, encoding.example_format.max_tokens
+    if encoding.purpose == "comparisons":
+        ranking = parse_ranking(row, encoding.path)
     else:
-        responses = parse_unranked_responses(row, trial.path)
+        responses = parse_unranked_responses(row, encoding.path)
         ranks: tuple[int | None, ...] = (None,) * len(responses.responses)
-        ranking = Ranking(responses.prompt, responses.responses, ranks, place=f"{trial.path}:{row.number}")
-    prompt = imitation.prompt_format.convert(ranking.prompt, row, trial.path, imitation.tokenizer, None)
+        ranking = Ranking(responses.prompt, responses.responses, ranks, place=f"{encoding.path}:{row.number}")
+    prompt = example_format.prompt_format.convert(ranking.prompt, row, encoding.path, example_format.tokenizer, None)
     ranking = Ranking(prompt, ranking.responses, ranking.ranks, tools=ranking.tools, place=ranking.place)
-    if trial.encode is not None:
-        rows, was_cut = trial.encode(ranking, limit)
+    if encoding.encode is not None:
+        rows, was_cut = encoding.encode(ranking, limit)
         token_rows = [TokenRow(row.number, ids, [False] * (len(ids) - 1) + [True], "scored") for ids in rows]
     else:
-        examples, was_cut = encode_ranking(ranking, imitation.tokenizer, imitation.end_ids, limit)
+        examples, was_cut = encode_ranking(ranking, example_format.tokenizer, example_format.end_ids, limit)
         if examples is None:
             raise DataError(f"a response leaves no room for a prompt within {limit} tokens", fix="raise max_tokens")
         token_rows = [TokenRow(row.number, each.tokens, each.learned, "compared") for each in examples]
     if was_cut:
-        notes.add(trial.path, row.number, TOO_LONG.format(limit))
-    if trial.encode is None or not isinstance(prompt, str):  # a reward model reads texts with its setting `template`
-        note_comparison(prompt, ranking.responses, ranking.tools, ranking.place, imitation.tokenizer, notes)
+        notes.add(encoding.path, row.number, TOO_LONG.format(limit))
+    if encoding.encode is None or not isinstance(prompt, str):  # a reward model reads texts with its setting `template`
+        note_comparison(prompt, ranking.responses, ranking.tools, ranking.place, example_format.tokenizer, notes)
     yield from token_rows

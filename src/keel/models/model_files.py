@@ -40,7 +40,7 @@ def read_part(auto_class: Any, name: str, what: str, **options: Any) -> Any:
         )
     refuse_pickles(folder)
     refuse_unfit_ids(folder)
-    with refusing(name, what):
+    with load_errors_converted(name, what):
         if auto_class in (AutoConfig, AutoTokenizer):
             return auto_class.from_pretrained(name, trust_remote_code=False, **options)
         return auto_class.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
@@ -52,7 +52,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 @contextmanager
-def refusing(name: str, what: str) -> Iterator[None]:
+def load_errors_converted(name: str, what: str) -> Iterator[None]:
     """Turn the errors of transformers, peft and safetensors about a model into a ConfigError."""
     try:
         yield
