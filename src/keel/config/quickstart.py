@@ -6,12 +6,12 @@ from keel.config.sections import Count, Settings
 
 
 class QuickstartConfig(Settings):
-    """Settings of `keel quickstart`: run all stages on an embedded world."""
+    """Settings of `keel quickstart`: run all stages on a built-in example."""
 
     output: str = "runs/quickstart"
     """Folder for all results"""
     seed: int = 0
-    """Random seed, of the embedded world too"""
+    """Random seed of the example data and of every stage"""
     algorithm: Literal["ppo", "a2c"] = "ppo"
     """Algorithm that trains the policy"""
     human: bool = False
