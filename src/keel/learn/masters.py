@@ -21,21 +21,26 @@ class MasterAdamW(AdamW):
         """Args: `groups` hold masters in the place of the weights that have one; `masters` is weight -> master."""
         super().__init__(groups, **settings)
         self.masters = dict(masters)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for weight, master in self.masters.items():
-            master.grad = weight.grad
-        super().step(closure)
-        for weight, master in self.masters.items():
-            if master.grad is not None:
-                weight.copy_(master)
-                master.grad = None
+        self.register_step_pre_hook(_take_gradients)
+        self.register_step_post_hook(_round_masters)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for weight in self.masters:
             weight.grad = None
+
+
+def _take_gradients(optimizer: Any, *_: Any) -> None:
+    for weight, master in optimizer.masters.items():
+        master.grad = weight.grad
+
+
+@torch.no_grad()
+def _round_masters(optimizer: Any, *_: Any) -> None:
+    for weight, master in optimizer.masters.items():
+        if master.grad is not None:
+            weight.copy_(master)
+            master.grad = None
 
 
 def with_master(weight: Parameter) -> Parameter:
