@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import json
 import os
 import threading
 import time
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from keel.errors import ConfigError, ProcessLost, RewardError
+from keel import errors
+from keel.errors import ConfigError, KeelError, ProcessLost
 
 COLLECTIVE_SECONDS = 1800
 """seconds that a process waits for the others, whose scorers may be slow; KEEL_COLLECTIVE_SECONDS overrides it"""
@@ -30,46 +33,50 @@ class World:
     rank: int
     size: int
     device: torch.device
+    mesh: DeviceMesh | None = None  # [copies of the weights, processes per copy]; None: one process, plain tensors
 
     @staticmethod
-    def from_environment() -> "World":
-        """Read the variables of torchrun and join its process group. Without them, return a world of one process."""
+    def from_environment(shard: int | None = None) -> "World":
+        """Read the variables of torchrun and join its process group. Without them, return a world of one process.
+
+        Args:
+            shard: number of processes that share one copy of the weights; None: all.
+
+        Raises ConfigError if `shard` does not divide the number of processes.
+        """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        cuda = torch.cuda.is_available()
-        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        device = local_device()
+        cuda = device.type == "cuda"
         if cuda:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
             timeout = timedelta(seconds=float(os.environ.get("KEEL_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS)))
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
             atexit.register(dist.destroy_process_group)
-        return World(rank, size, device)
-
-    @staticmethod
-    def single() -> "World":
-        """Return a world of one process. Raises ConfigError under torchrun with more."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("this verb runs in one process", where="torchrun", fix="run it without torchrun")
-        return World.from_environment()
+        return World(rank, size, device, _mesh(device.type, size, shard or size) if size > 1 else None)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Return the slice of `count` items that this rank handles. The size must divide `count`."""
-        per_rank = count // self.size
-        return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
+        """Return the slice of `count` items that this rank handles. The first ranks handle one more of a remainder."""
+        per_rank, remainder = divmod(count, self.size)
+        first = self.rank * per_rank + min(self.rank, remainder)
+        return slice(first, first + per_rank + (self.rank < remainder))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over all ranks. At size 1 it is the tensor itself, not a copy."""
         if self.size == 1:
             return tensor
         total = tensor.clone()  # all_reduce works in place
-        with _lost_process_reported():
+        with lost_process_reported(every_error=True):
             dist.all_reduce(total)
         return total
+
+    def max(self, count: int) -> int:
+        """Return the largest count of all ranks."""
+        return max(self.gather(torch.tensor([count], device=self.device)).tolist())
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true on any rank."""
@@ -80,39 +87,106 @@ class World:
         if self.size == 1:
             return tensor
         gathered = [torch.empty_like(tensor) for _ in range(self.size)]
-        with _lost_process_reported():
+        with lost_process_reported(every_error=True):
             dist.all_gather(gathered, tensor.contiguous())
         return torch.cat(gathered)
 
+    def gather_values(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in rank order. A value is anything that JSON can hold."""
+        if self.size == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value), "utf-8"), dtype=torch.uint8)
+        padded = torch.zeros(self.max(len(text)), dtype=torch.uint8, device=self.device)
+        padded[: len(text)] = text  # the rest stays 0, which is no character of JSON
+        texts = self.gather(padded).view(self.size, -1).cpu()
+        return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in texts]
+
+    def from_main(self, job: Callable[[], Any]) -> Any:
+        """Run `job` on the main process, and return its result, which JSON can hold, on all. So are its errors."""
+        return self.gather_values(raise_together(self, job if self.is_main else _nothing))[0]
+
     def barrier(self) -> None:
         if self.size > 1:
-            with _lost_process_reported():
+            with lost_process_reported(every_error=True):
                 dist.barrier()
+
+    def in_turn(self, job: Callable[[], Any]) -> Any:
+        """Return the result of `job`, which the processes of a machine run one after the other.
+
+        So only one of them needs the memory that the job needs for a moment. The job must not call another process.
+        An error of one process is raised on all.
+        """
+        if self.size == 1:
+            return job()
+        turns, place = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), int(os.environ.get("LOCAL_RANK", self.rank))
+        results = [raise_together(self, job if turn == place else _nothing) for turn in range(self.max(turns))]
+        return results[place]
+
+
+def _nothing() -> None:
+    pass
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""A world of this process only, for work that no other process joins"""
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the only one or the first under torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_device() -> torch.device:
+    """Return the device of this process: its GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@cache
+def _mesh(device: str, size: int, shard: int) -> DeviceMesh:
+    if size % shard:
+        raise ConfigError(
+            f"{shard} does not divide the {size} processes",
+            where="parallel.shard",
+            fix=f"set it to one of {', '.join(str(n) for n in range(1, size + 1) if size % n == 0)}",
+        )
+    return init_device_mesh(device, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def raise_together(world: World, job: Callable[[], Any]) -> Any:
     """Return the result of `job`, which every process runs.
 
-    Raises RewardError on all processes where any of them raises it, so that none waits for the one that failed.
+    Raises the KeelError of the first process that raises one, on all processes, so that none waits for that process.
     """
-    results, error = [], None
+    result: Any = None
+    error: KeelError | None = None
     try:
-        results = [job()]
-    except RewardError as caught:
+        result = job()
+    except KeelError as caught:
         error = caught
-    if world.any(error is not None):
-        raise error or RewardError("a scorer failed in another process", where="rewards")
-    return results[0]
+    report = None if error is None else [type(error).__name__, error.what, str(error.where), error.fix]
+    first = next(filter(None, world.gather_values(report)), None)
+    if first is not None:
+        raise error or getattr(errors, first[0])(*first[1:])
+    return result
 
 
 @contextmanager
-def _lost_process_reported() -> Iterator[None]:
-    """Turn the RuntimeError of a collective into ProcessLost: another process is gone or does not take part."""
+def lost_process_reported(every_error: bool = False) -> Iterator[None]:
+    """Turn the error of a collective into ProcessLost: another process is gone or does not take part.
+
+    Args:
+        every_error: the block is nothing but a collective, so that every RuntimeError comes from it. Otherwise only
+            those count that name the library of the process group: FSDP calls it during passes of models.
+    """
     try:
         yield
     except RuntimeError as error:
         # These are RuntimeErrors too, but of this process.
-        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        if isinstance(error, (torch.OutOfMemoryError, ProcessLost)) or "CUDA error" in str(error):
+            raise
+        if not (every_error or isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
         reason = str(error).strip().splitlines()[0][:200]
         raise ProcessLost(
@@ -134,12 +208,14 @@ def run_concurrently(*jobs: Callable[[], Any]) -> list[Any]:
     """Run jobs that share no state concurrently on a CPU, and return their results in order.
 
     Each job gets an equal share of torch's threads: two models side by side keep two processors busier than one model
-    whose small operations are split between them. With one thread, on a GPU, or inside another job, the jobs run one
-    after the other. If a job fails, its error is raised when all have ended; of several, that of the first job.
+    whose small operations are split between them. With one thread, on a GPU, in several processes, or inside another
+    job, the jobs run one after the other. If a job fails, its error is raised when all have ended; of several, that of
+    the first job.
     """
     threads = torch.get_num_threads()
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if min(threads, len(jobs)) == 1 or torch.cuda.is_available() or not in_main_thread:
+    in_lockstep = dist.is_initialized()  # two threads would call the other processes in an order of chance
+    if min(threads, len(jobs)) == 1 or torch.cuda.is_available() or in_lockstep or not in_main_thread:
         return [job() for job in jobs]
     run = partial(_with_threads, max(1, threads // len(jobs)), torch.is_grad_enabled())
     try:

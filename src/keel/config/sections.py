@@ -46,6 +46,14 @@ class ModelSettings(Settings):
     """Save memory by computing each layer again in the backward pass, for a third more work"""
 
 
+class ParallelSettings(Settings):
+    """Several processes, started by torchrun."""
+
+    shard: Count | None = None
+    """Number of processes that share one copy of the weights and the optimizer's moments (default: all; 1: each process
+    has its own copy); it must divide the number of processes"""
+
+
 def _parse_values(value: Any) -> Any:
     """Parse variables from the command line, where values are text: `false` is a bool, `3` a number."""
     if isinstance(value, str):

@@ -16,6 +16,7 @@ from keel.config.sections import (
     LogSettings,
     LoraSettings,
     OptimSettings,
+    ParallelSettings,
     Positive,
     Settings,
 )
@@ -79,6 +80,7 @@ class SupervisedSettings(Settings):
     eval_every: CountOrNone = 0
     """Optimizer steps between evaluations; 0 = after each pass over the data"""
     optim: SupervisedOptim = SupervisedOptim()
+    parallel: ParallelSettings = ParallelSettings()
     checkpoint: SupervisedCheckpoint = SupervisedCheckpoint()
     log: LogSettings = LogSettings()
 

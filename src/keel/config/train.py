@@ -15,6 +15,7 @@ from keel.config.sections import (
     ModelSettings,
     NonNegative,
     OptimSettings,
+    ParallelSettings,
     Positive,
     PromptSettings,
     Rewards,
@@ -197,6 +198,7 @@ class TrainConfig(Settings):
     reward: RewardShaping = RewardShaping()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     optim: TrainOptim = TrainOptim()
+    parallel: ParallelSettings = ParallelSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluate: EvaluateDuring = EvaluateDuring()
     log: RolloutLogSettings = RolloutLogSettings()

@@ -71,7 +71,7 @@ class TrainingBatch:
         return self.response_mask.shape[0]
 
 
-BatchT = TypeVar("BatchT", Rollouts, TrainingBatch)
+BatchT = TypeVar("BatchT", bound=Rollouts | TrainingBatch)
 
 
 def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:

@@ -14,6 +14,7 @@ from torch import Tensor
 from keel import __version__
 from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts, ScoredRollouts
+from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.evaluation.frontier import complete_config, find_checkpoints
 from keel.evaluation.gate import gate_verdict, read_gate
@@ -35,7 +36,7 @@ from keel.run.json_values import replace_non_finite
 from keel.run.origin import fingerprints
 from keel.run.output import require_writable
 from keel.terminal import print_line
-from keel.world import World
+from keel.world import ALONE, World, raise_together
 
 Scoring = Callable[[Rollouts], ScoredRollouts]
 
@@ -53,7 +54,7 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
 
     Raises ConfigError, DataError or RewardError.
     """
-    World.single()
+    world = World.from_environment()
     config = complete_config(config)
     demands = read_gate(config.gate) if config.gate is not None else []
     check_pairs(config)
@@ -62,7 +63,7 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
     readable = check_vocabularies(config, sides)
     scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
     check_metric_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
-    evaluated = evaluate_sides(config, sides, readable, scorers)
+    evaluated = evaluate_sides(config, sides, readable, scorers, world)
     metrics = compute_summary(config, evaluated)
     if config.judgements:
         metrics["people"] = people_metrics(config)
@@ -85,7 +86,11 @@ def check_outputs(config: EvaluateConfig, has_gate: bool) -> None:
 
 
 def evaluate_sides(
-    config: EvaluateConfig, sides: Mapping[str, str], readable: Mapping[str, bool], scorers: Sequence[Scorer]
+    config: EvaluateConfig,
+    sides: Mapping[str, str],
+    readable: Mapping[str, bool],
+    scorers: Sequence[Scorer],
+    world: World,
 ) -> dict[str, EvaluatedResponses]:
     """Sample and measure the responses of each side.
 
@@ -107,7 +112,7 @@ def evaluate_sides(
         stream = side if side in opponents else "policy"
         with ProgressDisplay(f"evaluate {side}", len(policy.prompts) * config.sampling.num_responses) as display:
             to = reference if readable[side] else None
-            responses = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, display.show)
+            responses = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, world, display.show)
         return add_untempered_kl(responses, policy, to, config.sampling, config.seed, stream) if to else responses
 
     return {side: evaluate_side(side, folder) for side, folder in sides.items()}
@@ -177,17 +182,36 @@ def sample_and_score(
     decoding: DecodingSettings,
     seed: int,
     stream: str,
+    world: World = ALONE,
     show: Callable[[int, dict[str, float]], None] = lambda done, metrics: None,
 ) -> EvaluatedResponses:
     """Sample responses to all prompts of the policy and measure them.
 
     Args:
         stream: name of the stream of random numbers.
-        show: called after each batch with the number of responses and the mean score so far.
+        world: processes that call this together. Each handles a share of the prompts; all get all results.
+        show: called after each batch with the number of responses and the mean score of this process so far.
     """
+    measured = raise_together(
+        world, partial(_measure_share, policy, reference, scoring, decoding, seed, stream, world, show)
+    )
+    return gather_responses(measured, policy.prompts, world)
+
+
+def _measure_share(
+    policy: EvaluatedPolicy,
+    reference: ActorCritic | None,
+    scoring: Scoring | None,
+    decoding: DecodingSettings,
+    seed: int,
+    stream: str,
+    world: World,
+    show: Callable[[int, dict[str, float]], None],
+) -> EvaluatedResponses:
+    """Sample and measure the responses to this process's share of the prompts."""
     texts: list[str] = []
     batches: dict[str, list[Tensor]] = defaultdict(list)
-    for rollouts in policy.sample_responses(decoding, seed, "evaluate", stream):
+    for rollouts in policy.sample_responses(decoding, seed, "evaluate", stream, world=world):
         texts += rollouts.texts
         for name, values in measure_responses(
             rollouts, policy, reference, scoring, decoding.temperature or 1.0
@@ -196,7 +220,21 @@ def sample_and_score(
         show(len(texts), {"score": float(torch.cat(batches["score"]).nanmean())} if "score" in batches else {})
     k = decoding.num_responses
     measured = {name: torch.cat(values).view(-1, k) for name, values in batches.items()}
-    return EvaluatedResponses(policy.prompts, group_texts(texts, k), measured)
+    return EvaluatedResponses(policy.prompts[world.share(len(policy.prompts))], group_texts(texts, k), measured)
+
+
+def gather_responses(share: EvaluatedResponses, prompts: list[Prompt], world: World) -> EvaluatedResponses:
+    """Join the responses of all processes, in the order of the prompts."""
+    if world.size == 1:
+        return share
+    shares = world.gather_values([share.texts, {name: values.tolist() for name, values in share.measured.items()}])
+    texts = [texts for texts_of_share, _ in shares for texts in texts_of_share]
+    names = {name: None for _, measured in shares for name in measured}  # of a process without prompts: none
+    measured = {
+        name: torch.tensor([row for _, part in shares for row in part.get(name, [])], dtype=torch.float64)
+        for name in names
+    }
+    return EvaluatedResponses(prompts, texts, measured)
 
 
 def measure_responses(

@@ -22,7 +22,7 @@ from keel.progress import ProgressDisplay
 from keel.rollout.sampler import sample_rollouts
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
-from keel.world import World, generator
+from keel.world import ALONE, World, generator
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
 """Columns of the prompt file that describe other responses than the sampled ones; they are not written."""
@@ -43,13 +43,21 @@ class EvaluatedPolicy:
     prompts: list[Prompt]
     stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
 
-    def sample_responses(self, decoding: DecodingSettings, *stream: int | str) -> Iterator[Rollouts]:
+    def sample_responses(
+        self, decoding: DecodingSettings, *stream: int | str, world: World = ALONE
+    ) -> Iterator[Rollouts]:
         """Yield batches of responses, those to one prompt adjacent.
 
-        The random numbers of a response do not depend on the batch size, so neither does the response.
+        The random numbers of a response depend neither on the batch size nor on the number of processes, so neither
+        does the response.
+
+        Args:
+            world: processes that share the prompts; this one samples for its share.
         """
-        prompts = [prompt for prompt in self.prompts for _ in range(decoding.num_responses)]
+        share, k = world.share(len(self.prompts)), decoding.num_responses
+        prompts = [prompt for prompt in self.prompts[share] for _ in range(k)]
         numbers = generator(*stream)
+        torch.rand(share.start * k, decoding.max_response_tokens, generator=numbers, dtype=torch.float64)  # of others
         for start in range(0, len(prompts), decoding.batch_size):
             batch = prompts[start : start + decoding.batch_size]
             uniforms = torch.rand(len(batch), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
@@ -72,7 +80,7 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
 
     Returns the output file, the counts and the share of truncated responses.
     """
-    World.single()
+    World.from_environment()
     require_writable(config.output)
     policy, decoding = load_policy(config.model, config.prompts, config.sampling, config.dtype), config.sampling
     texts: list[str] = []

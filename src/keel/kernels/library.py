@@ -22,12 +22,16 @@ HEADERS = ("vectors.h",)
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 THREADS = "-fopenmp"
 SECONDS = 120  # time limit of the compiler
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def available(*tensors: Tensor) -> bool:
-    """Return whether the kernels are compiled and can compute on these tensors: float32, on a CPU."""
+    """Return whether the kernels are compiled and can compute on these tensors: float32, on a CPU.
+
+    Subclasses of tensors, such as DTensor, may have no memory that the kernels could read.
+    """
     for x in tensors:
-        if x.dtype is not torch.float32 or not x.is_cpu:
+        if x.dtype is not torch.float32 or not x.is_cpu or type(x) not in PLAIN:
             return False
     return library() is not None
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from keel.errors import Diverged
+from keel.shards import full_tensor
 
 MEMORY = 100  # number of updates in the running mean of a gradient norm
 FIRST = 10  # number of updates before a norm can count as a jump
@@ -66,9 +67,14 @@ class Guard:
             self.means[name] = mean + (norm - mean) / count
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers of a tensor are finite, on all processes that hold a part of it."""
+    return bool(full_tensor(tensor.detach().isfinite().all()))
+
+
 def require_finite(weights: Iterable[tuple[str, nn.Parameter]], step: int) -> None:
     """Raise Diverged if a weight is not finite: no run could resume from a checkpoint of it."""
-    faulty = next((name for name, value in weights if not bool(value.isfinite().all())), None)
+    faulty = next((name for name, value in weights if not all_finite(value)), None)
     if faulty is not None:
         raise Diverged(f"weight {faulty} is not finite after step {step}", fix="lower optim.learning_rate")
 
@@ -87,6 +93,6 @@ def find_fault(
     if all(math.isfinite(norm) for norm in norms.values()):
         return None
     gradients = ((name, parameter.grad) for name, parameter in parameters if parameter.grad is not None)
-    faulty = next((name for name, gradient in gradients if not bool(gradient.isfinite().all())), None)
+    faulty = next((name for name, gradient in gradients if not all_finite(gradient)), None)
     # A norm may overflow although each entry of the gradient is finite.
     return f"the gradient of {faulty} is not finite" if faulty else "the gradient norm is not finite"

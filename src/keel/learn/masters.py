@@ -5,7 +5,7 @@ So each trained 16-bit weight has a float32 copy, its master, which the optimize
 rounded.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -62,9 +62,15 @@ def trained_weights(optimizer: AdamW, named: Iterable[tuple[str, Parameter]]) ->
 
 
 @torch.no_grad()
-def load_trained_weights(optimizer: AdamW, named: Iterable[tuple[str, Parameter]], saved: Mapping[str, Tensor]) -> None:
-    """Copy saved weights into what `trained_weights` returns, and into the 16-bit weights of the masters."""
+def load_trained_weights(
+    optimizer: AdamW, named: Iterable[tuple[str, Parameter]], load: Callable[[str, Tensor], object]
+) -> None:
+    """Load what `trained_weights` returns, and the 16-bit weights of the masters.
+
+    Args:
+        load: copies the weight of a name into a tensor.
+    """
     for name, weight in trained_weights(optimizer, named).items():
-        weight.copy_(saved[name])
+        load(name, weight)
     for weight, master in getattr(optimizer, "masters", {}).items():
         weight.copy_(master)

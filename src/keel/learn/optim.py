@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from keel.data.padding import microbatches
 from keel.learn.masters import MasterAdamW, needs_master, with_master
+from keel.shards import full_tensor
 
 __all__ = [
     "build_optimizer",
@@ -92,8 +93,7 @@ def set_learning_rate(optimizer: AdamW, factor: float, first_factor: float = 1.0
 
 def gradient_norm(parameters: Iterable[Parameter]) -> Tensor:
     """Return the joint norm of the gradients of `parameters`. []"""
-    norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm
+    return full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_grad_norm: float, norm: Tensor) -> None:

@@ -8,7 +8,7 @@ from keel.data.batches import Rollouts, select_rows
 from keel.errors import ConfigError
 from keel.learn.targets import analyze_all
 from keel.models.actor_critic import ActorCritic, Analysis
-from keel.models.heads import unwrap_model
+from keel.models.heads import compute_dtype, unwrap_model
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest difference of one token's log-probability between two correct computations."""
@@ -28,7 +28,7 @@ def compare_passes(
     trained = analyze_all(actor_critic, probe, temperature, microbatch_tokens)
     gaps = (trained.logprobs - probe.logprobs)[mask].abs()
     fix = "use another architecture"
-    if weight_dtype(actor_critic).itemsize < 4:
+    if compute_dtype(actor_critic.policy).itemsize < 4:
         fix = "use dtype float32, or another architecture"
     if not logprobs_agree(gaps, actor_critic):
         what = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
@@ -53,11 +53,7 @@ def logprobs_agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
 
     In bfloat16 the mean is compared, with a higher limit for few tokens.
     """
-    dtype = weight_dtype(actor_critic)
+    dtype = compute_dtype(actor_critic.policy)
     if dtype in TOLERANCE:
         return bool((gaps <= TOLERANCE[dtype]).all())
     return bool(gaps.mean() <= MEAN_TOLERANCE * (1 + 4 / math.sqrt(max(len(gaps), 1))))
-
-
-def weight_dtype(actor_critic: ActorCritic) -> torch.dtype:
-    return next(actor_critic.policy.parameters()).dtype

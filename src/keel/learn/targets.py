@@ -13,6 +13,7 @@ from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_ro
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
 from keel.models.actor_critic import ActorCritic, Analysis, ValueUnits, without_adapter
+from keel.models.sharding import gathered_weights
 from keel.world import World, run_concurrently
 
 
@@ -231,33 +232,34 @@ def reference_logprobs(
 
     The reference is a frozen copy, or the policy without its adapter.
     """
-    with without_adapter(reference.policy):
+    with gathered_weights(reference.policy), without_adapter(reference.policy):
         return analyze_all(reference, rollouts, temperature, microbatch_tokens, with_values=False).logprobs
 
 
 @torch.no_grad()
 def analyze_all(
     actor_critic: ActorCritic,
-    rollouts: Rollouts,
+    rollouts: Rollouts | TrainingBatch,
     temperature: float,
     microbatch_tokens: int,
     with_values: bool = True,
     with_logprobs: bool = True,
 ) -> Analysis:
-    """Analyze a batch in micro-batches of rows of similar length, without gradients."""
-    lengths = (rollouts.prompt_mask.sum(1) + rollouts.lengths).tolist()
+    """Analyze a batch in micro-batches of rows of similar length, without gradients. Every process must call it."""
+    lengths = (rollouts.prompt_mask.sum(1) + rollouts.response_mask.sum(1)).tolist()
     shape, device = rollouts.response_mask.shape, rollouts.response_mask.device
     dtype = torch.promote_types(next(actor_critic.policy.parameters()).dtype, torch.float32)
     logprobs, entropy, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
     final_values = torch.zeros(shape[0], dtype=dtype, device=device)
     has_values = with_values and actor_critic.has_critic
-    for rows in microbatches(lengths, microbatch_tokens):
-        microbatch = select_rows(rollouts, rows)
-        analysis = actor_critic.analyze(microbatch, temperature, with_values=with_values, with_logprobs=with_logprobs)
-        index, width = torch.tensor(rows, device=device), microbatch.response_mask.shape[1]
-        logprobs[index, :width], entropy[index, :width] = analysis.logprobs, analysis.entropy
-        if analysis.values is not None and analysis.final_values is not None:
-            values[index, :width], final_values[index] = analysis.values, analysis.final_values
+    with gathered_weights(*actor_critic.children()):
+        for rows in microbatches(lengths, microbatch_tokens):
+            part = select_rows(rollouts, rows)
+            analysis = actor_critic.analyze(part, temperature, with_values=with_values, with_logprobs=with_logprobs)
+            index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]
+            logprobs[index, :width], entropy[index, :width] = analysis.logprobs, analysis.entropy
+            if analysis.values is not None and analysis.final_values is not None:
+                values[index, :width], final_values[index] = analysis.values, analysis.final_values
     return Analysis(logprobs, entropy, values if has_values else None, final_values if has_values else None)
 
 

@@ -5,7 +5,7 @@ micro-batches and ranks. The split into micro-batches therefore never changes th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -18,10 +18,12 @@ from keel.core.losses import likelihood_ratio, value_loss
 from keel.data.batches import TrainingBatch, select_rows
 from keel.failpoints import failpoint, inject_nan
 from keel.learn.algorithms import Algorithm, Loss
+from keel.learn.gather import deal_rows
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
 from keel.models.actor_critic import ActorCritic, Analysis
+from keel.models.sharding import idle_passes
 from keel.world import World, generator, run_concurrently
 
 SMALL = 2**21
@@ -80,18 +82,19 @@ class Updater:
         """Run all epochs over one batch and return the metrics. Raises Diverged before a faulty optimizer step.
 
         Args:
+            batch: the responses of all ranks. Its minibatches are the same for any number of ranks.
             step_scale: factor of the policy's learning rate; with 0 only the critic learns.
         """
         totals = Totals()
         minibatches = self._minibatches_per_epoch(batch)
+        tokens = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
         for epoch in range(self.schedule.update_epochs):
             epoch_totals = Totals(self._token_metrics())
-            order = torch.randperm(batch.size * self.world.size, generator=generator(seed, "minibatch", step, epoch))
+            order = torch.randperm(batch.size, generator=generator(seed, "minibatch", step, epoch))
             for index, rows in enumerate(order.tensor_split(minibatches)):
                 done = ((step - 1) * self.schedule.update_epochs + epoch) * minibatches + index
-                self._optimizer_step(
-                    batch, self._local_rows(rows, batch.size), done, minibatches, kl_coef, step_scale, epoch_totals
-                )
+                dealt = deal_rows(rows.tolist(), tokens, self.world.size)[self.world.rank]
+                self._optimizer_step(batch, dealt, done, minibatches, kl_coef, step_scale, epoch_totals)
                 if epoch == index == 0:  # no weight had moved yet, so any difference from the sampler is a fault
                     first_approx_kl = epoch_totals.reduce(self.world)["policy/approx_kl"]
             totals.merge(epoch_totals)
@@ -108,14 +111,6 @@ class Updater:
     def _small(self) -> bool:
         return sum(parameter.numel() for parameter in self.actor_critic.policy.parameters()) <= SMALL
 
-    def _local_rows(self, rows: Tensor, size: int) -> list[int]:
-        """Return this rank's share of a minibatch, whose rows are numbered over all ranks.
-
-        The minibatches hold the same rows for any number of ranks.
-        """
-        first = self.world.rank * size
-        return [row - first for row in rows.tolist() if first <= row < first + size]
-
     def _token_metrics(self) -> list[str]:
         """Return the names of the metrics per token. A rank whose responses were all dropped needs them as well."""
         value = ["loss/value"] if self.actor_critic.has_critic else []
@@ -123,7 +118,7 @@ class Updater:
         return ["loss/policy", "policy/approx_kl", "policy/clipfrac", "policy/entropy", "policy/ratio", *value, *kl]
 
     def _minibatches_per_epoch(self, batch: TrainingBatch) -> int:
-        return max(1, batch.size * self.world.size // self.schedule.minibatch_size)
+        return max(1, batch.size // self.schedule.minibatch_size)
 
     def _optimizer_step(
         self,
@@ -158,10 +153,16 @@ class Updater:
         totals.add_one("update/skipped", float(not taken))
 
     def _microbatches(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
+        """Yield the micro-batches of rows with counted tokens, then as many without as other ranks have more."""
         lengths = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
         counted = [row for row in rows if bool(batch.response_mask[row].any())]
-        for group in microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens):
+        groups = microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens)
+        idle = idle_passes(self.actor_critic.policy, len(groups))
+        for group in groups:
             yield select_rows(batch, [counted[place] for place in group])
+        shortest = select_rows(batch, [min(range(batch.size), key=lambda row: lengths[row])])
+        for _ in range(idle):
+            yield replace(shortest, response_mask=torch.zeros_like(shortest.response_mask))
 
     def _losses(self, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> list[Callable[[], Tensor]]:
         """Return a function per trunk that computes its loss, summed over the counted tokens.
@@ -220,19 +221,15 @@ class Updater:
         With a step scale of 0, in critic warm-up, the policy does not move.
         """
         policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
-        if self.world.size > 1:
-            finite = not float(self.world.sum(torch.tensor(float(not finite), device=self.world.device)))
-            for parameter in policy + critic:
-                zeros = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-                local = zeros if parameter.grad is None else parameter.grad
-                parameter.grad = self.world.sum(local)  # every rank must join the sum, even one without counted tokens
         if step_scale == 0:
             for parameter in policy:
                 parameter.grad = None
         models = ({"policy": policy} if step_scale else {}) | ({"critic": critic} if critic else {})
         norms = {name: inject_nan("update.gradient", gradient_norm(model)) for name, model in models.items()}
         sizes = {name: float(norm) for name, norm in norms.items()}
-        taken = self.guard.admits(sizes, find_fault(finite, sizes, self.actor_critic.named_parameters()))
+        taken = self.guard.admits(
+            sizes, find_fault(not self.world.any(not finite), sizes, self.actor_critic.named_parameters())
+        )
         if taken:
             for name, model in models.items():
                 totals.add_one(f"{name}/grad_norm", sizes[name])
@@ -244,9 +241,7 @@ class Updater:
 
 
 def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:
-    """Add the gradient of the loss if the loss is finite. Return whether it is."""
+    """Add the gradient of the loss. Return whether the loss is finite."""
     value = inject_nan("update.loss", loss())
-    finite = bool(value.isfinite())
-    if finite:
-        (value / num_loss_tokens).backward()
-    return finite
+    (value / num_loss_tokens).backward()  # of a loss that is not finite too: other ranks wait for its gradient
+    return bool(value.isfinite())

@@ -13,8 +13,9 @@ from keel.errors import ConfigError, Interrupted, RewardError
 from keel.interrupts import interrupts_allowed, interrupts_blocked, pending_interrupt
 from keel.learn.guard import Guard, require_finite
 from keel.learn.masters import load_trained_weights, trained_weights
-from keel.run.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from keel.run.checkpoint import Checkpoint, save_checkpoint
 from keel.run.folder import RunFolder
+from keel.run.saved_tensors import OTHER_MODEL, load_optimizer_tensors, optimizer_tensors
 from keel.world import World
 
 
@@ -34,7 +35,9 @@ class TrainedState:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights into the model."""
-        load_trained_weights(self.optimizer, self.model.named_parameters(), weights)
+        load_trained_weights(
+            self.optimizer, self.model.named_parameters(), lambda name, weight: weight.copy_(weights[name])
+        )
 
     def save(
         self,
@@ -42,10 +45,11 @@ class TrainedState:
         step: int,
         state: Mapping[str, Any],
         keep: int,
+        world: World,
         tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
         models: Mapping[str, Callable[[Path], None]] | None = None,
     ) -> None:
-        """Save a checkpoint.
+        """Save a checkpoint. Every process must call it.
 
         Args:
             state: values of the loop, as JSON can hold them.
@@ -65,25 +69,24 @@ class TrainedState:
                 {**trained, **(tensors or {})},
                 models or {},
                 keep,
+                world,
             )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load weights, moments and counters. Raises ConfigError for a checkpoint of another model."""
         # Compare the names before anything is copied: a model of the wrong kind must not be half restored.
-        weights = checkpoint.tensors("weights")
-        if weights.keys() != self.weights.keys():
+        saved = checkpoint.tensors("weights")
+        if saved.names != self.weights.keys():
             raise ConfigError(
-                "the checkpoint has other weights than this model",
-                where=str(checkpoint.path),
-                fix="resume with the model and the LoRA settings of the start of the run",
+                "the checkpoint has other weights than this model", where=str(checkpoint.path), fix=OTHER_MODEL
             )
-        if any(weight.dtype.itemsize < 4 for weight in weights.values()):
+        if any(saved.dtype(name).itemsize < 4 for name in saved.names):
             raise ConfigError(
                 "the checkpoint holds 16-bit weights of an older keel; trained weights are float32 now",
                 where=str(checkpoint.path),
                 fix="start a new run",
             )
-        self.load_weights(weights)
+        load_trained_weights(self.optimizer, self.model.named_parameters(), saved.copy_to)
         load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"))
         self.guard.restore(checkpoint.state["guard"])
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from keel.config import Settings
 from keel.run.folder import RunFolder
 from keel.run.origin import check_origin
-from keel.world import World
+from keel.world import World, lost_process_reported
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def open_run(
         if world.is_main:
             check_origin(folder, sources, world.size, resume, code)
         world.barrier()
-        with folder.outcome_recorded() if world.is_main else nullcontext():
+        with folder.outcome_recorded() if world.is_main else nullcontext(), lost_process_reported():
             yield folder
     finally:
         folder.close()

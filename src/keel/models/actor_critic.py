@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from keel.data.batches import Rollouts, TrainingBatch
 from keel.models.heads import compute_values, token_statistics, unwrap_model
 from keel.models.packed import token_states
+from keel.models.sharding import forward_pass
 from keel.world import run_concurrently
 
 
@@ -100,20 +101,24 @@ class ActorCritic(nn.Module):
         previous = is_response.nonzero().squeeze(1) - 1  # the states from which the response tokens were sampled
         analysis, states = Analysis(batch.logprobs, torch.zeros_like(batch.logprobs), None, None), None
         if with_logprobs:
-            states = token_states(self.policy, tokens, mask)
             chosen = batch.response_tokens[batch.response_mask]
-            statistics = token_statistics(self.policy, states[previous], chosen, temperature, entropy_gradient)
+
+            def read() -> tuple[Tensor, tuple[Tensor, Tensor]]:
+                states = token_states(self.policy, tokens, mask)
+                return states, token_statistics(self.policy, states[previous], chosen, temperature, entropy_gradient)
+
+            states, statistics = forward_pass(self.policy, read)
             logprobs, entropies = (_to_rows(statistic, batch) for statistic in statistics)
             analysis = replace(analysis, logprobs=logprobs, entropy=entropies)
         if not (with_values and self.has_critic):
             return analysis
         if self.critic is not None:
             critic: Any = unwrap_model(self.critic)
-            values = compute_values(critic.score, token_states(critic, tokens, mask))
+            values = forward_pass(critic, lambda: compute_values(critic.score, token_states(critic, tokens, mask)))
         else:
-            values = compute_values(
-                self.value_head, token_states(self.policy, tokens, mask) if states is None else states
-            )
+            if states is None:
+                states = forward_pass(self.policy, lambda: token_states(self.policy, tokens, mask))
+            values = compute_values(self.value_head, states)
         values = self.value_units.values(values)
         ends = mask.sum(1).cumsum(0) - 1  # the state after the last token of each packed row
         return replace(analysis, values=_to_rows(values[previous], batch), final_values=values[ends])

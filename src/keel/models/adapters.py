@@ -22,7 +22,7 @@ from keel.models.sameness import outputs, outputs_agree
 from keel.models.trial import trial
 from keel.models.weights import refuse_missing
 from keel.terminal import print_line
-from keel.world import World
+from keel.world import is_main_process
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -141,7 +141,7 @@ def untie_adapted_matrices(model: Any) -> None:
     holder, shared = _frozen(target), _frozen(source).weight
     if holder.weight.data_ptr() == shared.data_ptr():
         holder.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=False)
-        if World.from_environment().is_main:
+        if is_main_process():
             print_line(
                 "the adapter is on tied embeddings: the output matrix and the input embeddings are saved separately"
             )

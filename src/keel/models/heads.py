@@ -29,6 +29,13 @@ def unwrap_model(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def compute_dtype(model: Any) -> torch.dtype:
+    """Return the number format in which a model computes. The trained weights of a sharded model are float32."""
+    base: Any = unwrap_model(model)
+    dtype: torch.dtype = getattr(base, "keel_compute_dtype", None) or base.get_input_embeddings().weight.dtype
+    return dtype
+
+
 def trunk(model: Any) -> nn.Module:
     """Return the part of a model that turns tokens into hidden states.
 
@@ -156,5 +163,5 @@ def new_value_head(model: Any) -> nn.Linear:
 
 def compute_values(head: nn.Module, hidden: Tensor) -> Tensor:
     """Compute values from hidden states, in float32 or wider. [..., H] -> [...]"""
-    values = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1)
+    values = torch.squeeze_copy(head(hidden.to(next(head.parameters()).dtype)), -1)  # FSDP forbids views as outputs
     return values.float() if values.dtype.itemsize < 4 else values

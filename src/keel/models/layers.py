@@ -55,10 +55,9 @@ def run_layers(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
     hidden = trunk.embed_tokens(tokens)
     recompute = getattr(trunk, "recompute", False) and torch.is_grad_enabled()
     for index, layer in enumerate(trunk.layers):
-        if recompute:
-            hidden = checkpoint(_layer, layer, index, hidden, attend, use_reentrant=False)
-        else:
-            hidden = _layer(layer, index, hidden, attend)
+        run = getattr(layer, "_run", None) or partial(run_layer, layer)  # a sharded layer gathers its weights in `_run`
+        arguments = index, hidden, attend
+        hidden = checkpoint(run, *arguments, use_reentrant=False) if recompute else run(*arguments)
     return apply_rms_norm(trunk.norm, hidden)
 
 
@@ -101,7 +100,8 @@ def recompute_layers(trunk: Any) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def _layer(layer: Any, index: int, hidden: Tensor, attend: Attend) -> Tensor:
+def run_layer(layer: Any, index: int, hidden: Tensor, attend: Attend) -> Tensor:
+    """Return the hidden states after a layer. [..., H] -> [..., H]"""
     hidden = hidden + _attention(layer, index, apply_rms_norm(layer.input_layernorm, hidden), attend)
     normed, mlp = apply_rms_norm(layer.post_attention_layernorm, hidden), layer.mlp
     output: Tensor = hidden + mlp.down_proj(gate_activation(mlp.act_fn, mlp.gate_proj(normed), mlp.up_proj(normed)))

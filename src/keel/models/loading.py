@@ -24,7 +24,7 @@ from keel.models.adapters import (
     save_adapter,
     with_lora,
 )
-from keel.models.heads import new_value_head, trunk, unwrap_model
+from keel.models.heads import compute_dtype, new_value_head, trunk, unwrap_model
 from keel.models.model_files import is_adapter, load_errors_converted, read_part, token_ids
 from keel.models.packed import pack_if_possible
 from keel.models.pad_token import read_every_token, set_pad_id
@@ -277,7 +277,7 @@ def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
 
 def dtype_name(model: Any) -> str:
     """Return the setting `dtype` with which a copy of the model is loaded; "float32" for any other type."""
-    dtype = unwrap_model(model).get_input_embeddings().weight.dtype
+    dtype = compute_dtype(model)
     return next((name for name, known in DTYPES.items() if known == dtype), "float32")
 
 

@@ -14,7 +14,7 @@ from keel.data.prompts import Prompt, PromptFormat, load_prompts
 from keel.data.rows import Row
 from keel.models.loading import load_tokenizer, stop_at_turns
 from keel.terminal import print_line
-from keel.world import World
+from keel.world import is_main_process
 
 
 def chat_tokenizer(name: str, settings: ChatSettings) -> PreTrainedTokenizerBase:
@@ -79,6 +79,6 @@ def read_prompts(
 
 def print_remarks(lines: Iterable[str]) -> None:
     """Print remarks in the main process only."""
-    if World.from_environment().is_main:
+    if is_main_process():
         for line in lines:
             print_line(line)

@@ -19,9 +19,10 @@ from keel.models.pad_token import separate_pad, set_pad_id
 from keel.models.positions import num_positions
 from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
+from keel.models.sharding import forward_pass, gathered_weights, idle_passes, with_idle
 from keel.models.trial import few_layers
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
-from keel.world import World
+from keel.world import local_device
 
 TEMPLATE = "{prompt}{response}"
 MICROBATCH_TOKENS = 16_384
@@ -94,7 +95,7 @@ class RewardModel:
         if lora:
             require_targets(model, lora)
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
-        reward_model.model.to(device or World.from_environment().device)
+        reward_model.model.to(device or local_device())
         report_unembedded_ids(reward_model.model, reward_model.tokenizer, name)
         reward_model._check_scores()
         return reward_model
@@ -148,23 +149,30 @@ class RewardModel:
     def score_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int = MICROBATCH_TOKENS) -> Tensor:
         """Score encoded texts, on the CPU and without gradients. -> [N] float32
 
+        Of a sharded model every process must call it, with any number of rows.
+
         Each distinct text is scored once, since the scores of two copies in batches of other shapes would differ by
         rounding.
         """
-        if not rows:
-            return torch.empty(0)
         places: dict[tuple[int, ...], int] = {}
         index = [places.setdefault(tuple(row), len(places)) for row in rows]
-        scores = self.scores_of_rows(list(places), microbatch_tokens).float().cpu()
+        with gathered_weights(self.model):
+            if not rows:
+                return torch.empty(0)
+            scores = self.scores_of_rows(list(places), microbatch_tokens).float().cpu()
         return scores[torch.tensor(index)]
 
     def scores_of_rows(self, rows: Sequence[Sequence[int]], microbatch_tokens: int) -> Tensor:
-        """Score encoded texts in micro-batches of similar length, with gradients. -> [N]"""
+        """Score encoded texts in micro-batches of similar length, with gradients. -> [N]
+
+        A sharded model makes as many passes on each process as on the one with the most micro-batches.
+        """
         at_once = microbatch_tokens if reads_packed_rows(self.model) else microbatch_tokens // PASSES
         groups = microbatches([len(row) for row in rows], at_once)
         scores = [self.compute_scores(*self.pad([rows[i] for i in group])) for group in groups]
+        idle = [self.compute_scores(*self.pad(rows[:1])) for _ in range(idle_passes(self.model, len(groups)))]
         order = torch.tensor([i for group in groups for i in group])
-        return torch.cat(scores)[order.argsort()]
+        return with_idle(torch.cat(scores)[order.argsort()], idle)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Pad encoded texts to tokens [N, L] and mask [N, L], on the device of the model."""
@@ -177,7 +185,8 @@ class RewardModel:
         model: Any = unwrap_model(self.model)
         if self.reads_last_token:
             last = mask.sum(1).cumsum(0) - 1
-            return self._widen(model.score(token_states(model, tokens, mask)[last])[:, 0])
+            scores = forward_pass(model, lambda: model.score(token_states(model, tokens, mask)[last]))
+            return self._widen(scores[:, 0])
         tokens, mask = left_align(tokens, mask)
         return self._widen(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from keel.errors import DataError
 from keel.models.heads import unwrap_model
 from keel.terminal import print_line
-from keel.world import World
+from keel.world import is_main_process
 
 FIX = "extend the embeddings with model.resize_token_embeddings(len(tokenizer)), train them, and save the model"
 
@@ -29,7 +29,7 @@ def report_unembedded_ids(model: Any, tokenizer: PreTrainedTokenizerBase, name: 
     """Report that a tokenizer has ids beyond the embeddings. The pad token needs no embedding."""
     count, pad_id = num_embeddings(model), tokenizer.pad_token_id
     beyond = [number for number in tokenizer.get_vocab().values() if number >= count and number != pad_id]
-    if beyond and World.from_environment().is_main:
+    if beyond and is_main_process():
         print_line(f"{name}: the tokenizer has ids up to {max(beyond)}, but the model has {count} embeddings -> {FIX}")
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from keel.errors import ConfigError
 from keel.terminal import print_line
-from keel.world import World
+from keel.world import is_main_process
 
 LANGUAGE_HEADS = ("lm_head", "embed_out", "cls.", "vocab_", "lm_predictions", "mask_predictions", "output_projection")
 """Prefixes of the weights of a language model's head, which no classifier reads."""
@@ -43,7 +43,7 @@ def refuse_missing(missing: Collection[str], unread: Collection[str], name: str)
 
 def report_unread_weights(unread: Collection[str], name: str) -> None:
     """Report which weights of a file are not part of the model."""
-    if unread and World.from_environment().is_main:
+    if unread and is_main_process():
         print_line(f"{name}: weights that are not part of this model were not read: {format_names(unread)}")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from keel.rollout.sampler import continuation
 from keel.rollout.score_check import NoScore, Score
 from keel.rollout.scorers import Scorer
 from keel.rollout.segments import split_segments
+from keel.world import ALONE, World, raise_together
 
 
 def score(
@@ -25,10 +27,13 @@ def score(
     tokenizer: PreTrainedTokenizerBase,
     segments: str = "none",
     on_failure: str = "stop",
+    world: World = ALONE,
 ) -> ScoredRollouts:
     """Score a batch of responses with every scorer.
 
     Args:
+        world: processes that call this together, each with its responses. An error of one is raised on all, before the
+            next scorer: a sharded reward model needs all processes.
         segments: "none", "sentence", or a delimiter. The score of a segment is on the segment's last token.
         on_failure: "stop" raises RewardError if a scorer fails; "drop" only drops the responses that it failed on.
 
@@ -43,7 +48,7 @@ def score(
     disagreement, cut, failures = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
     segmented = texts is not None
     for scorer in scorers:
-        scores, lost, cause = _call_scorer(scorer, rollouts, texts, on_failure)
+        scores, lost, cause = raise_together(world, partial(_call_scorer, scorer, rollouts, texts, on_failure))
         failed |= torch.tensor(lost, device=device)
         failures |= {scorer.name: cause} if cause else {}
         segmented = segmented or any(isinstance(value, list) for value in scores)

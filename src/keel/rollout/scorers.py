@@ -164,7 +164,7 @@ class RewardModelScorer:
             for reading, texts in zip(readings, segments, strict=True)
             for k in range(1, len(texts) + 1)
         ]
-        scores = iter(self.reward_model.score_readings(prefixes).tolist() if prefixes else [])
+        scores = iter(self.reward_model.score_readings(prefixes).tolist())
         last = accumulate(len(texts) for texts in segments)
         self.cut = [self.reward_model.cut[end - 1] for end in last]  # the last prefix of each response is its full text
         result: list[Score] = []

@@ -1,7 +1,8 @@
 """Atomic checkpoints: written to a temporary folder, verified by a manifest, made visible by one rename.
 
-`checkpoints/step-000020/` contains `state.json`, NAME.safetensors for each named set of tensors, a Hugging Face folder
-for each model, and `manifest.json` (size and SHA-256 of every other file), which is written last. There is no pickle.
+`checkpoints/step-000020/` contains `state.json`, NAME.safetensors for each named set of tensors (of several processes
+NAME-00000.safetensors and so on, with the rows that each holds), a Hugging Face folder for each model, and
+`manifest.json` (size and SHA-256 of every other file), which is written last. There is no pickle.
 """
 
 import json
@@ -12,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 from keel.errors import CheckpointError, ConfigError
 from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.folder import RunFolder, delete_path, sha256, storage, sync
 from keel.run.metrics_log import sync_to_disk
+from keel.run.saved_tensors import SavedTensors, write_rows
+from keel.world import ALONE, World, raise_together
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,12 +40,9 @@ class Checkpoint:
         """The line that is printed when a run is resumed."""
         return f"continuing from step {self.step}" + "".join(f"; ignored {each}" for each in self.ignored)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Load the tensors saved under `name` to the CPU. Raises CheckpointError."""
-        path = self.path / f"{name}.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"the checkpoint has no {name}", where=str(self.path))
-        return load_file(path)
+    def tensors(self, name: str) -> "SavedTensors":
+        """Open the tensors saved under `name`. Raises CheckpointError."""
+        return SavedTensors.open(self.path, name)
 
     def folder(self, name: str) -> Path:
         """Return the Hugging Face folder of the model saved under `name`. Raises CheckpointError."""
@@ -63,36 +59,82 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     models: Mapping[str, Callable[[Path], None]],
     keep: int = 2,
+    world: World = ALONE,
 ) -> Path:
     """Save a checkpoint of `step`, then delete all but the newest `keep` (0 deletes none). Raises CheckpointError.
 
     Nothing is deleted before the new checkpoint is in place, so that an intact one exists at any time. A valid
     checkpoint of the same step is kept: a run is a function of its settings, so it has the same content.
+
+    Args:
+        state, models: only the main process writes them.
+        world: processes that save together; each writes the rows of the tensors that it holds.
     """
     target = folder.checkpoints / f"step-{step:06d}"
     partial = target.with_suffix(".tmp")
-    if _fault(target) is None:
+    if world.from_main(lambda: _fault(target) is None):
         return target
     try:
-        with storage(partial):
-            failpoint("save.begin")
-            delete_path(partial)
-            partial.mkdir(parents=True)
-            for log in (folder.metrics, folder.rollouts):
-                sync_to_disk(log)
-            _write_content(partial, state, tensors, models)
-            failpoint("save.manifest")
-            _write_manifest(partial, step)
-            failpoint("save.visible")
-            _make_visible(partial, target)
-            failpoint("save.old")
-            _delete_old(folder, step, keep)
-            failpoint("save.done")
-    except SafetensorError as error:  # safetensors reports a full disk this way
-        raise CheckpointError(str(error), str(partial), "free or repair the storage") from error
+        world.from_main(lambda: _prepare(folder, partial))
+        written = raise_together(world, lambda: _write_tensors(partial, tensors, world))
+        files = {name: entry for share in world.gather_values(written) for name, entry in share.items()}
+        world.from_main(lambda: _complete(folder, step, partial, target, files, state, models, keep))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # after a failure, free the space; after a success, it is gone
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)  # after a failure, free the space; after a success, it is gone
     return target
+
+
+def _prepare(folder: RunFolder, partial: Path) -> None:
+    with storage(partial):
+        failpoint("save.begin")
+        delete_path(partial)
+        partial.mkdir(parents=True)
+        for log in (folder.metrics, folder.rollouts):
+            sync_to_disk(log)
+
+
+def _write_tensors(
+    partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], world: World
+) -> dict[str, dict[str, Any]]:
+    """Write this process's rows of all tensors. Return size and SHA-256 of each file."""
+    files = {}
+    with storage(partial):
+        for name, named in tensors.items():
+            path = partial / (f"{name}.safetensors" if world.size == 1 else f"{name}-{world.rank:05d}.safetensors")
+            write_rows(path, named)
+            files[path.name] = _describe(path)
+            failpoint("save.content")
+    return files
+
+
+def _complete(
+    folder: RunFolder,
+    step: int,
+    partial: Path,
+    target: Path,
+    files: dict[str, Any],
+    state: Mapping[str, Any],
+    models: Mapping[str, Callable[[Path], None]],
+    keep: int,
+) -> None:
+    """Write what the main process alone holds, then the manifest, and make the checkpoint visible."""
+    absent = next((name for name in files if not (partial / name).is_file()), None)
+    if absent is not None:
+        raise CheckpointError(
+            f"the file {absent} of another process is not here: the machines do not share this folder",
+            str(partial),
+            "name an output on a disk that all machines share",
+        )
+    with storage(partial):
+        _write_content(partial, state, models)
+        failpoint("save.manifest")
+        _write_manifest(partial, step, files)
+        failpoint("save.visible")
+        _make_visible(partial, target)
+        failpoint("save.old")
+        _delete_old(folder, step, keep)
+        failpoint("save.done")
 
 
 def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
@@ -137,60 +179,34 @@ def checkpoint_to_resume(folder: RunFolder, say: Callable[[str], None]) -> Check
     return checkpoint
 
 
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the moments and counters of the optimizer as `INDEX.NAME` tensors.
-
-    Learning rates and parameter groups are not saved: they come from the settings.
-    """
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, moments in optimizer.state_dict()["state"].items()
-        for name, value in moments.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load the result of `optimizer_tensors`. Raises CheckpointError if the parameters have other shapes."""
-    shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        if int(index) >= len(shapes) or (value.dim() and tuple(value.shape) != shapes[int(index)]):
-            raise CheckpointError(
-                f"the optimizer state {key} fits no parameter of this model",
-                fix="resume with the model and the LoRA settings of the start of the run",
-            )
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _write_content(
-    folder: Path,
-    state: Mapping[str, Any],
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    models: Mapping[str, Callable[[Path], None]],
-) -> None:
+def _write_content(folder: Path, state: Mapping[str, Any], models: Mapping[str, Callable[[Path], None]]) -> None:
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     failpoint("save.content")
-    for name, named in tensors.items():
-        save_file({key: value.detach().contiguous() for key, value in named.items()}, folder / f"{name}.safetensors")
-        failpoint("save.content")
     for name, write in models.items():
         (folder / name).mkdir()
         write(folder / name)
         failpoint("save.content")
 
 
-def _write_manifest(folder: Path, step: int) -> None:
-    files = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in _files(folder)}
-    for _, path in _files(folder):
-        sync(path)
+def _write_manifest(folder: Path, step: int, known: Mapping[str, Any]) -> None:
+    """Write size and SHA-256 of every file.
+
+    Args:
+        known: those of the files whose writers have reported them.
+    """
+    files = {name: known.get(name) or _describe(path) for name, path in _files(folder)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
     sync(manifest)
     for inner in (path for path in folder.rglob("*") if path.is_dir()):
         sync(inner)
     sync(folder)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file that is safely on the disk."""
+    sync(path)
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _make_visible(partial: Path, target: Path) -> None:

@@ -19,7 +19,10 @@ from keel.run.saved_settings import load_settings
 from keel.terminal import print_line
 
 # Settings that a resumed run may change: none of them affects the steps already done.
-FREE_ON_RESUME = ("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor")
+FREE_ON_RESUME = (
+    *("output", "steps", "epochs", "checkpoint", "log", "evaluate", "microbatch_tokens", "gate", "doctor"),
+    "parallel",
+)
 
 YAML_ERRORS = (ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # errors of YAML constructors
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from keel.config import OptimSettings
@@ -17,6 +18,7 @@ from keel.loop.checkpoints import TrainedState
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder
 from keel.terminal import print_line
+from keel.world import World
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,12 @@ class Learner:
         optimizer.zero_grad(set_to_none=True)
         return float(norm), taken
 
-    def save(self, folder: RunFolder, keep: int) -> None:
+    def save(self, folder: RunFolder, keep: int, world: World) -> None:
         """Save a checkpoint. Random numbers are no part of it: each stream depends on the step alone."""
         best = self.best
         state = {"unlogged": self.unlogged, "best": {"loss": best.loss, "step": best.step, "misses": best.misses}}
         watched = {"best": best.weights} if self.task.watch is not None else {}
-        self.trained.save(folder, self.step, state, keep, tensors=watched)
+        self.trained.save(folder, self.step, state, keep, world, tensors=watched)
 
     def restore(self, folder: RunFolder) -> None:
         """Load the newest checkpoint, if there is one."""
@@ -115,6 +117,10 @@ class Learner:
             return
         self.trained.restore(checkpoint)
         if self.task.watch is not None:
-            self.best = Best(**checkpoint.state["best"], weights=checkpoint.tensors("best"))
+            weights = {name: torch.empty_like(weight) for name, weight in self.trained.weights.items()}
+            saved = checkpoint.tensors("best")
+            for name, weight in weights.items():
+                saved.copy_to(name, weight)
+            self.best = Best(**checkpoint.state["best"], weights=weights)
         self.step, self.unlogged = checkpoint.step, checkpoint.state["unlogged"]
         failpoint("start.resumed")

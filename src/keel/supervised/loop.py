@@ -25,7 +25,7 @@ from keel.world import World, generator
 
 def fit(config: SupervisedSettings, task: SupervisedTask, resume: bool = False) -> dict[str, float]:
     """Train the task's model, evaluate it at the start and after each pass, and save it. Return the final metrics."""
-    world = World.single()
+    world = World.from_environment()
     sources = [config.model, config.data.path, config.data.eval_path, config.data.chat_template]
     with interrupts_handled(), open_run(config.output, config, sources, resume, world) as folder:
         failpoint("start.loaded")
@@ -40,7 +40,7 @@ def fit(config: SupervisedSettings, task: SupervisedTask, resume: bool = False) 
 
 def train_task(config: SupervisedSettings, task: SupervisedTask, folder: RunFolder, resume: bool) -> dict[str, float]:
     """Run the remaining steps: update, evaluate, log, checkpoint. Return the final metrics."""
-    learner, world = Learner.start(task, config.optim), World.single()
+    learner, world = Learner.start(task, config.optim), World.from_environment()
     if resume:
         learner.restore(folder)
     total, evaluated = num_steps(config, len(task.lengths)), dict[str, float]()
@@ -48,7 +48,7 @@ def train_task(config: SupervisedSettings, task: SupervisedTask, folder: RunFold
         print_line(warning)
 
     def save() -> None:
-        learner.save(folder, config.checkpoint.keep)
+        learner.save(folder, config.checkpoint.keep, world)
 
     with (
         open_sinks(folder, config.log.trackers, learner.num_logged if learner.step else -1, first=0) as sinks,

@@ -10,29 +10,42 @@ from keel.learn.algorithms import Algorithm
 from keel.models.actor_critic import ActorCritic
 from keel.models.adapters import share_frozen_weights, with_lora
 from keel.models.ensemble import member_folders
-from keel.models.heads import new_value_head
+from keel.models.heads import new_value_head, trunk
+from keel.models.layers import recompute_layers
 from keel.models.loading import load_classifier, load_tokenizer
 from keel.models.pad_token import set_pad_id
+from keel.models.sharding import shard_head, shard_model
 from keel.models.trunk_classifier import has_score_head
+from keel.world import World
 
 
 def build_actor_critic(
-    config: TrainConfig, policy: Any, algorithm: Algorithm, tokenizer: PreTrainedTokenizerBase
+    config: TrainConfig, policy: Any, algorithm: Algorithm, tokenizer: PreTrainedTokenizerBase, world: World
 ) -> ActorCritic:
-    """Return the policy with the critic that the algorithm needs, if any.
+    """Return the policy with the critic that the algorithm needs, if any, divided among the processes of the world.
 
     Raises ConfigError for a critic that could not be saved as a sequence classifier.
     """
     if not algorithm.needs_critic:
-        return ActorCritic(policy)
+        return ActorCritic(shard_model(policy, world))
     if config.critic.sharing == "shared":
         if not has_score_head(policy.config):
             raise ConfigError("only a decoder can be a critic", config.policy.model, "use reinforce, rloo or grpo")
-        return ActorCritic(policy, value_head=new_value_head(policy))
-    return ActorCritic(policy, critic=_critic(config, policy, tokenizer))
+        head = shard_head(new_value_head(policy), world)
+        return ActorCritic(shard_model(policy, world), value_head=head)
+    critic = _critic(config, policy, tokenizer, share_base=world.mesh is None)
+    if config.policy.gradient_checkpointing:
+        recompute_layers(trunk(critic))
+    critic = shard_model(critic, world)
+    return ActorCritic(shard_model(policy, world), critic)
 
 
-def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase, share_base: bool) -> Any:
+    """Load the critic.
+
+    Args:
+        share_base: let the critic of an adapter share the frozen weights of the policy's base.
+    """
     source = config.critic.init
     if source == "policy":
         source = config.policy.model
@@ -55,7 +68,8 @@ def _critic(config: TrainConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
     set_pad_id(critic, int(tokenizer.pad_token_id))  # the critic is saved with the policy's tokenizer
     if config.policy.lora:
         critic = with_lora(critic, config.policy.lora, "SEQ_CLS")
-        share_frozen_weights(critic, policy)
+        if share_base:
+            share_frozen_weights(critic, policy)
     return critic
 
 

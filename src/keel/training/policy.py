@@ -14,6 +14,7 @@ from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_
 from keel.learn.optim import warmup_warning
 from keel.loop.checkpoints import checkpoint_due, checkpoint_on_error
 from keel.loop.open_run import open_run
+from keel.models.sharding import gathered_weights
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, delete_path
 from keel.terminal import print_line
@@ -24,7 +25,7 @@ from keel.training.setup import build_training_setup
 from keel.training.state import restore_run_state, save_result, save_run_state
 from keel.training.trainer import PolicyTrainer, StepTargets
 from keel.training.watch import halt_error
-from keel.world import World, raise_together
+from keel.world import World
 
 
 def train_policy(
@@ -47,7 +48,7 @@ def train_policy(
     """
     if not isinstance(config, TrainConfig):
         config = parse(TrainConfig, config if prompts is None else with_place(config))
-    world = World.from_environment()
+    world = World.from_environment(config.parallel.shard)
     with interrupts_handled():
         trainer = PolicyTrainer(build_training_setup(config, scorers, prompts, world))
         failpoint("start.loaded")
@@ -145,15 +146,10 @@ def batch_kept_on_fault(trainer: PolicyTrainer, targets: StepTargets, folder: Ru
 
 
 def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
-    """Evaluate the current policy on one response to each held-out prompt.
+    """Evaluate the current policy on one response to each held-out prompt. Each process takes a share of the prompts.
 
-    The random numbers are the same every time. The main process computes the metrics, and the others wait.
+    The random numbers are the same every time.
     """
-    setup = trainer.setup
-    return dict(raise_together(setup.world, lambda: _evaluate_held_out(trainer) if setup.world.is_main else {}))
-
-
-def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     failpoint("step.evaluate")
     setup = trainer.setup
     config = setup.config
@@ -166,7 +162,10 @@ def _evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
         temperature=config.rollout.temperature,
         stop_in_text=config.rollout.stop_in_text,
     )
-    responses = sample_and_score(policy, setup.reference, setup.score, decoding, config.seed, "policy")
+    scoring = partial(setup.score, together=False)  # the processes score different numbers of batches
+    models = [setup.actor_critic.policy, setup.reference and setup.reference.policy, *setup.reward_models]
+    with gathered_weights(*models):
+        responses = sample_and_score(policy, setup.reference, scoring, decoding, config.seed, "policy", setup.world)
     return {f"evaluate/{name}": value for name, value in responses.summary().items()}
 
 

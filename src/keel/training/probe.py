@@ -80,7 +80,7 @@ def probe(
     scorers = [] if config.rewards else [_score_parity]
     state = Watched(step=0, kl_coef=config.algorithm.kl_coef)
     with shallow_models(depths), state.timed(START):
-        setup = build_training_setup(config, scorers, None, World.single())
+        setup = build_training_setup(config, scorers, None, World.from_environment())
         updater = OneMinibatch.like(setup.updater, small)
         setup = replace(setup, end_ids=_ends(setup, response_tokens), updater=updater)
         state.trust_sampler = self_check(setup)["check/logprob_gap"] <= RESOLUTION

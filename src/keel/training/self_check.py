@@ -5,6 +5,7 @@ token that is never learned.
 """
 
 import math
+from functools import partial
 
 import torch
 
@@ -18,6 +19,7 @@ from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import Analysis
 from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
+from keel.shards import full_tensor
 from keel.terminal import print_line
 from keel.training.setup import TrainingSetup
 from keel.world import raise_together
@@ -54,7 +56,7 @@ def weight_fingerprint(setup: TrainingSetup) -> torch.Tensor:
     """Return the sum of each trained weight tensor, which changes when the weights do."""
     # A first step may be smaller than the rounding of a 16-bit weight, but not than that of its master.
     weights = trained_weights(setup.updater.optimizer, setup.actor_critic.named_parameters())
-    return torch.stack([weight.double().sum().cpu() for weight in weights.values()])
+    return torch.stack([full_tensor(weight.double().sum()).cpu() for weight in weights.values()])
 
 
 def _check_lengths(setup: TrainingSetup) -> None:
@@ -157,7 +159,7 @@ def _score_twice(setup: TrainingSetup, probe: Rollouts) -> tuple[dict[str, torch
     halves = [half for half in (rows[::2], rows[1::2]) if half]
     order = torch.tensor([row for half in halves for row in half], device=setup.world.device).argsort()
     batches = [probe, *(select_rows(probe, half) for half in halves)]
-    together, *separate = raise_together(setup.world, lambda: [setup.score(batch) for batch in batches])
+    together, *separate = [raise_together(setup.world, partial(setup.score, batch)) for batch in batches]
     if not bool(setup.world.sum(together.kept.sum())):
         raise RewardError("no response could be scored", where="rewards", fix="check the reward functions")
     second = {name: torch.cat([half.by_scorer[name] for half in separate])[order] for name in together.by_scorer}

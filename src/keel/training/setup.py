@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from keel.models.layers import recompute_layers
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
 from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, end_responses_at_turns, read_prompts
+from keel.models.sharding import gathered_weights, shard_model
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.sampler import sample_rollouts
@@ -35,7 +37,7 @@ from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
 from keel.training.python_prompts import load_training_prompts
-from keel.world import World, generator
+from keel.world import ALONE, World, generator
 
 DEFAULT_CRITIC_RATE = 3.0  # times the policy's: the value head starts at zero and must follow a moving policy
 
@@ -60,6 +62,11 @@ class TrainingSetup:
     updater: Updater
     stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
+
+    @property
+    def reward_models(self) -> list[Any]:
+        """The models of all scorers."""
+        return models_of(self.scorers)
 
     def respond(
         self,
@@ -91,35 +98,42 @@ class TrainingSetup:
             chosen = rows_of_varied_length(prompts, at_most)
             prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
         numbers = numbers[:, :max_tokens]
-        return sample_rollouts(
-            self.actor_critic.policy,
-            list(prompts),
-            self.tokenizer,
-            numbers,
-            self.end_ids,
-            rollout.temperature,
-            stop_in_text=rollout.stop_in_text,
-            stop_texts=self.stop_texts,
-        )
+        with gathered_weights(self.actor_critic.policy):
+            return sample_rollouts(
+                self.actor_critic.policy,
+                list(prompts),
+                self.tokenizer,
+                numbers,
+                self.end_ids,
+                rollout.temperature,
+                stop_in_text=rollout.stop_in_text,
+                stop_texts=self.stop_texts,
+            )
 
-    def score(self, rollouts: Rollouts, steps_done: int | None = None) -> ScoredRollouts:
+    def score(self, rollouts: Rollouts, steps_done: int | None = None, together: bool = True) -> ScoredRollouts:
         """Score responses, and report the first failure of each scorer.
 
         Args:
             steps_done: number of finished steps, which reward functions can read; None keeps the last number.
+            together: whether every process makes this call, with its share of the responses.
 
-        Raises RewardError.
+        Raises RewardError, on every process if `together`.
         """
         reward = self.config.reward
         for scorer in self.scorers:
             if isinstance(scorer, FunctionScorer) and steps_done is not None:
                 scorer.progress = (steps_done, self.config.steps)
-        scored = score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure)
+        world = self.world if together else ALONE
+        scored = score(rollouts, self.scorers, self.tokenizer, reward.segments, reward.on_failure, world)
         for name, cause in scored.failures.items():
             if name not in self.failed:
                 self.failed.add(name)
                 print_line(f"warning: scorer {name} failed, and the responses are dropped (reward.on_failure): {cause}")
         return scored
+
+
+def models_of(scorers: Sequence[Scorer]) -> list[Any]:
+    return [member.model for scorer in scorers if isinstance(scorer, RewardModelScorer) for member in scorer.members]
 
 
 def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
@@ -156,25 +170,11 @@ def build_training_setup(
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
     loaded = load_training_prompts(config.prompts, tokenizer, prompts)
     held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
-    scorers = _scorers(config, functions) if scores_required or config.rewards or functions else []
-    check_signatures(scorers, (n for p in [*loaded, *held_out] for n in p.columns), config.reward.segments != "none")
     _check_sizes(config, world)
-    policy = _policy(config, tokenizer, world)
-    _check_lengths(config, policy, [*loaded, *held_out])
-    report_unembedded_ids(policy, tokenizer, config.policy.model)
-    require_embeddings(policy, [prompt.tokens for prompt in [*loaded, *held_out]], tokenizer, config.prompts.path)
-    end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
-    if not end_ids:
-        raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
+    scored = scores_required or bool(config.rewards or functions)
+    load = partial(_load_models, config, functions if scored else None, tokenizer, [*loaded, *held_out], world)
+    actor_critic, reference, scorers, end_ids = world.in_turn(load)
     algorithm = ALGORITHMS[config.algorithm.name]
-    actor_critic = build_actor_critic(config, policy, algorithm, tokenizer).to(world.device)
-    if config.policy.gradient_checkpointing:
-        for model in filter(None, (actor_critic.policy, actor_critic.critic)):
-            recompute_layers(trunk(model))
-    reference = _reference(config, actor_critic, world)
-    for scorer in scorers:
-        for member in scorer.members if isinstance(scorer, RewardModelScorer) else []:
-            share_frozen_weights(member.model, reference.policy if reference else policy)
     return TrainingSetup(
         config=config,
         world=world,
@@ -194,11 +194,52 @@ def build_training_setup(
     )
 
 
+def _load_models(
+    config: TrainConfig,
+    functions: Sequence[Callable[..., Any]] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    world: World,
+) -> tuple[ActorCritic, ActorCritic | None, list[Scorer], list[int]]:
+    """Load policy, critic, reference and scorers, check that they fit together, and divide them among the processes.
+
+    Each model is divided before the next is loaded, except that policy and reference are copies of each other.
+
+    Args:
+        functions: None builds no scorers.
+
+    Returns also the ids that end a response.
+    """
+    scorers = [] if functions is None else _scorers(config, functions)
+    check_signatures(scorers, (name for prompt in prompts for name in prompt.columns), config.reward.segments != "none")
+    reward_models = models_of(scorers)
+    if world.mesh is not None:
+        for model in reward_models:
+            shard_model(model, world)
+    policy = _policy(config, tokenizer, world)
+    _check_lengths(config, policy, prompts)
+    report_unembedded_ids(policy, tokenizer, config.policy.model)
+    require_embeddings(policy, [prompt.tokens for prompt in prompts], tokenizer, config.prompts.path)
+    end_ids = end_token_ids(policy, tokenizer, config.rollout.stop)
+    if not end_ids:
+        raise ConfigError("the model has no end token", where=config.policy.model, fix="set rollout.stop")
+    reference = _reference(config, policy, world)
+    actor_critic = build_actor_critic(config, policy, ALGORITHMS[config.algorithm.name], tokenizer, world)
+    if world.mesh is None:  # otherwise each process has few rows of a base
+        for model in reward_models:
+            share_frozen_weights(model, reference.policy if reference else policy)
+    return actor_critic, reference, scorers, end_ids
+
+
 def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
     torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
-    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
+    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora)
+    if world.mesh is None:  # otherwise the device never holds the whole model
+        policy = policy.to(world.device)
     require_gradients(policy, config.policy.model)
     end_responses_at_turns(policy, tokenizer, config.prompts)
+    if config.policy.gradient_checkpointing:
+        recompute_layers(trunk(policy))
     return policy
 
 
@@ -232,7 +273,7 @@ def _check_lengths(config: TrainConfig, policy: Any, prompts: Sequence[Prompt]) 
     require_positions(policy, longest, config.rollout.max_response_tokens, config.policy.model, "rollout")
 
 
-def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> ActorCritic | None:
+def _reference(config: TrainConfig, policy: Any, world: World) -> ActorCritic | None:
     """Return the frozen reference model; None where no KL is measured.
 
     With LoRA and without `reference`, it shares the weights of the policy, whose adapter is switched off for it.
@@ -240,18 +281,18 @@ def _reference(config: TrainConfig, actor_critic: ActorCritic, world: World) -> 
     if not config.measures_kl:
         return None
     if config.policy.lora and config.reference is None:
-        return ActorCritic(actor_critic.policy)
+        return ActorCritic(policy)
     if config.reference is None:
         # A copy in memory is faster than a second look at the disk, and cannot differ from the start.
-        return ActorCritic(copy.deepcopy(actor_critic.policy).requires_grad_(False))
-    model = load_causal_lm(config.reference, config.policy.dtype).to(world.device)
-    if model.config.get_text_config().vocab_size != actor_critic.policy.config.get_text_config().vocab_size:
+        return ActorCritic(shard_model(copy.deepcopy(policy).requires_grad_(False), world))
+    model = load_causal_lm(config.reference, config.policy.dtype)
+    if model.config.get_text_config().vocab_size != policy.config.get_text_config().vocab_size:
         raise ConfigError(
             "the vocabulary of the reference differs from the policy's",
             where=config.reference,
             fix="name a reference with the policy's tokenizer",
         )
-    return ActorCritic(model.requires_grad_(False))
+    return ActorCritic(shard_model(model.requires_grad_(False), world))
 
 
 def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorithm, world: World) -> Updater:

@@ -18,6 +18,7 @@ from keel.models.actor_critic import ValueUnits
 from keel.models.heads import unwrap_model
 from keel.models.loading import as_classifier, dtype_name, load_classifier, save_model, save_policy
 from keel.models.sameness import probe_tokens, probe_values, require_same
+from keel.models.sharding import gather_head, gather_model
 from keel.run.checkpoint import Checkpoint
 from keel.run.folder import RunFolder, replace_folder
 from keel.training.setup import TrainingSetup
@@ -60,8 +61,7 @@ def trained_state(setup: TrainingSetup) -> TrainedState:
 
 def save_run_state(setup: TrainingSetup, state: RunState, folder: RunFolder) -> None:
     """Save a checkpoint of everything the next step depends on, and the policy as a plain model folder."""
-    if not setup.world.is_main:
-        return
+    policy = gather_model(setup.actor_critic.policy, setup.world)
     trained_state(setup).save(
         folder,
         state.step,
@@ -72,7 +72,8 @@ def save_run_state(setup: TrainingSetup, state: RunState, folder: RunFolder) -> 
             "unlogged": state.unlogged,
         },
         setup.config.checkpoint.keep,
-        models={"policy": lambda path: save_model(setup.actor_critic.policy, setup.tokenizer, path)},
+        setup.world,
+        models={"policy": lambda path: save_model(policy, setup.tokenizer, path)},
     )
 
 
@@ -91,35 +92,44 @@ def restore_run_state(setup: TrainingSetup, state: RunState, checkpoint: Checkpo
 
 
 def save_result(setup: TrainingSetup, folder: RunFolder) -> None:
-    """Save the trained policy, and the critic as a sequence classifier, as transformers model folders."""
-    if not setup.world.is_main:
-        return
-    models = setup.actor_critic
+    """Save the trained policy, and the critic as a sequence classifier, as transformers model folders.
+
+    Every process must call it. The main process gathers one model after the other, and writes it.
+    """
+    models, world = setup.actor_critic, setup.world
     if setup.config.rollout.stop:  # other tools must end responses at the tokens that the policy learned to end with
         unwrap_model(models.policy).generation_config.eos_token_id = setup.end_ids
     with interrupts_blocked():
-        replace_folder(folder.policy, lambda path: save_policy(models.policy, setup.tokenizer, path))
-        if models.has_critic:
-            replace_folder(folder.critic, lambda path: _save_critic(setup, path))
+        model = gather_model(models.policy, world)
+        if world.is_main:
+            replace_folder(folder.policy, lambda path: save_policy(model, setup.tokenizer, path))
+        head = None if models.value_head is None else gather_head(models.value_head, world)
+        if models.critic is not None:
+            model = gather_model(models.critic, world)  # the copy of the policy is freed
+            head = model and unwrap_model(model).score
+        if world.is_main and models.has_critic:
+            replace_folder(folder.critic, lambda path: _save_critic(setup, model, head, path))
+    world.barrier()
 
 
-def _save_critic(setup: TrainingSetup, path: Path) -> None:
+def _save_critic(setup: TrainingSetup, model: Any, head: Any, path: Path) -> None:
     """Save the critic as a sequence classifier. Its score plus `keel_value_offset` of its config.json is the value.
 
     The offset is stored in the config because the heads of transformers' classifiers have no bias. Raises
     CheckpointError if the saved model has other values.
+
+    Args:
+        model: the critic, or with a shared trunk the policy.
+        head: the critic's head, or the value head on the policy.
     """
-    models, units = setup.actor_critic, setup.actor_critic.value_units
-    critic, model, head = models.critic, models.policy, models.value_head
-    if critic is None:
+    units, critic = setup.actor_critic.value_units, model
+    if setup.actor_critic.critic is None:
         critic = as_classifier(model, head, setup.tokenizer.pad_token_id)
-    else:
-        model, head = critic, unwrap_model(critic).score
     classifier: Any = unwrap_model(critic)
     classifier.config.keel_value_offset = units.offset
     with scaled(classifier.score, units.gain):
         save_model(critic, setup.tokenizer, path)
-    saved, tokens = load_classifier(str(path), dtype_name(critic)).to(setup.world.device), probe_tokens(model)
+    saved, tokens = load_classifier(str(path), dtype_name(critic)).to(classifier.device), probe_tokens(model)
     require_same(units.gain * probe_values(model, head, tokens), probe_values(saved, saved.score, tokens), critic, path)
 
 

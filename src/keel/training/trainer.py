@@ -1,7 +1,7 @@
 """PolicyTrainer: sample responses, score them, compute the targets, update the weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,12 +16,13 @@ from keel.core.kl import RESOLUTION, updated_kl_coef
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
 from keel.errors import ConfigError, RewardError
 from keel.failpoints import failpoint
+from keel.learn.gather import gather_batch, gather_rows
 from keel.learn.guard import require_finite
 from keel.learn.shaping import ScoreStatistics, kept_scores
 from keel.learn.targets import analyze_all, build_targets
-from keel.learn.totals import Totals
 from keel.models.actor_critic import ValueUnits
 from keel.models.loading import save_policy
+from keel.models.sharding import gather_model
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
 from keel.training.python_prompts import load_training_prompts, with_place
@@ -84,7 +85,8 @@ class PolicyTrainer:
         """
         if not isinstance(config, TrainConfig):
             config = parse(TrainConfig, config if prompts is None else with_place(config))
-        trainer = cls(build_training_setup(config, scorers, prompts, World.from_environment(), scores_required=False))
+        world = World.from_environment(config.parallel.shard)
+        trainer = cls(build_training_setup(config, scorers, prompts, world, scores_required=False))
         trainer.check()
         if trainer.setup.config.reward.normalize == "reference" and trainer.setup.scorers:
             trainer.measure_reference()
@@ -164,11 +166,12 @@ class PolicyTrainer:
         with state.timed("update"):
             failpoint("step.update")
             step_scale = 0.0 if step <= config.critic.warmup_steps else targets.step_scale
-            learned = setup.updater.update(batch, step, state.kl_coef, config.seed, step_scale)
+            every_row = gather_batch(batch, setup.world)
+            learned = setup.updater.update(every_row, step, state.kl_coef, config.seed, step_scale)
         if initial is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
             require_weight_change(initial, weight_fingerprint(setup))
         metrics = step_metrics(setup, targets.scored, targets.token_scores, batch, state.kl_coef)
-        new_logprobs, moved = self._read_again(targets)
+        new_logprobs, moved = self._read_again(targets, every_row)
         first_approx_kl = learned.pop("policy/first_approx_kl")  # NaN where the first optimizer step was skipped
         metrics["sampler/approx_kl"] += first_approx_kl if isfinite(first_approx_kl) else 0.0
         state.step, state.statistics = step, targets.statistics
@@ -184,8 +187,7 @@ class PolicyTrainer:
         num_tokens = float(targets.scored.rollouts.lengths.sum()) * setup.world.size
         metrics |= learned | moved | {"policy/step_scale": step_scale}
         metrics |= speed_metrics(state.seconds, step, num_responses, num_tokens)
-        rows = rollout_rows(targets.scored, batch, config.log.rollouts_per_step, setup.tokenizer, new_logprobs)
-        return metrics, list(rows)
+        return metrics, self._rollout_rows(targets, new_logprobs)
 
     def update(self, rollouts: Rollouts, scores: Sequence[float] | Tensor) -> dict[str, float]:
         """Update the weights from responses and their scores. Return the step's metrics.
@@ -204,26 +206,37 @@ class PolicyTrainer:
         Raises Diverged for weights that are not finite, CheckpointError if the saved model differs from this one.
         """
         require_finite(self.setup.actor_critic.named_parameters(), self.state.step)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        if self.setup.world.is_main:
-            save_policy(self.setup.actor_critic.policy, self.setup.tokenizer, Path(folder))
+        policy = gather_model(self.setup.actor_critic.policy, self.setup.world)
+        if policy is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_policy(policy, self.setup.tokenizer, Path(folder))
+        self.setup.world.barrier()
 
-    def _read_again(self, targets: StepTargets) -> tuple[Tensor | None, dict[str, float]]:
-        """Compute the log-probs of the first few responses under the updated policy, and `policy/step_kl`.
+    def _read_again(self, targets: StepTargets, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+        """Compute the log-probs [N, T] of the first few responses under the updated policy, and `policy/step_kl`.
 
         `policy/approx_kl` does not replace it: it is a mean over the epochs, and does not see the last optimizer step.
 
-        Returns log-probs [N, T] on the main rank (else None), and the metric on all ranks.
+        Args:
+            batch: the responses of all ranks.
         """
-        setup, totals, new_logprobs = self.setup, Totals(["policy/step_kl"]), None
-        if setup.world.is_main:
-            few = select_rows(targets.scored.rollouts, range(min(ROWS_READ_AGAIN, targets.batch.size)))
-            rows, width = few.response_mask.shape
-            temperature, at_once = setup.targets.temperature, setup.targets.microbatch_tokens
-            new_logprobs = analyze_all(setup.actor_critic, few, temperature, at_once, with_values=False).logprobs
-            moved = approx_kl(new_logprobs, targets.batch.logprobs[:rows, :width])
-            totals.add("policy/step_kl", moved[targets.batch.response_mask[:rows, :width]])
-        return new_logprobs, totals.reduce(setup.world)
+        setup = self.setup
+        sampled = gather_rows(targets.scored.rollouts.response_mask, setup.world)  # with the dropped responses
+        few = select_rows(replace(batch, response_mask=sampled), range(min(ROWS_READ_AGAIN, batch.size)))
+        rows, width = few.response_mask.shape
+        temperature, at_once = setup.targets.temperature, setup.targets.microbatch_tokens
+        new_logprobs = analyze_all(setup.actor_critic, few, temperature, at_once, with_values=False).logprobs
+        moved = approx_kl(new_logprobs, batch.logprobs[:rows, :width])[batch.response_mask[:rows, :width]]
+        return new_logprobs, {"policy/step_kl": float(moved.double().mean())}
+
+    def _rollout_rows(self, targets: StepTargets, new_logprobs: Tensor) -> list[dict[str, Any]]:
+        """Return the first responses of the step for the log; on several ranks each contributes those of its share."""
+        world, count = self.setup.world, self.setup.config.log.rollouts_per_step
+        first = world.share(targets.batch.size * world.size).start
+        local = max(0, min(targets.batch.size, count - first))
+        rows = rollout_rows(targets.scored, targets.batch, local, self.setup.tokenizer, new_logprobs[first:])
+        gathered = [row for share in world.gather_values(list(rows)) for row in share]
+        return [{**row, "row": number, "rows": len(gathered)} for number, row in enumerate(gathered)]
 
 
 def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:

@@ -68,7 +68,7 @@ def drift(config: DriftConfig) -> dict[str, Any]:
     Returns the comparisons and a verdict. They are written to `config.output`, together with the responses. Raises
     ConfigError, DataError or RewardError.
     """
-    World.single()
+    World.from_environment()
     require_writable(config.output)
     if config.output:
         require_writable(ranking_file(config.output))

@@ -163,7 +163,7 @@ def sample_and_score_prompts(
     decoding = setup.decoding.model_copy(update={"num_responses": copies})
     policy = replace(setup.policy, prompts=list(prompts))
     with ProgressDisplay(f"drift {which}", len(prompts) * copies) as display:
-        return sample_and_score(policy, setup.reference, setup.scoring, decoding, seed, which, display.show)
+        return sample_and_score(policy, setup.reference, setup.scoring, decoding, seed, which, show=display.show)
 
 
 def score_logged_responses(setup: DriftSetup, path: str) -> EvaluatedResponses:
