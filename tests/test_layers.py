@@ -50,17 +50,21 @@ LAYERS = {
     "kernels": Layer.of("", frozenset({"torch"})),
     "core": Layer.of("kernels", frozenset({"torch"})),
     "world": Layer.of("errors", frozenset({"torch"})),
+    "shards": Layer.of("", frozenset({"torch"})),
     "data": Layer.of("core files errors"),
     "stats": Layer.of("data.preferences", frozenset({"numpy"})),
-    "models": Layer.of("kernels core data world config terminal errors"),
+    "models": Layer.of("kernels core data shards world config terminal errors"),
     "rollout": Layer.of("models data kernels core world naming terminal errors"),
-    "learn": Layer.of("models data core world algorithms failpoints errors"),
-    "run": Layer.of("kernels stats data.batches data.preferences world failpoints terminal files errors config"),
+    "learn": Layer.of("models data core shards world algorithms failpoints errors"),
+    "run": Layer.of("kernels stats data.batches data.preferences shards world failpoints terminal files errors config"),
     "run.read": Layer.of(
         "run.folder run.lock run.rollout_line data.turn_text files config errors",
         frozenset({"numpy", "yaml", "pydantic"}),
     ),
-    "loop": Layer.of("learn.guard learn.masters run.checkpoint run.folder run.origin world config interrupts errors"),
+    "loop": Layer.of(
+        "learn.guard learn.masters run.checkpoint run.folder run.origin run.saved_tensors "
+        "world config interrupts errors"
+    ),
     "ranking": Layer.of("stats data terminal files errors"),
     "diagnosis": Layer.of("run.read stats.overoptimisation algorithms", frozenset({"numpy"})),
     "report": Layer.of("diagnosis run.read run.folder run.reward_files stats data files config errors"),
@@ -68,7 +72,7 @@ LAYERS = {
         "rollout learn.targets learn.pass_check models run stats data core world config progress terminal files errors"
     ),
     "training": Layer.of(
-        "evaluation diagnosis rollout loop learn models run stats data core kernels world "
+        "evaluation diagnosis rollout loop learn models run stats data core kernels shards world "
         "config failpoints interrupts progress terminal files errors"
     ),
     "supervised": Layer.of(

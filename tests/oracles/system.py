@@ -16,6 +16,7 @@ from keel.learn.shaping import ScoreStatistics
 from keel.learn.targets import build_targets
 from keel.learn.update import Updater
 from keel.rollout.score import score
+from keel.shards import full_tensor
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import World
 
@@ -28,7 +29,9 @@ def judge(completions: list[str], **_: Any) -> list[float]:
     return [sum(map(ord, text)) % 41 / 20 - 1 for text in completions]
 
 
-def setup_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: Any) -> TrainingSetup:
+def setup_of(
+    folder: Path, name: str = "ppo", batch_size: int = 8, world: World = ONE, **settings: Any
+) -> TrainingSetup:
     """What `keel train` builds before its loop. Settings are dotted names with _ for the dot: algorithm_kl_coef=0.1"""
     values: dict[str, Any] = {
         "output": "unused",
@@ -41,7 +44,7 @@ def setup_of(folder: Path, name: str = "ppo", batch_size: int = 8, **settings: A
     for place, value in settings.items():
         section, _, key = place.partition("_")
         values.setdefault(section, {})[key] = value
-    return build_training_setup(parse(TrainConfig, values), [judge], PROMPTS, ONE)
+    return build_training_setup(parse(TrainConfig, values), [judge], PROMPTS, world)
 
 
 def in_double(setup: TrainingSetup) -> TrainingSetup:
@@ -79,13 +82,21 @@ def uneven(setup: TrainingSetup) -> TrainingBatch:
     return replace(batch, response_mask=mask, advantages=advantages, returns=returns)
 
 
+def counted_only(batch: TrainingBatch, rows: str) -> TrainingBatch:
+    """The batch with the tokens of these rows counted, such as "0245", and no others."""
+    mask = batch.response_mask.clone()
+    mask[[row for row in range(batch.size) if str(row) not in rows]] = False
+    return replace(batch, response_mask=mask)
+
+
 def gradients_of(updater: Updater, batch: TrainingBatch) -> list[Tensor]:
     """The gradients that the optimizer gets in each of its steps, joined. The weights move."""
     seen: list[Tensor] = []
 
     def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        seen.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]))
+        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters]
+        seen.append(torch.cat([gradient.flatten() for gradient in gradients]))
 
     handle = updater.optimizer.register_step_pre_hook(look)
     updater.update(batch, step=1, kl_coef=0.1, seed=0)

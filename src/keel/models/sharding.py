@@ -197,5 +197,5 @@ def _empty_copy(model: Any) -> Any:
 
 def _widen_trained(model: nn.Module) -> None:
     for weight in model.parameters():
-        if weight.requires_grad:
+        if weight.requires_grad and weight.dtype.itemsize < 4:
             weight.data = weight.data.float()

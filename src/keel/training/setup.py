@@ -258,13 +258,13 @@ def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[st
 
 
 def _check_sizes(config: TrainConfig, world: World) -> None:
-    group_size, minibatch_size = config.rollout.group_size or 1, config.algorithm.minibatch_size or 1
-    if config.rollout.batch_size % (world.size * group_size) or minibatch_size % world.size:
+    step = world.size * (config.rollout.group_size or 1)
+    if config.rollout.batch_size % step:
         raise ConfigError(
-            f"rollout.batch_size {config.rollout.batch_size} (in groups of {group_size}) and algorithm.minibatch_size "
-            f"{minibatch_size} cannot be divided among {world.size} processes",
-            fix=f"make rollout.batch_size a multiple of {world.size * group_size} and algorithm.minibatch_size one of "
-            f"{world.size}",
+            f"{config.rollout.batch_size} responses, in groups of {config.rollout.group_size or 1}, cannot be divided "
+            f"among {world.size} processes",
+            where="rollout.batch_size",
+            fix=f"make it a multiple of {step}",
         )
 
 
