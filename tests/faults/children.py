@@ -219,7 +219,8 @@ def same(one: Path, other: Path) -> None:
         {name: data for name, data in contents(each).items() if last(each, name)} for each in (one, other)
     )
     assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
+    different = [name for name in expected if found[name] != expected[name]]
+    assert different == []
     metrics = [
         [
             {key: value for key, value in line.items() if not key.endswith(CLOCK)}

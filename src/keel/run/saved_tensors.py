@@ -28,10 +28,10 @@ def write_rows(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the rows of the tensors that this process holds, except copies of another's. Raises CheckpointError."""
     held = {name: Rows.of(tensor.detach()) for name, tensor in tensors.items()}
     held = {name: rows for name, rows in held.items() if not rows.is_copy and (rows.values.numel() or not rows.first)}
-    first_rows = {name: rows.first for name, rows in held.items()}
+    first_rows = {name: rows.first for name, rows in held.items() if rows.first}
     with _storage_errors(path):
         values = {name: rows.values.contiguous() for name, rows in held.items()}
-        save_file(values, path, metadata={FIRST_ROWS: json.dumps(first_rows)})
+        save_file(values, path, metadata={FIRST_ROWS: json.dumps(first_rows, sort_keys=True)})
 
 
 @dataclass(frozen=True)

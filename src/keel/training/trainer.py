@@ -168,7 +168,7 @@ class PolicyTrainer:
             step_scale = 0.0 if step <= config.critic.warmup_steps else targets.step_scale
             every_row = gather_batch(batch, setup.world)
             learned = setup.updater.update(every_row, step, state.kl_coef, config.seed, step_scale)
-        if initial is not None and bool(batch.advantages.any()) and learned["update/skipped"] < 1:
+        if initial is not None and bool(every_row.advantages.any()) and learned["update/skipped"] < 1:
             require_weight_change(initial, weight_fingerprint(setup))
         metrics = step_metrics(setup, targets.scored, targets.token_scores, batch, state.kl_coef)
         new_logprobs, moved = self._read_again(targets, every_row)
