@@ -434,3 +434,17 @@ def test_f37_any_question_gets_an_answer(tmp_path: Path) -> None:
         assert reply.status_code in (200, 400, 404), (path, values, reply.text)
         assert "Traceback" not in reply.text
     assert seen == {200, 400, 404}
+
+
+def test_f37_a_failure_is_explained_in_the_terminal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(VIEWS, "/runs.json", lambda *_: {}[CANARY])
+    with serving(tmp_path) as (port, cookie):
+        head = f"Host: 127.0.0.1:{port}\r\nCookie: {cookie}\r\nConnection: close"
+        reply = raw(port, f"GET /runs.json HTTP/1.1\r\n{head}\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 500")
+    assert reply.endswith(b'{"error":"keel failed. The reason is printed in its terminal."}')
+    printed = capfd.readouterr().err
+    assert f"KeyError: '{CANARY}'" in printed
+    assert __file__ in printed

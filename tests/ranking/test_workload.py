@@ -110,6 +110,18 @@ def test_what_is_rolled_back_was_not_ranked(store: Store):
     assert store.progress("anna") == expected_progress(store, "anna") == Progress(0, 12, None)
 
 
+def test_a_judgement_that_cannot_be_committed_was_not_ranked(store: Store, monkeypatch: pytest.MonkeyPatch):
+    deal = store.deal("anna")
+    assert deal is not None
+    with monkeypatch.context() as patched:
+        patched.setattr("keel.ranking.database.note_change", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.record_judgement("anna", deal.id, [1, 2])
+    assert store.progress("anna") == expected_progress(store, "anna") == Progress(0, 12, None)
+    store.record_judgement("anna", deal.id, [1, 2])
+    assert store.progress("anna") == expected_progress(store, "anna")
+
+
 def test_a_page_asks_the_store_for_as_little_with_many_items_as_with_few(tmp_path: Path):
     """In operations of SQLite's machine, which no load of this machine changes."""
     counts = []

@@ -131,6 +131,17 @@ def test_reading_can_be_spread_over_time(path: Path, monkeypatch: pytest.MonkeyP
     assert figures(answers) == figures(read(path))
 
 
+def test_reading_ends_where_the_file_was_truncated_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "BLOCK", 100_000)
+    path.write_bytes(path.read_bytes() * 100)
+    file = growing.GrowingFile(path)
+    blocks = file.blocks()
+    next(blocks)
+    path.write_bytes(b"")
+    assert sum(len(data) for _, data in blocks) < 100_000  # what was in the buffer of the open file
+    assert file.was_cut()
+
+
 def test_an_incomplete_line_is_read_once_it_is_complete(path: Path) -> None:
     whole = path.read_bytes()
     begin = whole.rindex(b"\n", 0, -1) + 1

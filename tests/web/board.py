@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import yaml
@@ -151,21 +152,23 @@ class Process:
 
     child: "subprocess.Popen[str]"
     link: str
+    stderr: IO[bytes]  # a file: a pipe that nobody reads would fill, and stop the server
 
     @classmethod
     def start(cls, folder: Path) -> "Process":
         """Returns when it answers."""
         port = free_port()
         command = [sys.executable, "-m", "keel.cli.main", "serve", str(folder), f"--port={port}"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert child.stdout is not None
         line = child.stdout.readline()
         link = re.search(r"http\S+", line)
-        assert link, (line, child.communicate())
+        assert link, (line, child.communicate(), printed(stderr))
         for _ in range(500):
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
-                return cls(child, link[0])
+                return cls(child, link[0], stderr)
             except OSError:
                 time.sleep(0.02)
         raise AssertionError("it does not listen")
@@ -180,10 +183,16 @@ class Process:
 
     @contextmanager
     def visitor(self) -> Iterator[httpx.Client]:
-        """A browser that has followed the link."""
-        with httpx.Client(base_url=self.address, timeout=30, limits=httpx.Limits(max_connections=250)) as client:
+        """A browser that has followed the link. A request fails if the server does, with what the server printed."""
+        limits, hooks = httpx.Limits(max_connections=250), {"response": [self._check]}
+        with httpx.Client(base_url=self.address, timeout=30, limits=limits, event_hooks=hooks) as client:
             assert client.get(self.link).status_code == 200
             yield client
+
+    def _check(self, reply: httpx.Response) -> None:
+        if reply.status_code == 500:
+            time.sleep(1)  # the server prints the traceback after it has replied
+            raise AssertionError(f"{reply.url}: {reply.read().decode()}\n{printed(self.stderr)}")
 
     def __enter__(self) -> "Process":
         return self
@@ -191,9 +200,15 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.child.kill()
         self.child.communicate()
+        self.stderr.close()
 
     def stop(self) -> tuple[int, str, str]:
         """Ctrl-C: exit code, and what was said."""
         self.child.send_signal(signal.SIGINT)
-        out, err = self.child.communicate(timeout=30)
-        return self.child.returncode, out, err
+        out, _ = self.child.communicate(timeout=30)
+        return self.child.returncode, out, printed(self.stderr)
+
+
+def printed(file: IO[bytes]) -> str:
+    """What a child has printed to a file. The position, which the child shares, does not move."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()

@@ -47,6 +47,7 @@ class Database:
         self.lock = threading.RLock()
         self.files = self._file_identities()
         self.changed = time.monotonic()
+        self.num_rollbacks = 0  # of transactions that had changed something: what was read in them may not be true
         self.mark_pending = False  # the log is marked as open in the log itself, but not yet in the file
         # A fallback for an owner that forgets close(), at the latest at exit. Without it, SQLite removes the log with
         # its last connection while the file is still marked as having one, and the store would be refused. It is not
@@ -130,12 +131,15 @@ class Database:
                 return
             with _raises_store_error(self.path):
                 self.connection.execute(f"BEGIN {begin}")
+                previous_changes = self.connection.total_changes
                 try:
-                    previous_changes = self.connection.total_changes
                     yield self.connection
                     changed = self.connection.total_changes > previous_changes
                     opened = changed and note_change(self.connection)
                     self.connection.execute("COMMIT")
+                except BaseException:
+                    self.num_rollbacks += self.connection.total_changes > previous_changes
+                    raise
                 finally:
                     self.connection.rollback()  # has no effect after a commit
                 if changed:

@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, database: Database, overlap: int, seed: int) -> None:
         self.database, self.overlap, self.seed = database, overlap, seed
-        self.workload: tuple[int, Workload] | None = None  # and SQLite's data_version when it was read
+        self.workload: tuple[tuple[int, int], Workload] | None = None  # after the version of the data that it counts
 
     @classmethod
     def reading(cls, path: str) -> "Store":
@@ -88,12 +88,8 @@ class Store:
     @contextmanager
     def together(self) -> Iterator[None]:
         """Run the block as one transaction; nothing is committed until it ends."""
-        try:
-            with self.database.transaction("IMMEDIATE"):
-                yield
-        except BaseException:
-            self.workload = None  # it may count judgements that were rolled back
-            raise
+        with self.database.transaction("IMMEDIATE"):
+            yield
 
     def add_items(self, rows: Iterable[UnrankedResponses]) -> int:
         """Add the rows that the store does not have yet. Return how many that were."""
@@ -267,8 +263,11 @@ class Store:
             return self._workload(db).progress(rater, None if row is None else row["item"])
 
     def _workload(self, db: sqlite3.Connection) -> Workload:
-        """Return the workload as of the open transaction. Read it again if another program has written to the file."""
-        version = db.execute("PRAGMA data_version").fetchone()["data_version"]
+        """Return the workload as of the open transaction.
+
+        It is read again if another program has written to the file, or if changes that it counts were rolled back.
+        """
+        version = (db.execute("PRAGMA data_version").fetchone()["data_version"], self.database.num_rollbacks)
         if self.workload is None or self.workload[0] != version or self.workload[1].overlap != self.overlap:
             self.workload = (version, Workload(db, self.overlap))
         return self.workload[1]

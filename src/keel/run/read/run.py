@@ -36,7 +36,7 @@ class State:
     what: str = ""  # why it stopped or failed, as the run reported it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: the comparison of two arrays is no single truth value
 class Run:
     """A run with S logged steps."""
 

@@ -49,10 +49,10 @@ class GrowingFile:
                 file.seek(self.end)
                 data = file.read(min(wanted, self.size - self.end))
                 length = data.rfind(b"\n") + 1
-                if not length and self.end + len(data) >= self.size:
-                    return
-                if not length:  # a line longer than a block
-                    wanted *= 2
+                if not length:
+                    if len(data) < wanted:  # an incomplete last line, or the file was truncated after its size was read
+                        return
+                    wanted *= 2  # a line longer than a block
                     continue
                 yield self.end, data[:length]
                 self.end += length

@@ -11,6 +11,7 @@ import numpy as np
 
 from keel.run.read.run import NO_JSON, Run, Series, State, read_step
 from keel.run.read.tail import GrowingFile
+from keel.web.dashboard.file_gaps import FileGaps
 
 NAN = float("nan")
 MAX_METRICS = 2_000  # a run of keel has about a hundred, and a few for each scorer
@@ -45,9 +46,8 @@ class MetricColumns:
                 self._append(row)
 
     @property
-    def is_torn(self) -> bool:
-        """Whether the file ends in an incomplete line."""
-        return self.is_complete and self.file.is_torn
+    def gaps(self) -> FileGaps:
+        return FileGaps(self.broken, self.is_complete and self.file.is_torn)
 
     def run(self, path: Path, settings: Mapping[str, Any], state: State) -> Run:
         """Return the run as read so far. If a step was logged more than once, its last line counts."""

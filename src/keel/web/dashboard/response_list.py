@@ -14,6 +14,7 @@ from keel.run.read.response_index import Column, Index
 from keel.run.read.responses import Numbers, Range, ResponseLog, as_text
 from keel.server.limits import Refused
 from keel.web.dashboard.disputes import scorer_disagreement
+from keel.web.dashboard.file_gaps import FileGaps
 
 NEWEST_BYTES = 4_000_000  # at the end of a long file, which are shown until the entire file is read
 MAX_SECONDS = 0.4  # for which a request reads or searches; the next request continues
@@ -70,7 +71,8 @@ class RunResponses:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock = threading.Lock()  # callers of any method hold it
+        self.lock = threading.Lock()  # callers of any method hold it; `gaps` may be read without it
+        self.gaps = FileGaps()  # as of the last refresh
         self.all = ResponseLog(path)
         self.newest: ResponseLog | None = None  # the end of a long file, until `all` has read the entire file
         self.searches: OrderedDict[str, TextSearch] = OrderedDict()
@@ -79,6 +81,10 @@ class RunResponses:
 
     def refresh(self) -> None:
         """Read new responses for at most MAX_SECONDS."""
+        self._read()
+        self.gaps = FileGaps(self.all.broken, self.shown.is_complete and self.shown.file.is_torn)
+
+    def _read(self) -> None:
         if self.newest is not None and self.newest.file.was_cut():
             self.newest = None
             self._clear_results()
@@ -113,15 +119,6 @@ class RunResponses:
     def read_share(self) -> float:
         """Share of the file that was read. Until it is 1, only the newest responses are available."""
         return 1.0 if self.newest is None else self.all.file.end / max(self.all.file.size, 1)
-
-    @property
-    def broken(self) -> int:
-        return self.all.broken
-
-    @property
-    def is_torn(self) -> bool:
-        """Whether the file ends in an incomplete line."""
-        return self.shown.is_complete and self.shown.file.is_torn
 
     def page(self, query: ResponseQuery, offset: int, limit: int) -> dict[str, Any]:
         """Return `limit` responses of a query from `offset`, with the numbers of responses and matches."""

@@ -72,7 +72,7 @@ def compare_settings(runs: RunsBelow, parameters: QueryParameters) -> Any:
     both = both_runs(runs, parameters)
     for run in both:
         run.refresh(runs.doctor)
-    return settings_differences([run.run for run in both])
+    return settings_differences([run.snapshot.run for run in both])
 
 
 def compare_prompts(runs: RunsBelow, parameters: QueryParameters) -> Any:
