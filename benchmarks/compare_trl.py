@@ -10,9 +10,9 @@ Each task runs alternately, TRL, keel, TRL, keel, each in a separate process; th
 it faster. TRL runs in a separate environment, which the first run creates (--venv).
 
 --model measures the speed on any real model: PPO against TRL 1.12 and against a loop in plain transformers
-(plain_ppo.py), and grpo, rloo, dpo, reward and sft against TRL 1.16. Both sides print the tokens that their models read,
-with padding. "share of the matrix rate" is the time of the update's matrix products alone, measured in the same process
-after the run, over the time of the update. The products of attention are part of neither.
+(plain_ppo.py), and grpo, rloo, dpo, reward and sft against TRL 1.16. The tokens that the models of each side read are
+printed, with padding. "share of the matrix rate" is the time of the matrix products of the update alone, measured after
+the run in the same process, over the time of the update. The products of attention are not among them.
 """
 
 import argparse

@@ -30,8 +30,8 @@ class StepMeter:
     The matrix products are those of the phase "update" of the first step, which is slower for it and not counted.
 
     Attributes:
-        steps: per step, the measurements of each phase: "seconds", "cpu", "read", "trained". `read` and `trained` are tokens, padding
-            included, that a model read without and with a gradient; each model counts.
+        steps: per step, its tokens and the measurements of each phase: "seconds", "cpu", "read", "trained". The last
+            two are tokens, padding included, that a model read without and with a gradient; each model counts.
     """
 
     def __init__(self, vocabulary):
