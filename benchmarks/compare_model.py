@@ -49,6 +49,9 @@ def real_task(folder: Path, length: str, options: argparse.Namespace) -> Task:
         rows = data.read_text().splitlines()[: options.steps * options.batch_size]
         if len(rows) < options.steps * options.batch_size:
             raise SystemExit(f"{data} has {len(rows)} rows: lower --steps or --batch-size")
+        if options.algorithm == "sft":
+            pairs = map(json.loads, rows)
+            rows = [json.dumps({"prompt": pair["prompt"], "completion": pair["chosen"]}) for pair in pairs]
         data = folder / "pairs.jsonl"
         data.write_text("".join(f"{row}\n" for row in rows))
     elif options.algorithm == "ppo" and not reward.exists():

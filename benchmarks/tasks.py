@@ -27,7 +27,7 @@ class Task:
     name: str
     policy: str  # folders
     reward: str
-    prompts: str  # jsonl with a column `prompt`, and for dpo, reward and sft with `chosen` and `rejected`
+    prompts: str  # jsonl with `prompt`; dpo and reward: also `chosen`, `rejected`; sft: `completion`
     batch_size: int = 64
     max_response_tokens: int = 64
     update_epochs: int = 4

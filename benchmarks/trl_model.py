@@ -109,8 +109,6 @@ def from_pairs(task, output, meter):
         **common(task, output),
     )
     rows = [json.loads(line) for line in Path(task["prompts"]).read_text().splitlines()]
-    if name == "SFT":
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     model = task["policy"]
     if name == "Reward":
         model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
