@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare_trl import trl_python
+from compare_trl import PINS_AFTER_PPO, trl_python
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-PINS = ("trl==1.16.0", "transformers==5.23.0")
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--json", help="write all results to this file")
     options = parser.parse_args()
     sides = {
-        "trl": [trl_python(Path(options.venv), PINS), HERE / "trl_reward.py"],
+        "trl": [trl_python(Path(options.venv), PINS_AFTER_PPO), HERE / "trl_reward.py"],
         "keel": [sys.executable, HERE / "keel_reward.py"],
     }
     found = {}

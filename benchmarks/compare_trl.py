@@ -2,10 +2,17 @@
 
     python benchmarks/compare_trl.py --sizes 7M --json compare.json
     python benchmarks/compare_trl.py --sizes --stories FOLDER --openings openings.jsonl --steps 12
+    python benchmarks/compare_trl.py --model FOLDER --openings openings.jsonl --lengths full
+    python benchmarks/compare_trl.py --model FOLDER --algorithm dpo --pairs pairs.jsonl
 
 Each task runs alternately, TRL, keel, TRL, keel, each in a separate process; the first step of each is not counted.
 "same work" means four separate models in float32. "best" means a shared critic, and bfloat16 if this machine multiplies
 it faster. TRL runs in a separate environment, which the first run creates (--venv).
+
+--model measures the speed on any real model: PPO against TRL 1.12 and against a loop in plain transformers
+(plain_ppo.py), and grpo, rloo, dpo, reward and sft against TRL 1.16. The tokens that the models of each side read are
+printed, with padding. "share of the matrix rate" is the time of the matrix products of the update alone, measured after
+the run in the same process, over the time of the update. The products of attention are not among them.
 """
 
 import argparse
@@ -16,34 +23,44 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from compare_model import FROM_PAIRS, compare
 from rich.console import Console
 from rich.table import Table
 from tasks import SHAPES, Task, random_task, story_task
 
 HERE = Path(__file__).parent
 PINS = ("trl==1.12.0", "transformers==5.23.0")
+PINS_AFTER_PPO = ("trl==1.16.0", "transformers==5.23.0")
+SIDES = ("trl", "plain", "keel", "keel best")
 PHASES = ("sample", "score and targets", "update", "step")
 
 
 def main() -> None:
     options = parse_arguments()
-    python = trl_python(Path(options.venv))
+    python = trl_python(Path(options.venv), PINS if options.algorithm == "ppo" else PINS_AFTER_PPO)
     rates = {
         name: matrix_rate(kind, options.threads) for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     Console().print("machine: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
     best = ["critic.sharing=shared"] + (["policy.dtype=bfloat16"] if rates["bf16"] > 1.3 * rates["fp32"] else [])
+    if options.model:
+        write(options, rates, best, compare(options, python, best))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.work or scratch)
         folder.mkdir(parents=True, exist_ok=True)
         results = [measure(task, python, folder, best, options) for task in tasks(folder, options)]
     for result in results:
         show(result, rates["fp32"])
+    write(options, rates, best, results)
+
+
+def write(options: argparse.Namespace, rates: dict[str, float], best: list[str], results: list[Any]) -> None:
     if options.json:
         Path(options.json).write_text(json.dumps({"rates": rates, "best": best, "tasks": results}, indent=1))
 
@@ -56,16 +73,34 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--openings", metavar="FILE", help="prompts for the pre-trained models: jsonl with a column `prompt`"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="responses per step")
+    parser.add_argument("--model", metavar="FOLDER", help="compare the speed on this model only")
+    parser.add_argument("--algorithm", default="ppo", choices=["ppo", "grpo", "rloo", *FROM_PAIRS], help="with --model")
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="data of dpo, reward and sft: jsonl with prompt, chosen, rejected"
+    )
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="with --model")
+    parser.add_argument("--response-tokens", type=int, default=64, help="with --model: longest response")
+    parser.add_argument("--epochs", type=int, default=4, help="with --model: epochs of ppo")
+    parser.add_argument("--minibatches", type=int, default=4, help="with --model: minibatches of ppo, grpo and rloo")
+    parser.add_argument("--batch-size", type=int, default=64, help="responses per step; pairs of dpo, reward and sft")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
     parser.add_argument("--steps", type=int, default=3, help="steps of each run; the first is not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--venv", default=".venv-trl", help="environment with TRL; created if it does not exist")
+    parser.add_argument(
+        "--venv",
+        help="environment with TRL, created if it does not exist (default: .venv-trl; for TRL 1.16 .venv-trl-reward)",
+    )
     parser.add_argument("--work", help="keep models and results here")
     parser.add_argument("--json", help="write all results to this file")
     options = parser.parse_args()
     if options.stories and not options.openings:
         parser.error("--stories needs --openings")
+    needed = "pairs" if options.algorithm in FROM_PAIRS else "openings"
+    if options.model and not getattr(options, needed):
+        parser.error(f"--algorithm {options.algorithm} needs --{needed}")
+    if options.algorithm != "ppo" and not options.model:
+        parser.error("--algorithm needs --model")
+    options.venv = options.venv or (".venv-trl" if options.algorithm == "ppo" else ".venv-trl-reward")
     return options
 
 
@@ -81,16 +116,24 @@ def trl_python(folder: Path, pins: Sequence[str] = PINS) -> Path:
     return python
 
 
-def matrix_rate(kind: torch.dtype, threads: int, size: int = 2048) -> float:
-    """Return floating-point operations per second of a large matrix product, the best of five."""
+def matrix_rate(kind: torch.dtype, threads: int) -> float:
+    """Return floating-point operations per second of a matrix product, the best of five.
+
+    The product grows until it takes 50 ms: without instructions for bfloat16, a large one would take a minute.
+    """
     torch.set_num_threads(threads)
-    a, b = (torch.randn(size, size).to(kind) for _ in range(2))
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    size, seconds = 256, 0.0
+    while seconds < 0.05 and size < 2048:
+        size *= 2
+        a, b = (torch.randn(size, size).to(kind) for _ in range(2))
+        seconds = min(seconds_of(lambda: a @ b) for _ in range(5))  # noqa: B023 - called at once
+    return 2 * size**3 / seconds
+
+
+def seconds_of(act: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
 
 
 def tasks(folder: Path, options: argparse.Namespace) -> list[Task]:

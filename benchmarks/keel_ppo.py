@@ -39,6 +39,11 @@ def settings(task: Task, output: str, changes: Sequence[str] = ()) -> dict[str, 
         "log": {"rollouts_per_step": 0},
         "checkpoint": {"every": 0},
     }
+    return changed(run, changes)
+
+
+def changed(run: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Set further dotted settings, `key=value`, in the settings of a run."""
     for change in changes:
         key, value = change.split("=", 1)
         *sections, name = key.split(".")

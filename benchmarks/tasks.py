@@ -22,12 +22,12 @@ NUM_PROMPTS = 1024
 
 @dataclass(frozen=True)
 class Task:
-    """One PPO job: the settings that both sides share."""
+    """One job: the settings that both sides share."""
 
     name: str
     policy: str  # folders
     reward: str
-    prompts: str  # jsonl with a column `prompt`
+    prompts: str  # jsonl with `prompt`; dpo and reward: also `chosen`, `rejected`; sft: `completion`
     batch_size: int = 64
     max_response_tokens: int = 64
     update_epochs: int = 4
@@ -38,6 +38,10 @@ class Task:
     steps: int = 4  # of which the first is not counted
     seed: int = 0
     threads: int = 2
+    algorithm: str = "ppo"
+    group_size: int = 4  # of grpo and rloo
+    full_length: bool = False  # forbid the end token
+    dtype: str = "float32"
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(asdict(self)))

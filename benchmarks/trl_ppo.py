@@ -62,47 +62,51 @@ def main(task_file, result_file, policy_folder=None):
     task = json.loads(Path(task_file).read_text())
     torch.set_num_threads(task["threads"])
     idle = peak_mb()
+    with tempfile.TemporaryDirectory() as output:
+        trainer = build_trainer(task, output)
+        clock = Clock()
+        clock.watch(trainer)
+        trainer.train()
+        if policy_folder:
+            trainer.policy_model.save_pretrained(policy_folder)
+            trainer.processing_class.save_pretrained(policy_folder)
+    result = {"steps": clock.steps, "peak_mb": peak_mb(), "idle_mb": idle}
+    Path(result_file).write_text(json.dumps(result))
+
+
+def build_trainer(task, output):
     tokenizer = AutoTokenizer.from_pretrained(task["policy"], padding_side="left")
     prompts = [json.loads(line)["prompt"] for line in Path(task["prompts"]).read_text().splitlines()]
     dataset = Dataset.from_dict({"input_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts]})
     policy, reference = (AutoModelForCausalLM.from_pretrained(task["policy"]) for _ in range(2))
     reward = AutoModelForSequenceClassification.from_pretrained(task["reward"], num_labels=1)
     value = AutoModelForSequenceClassification.from_pretrained(task["policy"], num_labels=1)
-    with tempfile.TemporaryDirectory() as output:
-        args = PPOConfig(
-            output_dir=output,
-            per_device_train_batch_size=task["batch_size"],  # in one piece: its minibatches are split from it
-            num_mini_batches=task["minibatches"],
-            num_ppo_epochs=task["update_epochs"],
-            local_rollout_forward_batch_size=task["batch_size"],
-            response_length=task["max_response_tokens"],
-            total_episodes=task["steps"] * task["batch_size"],
-            learning_rate=task["learning_rate"],
-            lr_scheduler_type="constant",
-            kl_coef=task["kl_coef"],
-            seed=task["seed"],
-            use_cpu=not torch.cuda.is_available(),
-            logging_steps=1,
-            **COMMON,
-        )
-        trainer = PPOTrainer(
-            args=args,
-            processing_class=tokenizer,
-            model=policy,
-            ref_model=reference,
-            reward_model=reward,
-            value_model=value,
-            train_dataset=dataset,
-            eval_dataset=dataset,
-        )
-        clock = Clock()
-        clock.watch(trainer)
-        trainer.train()
-        if policy_folder:
-            policy.save_pretrained(policy_folder)
-            tokenizer.save_pretrained(policy_folder)
-    result = {"steps": clock.steps, "peak_mb": peak_mb(), "idle_mb": idle}
-    Path(result_file).write_text(json.dumps(result))
+    args = PPOConfig(
+        output_dir=output,
+        per_device_train_batch_size=task["batch_size"],  # in one piece: its minibatches are split from it
+        num_mini_batches=task["minibatches"],
+        num_ppo_epochs=task["update_epochs"],
+        local_rollout_forward_batch_size=task["batch_size"],
+        response_length=task["max_response_tokens"],
+        total_episodes=task["steps"] * task["batch_size"],
+        learning_rate=task["learning_rate"],
+        lr_scheduler_type="constant",
+        kl_coef=task["kl_coef"],
+        seed=task["seed"],
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
+        **COMMON,
+    )
+    return PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+    )
 
 
 if __name__ == "__main__":
