@@ -60,4 +60,4 @@ def logprobs_agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
 
 
 def weight_dtype(actor_critic: ActorCritic) -> torch.dtype:
-    return next(actor_critic.policy.parameters()).dtype
+    return unwrap_model(actor_critic.policy).dtype

@@ -196,8 +196,9 @@ def build_training_setup(
 
 def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
     torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
-    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora).to(world.device)
-    require_gradients(policy, config.policy.model)
+    settings = config.policy
+    policy = load_causal_lm(settings.model, settings.dtype, settings.lora, settings.quantization).to(world.device)
+    require_gradients(policy, settings.model)
     end_responses_at_turns(policy, tokenizer, config.prompts)
     return policy
 
