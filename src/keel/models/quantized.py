@@ -56,6 +56,11 @@ class QuantizedLinear(nn.Linear):
 class NF4Linear(QuantizedLinear):
     """Weights in 4-bit NormalFloat, with double quantization: 4.13 bits each."""
 
+    absmax: nn.Parameter
+    scales: nn.Parameter
+    offset: nn.Parameter
+    code: Tensor
+
     def __init__(self, layer: nn.Linear) -> None:
         functional = import_bitsandbytes().functional
         weight = layer.weight.detach()
@@ -85,6 +90,8 @@ class NF4Linear(QuantizedLinear):
 
 class Int8Linear(QuantizedLinear):
     """Weights in 8 bits, with one scale for each row."""
+
+    scales: nn.Parameter
 
     def __init__(self, layer: nn.Linear) -> None:
         weight = layer.weight.detach().to(torch.float16)
