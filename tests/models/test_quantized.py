@@ -325,7 +325,7 @@ def test_a_new_layer_below_a_head_is_trained_in_full_and_not_quantized(kind: str
 @pytest.mark.parametrize("settings_class", [SftConfig, RewardConfig, DpoConfig])
 def test_quantized_weights_without_an_adapter_are_refused(settings_class: Any) -> None:
     given = {"output": "runs/a", "model": "m", "data": {"path": "rows.jsonl"}, "quantization": "nf4"}
-    with pytest.raises(ConfigError, match="quantization nf4 needs lora; set lora.r, or remove quantization"):
+    with pytest.raises(ConfigError, match=r"quantization nf4 needs lora; set lora\.r, or remove quantization"):
         parse(settings_class, given)
     parse(settings_class, given | {"lora": {}})
 

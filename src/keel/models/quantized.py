@@ -156,6 +156,8 @@ def quantize_model(model: Any, quantization: str, unquantized: Collection[str] =
         what = f"{type(base).__name__} has no linear layers that can be quantized"
         raise ConfigError(what, where="quantization", fix="remove it, or use another architecture")
     _replace_layers(base, layers, LAYERS[quantization])
+    for weight in base.parameters():  # a weight that is read from a mapped file would keep the full file in memory
+        weight.data = weight.data.clone()
     setattr(base.config, KEY, quantization)
     if not has_known_layers(trunk(base)) and base.device.type != "meta":
         _require_outputs(base)
