@@ -94,6 +94,31 @@ def test_lora_and_a_shared_trunk_need_one_model(run: dict[str, Any]) -> None:
     assert 0 < sizes["policy"]["gradients"] < sizes["policy"]["weights"] / 2
 
 
+@pytest.mark.parametrize(("quantization", "bits"), [("nf4", 4.13), ("int8", 8.0)])
+def test_a_quantized_base_counts_its_bits(
+    run: dict[str, Any], tiny_policy: Path, quantization: str, bits: float
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
+    run["policy"] |= {"lora": {"r": 2}, "dtype": "bfloat16"}
+    plain = resident(parse(PlanConfig, run))
+    run["policy"] |= {"quantization": quantization}
+    sizes = resident(parse(PlanConfig, run))
+    base = load_causal_lm(str(tiny_policy))
+    layers = [layer.weight for layer in base.model.modules() if isinstance(layer, torch.nn.Linear)]
+    saved = sum(weight.numel() for weight in layers) * (16 - bits) / 8 / 1e6
+    # Small matrices have few scales to share, so that they save a little less.
+    assert plain["policy"]["weights"] - sizes["policy"]["weights"] == pytest.approx(saved, rel=0.1)
+    assert sizes["critic"] == plain["critic"]  # on the policy's base, whatever that weighs
+    assert sizes["policy"]["optimizer"] == plain["policy"]["optimizer"]
+
+
+def test_a_quantized_base_is_proposed_for_an_adapter(run: dict[str, Any]) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
+    assert possible_changes(parse(PlanConfig, run))[-1] == ("policy", {"lora": {}, "quantization": "nf4"})
+    run["policy"] |= {"lora": {"r": 2}}
+    assert possible_changes(parse(PlanConfig, run))[-1] == ("policy", {"quantization": "nf4"})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
 def test_the_peak_comes_true(run: dict[str, Any], tiny_policy: Path, tmp_path: Path) -> None:
@@ -215,7 +240,7 @@ def test_a_change_that_saves_nothing_is_left_out(run: dict[str, Any], monkeypatc
 
 
 def test_no_change_is_proposed_that_is_made_already_or_has_no_effect(run: dict[str, Any]) -> None:
-    run["policy"] |= {"gradient_checkpointing": True, "dtype": "bfloat16", "lora": {"r": 2}}
+    run["policy"] |= {"gradient_checkpointing": True, "dtype": "bfloat16", "lora": {"r": 2}, "quantization": "nf4"}
     run["algorithm"] |= {"name": "grpo", "microbatch_tokens": 1024}
     assert possible_changes(parse(PlanConfig, run)) == []
 

@@ -16,6 +16,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm.update_epochs": 2, "optim.schedule": "linear", **EVERYTHING},
     "shared critic": {"critic.sharing": "shared", **EVERYTHING},
     "rloo": {"algorithm.name": "rloo", "reward.normalize": "reference", "reward.segments": "w3"},
+    "nf4": {"policy.lora": {"r": 4}, "policy.quantization": "nf4", "optim.learning_rate": 1e-2},
+    "int8": {"policy.lora": {"r": 4}, "policy.quantization": "int8", "policy.dtype": "bfloat16"},
     "lora": {"policy.lora": {"r": 4}, "critic.warmup_steps": 1, "optim.learning_rate": 1e-2},
 }
 
@@ -40,6 +42,8 @@ def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step:
 @pytest.mark.parametrize("name", list(RUNS))
 def test_a_resumed_run_is_the_straight_run(name: str, tiny_policy: Path, tmp_path: Path) -> None:
     changes = {"steps": 4, "checkpoint.every": 2, "log.rollouts_per_step": 16, **RUNS[name]}
+    if "policy.quantization" in changes:
+        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     expected = train(tiny_policy, straight, changes)
     train_until_killed(tiny_policy, resumed, changes, step=4)

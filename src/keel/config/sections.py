@@ -15,6 +15,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["nf4", "int8"]
 
 
 class Settings(BaseModel):
@@ -42,8 +43,22 @@ class ModelSettings(Settings):
     lora: LoraSettings | None = None
     """Train a low-rank adapter instead of all weights (needs `pip install peft`). A separate critic trains an adapter
     too; policy, reference and critic share one base"""
+    quantization: Quantization | None = None
+    """Quantize the frozen base of the LoRA adapter: nf4 (4 bits a weight) or int8 (needs `pip install bitsandbytes`).
+    Embeddings, norms and heads keep their weights"""
     gradient_checkpointing: bool = False
     """Save memory by computing each layer again in the backward pass, for a third more work"""
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> "ModelSettings":
+        check_quantization(self.quantization, self.lora)
+        return self
+
+
+def check_quantization(quantization: Quantization | None, lora: LoraSettings | None) -> None:
+    """Raise ValueError for a quantized model without an adapter: quantized weights cannot be trained."""
+    if quantization is not None and lora is None:
+        raise ValueError(f"quantization {quantization} needs lora; set lora.r, or remove quantization")
 
 
 class ParallelSettings(Settings):

@@ -6,6 +6,8 @@ A section whose defaults differ from those of `keel train` is a separate class. 
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from keel.config.sections import (
     ChatSettings,
     CheckpointSettings,
@@ -18,7 +20,9 @@ from keel.config.sections import (
     OptimSettings,
     ParallelSettings,
     Positive,
+    Quantization,
     Settings,
+    check_quantization,
 )
 
 
@@ -62,6 +66,9 @@ class SupervisedSettings(Settings):
     lora: LoraSettings | None = None
     """Train a low-rank adapter (needs `pip install peft`), which is merged into the weights at the end; `keel reward`
     also saves it in model/adapter"""
+    quantization: Quantization | None = None
+    """Quantize the frozen base of the LoRA adapter: nf4 (4 bits a weight) or int8 (needs `pip install bitsandbytes`).
+    Embeddings, norms and heads keep their weights"""
     gradient_checkpointing: bool = False
     """Save memory by computing each layer again in the backward pass, for a third more work"""
     data: DataSettings
@@ -83,6 +90,11 @@ class SupervisedSettings(Settings):
     parallel: ParallelSettings = ParallelSettings()
     checkpoint: SupervisedCheckpoint = SupervisedCheckpoint()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> "SupervisedSettings":
+        check_quantization(self.quantization, self.lora)
+        return self
 
 
 class ComparisonSettings(SupervisedSettings):

@@ -3,7 +3,6 @@
 import copy
 import json
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,13 @@ from keel.errors import ConfigError
 from keel.models.heads import trunk, unwrap_model
 from keel.models.model_files import ADAPTER, is_adapter, load_errors_converted
 from keel.models.pad_token import grow_embeddings
+from keel.models.quantized import (
+    KEY,
+    QuantizedLinear,
+    dequantize_model,
+    quantize_model,
+    shared_linear_layers,
+)
 from keel.models.sameness import outputs, outputs_agree
 from keel.models.trial import trial
 from keel.models.weights import refuse_missing
@@ -43,21 +49,30 @@ class Lora(Protocol):
     def target_modules(self) -> list[str] | str: ...
 
 
-def with_lora(model: PreTrainedModel, lora: Lora, task: str) -> Any:
-    """Add a low-rank adapter to a model. Only the adapter learns, and a classifier's head and other new weights."""
+def with_lora(model: PreTrainedModel, lora: Lora, task: str, quantization: str | None = None) -> Any:
+    """Add a low-rank adapter to a model. Only the adapter learns, and a classifier's head and other new weights.
+
+    Args:
+        task: of peft, such as "CAUSAL_LM".
+        quantization: quantizes the model first: "nf4" or "int8".
+
+    Raises ConfigError for a model that cannot be adapted or quantized.
+    """
     peft = _peft()
     targets = list(lora.target_modules) if not isinstance(lora.target_modules, str) else lora.target_modules
-    # peft trains `score` and `classifier` without being asked.
-    new = {key.rpartition(".")[0] for key in getattr(model, "keel_new", [])} - {"score", "classifier"}
+    new = {key.rpartition(".")[0] for key in getattr(model, "keel_new", [])}
     settings = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=targets,
         lora_dropout=0.0,
         task_type=task,
-        modules_to_save=sorted(new) or None,
+        # peft trains `score` and `classifier` without being asked.
+        modules_to_save=sorted(new - {"score", "classifier"}) or None,
         exclude_modules=_unfit_layers(model) or None if targets == "all-linear" else None,
     )
+    if quantization:
+        quantize_model(model, quantization, new)
     try:
         with _tie_warnings_ignored():
             wrapped = peft.get_peft_model(model, settings).eval()
@@ -81,7 +96,7 @@ def require_targets(model: PreTrainedModel, lora: Lora) -> None:
         layers = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         what = f"the model has no layer {absent[0]!r}; its linear layers: {layers}"
         raise ConfigError(what, where="lora.target_modules", fix="correct the name, or leave it out")
-    for name in sorted(_layers_with_shared_weights(model)):
+    for name in sorted(shared_linear_layers(model)):
         if matching := [target for target in lora.target_modules if f".{name}".endswith(f".{target}")]:
             what = f"{matching[0]!r} names layers that share their weights, such as {name}"
             raise ConfigError(what, where="lora.target_modules", fix="leave it out, or set all-linear")
@@ -95,8 +110,9 @@ def _unfit_layers(model: PreTrainedModel) -> list[str]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     refused = {"out_proj"} if model.config.model_type in STATE_SPACES else set()
-    unfit = {name for name in layers if name.rpartition(".")[2] in refused} | _layers_with_shared_weights(model)
-    others = {name: layer for name, layer in layers.items() if type(layer).forward is not nn.Linear.forward}
+    unfit = {name for name in layers if name.rpartition(".")[2] in refused} | shared_linear_layers(model)
+    known = nn.Linear.forward, QuantizedLinear.forward
+    others = {name: layer for name, layer in layers.items() if type(layer).forward not in known}
 
     def note(name: str, output: Any) -> None:
         if not isinstance(output, torch.Tensor):
@@ -112,13 +128,6 @@ def _unfit_layers(model: PreTrainedModel) -> list[str]:
     for hook in hooks:
         hook.remove()
     return sorted(unfit)
-
-
-def _layers_with_shared_weights(model: PreTrainedModel) -> set[str]:
-    """Return the linear layers that share their weights (Zamba): after merging, each would have the adapters of all."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    uses = Counter(layer.weight.data_ptr() for layer in layers.values() if not layer.weight.is_meta)
-    return {name for name, layer in layers.items() if uses[layer.weight.data_ptr()] > 1}
 
 
 @contextmanager
@@ -169,8 +178,20 @@ def share_frozen_weights(model: Any, base: Any) -> None:
             weight.data = twin.data
 
 
+def copy_base(model: Any) -> PreTrainedModel:
+    """Return the model below an adapter as a separate model, whose frozen weights are in the same memory."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    shared: dict[int, Any] = {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in frozen}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    base: PreTrainedModel = copy.deepcopy(model, shared).unload()
+    return base
+
+
 def merged_copy(model: Any) -> PreTrainedModel:
-    """Return the model without peft: a copy with the adapter merged, or the model itself if it has no adapter."""
+    """Return the model without peft: a copy with the adapter merged, or the model itself if it has no adapter.
+
+    A quantized base is dequantized first.
+    """
     return _merge(copy.deepcopy(model)) if hasattr(model, "merge_and_unload") else model
 
 
@@ -195,6 +216,7 @@ def merge_adapter(model: Any, name: str) -> PreTrainedModel:
 
 
 def _merge(model: Any) -> Any:
+    dequantize_model(model)
     with _tie_warnings_ignored():
         merged = model.merge_and_unload()
     matrices = [merged.get_input_embeddings(), merged.get_output_embeddings()]
@@ -272,6 +294,8 @@ def adapter_shapes(folder: Path) -> dict[str, list[int]]:
 def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
     """Put a saved adapter on its base, frozen. The config of the full model is the one in the adapter's folder.
 
+    The base is quantized if it was quantized when the adapter was trained.
+
     Raises ConfigError for weights that are missing in its file, or that do not fit the base.
     """
     if not (folder / WEIGHTS).is_file():
@@ -281,6 +305,8 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
         model.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         grow_embeddings(model, model.config.get_text_config().vocab_size)
     _grow_to(model, shapes)
+    if (quantization := getattr(model.config, KEY, None)) is not None:
+        quantize_model(model, quantization, {key.rpartition(".")[0] for key in shapes})
     with warnings.catch_warnings(), _tie_warnings_ignored():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refuse_missing names them below
         adapted = _peft().PeftModel.from_pretrained(model, folder).eval()

@@ -17,6 +17,7 @@ from keel.models.adapters import (
     adapter_base,
     adapter_shapes,
     attach_adapter,
+    copy_base,
     is_language_adapter,
     merge_adapter,
     merged_copy,
@@ -25,11 +26,12 @@ from keel.models.adapters import (
     with_lora,
 )
 from keel.models.heads import compute_dtype, new_value_head, trunk, unwrap_model
-from keel.models.model_files import is_adapter, load_errors_converted, read_part, token_ids
+from keel.models.model_files import is_adapter, load_errors_converted, read_part, refuse_quantized, token_ids
 from keel.models.packed import pack_if_possible
 from keel.models.pad_token import read_every_token, set_pad_id
+from keel.models.quantized import import_bitsandbytes, quantization_name
 from keel.models.sameness import probe_logprobs, probe_tokens, require_same
-from keel.models.shallow import is_shallow, shallow_model
+from keel.models.shallow import is_shallow, model_config, shallow_model
 from keel.models.trunk_classifier import SequenceClassifier
 from keel.models.vocabulary import FIX, num_embeddings
 from keel.models.weights import (
@@ -41,6 +43,7 @@ from keel.models.weights import (
     require_numbers,
     unread_weights,
 )
+from keel.terminal import print_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD = "score.weight"
@@ -60,16 +63,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) -> Any:
+def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None, quantization: str | None = None) -> Any:
     """Load a causal language model in evaluation mode, so that dropout is off.
 
     For an adapter's folder, this is its base with the adapter merged, and all weights are trainable.
 
     Args:
         lora: adds a new adapter.
+        quantization: quantizes the base of the new adapter: "nf4" or "int8".
 
     Raises ConfigError if the model cannot be loaded, or if weights are missing, of another shape, NaN or infinite.
     """
+    if quantization:
+        import_bitsandbytes()  # a missing package is reported before a large model is read
     if is_adapter(Path(name)) and not is_shallow(name):
         base = load_causal_lm(adapter_base(Path(name)), dtype)
         with load_errors_converted(name, "adapter"):
@@ -84,7 +90,7 @@ def load_causal_lm(name: str, dtype: str = "float32", lora: Lora | None = None) 
         _prepare(model)
     if lora:
         require_targets(model, lora)
-        model = with_lora(model, lora, "CAUSAL_LM")
+        model = with_lora(model, lora, "CAUSAL_LM", quantization)
     return model
 
 
@@ -169,6 +175,7 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
 
 def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Load a model and its load report. Raises ConfigError for weights of another shape, NaN or infinite weights."""
+    refuse_quantized(model_config(name, auto_class), name)
     if is_shallow(name):
         empty: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
         return shallow_model(auto_class, name, DTYPES[dtype]), empty
@@ -267,12 +274,19 @@ def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     places = [folder]
     if hasattr(model, "peft_config"):
         save_adapter(model, tokenizer, folder / "adapter")
+        report_merge(model)
         places.append(folder / "adapter")
     tokens = probe_tokens(model)
     trained = probe_logprobs(model, tokens)
     for place in places:
         saved = load_causal_lm(str(place), dtype_name(model)).to(unwrap_model(model).device)
         require_same(trained, probe_logprobs(saved, tokens), model, place)
+
+
+def report_merge(model: Any) -> None:
+    """Report the number format in which an adapter on a quantized base was merged."""
+    if (quantization := quantization_name(model)) and is_main_process():
+        print_line(f"the adapter is merged into the {quantization} base, dequantized to {dtype_name(model)}")
 
 
 def dtype_name(model: Any) -> str:
@@ -292,4 +306,19 @@ def as_classifier(model: Any, head: nn.Linear, pad_id: int | None) -> PreTrained
     classifier.score.load_state_dict(head.state_dict())
     if pad_id is not None:  # transformers uses the pad token to find the last token of a text
         set_pad_id(classifier, pad_id)
+    return classifier.eval()
+
+
+def classifier_on_base(model: Any) -> Any:
+    """Return a classifier with a head of zeros on the base of a language model with an adapter.
+
+    The two share the memory of the base.
+    """
+    base: Any = copy_base(model)
+    base.config.num_labels = 1
+    with torch.device("meta"):
+        classifier = SequenceClassifier.from_config(base.config, dtype=base.dtype)
+    setattr(classifier, classifier.base_model_prefix, trunk(base))
+    nn.init.zeros_(classifier.score.to_empty(device=base.device).weight)
+    classifier.keel_reads_single_rows, classifier.keel_new = base.keel_reads_single_rows, [HEAD]
     return classifier.eval()

@@ -124,6 +124,18 @@ def refuse_other_files(folder: Path) -> None:
             raise ConfigError(what, str(index), "copy or download the folder again")
 
 
+def refuse_quantized(config: Any, name: str) -> None:
+    """Raise ConfigError for a model whose saved weights are quantized."""
+    settings = getattr(config, "quantization_config", None)
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+        raise ConfigError(
+            f"the weights in these files are quantized ({method})",
+            where=name,
+            fix="name the model with the original weights; to quantize it for training, set lora and quantization",
+        )
+
+
 def refuse_unfit_ids(folder: Path) -> None:
     """Raise ConfigError for ids of special tokens in config.json and generation_config.json that are not token ids.
 

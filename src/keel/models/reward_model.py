@@ -13,10 +13,11 @@ from keel.data.rows import Content
 from keel.errors import ConfigError
 from keel.models.adapters import Lora, require_targets, save_adapter, with_lora
 from keel.models.heads import unwrap_model
-from keel.models.loading import dtype_name, load_classifier, load_tokenizer, save_model
+from keel.models.loading import dtype_name, load_classifier, load_tokenizer, report_merge, save_model
 from keel.models.packed import left_align, reads_packed_rows, token_states
 from keel.models.pad_token import separate_pad, set_pad_id
 from keel.models.positions import num_positions
+from keel.models.quantized import import_bitsandbytes
 from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
 from keel.models.sharding import forward_pass, gathered_weights, idle_passes, with_idle
@@ -72,8 +73,8 @@ class RewardModel:
         dtype: str = "float32",
         template: str | None = None,
         lora: Lora | None = None,
+        quantization: str | None = None,
         max_tokens: int | None = None,
-        device: torch.device | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Self:
         """Load a saved reward model, or any model with a new head.
@@ -83,19 +84,23 @@ class RewardModel:
 
         Args:
             template: template of a model to train; a trained model has its template saved.
+            lora: adds a new adapter.
+            quantization: quantizes the base of the new adapter: "nf4" or "int8".
             max_tokens: largest number of tokens of a training row.
             tokenizer: replaces the model's tokenizer, such as by one with another chat template.
 
         Raises ConfigError if it cannot be loaded, or if its scores differ from those of the plain transformers model.
         """
+        if quantization:
+            import_bitsandbytes()
         to_train = template is not None or max_tokens is not None
         model = load_classifier(name, dtype, to_train=to_train)
         reward_model = cls(model, tokenizer or load_tokenizer(name), template, max_tokens)
         reward_model._set_pad(to_train)
         if lora:
             require_targets(model, lora)
-            reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS")
-        reward_model.model.to(device or local_device())
+            reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS", quantization)
+        reward_model.model.to(local_device())
         report_unembedded_ids(reward_model.model, reward_model.tokenizer, name)
         reward_model._check_scores()
         return reward_model
@@ -112,10 +117,11 @@ class RewardModel:
         places = [folder]
         if hasattr(self.model, "peft_config"):
             save_adapter(self.model, self.tokenizer, folder / "adapter")
+            report_merge(self.model)
             places.append(folder / "adapter")
         rows = probe_tokens(self.model).tolist()
         for place in places:
-            saved = RewardModel.load(str(place), dtype_name(self.model), device=unwrap_model(self.model).device)
+            saved = RewardModel.load(str(place), dtype_name(self.model))
             require_same(self.score_rows(rows), saved.score_rows(rows), self.model, place)
 
     def encode(self, prompt: Content, response: str) -> list[int]:

@@ -19,8 +19,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from keel.errors import ConfigError
 from keel.models.heads import compute_dtype, trunk, unwrap_model
 from keel.models.layers import has_known_layers, run_layer
+from keel.models.quantized import quantization_name
 from keel.shards import full_tensor
 from keel.world import World
 
@@ -32,9 +34,17 @@ def shard_model(model: Any, world: World) -> Any:
 
     Trained weights become float32, with float32 gradients, and the model computes in the number format that it had. In
     a world of one process without a mesh, the model is only moved to the device.
+
+    Raises ConfigError for quantized weights.
     """
     if world.mesh is None:
         return model.to(world.device)
+    if quantization := quantization_name(model):
+        raise ConfigError(
+            f"{quantization} weights cannot be divided among processes",
+            where="quantization",
+            fix="use one process, or leave quantization out",
+        )
     root: Any = unwrap_model(model)
     body: Any = trunk(model)
     _records[root] = _Record(_empty_copy(model), world)

@@ -52,6 +52,7 @@ def fit_model(config: RewardConfig, split: Split[Ranking], resume: bool, own_hea
         config.dtype,
         config.template,
         config.lora,
+        config.quantization,
         max_tokens=config.max_tokens,
         tokenizer=chat_tokenizer(config.model, config.data),
     )

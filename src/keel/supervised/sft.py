@@ -55,7 +55,7 @@ def load_speaker(config: SupervisedSettings) -> tuple[Any, Any, list[int]]:
     """
     tokenizer = chat_tokenizer(config.model, config.data)
     torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
-    model: Any = load_causal_lm(config.model, config.dtype, config.lora)
+    model: Any = load_causal_lm(config.model, config.dtype, config.lora, config.quantization)
     model.to(World.from_environment().device)
     require_gradients(model, config.model)
     report_unembedded_ids(model, tokenizer, config.model)

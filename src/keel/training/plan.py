@@ -110,12 +110,15 @@ def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[st
 def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
     """Return changes (section, settings) that would save memory, those that affect the result least first."""
     has_critic = ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate"
+    adapts, can_quantize = config.policy.lora is not None, all(map(find_spec, ("peft", "bitsandbytes")))
+    adapter: dict[str, Any] = {} if adapts else {"lora": {}}  # only the base of an adapter can be quantized
     changes: list[tuple[str, dict[str, Any], bool]] = [
         ("algorithm", {"microbatch_tokens": SMALL_PASS}, config.algorithm.microbatch_tokens > SMALL_PASS),
         ("policy", {"gradient_checkpointing": True}, not config.policy.gradient_checkpointing),
         ("critic", {"sharing": "shared", "init": "policy"}, has_critic),
         ("policy", {"dtype": "bfloat16"}, config.policy.dtype != "bfloat16"),
-        ("policy", {"lora": {}}, config.policy.lora is None and find_spec("peft") is not None),
+        ("policy", {"lora": {}}, not adapts and find_spec("peft") is not None),
+        ("policy", adapter | {"quantization": "nf4"}, not config.policy.quantization and can_quantize),
     ]
     return [(section, settings) for section, settings, helps in changes if helps]
 
@@ -216,7 +219,9 @@ def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str |
     dtype = DTYPES[config.policy.dtype] if config else torch.float32
     with torch.device("meta"):
         model = kind.from_config(model_config(source, kind), dtype=dtype)
-        return with_lora(model, config.policy.lora, task) if config and config.policy.lora and task else model
+        if config and config.policy.lora and task:
+            return with_lora(model, config.policy.lora, task, config.policy.quantization)
+        return model
 
 
 def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:

@@ -233,10 +233,11 @@ def _load_models(
 
 def _policy(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> Any:
     torch.manual_seed(config.seed)  # for the random initial weights of the LoRA adapter
-    policy = load_causal_lm(config.policy.model, config.policy.dtype, config.policy.lora)
+    settings = config.policy
+    policy = load_causal_lm(settings.model, settings.dtype, settings.lora, settings.quantization)
     if world.mesh is None:  # otherwise the device never holds the whole model
         policy = policy.to(world.device)
-    require_gradients(policy, config.policy.model)
+    require_gradients(policy, settings.model)
     end_responses_at_turns(policy, tokenizer, config.prompts)
     if config.policy.gradient_checkpointing:
         recompute_layers(trunk(policy))
