@@ -44,6 +44,7 @@ from keel.models.weights import (
     unread_weights,
 )
 from keel.terminal import print_line
+from keel.world import is_main_process
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD = "score.weight"
