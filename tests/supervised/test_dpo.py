@@ -245,11 +245,13 @@ def test_the_reference_is_asked_once_and_kept(tmp_path: Path):
         return {"train": torch.tensor([-1.5, -2.0]), "held_out": torch.zeros(0)}
 
     folder = RunFolder(tmp_path)
-    load_or_compute_reference(folder, ask)
-    load_or_compute_reference(folder, ask)  # the first start came to nothing: other data may have been given since
+    load_or_compute_reference(folder, ask, ALONE)
+    load_or_compute_reference(
+        folder, ask, ALONE
+    )  # the first start came to nothing: other data may have been given since
     assert len(asked) == 2
     folder.metrics.write_text("a run\n")
-    assert load_or_compute_reference(folder, ask)["train"].tolist() == [-1.5, -2.0]
+    assert load_or_compute_reference(folder, ask, ALONE)["train"].tolist() == [-1.5, -2.0]
     assert len(asked) == 2
     assert load_file(tmp_path / "reference.safetensors").keys() == {"train", "held_out"}
 
