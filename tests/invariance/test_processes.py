@@ -1,9 +1,6 @@
 """Two processes do what one does: the same answers, the same gradients, the same record."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from keel.run.folder import RunFolder
 from keel.training.setup import prompts_of_step
 
 from ..runs import PROMPTS, lines, settings, without_clock
+from .processes import start_processes
 
 PROGRAM = """
 import json, sys, torch, keel
@@ -81,20 +79,7 @@ def values_of(name: str, processes: int, model: Path, folder: Path) -> dict[str,
 
 def run_in_two_processes(all_values: list[dict[str, Any]]) -> None:
     """They find each other as under torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    source = str(Path(keel.__file__).parents[1])
-    shared = {"PYTHONPATH": source, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, json.dumps(all_values)]
-    started = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment = os.environ | shared | place
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
+    start_processes(2, [sys.executable, "-c", PROGRAM, json.dumps(all_values)])
 
 
 @pytest.fixture(scope="module")

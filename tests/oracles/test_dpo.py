@@ -17,6 +17,7 @@ from keel.data.notes import Notes
 from keel.data.preferences import Ranking
 from keel.supervised.dpo import DpoSplit, dpo_losses, encode_side, response_logprobs
 from keel.supervised.sft import load_speaker
+from keel.world import ALONE
 
 from . import t3, t3_model
 from .tabular import KL_COEF, SCORES, optimal_answer_logprobs
@@ -85,7 +86,7 @@ class Prepared:
     def __init__(self, model: Path, output: Path, **settings: Any) -> None:
         given = {"output": str(output), "model": str(model), "data": {"path": "given"}}
         self.config = parse(DpoConfig, {**given, **settings})
-        self.model, self.tokenizer, self.ends = load_speaker(self.config)
+        self.model, self.tokenizer, self.ends = load_speaker(self.config, ALONE)
         self.model.double()
         self.side: DpoSplit = encode_side(RANKINGS, self.tokenizer, self.ends, 64, Notes())
         with torch.no_grad():

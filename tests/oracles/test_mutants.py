@@ -1,4 +1,4 @@
-"""The oracles bite: twelve classic mistakes are written into a copy of keel, one at a time, and each makes some oracle
+"""The oracles bite: classic mistakes are written into a copy of keel, one at a time, and each makes some oracle
 fail. A mistake is a textual edit whose place must be found exactly once, so it cannot go stale unnoticed."""
 
 import json
@@ -111,9 +111,44 @@ MUTANTS = [
     Mutant(
         "reference updated",
         "training/setup.py",
-        "return ActorCritic(copy.deepcopy(actor_critic.policy).requires_grad_(False))",
-        "return ActorCritic(actor_critic.policy)",
+        "return ActorCritic(shard_model(copy.deepcopy(policy).requires_grad_(False), world))",
+        "return ActorCritic(policy)",
         "oracles/test_unchanged.py::test_the_reference_stays_where_the_policy_started[tiny_policy]",
+    ),
+    Mutant(
+        "gradient divided by the number of processes",
+        "models/sharding.py",
+        "set_gradient_divide_factor(1.0)",
+        "set_gradient_divide_factor(float(mesh.size()))",
+        "oracles/test_ranks.py::test_ranks_take_the_step_of_one[micro-batches of both]",
+    ),
+    Mutant(
+        "a process without rows makes no pass",
+        "learn/update.py",
+        "for _ in range(idle):",
+        "for _ in range(0 * idle):",
+        "oracles/test_ranks.py::test_ranks_take_the_step_of_one[a rank without a row]",
+    ),
+    Mutant(
+        "weights around the layers are stale",
+        "models/sharding.py",
+        "reshard_after_forward=True,  # of",
+        "reshard_after_forward=None,  # of",
+        "models/test_sharding.py::test_the_weights_around_the_layers_are_new_after_a_step",
+    ),
+    Mutant(
+        "trained weights stay in 16 bits",
+        "models/sharding.py",
+        "weight.dtype.itemsize < 4:",
+        "weight.dtype.itemsize < 2:",
+        "models/test_sharding.py::test_trained_weights_are_float32_and_copies_are_their_rounding",
+    ),
+    Mutant(
+        "tied weights are copied twice",
+        "models/sharding.py",
+        "return copy.deepcopy(empty, weights) if world.is_main else None",
+        "return copy.deepcopy(empty).to_empty(device='cpu') if world.is_main else None",
+        "models/test_sharding.py::test_a_gathered_copy_is_the_model_that_was_loaded",
     ),
 ]
 

@@ -17,7 +17,13 @@ def of_ranks(count: int, model: Path, folder: Path, counted: str) -> list[torch.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "KEEL_COLLECTIVE_SECONDS": "60",
+    }
     script = str(Path(__file__).with_name("rank.py"))
     path = os.pathsep.join(entry for entry in sys.path if entry)
     processes = [

@@ -24,6 +24,7 @@ from keel.supervised.loop import accumulate
 from keel.supervised.reference_logprobs import load_or_compute_reference
 from keel.supervised.sft import load_speaker
 from keel.supervised.split import split_rankings
+from keel.world import ALONE
 
 from ..runs import lines
 
@@ -167,13 +168,13 @@ def test_the_figures_of_the_start_are_exact_and_the_metrics_bear_the_names_of_th
 def task_in_double(settings: DpoConfig, folder: RunFolder) -> Any:
     """What `fit` gets, with float64 weights, once the reference is known."""
     split = split_rankings(settings)
-    model, tokenizer, ends = load_speaker(settings)
+    model, tokenizer, ends = load_speaker(settings, ALONE)
     model.double()
     sides = {
         name: encode_side(getattr(split, name), tokenizer, ends, 64, Notes())
         for name in ("train", "watched", "held_out")
     }
-    task = dpo_task(settings, model, tokenizer, split, sides)
+    task = dpo_task(settings, model, tokenizer, split, sides, ALONE)
     task.prepare(folder)
     with torch.no_grad():  # away from the start
         for number, weight in enumerate(model.parameters()):
@@ -183,7 +184,7 @@ def task_in_double(settings: DpoConfig, folder: RunFolder) -> Any:
 
 def gradient_of(settings: DpoConfig, rows: list[int], tmp_path: Path) -> tuple[float, Tensor]:
     task = task_in_double(settings, RunFolder(tmp_path / "none"))
-    value = accumulate(task, rows, settings.microbatch_tokens)
+    value = accumulate(task, rows, settings.microbatch_tokens, ALONE)
     return value, torch.cat([weight.grad.flatten() for weight in task.model.parameters()])
 
 
@@ -244,11 +245,13 @@ def test_the_reference_is_asked_once_and_kept(tmp_path: Path):
         return {"train": torch.tensor([-1.5, -2.0]), "held_out": torch.zeros(0)}
 
     folder = RunFolder(tmp_path)
-    load_or_compute_reference(folder, ask)
-    load_or_compute_reference(folder, ask)  # the first start came to nothing: other data may have been given since
+    load_or_compute_reference(folder, ask, ALONE)
+    load_or_compute_reference(
+        folder, ask, ALONE
+    )  # the first start came to nothing: other data may have been given since
     assert len(asked) == 2
     folder.metrics.write_text("a run\n")
-    assert load_or_compute_reference(folder, ask)["train"].tolist() == [-1.5, -2.0]
+    assert load_or_compute_reference(folder, ask, ALONE)["train"].tolist() == [-1.5, -2.0]
     assert len(asked) == 2
     assert load_file(tmp_path / "reference.safetensors").keys() == {"train", "held_out"}
 
@@ -297,7 +300,7 @@ def test_an_answer_is_never_cut(tiny_policy: Path, tmp_path: Path):
 
 
 def test_no_answers_have_no_log_probabilities(tiny_policy: Path, tmp_path: Path):
-    model = load_speaker(config(tmp_path, tiny_policy, [A_WINS]))[0]
+    model = load_speaker(config(tmp_path, tiny_policy, [A_WINS]), ALONE)[0]
     assert response_logprobs(model, [], 100).shape == (0,)
 
 

@@ -24,6 +24,7 @@ from keel.supervised.loop import accumulate
 from keel.supervised.ranking_task import EncodedRanking, ranking_losses
 from keel.supervised.reward import reward
 from keel.supervised.split import split_rankings
+from keel.world import ALONE
 
 A_WINS = {"prompt": "w0", "chosen": " w1 w2", "rejected": " w3"}
 B_WINS = {"prompt": "w0", "chosen": " w3", "rejected": " w1 w2"}
@@ -146,10 +147,10 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path, tmp_path:
             loss=lambda part, settings=settings: ranking_losses(model, [RANKINGS[i] for i in part], settings).sum(),
             evaluate=dict,
             facts={},
-            save=lambda folder, figures: None,
+            save=lambda model, folder, figures: None,
         )
         model.model.zero_grad()
-        value = accumulate(task, rows, budget)
+        value = accumulate(task, rows, budget, ALONE)
         results.append((value, torch.cat([weight.grad.flatten() for weight in model.model.parameters()])))
     for value, gradient in results[1:]:
         assert value == pytest.approx(results[0][0], abs=1e-10)

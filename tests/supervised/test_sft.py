@@ -16,6 +16,7 @@ from keel.models.loading import load_causal_lm
 from keel.supervised import loop as supervised
 from keel.supervised.loop import SupervisedTask, accumulate, rows_of_step
 from keel.supervised.sft import evaluate_examples, sft, target_losses
+from keel.world import ALONE
 
 EXAMPLES = [
     Example("a", (4, 5, 6, 7, 2), 2),
@@ -93,12 +94,12 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
         loss=lambda rows: target_losses(model, [EXAMPLES[i] for i in rows]).sum(),
         evaluate=dict,
         facts={},
-        save=lambda folder: None,
+        save=lambda model, folder, figures: None,
     )
     results = []
     for rows, budget in (([0, 1, 2, 3], 1000), ([3, 1, 0, 2], 1), ([0, 1, 2, 3], 8)):
         model.zero_grad()
-        loss = accumulate(task, rows, budget)
+        loss = accumulate(task, rows, budget, ALONE)
         results.append((loss, torch.cat([weight.grad.flatten() for weight in model.parameters()])))
     whole, expected = results[0]
     assert whole == pytest.approx(target_losses(model, EXAMPLES).mean().item(), abs=1e-12)
@@ -109,12 +110,12 @@ def test_microbatches_never_change_loss_or_gradient(tiny_policy: Path):
 
 def test_the_held_out_loss_does_not_depend_on_batching(tiny_policy: Path):
     model = load_causal_lm(str(tiny_policy))
-    figures = [evaluate_examples(model, EXAMPLES, budget) for budget in (1, 14, 1000)]
+    figures = [evaluate_examples(model, EXAMPLES, budget, ALONE) for budget in (1, 14, 1000)]
     assert (
         figures[0]["loss"] == pytest.approx(figures[1]["loss"], abs=1e-6) == pytest.approx(figures[2]["loss"], abs=1e-6)
     )
     assert figures[0]["perplexity"] == pytest.approx(math.exp(figures[0]["loss"]))
-    assert evaluate_examples(model, [], 100) == {}
+    assert evaluate_examples(model, [], 100, ALONE) == {}
 
 
 def test_every_pass_shows_every_row_once(tiny_policy: Path, tmp_path: Path):

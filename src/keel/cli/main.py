@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
@@ -100,6 +101,10 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(verb: str, arguments: list[str]) -> None:
     """Run a verb. With --json, standard output holds one JSON object and nothing else."""
     run = import_module(f"keel.cli.{verb.replace('-', '_')}").run
+    if os.environ.get("RANK", "0") != "0":  # under torchrun, the main process prints for all
+        with contextlib.redirect_stdout(io.StringIO()):
+            run([argument for argument in arguments if argument != "--json"])
+        return
     if "--json" not in arguments:
         run(arguments)
         return

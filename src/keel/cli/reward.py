@@ -29,10 +29,11 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from keel.report.reward_report import write_reward_report
     from keel.run.reward_files import shortfalls
     from keel.supervised.reward import reward
+    from keel.world import is_main_process
 
     settings = command.settings
     metrics = reward(settings, resume=command.resume)
-    if "accuracy" in metrics:
+    if "accuracy" in metrics and is_main_process():
         print_reward_metrics(metrics)
         print(f"report: {write_reward_report(settings.output)}")
     print(f"reward model: {settings.output}/model")

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from keel.config import Settings
 from keel.run.folder import RunFolder
 from keel.run.origin import check_origin
-from keel.world import World, lost_process_reported
+from keel.world import World, lost_process_reported, raise_together
 
 
 @contextmanager
@@ -28,14 +28,24 @@ def open_run(
 
     Raises ConfigError for a folder that is in use or holds another run, and for sources that have changed.
     """
-    folder = RunFolder(output)
-    if world.is_main:
-        folder = RunFolder.open(output, config.model_dump(mode="json"), resume)
-    try:
-        if world.is_main:
-            check_origin(folder, sources, world.size, resume, code)
-        world.barrier()
+    with lock_folder(output, config, resume, world) as folder:
+        world.from_main(lambda: check_origin(folder, sources, world.size, resume, code))
         with folder.outcome_recorded() if world.is_main else nullcontext(), lost_process_reported():
             yield folder
+
+
+@contextmanager
+def lock_folder(output: str, config: Settings, resume: bool, world: World) -> Iterator[RunFolder]:
+    """Lock the run folder inside the block, and save the settings in it. Only the main process does so.
+
+    Raises ConfigError, on every process, for a folder that is in use or holds another run.
+    """
+
+    def open_folder() -> RunFolder:
+        return RunFolder.open(output, config.model_dump(mode="json"), resume) if world.is_main else RunFolder(output)
+
+    folder: RunFolder = raise_together(world, open_folder)
+    try:
+        yield folder
     finally:
         folder.close()

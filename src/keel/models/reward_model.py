@@ -1,5 +1,6 @@
 """Reward models, which score a prompt with its response. Each has a tokenizer and a template."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -123,6 +124,16 @@ class RewardModel:
         for place in places:
             saved = RewardModel.load(str(place), dtype_name(self.model))
             require_same(self.score_rows(rows), saved.score_rows(rows), self.model, place)
+
+    def with_weights(self, model: Any) -> "RewardModel":
+        """Return a reward model that differs only in its weights.
+
+        Args:
+            model: the classifier that holds them, with any adapter.
+        """
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def encode(self, prompt: Content, response: str) -> list[int]:
         """Encode prompt and response in the template. A text that is too long for the model loses its beginning."""

@@ -21,19 +21,22 @@ from keel.data.rows import place_in_errors
 from keel.data.turns import Example, encode_ranking
 from keel.errors import DataError
 from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
-from keel.models.heads import unwrap_model
+from keel.models.heads import compute_dtype, unwrap_model
 from keel.models.loading import save_policy
 from keel.models.prompt_reading import print_remarks
+from keel.models.sharding import idle_passes, with_idle
 from keel.models.vocabulary import require_embeddings
 from keel.run.folder import RunFolder
 from keel.run.reward_files import write_held_out
 from keel.stats.preference_metrics import accuracy, accuracy_interval, build_pairs
+from keel.supervised.held_out import measure_rows
 from keel.supervised.learner import SupervisedTask
 from keel.supervised.loop import fit
 from keel.supervised.ranking_task import data_metrics
 from keel.supervised.reference_logprobs import load_or_compute_reference
 from keel.supervised.sft import load_speaker, longest_row, target_losses
 from keel.supervised.split import Split, split_rankings
+from keel.world import World
 
 
 @dataclass
@@ -59,8 +62,9 @@ class DpoSplit:
 
 def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
     """Train a policy from pairs or rankings, and save it in `output/policy`. Return the metrics on held-out prompts."""
+    world = World.from_environment(config.parallel.shard)
     split = split_rankings(config)
-    model, tokenizer, ends = load_speaker(config)
+    model, tokenizer, ends = load_speaker(config, world)
     limit, notes = longest_row(config, model), Notes(bare=config.data.chat is None)
     sides = {
         name: encode_side(rankings, tokenizer, ends, limit, notes)
@@ -69,23 +73,28 @@ def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
     for side in sides.values():
         require_embeddings(model, [response.tokens for response in side.all_responses], tokenizer, config.data.path)
     print_remarks(notes.lines())
-    return fit(config, dpo_task(config, model, tokenizer, split, sides), resume)
+    return fit(config, dpo_task(config, model, tokenizer, split, sides, world), world, resume)
 
 
 def dpo_task(
-    config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking], sides: dict[str, DpoSplit]
+    config: DpoConfig, model: Any, tokenizer: Any, split: Split[Ranking], sides: dict[str, DpoSplit], world: World
 ) -> SupervisedTask:
     """Describe the policy and its data for `fit`."""
     train, watched, held_out = sides["train"], sides["watched"], sides["held_out"]
-    compute_logprobs = partial(response_logprobs, model, microbatch_tokens=config.microbatch_tokens)
+
+    def compute_reference() -> dict[str, Tensor]:
+        return {
+            name: measure_logprobs(model, side.all_responses, config.microbatch_tokens, world)
+            for name, side in sides.items()
+        }
 
     def prepare(folder: RunFolder) -> None:
-        compute = torch.no_grad()(lambda: {name: compute_logprobs(side.all_responses) for name, side in sides.items()})
-        for name, logprobs in load_or_compute_reference(folder, compute).items():
+        for name, logprobs in load_or_compute_reference(folder, compute_reference, world).items():
             sides[name].reference = sides[name].split(logprobs.to(unwrap_model(model).device))
 
     def loss(rows: Sequence[int]) -> Tensor:
-        logprobs = compute_logprobs([response for i in rows for response in train.responses[i]])
+        responses = [response for i in rows for response in train.responses[i]]
+        logprobs = response_logprobs(model, responses, config.microbatch_tokens)
         rewards = implicit_rewards(logprobs, torch.cat([train.reference[i] for i in rows]), config.beta)
         return dpo_losses(rewards, [train.rankings[i] for i in rows], config).sum()
 
@@ -96,13 +105,13 @@ def dpo_task(
         weights=[1] * len(train.rankings),
         row=lambda i: {name: getattr(train.rankings[i], name) for name in ("prompt", "responses", "ranks")},
         loss=loss,
-        evaluate=lambda: evaluate_policy(model, held_out, config),
+        evaluate=lambda: evaluate_policy(model, held_out, config, world),
         facts={name: value for name, value in data_metrics(split).items() if not name.startswith("constant")}
         | {"rows_cut": sum(side.num_cut for side in sides.values())},
-        save=lambda folder, metrics: save_policy(model, tokenizer, folder),
+        save=lambda plain, folder, metrics: save_policy(plain, tokenizer, folder),
         result="policy",
-        watch=(lambda: evaluate_policy(model, watched, config)["loss"]) if watched.rankings else None,
-        conclude=lambda folder: conclude_dpo(folder, model, held_out, config),
+        watch=(lambda: evaluate_policy(model, watched, config, world)["loss"]) if watched.rankings else None,
+        conclude=lambda folder: conclude_dpo(folder, model, held_out, config, world),
         prepare=prepare,
     )
 
@@ -136,7 +145,10 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
 
 
 def response_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens: int) -> Tensor:
-    """Compute log pi(y|x) of each response, the sum over its tokens with the end token, with gradient. -> [M]"""
+    """Compute log pi(y|x) of each response, the sum over its tokens with the end token, with gradient. -> [M]
+
+    A sharded model makes as many passes on each process as on the one with the most micro-batches.
+    """
     if not responses:
         return torch.zeros(0)
     groups = microbatches([len(response.tokens) for response in responses], microbatch_tokens)
@@ -144,8 +156,21 @@ def response_logprobs(model: Any, responses: Sequence[Example], microbatch_token
     for group in groups:
         logprobs = -target_losses(model, [responses[i] for i in group])
         sums += [part.sum() for part in logprobs.split([responses[i].num_targets for i in group])]
+    idle = [target_losses(model, responses[:1]) for _ in range(idle_passes(model, len(groups)))]
     order = torch.tensor([i for group in groups for i in group], device=sums[0].device)
-    return torch.stack(sums)[order.argsort()]
+    return with_idle(torch.stack(sums)[order.argsort()], idle)
+
+
+def measure_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens: int, world: World) -> Tensor:
+    """Compute log pi(y|x) of each response without gradients; each process computes a share. -> [M], on all"""
+
+    def measure(rows: list[int]) -> list[float]:
+        logprobs: list[float] = response_logprobs(model, [responses[row] for row in rows], microbatch_tokens).tolist()
+        return logprobs
+
+    logprobs = measure_rows(model, [len(response.tokens) for response in responses], measure, world)
+    dtype = torch.promote_types(compute_dtype(model), torch.float32)
+    return torch.tensor(logprobs, dtype=dtype, device=unwrap_model(model).device)
 
 
 def dpo_losses(rewards: Tensor, rankings: Sequence[Ranking], config: DpoConfig) -> Tensor:
@@ -169,7 +194,7 @@ def pair_loss(config: DpoConfig, chosen: Tensor, rejected: Tensor, margins: Tens
     return bradley_terry_loss(chosen, rejected, margins, config.label_smoothing)
 
 
-def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig) -> dict[str, float]:
+def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World) -> dict[str, float]:
     """Compute metrics of the implicit rewards on rankings that are not trained on. Empty without any.
 
     The metrics are means over the pairs with a preference, each ranking counting by its weight. `forward_kl` is the
@@ -177,7 +202,7 @@ def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig) -> dict[str, 
     """
     if not side.rankings:
         return {}
-    logprobs, rewards = logprobs_and_rewards(model, side, config)
+    logprobs, rewards = logprobs_and_rewards(model, side, config, world)
     logprob_lists, reward_lists = side.to_lists(logprobs), side.to_lists(rewards)
     pairs = build_pairs(reward_lists, side.rankings)
 
@@ -198,18 +223,19 @@ def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig) -> dict[str, 
     }
 
 
-@torch.no_grad()
-def logprobs_and_rewards(model: Any, side: DpoSplit, config: DpoConfig) -> tuple[Tensor, Tensor]:
+def logprobs_and_rewards(model: Any, side: DpoSplit, config: DpoConfig, world: World) -> tuple[Tensor, Tensor]:
     """Compute log pi(y|x) and the implicit reward of every response. -> [M], [M]"""
-    logprobs = response_logprobs(model, side.all_responses, config.microbatch_tokens)
+    logprobs = measure_logprobs(model, side.all_responses, config.microbatch_tokens, world)
     return logprobs, implicit_rewards(logprobs, torch.cat(side.reference), config.beta)
 
 
-def conclude_dpo(folder: RunFolder, model: Any, held_out: DpoSplit, config: DpoConfig) -> dict[str, float]:
+def conclude_dpo(
+    folder: RunFolder, model: Any, held_out: DpoSplit, config: DpoConfig, world: World
+) -> dict[str, float]:
     """Write the implicit rewards of the held-out rankings, and return the interval of the accuracy."""
     if not held_out.rankings:
         return {}
-    scores = held_out.to_lists(logprobs_and_rewards(model, held_out, config)[1])
-    write_held_out(folder, held_out.rankings, scores)
+    scores = held_out.to_lists(logprobs_and_rewards(model, held_out, config, world)[1])
+    world.from_main(lambda: write_held_out(folder, held_out.rankings, scores))
     low, high = accuracy_interval(build_pairs(scores, held_out.rankings), held_out.rankings)
     return {"accuracy_low": low, "accuracy_high": high}

@@ -15,9 +15,9 @@ from keel.failpoints import failpoint, inject_nan
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import build_optimizer, clip_gradients, gradient_norm
 from keel.loop.checkpoints import TrainedState
+from keel.models.prompt_reading import print_remarks
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder
-from keel.terminal import print_line
 from keel.world import World
 
 
@@ -30,10 +30,10 @@ class SupervisedTask:
     lengths: Sequence[int]  # tokens of each row, all its texts together
     weights: Sequence[int]  # weight of each row in the mean loss: its number of learned tokens, or 1
     row: Callable[[int], Mapping[str, Any]]  # a row in readable form
-    loss: Callable[[Sequence[int]], Tensor]  # sum over these rows; the caller divides it by their weights
+    loss: Callable[[Sequence[int]], Tensor]  # sum over these rows; the caller divides it by the weights of all rows
     evaluate: Callable[[], dict[str, float]]  # metrics on the held-out rows
     facts: Mapping[str, float]  # metrics of the data, which training does not change
-    save: Callable[[Path, Mapping[str, float]], None]  # write the result and its metrics as a model folder
+    save: Callable[[Any, Path, Mapping[str, float]], None]  # write a model and its metrics as a model folder
     result: str = "model"  # name of that folder in the run folder
     watch: Callable[[], float] | None = None  # loss on the watched rows; if set, the best weights are kept
     conclude: Callable[[RunFolder], Mapping[str, float]] = lambda folder: {}  # more metrics of the final weights
@@ -112,7 +112,7 @@ class Learner:
 
     def restore(self, folder: RunFolder) -> None:
         """Load the newest checkpoint, if there is one."""
-        checkpoint = checkpoint_to_resume(folder, print_line)
+        checkpoint = checkpoint_to_resume(folder, lambda line: print_remarks([line]))
         if checkpoint is None:
             return
         self.trained.restore(checkpoint)

@@ -19,8 +19,10 @@ from keel.models.reward_model import RewardModel
 from keel.run.folder import RunFolder
 from keel.run.reward_files import shortfalls, write_gate, write_held_out, write_range
 from keel.stats.preference_metrics import baselines, calibrate, compute_preference_metrics, final_metrics, score_range
+from keel.supervised.held_out import measure_rows
 from keel.supervised.learner import SupervisedTask
 from keel.supervised.split import Split, prompts_on_both_sides
+from keel.world import World
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EncodedRanking:
     ranking: Ranking
 
 
-def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking]) -> SupervisedTask:
+def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking], world: World) -> SupervisedTask:
     """Describe a reward model and its data for `fit`."""
     notes = Notes(bare=False)  # no remark on plain texts: `template` defines how they are read
     train, cut = encode_rankings(model, split.train, min(config.max_tokens, model.limit), notes)
@@ -41,13 +43,16 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
     print_remarks(notes.lines())
     facts = data_metrics(split) | {"texts_cut": cut}
 
+    def score(side: Sequence[EncodedRanking]) -> list[list[float]]:
+        return score_rankings(model, side, config.microbatch_tokens, world)
+
     def conclude(folder: RunFolder) -> dict[str, float]:
-        scores = score_rankings(model, held_out, config.microbatch_tokens)
+        scores = score(held_out)
         metrics = final_metrics(scores, split.held_out, facts)
         if config.calibrate:
             scores, metrics = calibrate(scores, metrics)
             model.rescale(1 / metrics["temperature"])
-        write_held_out(folder, split.held_out, scores)
+        world.from_main(lambda: write_held_out(folder, split.held_out, scores))
         return metrics | score_range(scores, split.held_out)
 
     return SupervisedTask(
@@ -57,18 +62,10 @@ def reward_task(config: RewardConfig, model: RewardModel, split: Split[Ranking])
         weights=[1] * len(train),
         row=lambda i: {name: getattr(split.train[i], name) for name in ("prompt", "responses", "ranks")},
         loss=lambda rows: ranking_losses(model, [train[i] for i in rows], config).sum(),
-        evaluate=lambda: compute_preference_metrics(
-            score_rankings(model, held_out, config.microbatch_tokens), split.held_out
-        ),
+        evaluate=lambda: compute_preference_metrics(score(held_out), split.held_out),
         facts=facts,
-        save=lambda folder, metrics: save_with_gate(model.save, folder, config, metrics),
-        watch=(
-            lambda: compute_preference_metrics(score_rankings(model, watched, config.microbatch_tokens), split.watched)[
-                "loss"
-            ]
-        )
-        if split.watched
-        else None,
+        save=lambda plain, folder, metrics: save_with_gate(model.with_weights(plain).save, folder, config, metrics),
+        watch=(lambda: compute_preference_metrics(score(watched), split.watched)["loss"]) if split.watched else None,
         conclude=conclude,
     )
 
@@ -115,10 +112,17 @@ def encode_rankings(
     return encoded, sum(cut) / max(1, len(cut))
 
 
-def score_rankings(model: RewardModel, held_out: Sequence[EncodedRanking], microbatch_tokens: int) -> list[list[float]]:
-    """Score each response of each ranking."""
-    flat = model.score_rows([row for encoded in held_out for row in encoded.rows], microbatch_tokens)
-    return [scores.tolist() for scores in flat.split([len(encoded.rows) for encoded in held_out])]
+def score_rankings(
+    model: RewardModel, encoded: Sequence[EncodedRanking], microbatch_tokens: int, world: World
+) -> list[list[float]]:
+    """Score each response of each ranking. Each process scores a share of the rankings."""
+
+    def measure(rankings: list[int]) -> list[list[float]]:
+        chosen = [encoded[number].rows for number in rankings]
+        flat = model.score_rows([row for rows in chosen for row in rows], microbatch_tokens)
+        return [scores.tolist() for scores in flat.split([len(rows) for rows in chosen])]
+
+    return measure_rows(model.model, [sum(map(len, each.rows)) for each in encoded], measure, world)
 
 
 def ranking_losses(model: RewardModel, encoded: Sequence[EncodedRanking], config: RewardConfig) -> Tensor:

@@ -8,20 +8,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from keel.run.folder import RunFolder, write_atomic
+from keel.world import World
 
 FILE = "reference.safetensors"
 
 
-def load_or_compute_reference(folder: RunFolder, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors that `compute` returned at the start of the run, on the CPU.
+def load_or_compute_reference(
+    folder: RunFolder, compute: Callable[[], dict[str, Tensor]], world: World
+) -> dict[str, Tensor]:
+    """Return the tensors that `compute` returned at the start of the run, on the CPU. Every process must call it.
 
     They are computed again if their file is missing or damaged. A resumed run has the same data and initial weights
     (`check_origin`), so they differ by rounding at most. Raises CheckpointError when they cannot be written.
     """
     kept = read_reference_logprobs(folder) if folder.holds_run else None
-    if kept is None:
-        kept = {name: values.cpu() for name, values in compute().items()}
-        write_atomic(folder.path / FILE, save(kept, {"sha256": hash_tensors(kept)}))
+    if world.any(kept is None) or kept is None:  # all processes compute, or none
+        computed = {name: values.cpu() for name, values in compute().items()}
+        world.from_main(lambda: write_atomic(folder.path / FILE, save(computed, {"sha256": hash_tensors(computed)})))
+        return computed
     return kept
 
 
