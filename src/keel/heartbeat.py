@@ -9,8 +9,7 @@ import atexit
 import threading
 import time
 from contextlib import suppress
-
-from torch.distributed import Store
+from typing import Any
 
 from keel.errors import ProcessLost
 from keel.interrupts import pending_interrupt
@@ -26,11 +25,11 @@ class Heartbeats:
     """The heartbeat of this process, and its view of the others.
 
     Args:
-        store: the store of the process group, under a prefix that nothing else uses.
+        store: the store of the process group (torch.distributed.Store).
         patience: seconds without a beat after which a process counts as lost.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, patience: float) -> None:
+    def __init__(self, store: Any, rank: int, size: int, patience: float) -> None:
         self.store, self.rank, self.size, self.patience = store, rank, size, patience
         self.pause = min(LONGEST_PAUSE, patience / 8)
         self.num_waits = 0
@@ -48,7 +47,7 @@ class Heartbeats:
         """
         self.num_waits += 1
         # Nobody arrives again before all have arrived, so one counter is enough for all waits.
-        expected, arrived = self.num_waits * self.size, self.store.add("arrived", 1)
+        expected, arrived = self.num_waits * self.size, self.store.add("keel/arrived", 1)
         start = last = time.monotonic()
         beats, silence = [-1] * self.size, [0.0] * self.size
         while arrived < expected:
@@ -57,27 +56,29 @@ class Heartbeats:
             if now - last >= self.pause:
                 self._require_life(beats, silence, min(now - last, 2 * self.pause))  # less if this process was stopped
                 last = now
-            arrived = self.store.add("arrived", 0)
+            arrived = self.store.add("keel/arrived", 0)
 
     def leave(self) -> None:
         """Report that this process ends, so that no other one waits for it."""
         self._ended.set()
         self._thread.join(self.pause)
         with suppress(RuntimeError):  # the process that holds the store may have left before
-            self.store.add("left", 1)
+            self.store.add("keel/left", 1)
 
-    def _beat(self, store: Store) -> None:
+    def _beat(self, store: Any) -> None:
         with suppress(RuntimeError):  # the store is gone, which this process notices at its next call of another one
             while not self._ended.wait(self.pause):
-                store.add(f"beats/{self.rank}", 1)
+                store.add(f"keel/beats/{self.rank}", 1)
 
     def _require_life(self, beats: list[int], silence: list[float], elapsed: float) -> None:
         """Update the counters and the seconds without a beat of each process. Raises ProcessLost."""
-        if self.store.add("left", 0):
+        if self.store.add("keel/left", 0):
             raise _loss("another process of this run is gone: it has ended")
-        patience = self.patience if pending_interrupt() is None else min(self.patience, PAUSES_WHEN_STOPPING * self.pause)
+        patience = (
+            self.patience if pending_interrupt() is None else min(self.patience, PAUSES_WHEN_STOPPING * self.pause)
+        )
         for rank in range(self.size):
-            count = self.store.add(f"beats/{rank}", 0)
+            count = self.store.add(f"keel/beats/{rank}", 0)
             silence[rank] = 0.0 if count != beats[rank] else silence[rank] + elapsed
             beats[rank] = count
             if silence[rank] > patience and rank != self.rank:

@@ -176,8 +176,7 @@ def _patience() -> float:
 @cache
 def _heartbeats() -> Heartbeats:
     """Start the heartbeat of this process, or return it."""
-    store = dist.PrefixStore("keel", dist.distributed_c10d._get_default_store())
-    return Heartbeats(store, dist.get_rank(), dist.get_world_size(), _patience())
+    return Heartbeats(dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size(), _patience())
 
 
 def raise_together(world: World, job: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 
 from keel import __version__
 from keel.errors import ConfigError, Interrupted, KeelError
@@ -99,6 +100,10 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(verb: str, arguments: list[str]) -> None:
     """Run a verb. With --json, standard output holds one JSON object and nothing else."""
+    if os.environ.get("RANK", "0") != "0" and sys.stdout is sys.__stdout__:
+        # Under torchrun only the first process prints.
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return _run(verb, arguments)
     run = import_module(f"keel.cli.{verb.replace('-', '_')}").run
     if "--json" not in arguments:
         run(arguments)
