@@ -94,16 +94,16 @@ def _dispatch(arguments: list[str]) -> int:
         if verb.startswith("-"):
             raise ConfigError(f"unknown option {verb}", fix="write options after the verb, or see keel --help")
         raise ConfigError(f"unknown verb {verb}; {_nearest(verb)}", fix="keel --help")
-    _run(verb, arguments[1:])
+    if os.environ.get("RANK", "0") == "0":
+        _run(verb, arguments[1:])
+    else:  # under torchrun only the first process prints
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _run(verb, arguments[1:])
     return 0
 
 
 def _run(verb: str, arguments: list[str]) -> None:
     """Run a verb. With --json, standard output holds one JSON object and nothing else."""
-    if os.environ.get("RANK", "0") != "0" and sys.stdout is sys.__stdout__:
-        # Under torchrun only the first process prints.
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return _run(verb, arguments)
     run = import_module(f"keel.cli.{verb.replace('-', '_')}").run
     if "--json" not in arguments:
         run(arguments)
