@@ -23,7 +23,17 @@ from ..runs import settings
 
 pytestmark = pytest.mark.slow  # more interpreters start
 
+PATIENCE = 4.0  # seconds that a collective waits
 REWARDS = """
+import os, sys, time
+
+def slow_on_held_out(prompts, completions):
+    # The second process takes three times as long as a collective waits.
+    if os.environ.get("RANK") == "1" and "w4 w5 w6 w7" in prompts:
+        print("asleep", file=sys.stderr, flush=True)
+        time.sleep(float(os.environ["SLEEP"]))
+    return [float(text.count("w3")) for text in completions]
+
 def length_of(completions):
     return [float(len(text.split())) for text in completions]
 
