@@ -49,7 +49,8 @@ LAYERS = {
     "config": Layer.of("algorithms naming files errors", SETTINGS),
     "kernels": Layer.of("", frozenset({"torch"})),
     "core": Layer.of("kernels", frozenset({"torch"})),
-    "world": Layer.of("errors", frozenset({"torch"})),
+    "heartbeat": Layer.of("interrupts errors", frozenset()),
+    "world": Layer.of("heartbeat errors", frozenset({"torch"})),
     "shards": Layer.of("", frozenset({"torch"})),
     "data": Layer.of("core files errors"),
     "stats": Layer.of("data.preferences", frozenset({"numpy"})),
@@ -84,7 +85,7 @@ LAYERS = {
         "training supervised evaluation diagnosis run.read run.folder ranking web data config interrupts errors"
     ),
     "api": Layer.of(
-        "", frozenset(), inside_functions="config data errors training supervised evaluation diagnosis run.read"
+        "", frozenset(), inside_functions="config data errors training supervised evaluation diagnosis run.read world"
     ),
     "__init__": Layer.of("api", frozenset(), inside_functions="core training"),
     "cli": Layer.of(

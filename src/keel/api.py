@@ -172,12 +172,15 @@ def sample(config: "SampleConfig | Mapping[str, Any]", prompts: Any = None) -> S
     from keel.config import SampleConfig
     from keel.data.rows import read_rows
     from keel.evaluation.sample import sample_responses
+    from keel.world import World
 
     with _prompts_file(config, prompts) as path:
         settings = _settings(SampleConfig, config, prompts=path)
         counts = sample_responses(settings)
     file = Path(settings.output)
-    return SamplingResult(file, [row.values for row in read_rows(str(file))], float(counts["truncated"]))
+    # The other processes may be on machines that do not see the file.
+    rows = World.from_environment().from_main(lambda: [row.values for row in read_rows(str(file))])
+    return SamplingResult(file, rows, float(counts["truncated"]))
 
 
 def evaluate(

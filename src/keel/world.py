@@ -21,9 +21,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from keel import errors
 from keel.errors import ConfigError, KeelError, ProcessLost
+from keel.heartbeat import LOST_FIX, Heartbeats
 
 COLLECTIVE_SECONDS = 1800
-"""seconds that a process waits for the others, whose scorers may be slow; KEEL_COLLECTIVE_SECONDS overrides it"""
+"""seconds that a process waits for a collective, or for a sign of life; KEEL_COLLECTIVE_SECONDS overrides it"""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            timeout = timedelta(seconds=float(os.environ.get("KEEL_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS)))
+            timeout = timedelta(seconds=_patience())
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
             atexit.register(dist.destroy_process_group)
+        if size > 1:
+            _heartbeats()
         return World(rank, size, device, _mesh(device.type, size, shard or size) if size > 1 else None)
 
     @property
@@ -105,7 +108,18 @@ class World:
         """Run `job` on the main process, and return its result, which JSON can hold, on all. So are its errors."""
         return self.gather_values(raise_together(self, job if self.is_main else _nothing))[0]
 
+    def wait_for_all(self) -> None:
+        """Wait until all processes are here, for any time, as long as they are alive. A collective must follow.
+
+        It stands before a collective that processes may reach at different times, since collectives have a timeout.
+        `raise_together`, `from_main`, `in_turn` and `barrier` include it.
+        """
+        if self.size > 1:
+            with lost_process_reported(every_error=True):
+                _heartbeats().wait_for_all()
+
     def barrier(self) -> None:
+        self.wait_for_all()
         if self.size > 1:
             with lost_process_reported(every_error=True):
                 dist.barrier()
@@ -118,6 +132,7 @@ class World:
         """
         if self.size == 1:
             return job()
+        self.wait_for_all()
         turns, place = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), int(os.environ.get("LOCAL_RANK", self.rank))
         results = [raise_together(self, job if turn == place else _nothing) for turn in range(self.max(turns))]
         return results[place]
@@ -154,8 +169,18 @@ def _mesh(device: str, size: int, shard: int) -> DeviceMesh:
     return init_device_mesh(device, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
+def _patience() -> float:
+    return float(os.environ.get("KEEL_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS))
+
+
+@cache
+def _heartbeats() -> Heartbeats:
+    """Start the heartbeat of this process, or return it."""
+    return Heartbeats(dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size(), _patience())
+
+
 def raise_together(world: World, job: Callable[[], Any]) -> Any:
-    """Return the result of `job`, which every process runs.
+    """Return the result of `job`, which every process runs, and which may take much longer on some of them.
 
     Raises the KeelError of the first process that raises one, on all processes, so that none waits for that process.
     """
@@ -165,6 +190,7 @@ def raise_together(world: World, job: Callable[[], Any]) -> Any:
         result = job()
     except KeelError as caught:
         error = caught
+    world.wait_for_all()
     report = None if error is None else [type(error).__name__, error.what, str(error.where), error.fix]
     first = next(filter(None, world.gather_values(report)), None)
     if first is not None:
@@ -190,7 +216,7 @@ def lost_process_reported(every_error: bool = False) -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0][:200]
         raise ProcessLost(
-            f"another process of this run is gone or does not respond ({reason})", "torchrun", "continue with --resume"
+            f"another process of this run is gone or does not respond ({reason})", "torchrun", LOST_FIX
         ) from error
 
 

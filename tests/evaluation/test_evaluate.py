@@ -510,5 +510,6 @@ def test_the_score_of_the_progress_line_is_that_of_all_answers_so_far(player: Ev
         return score(rollouts, build_scorers([], [lambda completions, **_: [next(scores)] * len(completions)]), None)
 
     decoding = DECODING.model_copy(update={"batch_size": 3})
-    sample_and_score(player, None, scoring, decoding, 0, "policy", lambda done, figures: shown.append(figures["score"]))
+    show = lambda done, figures: shown.append(figures["score"])  # noqa: E731
+    sample_and_score(player, None, scoring, decoding, 0, "policy", show=show)
     assert shown == [1.0, 2.0, 4.0]

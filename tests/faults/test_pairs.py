@@ -46,7 +46,7 @@ LATER = [pytest.param(place, marks=exhaustive) for place in ("start.loaded", "st
 @pytest.mark.parametrize("place", ["step.update:3", *LATER])
 def test_f06_when_one_dies_the_other_stops(place: str, tiny_policy: Path, tmp_path: Path) -> None:
     stage = train_stage(tiny_policy, tmp_path)
-    pair = start_pair(stage, failpoints={1: f"{place}=kill9"})
+    pair = start_pair(stage, failpoints={1: f"{place}=kill9"}, patience=10.0)
     assert codes(pair) == [75, -signal.SIGKILL]
     assert "another process of this run is gone" in pair[0].words.strip().splitlines()[-1]
     assert committed(stage) == (0 if place == "start.loaded" else 2)

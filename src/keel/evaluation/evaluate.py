@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,17 +17,25 @@ from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
 from keel.evaluation.frontier import complete_config, find_checkpoints
-from keel.evaluation.gate import gate_verdict, read_gate
+from keel.evaluation.gate import Demand, gate_verdict, read_gate
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
-from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
+from keel.evaluation.sample import (
+    PASS_TOKENS,
+    EvaluatedPolicy,
+    Show,
+    group_texts,
+    load_frozen_model,
+    load_policy,
+    share_progress,
+)
 from keel.evaluation.score_once import scored_once
 from keel.evaluation.summary import check_metric_names, compute_summary, deciding_measurement, side_name
 from keel.evaluation.untempered_kl import add_untempered_kl
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
 from keel.models.loading import load_tokenizer
-from keel.progress import ProgressDisplay
+from keel.models.prompt_reading import print_remarks
 from keel.rollout.lengths import length_warnings
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
@@ -35,8 +43,7 @@ from keel.run.folder import write_atomic
 from keel.run.json_values import replace_non_finite
 from keel.run.origin import fingerprints
 from keel.run.output import require_writable
-from keel.terminal import print_line
-from keel.world import ALONE, World, raise_together
+from keel.world import ALONE, World, lost_process_reported, raise_together
 
 Scoring = Callable[[Rollouts], ScoredRollouts]
 
@@ -55,21 +62,40 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
     Raises ConfigError, DataError or RewardError.
     """
     world = World.from_environment()
-    config = complete_config(config)
-    demands = read_gate(config.gate) if config.gate is not None else []
+    with lost_process_reported():
+        config = raise_together(world, partial(complete_config, config))
+        sides = world.from_main(partial(_check_files, config))
+        readable = raise_together(world, partial(check_vocabularies, config, sides))
+        scorers = world.in_turn(lambda: build_scorers(config.rewards, functions) if config.rewards or functions else [])
+        world.from_main(partial(_check_names, config, scorers, sides))
+        evaluated = evaluate_sides(config, sides, readable, scorers, world)
+        return dict(world.from_main(partial(_summarize, config, evaluated)))
+
+
+def _check_files(config: EvaluateConfig) -> dict[str, str]:
+    """Check the gate and the files to write, and return the folder of each side. Raises ConfigError."""
+    demands = _demands(config)
     check_pairs(config)
     check_outputs(config, bool(demands))
-    sides = side_paths(config)
-    readable = check_vocabularies(config, sides)
-    scorers = build_scorers(config.rewards, functions) if config.rewards or functions else []
-    check_metric_names(config, demands, [scorer.name for scorer in scorers], next(iter(sides.values())))
-    evaluated = evaluate_sides(config, sides, readable, scorers, world)
+    return side_paths(config)
+
+
+def _check_names(config: EvaluateConfig, scorers: Sequence[Scorer], sides: Mapping[str, str]) -> None:
+    check_metric_names(config, _demands(config), [scorer.name for scorer in scorers], next(iter(sides.values())))
+
+
+def _demands(config: EvaluateConfig) -> list[Demand]:
+    return read_gate(config.gate) if config.gate is not None else []
+
+
+def _summarize(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses]) -> dict[str, Any]:
+    """Compute and write the metrics of all sides, with the optional parts."""
     metrics = compute_summary(config, evaluated)
     if config.judgements:
         metrics["people"] = people_metrics(config)
     elif config.pairs:
         metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], deciding_measurement(config))
-    if demands:
+    if demands := _demands(config):
         metrics["gate"] = gate_verdict(demands, metrics)
     write_evaluation(config, metrics, evaluated)
     return metrics
@@ -96,24 +122,25 @@ def evaluate_sides(
 
     Only `against`, the reference and one policy are in memory at a time.
     """
-    settings = config.prompts, config.sampling, config.dtype
+    settings = config.prompts, config.sampling, config.dtype, world
     opponents = {"against": load_policy(config.against, *settings)} if config.against else {}
-    reference = load_reference(config, opponents)
+    reference = load_reference(config, opponents, world)
     once = scored_once(scorers)
 
     def evaluate_side(side: str, folder: str) -> EvaluatedResponses:
         policy = opponents.get(side) or load_policy(folder, *settings)
         if side == next(iter(sides)):  # all sides have the same prompts, so one check is enough
             check_signatures(scorers, [name for prompt in policy.prompts for name in prompt.columns])
-            for line in length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens):
-                print_line(line)
+            print_remarks(length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens))
         scoring = partial(score, scorers=once, tokenizer=policy.tokenizer) if scorers else None
         # All policies draw the same random numbers, so that each gets the responses that it would get alone.
         stream = side if side in opponents else "policy"
-        with ProgressDisplay(f"evaluate {side}", len(policy.prompts) * config.sampling.num_responses) as display:
-            to = reference if readable[side] else None
-            responses = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, world, display.show)
-        return add_untempered_kl(responses, policy, to, config.sampling, config.seed, stream) if to else responses
+        to = reference if readable[side] else None
+        with share_progress(f"evaluate {side}", len(policy.prompts), config.sampling.num_responses, world) as show:
+            responses = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, world, show)
+        return (
+            add_untempered_kl(responses, policy, to, config.sampling, config.seed, stream, world) if to else responses
+        )
 
     return {side: evaluate_side(side, folder) for side, folder in sides.items()}
 
@@ -168,10 +195,12 @@ def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict
     return same
 
 
-def load_reference(config: EvaluateConfig, opponents: Mapping[str, EvaluatedPolicy]) -> ActorCritic | None:
+def load_reference(
+    config: EvaluateConfig, opponents: Mapping[str, EvaluatedPolicy], world: World
+) -> ActorCritic | None:
     """Return the reference model of the KL, by default that of `against`; None without either."""
     if config.reference and config.reference != config.against:
-        return load_frozen_model(config.reference, config.dtype)
+        return cast(ActorCritic, world.in_turn(partial(load_frozen_model, config.reference, config.dtype)))
     return opponents["against"].model if opponents else None
 
 
@@ -183,7 +212,7 @@ def sample_and_score(
     seed: int,
     stream: str,
     world: World = ALONE,
-    show: Callable[[int, dict[str, float]], None] = lambda done, metrics: None,
+    show: Show = lambda done, metrics: None,
 ) -> EvaluatedResponses:
     """Sample responses to all prompts of the policy and measure them.
 
@@ -206,7 +235,7 @@ def _measure_share(
     seed: int,
     stream: str,
     world: World,
-    show: Callable[[int, dict[str, float]], None],
+    show: Show,
 ) -> EvaluatedResponses:
     """Sample and measure the responses to this process's share of the prompts."""
     texts: list[str] = []
@@ -224,7 +253,7 @@ def _measure_share(
 
 
 def gather_responses(share: EvaluatedResponses, prompts: list[Prompt], world: World) -> EvaluatedResponses:
-    """Join the responses of all processes, in the order of the prompts."""
+    """Join the responses of all processes, in the order of the prompts. Every process must call it."""
     if world.size == 1:
         return share
     shares = world.gather_values([share.texts, {name: values.tolist() for name, values in share.measured.items()}])

@@ -1,8 +1,10 @@
 """Sample responses of a model to the prompts of a file, for `keel sample` and `keel evaluate`."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from keel.progress import ProgressDisplay
 from keel.rollout.sampler import sample_rollouts
 from keel.run.folder import write_atomic
 from keel.run.output import require_writable
-from keel.world import ALONE, World, generator
+from keel.world import ALONE, World, generator, local_device, lost_process_reported, raise_together
+
+Show = Callable[[int, Mapping[str, float]], None]
+"""Show the number of responses so far, with some metrics"""
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
 """Columns of the prompt file that describe other responses than the sampled ones; they are not written."""
@@ -56,16 +61,16 @@ class EvaluatedPolicy:
         """
         share, k = world.share(len(self.prompts)), decoding.num_responses
         prompts = [prompt for prompt in self.prompts[share] for _ in range(k)]
-        numbers = generator(*stream)
-        torch.rand(share.start * k, decoding.max_response_tokens, generator=numbers, dtype=torch.float64)  # of others
+        numbers, tokens = generator(*stream), decoding.max_response_tokens
+        for _ in range(share.start * k):
+            torch.rand(tokens, generator=numbers, dtype=torch.float64)  # those of the processes before this one
         for start in range(0, len(prompts), decoding.batch_size):
             batch = prompts[start : start + decoding.batch_size]
-            uniforms = torch.rand(len(batch), decoding.max_response_tokens, generator=numbers, dtype=torch.float64)
             yield sample_rollouts(
                 self.model.policy,
                 batch,
                 self.tokenizer,
-                uniforms,
+                torch.rand(len(batch), tokens, generator=numbers, dtype=torch.float64),
                 self.end_ids,
                 decoding.temperature,
                 decoding.top_k,
@@ -80,48 +85,87 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
 
     Returns the output file, the counts and the share of truncated responses.
     """
-    World.from_environment()
-    require_writable(config.output)
-    policy, decoding = load_policy(config.model, config.prompts, config.sampling, config.dtype), config.sampling
+    world = World.from_environment()
+    with lost_process_reported():
+        world.from_main(partial(require_writable, config.output))
+        settings = config.prompts, config.sampling, config.dtype
+        policy = load_policy(config.model, *settings, world)
+        shares = world.gather_values(raise_together(world, partial(_sample_share, policy, config, world)))
+        rows = [responses for share, _ in shares for responses in share]
+        world.from_main(partial(_write_rows, config, policy.prompts, rows))
+    count = len(rows) * config.sampling.num_responses
+    return {
+        "output": config.output,
+        "prompts": len(policy.prompts),
+        "responses": count,
+        "truncated": sum(truncated for _, truncated in shares) / count,
+    }
+
+
+def _sample_share(policy: EvaluatedPolicy, config: SampleConfig, world: World) -> tuple[list[list[str]], int]:
+    """Sample for this process's share of the prompts. Return the responses to each, and how many are truncated."""
     texts: list[str] = []
     truncated = 0
-    with ProgressDisplay("sample", len(policy.prompts) * decoding.num_responses) as display:
-        for rollouts in policy.sample_responses(decoding, config.seed, "sample"):
+    with share_progress("sample", len(policy.prompts), config.sampling.num_responses, world) as show:
+        for rollouts in policy.sample_responses(config.sampling, config.seed, "sample", world=world):
             texts += rollouts.texts
             truncated += int(rollouts.truncated.sum())
-            display.show(len(texts), {"truncated": truncated / len(texts)})
+            show(len(texts), {"truncated": truncated / len(texts)})
+    return group_texts(texts, config.sampling.num_responses), truncated
+
+
+def _write_rows(config: SampleConfig, prompts: Sequence[Prompt], rows: Sequence[list[str]]) -> None:
     lines = []
-    for prompt, responses in zip(policy.prompts, group_texts(texts, decoding.num_responses), strict=True):
+    for prompt, responses in zip(prompts, rows, strict=True):
         others = {name: value for name, value in prompt.columns.items() if name not in STALE}
         row = {**others, config.prompts.column: prompt.content, "responses": responses}
         lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     write_atomic(Path(config.output), "".join(lines))
-    return {
-        "output": config.output,
-        "prompts": len(policy.prompts),
-        "responses": len(texts),
-        "truncated": truncated / len(texts),
-    }
+
+
+@contextmanager
+def share_progress(title: str, count: int, k: int, world: World) -> Iterator[Show]:
+    """Show the progress of the main process, as that of all. Yield a function of its responses so far and metrics.
+
+    Args:
+        count: number of prompts that the processes share, with k responses to each.
+    """
+    if not world.is_main:
+        yield lambda done, metrics: None
+        return
+    share = world.share(count)
+    with ProgressDisplay(title, count * k) as display:
+        yield lambda done, metrics: display.show(done * count // (share.stop - share.start), metrics)
 
 
 def load_policy(
-    name: str, prompts: PromptSettings, decoding: DecodingSettings, dtype: str = "float32"
+    name: str, prompts: PromptSettings, decoding: DecodingSettings, dtype: str = "float32", world: World = ALONE
 ) -> EvaluatedPolicy:
     """Load a model from a folder or the hub, and read the prompts with its tokenizer.
 
+    Args:
+        world: processes that call this together. Each gets the full model; those of a machine load it in turn.
+
     Raises ConfigError or DataError.
     """
-    tokenizer = chat_tokenizer(name, prompts)
-    loaded = read_prompts(prompts, tokenizer)
-    model = load_frozen_model(name, dtype)
-    end_responses_at_turns(model.policy, tokenizer, prompts)
-    report_unembedded_ids(model.policy, tokenizer, name)
-    require_embeddings(model.policy, [prompt.tokens for prompt in loaded], tokenizer, prompts.path)
-    longest = max(len(prompt.tokens) for prompt in loaded)
-    require_positions(model.policy, longest, decoding.max_response_tokens, name, "sampling")
-    end_ids = end_token_ids(model.policy, tokenizer, decoding.stop, where="sampling.stop")
+    tokenizer = raise_together(world, partial(chat_tokenizer, name, prompts))
+    loaded = raise_together(world, partial(read_prompts, prompts, tokenizer))
+    model = world.in_turn(partial(load_frozen_model, name, dtype))
+    policy = EvaluatedPolicy(name, model, tokenizer, [], loaded)
+    return raise_together(world, partial(_check_policy, policy, prompts, decoding))
+
+
+def _check_policy(policy: EvaluatedPolicy, prompts: PromptSettings, decoding: DecodingSettings) -> EvaluatedPolicy:
+    """Check that the model can respond to the prompts. Return the policy with the ends of its responses."""
+    name, model, tokenizer = policy.name, policy.model.policy, policy.tokenizer
+    end_responses_at_turns(model, tokenizer, prompts)
+    report_unembedded_ids(model, tokenizer, name)
+    require_embeddings(model, [prompt.tokens for prompt in policy.prompts], tokenizer, prompts.path)
+    longest = max(len(prompt.tokens) for prompt in policy.prompts)
+    require_positions(model, longest, decoding.max_response_tokens, name, "sampling")
+    end_ids = end_token_ids(model, tokenizer, decoding.stop, where="sampling.stop")
     texts = tuple(stop_texts(tokenizer, decoding.stop, where="sampling.stop"))
-    policy = EvaluatedPolicy(name, model, tokenizer, end_ids, loaded, texts)
+    policy = replace(policy, end_ids=end_ids, stop_texts=texts)
     check_sampler(policy, decoding)
     return policy
 
@@ -139,7 +183,7 @@ def check_sampler(policy: EvaluatedPolicy, decoding: DecodingSettings) -> None:
 def load_frozen_model(name: str, dtype: str = "float32") -> ActorCritic:
     """Load a causal language model without gradients on the device of this process. Raises ConfigError."""
     model: Any = load_causal_lm(name, dtype)
-    return ActorCritic(model.to(World.from_environment().device).requires_grad_(False))
+    return ActorCritic(model.to(local_device()).requires_grad_(False))
 
 
 def group_texts(texts: list[str], k: int) -> list[list[str]]:

@@ -125,6 +125,7 @@ def checkpoint_on_error(save: Callable[[], None], step: int, world: World) -> It
 
 def interrupt_together(world: World) -> None:
     """Raise Interrupted on every process if a signal has reached any process."""
+    world.wait_for_all()  # the main process may still be logging
     pending = pending_interrupt()
     if world.any(pending is not None):
         raise Interrupted(pending or "a signal to another process")

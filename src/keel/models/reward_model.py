@@ -76,6 +76,7 @@ class RewardModel:
         lora: Lora | None = None,
         quantization: str | None = None,
         max_tokens: int | None = None,
+        device: torch.device | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Self:
         """Load a saved reward model, or any model with a new head.
@@ -88,6 +89,7 @@ class RewardModel:
             lora: adds a new adapter.
             quantization: quantizes the base of the new adapter: "nf4" or "int8".
             max_tokens: largest number of tokens of a training row.
+            device: place of the model; None: that of this process.
             tokenizer: replaces the model's tokenizer, such as by one with another chat template.
 
         Raises ConfigError if it cannot be loaded, or if its scores differ from those of the plain transformers model.
@@ -101,7 +103,7 @@ class RewardModel:
         if lora:
             require_targets(model, lora)
             reward_model.model = with_lora(reward_model.model, lora, "SEQ_CLS", quantization)
-        reward_model.model.to(local_device())
+        reward_model.model.to(device or local_device())
         report_unembedded_ids(reward_model.model, reward_model.tokenizer, name)
         reward_model._check_scores()
         return reward_model

@@ -85,6 +85,8 @@ def gathered_weights(*models: Any) -> Iterator[None]:
     roots: list[Any] = [unwrap_model(model) for model in models if model is not None and is_sharded(model)]
     roots = [root for root in dict.fromkeys(roots) if root not in _gathered]
     groups = [group for root in roots for group in _groups(root)]
+    if roots:
+        _records[roots[0]].world.wait_for_all()
     for root in roots:
         with torch.no_grad():
             root._run(lambda: None)  # the first pass of FSDP decides which module is the root
@@ -130,6 +132,7 @@ def gather_model(model: Any, world: World) -> Any:
     """
     if not is_sharded(model):
         return model if world.is_main else None
+    world.wait_for_all()  # the main process may still be writing
     empty = _records[unwrap_model(model)].empty_copy
     places = dict(empty.named_parameters())
     weights: dict[int, Any] = {}
@@ -143,6 +146,7 @@ def gather_model(model: Any, world: World) -> Any:
 
 def gather_head(head: nn.Linear, world: World) -> Any:
     """Return an ordinary copy of a value head, on the CPU of the main process; None on the others."""
+    world.wait_for_all()
     full = full_tensor(head.weight.detach())
     if not world.is_main:
         return None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from keel.run.folder import write_atomic
 from keel.run.json_values import replace_non_finite
 from keel.run.output import require_writable
 from keel.stats.two_samples import Numbers
-from keel.world import World
+from keel.world import World, lost_process_reported, raise_together
 
 RANKED = 4  # responses to each prompt that people are asked to rank
 MOST_RANKED = 200  # prompts that people are asked to rank
@@ -68,13 +69,32 @@ def drift(config: DriftConfig) -> dict[str, Any]:
     Returns the comparisons and a verdict. They are written to `config.output`, together with the responses. Raises
     ConfigError, DataError or RewardError.
     """
-    World.from_environment()
+    world = World.from_environment()
+    with lost_process_reported():
+        world.from_main(partial(check_drift_output, config))
+        setup = open_drift_setup(config, world)
+        training = raise_together(world, partial(training_prompts, setup, config.run))
+        today, then = sample_both_sides(config, setup, training)
+        metrics = dict(world.from_main(partial(compute_drift, config, setup, then, today)))
+        if config.output:
+            rows = rows_to_rank(setup, metrics["verdict"], today, config)
+            if rows:
+                metrics["to_rank"] = {"file": str(ranking_file(config.output)), "rows": len(rows)}
+            world.from_main(partial(write_drift, config.output, metrics, today, rows))
+    return metrics
+
+
+def check_drift_output(config: DriftConfig) -> None:
+    """Check that the output files can be written, before any model is loaded. Raises ConfigError."""
     require_writable(config.output)
     if config.output:
         require_writable(ranking_file(config.output))
-    setup = open_drift_setup(config)
-    training = training_prompts(setup, config.run)
-    today, then = sample_both_sides(config, setup, training)
+
+
+def compute_drift(
+    config: DriftConfig, setup: DriftSetup, then: MeasuredResponses, today: MeasuredResponses
+) -> dict[str, Any]:
+    """Compare both sides in total and by slice, and reach the verdict."""
     groups = {ALL: compare_metrics(then.values, today.values, config.seed)}
     for name, rows in today.slices.items():
         groups[name] = compare_slice(name, then, today.select_rows(rows), config.seed)
@@ -95,7 +115,6 @@ def drift(config: DriftConfig) -> dict[str, Any]:
         "notes": setup.notes,
     }
     metrics["verdict"] = drift_verdict(metrics, then.slices)
-    write_drift(config, setup, metrics, today)
     return metrics
 
 
@@ -177,16 +196,13 @@ def verdict_reasons(verdict: str, metrics: Mapping[str, Mapping[str, Any]]) -> l
     return describe_shifts(metrics) if verdict in ALARMING else []
 
 
-def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any], today: MeasuredResponses) -> None:
-    """Write metrics and responses to `config.output`, and rows for people to rank beside it."""
-    if not config.output:
-        return
-    output = Path(config.output)
-    rows = rows_to_rank(setup, metrics["verdict"], today, config)
+def write_drift(
+    output: str, metrics: Mapping[str, Any], today: MeasuredResponses, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write metrics and responses to `output`, and rows for people to rank beside it."""
     if rows:
-        metrics["to_rank"] = {"file": str(ranking_file(config.output)), "rows": len(rows)}
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(ranking_file(config.output), lines)
+        write_atomic(ranking_file(output), lines)
     responses = [
         {
             "prompt": prompt.content,
@@ -196,7 +212,7 @@ def write_drift(config: DriftConfig, setup: DriftSetup, metrics: dict[str, Any],
         for row, (prompt, texts) in enumerate(zip(today.evaluated.prompts, today.evaluated.texts, strict=True))
     ]
     record = replace_non_finite({"figures": metrics, "answers": responses})
-    write_atomic(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(Path(output), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
 def ranking_file(output: str) -> Path:
@@ -207,6 +223,8 @@ def rows_to_rank(
     setup: DriftSetup, verdict: Mapping[str, Any], today: MeasuredResponses, config: DriftConfig
 ) -> list[dict[str, Any]]:
     """Return rows for `keel rank`: prompts of the slices that moved, each with up to RANKED distinct responses.
+
+    Every process must call it, with the same verdict.
 
     Without moved slices, the rows are of all prompts if the verdict on all is bad, and otherwise empty.
     """

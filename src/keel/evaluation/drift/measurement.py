@@ -1,6 +1,7 @@
 """Sample or read the responses that `keel drift` compares, and measure them with the run's reward models."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,23 +18,29 @@ from keel.data.prompts import Prompt, encode_prompt
 from keel.data.turns import encode_response
 from keel.errors import ConfigError, DataError
 from keel.evaluation.drift.novelty import PromptWordPairs
-from keel.evaluation.evaluate import Scoring, measure_responses, sample_and_score
+from keel.evaluation.evaluate import Scoring, gather_responses, measure_responses, sample_and_score
 from keel.evaluation.frontier import find_checkpoints, settings_of_run
 from keel.evaluation.judged import PER_TOKEN, EvaluatedResponses
-from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy, group_texts, load_frozen_model, load_policy
+from keel.evaluation.sample import (
+    PASS_TOKENS,
+    EvaluatedPolicy,
+    group_texts,
+    load_frozen_model,
+    load_policy,
+    share_progress,
+)
 from keel.evaluation.slices import slice_rows
 from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import ActorCritic
 from keel.models.prompt_reading import read_prompts
 from keel.models.vocabulary import fill_id, require_embeddings
-from keel.progress import ProgressDisplay
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
 from keel.run.folder import RunFolder
 from keel.run.origin import fingerprints
 from keel.run.reward_files import read_range
 from keel.stats.two_samples import Numbers
-from keel.world import generator
+from keel.world import ALONE, World, generator, raise_together
 
 ENOUGH = 600  # training prompts to sample, or as many as there are prompts of today where these are more
 LOGGED = 5_000  # most prompts to read from a run's log, where the file of the training prompts is missing
@@ -48,6 +55,7 @@ class DriftSetup:
     reference: ActorCritic | None
     scorers: list[Scorer]
     notes: list[str]  # what could not be measured and why, for the report
+    world: World = ALONE  # processes that share the prompts, each with all models
 
     @property
     def scoring(self) -> Scoring:
@@ -64,30 +72,30 @@ def training_decoding(run: TrainConfig) -> DecodingSettings:
     return DecodingSettings(**{name: getattr(run.rollout, name) for name in names})
 
 
-def open_drift_setup(config: DriftConfig) -> DriftSetup:
+def open_drift_setup(config: DriftConfig, world: World) -> DriftSetup:
     """Load the run's policy, reference and scorers, and read today's prompts.
 
     Raises ConfigError without a policy or a scorer, DataError for rows that cannot be read.
     """
-    run = settings_of_run(config.run)
-    step, policy = list(find_checkpoints(config.run).items())[-1]
+    run = raise_together(world, partial(settings_of_run, config.run))
+    step, policy = world.from_main(lambda: list(find_checkpoints(config.run).items())[-1])
     logged = run.prompts.model_copy(update={"path": config.answers, "column": "prompt"})
-    today = load_policy(policy, config.prompts or logged, training_decoding(run), config.dtype)
+    today = load_policy(policy, config.prompts or logged, training_decoding(run), config.dtype, world)
     chosen = choose_prompts(today.prompts, config.max_prompts or len(today.prompts), config.seed, "today")
     slice_rows(chosen, config.slices)  # called for its errors, before anything is sampled
     if config.answers:
         read_responses(chosen, config.answers)
     start, notes = run.reference or run.policy.model, describe_unfinished_run(config.run, step, run.steps)
     try:
-        reference = load_frozen_model(start, config.dtype)
+        reference = world.in_turn(partial(load_frozen_model, start, config.dtype))
     except ConfigError as error:
         reference = None
         notes.append(f"no KL and no log-probabilities of the reference: {error}")
     without = [source.model for source in run.rewards if source.model and read_range(source.model) is None]
     notes += [f"{model} has no range.json: scores outside its range cannot be counted" for model in without]
-    scorers = build_scorers(run.rewards)
+    scorers = world.in_turn(partial(build_scorers, run.rewards))
     check_signatures(scorers, [name for prompt in today.prompts for name in prompt.columns])
-    return DriftSetup(run, replace(today, prompts=chosen), reference, scorers, notes)
+    return DriftSetup(run, replace(today, prompts=chosen), reference, scorers, notes, world)
 
 
 def describe_unfinished_run(folder: str, step: int, planned: int) -> list[str]:
@@ -155,34 +163,45 @@ def has_changed(settings: PromptSettings, folder: RunFolder) -> bool:
 def sample_and_score_prompts(
     setup: DriftSetup, prompts: Sequence[Prompt], seed: int, which: str, copies: int = 1
 ) -> EvaluatedResponses:
-    """Sample `copies` responses to each prompt from the policy, and measure them.
+    """Sample `copies` responses to each prompt from the policy, and measure them. Every process must call it.
 
     Args:
         which: name of the stream of random numbers.
     """
     decoding = setup.decoding.model_copy(update={"num_responses": copies})
     policy = replace(setup.policy, prompts=list(prompts))
-    with ProgressDisplay(f"drift {which}", len(prompts) * copies) as display:
-        return sample_and_score(policy, setup.reference, setup.scoring, decoding, seed, which, show=display.show)
+    with share_progress(f"drift {which}", len(prompts), copies, setup.world) as show:
+        return sample_and_score(policy, setup.reference, setup.scoring, decoding, seed, which, setup.world, show)
 
 
 def score_logged_responses(setup: DriftSetup, path: str) -> EvaluatedResponses:
     """Measure the responses of the file. A response counts as truncated only if its column `truncated` is true."""
-    batches: list[dict[str, Tensor]] = []
-    texts: list[str] = []
-    with ProgressDisplay("drift responses", len(setup.policy.prompts)) as display:
-        for rollouts in logged_rollouts(setup, path):
-            temperature = setup.decoding.temperature or 1.0
-            batches.append(measure_responses(rollouts, setup.policy, setup.reference, setup.scoring, temperature))
-            texts += rollouts.texts
-            display.show(len(texts), {})
-    measured = {name: torch.cat([batch[name].cpu() for batch in batches]).view(-1, 1) for name in batches[0]}
+    prompts, world = setup.policy.prompts, setup.world
+    responses = gather_responses(raise_together(world, partial(_score_share, setup, path)), prompts, world)
+    measured = responses.measured
     if setup.policy.stop_texts and not setup.decoding.stop_in_text:
         setup.notes.append("stop texts are missing from the logged rows, which are read as if an end token ended them")
-    if not any("truncated" in prompt.columns for prompt in setup.policy.prompts):
+    if not any("truncated" in prompt.columns for prompt in prompts):
         del measured["truncated"]
         setup.notes.append("truncated is left out: the logged rows have no column of that name")
-    return EvaluatedResponses(setup.policy.prompts, group_texts(texts, 1), measured)
+    return responses
+
+
+def _score_share(setup: DriftSetup, path: str) -> EvaluatedResponses:
+    """Measure this process's share of the logged responses."""
+    batches: dict[str, list[Tensor]] = defaultdict(list)
+    texts: list[str] = []
+    count, temperature = len(setup.policy.prompts), setup.decoding.temperature or 1.0
+    share = replace(setup, policy=replace(setup.policy, prompts=setup.policy.prompts[setup.world.share(count)]))
+    with share_progress("drift responses", count, 1, setup.world) as show:
+        for rollouts in logged_rollouts(share, path):
+            measured = measure_responses(rollouts, setup.policy, setup.reference, setup.scoring, temperature)
+            for name, values in measured.items():
+                batches[name].append(values.cpu())
+            texts += rollouts.texts
+            show(len(texts), {})
+    by_name = {name: torch.cat(values).view(-1, 1) for name, values in batches.items()}
+    return EvaluatedResponses(share.policy.prompts, group_texts(texts, 1), by_name)
 
 
 def read_responses(prompts: Sequence[Prompt], path: str) -> list[str]:
@@ -237,18 +256,26 @@ def build_rollouts(
 def prompt_logprobs(setup: DriftSetup, prompts: list[Prompt]) -> Numbers:
     """Compute the mean log-probability of each prompt's tokens but the first under the reference. -> [N]
 
-    NaN for a prompt of one token, and for all prompts without a reference.
+    NaN for a prompt of one token, and for all prompts without a reference. Every process must call it, and reads a
+    share of the prompts.
     """
+    world = setup.world
+    share = partial(_prompt_logprobs, setup, prompts[world.share(len(prompts))])
+    return np.array([mean for means in world.gather_values(raise_together(world, share)) for mean in means])
+
+
+def _prompt_logprobs(setup: DriftSetup, prompts: list[Prompt]) -> list[float]:
     means = np.full(len(prompts), np.nan)
     rows = [row for row, prompt in enumerate(prompts) if len(prompt.tokens) > 1]
-    if setup.reference is None or not rows:
-        return means
-    longer = [prompts[row] for row in rows]
-    first, rest = [[p.tokens[0]] for p in longer], [list(p.tokens[1:]) for p in longer]
-    batch = build_rollouts(setup, longer, first, rest, torch.zeros(len(longer), dtype=torch.bool), [""] * len(longer))
-    sums = reference_logprobs(setup.reference, batch, 1.0, PASS_TOKENS).double().sum(1)
-    means[rows] = (sums / batch.lengths).cpu().numpy()
-    return means
+    if setup.reference is not None and rows:
+        longer = [prompts[row] for row in rows]
+        first, rest = [[p.tokens[0]] for p in longer], [list(p.tokens[1:]) for p in longer]
+        cut = torch.zeros(len(longer), dtype=torch.bool)
+        batch = build_rollouts(setup, longer, first, rest, cut, [""] * len(longer))
+        sums = reference_logprobs(setup.reference, batch, 1.0, PASS_TOKENS).double().sum(1)
+        means[rows] = (sums / batch.lengths).cpu().numpy()
+    values: list[float] = means.tolist()
+    return values
 
 
 def metric_values(
