@@ -65,8 +65,8 @@ class NF4Linear(QuantizedLinear):
         functional = import_bitsandbytes().functional
         weight = layer.weight.detach()
         packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
-        # quantize_4bit would do the rest too, but it keeps the code of its first call for all devices, meta included.
-        code, offset = functional.create_dynamic_map().to(weight.device), state.absmax.mean()
+        # quantize_4bit would do the rest too, but it keeps the code of its first call, even if that is on meta.
+        code, offset = _scale_code().to(weight.device), state.absmax.mean()
         absmax, scales = functional.quantize_blockwise(state.absmax - offset, code=code, blocksize=SCALES)
         super().__init__(layer, weight=packed, absmax=absmax, scales=scales.absmax, offset=offset)
         self.register_buffer("code", code, persistent=False)
@@ -134,6 +134,14 @@ def import_bitsandbytes() -> Any:
         fix = "pip install 'keel-rlhf[quantization]', or remove quantization"
         raise ConfigError("quantization needs the package bitsandbytes", where="quantization", fix=fix) from None
     return bitsandbytes
+
+
+@cache
+def _scale_code() -> Tensor:
+    """Return the 256 values of a scale in 8 bits, which all layers share. [256]"""
+    with torch.device("cpu"):  # the caller may build a model on meta
+        code: Tensor = import_bitsandbytes().functional.create_dynamic_map()
+    return code
 
 
 def quantize_model(model: Any, quantization: str, unquantized: Collection[str] = ()) -> None:
