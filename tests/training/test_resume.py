@@ -108,3 +108,10 @@ def test_other_settings_are_another_run(tiny_policy: Path, tmp_path: Path) -> No
     train(tiny_policy, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"cannot resume with other settings: algorithm.kl_coef was 0.05, is 0.5"):
         train(tiny_policy, tmp_path / "run", {"algorithm.kl_coef": 0.5, "steps": 3}, resume=True)
+
+
+def test_only_the_last_checkpoint_has_a_model_folder(tiny_policy: Path, tmp_path: Path) -> None:
+    train(tiny_policy, tmp_path, {"steps": 3, "checkpoint.every": 1, "checkpoint.keep": 0, "checkpoint.models": "last"})
+    with_model = {path.parent.name for path in tmp_path.glob("checkpoints/step-*/policy")}
+    assert with_model == {"step-000003"}
+    assert len(list(tmp_path.glob("checkpoints/step-*/weights.safetensors"))) == 3

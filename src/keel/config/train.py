@@ -149,6 +149,12 @@ class TrainOptim(OptimSettings):
     """Peak learning rate of the critic or value head (default: 3 times learning_rate)"""
 
 
+class TrainCheckpoint(CheckpointSettings):
+    models: Literal["every", "last"] = "every"
+    """Which checkpoints also have the policy as a model folder, for `keel evaluate --checkpoints`: every one, or only
+    that of the last step, which saves space and time for large models"""
+
+
 class RolloutLogSettings(LogSettings):
     rollouts_per_step: CountOrNone = 4
     """Number of responses to write to rollouts.jsonl in each step"""
@@ -199,7 +205,7 @@ class TrainConfig(Settings):
     algorithm: AlgorithmSettings = AlgorithmSettings()
     optim: TrainOptim = TrainOptim()
     parallel: ParallelSettings = ParallelSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
+    checkpoint: TrainCheckpoint = TrainCheckpoint()
     evaluate: EvaluateDuring = EvaluateDuring()
     log: RolloutLogSettings = RolloutLogSettings()
     doctor: Literal["quiet", "tell", "stop"] = "tell"

@@ -61,7 +61,9 @@ def trained_state(setup: TrainingSetup) -> TrainedState:
 
 def save_run_state(setup: TrainingSetup, state: RunState, folder: RunFolder) -> None:
     """Save a checkpoint of everything the next step depends on, and the policy as a plain model folder."""
-    policy = gather_model(setup.actor_critic.policy, setup.world)
+    checkpoint = setup.config.checkpoint
+    has_model = checkpoint.models == "every" or state.step == setup.config.steps
+    policy = gather_model(setup.actor_critic.policy, setup.world) if has_model else None
     trained_state(setup).save(
         folder,
         state.step,
@@ -71,9 +73,9 @@ def save_run_state(setup: TrainingSetup, state: RunState, folder: RunFolder) -> 
             "value_units": asdict(setup.actor_critic.value_units),
             "unlogged": state.unlogged,
         },
-        setup.config.checkpoint.keep,
+        checkpoint.keep,
         setup.world,
-        models={"policy": lambda path: save_model(policy, setup.tokenizer, path)},
+        models={"policy": lambda path: save_model(policy, setup.tokenizer, path)} if has_model else {},
     )
 
 
