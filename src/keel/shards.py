@@ -20,7 +20,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
+class LocalRows:
     """The rows of a tensor that this process holds, as a checkpoint addresses them."""
 
     first: int
@@ -28,7 +28,7 @@ class Rows:
     is_copy: bool  # another process holds the same rows and comes before this one
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Rows":
+    def of(cls, tensor: Tensor) -> "LocalRows":
         """Return the rows of a tensor, which share its memory. All processes hold all rows of a plain tensor."""
         if not isinstance(tensor, DTensor):
             rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -16,7 +16,7 @@ from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.models.reward_model import RewardModel
 from keel.rollout.scorers import RewardModelScorer
 from keel.training.setup import TrainingSetup, build_training_setup
-from keel.world import World
+from keel.world import ALONE
 
 from ..conftest import save_tiny_model
 from ..runs import PROMPTS, settings
@@ -43,7 +43,7 @@ def run(tiny_policy: Path, tmp_path: Path, **changes: Any) -> TrainingSetup:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     given = settings(tiny_policy, tmp_path / "run", {"prompts.path": str(prompts), **changes})
-    return build_training_setup(parse(TrainConfig, given), [], None, World.single())
+    return build_training_setup(parse(TrainConfig, given), [], None, ALONE)
 
 
 def places(model: Any) -> dict[str, int]:

@@ -21,7 +21,7 @@ from keel.models.loading import as_classifier, load_causal_lm, load_classifier, 
 from keel.models.reward_model import RewardModel
 from keel.training.policy import train_policy
 from keel.training.setup import build_training_setup
-from keel.world import World
+from keel.world import ALONE
 
 from ..conftest import SPECIALS, WORDS, save_tiny_model, word_tokenizer
 from ..runs import PROMPTS, settings
@@ -177,9 +177,7 @@ def test_a_vocabulary_with_a_pad_token_besides_is_the_policys(tiny_gpt2: Path, t
     with_head(RewardModel.load(str(tiny_gpt2), template=WITH)).save(tmp_path / "reward")
     assert len(load_tokenizer(str(tmp_path / "reward"))) == 33
     changes = {"rewards": [{"model": str(tmp_path / "reward")}], "critic.init": str(tmp_path / "reward")}
-    setup = build_training_setup(
-        parse(TrainConfig, settings(tiny_gpt2, tmp_path / "run", changes)), [], PROMPTS, World.single()
-    )
+    setup = build_training_setup(parse(TrainConfig, settings(tiny_gpt2, tmp_path / "run", changes)), [], PROMPTS, ALONE)
     assert setup.actor_critic.critic.config.pad_token_id == END
 
 

@@ -21,7 +21,7 @@ from keel.models.reward_model import RewardModel
 from keel.models.sameness import probe_logprobs, probe_tokens
 from keel.rollout.scorers import RewardModelScorer
 from keel.training.setup import TrainingSetup, build_training_setup
-from keel.world import World
+from keel.world import ALONE
 
 from ..conftest import save_tiny_model, word_tokenizer
 from ..runs import PROMPTS, settings
@@ -187,7 +187,7 @@ def setup_of(policy: Path, tmp_path: Path, **changes: Any) -> TrainingSetup:
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     given = {"prompts.path": str(prompts), "policy.lora": {"r": 2}, "policy.quantization": "nf4", **changes}
     config = parse(TrainConfig, settings(policy, tmp_path / "run", given))
-    return build_training_setup(config, [], None, World.single(), scores_required=False)
+    return build_training_setup(config, [], None, ALONE, scores_required=False)
 
 
 @BOTH

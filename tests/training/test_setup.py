@@ -44,7 +44,7 @@ def test_refused_before_the_start(tiny_policy: Path, changes: dict[str, Any], me
 
 
 def test_answers_that_do_not_divide_among_processes(tiny_policy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"rollout.batch_size 16 .* cannot be divided among 3 processes"):
+    with pytest.raises(ConfigError, match=r"^rollout.batch_size: 16 .* 3 processes"):
         build(tiny_policy, {}, World(0, 3, torch.device("cpu")))
 
 

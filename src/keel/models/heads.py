@@ -17,8 +17,9 @@ LOGITS_KEPT = 2**24
 in the backward pass."""
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
 """Logits per chunk: few enough for a CPU's cache, and enough to use all of a GPU."""
-ROWS_AT_ONCE = 32
-"""Smallest number of tokens per chunk, since each chunk also adds to the gradient of the full output matrix."""
+ROWS_AT_ONCE = 256
+"""Smallest number of tokens per chunk, since each chunk reads the full output matrix, and adds to all of its gradient.
+With 49,152 tokens in the vocabulary and states of 576, chunks of 42 take twice as long as chunks of 256 on a CPU."""
 
 UNFIT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError, StopIteration)
 """Errors that the code of a model raises when it is used in a way that it does not support."""

@@ -26,7 +26,7 @@ from keel.models.adapters import (
     with_lora,
 )
 from keel.models.heads import compute_dtype, new_value_head, trunk, unwrap_model
-from keel.models.model_files import is_adapter, load_errors_converted, read_part, refuse_quantized, token_ids
+from keel.models.model_files import is_adapter, load_errors_converted, read_part, refuse_quantization, token_ids
 from keel.models.packed import pack_if_possible
 from keel.models.pad_token import read_every_token, set_pad_id
 from keel.models.quantized import import_bitsandbytes, quantization_name
@@ -176,7 +176,7 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
 
 def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Load a model and its load report. Raises ConfigError for weights of another shape, NaN or infinite weights."""
-    refuse_quantized(model_config(name, auto_class), name)
+    refuse_quantization(model_config(name, auto_class), name)
     if is_shallow(name):
         empty: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
         return shallow_model(auto_class, name, DTYPES[dtype]), empty

@@ -124,7 +124,7 @@ def refuse_other_files(folder: Path) -> None:
             raise ConfigError(what, str(index), "copy or download the folder again")
 
 
-def refuse_quantized(config: Any, name: str) -> None:
+def refuse_quantization(config: Any, name: str) -> None:
     """Raise ConfigError for a model whose saved weights are quantized."""
     settings = getattr(config, "quantization_config", None)
     if settings:

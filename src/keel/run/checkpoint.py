@@ -20,7 +20,7 @@ from keel.failpoints import failpoint
 from keel.files import read_regular
 from keel.run.folder import RunFolder, delete_path, sha256, storage, sync
 from keel.run.metrics_log import sync_to_disk
-from keel.run.saved_tensors import SavedTensors, write_rows
+from keel.run.saved_tensors import SavedTensors, write_local_rows
 from keel.world import ALONE, World, raise_together
 
 FORMAT = 1
@@ -102,7 +102,7 @@ def _write_tensors(
     with storage(partial):
         for name, named in tensors.items():
             path = partial / (f"{name}.safetensors" if world.size == 1 else f"{name}-{world.rank:05d}.safetensors")
-            write_rows(path, named)
+            write_local_rows(path, named)
             files[path.name] = _describe(path)
             failpoint("save.content")
     return files

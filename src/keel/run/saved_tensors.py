@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from keel.errors import CheckpointError
-from keel.shards import Rows, local_tensor
+from keel.shards import LocalRows, local_tensor
 
 FIRST_ROWS = "first_rows"
 OTHER_MODEL = "resume with the model and the LoRA settings of the start of the run"
 
 
-def write_rows(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_local_rows(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the rows of the tensors that this process holds, except copies of another's. Raises CheckpointError."""
-    held = {name: Rows.of(tensor.detach()) for name, tensor in tensors.items()}
+    held = {name: LocalRows.of(tensor.detach()) for name, tensor in tensors.items()}
     held = {name: rows for name, rows in held.items() if not rows.is_copy and (rows.values.numel() or not rows.first)}
     first_rows = {name: rows.first for name, rows in held.items() if rows.first}
     with _storage_errors(path):
@@ -72,7 +72,7 @@ class SavedTensors:
     @torch.no_grad()
     def copy_to(self, name: str, target: Tensor) -> None:
         """Copy the rows that this process holds of `target` from the files. Raises CheckpointError for other shapes."""
-        rows = Rows.of(target.detach())
+        rows = LocalRows.of(target.detach())
         missing = len(rows.values) if rows.values.dim() else 1
         for file, first, shape in self.parts.get(name, []):
             if shape[1:] != list(target.shape[1:]) or len(shape) != target.dim():
