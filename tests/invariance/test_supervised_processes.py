@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
     "lists": ("reward", RANKINGS, {"loss": "listwise", "patience": 2, "gradient_checkpointing": True}),
     "adapter": ("reward", PAIRS, {"lora": {"r": 2}, "gradient_checkpointing": True}),
     "ensemble": ("reward", PAIRS, {"members": 2, "epochs": 0.5}),
-    "many passes": ("dpo", RANKINGS, {"microbatch_tokens": 12, "patience": 2, "batch_size": 2}),
+    "many passes": ("dpo", RANKINGS, {"microbatch_tokens": 12, "patience": 2, "batch_size": 2, "epochs": 1.5}),
 }
 IN_THREE = ["counts 1 and 5", "a process without a row", "pairs", "many passes"]
 RESULTS = {"sft": "model", "reward": "model", "dpo": "policy"}
