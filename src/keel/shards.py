@@ -28,7 +28,7 @@ class LocalRows:
     is_copy: bool  # another process holds the same rows and comes before this one
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "LocalRows":
+    def from_tensor(cls, tensor: Tensor) -> "LocalRows":
         """Return the rows of a tensor, which share its memory. All processes hold all rows of a plain tensor."""
         if not isinstance(tensor, DTensor):
             rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -46,7 +46,7 @@ def test_what_was_saved_comes_back(folder: RunFolder):
     assert checkpoint is not None
     assert (checkpoint.step, checkpoint.state, checkpoint.ignored) == (3, {"next_prompt": 30}, ())
     moments = torch.zeros(4)
-    checkpoint.tensors("adam").copy_to("0.exp_avg", moments)
+    checkpoint.tensors("adam").fill("0.exp_avg", moments)
     assert torch.equal(moments, torch.full((4,), 3.0))
     assert (checkpoint.folder("policy") / "weights.bin").read_bytes() == b"\x03" * 100
     for absent in (checkpoint.tensors, checkpoint.folder):
@@ -264,7 +264,7 @@ def trained(
     optimizer = torch.optim.AdamW(groups, lr=0.1)
     if resume_from is not None:
         for name, weight in model.named_parameters():
-            resume_from[0].copy_to(name, weight)
+            resume_from[0].fill(name, weight)
         load_optimizer_tensors(optimizer, resume_from[1])
     for _ in range(steps):
         optimizer.zero_grad()

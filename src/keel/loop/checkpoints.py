@@ -86,7 +86,7 @@ class TrainedState:
                 where=str(checkpoint.path),
                 fix="start a new run",
             )
-        load_trained_weights(self.optimizer, self.model.named_parameters(), saved.copy_to)
+        load_trained_weights(self.optimizer, self.model.named_parameters(), saved.fill)
         load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"))
         self.guard.restore(checkpoint.state["guard"])
 

@@ -26,7 +26,7 @@ OTHER_MODEL = "resume with the model and the LoRA settings of the start of the r
 
 def write_local_rows(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the rows of the tensors that this process holds, except copies of another's. Raises CheckpointError."""
-    held = {name: LocalRows.of(tensor.detach()) for name, tensor in tensors.items()}
+    held = {name: LocalRows.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
     held = {name: rows for name, rows in held.items() if not rows.is_copy and (rows.values.numel() or not rows.first)}
     first_rows = {name: rows.first for name, rows in held.items() if rows.first}
     with _storage_errors(path):
@@ -70,9 +70,9 @@ class SavedTensors:
         return not self.parts[name][0][2]
 
     @torch.no_grad()
-    def copy_to(self, name: str, target: Tensor) -> None:
+    def fill(self, name: str, target: Tensor) -> None:
         """Copy the rows that this process holds of `target` from the files. Raises CheckpointError for other shapes."""
-        rows = LocalRows.of(target.detach())
+        rows = LocalRows.from_tensor(target.detach())
         missing = len(rows.values) if rows.values.dim() else 1
         for file, first, shape in self.parts.get(name, []):
             if shape[1:] != list(target.shape[1:]) or len(shape) != target.dim():
@@ -126,5 +126,5 @@ def load_optimizer_tensors(optimizer: Optimizer, saved: SavedTensors) -> None:
         parameter = parameters[int(index)]
         is_counter = saved.is_scalar(key)
         empty = torch.zeros((), device=local_tensor(parameter).device) if is_counter else torch.zeros_like(parameter)
-        saved.copy_to(key, empty)
+        saved.fill(key, empty)
         optimizer.state[parameter][name] = empty

@@ -120,7 +120,7 @@ class Learner:
             weights = {name: torch.empty_like(weight) for name, weight in self.trained.weights.items()}
             saved = checkpoint.tensors("best")
             for name, weight in weights.items():
-                saved.copy_to(name, weight)
+                saved.fill(name, weight)
             self.best = Best(**checkpoint.state["best"], weights=weights)
         self.step, self.unlogged = checkpoint.step, checkpoint.state["unlogged"]
         failpoint("start.resumed")

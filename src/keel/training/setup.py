@@ -66,7 +66,7 @@ class TrainingSetup:
     @property
     def reward_models(self) -> list[Any]:
         """The models of all scorers."""
-        return models_of(self.scorers)
+        return scoring_models(self.scorers)
 
     def respond(
         self,
@@ -132,7 +132,7 @@ class TrainingSetup:
         return scored
 
 
-def models_of(scorers: Sequence[Scorer]) -> list[Any]:
+def scoring_models(scorers: Sequence[Scorer]) -> list[Any]:
     return [member.model for scorer in scorers if isinstance(scorer, RewardModelScorer) for member in scorer.members]
 
 
@@ -212,7 +212,7 @@ def _load_models(
     """
     scorers = [] if functions is None else _scorers(config, functions)
     check_signatures(scorers, (name for prompt in prompts for name in prompt.columns), config.reward.segments != "none")
-    reward_models = models_of(scorers)
+    reward_models = scoring_models(scorers)
     if world.mesh is not None:
         for model in reward_models:
             shard_model(model, world)
