@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from keel.world import busy_seconds, run_concurrently
+from keel.errors import DataError, ProcessLost
+from keel.world import ALONE, World, busy_seconds, lost_process_reported, raise_together, run_concurrently
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +82,29 @@ def test_of_jobs_side_by_side_the_longest_counts_as_work() -> None:
     run_concurrently(partial(work, 0.1), partial(work, 0.3))
     work(0.1)
     assert 0.4 <= busy_seconds() - began < 0.5
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(8, [3, 3, 2]), (6, [2, 2, 2]), (2, [1, 1, 0]), (0, [0, 0, 0])])
+def test_shares_follow_each_other_and_differ_by_one_at_most(count: int, sizes: list[int]) -> None:
+    shares = [World(rank, 3, torch.device("cpu")).share(count) for rank in range(3)]
+    assert [row for share in shares for row in range(count)[share]] == list(range(count))
+    assert [len(range(count)[share]) for share in shares] == sizes
+
+
+def test_alone_a_world_passes_values_and_errors_on() -> None:
+    assert ALONE.gather_values({"a": [1.5, None]}) == [{"a": [1.5, None]}]
+    assert ALONE.from_main(lambda: "done") == ALONE.in_turn(lambda: "done") == "done"
+    with pytest.raises(DataError, match="row 3"):
+        raise_together(ALONE, lambda: _fail(DataError("bad", "row 3")))
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("message", ["gloo/transport/tcp/pair.cc: Connection closed by peer", "shapes differ"])
+def test_only_errors_of_the_process_group_are_a_lost_process(message: str) -> None:
+    kind = ProcessLost if "gloo" in message else RuntimeError
+    with pytest.raises(RuntimeError) as caught, lost_process_reported():
+        raise RuntimeError(message)
+    assert type(caught.value) is kind

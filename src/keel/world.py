@@ -210,7 +210,7 @@ def lost_process_reported(every_error: bool = False) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # These are RuntimeErrors too, but of this process.
-        if isinstance(error, (torch.OutOfMemoryError, ProcessLost)) or "CUDA error" in str(error):
+        if isinstance(error, (torch.OutOfMemoryError, KeelError)) or "CUDA error" in str(error):
             raise
         if not (every_error or isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise

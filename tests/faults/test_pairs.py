@@ -63,3 +63,8 @@ def test_f07_when_one_hangs_the_other_stops(tiny_policy: Path, tmp_path: Path) -
     pair[1].send(signal.SIGKILL)
     pair[1].wait()
     assert committed(stage) == 2
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tiny_policy: Path, tmp_path: Path) -> None:
+    stage = train_stage(tiny_policy, tmp_path)
+    assert codes(start_pair(stage, failpoints={1: "update.loss:3=nan"})) == [3, 3]
