@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from keel.world import busy_seconds, run_concurrently
+from keel.errors import ConfigError, ProcessLost
+from keel.world import busy_seconds, lost_process_reported, run_concurrently
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +82,46 @@ def test_of_jobs_side_by_side_the_longest_counts_as_work() -> None:
     run_concurrently(partial(work, 0.1), partial(work, 0.3))
     work(0.1)
     assert 0.4 <= busy_seconds() - began < 0.5
+
+
+READ_ERROR = "[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:17832: Connection reset by peer"
+
+
+def error_after(first: Exception, second: Exception) -> Exception:
+    """The second error, raised while the first one was handled."""
+    try:
+        try:
+            raise first
+        finally:
+            raise second
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(READ_ERROR),
+        torch.distributed.DistNetworkError("The client socket has timed out after 10000ms"),
+        error_after(RuntimeError(READ_ERROR), AssertionError("expects the weights to be gathered")),
+    ],
+)
+def test_an_error_of_a_collective_means_that_a_process_is_lost(error: Exception) -> None:
+    with pytest.raises(ProcessLost, match="gone or does not respond"), lost_process_reported():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        torch.OutOfMemoryError("gloo"),
+        ConfigError("no such model"),
+        error_after(ConfigError("gloo"), RuntimeError("another")),
+        torch.distributed.DistNetworkError("The server socket has failed to listen on any local network address"),
+    ],
+)
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, lost_process_reported():
+        raise error
+    assert raised.value is error
