@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from keel.errors import DataError, ProcessLost
+from keel.errors import ConfigError, DataError, ProcessLost
 from keel.world import ALONE, World, busy_seconds, lost_process_reported, raise_together, run_concurrently
 
 
@@ -102,9 +102,44 @@ def _fail(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("message", ["gloo/transport/tcp/pair.cc: Connection closed by peer", "shapes differ"])
-def test_only_errors_of_the_process_group_are_a_lost_process(message: str) -> None:
-    kind = ProcessLost if "gloo" in message else RuntimeError
-    with pytest.raises(RuntimeError) as caught, lost_process_reported():
-        raise RuntimeError(message)
-    assert type(caught.value) is kind
+READ_ERROR = "[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:17832: Connection reset by peer"
+
+
+def error_after(first: Exception, second: Exception) -> Exception:
+    """The second error, raised while the first one was handled."""
+    try:
+        try:
+            raise first
+        finally:
+            raise second
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(READ_ERROR),
+        torch.distributed.DistNetworkError("The client socket has timed out after 10000ms"),
+        error_after(RuntimeError(READ_ERROR), AssertionError("expects the weights to be gathered")),
+    ],
+)
+def test_an_error_of_a_collective_means_that_a_process_is_lost(error: Exception) -> None:
+    with pytest.raises(ProcessLost, match="gone or does not respond"), lost_process_reported():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        torch.OutOfMemoryError("gloo"),
+        ConfigError("no such model"),
+        error_after(ConfigError("gloo"), RuntimeError("another")),
+        torch.distributed.DistNetworkError("The server socket has failed to listen on any local network address"),
+    ],
+)
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, lost_process_reported():
+        raise error
+    assert raised.value is error

@@ -208,16 +208,40 @@ def lost_process_reported(every_error: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        # These are RuntimeErrors too, but of this process.
-        if isinstance(error, (torch.OutOfMemoryError, KeelError)) or "CUDA error" in str(error):
+    except Exception as error:
+        lost = find_lost_process(error, every_error)
+        if lost is None:
             raise
-        if not (every_error or isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
-            raise
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ProcessLost(
-            f"another process of this run is gone or does not respond ({reason})", "torchrun", LOST_FIX
-        ) from error
+        raise lost from error
+
+
+def find_lost_process(error: BaseException, every_error: bool = False) -> ProcessLost | None:
+    """Return the ProcessLost that an error amounts to; None for another error.
+
+    An error during the handling of a collective's error counts too: after a failed collective, FSDP's modules are in no
+    state to continue, and fail in other ways.
+
+    Args:
+        every_error: every RuntimeError comes from a collective.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (KeelError, torch.OutOfMemoryError)):
+        if isinstance(cause, RuntimeError) and (every_error or _is_collective_error(cause)):
+            if "CUDA error" in str(cause):  # of this process
+                return None
+            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+            return ProcessLost(
+                f"another process of this run is gone or does not respond ({reason})", "torchrun", LOST_FIX
+            )
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _is_collective_error(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    if "failed to listen" in text:  # the port is in use, which a new start does not change
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in text
 
 
 def generator(*key: int | str) -> torch.Generator:

@@ -164,9 +164,13 @@ class Child:
 
 
 def start(
-    stage: Stage, resume: bool = False, failpoint: str | None = None, environment: Mapping[str, str] | None = None
+    stage: Stage,
+    resume: bool = False,
+    failpoint: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    place: Path | None = None,
 ) -> Child:
-    """The stage in a child, which fails where it is told to."""
+    """Run the stage in a child, which fails at the failpoint, in the working folder `place`."""
     arguments = stage.arguments(resume)
     environment = environment or {}
     log = stage.output.with_suffix(f".log{environment.get('RANK', '')}")
@@ -184,6 +188,8 @@ def start(
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the child's whole life
         torch.set_num_threads(1)
         os.environ.update(environment)
+        if place is not None:
+            os.chdir(place)
         if failpoint:
             os.environ["KEEL_FAILPOINT"] = failpoint
         code = main(arguments)
@@ -192,16 +198,29 @@ def start(
 
 
 def start_pair(
-    stage: Stage, resume: bool = False, failpoints: Mapping[int, str] | None = None, patience: float = 60.0
+    stage: Stage,
+    resume: bool = False,
+    failpoints: Mapping[int, str] | None = None,
+    patience: float = 60.0,
+    places: Sequence[Path | None] = (None, None),
 ) -> list[Child]:
-    """The stage in two processes, which find each other as under torchrun; each may fail in its own place."""
+    """Run the stage in two processes, which find each other as under torchrun.
+
+    Each may fail at a failpoint, and have a working folder.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared["KEEL_COLLECTIVE_SECONDS"] = str(patience)
     return [
-        start(stage, resume, (failpoints or {}).get(rank), shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        start(
+            stage,
+            resume,
+            (failpoints or {}).get(rank),
+            shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            places[rank],
+        )
         for rank in range(2)
     ]
 

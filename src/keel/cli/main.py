@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             # A library may catch the interrupt and raise another error, for example during an import.
             if signal_name and not isinstance(error, KeelError):
                 error = Interrupted(signal_name)
+            elif os.environ.get("WORLD_SIZE", "1") != "1":  # also while the processes meet, and while models load
+                error = import_module("keel.world").find_lost_process(error) or error
             verb = next((argument for argument in arguments if argument != "--debug"), "")
             code, line = _describe_error(error, resumable=verb in RESUMABLE)
             print_line(line)

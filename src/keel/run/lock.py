@@ -44,19 +44,25 @@ def take_lock(folder: Path) -> int:
         os.ftruncate(handle, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(handle, f"process {os.getpid()} since {since} on {platform.node()}\nboot {boot_id()}\n".encode())
+        os.fsync(handle)  # processes on other machines read it, and a network file system may send it late
     except BaseException:
         os.close(handle)
         raise
     return handle
 
 
-def lock_owner(folder: Path) -> Owner | None:
-    """Read which trainer wrote to the folder last. None where the lock file is missing or unreadable."""
+def read_lock(folder: Path) -> str | None:
+    """Return the text of the lock file, which names the trainer that wrote to the folder last. None without one."""
     try:
         with open_regular(folder / LOCK) as file:
-            match = WRITTEN.fullmatch(file.read(1000).decode(errors="replace"))
+            return file.read(1000).decode(errors="replace")
     except OSError:
         return None
+
+
+def lock_owner(folder: Path) -> Owner | None:
+    """Read which trainer wrote to the folder last. None where the lock file is missing or unreadable."""
+    match = WRITTEN.fullmatch(read_lock(folder) or "")
     if match is None or not 0 < int(match[1]) < 2**31:
         return None
     return Owner(int(match[1]), match[3] or "", match[4] or "")
