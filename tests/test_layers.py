@@ -63,7 +63,7 @@ LAYERS = {
         frozenset({"numpy", "yaml", "pydantic"}),
     ),
     "loop": Layer.of(
-        "learn.guard learn.masters run.checkpoint run.folder run.origin run.saved_tensors "
+        "learn.guard learn.masters run.checkpoint run.folder run.lock run.origin run.saved_tensors "
         "world config interrupts errors"
     ),
     "ranking": Layer.of("stats data terminal files errors"),

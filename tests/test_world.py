@@ -112,7 +112,7 @@ def error_after(first: Exception, second: Exception) -> Exception:
             raise first
         finally:
             raise second
-    except Exception as error:
+    except type(second) as error:
         return error
 
 
