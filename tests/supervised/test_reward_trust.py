@@ -21,7 +21,7 @@ from keel.supervised import reward as rewards
 from keel.supervised.reward import reward
 from keel.supervised.split import split_rankings
 from keel.training.setup import build_training_setup
-from keel.world import World
+from keel.world import ALONE
 
 from .. import runs
 
@@ -103,7 +103,7 @@ def test_an_ensemble_is_one_scorer_of_a_run_and_can_start_its_critic(tiny_policy
     folder = str(tmp_path / "run" / "model")
     judges = [{"model": folder, "combine": "lower", "std_coef": 0.5}]
     config = policy_run(tmp_path, tiny_policy, judges, **{"critic.init": "reward"})
-    setup = build_training_setup(config, [], None, World.single())
+    setup = build_training_setup(config, [], None, ALONE)
     assert len(setup.scorers) == 1
     assert setup.scorers[0].reward_model.combine == "lower"  # type: ignore[attr-defined]
 
@@ -228,9 +228,9 @@ def test_a_model_below_its_gate_is_saved_refused_and_can_be_let_through(
     assert "is not <= 0.9" not in shown.err
     folder = str(run / "model")
     with pytest.raises(ConfigError, match="failed its gate: accuracy"):
-        build_training_setup(policy_run(tmp_path, tiny_policy, [{"model": folder}]), [], None, World.single())
+        build_training_setup(policy_run(tmp_path, tiny_policy, [{"model": folder}]), [], None, ALONE)
     free = policy_run(tmp_path, tiny_policy, [{"model": folder, "ungated": True}])
-    assert build_training_setup(free, [], None, World.single()).scorers
+    assert build_training_setup(free, [], None, ALONE).scorers
     assert "Failed its gate" in (run / "report.html").read_text()
 
 
