@@ -31,7 +31,7 @@ def write_rows(path: Path, tensors: Mapping[str, Tensor]) -> None:
     first_rows = {name: rows.first for name, rows in held.items()}
     with _storage_errors(path):
         values = {name: rows.values.contiguous() for name, rows in held.items()}
-        save_file(values, path, metadata={FIRST_ROWS: json.dumps(first_rows)})
+        save_file(values, path, metadata={FIRST_ROWS: json.dumps(first_rows, sort_keys=True)})
 
 
 @dataclass(frozen=True)
