@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from keel.config import SftConfig, parse
@@ -208,6 +209,23 @@ def test_an_adapter_is_merged_into_the_result(tiny_policy: Path, tmp_path: Path)
     )
     lines = metrics_of(tmp_path / "run")
     assert lines[-1]["sft/loss"] < 0.7 * lines[1]["sft/loss"]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_an_adapter_on_a_quantized_base_learns_as_much(quantization: str, tiny_policy: Path, tmp_path: Path):
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
+    settings = config(tmp_path, tiny_policy, epochs=8, lora={"r": 4})
+    expected = sft(settings)
+    quantized = {"quantization": quantization, "output": str(tmp_path / "quantized")}
+    found = sft(settings.model_copy(update=quantized))
+    learned = metrics_of(tmp_path / "run")
+    assert expected["loss"] < learned[0]["sft/eval_loss"]
+    assert learned[-1]["sft/loss"] < 0.5 * learned[1]["sft/loss"]
+    assert metrics_of(tmp_path / "quantized")[-1]["sft/loss"] < 0.5 * learned[1]["sft/loss"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.1)
+    [checkpoint] = (tmp_path / "quantized" / "checkpoints").iterdir()
+    assert all("lora_" in name for name in load_file(checkpoint / "weights.safetensors"))
 
 
 def test_bad_data_starts_nothing(tiny_policy: Path, tmp_path: Path):
