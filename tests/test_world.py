@@ -88,14 +88,9 @@ READ_ERROR = "[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.
 
 
 def error_after(first: Exception, second: Exception) -> Exception:
-    """The second error, raised while the first one was handled."""
-    try:
-        try:
-            raise first
-        finally:
-            raise second
-    except Exception as error:
-        return error
+    """The second error, as if raised while the first one was handled."""
+    second.__context__ = first
+    return second
 
 
 @pytest.mark.parametrize(
