@@ -33,7 +33,8 @@ def share_of_w3(completions, **_):
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def commands() -> list[str]:
@@ -64,6 +65,7 @@ def here(text: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    assert text.startswith("keel") or "--nproc-per-node 8" in text
     processes = 2 if "--standalone" in text else 1
     text = text.replace("--nproc-per-node 8", f"--nproc-per-node {processes}")
     return re.sub(r"(node0|ppo-0\.keel|\$node0):29500", rf"127.0.0.1:{port}", text)
