@@ -7,10 +7,12 @@ one. `srun` and `scontrol` are stand-ins that do the same without a cluster.
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from .runs import PROMPTS, settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 SECONDS = 600  # on a busy machine; together they take less than a minute on two idle cores
-SRUN = '#!/bin/sh\n"$@" & "$@"\ncode=$?\nwait && exit $code\n'
+SRUN = '#!/bin/sh\n"$@" &\n"$@" && wait $!\n'
 SCONTROL = "#!/bin/sh\necho 127.0.0.1\n"
 REWARDS = """
 def share_of_w3(completions, **_):
@@ -33,7 +35,8 @@ def share_of_w3(completions, **_):
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def commands() -> list[str]:
@@ -64,6 +67,7 @@ def here(text: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    assert text.startswith("keel") or "--nproc-per-node 8" in text
     processes = 2 if "--standalone" in text else 1
     text = text.replace("--nproc-per-node 8", f"--nproc-per-node {processes}")
     return re.sub(r"(node0|ppo-0\.keel|\$node0):29500", rf"127.0.0.1:{port}", text)
@@ -97,7 +101,9 @@ def start(command: str, place: Path) -> subprocess.Popen[str]:
         "SLURM_JOB_NODELIST": "node[0-1]",
     }
     shell = ["bash", "-euo", "pipefail", "-c", command]
-    return subprocess.Popen(shell, cwd=place, env=os.environ | changes, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        shell, cwd=place, env=os.environ | changes, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def run(command: str, place: Path, machines: int = 1) -> None:
@@ -109,7 +115,8 @@ def run(command: str, place: Path, machines: int = 1) -> None:
             assert machine.returncode == 0, f"{command}\n{errors[-4000:]}"
     finally:
         for machine in started:
-            machine.kill()
+            with suppress(ProcessLookupError):  # torchrun ends its processes on SIGTERM
+                os.killpg(machine.pid, signal.SIGTERM)
     assert RunFolder(place / "run").holds_result
     processes = json.loads((place / "run" / "began.json").read_text())["machine"]["processes"]
     assert processes == (1 if command.startswith("keel") else 2), command

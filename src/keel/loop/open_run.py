@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from keel.config import Settings
 from keel.errors import ConfigError
 from keel.run.folder import RunFolder
-from keel.run.lock import read_lock
 from keel.run.origin import check_origin
 from keel.world import World, lost_process_reported, raise_together
 
@@ -66,11 +65,11 @@ def _require_shared(folder: RunFolder, world: World) -> None:
 
     Checkpoints consist of files of all processes, so that a folder on a local disk would fail at the first one.
     """
-    expected = world.from_main(lambda: read_lock(folder.path))
+    expected = world.from_main(folder.read_lock)
 
     def compare() -> None:
         for _ in range(SHARED_TRIALS):
-            if read_lock(folder.path) == expected:
+            if folder.read_lock() == expected:
                 return
             time.sleep(SHARED_PAUSE)
         raise ConfigError(

@@ -14,7 +14,7 @@ import yaml
 from keel.errors import CheckpointError, ConfigError, Halted
 from keel.failpoints import failpoint
 from keel.files import read_regular
-from keel.run.lock import take_lock
+from keel.run.lock import read_lock, take_lock
 from keel.run.saved_settings import load_settings
 from keel.terminal import print_line
 
@@ -187,6 +187,10 @@ class RunFolder:
         if not isinstance(saved, dict):
             raise CheckpointError("no settings in this file", where=str(self.config))
         return saved
+
+    def read_lock(self) -> str | None:
+        """Return the text of the lock file, which names the trainer that has the folder. None without one."""
+        return read_lock(self.path)
 
     def close(self) -> None:
         """Release the lock. The end of a `with` block, of this object or of the process releases it as well."""
