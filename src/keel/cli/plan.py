@@ -18,7 +18,7 @@ from keel.cli.settings import read_command
 from keel.cli.tables import print_table
 from keel.config import PlanConfig
 
-TIME_NOTE = "seconds on this machine, without the exchange between devices; at the start, peak includes loading on a CPU"
+TIME_NOTE = "seconds on this machine, without the exchange between devices; on a CPU, start includes loading"
 VERB = Verb("plan", PlanConfig, str(__doc__))
 
 
