@@ -65,7 +65,7 @@ def run_sizes(config: PretrainedConfig, way: str) -> dict[str, ModelSize]:
 
 
 def activation_bytes(config: PretrainedConfig, gradients: bool) -> float:
-    """Estimate the bytes of a micro-batch: one layer, logits, and for gradients the input of each layer (recomputed)."""
+    """Estimate the bytes of a micro-batch: one layer, logits, and for gradients the inputs of all layers."""
     kv = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     layer = 8 * config.hidden_size + 2 * kv + 5 * config.intermediate_size
     inputs = config.num_hidden_layers * config.hidden_size if gradients else 0

@@ -137,7 +137,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[PlanConfig]:
 
     def forecast(config: PlanConfig) -> Cost:
         found.append(config)
-        return Cost(PEAKS, SECONDS, {}, microbatches=3)
+        return Cost(PEAKS, SECONDS, {"update": 0.1}, microbatches=3)
 
     monkeypatch.setattr(plans, "forecast", forecast)
     return found
