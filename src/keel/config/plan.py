@@ -22,10 +22,13 @@ class PlanConfig(TrainConfig):
         "rollout.batch_size",
         "rollout.max_response_tokens",
         "response_tokens",
+        "devices",
         "memory_gb",
     )
 
     response_tokens: Count | None = None
     """Expected mean length of a response, in tokens (default: rollout.max_response_tokens)"""
+    devices: Count = 1
+    """Number of devices, one for each process; they divide the weights as `parallel.shard` says"""
     memory_gb: Positive | None = None
-    """Available memory, in GB of 10^9 bytes (default: that of this machine)"""
+    """Available memory of each device, in GB of 10^9 bytes (default: that of this machine)"""

@@ -15,23 +15,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.nn import Module
 from transformers import AutoModelForCausalLM
 
 from keel.config import PlanConfig, parse
-from keel.errors import KeelError
+from keel.errors import ConfigError, KeelError
 from keel.files import machine_memory
 from keel.learn.algorithms import ALGORITHMS
-from keel.learn.masters import needs_master
 from keel.learn.update import SMALL
-from keel.models.adapters import with_lora
 from keel.models.ensemble import member_folders
-from keel.models.loading import DTYPES
 from keel.models.shallow import model_config
 from keel.models.trunk_classifier import SequenceClassifier
+from keel.training.plan_devices import Memory, checkpoint_bytes, divided_memory, loading_bytes, moved_bytes
+from keel.training.plan_sizes import MB, base_size, model_sizes, resident
 from keel.training.probe import Cost, probe, return_memory
 
-MB = 1e6
 DEEPER = 7  # layers of the second probe: a larger distance between the two depths reduces the error of the line
 SMALL_PASS = 2048  # tokens of a forward pass that still keep a CPU busy
 
@@ -42,6 +39,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     The peaks include everything else in the memory of this process: see `keel.training.plan_process`.
     """
     config = with_members(config)
+    if config.devices > 1:
+        return plan_devices(config)
     available = config.memory_gb * 1e9 if config.memory_gb else device_memory()
     cost = forecast(config)
     return {
@@ -57,6 +56,101 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "run_hours": cost.step_seconds * config.steps / 3600,
         "changes": changes_to_fit(config, cost.peak, available) if cost.peak > available else {},
     }
+
+
+def plan_devices(config: PlanConfig) -> dict[str, Any]:
+    """Forecast a run on several devices: the memory, work and traffic of each, and what the host needs.
+
+    Raises ConfigError for settings with which the run would not start.
+    """
+    check_devices(config)
+    cost, memory = forecast_divided(config)
+    peak = max(each.peak for each in memory.values())
+    sizes, shard = model_sizes(config), config.parallel.shard or config.devices
+    available = config.memory_gb * 1e9 if config.memory_gb else device_memory() / processes_per_memory(config)
+    passes = optimizer_steps_of_step(config) * cost.microbatches
+    moved = moved_bytes(sizes, config.devices, shard, passes, lora_reference(config))
+    phases = {
+        phase: {
+            "models": {name: value / MB for name, value in each.divided.items()},
+            "gathered_mb": each.gathered / MB,
+            "rest_mb": each.rest / MB,
+            "peak_mb": each.peak / MB,
+            "seconds": cost.seconds[phase],
+            "moved_mb": moved.get(phase, 0.0) / MB,
+        }
+        for phase, each in memory.items()
+    }
+    return {
+        "devices": config.devices,
+        "shard": shard,
+        "phases": phases,
+        "peak_mb": peak / MB,
+        "available_mb": available / MB,
+        "fits": peak <= available,
+        "step_seconds": cost.step_seconds,
+        "step_seconds_error": cost.step_error,
+        "run_hours": cost.step_seconds * config.steps / 3600,
+        "moved_mb": sum(moved.values()) / MB,
+        "loading_mb": loading_bytes(sizes) / MB,
+        "checkpoint_mb": checkpoint_bytes(sizes, base_size(config)) / MB,
+        "changes": changes_to_fit(config, peak, available) if peak > available else {},
+    }
+
+
+def check_devices(config: PlanConfig) -> None:
+    """Raise ConfigError for settings with which several processes refuse to start."""
+    group, shard = config.rollout.group_size or 1, config.parallel.shard or config.devices
+    if config.devices % shard:
+        raise ConfigError(f"{shard} does not divide the {config.devices} devices", "parallel.shard", "leave it out")
+    if config.rollout.batch_size % (config.devices * group):
+        raise ConfigError(
+            f"{config.rollout.batch_size} responses, in groups of {group}, cannot be divided among {config.devices} "
+            "devices",
+            where="rollout.batch_size",
+            fix=f"make it a multiple of {config.devices * group}",
+        )
+    if config.policy.quantization:
+        raise ConfigError(
+            "quantized weights cannot be divided among processes",
+            where="policy.quantization",
+            fix="use one device, or leave quantization out",
+        )
+
+
+def forecast_divided(config: PlanConfig) -> tuple[Cost, dict[str, Memory]]:
+    """Forecast the work and the memory of each device: both with its share of the batch."""
+    share = device_share(config)
+    cost = forecast(share)
+    more = optimizer_steps_of_step(config) / optimizer_steps_of_step(share)
+    cost = with_factor(cost, more)  # of minibatches with fewer responses than devices
+    shard, on_cpu = config.parallel.shard or config.devices, not torch.cuda.is_available()
+    return cost, divided_memory(model_sizes(config), cost.peaks, shard, loads_on_device=on_cpu)
+
+
+def device_share(config: PlanConfig) -> PlanConfig:
+    """Return the settings of a run on one device, with the responses that each device has."""
+    responses = config.rollout.batch_size // config.devices
+    minibatch = -(-(config.algorithm.minibatch_size or config.rollout.batch_size) // config.devices)
+    divisor = next(size for size in range(minibatch, responses + 1) if responses % size == 0)
+    values = config.model_dump()
+    values["rollout"] |= {"batch_size": responses}
+    values["algorithm"] |= {"minibatch_size": divisor}
+    return parse(PlanConfig, values | {"devices": 1})
+
+
+def optimizer_steps_of_step(config: PlanConfig) -> int:
+    return config.optimizer_steps // config.steps
+
+
+def lora_reference(config: PlanConfig) -> bool:
+    """Whether the reference is the policy without its adapter."""
+    return config.measures_kl and config.policy.lora is not None and config.reference is None
+
+
+def processes_per_memory(config: PlanConfig) -> int:
+    """Return how many devices share the memory of this machine: all of them on a CPU, and one on a GPU."""
+    return 1 if torch.cuda.is_available() else config.devices
 
 
 def main() -> None:
@@ -96,23 +190,35 @@ def changes_to_fit(config: PlanConfig, peak: float, available: float) -> dict[st
     values = config.model_dump()
     for section, settings in possible_changes(config):
         changed = values | {section: values[section] | settings}
-        cost = forecast(parse(PlanConfig, changed))
-        if cost.peak >= peak:
+        changed_peak, seconds = peak_and_seconds(parse(PlanConfig, changed))
+        if changed_peak >= peak:
             continue
-        values, peak = changed, cost.peak
+        values, peak = changed, changed_peak
         name = ", ".join(f"{section}.{key}: {str(value).lower()}" for key, value in settings.items())
-        forecasts[name] = {"peak MB": cost.peak / MB, "seconds a step": cost.step_seconds}
-        if cost.peak <= available:
+        forecasts[name] = {"peak MB": peak / MB, "seconds a step": seconds}
+        if peak <= available:
             break
     return forecasts
+
+
+def peak_and_seconds(config: PlanConfig) -> tuple[float, float]:
+    """Return the peak of a device in bytes, and the seconds of a step."""
+    if config.devices == 1:
+        cost = forecast(config)
+        return cost.peak, cost.step_seconds
+    cost, memory = forecast_divided(config)
+    return max(each.peak for each in memory.values()), cost.step_seconds
 
 
 def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
     """Return changes (section, settings) that would save memory, those that affect the result least first."""
     has_critic = ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate"
-    adapts, can_quantize = config.policy.lora is not None, all(map(find_spec, ("peft", "bitsandbytes")))
+    adapts = config.policy.lora is not None
+    can_quantize = config.devices == 1 and all(map(find_spec, ("peft", "bitsandbytes")))
     adapter: dict[str, Any] = {} if adapts else {"lora": {}}  # only the base of an adapter can be quantized
+    copies = config.devices // (config.parallel.shard or config.devices)
     changes: list[tuple[str, dict[str, Any], bool]] = [
+        ("parallel", {"shard": config.devices}, copies > 1),
         ("algorithm", {"microbatch_tokens": SMALL_PASS}, config.algorithm.microbatch_tokens > SMALL_PASS),
         ("policy", {"gradient_checkpointing": True}, not config.policy.gradient_checkpointing),
         ("critic", {"sharing": "shared", "init": "policy"}, has_critic),
@@ -125,7 +231,7 @@ def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
 
 def forecast(config: PlanConfig) -> Cost:
     """Forecast peak bytes and seconds at full depth."""
-    values = config.model_dump(exclude={"response_tokens", "memory_gb"})
+    values = config.model_dump(exclude={"response_tokens", "memory_gb", "devices"})
     values["rewards"] = [reward | {"ungated": True} for reward in values["rewards"] if reward["model"]]
     epochs = values["algorithm"]["update_epochs"]
     values["algorithm"] |= {"update_epochs": 1}  # all epochs take the same time, so one is measured
@@ -147,14 +253,18 @@ def forecast(config: PlanConfig) -> Cost:
 
 def policy_is_small(config: PlanConfig) -> bool:
     """Whether the policy of full depth is so small that its graph and the critic's are in memory together."""
-    model = _empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM")
-    return sum(parameter.numel() for parameter in model.parameters()) <= SMALL
+    return model_sizes(config)["policy"].weights <= SMALL
 
 
 def with_epochs(cost: Cost, epochs: int) -> Cost:
     """Multiply the cost of the update, measured with one epoch, by the number of epochs."""
-    seconds, errors = (values | {"update": epochs * values["update"]} for values in (cost.seconds, cost.errors))
-    return Cost(cost.peaks, seconds, errors)
+    return with_factor(cost, epochs)
+
+
+def with_factor(cost: Cost, factor: float) -> Cost:
+    """Multiply the seconds of the update."""
+    seconds, errors = (values | {"update": factor * values["update"]} for values in (cost.seconds, cost.errors))
+    return Cost(cost.peaks, seconds, errors, cost.microbatches)
 
 
 def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
@@ -178,7 +288,7 @@ def at_full_depth(one: Cost, more: Mapping[int, tuple[int, Cost]]) -> Cost:
         return first + sum(factor * max(first, error) for factor, error in pairs)
 
     errors = {phase: extrapolate_error(phase) for phase in one.seconds}
-    return Cost(extrapolate("peaks"), extrapolate("seconds"), errors)
+    return Cost(extrapolate("peaks"), extrapolate("seconds"), errors, one.microbatches)
 
 
 def model_sources(values: Mapping[str, Any]) -> dict[str, type]:
@@ -190,47 +300,6 @@ def model_sources(values: Mapping[str, Any]) -> dict[str, type]:
     if values["critic"]["init"] not in ("policy", "reward"):
         others.append(values["critic"]["init"])
     return classes | {name: SequenceClassifier for name in others if name not in classes}
-
-
-def resident(config: PlanConfig) -> dict[str, dict[str, float]]:
-    """Compute the MB of weights, gradients and optimizer state of each model, from its config alone."""
-    critic_source = {"policy": config.policy.model, "reward": next((r.model for r in config.rewards if r.model), None)}
-    models = {"policy": _megabytes(_empty(config.policy.model, AutoModelForCausalLM, config, "CAUSAL_LM"), learns=True)}
-    if ALGORITHMS[config.algorithm.name].needs_critic and config.critic.sharing == "separate":
-        source = str(critic_source.get(config.critic.init, config.critic.init))
-        models["critic"] = _megabytes(
-            _empty(source, SequenceClassifier, config, "SEQ_CLS"),
-            learns=True,
-            own_base=config.policy.lora is None or source != config.policy.model,
-        )
-    shares_policy = config.policy.lora is not None and config.reference is None
-    if not shares_policy and config.measures_kl:
-        source = config.reference or config.policy.model
-        models["reference"] = _megabytes(_empty(source, AutoModelForCausalLM, config), learns=False)
-    for reward in config.rewards:
-        if reward.model:
-            model = _empty(reward.model, SequenceClassifier)
-            models[f"reward {reward.name}"] = _megabytes(model, learns=False)
-    return models
-
-
-def _empty(source: str, kind: Any, config: PlanConfig | None = None, task: str | None = None) -> Any:
-    """Build a model on the meta device. With `config` it has the run's dtype, and with `task` the run's adapter."""
-    dtype = DTYPES[config.policy.dtype] if config else torch.float32
-    with torch.device("meta"):
-        model = kind.from_config(model_config(source, kind), dtype=dtype)
-        if config and config.policy.lora and task:
-            return with_lora(model, config.policy.lora, task, config.policy.quantization)
-        return model
-
-
-def _megabytes(model: Module, learns: bool, own_base: bool = True) -> dict[str, float]:
-    size = {p: p.numel() * p.dtype.itemsize / MB for p in model.parameters()}
-    trained = [p for p in size if p.requires_grad and learns]
-    weights = sum(size.values()) if own_base else sum(size[p] for p in trained)
-    gradients = 4 / MB * sum(p.numel() for p in trained)  # gradients, moments and masters are float32
-    masters = 4 / MB * sum(p.numel() for p in trained if needs_master(p))
-    return {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients + masters}
 
 
 def device_memory() -> float:

@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ class Cost:
     peaks: dict[str, float]
     seconds: dict[str, float]
     errors: dict[str, float] = field(default_factory=dict)
+    microbatches: int = 1  # of one optimizer step
 
     @property
     def peak(self) -> float:
@@ -98,7 +99,7 @@ def probe(
         phase: statistics.median(each) - min(each) if len(each) > 1 else 0.03 * min(each)
         for phase, each in warm.items()
     }
-    return Cost(state.peaks, fastest, errors)
+    return Cost(state.peaks, fastest, errors, updater.counted[-1])
 
 
 def num_minibatches(config: TrainConfig) -> int:
@@ -111,6 +112,7 @@ class OneMinibatch(Updater):
     """An updater that uses one minibatch of each batch. All minibatches cost the same, and most of a probe's time."""
 
     small: bool = False
+    counted: list[int] = field(default_factory=list)  # micro-batches of each optimizer step
 
     @classmethod
     def like(cls, updater: Updater, small: bool) -> "OneMinibatch":
@@ -120,6 +122,12 @@ class OneMinibatch(Updater):
     @property
     def _small(self) -> bool:
         return self.small
+
+    def _microbatches(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
+        self.counted.append(0)
+        for microbatch in super()._microbatches(batch, rows):
+            self.counted[-1] += 1
+            yield microbatch
 
     def update(self, batch: TrainingBatch, *arguments: Any, **named: Any) -> dict[str, float]:
         """Take one optimizer step, on rows of all lengths."""
