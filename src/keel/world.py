@@ -25,6 +25,8 @@ from keel.heartbeat import LOST_FIX, Heartbeats
 
 COLLECTIVE_SECONDS = 1800
 """seconds that a process waits for a collective, or for a sign of life; KEEL_COLLECTIVE_SECONDS overrides it"""
+CONNECT_TIMEOUT = timedelta(seconds=5)
+"""time after which a process asks again where the store is"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,14 @@ class World:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
             timeout = timedelta(seconds=_patience())
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=_new_store(rank, size, timeout),
+                rank=rank,
+                world_size=size,
+                timeout=timeout,
+                device_id=device if cuda else None,
+            )
             atexit.register(dist.destroy_process_group)
         if size > 1:
             _heartbeats()
@@ -167,6 +176,34 @@ def _mesh(device: str, size: int, shard: int) -> DeviceMesh:
             fix=f"set it to one of {', '.join(str(n) for n in range(1, size + 1) if size % n == 0)}",
         )
     return init_device_mesh(device, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def _new_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Return the store in which the processes meet.
+
+    After a restart, torchrun's store still has the addresses of the processes that have died, and the new ones would
+    wait for them. The count of restarts differs between machines. So process 0 opens a store, and publishes its port.
+    """
+    torchrun: dist.Store
+    torchrun, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # then process 0 has opened it
+        return torchrun
+    host = os.environ["MASTER_ADDR"]
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+        torchrun.set("keel/port", str(store.port))
+        return store
+    end = time.monotonic() + timeout.total_seconds()
+    while True:
+        port = int(torchrun.get("keel/port"))
+        try:
+            store = dist.TCPStore(host, port, size, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+        except dist.DistError:  # the port of the previous start, whose process 0 is gone
+            if time.monotonic() > end:
+                raise
+        else:
+            store.set_timeout(timeout)
+            return store
 
 
 def _patience() -> float:

@@ -27,6 +27,8 @@ PATIENCE_OF_SURVIVOR = 20.0
 """the same where one dies: outside of an update, nothing but its heartbeat tells"""
 BY_MAIN = ("log.", "save.begin", "save.manifest", "save.visible", "save.old", "save.done", "result.")
 """failpoints that the main process alone passes"""
+TWO_STEPS = {"steps": 2, "checkpoint.every": 1, "algorithm.minibatch_size": 16}
+"""two losses and two gradients in each step: of policy and critic"""
 SMOKE = {"update.loss", "update.optimizer"}
 PROGRAM = """
 import os, sys
@@ -50,15 +52,16 @@ def run_pair(stage: Stage, resume: bool = False, failpoints: dict[int, str] | No
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Stage:
     """A run of two processes without a fault: two steps, a checkpoint after each."""
-    stage = train_stage(tiny_policy, tmp_path_factory.mktemp("pair"), {"steps": 2, "checkpoint.every": 1, **EVERYTHING})
+    stage = train_stage(tiny_policy, tmp_path_factory.mktemp("pair"), {**TWO_STEPS, **EVERYTHING})
     assert run_pair(stage) == [0, 0]
     return stage
 
 
 def place_of(name: str) -> str:
-    """The second visit, where the failpoint has one: after the first checkpoint."""
-    once = name.startswith(("start.", "result."))
-    return name if once else f"{name}:2"
+    """A visit after the first checkpoint, where the failpoint has one."""
+    if name.startswith(("start.", "result.")):
+        return name
+    return f"{name}:{3 if name in ('update.loss', 'update.gradient') else 2}"
 
 
 @pytest.mark.parametrize(
