@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from keel import errors
 from keel.errors import ConfigError, KeelError, ProcessLost
@@ -178,26 +179,26 @@ def _mesh(device: str, size: int, shard: int) -> DeviceMesh:
     return init_device_mesh(device, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
-def _new_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+def _new_store(rank: int, size: int, timeout: timedelta) -> Any:
     """Return the store in which the processes meet.
 
     After a restart, torchrun's store still has the addresses of the processes that have died, and the new ones would
     wait for them. The count of restarts differs between machines. So process 0 opens a store, and publishes its port.
     """
-    torchrun: dist.Store
-    torchrun, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    torchrun, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # then process 0 has opened it
         return torchrun
     host = os.environ["MASTER_ADDR"]
+    tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
     if rank == 0:
-        store = dist.TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+        store = tcp_store(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
         torchrun.set("keel/port", str(store.port))
         return store
     end = time.monotonic() + timeout.total_seconds()
     while True:
         port = int(torchrun.get("keel/port"))
         try:
-            store = dist.TCPStore(host, port, size, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+            store = tcp_store(host, port, size, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
         except dist.DistError:  # the port of the previous start, whose process 0 is gone
             if time.monotonic() > end:
                 raise

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from keel import kernels
+from keel.errors import ConfigError
 from keel.learn.optim import build_optimizer
 from keel.models.heads import compute_dtype, token_statistics
 from keel.models.loading import load_causal_lm, load_tokenizer, save_policy
@@ -151,3 +152,12 @@ def test_without_a_mesh_a_model_stays_as_it_is(tiny_policy: Path) -> None:
     assert shard_model(model, ONE) is model
     assert not is_sharded(model)
     assert os.environ.get("WORLD_SIZE") is None
+
+
+def test_a_model_with_a_number_of_passes_that_depends_on_the_rows_is_refused(world: World, tiny_policy: Path) -> None:
+    model = load_causal_lm(str(tiny_policy))
+    model.keel_reads_single_rows = True
+    with pytest.raises(ConfigError) as caught:
+        shard_model(model, world)
+    assert caught.value.where == "model"
+    assert is_sharded(shard_model(model.requires_grad_(False), world))  # frozen weights are gathered before the passes

@@ -22,6 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from keel.errors import ConfigError
 from keel.models.heads import compute_dtype, trunk, unwrap_model
 from keel.models.layers import has_known_layers, run_layer
+from keel.models.packed import reads_single_rows
+from keel.models.positions import rotation_threshold
 from keel.models.quantized import quantization_name
 from keel.shards import full_tensor
 from keel.world import World
@@ -35,7 +37,7 @@ def shard_model(model: Any, world: World) -> Any:
     Trained weights become float32, with float32 gradients, and the model computes in the number format that it had. In
     a world of one process without a mesh, the model is only moved to the device.
 
-    Raises ConfigError for quantized weights.
+    Raises ConfigError for quantized weights, and for models to train whose number of passes depends on the rows.
     """
     if world.mesh is None:
         return model.to(world.device)
@@ -44,6 +46,14 @@ def shard_model(model: Any, world: World) -> Any:
             f"{quantization} weights cannot be divided among processes",
             where="quantization",
             fix="use one process, or leave quantization out",
+        )
+    trained = any(weight.requires_grad for weight in model.parameters())
+    if trained and (reads_single_rows(model) or rotation_threshold(model) is not None):
+        kind = type(unwrap_model(model)).__name__
+        raise ConfigError(
+            f"{kind} reads rows in separate passes, whose number differs between processes",
+            where="model",
+            fix="use one process, or another architecture",
         )
     root: Any = unwrap_model(model)
     body: Any = trunk(model)
@@ -175,7 +185,8 @@ def _shard_module(module: Any, mesh: DeviceMesh, compute: torch.dtype, run: Call
         run: function of the module that computes with its weights, besides its forward method.
     """
     trained = any(weight.requires_grad for weight in module.parameters())
-    mixed = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)  # rounded inputs: no advantage left
+    # Inputs stay as they are: the angles of rotary positions, for example, are float32.
+    mixed = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     if run is not None:
         module._run = MethodType(run, module)
