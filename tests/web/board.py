@@ -159,7 +159,7 @@ class Process:
         """Returns when it answers."""
         port = free_port()
         command = [sys.executable, "-m", "keel.cli.main", "serve", str(folder), f"--port={port}"]
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop or __exit__
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert child.stdout is not None
         line = child.stdout.readline()
@@ -206,7 +206,9 @@ class Process:
         """Ctrl-C: exit code, and what was said."""
         self.child.send_signal(signal.SIGINT)
         out, _ = self.child.communicate(timeout=30)
-        return self.child.returncode, out, printed(self.stderr)
+        err = printed(self.stderr)
+        self.stderr.close()
+        return self.child.returncode, out, err
 
 
 def printed(file: IO[bytes]) -> str:
