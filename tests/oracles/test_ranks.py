@@ -22,7 +22,7 @@ def of_ranks(count: int, model: Path, folder: Path, counted: str) -> list[torch.
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-        "KEEL_COLLECTIVE_SECONDS": "60",
+        "KEEL_COLLECTIVE_SECONDS": "30",
     }
     script = str(Path(__file__).with_name("rank.py"))
     path = os.pathsep.join(entry for entry in sys.path if entry)
