@@ -64,7 +64,7 @@ def plan_devices(config: PlanConfig) -> dict[str, Any]:
     Raises ConfigError for settings with which the run would not start.
     """
     check_devices(config)
-    cost, memory = forecast_divided(config)
+    cost, memory = forecast_devices(config)
     peak = max(each.peak for each in memory.values())
     sizes, shard = model_sizes(config), config.parallel.shard or config.devices
     available = config.memory_gb * 1e9 if config.memory_gb else device_memory() / processes_per_memory(config)
@@ -118,7 +118,7 @@ def check_devices(config: PlanConfig) -> None:
         )
 
 
-def forecast_divided(config: PlanConfig) -> tuple[Cost, dict[str, Memory]]:
+def forecast_devices(config: PlanConfig) -> tuple[Cost, dict[str, Memory]]:
     """Forecast the work and the memory of each device: both with its share of the batch."""
     share = device_share(config)
     cost = forecast(share)
@@ -206,7 +206,7 @@ def peak_and_seconds(config: PlanConfig) -> tuple[float, float]:
     if config.devices == 1:
         cost = forecast(config)
         return cost.peak, cost.step_seconds
-    cost, memory = forecast_divided(config)
+    cost, memory = forecast_devices(config)
     return max(each.peak for each in memory.values()), cost.step_seconds
 
 

@@ -59,7 +59,7 @@ class Memory:
         return sum(self.divided.values()) + self.gathered + self.rest
 
 
-def bytes_per_trained(phase: str) -> int:
+def trained_weight_bytes(phase: str) -> int:
     """Return the bytes of float32 weight, gradient and moments that exist in a phase."""
     return {START: MASTER, UPDATE: UPDATE_BYTES}.get(phase, BETWEEN_BYTES)
 
@@ -68,13 +68,13 @@ def undivided_bytes(size: ModelSize, phase: str) -> float:
     """Return the bytes of a model on one device. A trained 16-bit weight is there besides its float32 master."""
     frozen = 0 if size.shares_base else (size.weights - size.trained) * size.itemsize
     rounded = size.trained * size.itemsize if size.itemsize < MASTER else 0
-    return frozen + rounded + size.trained * bytes_per_trained(phase)
+    return frozen + rounded + size.trained * trained_weight_bytes(phase)
 
 
 def divided_bytes(size: ModelSize, phase: str, shard: int) -> float:
     """Return the bytes of a model on each of `shard` devices that share one copy of its weights."""
     frozen = (size.weights - size.trained) * size.itemsize
-    return (frozen + size.trained * bytes_per_trained(phase)) / shard
+    return (frozen + size.trained * trained_weight_bytes(phase)) / shard
 
 
 def bytes_in_flight(size: ModelSize) -> float:

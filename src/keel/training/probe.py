@@ -99,7 +99,7 @@ def probe(
         phase: statistics.median(each) - min(each) if len(each) > 1 else 0.03 * min(each)
         for phase, each in warm.items()
     }
-    return Cost(state.peaks, fastest, errors, updater.counted[-1])
+    return Cost(state.peaks, fastest, errors, max(updater.counted, default=1))
 
 
 def num_minibatches(config: TrainConfig) -> int:
