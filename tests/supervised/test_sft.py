@@ -211,8 +211,11 @@ def test_an_adapter_is_merged_into_the_result(tiny_policy: Path, tmp_path: Path)
     assert lines[-1]["sft/loss"] < 0.7 * lines[1]["sft/loss"]
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_an_adapter_on_a_quantized_base_learns_as_much(quantization: str, tiny_policy: Path, tmp_path: Path):
+# Four bits cost more with random weights of 32 inputs than on real models (6% on SmolLM2, docs/how-to/lora.md).
+@pytest.mark.parametrize(("quantization", "tolerance"), [("nf4", 0.2), ("int8", 0.02)])
+def test_an_adapter_on_a_quantized_base_learns_as_much(
+    quantization: str, tolerance: float, tiny_policy: Path, tmp_path: Path
+):
     pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
     settings = config(tmp_path, tiny_policy, epochs=8, lora={"r": 4})
@@ -223,7 +226,7 @@ def test_an_adapter_on_a_quantized_base_learns_as_much(quantization: str, tiny_p
     assert expected["loss"] < learned[0]["sft/eval_loss"]
     assert learned[-1]["sft/loss"] < 0.5 * learned[1]["sft/loss"]
     assert metrics_of(tmp_path / "quantized")[-1]["sft/loss"] < 0.5 * learned[1]["sft/loss"]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=0.1)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=tolerance)
     [checkpoint] = (tmp_path / "quantized" / "checkpoints").iterdir()
     assert all("lora_" in name for name in load_file(checkpoint / "weights.safetensors"))
 

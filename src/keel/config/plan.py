@@ -29,6 +29,6 @@ class PlanConfig(TrainConfig):
     response_tokens: Count | None = None
     """Expected mean length of a response, in tokens (default: rollout.max_response_tokens)"""
     devices: Count = 1
-    """Number of devices, one for each process; they divide the weights as `parallel.shard` says"""
+    """Number of devices, one for each process; `parallel.shard` of them share one copy of the weights"""
     memory_gb: Positive | None = None
     """Available memory of each device, in GB of 10^9 bytes (default: that of this machine)"""
