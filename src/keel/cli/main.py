@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 from keel import __version__
 from keel.errors import ConfigError, Interrupted, KeelError
@@ -97,11 +96,7 @@ def _dispatch(arguments: list[str]) -> int:
         if verb.startswith("-"):
             raise ConfigError(f"unknown option {verb}", fix="write options after the verb, or see keel --help")
         raise ConfigError(f"unknown verb {verb}; {_nearest(verb)}", fix="keel --help")
-    if os.environ.get("RANK", "0") == "0":
-        _run(verb, arguments[1:])
-    else:  # under torchrun only the first process prints
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            _run(verb, arguments[1:])
+    _run(verb, arguments[1:])
     return 0
 
 

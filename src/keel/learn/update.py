@@ -160,8 +160,8 @@ class Updater:
         idle = idle_passes(self.actor_critic.policy, len(groups))
         for group in groups:
             yield select_rows(batch, [counted[place] for place in group])
-        shortest = select_rows(batch, [min(range(batch.size), key=lambda row: lengths[row])])
         for _ in range(idle):
+            shortest = select_rows(batch, [min(range(batch.size), key=lambda row: lengths[row])])
             yield replace(shortest, response_mask=torch.zeros_like(shortest.response_mask))
 
     def _losses(self, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> list[Callable[[], Tensor]]:

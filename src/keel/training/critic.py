@@ -28,10 +28,11 @@ def build_actor_critic(
     """
     if not algorithm.needs_critic:
         return ActorCritic(shard_model(policy, world))
-    source = _source(config)
+    is_shared = config.critic.sharing == "shared"
+    source = config.policy.model if is_shared else _source(config)
     if source == config.policy.model and not has_score_head(policy.config):
         raise ConfigError("only a decoder can be a critic", config.policy.model, "use reinforce, rloo or grpo")
-    if config.critic.sharing == "shared":
+    if is_shared:
         head = shard_head(new_value_head(policy), world)
         return ActorCritic(shard_model(policy, world), value_head=head)
     critic = _critic(config, source, policy, tokenizer, share_base=world.mesh is None)
