@@ -74,7 +74,7 @@ def model_config(name: str, auto_class: Any) -> Any:
     if is_adapter(Path(name)):
         return model_config(adapter_base(Path(name)), auto_class)
     labels = {"num_labels": 1} if auto_class is SequenceClassifier else {}
-    return read_part(AutoConfig, name, "config", **labels)
+    return read_part(AutoConfig, name, "config of the model", **labels)
 
 
 def truncate(config: Any, layers: int) -> None:
