@@ -66,7 +66,8 @@ def run_step(
         return False
 
     requests = {VARIABLE: "update.loss:1=nan"} if nan and is_last else {}
-    with mock.patch.dict(os.environ, requests), mock.patch("keel.supervised.loop.failpoint", failpoint):
+    loops = [mock.patch(f"{loop}.failpoint", failpoint) for loop in ("keel.supervised.loop", "keel.training.trainer")]
+    with mock.patch.dict(os.environ, requests), loops[0], loops[1]:
         try:
             getattr(keel, verb)(values, resume=resume)
             assert not interrupt

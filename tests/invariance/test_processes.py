@@ -1,7 +1,7 @@
-"""Two processes do what one does: the same answers, the same gradients, the same record."""
+"""Several processes train the policy that one trains: the same responses, metrics and weights."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import keel
 from keel.data.prompts import Prompt
 from keel.run.folder import RunFolder
 from keel.training.setup import prompts_of_step
 
 from ..runs import PROMPTS, lines, settings, without_clock
-from .processes import start_processes
+from .processes import Step, run, run_in_processes
 
-PROGRAM = """
-import json, sys, torch, keel
-torch.set_num_threads(1)
-for values in json.loads(sys.argv[1]):
-    keel.train(values)
-"""
 REWARD = '''
 def share_of_w3(prompts, completions):
     """Nothing is known of answers to w13."""
@@ -63,61 +56,87 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "critic.sharing": "shared",
         },
     ),
+    "tied": (PROMPTS, {"algorithm.microbatch_tokens": 20, "policy.gradient_checkpointing": True}),
+    "adapter": (PROMPTS, {"policy.lora.r": 2, "critic.sharing": "shared", "algorithm.microbatch_tokens": 20}),
+    "groups": (PROMPTS, {"algorithm.name": "grpo", "rollout.group_size": 4}),
 }
+IN_PAIR = [pytest.param(name, 2, id=f"{name}, 2") for name in RUNS]
+IN_MORE = [
+    pytest.param(name, count, id=f"{name}, {count}", marks=pytest.mark.exhaustive) for name in RUNS for count in (3, 4)
+]
 
-
-def values_of(name: str, processes: int, model: Path, folder: Path) -> dict[str, Any]:
-    texts, changes = RUNS[name]
-    prompts, reward = folder / f"{name}.jsonl", folder / "mine.py"
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    reward.write_text(REWARD)
-    # A large eps keeps Adam from blowing the rounding of tiny gradients up to whole steps.
-    fixed = {"optim.eps": 1e-3, "prompts.path": str(prompts), "log.rollouts_per_step": 2}
-    rewards = {"rewards": [{"function": f"{reward}:share_of_w3"}]}
-    return settings(model, folder / f"{name}-{processes}", {**fixed, **rewards, **changes})
-
-
-def run_in_two_processes(all_values: list[dict[str, Any]]) -> None:
-    """They find each other as under torchrun."""
-    start_processes(2, [sys.executable, "-c", PROGRAM, json.dumps(all_values)])
+Run = Callable[[str, int], Path]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run, once here and once in two processes."""
+def step_of(tiny_policy: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Step]:
     folder = tmp_path_factory.mktemp("processes")
-    for name in RUNS:
-        keel.train(values_of(name, 1, tiny_policy, folder))
-    run_in_two_processes([values_of(name, 2, tiny_policy, folder) for name in RUNS])
-    return folder
+
+    def step(name: str, output: str, changes: dict[str, Any] | None = None, **events: bool) -> Step:
+        texts, of_run = RUNS[name]
+        prompts, reward = folder / f"{name}.jsonl", folder / "mine.py"
+        prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        reward.write_text(REWARD)
+        # With a large eps, Adam does not turn the rounding of tiny gradients into full steps.
+        fixed = {"optim.eps": 1e-3, "prompts.path": str(prompts), "log.rollouts_per_step": 2}
+        rewards = {"rewards": [{"function": f"{reward}:share_of_w3"}]}
+        model = tiny_gpt2 if name == "tied" else tiny_policy
+        values = settings(model, folder / output, {**fixed, **rewards, **of_run, **(changes or {})})
+        return {"verb": "train", "values": values, **events}
+
+    return step
 
 
-@pytest.mark.parametrize("name", list(RUNS))
-def test_the_same_metrics(name: str, folder: Path) -> None:
-    one, two = (without_clock(lines(folder / f"{name}-{processes}" / "metrics.jsonl")) for processes in (1, 2))
-    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
-    for ours, theirs in zip(one, two, strict=True):
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            assert theirs[key] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)), key
+@pytest.fixture(scope="module")
+def output(step_of: Callable[..., Step]) -> Run:
+    """Return the output of a run in a number of processes. The first call for a number starts all runs in as many."""
+    outputs: dict[int, dict[str, Path]] = {}
+
+    def output_of(name: str, count: int) -> Path:
+        if count not in outputs:
+            steps = [step_of(each, f"{each}-{count}") for each in RUNS]
+            run(steps) if count == 1 else run_in_processes(count, steps)
+            outputs[count] = {each: Path(step["values"]["output"]) for each, step in zip(RUNS, steps, strict=True)}
+        return outputs[count][name]
+
+    return output_of
 
 
-@pytest.mark.parametrize("name", list(RUNS))
-def test_the_same_answers(name: str, folder: Path) -> None:
-    one, two = (lines(folder / f"{name}-{processes}" / "rollouts.jsonl") for processes in (1, 2))
-    assert len(one) == 4
-    assert [answer["response"] for answer in one] == [answer["response"] for answer in two]
-
-
-@pytest.mark.parametrize("name", list(RUNS))
-def test_the_same_weights(name: str, folder: Path) -> None:
-    one, two = (RunFolder(folder / f"{name}-{processes}") for processes in (1, 2))
-    for ours, theirs in ((one.policy, two.policy), (one.critic, two.critic)):
-        expected, found = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
+def require_same_run(one: Path, other: Path, steps: list[int]) -> None:
+    """Responses equal, metrics to 1e-4 relative, weights to 1e-6."""
+    ours, theirs = (without_clock(lines(folder / "metrics.jsonl")) for folder in (one, other))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == steps
+    for expected, found in zip(ours, theirs, strict=True):
+        assert expected.keys() == found.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
+            assert found[key] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)), key
+    texts = [[line["response"] for line in lines(folder / "rollouts.jsonl")] for folder in (one, other)]
+    assert len(texts[0]) == 2 * len(steps)
+    assert texts[0] == texts[1]
+    results = [path.relative_to(one) for path in RunFolder(one).policy.parent.rglob("*model.safetensors")]
+    assert results
+    for result in results:
+        weights, others = load_file(one / result), load_file(other / result)
+        assert weights.keys() == others.keys()
+        for key, value in weights.items():
+            torch.testing.assert_close(others[key], value, rtol=0, atol=1e-6)
 
 
-def test_a_process_may_lose_all_its_answers(folder: Path) -> None:
-    """It goes on with nothing to learn from."""
-    assert [line["reward/dropped"] for line in lines(folder / "dropped-2" / "metrics.jsonl")] == [0.5, 0.5]
+@pytest.mark.parametrize(("name", "count"), IN_PAIR + IN_MORE)
+def test_several_processes_train_what_one_trains(name: str, count: int, output: Run) -> None:
+    require_same_run(output(name, 1), output(name, count), [1, 2])
+
+
+@pytest.mark.exhaustive
+def test_two_processes_then_four_then_one_train_what_one_trains(step_of: Callable[..., Step]) -> None:
+    longer = {"steps": 5}
+    straight, resumed = step_of("whole", "straight", longer), step_of("whole", "resumed", longer)
+    run([straight])
+    run_in_processes(2, [{**resumed, "interrupt": True}])  # each interruption comes in the second step of a process
+    run_in_processes(4, [{**resumed, "interrupt": True, "resume": True}])
+    run([{**resumed, "resume": True}])
+    require_same_run(*(Path(each["values"]["output"]) for each in (straight, resumed)), [1, 2, 3, 4, 5])
+
+
+def test_a_process_may_lose_all_its_responses(output: Run) -> None:
+    assert [line["reward/dropped"] for line in lines(output("dropped", 2) / "metrics.jsonl")] == [0.5, 0.5]
