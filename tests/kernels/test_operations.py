@@ -89,6 +89,24 @@ def test_norm_and_its_gradient(size: int) -> None:
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 33])
+@pytest.mark.parametrize(("size", "outputs"), [(1, 1), (8, 6), (13, 7), (64, 12), (40, 1000)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_linear_map(rows: int, size: int, outputs: int, biased: bool) -> None:
+    x, weight = numbers(rows, size, seed=1), numbers(outputs, size, seed=2)
+    bias = numbers(outputs, seed=3) if biased else None
+    found = kernels.linear(x.unsqueeze(0), weight, bias)
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    torch.testing.assert_close(found.double(), expected.unsqueeze(0), **CLOSE)
+
+
+def test_a_linear_map_of_a_row_does_not_depend_on_the_other_rows() -> None:
+    x, weight = numbers(19, 77), numbers(50, 77)
+    together = kernels.linear(x, weight)
+    for count in (1, 2, 3, 4):
+        assert torch.equal(torch.cat([kernels.linear(part, weight) for part in x.split(count)]), together)
+
+
 @pytest.mark.parametrize("count", [1, 16, 37])
 def test_the_gated_unit_and_its_gradient(count: int) -> None:
     gate, up, outward = 4 * numbers(count), numbers(count, seed=1), numbers(count, seed=2)

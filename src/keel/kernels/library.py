@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("attention.c", "decode.c", "rows.c")
+SOURCES = ("attention.c", "decode.c", "linear.c", "rows.c")
 HEADERS = ("vectors.h",)
 # -fno-math-errno lets the compiler use vector instructions for square roots. -Wno-psabi hides notes about the calling
 # convention of vector arguments, which matters between libraries only.

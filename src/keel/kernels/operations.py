@@ -38,6 +38,17 @@ def rms_norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -
     return for_x, for_weight.sum(0)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x weight^T + bias, fast for few rows. [..., in], [out, in], [out] -> [..., out]"""
+    x, weight = x.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    (outputs, size), y = weight.shape, x.new_empty(*x.shape[:-1], len(weight))
+    rows = x.numel() // size
+    threads = torch.get_num_threads() if rows * weight.numel() >= 2**18 else 1
+    _call("linear", x, weight, bias, rows, outputs, size, threads, y)
+    return y
+
+
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """Compute silu(gate) * up, of equal shapes."""
     gate, up = gate.contiguous(), up.contiguous()
@@ -194,6 +205,7 @@ SHAPE = (P, N, N, N, N, F, N, N)
 SIGNATURES = {
     "norm": (P, P, L, N, F, N, P, P),
     "norm_back": (P, P, P, P, L, N, N, N, P, P),
+    "linear": (P, P, P, N, L, N, N, P),
     "gated": (P, P, L, N, P),
     "gated_back": (P, P, P, L, N, P, P),
     "logprobs": (P, P, L, N, D, N, P, P, P),

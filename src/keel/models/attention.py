@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from keel import kernels
 from keel.models.layers import rotate
+from keel.models.prefixes import SharedPrefixes
 
 SHORT = 256
 """Longest row for plain matrix products on a CPU."""
@@ -66,10 +67,23 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Layout:
-    """The lengths of packed rows, the longest first."""
+    """The lengths of packed rows, the longest first.
+
+    Attributes:
+        shared: None, or what the rows have in common. Then only their distinct tokens are given.
+    """
 
     lengths: Sequence[int]
     device: torch.device
+    shared: SharedPrefixes | None = None
+
+    def select(self, x: Tensor) -> Tensor:
+        """Keep the tokens that a model reads. [N, ...] -> [D, ...]"""
+        return x if self.shared is None else self.shared.select(x)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Copy what a model has read to all packed tokens. [D, ...] -> [N, ...]"""
+        return x if self.shared is None else self.shared.expand(x)
 
     def attend(
         self,
@@ -82,11 +96,23 @@ class Layout:
     ) -> Tensor:
         """Compute causal attention within each row.
 
-        query [N, heads, D], key and value [N, kv_heads, D] -> [N, heads, D]
+        query [D, heads, size], key and value [D, kv_heads, size] -> [D, heads, size]
 
         Args:
-            rotation: cosine and sine [N, 1, D / 2] by which queries and keys are rotated first.
+            rotation: cosine and sine [N, 1, size / 2] by which queries and keys are rotated first.
         """
+        query, key, value = (self.expand(x) for x in (query, key, value))
+        return self.select(self._attend_rows(query, key, value, scaling, window, rotation))
+
+    def _attend_rows(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+        rotation: kernels.Rotation | None,
+    ) -> Tensor:
         window = None if window is None or window >= self.lengths[0] else window
         fits = self.lengths[0] <= MIDDLING and query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
         if fits and kernels.available(query, key, value):

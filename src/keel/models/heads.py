@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from keel.core.logprobs import logprobs_and_entropy
 from keel.errors import ConfigError
+from keel.models.layers import apply_without_gradients
 
 LOGITS_KEPT = 2**24
 """Largest number of logits whose probabilities are kept for the gradient. More logits are computed in chunks, and again
@@ -72,7 +73,8 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def _logits(model: Any, hidden: Tensor) -> Tensor:
     head = model.get_output_embeddings()
-    logits: Tensor = head(hidden.to(head.weight.dtype))  # state-space models return float32 states in any dtype
+    hidden = hidden.to(head.weight.dtype)  # state-space models return float32 states in any dtype
+    logits: Tensor = head(hidden) if torch.is_grad_enabled() else apply_without_gradients(head)(hidden)
     config = model.config.get_text_config()
     # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)

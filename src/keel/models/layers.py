@@ -26,6 +26,9 @@ TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 SILU = (nn.SiLU, SiLUActivation)
 
+FEW_ROWS = 64
+"""Largest number of rows for the compiled linear map. With more rows, torch's takes as long on one thread."""
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer index, query [..., heads, D], key and value [..., kv_heads, D], not yet rotated -> [..., heads, D]"""
 
@@ -70,6 +73,12 @@ def lightweight_layers(trunk: Any) -> Any:
     return _names(trunk, layers=layers)
 
 
+def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute a linear map without gradients. [..., in], [out, in], [out] -> [..., out]"""
+    is_small = x.numel() <= FEW_ROWS * x.shape[-1] and (bias is None or kernels.available(bias))
+    return kernels.linear(x, weight, bias) if is_small and kernels.available(x, weight) else linear(x, weight, bias)
+
+
 def _names(module: nn.Module, **parts: Any) -> SimpleNamespace:
     attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     weights = dict(module.named_parameters(recurse=False))
@@ -78,10 +87,15 @@ def _names(module: nn.Module, **parts: Any) -> SimpleNamespace:
 
 
 def _lightweight_child(child: nn.Module) -> Any:
+    return _names(child) if hasattr(child, "variance_epsilon") else apply_without_gradients(child)
+
+
+def apply_without_gradients(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the fastest function that computes a linear map without gradients, or the module if it is another one."""
     # Hooks, and subclasses such as peft's layers, work only through the call of the module.
-    if type(child) is nn.Linear and not child._forward_hooks and not child._forward_pre_hooks:
-        return partial(linear, weight=child.weight, bias=child.bias)
-    return _names(child) if hasattr(child, "variance_epsilon") else child
+    if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+        return partial(apply_linear, weight=module.weight, bias=module.bias)
+    return module
 
 
 def recompute_layers(trunk: Any) -> None:

@@ -1,4 +1,4 @@
-"""Hidden states of rows of unequal length, with no work on padding.
+"""Hidden states of rows of unequal length, with no work on padding and none repeated on what rows share.
 
 A trial detects models that cannot read packed rows, because they compute more across tokens than this attention does.
 They read padded rows. Models whose states depend on the other rows of a batch read one row at a time.
@@ -18,6 +18,7 @@ from keel.models.attention import Layout
 from keel.models.heads import UNFIT, check_logits, trunk, unwrap_model
 from keel.models.layers import has_known_layers, rotations, run_layers
 from keel.models.positions import rotation_threshold
+from keel.models.prefixes import find_shared_prefixes
 from keel.models.trial import states_agree, trial
 
 ATTENTION = "keel"
@@ -106,27 +107,29 @@ def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         masked = {} if reads_single_rows(model) else {"attention_mask": mask.long()}
         return trunk(model)(input_ids=tokens, use_cache=False, **masked).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)
-    layout = Layout(lengths.tolist(), tokens.device)
-    tokens, mask = tokens[order], mask[order]
+    tokens, mask = left_align(tokens[order], mask[order])
+    layout = Layout(lengths.tolist(), tokens.device, find_shared_prefixes(tokens, mask))
     states = _packed_states(trunk(model), tokens[mask], (mask.cumsum(1) - 1)[mask], layout)
     return states.index_select(0, _back(lengths, order))
 
 
 def _packed_states(trunk: Any, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Compute the states of packed tokens [N] with positions [N], in the order of the layout. -> [N, H]"""
+    distinct = layout.select(tokens)
     if has_known_layers(trunk):
         scaling, rotation = trunk.layers[0].self_attn.scaling, rotations(trunk, positions)
-        return run_layers(trunk, tokens, lambda _, q, k, v: layout.attend(q, k, v, scaling, rotation=rotation))
-    states: Tensor = trunk(
-        input_ids=tokens.unsqueeze(0),
-        position_ids=positions.unsqueeze(0),
+        states = run_layers(trunk, distinct, lambda _, q, k, v: layout.attend(q, k, v, scaling, rotation=rotation))
+        return layout.expand(states)
+    states = trunk(
+        input_ids=distinct.unsqueeze(0),
+        position_ids=layout.select(positions).unsqueeze(0),
         attention_mask=tokens.new_ones(
             1, 1, 1, 1, dtype=torch.bool
         ),  # transformers passes on a mask of four dimensions
         use_cache=False,
         layout=layout,
     ).last_hidden_state[0]
-    return states
+    return layout.expand(states)
 
 
 def _back(lengths: Tensor, order: Tensor) -> Tensor:

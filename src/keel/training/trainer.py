@@ -33,7 +33,9 @@ from keel.training.step_metrics import speed_metrics, step_metrics
 from keel.world import World, raise_together
 
 ROWS_READ_AGAIN = 8
-"""Responses that the updated policy reads again, for the ratios in the log: a few percent of the update's time."""
+"""Most responses that the updated policy reads again, for `policy/step_kl` and the ratios in the log."""
+SHARE_READ_AGAIN = 1 / 8
+"""Largest share of a batch that it reads again: a few percent of the update's time."""
 REFERENCE_BATCHES = 4
 """Batches of responses that the score statistics of `reward.normalize: reference` are measured on."""
 
@@ -222,7 +224,8 @@ class PolicyTrainer:
         """
         setup = self.setup
         sampled = gather_rows(targets.scored.rollouts.response_mask, setup.world)  # with the dropped responses
-        few = select_rows(replace(batch, response_mask=sampled), range(min(ROWS_READ_AGAIN, batch.size)))
+        count = min(ROWS_READ_AGAIN, max(1, int(SHARE_READ_AGAIN * batch.size)))
+        few = select_rows(replace(batch, response_mask=sampled), range(count))
         rows, width = few.response_mask.shape
         temperature, at_once = setup.targets.temperature, setup.targets.microbatch_tokens
         new_logprobs = analyze_all(setup.actor_critic, few, temperature, at_once, with_values=False).logprobs
