@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,15 @@ def test_trained_weights_are_float32_and_copies_are_their_rounding(world: World,
     assert compute_dtype(model) == torch.bfloat16
     copy = gather_model(model, world)
     assert all(torch.equal(w, after[name].to(torch.bfloat16)) for name, w in copy.named_parameters())
+
+
+def test_inputs_of_layers_are_not_rounded(world: World, tiny_gpt2: Path) -> None:
+    model = shard_model(load_causal_lm(str(tiny_gpt2), "bfloat16"), world)
+    layer, inputs = model.transformer.h[0], []
+    layer.ln_1.register_forward_pre_hook(lambda _, given: inputs.append(given[0].dtype))
+    with suppress(RuntimeError):  # its weights are bfloat16
+        forward_pass(model, lambda: layer(torch.zeros(1, 2, 32)))
+    assert inputs == [torch.float32]
 
 
 def test_a_gathered_copy_is_the_model_that_was_loaded(world: World, tiny_gpt2: Path, tmp_path: Path) -> None:

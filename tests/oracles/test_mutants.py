@@ -144,6 +144,13 @@ MUTANTS = [
         "models/test_sharding.py::test_trained_weights_are_float32_and_copies_are_their_rounding",
     ),
     Mutant(
+        "inputs of layers are rounded",
+        "models/sharding.py",
+        "torch.float32, cast_forward_inputs=False)",
+        "torch.float32, cast_forward_inputs=True)",
+        "models/test_sharding.py::test_inputs_of_layers_are_not_rounded",
+    ),
+    Mutant(
         "tied weights are copied twice",
         "models/sharding.py",
         "return copy.deepcopy(empty, weights) if world.is_main else None",

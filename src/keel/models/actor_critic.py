@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from keel.data.batches import Rollouts, TrainingBatch
 from keel.models.heads import compute_values, token_statistics, unwrap_model
-from keel.models.packed import token_states
+from keel.models.packed import reads_packed_rows, token_states
 from keel.models.sharding import forward_pass
 from keel.world import run_concurrently
 
@@ -122,6 +122,17 @@ class ActorCritic(nn.Module):
         values = self.value_units.values(values)
         ends = mask.sum(1).cumsum(0) - 1  # the state after the last token of each packed row
         return replace(analysis, values=_to_rows(values[previous], batch), final_values=values[ends])
+
+
+def number_prompts(policy: Any, batch: Rollouts | TrainingBatch) -> list[int] | None:
+    """Number the prompts of a batch, equal ones alike, or return None for a policy that reads each row in full. -> [B]
+
+    The result is the argument `prompts` of `microbatches`.
+    """
+    if not reads_packed_rows(policy):
+        return None
+    numbers: list[int] = batch.prompt_tokens.unique(dim=0, return_inverse=True)[1].tolist()
+    return numbers
 
 
 def _to_rows(flat: Tensor, batch: Rollouts | TrainingBatch) -> Tensor:
