@@ -13,7 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from keel.errors import ConfigError
-from keel.models.loading import end_token_ids, load_causal_lm, load_classifier, load_tokenizer, stop_texts
+from keel.models.loading import (
+    end_token_ids,
+    load_causal_lm,
+    load_classifier,
+    load_tokenizer,
+    report_slow_bfloat16,
+    stop_texts,
+)
 
 
 @pytest.fixture
@@ -153,3 +160,18 @@ def test_an_end_token_below_zero_is_none(tied: Path, tiny_policy: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(tied)
     model.generation_config.eos_token_id = [-1, 2]
     assert end_token_ids(model, load_tokenizer(str(tiny_policy))) == [2]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_reported_once(
+    supported: bool, tied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    report_slow_bfloat16.cache_clear()
+    load_causal_lm(str(tied))
+    assert capsys.readouterr().err == ""
+    load_causal_lm(str(tied), "bfloat16")
+    load_classifier(str(tied), "bfloat16", to_train=True)
+    assert capsys.readouterr().err.count("-> set dtype: float32") == (0 if supported else 1)
+    report_slow_bfloat16.cache_clear()

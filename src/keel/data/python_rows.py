@@ -1,6 +1,7 @@
 """Convert data passed from Python to rows like those of a file."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from hashlib import sha256
@@ -51,7 +52,9 @@ def write_rows(values: Any, folder: Path, name: str, text_column: str, chat_colu
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{sha256(content).hexdigest()[:12]}.jsonl"
-    path.write_bytes(content)
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)  # atomic: other processes of the run write and read the same file
     return path
 
 

@@ -13,7 +13,7 @@ from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_ro
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
 from keel.models.actor_critic import ActorCritic, Analysis, ValueUnits, number_prompts, without_adapter
-from keel.models.sharding import gathered_weights
+from keel.models.sharding import gathered_weights, is_sharded
 from keel.world import World, run_concurrently
 
 
@@ -246,13 +246,17 @@ def analyze_all(
     with_logprobs: bool = True,
 ) -> Analysis:
     """Analyze a batch in micro-batches of rows of similar length, without gradients. Every process must call it."""
+    if with_values and with_logprobs and actor_critic.critic is not None and is_sharded(actor_critic.policy):
+        analyze = partial(analyze_all, actor_critic, rollouts, temperature, microbatch_tokens)
+        by_policy, by_critic = analyze(with_values=False), analyze(with_logprobs=False)  # one is gathered at a time
+        return replace(by_policy, values=by_critic.values, final_values=by_critic.final_values)
     lengths = (rollouts.prompt_mask.sum(1) + rollouts.response_mask.sum(1)).tolist()
     shape, device = rollouts.response_mask.shape, rollouts.response_mask.device
     dtype = torch.promote_types(next(actor_critic.policy.parameters()).dtype, torch.float32)
     logprobs, entropy, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
     final_values = torch.zeros(shape[0], dtype=dtype, device=device)
     has_values = with_values and actor_critic.has_critic
-    with gathered_weights(*actor_critic.children()):
+    with gathered_weights(*actor_critic.models_read(with_values, with_logprobs)):
         for rows in microbatches(lengths, microbatch_tokens, number_prompts(actor_critic.policy, rollouts)):
             part = select_rows(rollouts, rows)
             analysis = actor_critic.analyze(part, temperature, with_values=with_values, with_logprobs=with_logprobs)

@@ -59,6 +59,12 @@ class ActorCritic(nn.Module):
     def has_critic(self) -> bool:
         return self.critic is not None or self.value_head is not None
 
+    def models_read(self, with_values: bool, with_logprobs: bool) -> list[nn.Module]:
+        """Return the models that `analyze` reads with."""
+        if self.critic is None:
+            return [module for module in (self.policy, self.value_head) if module is not None]
+        return [self.policy] * with_logprobs + [self.critic] * with_values
+
     def policy_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
 

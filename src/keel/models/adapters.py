@@ -74,7 +74,7 @@ def with_lora(model: PreTrainedModel, lora: Lora, task: str, quantization: str |
     if quantization:
         quantize_model(model, quantization, new)
     try:
-        with _tie_warnings_ignored():
+        with _peft_warnings_ignored():
             wrapped = peft.get_peft_model(model, settings).eval()
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split()), where="lora.target_modules") from error
@@ -131,10 +131,14 @@ def _unfit_layers(model: PreTrainedModel) -> list[str]:
 
 
 @contextmanager
-def _tie_warnings_ignored() -> Iterator[None]:
-    """Inside, peft does not warn that an adapter on tied weights cannot be merged, since keel unties them."""
+def _peft_warnings_ignored() -> Iterator[None]:
+    """Inside, peft does not warn that an adapter on tied weights cannot be merged, since keel unties them.
+
+    Neither is its use of an old name in transformers reported, about which a user can do nothing.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*tie_word_embeddings|.*no longer tied after merging")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
 
 
@@ -217,7 +221,7 @@ def merge_adapter(model: Any, name: str) -> PreTrainedModel:
 
 def _merge(model: Any) -> Any:
     dequantize_model(model)
-    with _tie_warnings_ignored():
+    with _peft_warnings_ignored():
         merged = model.merge_and_unload()
     matrices = [merged.get_input_embeddings(), merged.get_output_embeddings()]
     if None not in matrices:
@@ -307,7 +311,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
     _grow_to(model, shapes)
     if (quantization := getattr(model.config, KEY, None)) is not None:
         quantize_model(model, quantization, {key.rpartition(".")[0] for key in shapes})
-    with warnings.catch_warnings(), _tie_warnings_ignored():
+    with warnings.catch_warnings(), _peft_warnings_ignored():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refuse_missing names them below
         adapted = _peft().PeftModel.from_pretrained(model, folder).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):

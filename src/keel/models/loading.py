@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,8 @@ def _plain_classifier(name: str, dtype: str, seed: int) -> _Classifier:
 def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Load a model and its load report. Raises ConfigError for weights of another shape, NaN or infinite weights."""
     refuse_quantization(model_config(name, auto_class), name)
+    if dtype == "bfloat16":
+        report_slow_bfloat16()
     if is_shallow(name):
         empty: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
         return shallow_model(auto_class, name, DTYPES[dtype]), empty
@@ -192,6 +195,19 @@ def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> 
     refuse_other_shapes(report, name)
     require_numbers(model, name)
     return model, report
+
+
+@cache
+def report_slow_bfloat16() -> None:
+    """Report, once per process, that this processor would take many times as long as in float32."""
+    # The operator is missing where torch is built without oneDNN.
+    if torch.cuda.is_available() or not is_main_process() or not torch.backends.mkldnn.is_available():
+        return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print_line(
+            "bfloat16 may take ten times as long as float32 or more: this processor has no instructions for it "
+            "-> set dtype: float32"
+        )
 
 
 def _prepare(model: Any) -> Any:

@@ -93,18 +93,15 @@ def bytes_in_flight(size: ModelSize) -> float:
 def gathered_bytes(sizes: Mapping[str, ModelSize], phase: str) -> float:
     """Return the most bytes that a device holds of gathered weights, the buffer of the last group included.
 
-    The policy is complete while it samples, each reward model while it scores, policy and critic and then the reference
-    for the targets, and all these in turn in the self-check at the start. In the update one layer is complete at a
-    time.
+    The policy is complete while it samples, each reward model while it scores, policy, critic and reference in turn for
+    the targets, and all of these in turn in the self-check at the start. In the update one layer is complete at a time.
     """
     policy, critic = sizes["policy"], sizes.get("critic")
     if phase == UPDATE:
         return max(bytes_in_flight(size) for size in (policy, critic) if size is not None)
-    together = [policy] if critic is None else [policy, critic]
-    scoring = [[size] for size in reward_sizes(sizes)]
-    reading = [together, *([[sizes["reference"]]] if "reference" in sizes else [])]
-    turns = {START: [*scoring, *reading], SAMPLE: [[policy]], SCORE: scoring, TARGETS: reading}[phase]
-    return max((sum(s.bytes for s in turn) + max(s.largest_group for s in turn) for turn in turns), default=0.0)
+    scoring, reading = reward_sizes(sizes), [size for size in (policy, critic, sizes.get("reference")) if size]
+    turns = {START: [*scoring, *reading], SAMPLE: [policy], SCORE: scoring, TARGETS: reading}[phase]
+    return max((size.bytes + size.largest_group for size in turns), default=0.0)
 
 
 def reward_sizes(sizes: Mapping[str, ModelSize]) -> list[ModelSize]:
