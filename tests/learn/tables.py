@@ -39,6 +39,12 @@ class Table(nn.Module):
     def critic_parameters(self) -> list[nn.Parameter]:
         return [] if self.critic is None else [self.critic.weight]
 
+    def models_read(self, with_values: bool, with_logprobs: bool) -> list[nn.Module]:
+        return []
+
+    def number_prompts(self, batch: Rollouts | TrainingBatch) -> None:
+        return None
+
     def analyze(
         self,
         batch: Rollouts | TrainingBatch,

@@ -12,7 +12,7 @@ from keel.core.masked import ROUNDING, masked_moments, whiten, zero_outside
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
 from keel.learn.algorithms import Algorithm, Credit
 from keel.learn.optim import microbatches
-from keel.models.actor_critic import ActorCritic, Analysis, ValueUnits, number_prompts, without_adapter
+from keel.models.actor_critic import ActorCritic, Analysis, ValueUnits, without_adapter
 from keel.models.sharding import gathered_weights, is_sharded
 from keel.world import World, run_concurrently
 
@@ -257,7 +257,7 @@ def analyze_all(
     final_values = torch.zeros(shape[0], dtype=dtype, device=device)
     has_values = with_values and actor_critic.has_critic
     with gathered_weights(*actor_critic.models_read(with_values, with_logprobs)):
-        for rows in microbatches(lengths, microbatch_tokens, number_prompts(actor_critic.policy, rollouts)):
+        for rows in microbatches(lengths, microbatch_tokens, actor_critic.number_prompts(rollouts)):
             part = select_rows(rollouts, rows)
             analysis = actor_critic.analyze(part, temperature, with_values=with_values, with_logprobs=with_logprobs)
             index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]

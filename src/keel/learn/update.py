@@ -22,7 +22,7 @@ from keel.learn.gather import deal_rows
 from keel.learn.guard import Guard, find_fault
 from keel.learn.optim import clip_gradients, gradient_norm, learning_rate_factor, microbatches, set_learning_rate
 from keel.learn.totals import Totals
-from keel.models.actor_critic import ActorCritic, Analysis, number_prompts
+from keel.models.actor_critic import ActorCritic, Analysis
 from keel.models.sharding import idle_passes
 from keel.world import World, generator, run_concurrently
 
@@ -156,7 +156,7 @@ class Updater:
         """Yield the micro-batches of rows with counted tokens, then as many without as other ranks have more."""
         lengths = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
         counted = [row for row in rows if bool(batch.response_mask[row].any())]
-        prompts = number_prompts(self.actor_critic.policy, select_rows(batch, counted)) if counted else None
+        prompts = self.actor_critic.number_prompts(select_rows(batch, counted)) if counted else None
         groups = microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens, prompts)
         idle = idle_passes(self.actor_critic.policy, len(groups))
         for group in groups:

@@ -65,6 +65,16 @@ class ActorCritic(nn.Module):
             return [module for module in (self.policy, self.value_head) if module is not None]
         return [self.policy] * with_logprobs + [self.critic] * with_values
 
+    def number_prompts(self, batch: Rollouts | TrainingBatch) -> list[int] | None:
+        """Number the prompts of a batch, equal ones alike: the argument `prompts` of `microbatches`. -> [B]
+
+        None for a policy that reads each row in full.
+        """
+        if not reads_packed_rows(self.policy):
+            return None
+        numbers: list[int] = batch.prompt_tokens.unique(dim=0, return_inverse=True)[1].tolist()
+        return numbers
+
     def policy_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
 
@@ -128,17 +138,6 @@ class ActorCritic(nn.Module):
         values = self.value_units.values(values)
         ends = mask.sum(1).cumsum(0) - 1  # the state after the last token of each packed row
         return replace(analysis, values=_to_rows(values[previous], batch), final_values=values[ends])
-
-
-def number_prompts(policy: Any, batch: Rollouts | TrainingBatch) -> list[int] | None:
-    """Number the prompts of a batch, equal ones alike, or return None for a policy that reads each row in full. -> [B]
-
-    The result is the argument `prompts` of `microbatches`.
-    """
-    if not reads_packed_rows(policy):
-        return None
-    numbers: list[int] = batch.prompt_tokens.unique(dim=0, return_inverse=True)[1].tolist()
-    return numbers
 
 
 def _to_rows(flat: Tensor, batch: Rollouts | TrainingBatch) -> Tensor:
