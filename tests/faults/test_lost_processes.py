@@ -32,8 +32,8 @@ TWO_STEPS = {"steps": 2, "checkpoint.every": 1, "algorithm.minibatch_size": 16}
 SMOKE = {"update.loss", "update.optimizer"}
 PROGRAM = """
 import os, sys
-if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    os.environ["KEEL_FAILPOINT"] = "update.loss:3=kill9"
+if os.environ["RANK"] == os.environ["VICTIM"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    os.environ["KEEL_FAILPOINT"] = os.environ["PLACE"] + "=kill9"
 import torch
 torch.set_num_threads(1)
 from keel.cli.main import main
@@ -83,12 +83,22 @@ def test_f41_one_of_two_dies_at_a_failpoint(name: str, straight: Stage, tmp_path
     same(stage.output, straight.output)
 
 
-def test_f41_torchrun_starts_all_again_after_one_has_died(straight: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "update.loss" else exhaustive) for name in failpoints.NAMES]
+)
+def test_f41_torchrun_starts_all_again_after_one_has_died(name: str, straight: Stage, tmp_path: Path) -> None:
     stage, program = straight.at(tmp_path / "killed"), tmp_path / "program.py"
+    if name == "start.resumed":
+        assert run_pair(stage, failpoints={1: "step.update:2=kill9"}) == [75, -signal.SIGKILL]
     program.write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    source = str(Path(keel.training.policy.__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "KEEL_COLLECTIVE_SECONDS": str(PATIENCE)}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(keel.training.policy.__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "KEEL_COLLECTIVE_SECONDS": str(PATIENCE),
+        "VICTIM": "0" if name.startswith(BY_MAIN) else "1",
+        "PLACE": place_of(name),
+    }
     ended = subprocess.run(
         [*torchrun, "--max-restarts", "1", str(program), *stage.arguments(resume=True)],
         env=environment,
@@ -98,8 +108,7 @@ def test_f41_torchrun_starts_all_again_after_one_has_died(straight: Stage, tmp_p
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
-    assert ended.stderr.count("failpoint update.loss: kill9") == 1
-    assert "keel: continuing from step 1" in ended.stderr
+    assert ended.stderr.count(f"failpoint {name}: kill9") == 1
     same(stage.output, straight.output)
 
 

@@ -3,6 +3,7 @@
 Responses to one prompt, the responses of a pair or ranking, and chats with the same system message share a prefix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-WORTHWHILE = 0.9
+WORTHWHILE = 0.85
 """Largest share of distinct tokens at which copying queries, keys and values takes less time than it saves."""
 
 
@@ -33,15 +34,18 @@ class SharedPrefixes:
         return expanded
 
 
-def find_shared_prefixes(tokens: Tensor, mask: Tensor) -> SharedPrefixes | None:
+def find_shared_prefixes(tokens: Tensor, mask: Tensor, lengths: Sequence[int]) -> SharedPrefixes | None:
     """Find what rows share at their start, or return None if reading it once would not save enough.
 
     Args:
         tokens: [B, L], with padding at the end of a row.
         mask: [B, L] bool. Packed tokens are `tokens[mask]`.
+        lengths: of the B rows.
     """
     rows, device = len(tokens), tokens.device
-    lengths = mask.sum(1).tolist()
+    short = int((1 - WORTHWHILE) * sum(lengths) / rows)
+    if len(set(map(tuple, tokens[:, :short].tolist()))) == rows:
+        return None  # no row shares as much as the mean row would have to
     texts = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
     order = torch.tensor(sorted(range(rows), key=texts.__getitem__), device=device)
     # Of rows in alphabetical order, each shares most with the one before it.
