@@ -14,6 +14,7 @@ from keel.config import DecodingSettings, PromptSettings, TrainConfig, parse
 from keel.data.batches import Rollouts
 from keel.errors import ConfigError, RewardError
 from keel.evaluation.sample import load_policy
+from keel.learn.pass_check import logprobs_agree
 from keel.learn.update import Updater
 from keel.rollout.sampler import sample_rollouts
 from keel.training.policy import train_policy
@@ -277,6 +278,14 @@ def test_bfloat16_is_judged_by_the_mean(
     else:
         with pytest.raises(ConfigError, match=r"sampler and trainer disagree by 0.* -> use dtype float32"):
             self_check(setup)
+
+
+@pytest.mark.parametrize(("largest", "agrees"), [(0.4, True), (2.5, False), (float("nan"), False)])
+def test_in_bfloat16_one_token_may_differ_more_than_the_mean(tiny_policy: Path, largest: float, agrees: bool) -> None:
+    setup = setup_of(tiny_policy, {"policy.dtype": "bfloat16"})
+    gaps = torch.full((1000,), 0.04)
+    gaps[7] = largest
+    assert logprobs_agree(gaps, setup.actor_critic) == agrees
 
 
 def test_it_runs_on_few_rows_of_unlike_lengths(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from keel.models.heads import compute_dtype, unwrap_model
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest difference of one token's log-probability between two correct computations."""
-MEAN_TOLERANCE = 0.1
-"""Largest mean of these differences in bfloat16, where single tokens differ by up to 0.4. Cached decoding in
-transformers differs from its full pass by 0.04 on average and 0.3 at most (SmolLM2-135M, docs/numerics-log.md)."""
+MEAN_TOLERANCE, LOOSE_TOLERANCE = 0.1, 2.0
+"""Largest mean of these differences in bfloat16, and largest difference of one token. Those of correct models are 0.05
+and 0.4 (docs/numerics-log.md)."""
 
 
 def compare_passes(
@@ -51,9 +51,10 @@ def compare_passes(
 def logprobs_agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
     """Return whether differences of log-probs are as small as rounding. NaN is not.
 
-    In bfloat16 the mean is compared, with a higher limit for few tokens.
+    In bfloat16 the mean is compared, with a higher limit for few tokens, and the largest with a loose limit.
     """
     dtype = compute_dtype(actor_critic.policy)
     if dtype in TOLERANCE:
         return bool((gaps <= TOLERANCE[dtype]).all())
-    return bool(gaps.mean() <= MEAN_TOLERANCE * (1 + 4 / math.sqrt(max(len(gaps), 1))))
+    mean = MEAN_TOLERANCE * (1 + 4 / math.sqrt(max(len(gaps), 1)))
+    return bool(gaps.mean() <= mean and (gaps <= LOOSE_TOLERANCE).all())
