@@ -21,8 +21,3 @@ def test_microbatches_contain_every_row_once_within_the_limit():
 def test_a_row_longer_than_the_limit_is_a_group():
     assert microbatches([50, 1, 1], 10) == [[0], [1, 2]]
     assert microbatches([], 10) == []
-
-
-def test_microbatches_keep_the_rows_of_a_prompt_together():
-    lengths, prompts = [3, 9, 4, 5, 8, 2], [0, 1, 0, 1, 2, 0]
-    assert microbatches(lengths, 18, prompts) == [[1, 3], [4, 2], [0, 5]]

@@ -57,7 +57,16 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "tied": (PROMPTS, {"algorithm.microbatch_tokens": 20, "policy.gradient_checkpointing": True}),
-    "adapter": (PROMPTS, {"policy.lora.r": 2, "critic.sharing": "shared", "algorithm.microbatch_tokens": 20}),
+    "adapter": (PROMPTS, {"policy.lora": {"r": 2}, "critic.sharing": "shared", "algorithm.microbatch_tokens": 20}),
+    "evaluated": (  # the first process has two batches of an evaluation, the second one
+        PROMPTS,
+        {
+            "critic.sharing": "shared",
+            "rollout.batch_size": 4,
+            "algorithm.minibatch_size": 4,
+            "evaluate.every": 1,
+        },
+    ),
     "groups": (PROMPTS, {"algorithm.name": "grpo", "rollout.group_size": 4}),
 }
 IN_PAIR = [pytest.param(name, 2, id=f"{name}, 2") for name in RUNS]
@@ -78,8 +87,12 @@ def step_of(tiny_policy: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPat
         prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
         reward.write_text(REWARD)
         # With a large eps, Adam does not turn the rounding of tiny gradients into full steps.
-        fixed = {"optim.eps": 1e-3, "prompts.path": str(prompts), "log.rollouts_per_step": 2}
+        fixed: dict[str, Any] = {"optim.eps": 1e-3, "prompts.path": str(prompts), "log.rollouts_per_step": 2}
         rewards = {"rewards": [{"function": f"{reward}:share_of_w3"}]}
+        if "evaluate.every" in of_run:
+            held_out = folder / "held out.jsonl"
+            held_out.write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(14, 23)))
+            fixed["evaluate.prompts"] = str(held_out)
         model = tiny_gpt2 if name == "tied" else tiny_policy
         values = settings(model, folder / output, {**fixed, **rewards, **of_run, **(changes or {})})
         return {"verb": "train", "values": values, **events}

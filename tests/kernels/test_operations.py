@@ -100,6 +100,12 @@ def test_a_linear_map(rows: int, size: int, outputs: int, biased: bool) -> None:
     torch.testing.assert_close(found.double(), expected.unsqueeze(0), **CLOSE)
 
 
+@pytest.mark.parametrize(("weight", "bias"), [((5, 16), None), ((5, 8), 4)])
+def test_a_linear_map_of_other_shapes_is_refused(weight: tuple[int, int], bias: int | None) -> None:
+    with pytest.raises(ValueError, match="differ"):
+        kernels.linear(numbers(3, 8), numbers(*weight), None if bias is None else numbers(bias))
+
+
 def test_a_linear_map_of_a_row_does_not_depend_on_the_other_rows() -> None:
     x, weight = numbers(19, 77), numbers(50, 77)
     together = kernels.linear(x, weight)

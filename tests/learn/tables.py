@@ -42,9 +42,6 @@ class Table(nn.Module):
     def models_read(self, with_values: bool, with_logprobs: bool) -> list[nn.Module]:
         return []
 
-    def number_prompts(self, batch: Rollouts | TrainingBatch) -> None:
-        return None
-
     def analyze(
         self,
         batch: Rollouts | TrainingBatch,

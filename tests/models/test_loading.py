@@ -173,5 +173,5 @@ def test_bfloat16_on_a_processor_without_it_is_reported_once(
     assert capsys.readouterr().err == ""
     load_causal_lm(str(tied), "bfloat16")
     load_classifier(str(tied), "bfloat16", to_train=True)
-    assert capsys.readouterr().err.count("-> set dtype: float32") == (0 if supported else 1)
+    assert capsys.readouterr().err.count("-> use float32") == (0 if supported else 1)
     report_slow_bfloat16.cache_clear()

@@ -18,30 +18,17 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") ->
     return tokens, mask
 
 
-def microbatches(
-    lengths: Sequence[int], microbatch_tokens: int, prompts: Sequence[int] | None = None
-) -> list[list[int]]:
+def microbatches(lengths: Sequence[int], microbatch_tokens: int) -> list[list[int]]:
     """Group row indices so that each group has at most `microbatch_tokens` padded tokens, or is a single row.
 
-    The longest rows come first, so that a lack of memory shows in the first pass.
-
-    Args:
-        prompts: the number of each row's prompt, for models that read what rows share once. Rows of a prompt are then
-            adjacent, the prompt with the longest row first.
+    The longest rows come first. A group is then as wide as its first row, and a lack of memory shows in the first pass.
     """
-    prompts = range(len(lengths)) if prompts is None else prompts
-    longest: dict[int, int] = {}
-    for prompt, length in zip(prompts, lengths, strict=True):
-        longest[prompt] = max(length, longest.get(prompt, 0))
     groups: list[list[int]] = []
-    width = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-longest[prompts[i]], prompts[i], -lengths[i])):
-        if groups and (len(groups[-1]) + 1) * max(width, lengths[i]) <= microbatch_tokens:
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= microbatch_tokens:
             groups[-1].append(i)
-            width = max(width, lengths[i])
         else:
             groups.append([i])
-            width = lengths[i]
     return groups
 
 

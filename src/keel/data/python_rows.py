@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from hashlib import sha256
@@ -52,9 +53,10 @@ def write_rows(values: Any, folder: Path, name: str, text_column: str, chat_colu
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{sha256(content).hexdigest()[:12]}.jsonl"
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    # Atomic: other processes of the run, perhaps on other machines, write and read the same file.
+    partial = folder / f".{path.name}-{platform.node()}-{os.getpid()}"
     partial.write_bytes(content)
-    partial.replace(path)  # atomic: other processes of the run write and read the same file
+    partial.replace(path)
     return path
 
 

@@ -284,7 +284,7 @@ def measure_responses(
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
         measured |= {f"disagreement/{name}": values for name, values in scored.disagreement.items()}
         measured |= {f"cut/{name}": values for name, values in scored.cut.items()}
-    analysis = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS)
+    analysis = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS, with_values=False)
     if reference is not None:
         ref_logprobs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
         measured["kl"] = (analysis.logprobs - ref_logprobs).sum(1)

@@ -4,7 +4,7 @@
 
 #define ROWS 4 /* The sums of a tile of ROWS x OUTPUTS fill the registers. */
 #define OUTPUTS (LANES == 16 ? 6 : 3)
-#ifdef __x86_64__
+#ifdef __AVX__
 #define IN_REGISTER(x) __asm__("" : "+v"(x)) /* for a vector that is used several times */
 #else
 #define IN_REGISTER(x)

@@ -39,7 +39,12 @@ def rms_norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x weight^T + bias, fast for few rows. [..., in], [out, in], [out] -> [..., out]"""
+    """Compute x weight^T + bias, fast for few rows. [..., in], [out, in], [out] -> [..., out]
+
+    Raises ValueError for other shapes.
+    """
+    if x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(f"x {list(x.shape)}, weight {list(weight.shape)}: the numbers of inputs or outputs differ")
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     (outputs, size), y = weight.shape, x.new_empty(*x.shape[:-1], len(weight))

@@ -257,7 +257,7 @@ def analyze_all(
     final_values = torch.zeros(shape[0], dtype=dtype, device=device)
     has_values = with_values and actor_critic.has_critic
     with gathered_weights(*actor_critic.models_read(with_values, with_logprobs)):
-        for rows in microbatches(lengths, microbatch_tokens, actor_critic.number_prompts(rollouts)):
+        for rows in microbatches(lengths, microbatch_tokens):
             part = select_rows(rollouts, rows)
             analysis = actor_critic.analyze(part, temperature, with_values=with_values, with_logprobs=with_logprobs)
             index, width = torch.tensor(rows, device=device), part.response_mask.shape[1]

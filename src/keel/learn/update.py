@@ -156,8 +156,7 @@ class Updater:
         """Yield the micro-batches of rows with counted tokens, then as many without as other ranks have more."""
         lengths = (batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).tolist()
         counted = [row for row in rows if bool(batch.response_mask[row].any())]
-        prompts = self.actor_critic.number_prompts(select_rows(batch, counted)) if counted else None
-        groups = microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens, prompts)
+        groups = microbatches([lengths[row] for row in counted], self.schedule.microbatch_tokens)
         idle = idle_passes(self.actor_critic.policy, len(groups))
         for group in groups:
             yield select_rows(batch, [counted[place] for place in group])

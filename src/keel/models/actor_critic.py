@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from keel.data.batches import Rollouts, TrainingBatch
 from keel.models.heads import compute_values, token_statistics, unwrap_model
-from keel.models.packed import reads_packed_rows, token_states
+from keel.models.packed import token_states
 from keel.models.sharding import forward_pass
 from keel.world import run_concurrently
 
@@ -64,16 +64,6 @@ class ActorCritic(nn.Module):
         if self.critic is None:
             return [module for module in (self.policy, self.value_head) if module is not None]
         return [self.policy] * with_logprobs + [self.critic] * with_values
-
-    def number_prompts(self, batch: Rollouts | TrainingBatch) -> list[int] | None:
-        """Number the prompts of a batch, equal ones alike: the argument `prompts` of `microbatches`. -> [B]
-
-        None for a policy that reads each row in full.
-        """
-        if not reads_packed_rows(self.policy):
-            return None
-        numbers: list[int] = batch.prompt_tokens.unique(dim=0, return_inverse=True)[1].tolist()
-        return numbers
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]

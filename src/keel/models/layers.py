@@ -29,8 +29,8 @@ SILU = (nn.SiLU, SiLUActivation)
 FEW_ROWS = 64
 """Largest number of rows for the compiled linear map. With more rows, torch's takes as long on one thread."""
 LEAST_INPUTS = 128
-"""Smallest number of inputs for it, and 8 for each row. With fewer, the sums across registers, one for each number
-of the result, take most of its time."""
+"""Smallest number of inputs for the compiled linear map. It also needs 8 inputs for each row. With fewer, most of its
+time goes into sums across registers, one for each number of the result."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer index, query [..., heads, D], key and value [..., kv_heads, D], not yet rotated -> [..., heads, D]"""
@@ -79,8 +79,9 @@ def lightweight_layers(trunk: Any) -> Any:
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute a linear map without gradients. [..., in], [out, in], [out] -> [..., out]"""
     size = x.shape[-1]
-    pays = size >= LEAST_INPUTS and x.numel() <= min(FEW_ROWS, size // 8) * size
-    return kernels.linear(x, weight, bias) if pays and kernels.available(x, weight) else linear(x, weight, bias)
+    pays = size >= LEAST_INPUTS and x.numel() <= min(FEW_ROWS, size // 8) * size and weight.shape[1] == size
+    parts = (x, weight) if bias is None else (x, weight, bias)
+    return kernels.linear(x, weight, bias) if pays and kernels.available(*parts) else linear(x, weight, bias)
 
 
 def _names(module: nn.Module, **parts: Any) -> SimpleNamespace:

@@ -199,14 +199,14 @@ def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> 
 
 @cache
 def report_slow_bfloat16() -> None:
-    """Report, once per process, that this processor would take many times as long as in float32."""
+    """Report, once per process, that bfloat16 takes many times as long as float32 on this processor."""
     # The operator is missing where torch is built without oneDNN.
     if torch.cuda.is_available() or not is_main_process() or not torch.backends.mkldnn.is_available():
         return
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         print_line(
             "bfloat16 may take ten times as long as float32 or more: this processor has no instructions for it "
-            "-> set dtype: float32"
+            "-> use float32"
         )
 
 

@@ -73,6 +73,7 @@ def shard_head(head: Any, world: World) -> Any:
     if world.mesh is None:
         return head.to(world.device)
     _shard_module(head, world.mesh, torch.float32, _run_job)
+    _records[head] = _Record(None, world)
     return head
 
 
@@ -169,7 +170,7 @@ def gather_head(head: nn.Linear, world: World) -> Any:
 class _Record:
     """What is known of a sharded model."""
 
-    empty_copy: Any  # an ordinary model whose weights have no memory
+    empty_copy: Any  # an ordinary model whose weights have no memory; None for a value head
     world: World
 
 

@@ -48,12 +48,13 @@ def score(
     disagreement, cut, failures = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
     segmented = texts is not None
     for scorer in scorers:
-        scores, lost, cause = raise_together(world, partial(_call_scorer, scorer, rollouts, texts, on_failure))
+        called = raise_together(world, partial(_call_scorer, scorer, rollouts, texts, on_failure, tokenizer))
+        scores, token_scores, lost, cause = called
         failed |= torch.tensor(lost, device=device)
         failures |= {scorer.name: cause} if cause else {}
         segmented = segmented or any(isinstance(value, list) for value in scores)
-        token_scores = _place_on_tokens(scores, rollouts, texts, tokenizer, scorer.name).to(device)
         scored_here = torch.tensor([value is not None for value in scores], device=device)
+        token_scores = token_scores.to(device)
         total += scorer.weight * token_scores
         has_score |= scored_here
         by_scorer[scorer.name] = token_scores.sum(1).masked_fill(~scored_here, torch.nan)
@@ -81,15 +82,24 @@ def _add_logged(scored: ScoredRollouts, scorers: Sequence[Scorer]) -> ScoredRoll
 
 
 def _call_scorer(
-    scorer: Scorer, rollouts: Rollouts, segments: list[list[str]] | None, on_failure: str
-) -> tuple[list[Score], list[bool], str]:
-    """Return the scores, None where the scorer failed; which samples it failed on; and the cause of the first."""
+    scorer: Scorer,
+    rollouts: Rollouts,
+    segments: list[list[str]] | None,
+    on_failure: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[Score], Tensor, list[bool], str]:
+    """Call a scorer on all responses.
+
+    Returns its scores, None where it failed; the scores on their tokens [B, T]; which responses it failed on; and the
+    cause of the first failure.
+    """
     try:
         scores = scorer(rollouts, segments)
     except RewardError as error:
         if on_failure == "stop":
             raise
-        return [None] * len(rollouts.texts), [True] * len(rollouts.texts), str(error)
+        nothing = torch.zeros(rollouts.response_mask.shape)
+        return [None] * len(rollouts.texts), nothing, [True] * len(rollouts.texts), str(error)
     causes = [
         RewardError(f"{value.reason}: sample {row} ({rollouts.texts[row][:60]!r})", where=scorer.name)
         for row, value in enumerate(scores)
@@ -99,7 +109,8 @@ def _call_scorer(
         raise causes[0]
     lost = [isinstance(value, NoScore) for value in scores]
     valid: list[Score] = [None if isinstance(value, NoScore) else value for value in scores]
-    return valid, lost, str(causes[0]) if causes else ""
+    token_scores = _place_on_tokens(valid, rollouts, segments, tokenizer, scorer.name)
+    return valid, token_scores, lost, str(causes[0]) if causes else ""
 
 
 def _place_on_tokens(

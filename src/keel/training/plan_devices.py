@@ -180,7 +180,7 @@ def moved_bytes(
     reference = sizes["policy"] if lora_reference else sizes.get("reference")
     gradients = MASTER * sum(size.trained for size in trained)
     reduced = gradients * (share + 2 * (1 - 1 / copies) / shard)
-    again = once * share  # the updated policy reads a few responses again, for the log
+    again = sizes["policy"].bytes * share  # the updated policy reads a few responses again
     return {
         SAMPLE: sizes["policy"].bytes * share,
         SCORE: sum(size.bytes for size in reward_sizes(sizes)) * share,

@@ -20,14 +20,13 @@ from typing import Any
 import torch
 
 from keel.config import TrainConfig, parse
-from keel.core.kl import RESOLUTION
 from keel.data.batches import TrainingBatch, select_rows
 from keel.learn.update import Updater
 from keel.models.shallow import shallow_models
 from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState
-from keel.training.trainer import PolicyTrainer
+from keel.training.trainer import PolicyTrainer, is_sampler_exact
 from keel.world import World, busy_seconds
 
 START = "start"  # loading and self-check
@@ -84,7 +83,7 @@ def probe(
         setup = build_training_setup(config, scorers, None, World.from_environment())
         updater = OneMinibatch.like(setup.updater, small)
         setup = replace(setup, end_ids=_ends(setup, response_tokens), updater=updater)
-        state.trust_sampler = self_check(setup)["check/logprob_gap"] <= RESOLUTION
+        state.trust_sampler = is_sampler_exact(self_check(setup), setup.world)
     trainer = PolicyTrainer(setup)
     trainer.state = state
     began, steps = _work(), list[dict[str, float]]()

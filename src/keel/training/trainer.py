@@ -35,7 +35,7 @@ from keel.world import World, raise_together
 ROWS_READ_AGAIN = 8
 """Most responses that the updated policy reads again, for `policy/step_kl` and the ratios in the log."""
 SHARE_READ_AGAIN = 1 / 8
-"""Largest share of a batch that it reads again: a few percent of the update's time."""
+"""Share of a batch of fewer than 64 responses that it reads again, but at least four."""
 REFERENCE_BATCHES = 4
 """Batches of responses that the score statistics of `reward.normalize: reference` are measured on."""
 
@@ -97,7 +97,7 @@ class PolicyTrainer:
     def check(self) -> dict[str, float]:
         """Run the self-check and return its measurements. Raises ConfigError or RewardError."""
         measured = self_check(self.setup)
-        self.state.trust_sampler = measured["check/logprob_gap"] <= RESOLUTION
+        self.state.trust_sampler = is_sampler_exact(measured, self.setup.world)
         return measured
 
     def measure_reference(self) -> None:
@@ -224,7 +224,7 @@ class PolicyTrainer:
         """
         setup = self.setup
         sampled = gather_rows(targets.scored.rollouts.response_mask, setup.world)  # with the dropped responses
-        count = min(ROWS_READ_AGAIN, max(1, int(SHARE_READ_AGAIN * batch.size)))
+        count = min(ROWS_READ_AGAIN, batch.size, max(4, int(SHARE_READ_AGAIN * batch.size)))
         few = select_rows(replace(batch, response_mask=sampled), range(count))
         rows, width = few.response_mask.shape
         temperature, at_once = setup.targets.temperature, setup.targets.microbatch_tokens
@@ -240,6 +240,11 @@ class PolicyTrainer:
         rows = rollout_rows(targets.scored, targets.batch, local, self.setup.tokenizer, new_logprobs[first:])
         gathered = [row for share in world.gather_values(list(rows)) for row in share]
         return [{**row, "row": number, "rows": len(gathered)} for number, row in enumerate(gathered)]
+
+
+def is_sampler_exact(measured: Mapping[str, float], world: World) -> bool:
+    """Return whether the sampler's log-probs replace the trainer's, by the self-check. All processes agree on it."""
+    return not world.any(not measured["check/logprob_gap"] <= RESOLUTION)
 
 
 def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:
