@@ -61,9 +61,9 @@ class ActorCritic(nn.Module):
 
     def models_read(self, with_values: bool, with_logprobs: bool) -> list[nn.Module]:
         """Return the models that `analyze` reads with."""
-        if self.critic is None:
-            return [module for module in (self.policy, self.value_head) if module is not None]
-        return [self.policy] * with_logprobs + [self.critic] * with_values
+        if self.critic is not None:
+            return [self.policy] * with_logprobs + [self.critic] * with_values
+        return [self.policy] + [self.value_head] * (with_values and self.value_head is not None)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
