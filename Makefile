@@ -34,7 +34,7 @@ test: install-dev
 	$(PYTEST) -m "not exhaustive"
 
 reliability: install-dev
-	$(PYTEST) tests/faults tests/run
+	$(PYTEST) tests/faults tests/run tests/invariance tests/test_scaling_page.py
 
 test-fast: install-dev
 	$(PYTEST) -m "not slow and not exhaustive"

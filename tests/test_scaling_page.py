@@ -122,14 +122,29 @@ def run(command: str, place: Path, machines: int = 1) -> None:
     assert processes == (1 if command.startswith("keel") else 2), command
 
 
+def test_the_page_has_these_commands() -> None:
+    assert len(commands()) == 4
+    assert len(blocks("sh")) == len(blocks("yaml")) == 1
+
+
 @pytest.mark.slow
-def test_every_command_of_the_page_runs(place: Path) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        "one machine",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("laptop", "machines", "slurm", "pods")),
+    ],
+)
+def test_every_command_of_the_page_runs(where: str, place: Path) -> None:
     laptop, node, evaluate, nodes = commands()
-    [script] = blocks("sh")
-    pod = " ".join(pod_command())
-    for command, machines in ((laptop, 1), (node, 1), (nodes, 2), (script, 1), (pod, 2)):
-        run(here(command), place, machines)
-        if command == node:
-            run(here(evaluate), place)
-            assert json.loads((place / "run" / "evaluation.json").read_text())
-        (place / "run").rename(place / f"run-{len(list(place.iterdir()))}")
+    command, machines = {
+        "laptop": (laptop, 1),
+        "one machine": (node, 1),
+        "machines": (nodes, 2),
+        "slurm": (blocks("sh")[0], 1),
+        "pods": (" ".join(pod_command()), 2),
+    }[where]
+    run(here(command), place, machines)
+    if where == "one machine":
+        run(here(evaluate), place)
+        assert json.loads((place / "run" / "evaluation.json").read_text())
