@@ -1,6 +1,7 @@
 """Wait for asynchronous results from synchronous code."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +27,9 @@ class EventLoop:
         """Cancel the remaining jobs of the loop."""
         _outside_of_loops(self._runner.close)
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # the names of this module may be gone
+            return
         # Garbage is collected anywhere, even inside ThreadPoolExecutor.submit while it holds a lock. A thread that was
         # started here would wait for that lock, and this thread for the thread.
         with suppress(RuntimeError):  # an abandoned job still runs in the loop
