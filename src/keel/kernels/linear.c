@@ -16,16 +16,16 @@ static inline __attribute__((always_inline)) void tile(const float *x, const flo
     vec sums[ROWS][OUTPUTS] = {{{0}}};
     int k = 0;
     for (; k + LANES <= size; k += LANES) {
-        vec of_outputs[OUTPUTS];
+        vec weights[OUTPUTS];
         for (int n = 0; n < outputs; n++) {
-            of_outputs[n] = load(weight + (int64_t)n * size + k);
-            IN_REGISTER(of_outputs[n]);
+            weights[n] = load(weight + (int64_t)n * size + k);
+            IN_REGISTER(weights[n]);
             if (prefetch) __builtin_prefetch(weight + (int64_t)(outputs + n) * size + k); /* the next tile's */
         }
         for (int m = 0; m < rows; m++) {
-            vec of_row = load(x + (int64_t)m * size + k);
-            IN_REGISTER(of_row);
-            for (int n = 0; n < outputs; n++) sums[m][n] += of_row * of_outputs[n];
+            vec row = load(x + (int64_t)m * size + k);
+            IN_REGISTER(row);
+            for (int n = 0; n < outputs; n++) sums[m][n] += row * weights[n];
         }
     }
     for (int m = 0; m < rows; m++)
@@ -58,10 +58,10 @@ NOINLINE static void last_tile(const float *x, const float *weight, const float 
         return;
     }
     const float *const first = weight, *const first_bias = bias;
-    float *const of_first = y;
+    float *const first_y = y;
     for (int m = 0; m < rows; m++, x += size)
         for (int n = 0; n < outputs; n++) {
-            weight = first + (int64_t)n * size, bias = first_bias ? first_bias + n : NULL, y = of_first + m * stride + n;
+            weight = first + (int64_t)n * size, bias = first_bias ? first_bias + n : NULL, y = first_y + m * stride + n;
             TILE(1, 1, 0);
         }
 }
@@ -72,14 +72,14 @@ void linear(const float *x, const float *weight, const float *bias, int rows, in
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t n = 0; n < outputs; n += OUTPUTS) {
         const int wide = outputs - n < OUTPUTS ? (int)(outputs - n) : OUTPUTS;
-        const float *of_tile = weight + n * size, *bias_of_tile = bias ? bias + n : NULL;
+        const float *tile_weight = weight + n * size, *tile_bias = bias ? bias + n : NULL;
         for (int m = 0; m < rows; m += ROWS) {
             const float *from = x + (int64_t)m * size;
             float *to = y + m * outputs + n;
             if (wide < OUTPUTS || rows - m < ROWS)
-                last_tile(from, of_tile, bias_of_tile, rows - m < ROWS ? rows - m : ROWS, wide, size, outputs, to);
+                last_tile(from, tile_weight, tile_bias, rows - m < ROWS ? rows - m : ROWS, wide, size, outputs, to);
             else
-                (m ? full_tile : first_tile)(from, of_tile, bias_of_tile, size, outputs, to);
+                (m ? full_tile : first_tile)(from, tile_weight, tile_bias, size, outputs, to);
         }
     }
 }

@@ -108,8 +108,8 @@ def _states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         return trunk(model)(input_ids=tokens, use_cache=False, **masked).last_hidden_state[mask]
     lengths, order = mask.sum(1).sort(descending=True, stable=True)
     tokens, mask = left_align(tokens[order], mask[order])
-    of_rows = lengths.tolist()
-    layout = Layout(of_rows, tokens.device, find_shared_prefixes(tokens, mask, of_rows))
+    row_lengths = lengths.tolist()
+    layout = Layout(row_lengths, tokens.device, find_shared_prefixes(tokens, mask, row_lengths))
     states = _packed_states(trunk(model), tokens[mask], (mask.cumsum(1) - 1)[mask], layout)
     return states.index_select(0, _back(lengths, order))
 

@@ -25,8 +25,7 @@ class SharedPrefixes:
 
     def select(self, x: Tensor) -> Tensor:
         """Keep the distinct tokens. [N, ...] -> [D, ...]"""
-        selected: Tensor = _Select.apply(x, self)
-        return selected
+        return x.index_select(0, self.firsts)
 
     def expand(self, x: Tensor) -> Tensor:
         """Copy distinct tokens to all packed tokens that they stand for. [D, ...] -> [N, ...]"""
@@ -60,19 +59,6 @@ def find_shared_prefixes(tokens: Tensor, mask: Tensor, lengths: Sequence[int]) -
     number = (is_distinct.flatten().cumsum(0) - 1).view(mask.shape)
     in_packed = is_distinct[mask]
     return SharedPrefixes(number.gather(0, owner)[mask], *(x.nonzero().squeeze(1) for x in (in_packed, ~in_packed)))
-
-
-class _Select(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shared: SharedPrefixes) -> Tensor:
-        ctx.shared = shared
-        return x.index_select(0, shared.firsts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].new_zeros(len(ctx.shared.copies), *gradients[0].shape[1:])
-        return gradient.index_copy_(0, ctx.shared.firsts, gradients[0]), None
 
 
 class _Expand(torch.autograd.Function):
