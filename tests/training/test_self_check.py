@@ -1,10 +1,12 @@
 """Every promise that the self-check keeps is broken here once."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from keel.rollout.sampler import sample_rollouts
 from keel.training.policy import train_policy
 from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_training_setup
+from keel.training.trainer import is_sampler_exact
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3, train
@@ -286,6 +289,15 @@ def test_in_bfloat16_one_token_may_differ_more_than_the_mean(tiny_policy: Path, 
     gaps = torch.full((1000,), 0.04)
     gaps[7] = largest
     assert logprobs_agree(gaps, setup.actor_critic) == agrees
+
+
+@pytest.mark.parametrize(
+    ("gap", "elsewhere", "exact"),
+    [(0.0, False, True), (0.0, True, False), (1e-3, False, False), (math.nan, False, False)],
+)
+def test_the_sampler_is_exact_on_all_processes_or_on_none(gap: float, elsewhere: bool, exact: bool) -> None:
+    world = Mock(any=lambda differs_here: differs_here or elsewhere)
+    assert is_sampler_exact({"check/logprob_gap": gap}, world) == exact
 
 
 def test_it_runs_on_few_rows_of_unlike_lengths(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
