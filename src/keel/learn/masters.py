@@ -1,8 +1,7 @@
 """Weights that are used in 16 bits and learn in float32 (mixed precision, Micikevicius et al. 2018).
 
 A bfloat16 weight of 0.02 has its next neighbours 1e-4 away, and an AdamW step of 1e-5 that is added to it is lost.
-So each trained 16-bit weight has a float32 copy, its master, which the optimizer moves. The weight is its master
-rounded.
+So each trained 16-bit weight has a float32 master, which the optimizer moves. The weight is its master rounded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW
+
+from keel.models.rounding import widen
 
 
 class MasterAdamW(AdamW):
@@ -44,9 +45,9 @@ def _round_masters(optimizer: Any, *_: Any) -> None:
 
 
 def with_master(weight: Parameter) -> Parameter:
-    """Return a float32 copy of a 16-bit weight, whose gradient is accumulated in float32 from now on."""
+    """Return a float32 master of a 16-bit weight, whose gradient is accumulated in float32 from now on."""
     weight.grad_dtype = torch.float32
-    return Parameter(weight.detach().float())
+    return Parameter(widen(weight))
 
 
 def needs_master(weight: Parameter) -> bool:

@@ -25,6 +25,7 @@ from keel.models.layers import has_known_layers, run_layer
 from keel.models.packed import reads_single_rows
 from keel.models.positions import rotation_threshold
 from keel.models.quantized import quantization_name
+from keel.models.rounding import widen
 from keel.shards import full_tensor
 from keel.world import World
 
@@ -224,4 +225,4 @@ def _empty_copy(model: Any) -> Any:
 def _widen_trained(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype.itemsize < 4:
-            weight.data = weight.data.float()
+            weight.data = widen(weight)
