@@ -9,9 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from tasks import Task, reward_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
 PHASES = ("sample", "score and targets", "update")
@@ -43,7 +45,7 @@ def compare(options: argparse.Namespace, python: Path, best: list[str]) -> list[
 
 def real_task(folder: Path, length: str, options: argparse.Namespace) -> Task:
     """Make a task from the options. Pairs are cut to those that the steps use, so that no side reads more."""
-    model, data = Path(options.model).resolve(), Path(options.pairs or options.openings).resolve()
+    model, data = float32_copy(Path(options.model).resolve(), folder), Path(options.pairs or options.openings).resolve()
     reward = folder / f"{model.name}-reward"
     if options.algorithm in FROM_PAIRS:
         rows = data.read_text().splitlines()[: options.steps * options.batch_size]
@@ -70,6 +72,15 @@ def real_task(folder: Path, length: str, options: argparse.Namespace) -> Task:
         algorithm=options.algorithm,
         full_length=length == "full",
     )
+
+
+def float32_copy(model: Path, folder: Path) -> Path:
+    """Save the model in float32, since TRL and transformers compute in the number format of the file."""
+    copy = folder / model.name
+    if not copy.exists():
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).save_pretrained(copy)
+        AutoTokenizer.from_pretrained(model).save_pretrained(copy)
+    return copy
 
 
 def commands(task: Task, python: Path, best: list[str]) -> dict[str, tuple[list[Any], list[str]]]:

@@ -90,13 +90,16 @@ def test_norm_and_its_gradient(size: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 33])
-@pytest.mark.parametrize(("size", "outputs"), [(1, 1), (8, 6), (13, 7), (64, 12), (40, 1000)])
+@pytest.mark.parametrize(("size", "outputs"), [(1, 1), (8, 6), (13, 7), (64, 12), (40, 1000), (160, 13)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_linear_map(rows: int, size: int, outputs: int, biased: bool) -> None:
-    x, weight = numbers(rows, size, seed=1), numbers(outputs, size, seed=2)
-    bias = numbers(outputs, seed=3) if biased else None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_map(rows: int, size: int, outputs: int, biased: bool, dtype: torch.dtype) -> None:
+    """bfloat16 weights: the inputs are rounded, and nothing else is."""
+    x, weight = numbers(rows, size, seed=1), numbers(outputs, size, seed=2).to(dtype)
+    bias = numbers(outputs, seed=3).to(dtype) if biased else None
     found = kernels.linear(x.unsqueeze(0), weight, bias)
-    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    assert found.dtype is torch.float32
+    expected = x.to(dtype).double() @ weight.double().T + (0 if bias is None else bias.double())
     torch.testing.assert_close(found.double(), expected.unsqueeze(0), **CLOSE)
 
 
@@ -106,8 +109,9 @@ def test_a_linear_map_of_other_shapes_is_refused(weight: tuple[int, int], bias: 
         kernels.linear(numbers(3, 8), numbers(*weight), None if bias is None else numbers(bias))
 
 
-def test_a_linear_map_of_a_row_does_not_depend_on_the_other_rows() -> None:
-    x, weight = numbers(19, 77), numbers(50, 77)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_map_of_a_row_does_not_depend_on_the_other_rows(dtype: torch.dtype) -> None:
+    x, weight = numbers(19, 77), numbers(50, 77).to(dtype)
     together = kernels.linear(x, weight)
     for count in (1, 2, 3, 4):
         assert torch.equal(torch.cat([kernels.linear(part, weight) for part in x.split(count)]), together)

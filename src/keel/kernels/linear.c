@@ -2,6 +2,10 @@
    the weights into blocks. Here each weight is read once. The result of a row does not depend on the other rows. */
 #include "vectors.h"
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #define ROWS 4 /* The sums of a tile of ROWS x OUTPUTS fill the registers. */
 #define OUTPUTS (LANES == 16 ? 6 : 3)
 #ifdef __AVX__
@@ -10,76 +14,62 @@
 #define IN_REGISTER(x)
 #endif
 
-/* Compute a tile of y. Compiled for each number of rows and outputs, which must be constants. */
-static inline __attribute__((always_inline)) void tile(const float *x, const float *weight, const float *bias, int rows,
-                                                       int outputs, int size, int64_t stride, int prefetch, float *y) {
-    vec sums[ROWS][OUTPUTS] = {{{0}}};
-    int k = 0;
-    for (; k + LANES <= size; k += LANES) {
-        vec weights[OUTPUTS];
-        for (int n = 0; n < outputs; n++) {
-            weights[n] = load(weight + (int64_t)n * size + k);
-            IN_REGISTER(weights[n]);
-            if (prefetch) __builtin_prefetch(weight + (int64_t)(outputs + n) * size + k); /* the next tile's */
-        }
-        for (int m = 0; m < rows; m++) {
-            vec row = load(x + (int64_t)m * size + k);
-            IN_REGISTER(row);
-            for (int n = 0; n < outputs; n++) sums[m][n] += row * weights[n];
-        }
-    }
-    for (int m = 0; m < rows; m++)
-        for (int n = 0; n < outputs; n++) {
-            float total = sum(sums[m][n]) + (bias ? bias[n] : 0);
-            for (int rest = k; rest < size; rest++) total += x[(int64_t)m * size + rest] * weight[(int64_t)n * size + rest];
-            y[m * stride + n] = total;
-        }
+typedef uint16_t bfloat16; /* the upper half of a float */
+typedef bfloat16 halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline vec widened(const bfloat16 *from) {
+    return (vec)(__builtin_convertvector(*(const halves *)from, bits) << 16);
 }
 
-#define TILE(rows, outputs, prefetch) tile(x, weight, bias, rows, outputs, size, stride, prefetch, y)
-
-NOINLINE static void full_tile(const float *x, const float *weight, const float *bias, int size, int64_t stride,
-                               float *y) {
-    TILE(ROWS, OUTPUTS, 0);
+static inline float wide(bfloat16 x) {
+    const uint32_t whole = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &whole, sizeof value);
+    return value;
 }
 
-NOINLINE static void first_tile(const float *x, const float *weight, const float *bias, int size, int64_t stride,
-                                float *y) {
-    TILE(ROWS, OUTPUTS, 1);
-}
+#define PLUS_PRODUCT(sum, row, weight) (sum) + (row) * (weight)
+#define ITSELF(x) (x)
 
-/* The last rows, or the last outputs */
-NOINLINE static void last_tile(const float *x, const float *weight, const float *bias, int rows, int outputs, int size,
-                               int64_t stride, float *y) {
-    if (outputs == OUTPUTS) {
-        if (rows == 3) TILE(3, OUTPUTS, 1);
-        if (rows == 2) TILE(2, OUTPUTS, 1);
-        if (rows == 1) TILE(1, OUTPUTS, 1);
-        return;
-    }
-    const float *const first = weight, *const first_bias = bias;
-    float *const first_y = y;
-    for (int m = 0; m < rows; m++, x += size)
-        for (int n = 0; n < outputs; n++) {
-            weight = first + (int64_t)n * size, bias = first_bias ? first_bias + n : NULL, y = first_y + m * stride + n;
-            TILE(1, 1, 0);
-        }
-}
+#define ENTRY linear
+#define ROW float
+#define WEIGHT float
+#define ROWS_VEC vec
+#define WEIGHTS_VEC vec
+#define STEP LANES
+#define LOAD_ROW load
+#define LOAD_WEIGHT load
+#define ADD PLUS_PRODUCT
+#define VALUE_ROW ITSELF
+#define VALUE_WEIGHT ITSELF
+#include "linear_tile.h"
 
-/* y = x weight^T + bias. x [rows, size], weight [outputs, size], bias [outputs] or NULL -> y [rows, outputs] */
-void linear(const float *x, const float *weight, const float *bias, int rows, int64_t outputs, int size, int threads,
-            float *y) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t n = 0; n < outputs; n += OUTPUTS) {
-        const int wide = outputs - n < OUTPUTS ? (int)(outputs - n) : OUTPUTS;
-        const float *tile_weight = weight + n * size, *tile_bias = bias ? bias + n : NULL;
-        for (int m = 0; m < rows; m += ROWS) {
-            const float *from = x + (int64_t)m * size;
-            float *to = y + m * outputs + n;
-            if (wide < OUTPUTS || rows - m < ROWS)
-                last_tile(from, tile_weight, tile_bias, rows - m < ROWS ? rows - m : ROWS, wide, size, outputs, to);
-            else
-                (m ? full_tile : first_tile)(from, tile_weight, tile_bias, size, outputs, to);
-        }
-    }
-}
+/* bfloat16 weights; the rows are bfloat16 numbers too. Sums are float. */
+#ifdef __AVX512BF16__
+int linear_reads_bfloat16_rows(void) { return 1; }
+
+#define ROW bfloat16
+#define ROWS_VEC __m512i
+#define WEIGHTS_VEC __m512i
+#define STEP 32
+#define LOAD_ROW(from) _mm512_loadu_si512(from)
+#define LOAD_WEIGHT(from) _mm512_loadu_si512(from)
+#define ADD(sum, row, weight) (vec) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(row), (__m512bh)(weight))
+#define VALUE_ROW wide
+#else
+int linear_reads_bfloat16_rows(void) { return 0; }
+
+#define ROW float
+#define ROWS_VEC vec
+#define WEIGHTS_VEC vec
+#define STEP LANES
+#define LOAD_ROW load
+#define LOAD_WEIGHT widened
+#define ADD PLUS_PRODUCT
+#define VALUE_ROW ITSELF
+#endif
+#define ENTRY linear_bfloat16
+#define WEIGHT bfloat16
+#define VALUE_WEIGHT wide
+#include "linear_tile.h"

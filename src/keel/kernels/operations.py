@@ -41,16 +41,22 @@ def rms_norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute x weight^T + bias, fast for few rows. [..., in], [out, in], [out] -> [..., out]
 
+    If the weight is bfloat16, x is rounded to bfloat16, and sums and result are float32.
+
     Raises ValueError for other shapes.
     """
     if x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"x {list(x.shape)}, weight {list(weight.shape)}: the numbers of inputs or outputs differ")
     x, weight = x.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.float().contiguous()
     (outputs, size), y = weight.shape, x.new_empty(*x.shape[:-1], len(weight))
     rows = x.numel() // size
     threads = torch.get_num_threads() if rows * weight.numel() >= 2**18 else 1
-    _call("linear", x, weight, bias, rows, outputs, size, threads, y)
+    if weight.dtype is torch.float32:
+        kernel = "linear"
+    else:
+        kernel, x = "linear_bfloat16", x.bfloat16() if _reads_bfloat16_rows() else x.bfloat16().float()
+    _call(kernel, x, weight, bias, rows, outputs, size, threads, y)
     return y
 
 
@@ -152,6 +158,12 @@ def lanes() -> int:
     return int(compiled.lanes()) if compiled is not None else 0
 
 
+@cache
+def _reads_bfloat16_rows() -> bool:
+    compiled = library()
+    return compiled is not None and bool(compiled.linear_reads_bfloat16_rows())
+
+
 def attend_newest(
     query: Tensor,
     key: Tensor,
@@ -211,6 +223,7 @@ SIGNATURES = {
     "norm": (P, P, L, N, F, N, P, P),
     "norm_back": (P, P, P, P, L, N, N, N, P, P),
     "linear": (P, P, P, N, L, N, N, P),
+    "linear_bfloat16": (P, P, P, N, L, N, N, P),
     "gated": (P, P, L, N, P),
     "gated_back": (P, P, P, L, N, P, P),
     "logprobs": (P, P, L, N, D, N, P, P, P),

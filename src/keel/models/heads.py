@@ -73,8 +73,9 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def _logits(model: Any, hidden: Tensor) -> Tensor:
     head = model.get_output_embeddings()
-    hidden = hidden.to(head.weight.dtype)  # state-space models return float32 states in any dtype
-    logits: Tensor = head(hidden) if torch.is_grad_enabled() else apply_without_gradients(head)(hidden)
+    apply: Any = head if torch.is_grad_enabled() else apply_without_gradients(head)
+    # State-space models return float32 states in any dtype. `apply_without_gradients` takes wider states as they are.
+    logits: Tensor = apply(hidden.to(head.weight.dtype) if apply is head else hidden)
     config = model.config.get_text_config()
     # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)

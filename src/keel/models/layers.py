@@ -8,7 +8,7 @@ speed on a CPU.
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,32 +67,57 @@ def run_layers(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
     return apply_rms_norm(trunk.norm, hidden)
 
 
-def lightweight_layers(trunk: Any) -> Any:
+def lightweight_layers(trunk: Any, dtype: torch.dtype | None = None) -> Any:
     """Return namespaces with the weights of a trunk, for many small passes without gradients.
 
     They avoid the calls and attribute lookups of modules, which take as long as a small linear map.
+
+    Args:
+        dtype: of the hidden states, if it is not that of the weights. Linear maps still round their inputs.
     """
-    layers = [_names(layer, self_attn=_names(layer.self_attn), mlp=_names(layer.mlp)) for layer in trunk.layers]
-    return _names(trunk, layers=layers)
+    compute = trunk.embed_tokens.weight.dtype
+    names = partial(_names, formats=None if dtype in (None, compute) else Formats(compute, dtype))
+    layers = [names(layer, self_attn=names(layer.self_attn), mlp=names(layer.mlp)) for layer in trunk.layers]
+    return names(trunk, layers=layers)
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute a linear map without gradients. [..., in], [out, in], [out] -> [..., out]"""
+    """Compute a linear map without gradients. [..., in], [out, in], [out] -> [..., out]
+
+    The result has the type of x, which is rounded to that of the weight.
+    """
     size = x.shape[-1]
     pays = size >= LEAST_INPUTS and x.numel() <= min(FEW_ROWS, size // 8) * size and weight.shape[1] == size
-    parts = (x, weight) if bias is None else (x, weight, bias)
-    return kernels.linear(x, weight, bias) if pays and kernels.available(*parts) else linear(x, weight, bias)
+    if pays and kernels.available(x, weights=(weight,) if bias is None else (weight, bias)):
+        return kernels.linear(x, weight, bias)
+    return linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
-def _names(module: nn.Module, **parts: Any) -> SimpleNamespace:
+class Formats(NamedTuple):
+    """Number formats of a pass whose hidden states are wider than the inputs of its linear maps."""
+
+    linear: torch.dtype
+    states: torch.dtype
+
+
+def _names(module: nn.Module, formats: Formats | None, **parts: Any) -> SimpleNamespace:
     attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    weights = dict(module.named_parameters(recurse=False))
-    children = {name: _lightweight_child(child) for name, child in module.named_children() if name not in parts}
+    weights: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if formats:
+        weights = {name: weight.to(formats.states) for name, weight in weights.items()}
+    children = {n: _lightweight_child(child, formats) for n, child in module.named_children() if n not in parts}
     return SimpleNamespace(**attributes, **weights, **children, **parts)
 
 
-def _lightweight_child(child: nn.Module) -> Any:
-    return _names(child) if hasattr(child, "variance_epsilon") else apply_without_gradients(child)
+def _lightweight_child(child: nn.Module, formats: Formats | None) -> Any:
+    if hasattr(child, "variance_epsilon"):
+        return _names(child, formats)
+    apply = apply_without_gradients(child)
+    if formats is None or apply is not child or next(child.parameters(), None) is None:
+        return apply
+    if isinstance(child, nn.Embedding):
+        return lambda tokens: child(tokens).to(formats.states)
+    return lambda x: child(x.to(formats.linear)).to(formats.states)
 
 
 def apply_without_gradients(module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -1,5 +1,6 @@
 """Decoding through the layers of Llama-like models with the compiled kernels of a CPU."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from keel.models.layers import lightweight_layers, rotate, rotations, run_layers
 class KernelDecoder:
     """Decodes with the compiled kernels. Prompts are read without padding.
 
+    Of a model in bfloat16, only the inputs of linear maps are rounded: the kernels compute all the rest in float32,
+    which is closer to the exact log-probabilities, and faster.
+
     The cache of a layer is in blocks of columns, [2, B, kv_heads, T / lanes, D, lanes], so that a vector register holds
     one number of as many past tokens as it has lanes.
     """
 
     def __init__(self, trunk: Any, max_response_tokens: int) -> None:
-        self.trunk, self.max_response_tokens = lightweight_layers(trunk), max_response_tokens
+        self.trunk, self.max_response_tokens = lightweight_layers(trunk, torch.float32), max_response_tokens
+        self.rotations = partial(rotations, trunk)
         attention = trunk.layers[0].self_attn
         self.size, self.scaling = attention.head_dim, attention.scaling
 
@@ -29,15 +34,14 @@ class KernelDecoder:
         columns = next_multiple(self.column + self.max_response_tokens, lanes)
         config, layers = self.trunk.config, len(self.trunk.layers)
         heads = config.num_key_value_heads
-        weight = self.trunk.embed_tokens.weight
-        self.cache = weight.new_zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
-        self.cos, self.sin = rotations(self.trunk, torch.arange(columns, device=weight.device))
+        self.cache = torch.zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
+        self.cos, self.sin = (x.float() for x in self.rotations(torch.arange(columns)))
         lengths, order = mask.sum(1).sort(descending=True, stable=True)
         tokens, mask, back = tokens[order], mask[order], order.argsort()
         positions = (mask.cumsum(1) - 1)[mask]
         layout, rotation = Layout(lengths.tolist(), tokens.device), (self.cos[positions], self.sin[positions])
         width = next_multiple(self.column, lanes)
-        blank = weight.new_zeros(count, width, heads, self.size)
+        blank = torch.zeros(count, width, heads, self.size)
         place = pad(mask, (0, width - self.column))[..., None, None]
 
         def read(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

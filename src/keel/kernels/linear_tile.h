@@ -1,0 +1,102 @@
+/* A linear map of few rows for one type of weights. Included once for each, which defines:
+   ENTRY           name of the function
+   ROW, WEIGHT     types of the numbers in memory
+   ROWS_VEC, WEIGHTS_VEC, STEP   types of vectors of them, of STEP numbers
+   LOAD_ROW(from), LOAD_WEIGHT(from), ADD(sum, row, weight), VALUE_ROW(x), VALUE_WEIGHT(x) */
+#define JOINED(a, b) a##_##b
+#define NAMED(a, b) JOINED(a, b)
+#define TILE_OF NAMED(ENTRY, tile)
+#define FULL_TILE NAMED(ENTRY, full_tile)
+#define FIRST_TILE NAMED(ENTRY, first_tile)
+#define LAST_TILE NAMED(ENTRY, last_tile)
+
+/* Compute a tile of y. Compiled for each number of rows and outputs, which must be constants. */
+static inline __attribute__((always_inline)) void TILE_OF(const ROW *x, const WEIGHT *weight, const float *bias,
+                                                          int rows, int outputs, int size, int64_t stride, int prefetch,
+                                                          float *y) {
+    vec sums[ROWS][OUTPUTS] = {{{0}}};
+    int k = 0;
+    for (; k + STEP <= size; k += STEP) {
+        WEIGHTS_VEC weights[OUTPUTS];
+        for (int n = 0; n < outputs; n++) {
+            weights[n] = LOAD_WEIGHT(weight + (int64_t)n * size + k);
+            IN_REGISTER(weights[n]);
+            if (prefetch) __builtin_prefetch(weight + (int64_t)(outputs + n) * size + k); /* the next tile's */
+        }
+        for (int m = 0; m < rows; m++) {
+            ROWS_VEC row = LOAD_ROW(x + (int64_t)m * size + k);
+            IN_REGISTER(row);
+            for (int n = 0; n < outputs; n++) sums[m][n] = ADD(sums[m][n], row, weights[n]);
+        }
+    }
+    for (int m = 0; m < rows; m++)
+        for (int n = 0; n < outputs; n++) {
+            float total = sum(sums[m][n]) + (bias ? bias[n] : 0);
+            for (int rest = k; rest < size; rest++)
+                total += VALUE_ROW(x[(int64_t)m * size + rest]) * VALUE_WEIGHT(weight[(int64_t)n * size + rest]);
+            y[m * stride + n] = total;
+        }
+}
+
+#define TILE(rows, outputs, prefetch) TILE_OF(x, weight, bias, rows, outputs, size, stride, prefetch, y)
+
+NOINLINE static void FULL_TILE(const ROW *x, const WEIGHT *weight, const float *bias, int size, int64_t stride,
+                               float *y) {
+    TILE(ROWS, OUTPUTS, 0);
+}
+
+NOINLINE static void FIRST_TILE(const ROW *x, const WEIGHT *weight, const float *bias, int size, int64_t stride,
+                                float *y) {
+    TILE(ROWS, OUTPUTS, 1);
+}
+
+/* The last rows, or the last outputs */
+NOINLINE static void LAST_TILE(const ROW *x, const WEIGHT *weight, const float *bias, int rows, int outputs, int size,
+                               int64_t stride, float *y) {
+    if (outputs == OUTPUTS) {
+        if (rows == 3) TILE(3, OUTPUTS, 1);
+        if (rows == 2) TILE(2, OUTPUTS, 1);
+        if (rows == 1) TILE(1, OUTPUTS, 1);
+        return;
+    }
+    const WEIGHT *const first = weight;
+    const float *const first_bias = bias;
+    float *const first_y = y;
+    for (int m = 0; m < rows; m++, x += size)
+        for (int n = 0; n < outputs; n++) {
+            weight = first + (int64_t)n * size, bias = first_bias ? first_bias + n : NULL, y = first_y + m * stride + n;
+            TILE(1, 1, 0);
+        }
+}
+
+/* y = x weight^T + bias. x [rows, size], weight [outputs, size], bias [outputs] or NULL -> y [rows, outputs] */
+void ENTRY(const ROW *x, const WEIGHT *weight, const float *bias, int rows, int64_t outputs, int size, int threads,
+           float *y) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t n = 0; n < outputs; n += OUTPUTS) {
+        const int wide = outputs - n < OUTPUTS ? (int)(outputs - n) : OUTPUTS;
+        const WEIGHT *tile_weight = weight + n * size;
+        const float *tile_bias = bias ? bias + n : NULL;
+        for (int m = 0; m < rows; m += ROWS) {
+            const ROW *from = x + (int64_t)m * size;
+            float *to = y + m * outputs + n;
+            if (wide < OUTPUTS || rows - m < ROWS)
+                LAST_TILE(from, tile_weight, tile_bias, rows - m < ROWS ? rows - m : ROWS, wide, size, outputs, to);
+            else
+                (m ? FULL_TILE : FIRST_TILE)(from, tile_weight, tile_bias, size, outputs, to);
+        }
+    }
+}
+
+#undef ENTRY
+#undef ROW
+#undef WEIGHT
+#undef ROWS_VEC
+#undef WEIGHTS_VEC
+#undef STEP
+#undef LOAD_ROW
+#undef LOAD_WEIGHT
+#undef ADD
+#undef VALUE_ROW
+#undef VALUE_WEIGHT
+#undef TILE
