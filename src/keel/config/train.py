@@ -41,6 +41,9 @@ class RolloutSettings(Settings):
     """Longest response, in tokens"""
     temperature: Positive = 1.0
     """Temperature of sampling and of all log-probabilities"""
+    correction_cap: Annotated[float, Field(ge=1.0)] | None = 2.0
+    """Largest weight of a token whose policy loss is corrected for differences of the sampler's log-probability from
+    the trainer's; null: no correction"""
     stop: list[str] = []
     """Texts that end a response, in addition to the end tokens of the model"""
     stop_in_text: bool = True

@@ -342,4 +342,5 @@ def _target_settings(config: TrainConfig) -> TargetSettings:
         whiten_advantages=config.algorithm.whiten_advantages,
         normalize_std=config.algorithm.normalize_std,
         truncation=config.algorithm.truncation,
+        correction_cap=config.rollout.correction_cap,
     )
