@@ -30,10 +30,10 @@ def test_seeds_differ_between_rows_steps_and_purposes() -> None:
 
 def test_keels_sampler_gives_the_same_responses_behind_the_seam(tiny_policy: Path) -> None:
     model, tokenizer = load_causal_lm(str(tiny_policy)), load_tokenizer(str(tiny_policy))
-    engine = OwnSampler(tokenizer, [2], max_response_tokens=8, temperature=0.7)
+    engine = OwnSampler(tokenizer, max_response_tokens=8, temperature=0.7)
     draws = Draws((0, "sample", 1), 5, [4, 0, 2])
     expected = sample_rollouts(model, PROMPTS, tokenizer, draws.uniforms(8)[:, :4], [2], 0.7)
-    sampled = engine.sample(model, PROMPTS, draws, max_tokens=4)
+    sampled = engine.sample(model, PROMPTS, draws, [2], max_tokens=4)
     assert torch.equal(sampled.response_tokens, expected.response_tokens)
     assert torch.equal(sampled.logprobs, expected.logprobs)
     assert sampled.texts == expected.texts

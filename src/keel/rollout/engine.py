@@ -41,10 +41,18 @@ class Engine(Protocol):
     def is_external(self) -> bool:
         """Whether another program samples. Its log-probs then never replace the trainer's."""
 
-    def sample(self, model: Any, prompts: Sequence[Prompt], draws: Draws, max_tokens: int | None = None) -> Rollouts:
+    def sample(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        draws: Draws,
+        end_ids: Sequence[int],
+        max_tokens: int | None = None,
+    ) -> Rollouts:
         """Sample one response to each prompt from the current weights of the model.
 
         Args:
+            end_ids: tokens that end a response.
             max_tokens: longest response, where it is below that of the run.
         """
 
@@ -57,20 +65,26 @@ class OwnSampler:
     """keel's sampler."""
 
     tokenizer: PreTrainedTokenizerBase
-    end_ids: list[int]
     max_response_tokens: int
     temperature: float
     stop_in_text: bool = True
     stop_texts: tuple[str, ...] = ()
     is_external: bool = False
 
-    def sample(self, model: Any, prompts: Sequence[Prompt], draws: Draws, max_tokens: int | None = None) -> Rollouts:
+    def sample(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        draws: Draws,
+        end_ids: Sequence[int],
+        max_tokens: int | None = None,
+    ) -> Rollouts:
         return sample_rollouts(
             model,
             list(prompts),
             self.tokenizer,
             draws.uniforms(self.max_response_tokens)[:, :max_tokens],
-            self.end_ids,
+            end_ids,
             self.temperature,
             stop_in_text=self.stop_in_text,
             stop_texts=self.stop_texts,

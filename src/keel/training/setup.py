@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from keel.config import RolloutSettings, TrainConfig
+from keel.config import TrainConfig
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.errors import ConfigError
@@ -29,13 +29,14 @@ from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, end_responses_at_turns, read_prompts
 from keel.models.sharding import gathered_weights, shard_model
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
-from keel.rollout.engine import Draws, Engine, OwnSampler
+from keel.rollout.engine import Draws, Engine
 from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
 from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
+from keel.training.engine_setup import build_engine, correction_cap
 from keel.training.python_prompts import load_training_prompts
 from keel.world import ALONE, World, generator
 
@@ -93,7 +94,8 @@ class TrainingSetup:
             rows = [rows[row] for row in rows_of_varied_length([prompts[row] for row in rows], at_most)]
         draws = Draws((config.seed, purpose, step), len(prompts), rows)
         with gathered_weights(self.actor_critic.policy):
-            return self.engine.sample(self.actor_critic.policy, [prompts[row] for row in rows], draws, max_tokens)
+            chosen = [prompts[row] for row in rows]
+            return self.engine.sample(self.actor_critic.policy, chosen, draws, self.end_ids, max_tokens)
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None, together: bool = True) -> ScoredRollouts:
         """Score responses, and report the first failure of each scorer.
@@ -166,7 +168,7 @@ def build_training_setup(
         world=world,
         tokenizer=tokenizer,
         end_ids=end_ids,
-        engine=_engine(config.rollout, tokenizer, end_ids, texts),
+        engine=build_engine(config, tokenizer, texts, [*loaded, *held_out], world),
         stop_texts=texts,
         prompts=loaded,
         held_out=held_out,
@@ -243,12 +245,6 @@ def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[st
     pairs = zip(scorers, config.rewards, strict=False)  # functions passed in Python come last and have no source
     ranges = {scorer.name: read_range(source.model) for scorer, source in pairs if source.model}
     return {name: limits for name, limits in ranges.items() if limits is not None}
-
-
-def _engine(
-    rollout: RolloutSettings, tokenizer: PreTrainedTokenizerBase, end_ids: list[int], texts: tuple[str, ...]
-) -> Engine:
-    return OwnSampler(tokenizer, end_ids, rollout.max_response_tokens, rollout.temperature, rollout.stop_in_text, texts)
 
 
 def _check_sizes(config: TrainConfig, world: World) -> None:
@@ -335,5 +331,5 @@ def _target_settings(config: TrainConfig) -> TargetSettings:
         whiten_advantages=config.algorithm.whiten_advantages,
         normalize_std=config.algorithm.normalize_std,
         truncation=config.algorithm.truncation,
-        correction_cap=config.rollout.correction_cap,
+        correction_cap=correction_cap(config),
     )

@@ -34,7 +34,7 @@ def step_metrics(
     totals = objective_totals(scored, batch, kl_coef, has_reference=setup.reference is not None)
     add_response_metrics(totals, scored)
     add_scorer_metrics(totals, setup, scored)
-    add_sampler_metrics(totals, scored.rollouts, batch, setup.config.rollout.correction_cap)
+    add_sampler_metrics(totals, scored.rollouts, batch, setup.targets.correction_cap)
     if group_size > 1:
         totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
     metrics = totals.reduce(world)
