@@ -117,7 +117,7 @@ class App:
         return JSONResponse(await run_in_threadpool(self.respond, body))
 
     def respond(self, body: dict[str, Any]) -> dict[str, Any]:
-        assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, 0, 0.0, 1.0)
+        assert (body["min_p"], body["repetition_penalty"]) == (0.0, 1.0)
         read = (body["prompt"][1:] or [4]) if self.has("cut_prompt") else body["prompt"]
         tokens = tuple(read)
         with self.lock:  # the model is not made for several threads
@@ -142,7 +142,8 @@ class App:
             uniforms,
             body["stop_token_ids"],
             body["temperature"] * (1.3 if self.has("hot") else 1.0),
-            top_k=3 if self.has("top_k") else 0,
+            top_k=3 if self.has("top_k") else body["top_k"],
+            top_p=body["top_p"],
         )
         return rollouts.response_tokens[0].tolist(), rollouts.logprobs[0].tolist(), bool(rollouts.truncated[0])
 

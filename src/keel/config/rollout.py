@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from keel.config.sections import Count, Dtype, Positive, Settings
 
 
-class VllmSettings(Settings):
+class VllmServerSettings(Settings):
     python: str | None = None
     """Python interpreter of the environment that has vLLM (default: the interpreter of keel)"""
     dtype: Dtype | None = None
@@ -16,10 +16,22 @@ class VllmSettings(Settings):
     """Number of the GPU for vLLM (default: the GPU of the policy)"""
     memory: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
     """Share of the GPU's memory for vLLM's weights and cache"""
-    sleep: bool = True
-    """Free vLLM's GPU memory while the policy is trained; it has no effect on a CPU, and none with `devices`"""
     timeout_seconds: Positive = 600.0
     """Deadline of the start of vLLM, of an update of its weights, and of a batch of responses"""
+
+
+class VllmSettings(VllmServerSettings):
+    sleep: bool = True
+    """Free vLLM's GPU memory while the policy is trained; it has no effect on a CPU, and none with `devices`"""
+
+
+EngineName = Literal["keel", "vllm"]
+
+
+def check_engine_settings(engine: str, vllm: VllmServerSettings, prefix: str = "") -> None:
+    """Raise ValueError for settings of vLLM that have no effect."""
+    if engine == "keel" and vllm != type(vllm)():
+        raise ValueError(f"the settings of {prefix}vllm need {prefix}engine: vllm; set it, or remove them")
 
 
 class RolloutSettings(Settings):
@@ -38,12 +50,11 @@ class RolloutSettings(Settings):
     """Texts that end a response, in addition to the end tokens of the model"""
     stop_in_text: bool = True
     """Include an end token that is ordinary text, such as a full stop, in the text that scorers and logs see"""
-    engine: Literal["keel", "vllm"] = "keel"
+    engine: EngineName = "keel"
     """What samples the responses: keel's sampler, or vLLM in a process of its own"""
     vllm: VllmSettings = VllmSettings()
 
     @model_validator(mode="after")
     def _check_engine(self) -> "RolloutSettings":
-        if self.engine == "keel" and self.vllm != VllmSettings():
-            raise ValueError("the settings of rollout.vllm need rollout.engine: vllm; set it, or remove them")
+        check_engine_settings(self.engine, self.vllm, "rollout.")
         return self

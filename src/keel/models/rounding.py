@@ -21,8 +21,6 @@ def widen(weight: Tensor) -> Tensor:
         return wide
     bits = wide.view(torch.int32)
     generator = torch.Generator(weight.device).manual_seed(int(bits.sum(dtype=torch.int64)))
-    offset = torch.randint(
-        -_HALF + 1, _HALF, wide.shape, dtype=torch.int16, device=weight.device, generator=generator
-    )
+    offset = torch.randint(-_HALF + 1, _HALF, wide.shape, dtype=torch.int16, device=weight.device, generator=generator)
     bits += offset.masked_fill_((wide == 0) | ~wide.isfinite(), 0)
     return wide

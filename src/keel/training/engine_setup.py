@@ -34,8 +34,9 @@ def build_engine(
     rollout = config.rollout
     if rollout.engine == "keel":
         return OwnSampler(tokenizer, rollout.max_response_tokens, rollout.temperature, rollout.stop_in_text, stop_texts)
-    check_support(config, stop_texts, world)
-    from keel.rollout.vllm.engine import ResponseRules, VllmEngine  # needs a Unix system
+    check_engine_limits(config, stop_texts, world)
+    from keel.rollout.vllm.engine import VllmEngine  # needs a Unix system
+    from keel.rollout.vllm.responses import ResponseRules
     from keel.rollout.vllm.server import ServerSettings
 
     vllm = rollout.vllm
@@ -70,7 +71,7 @@ def correction_cap(config: TrainConfig) -> float | None:
     return None if is_exact else config.rollout.correction_cap
 
 
-def check_support(config: TrainConfig, stop_texts: Sequence[str], world: World) -> None:
+def check_engine_limits(config: TrainConfig, stop_texts: Sequence[str], world: World) -> None:
     """Raise ConfigError for what vLLM would do differently from keel's sampler, or has not been tested."""
     where, fix = "rollout.engine", "use rollout.engine: keel"
     if world.size > 1:

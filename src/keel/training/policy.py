@@ -8,7 +8,7 @@ from typing import Any
 from keel.config import DecodingSettings, TrainConfig, parse
 from keel.errors import Diverged
 from keel.evaluation.evaluate import sample_and_score
-from keel.evaluation.sample import EvaluatedPolicy
+from keel.evaluation.evaluated_policy import EvaluatedPolicy
 from keel.failpoints import failpoint
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import warmup_warning

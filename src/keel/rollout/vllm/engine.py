@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,17 +14,8 @@ from keel.models.vocabulary import fill_id, num_embeddings
 from keel.rollout.engine import Draws
 from keel.rollout.vllm.client import RESUME, EngineClient, EngineRefusal
 from keel.rollout.vllm.folder import EngineFolder
-from keel.rollout.vllm.responses import collect_rollouts, completion_request, parse_completion
+from keel.rollout.vllm.responses import ResponseRules, collect_rollouts, completion_request, parse_completion
 from keel.rollout.vllm.server import Server, ServerSettings
-
-
-@dataclass(frozen=True)
-class ResponseRules:
-    """How responses are sampled."""
-
-    max_response_tokens: int
-    temperature: float
-    stop_in_text: bool
 
 
 class VllmEngine:
@@ -76,12 +66,17 @@ class VllmEngine:
         draws: Draws,
         end_ids: Sequence[int],
         max_tokens: int | None = None,
+        rules: ResponseRules | None = None,
     ) -> Rollouts:
-        """Sample one response to each prompt with the weights that the server has."""
-        server, rules = self._started(model), self.rules
+        """Sample one response to each prompt with the weights that the server has.
+
+        Args:
+            rules: how to sample, in place of the rules of the engine.
+        """
+        server, rules = self._started(model), rules or self.rules
         limit = min(max_tokens or rules.max_response_tokens, rules.max_response_tokens)
         requests = [
-            completion_request(prompt, seed, limit, rules.temperature, end_ids)
+            completion_request(prompt, seed, limit, end_ids, rules)
             for prompt, seed in zip(prompts, draws.seeds(), strict=True)
         ]
         self._check_lengths(prompts, limit)

@@ -20,6 +20,17 @@ FIX = "use rollout.engine: keel, and report this"
 
 
 @dataclass(frozen=True)
+class ResponseRules:
+    """How responses are sampled."""
+
+    max_response_tokens: int
+    temperature: float
+    stop_in_text: bool
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
 class Completion:
     """One response as the engine sampled it."""
 
@@ -29,7 +40,7 @@ class Completion:
 
 
 def completion_request(
-    prompt: Prompt, seed: int, max_tokens: int, temperature: float, end_ids: Sequence[int]
+    prompt: Prompt, seed: int, max_tokens: int, end_ids: Sequence[int], rules: ResponseRules
 ) -> dict[str, Any]:
     """Return the body of a request for one response.
 
@@ -41,9 +52,9 @@ def completion_request(
         "prompt": list(prompt.tokens),
         "max_tokens": max_tokens,
         "seed": seed,
-        "temperature": temperature,
-        "top_p": 1.0,
-        "top_k": 0,
+        "temperature": rules.temperature,
+        "top_p": rules.top_p,
+        "top_k": rules.top_k,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
