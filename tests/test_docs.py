@@ -202,4 +202,4 @@ def test_every_fault_has_its_row() -> None:
         for part in cell.split(","):
             first, *last = (int(number) for number in re.findall(r"F-(\d\d)", part))
             named |= set(range(first, (last or [first])[0] + 1))
-    assert named == set(range(1, 48))
+    assert named == set(range(1, 57))

@@ -68,6 +68,12 @@ class ProcessLost(KeelError, RuntimeError):
     exit_code = 75
 
 
+class EngineError(KeelError, RuntimeError):
+    """The engine that samples for a run has ended, hangs, or returned something that cannot be right."""
+
+    exit_code = 75
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal ended the run. Its finished steps are saved, and `--resume` continues from there."""
 

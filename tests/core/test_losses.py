@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from keel.core.losses import clipped_policy_loss, likelihood_ratio, policy_gradient_loss, value_loss
+from keel.core.losses import (
+    clipped_policy_loss,
+    likelihood_ratio,
+    policy_gradient_loss,
+    truncated_importance_weights,
+    value_loss,
+)
 from keel.core.masked import masked_sum, whiten
 
 from .expect import close, gradient
@@ -168,3 +174,23 @@ def test_losses_refuse_shapes_that_would_broadcast() -> None:
     ):
         with pytest.raises(ValueError, match="shapes differ"):
             loss()
+
+
+def test_weights_are_ratios_up_to_the_cap() -> None:
+    """Ratios 1, 3/2, 1/2, 4 and e^60, which stays finite."""
+    trainer = torch.tensor([[math.log(0.2), math.log(0.6), math.log(0.1), math.log(0.8), 0.0]], requires_grad=True)
+    sampler = torch.tensor([[math.log(0.2), math.log(0.4), math.log(0.2), math.log(0.2), -1000.0]])
+    weights = truncated_importance_weights(trainer, sampler, 2.0)
+    close(weights, [[1.0, 1.5, 0.5, 2.0, 2.0]], atol=1e-6)
+    assert not weights.requires_grad
+    close(truncated_importance_weights(trainer, sampler, 1.0), [[1.0, 1.0, 0.5, 1.0, 1.0]], atol=1e-6)
+
+
+def test_without_a_cap_the_weights_are_one() -> None:
+    weights = truncated_importance_weights(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-3.0, -0.5]]), None)
+    assert weights.tolist() == [[1.0, 1.0]]
+
+
+def test_a_logprob_that_is_no_number_gives_no_weight_of_one() -> None:
+    weights = truncated_importance_weights(torch.tensor([[-1.0]]), torch.tensor([[math.nan]]), 2.0)
+    assert weights.isnan().all()

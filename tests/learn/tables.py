@@ -109,11 +109,13 @@ def batch_of(
     advantages: Sequence[Sequence[float]],
     **others: Sequence[Sequence[float]],
 ) -> TrainingBatch:
-    """A batch of given numbers, one for each token; ref_logprobs, values, rewards and returns are zero if not given."""
+    """A batch of given numbers, one for each token; ref_logprobs, values, rewards and returns are zero if not given,
+    and weights are one."""
     given = rollouts(responses)
     zeros = [[0.0] * given.response_mask.shape[1]] * len(responses)
     numbers: dict[str, Any] = dict.fromkeys(("ref_logprobs", "values", "rewards", "returns"), zeros)
-    numbers |= {"logprobs": logprobs, "advantages": advantages} | others
+    ones = [[1.0] * given.response_mask.shape[1]] * len(responses)
+    numbers |= {"logprobs": logprobs, "advantages": advantages, "weights": ones} | others
     return TrainingBatch(
         prompt_tokens=given.prompt_tokens,
         prompt_mask=given.prompt_mask,
@@ -135,6 +137,7 @@ def target_settings(**changes: Any) -> TargetSettings:
         "whiten_advantages": False,
         "normalize_std": True,
         "truncation": "terminal",
+        "correction_cap": None,
     }
     return TargetSettings(**(settings | changes))
 

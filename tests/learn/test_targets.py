@@ -1,5 +1,6 @@
 """What the update aims at, worked out by hand."""
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -311,3 +312,30 @@ def test_micro_batches_change_nothing(budget: int) -> None:
     whole = targets(responses, [1.0, 2.0, 3.0, 4.0], "ppo", VALUES, microbatch_tokens=10**9)
     for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
         torch.testing.assert_close(getattr(batch, name), getattr(whole, name), rtol=0, atol=0)
+
+
+def corrections(sampler_logprobs: list[float], cap: float | None) -> list[float]:
+    """The weights of three tokens of probability 1/2, 1/4, 1/4, which the sampler drew with other ones."""
+    answers = replace(rollouts([[0, 1, 2]]), logprobs=torch.tensor([sampler_logprobs]))
+    built = build_targets(
+        scored(answers, [1.0]),
+        torch.tensor([[0.0, 0.0, 1.0]]),
+        Table(POLICY),  # type: ignore[arg-type]
+        None,
+        ALGORITHMS["reinforce"],
+        target_settings(correction_cap=cap),
+        0.0,
+        ONE,
+    )
+    return built.batch.weights[0].tolist()
+
+
+def test_the_correction_is_the_ratio_of_the_trainer_to_the_sampler() -> None:
+    assert corrections([log(0.4), log(0.5), log(0.05)], cap=2.0) == pytest.approx([1.25, 0.5, 2.0])
+    assert corrections([log(0.4), log(0.5), log(0.05)], cap=None) == [1.0, 1.0, 1.0]
+
+
+def test_rounding_is_not_corrected() -> None:
+    """Log-probs within 1e-4 have a weight of exactly 1, so that float32 runs keep their bits."""
+    assert corrections([value + 9e-5 for value in POLICY], cap=2.0) == [1.0, 1.0, 1.0]
+    assert corrections([value - 2e-4 for value in POLICY], cap=2.0) == pytest.approx([1.0002] * 3, abs=1e-6)

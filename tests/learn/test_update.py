@@ -244,3 +244,12 @@ def test_dropped_answers_do_not_count() -> None:
     batch.response_mask[1] = False
     _, ((gradient,),) = updated(updater(Table([0.0, 0.0])), batch)
     close(gradient, [-0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_a_weight_multiplies_the_policy_loss_alone(name: str) -> None:
+    """Token 0 of an even coin, advantage 1, weight 1.5: -1.5 (onehot - p) - and the entropy bonus is not weighted."""
+    batch = batch_of([[0]], [[HALF]], [[1.0]], weights=[[1.5]], values=[[0.0]], returns=[[1.0]])
+    _, (gradients,) = updated(updater(Table([0.0, 0.0], [0.0, 0.0]), name, entropy_coef=0.5), batch)
+    close(gradients[0], [-0.75, 0.75])
+    close(gradients[1], [-0.5, 0.0])  # value_coef .5 times (V - R), not weighted

@@ -124,7 +124,7 @@ def test_a_sampler_at_another_temperature(setup: TrainingSetup, monkeypatch: pyt
     def hotter(*arguments: Any, **settings: Any) -> Rollouts:
         return sample_rollouts(*arguments[:-1], temperature=1.1, **settings)
 
-    monkeypatch.setattr("keel.training.setup.sample_rollouts", hotter)
+    monkeypatch.setattr("keel.rollout.engine.sample_rollouts", hotter)
     with pytest.raises(ConfigError, match=r"policy: LlamaForCausalLM: sampler and trainer disagree by 0\."):
         self_check(setup)
 
@@ -174,7 +174,7 @@ def all_truncated(rollouts: Rollouts) -> Rollouts:
 def test_ends_that_are_lost(
     setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollouts], Rollouts]
 ) -> None:
-    monkeypatch.setattr("keel.training.setup.sample_rollouts", sampling(change))
+    monkeypatch.setattr("keel.rollout.engine.sample_rollouts", sampling(change))
     with pytest.raises(ConfigError, match="sampler: end tokens and response mask disagree"):
         self_check(setup)
 
@@ -272,7 +272,7 @@ def test_bfloat16_is_judged_by_the_mean(
         gaps[0, 0] = 0.38
         return replace(rollouts, logprobs=rollouts.logprobs + gaps)
 
-    monkeypatch.setattr("keel.training.setup.sample_rollouts", sampling(off))
+    monkeypatch.setattr("keel.rollout.engine.sample_rollouts", sampling(off))
     setup = setup_of(tiny_policy, {"policy.dtype": "bfloat16"})
     if passes:
         measured = self_check(setup)
@@ -307,7 +307,7 @@ def test_it_runs_on_few_rows_of_unlike_lengths(setup: TrainingSetup, monkeypatch
         asked.append([len(prompt.tokens) for prompt in given[1]])
         return sample_rollouts(*given, **named)
 
-    monkeypatch.setattr("keel.training.setup.sample_rollouts", sampled)
+    monkeypatch.setattr("keel.rollout.engine.sample_rollouts", sampled)
     self_check(setup)
     assert asked == [[1, 3]]
 

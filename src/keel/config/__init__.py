@@ -11,6 +11,7 @@ from keel.config.quickstart import QuickstartConfig
 from keel.config.rank import RankConfig
 from keel.config.report import ReportConfig
 from keel.config.reward import GATES, RewardConfig
+from keel.config.rollout import RolloutSettings, VllmSettings
 from keel.config.sample import SampleConfig
 from keel.config.sections import (
     ChatSettings,
@@ -55,6 +56,7 @@ __all__ = [
     "ReportConfig",
     "RewardConfig",
     "RewardSource",
+    "RolloutSettings",
     "SampleConfig",
     "ServeConfig",
     "ServeRewardConfig",
@@ -62,6 +64,7 @@ __all__ = [
     "SftConfig",
     "SupervisedSettings",
     "TrainConfig",
+    "VllmSettings",
     "parse",
     "scorer_names",
     "section_class",

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from keel.config.rollout import EngineName, VllmServerSettings, check_engine_settings
 from keel.config.sections import CountOrNone, DecodingSettings, Dtype, PromptSettings, Rewards, Settings, as_list
 
 
@@ -61,6 +62,9 @@ class EvaluateConfig(Settings):
     seed: int = 0
     """Random seed of sampling and of the bootstrap"""
     sampling: DecodingSettings = DecodingSettings()
+    engine: EngineName = "keel"
+    """What samples the responses: keel's sampler, or vLLM in a process of its own"""
+    vllm: VllmServerSettings = VllmServerSettings()
 
     @field_validator("policy")
     @classmethod
@@ -71,6 +75,7 @@ class EvaluateConfig(Settings):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "EvaluateConfig":
+        check_engine_settings(self.engine, self.vllm)
         if bool(self.policy) == (self.checkpoints is not None):
             raise ValueError("give either policy or checkpoints")
         for name in ("gate", "pairs"):

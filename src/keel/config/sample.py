@@ -2,6 +2,9 @@
 
 from typing import ClassVar
 
+from pydantic import model_validator
+
+from keel.config.rollout import EngineName, VllmServerSettings, check_engine_settings
 from keel.config.sections import DecodingSettings, Dtype, PromptSettings, Settings
 
 
@@ -33,3 +36,11 @@ class SampleConfig(Settings):
     seed: int = 0
     """Random seed of sampling"""
     sampling: DecodingSettings = DecodingSettings()
+    engine: EngineName = "keel"
+    """What samples the responses: keel's sampler, or vLLM in a process of its own"""
+    vllm: VllmServerSettings = VllmServerSettings()
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> "SampleConfig":
+        check_engine_settings(self.engine, self.vllm)
+        return self

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from keel.algorithms import ALGORITHM_TRAITS, AlgorithmTraits
+from keel.config.rollout import RolloutSettings
 from keel.config.sections import (
     CheckpointSettings,
     Count,
@@ -30,21 +31,6 @@ class CriticSettings(Settings):
     """Initial trunk of a separate critic: policy, reward (the first reward model, head included) or a folder"""
     warmup_steps: CountOrNone = 0
     """Number of initial steps in which only the critic learns"""
-
-
-class RolloutSettings(Settings):
-    batch_size: Count = 64
-    """Responses in each step, of all processes together"""
-    group_size: Count | None = None
-    """Responses to each prompt (default: 4 for rloo and grpo, else 1)"""
-    max_response_tokens: Count = 64
-    """Longest response, in tokens"""
-    temperature: Positive = 1.0
-    """Temperature of sampling and of all log-probabilities"""
-    stop: list[str] = []
-    """Texts that end a response, in addition to the end tokens of the model"""
-    stop_in_text: bool = True
-    """Include an end token that is ordinary text, such as a full stop, in the text that scorers and logs see"""
 
 
 class RewardShaping(Settings):

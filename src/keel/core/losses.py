@@ -44,6 +44,19 @@ def likelihood_ratio(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
     return torch.exp((new_logprobs - logprobs).clamp(-60.0, 60.0))
 
 
+def truncated_importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float | None) -> Tensor:
+    """Compute min(exp(logprobs - sampler_logprobs), cap) per token, without a gradient; ones without a cap.
+
+    Where the sampler's policy differs from the trainer's, by rounding in 16 bits for example, a token's policy
+    gradient times its ratio is the gradient of the trainer's policy. The cap bounds the variance that the ratios add
+    (Ionides 2008; Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy training").
+    """
+    check_shapes(logprobs, sampler_logprobs)
+    if cap is None:
+        return torch.ones_like(logprobs)
+    return likelihood_ratio(logprobs.detach(), sampler_logprobs.detach()).clamp(max=cap)
+
+
 def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, value_clip_range: float | None = None) -> Tensor:
     """Compute (V - R)^2 / 2 or, with a clip range, max((V - R)^2, (V_stored + clip(V - V_stored) - R)^2) / 2.
 

@@ -60,6 +60,7 @@ class TrainingBatch:
     response_tokens: Tensor  # [B, T]
     response_mask: Tensor  # [B, T] bool
     logprobs: Tensor  # [B, T], of the policy that sampled
+    weights: Tensor  # [B, T], of the policy loss: corrections where the sampler's log-probs differ, else 1
     ref_logprobs: Tensor  # [B, T]; equal to logprobs when there is no reference
     values: Tensor  # [B, T]; zeros without a critic
     rewards: Tensor  # [B, T]

@@ -16,13 +16,13 @@ from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
+from keel.evaluation.engine import sampled_by_engine
+from keel.evaluation.evaluated_policy import PASS_TOKENS, EvaluatedPolicy
 from keel.evaluation.frontier import complete_config, find_checkpoints
 from keel.evaluation.gate import Demand, gate_verdict, read_gate
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
 from keel.evaluation.sample import (
-    PASS_TOKENS,
-    EvaluatedPolicy,
     Show,
     group_texts,
     load_frozen_model,
@@ -128,7 +128,11 @@ def evaluate_sides(
     once = scored_once(scorers)
 
     def evaluate_side(side: str, folder: str) -> EvaluatedResponses:
-        policy = opponents.get(side) or load_policy(folder, *settings)
+        loaded = opponents.get(side) or load_policy(folder, *settings)
+        with sampled_by_engine(loaded, config, world) as policy:
+            return measure_side(side, policy)
+
+    def measure_side(side: str, policy: EvaluatedPolicy) -> EvaluatedResponses:
         if side == next(iter(sides)):  # all sides have the same prompts, so one check is enough
             check_signatures(scorers, [name for prompt in policy.prompts for name in prompt.columns])
             print_remarks(length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens))

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
-from keel.data.batches import Rollouts
 from keel.data.prompts import Prompt, rows_of_varied_length
+from keel.evaluation.engine import sampled_by_engine
+from keel.evaluation.evaluated_policy import CHECKED_TOKENS, PASS_TOKENS, EvaluatedPolicy
 from keel.learn.pass_check import compare_passes
 from keel.models.actor_critic import ActorCritic
 from keel.models.loading import end_token_ids, load_causal_lm, stop_texts
@@ -31,53 +31,6 @@ Show = Callable[[int, Mapping[str, float]], None]
 
 STALE = {"responses", "ranks", "scores", "completion", "chosen", "rejected", "margin"}
 """Columns of the prompt file that describe other responses than the sampled ones; they are not written."""
-CHECKED_TOKENS = 32
-"""Largest number of tokens of a response on which sampler and full forward pass are compared."""
-PASS_TOKENS = 16_384
-"""Tokens of one forward pass, padding included; no metric depends on it."""
-
-
-@dataclass(frozen=True)
-class EvaluatedPolicy:
-    """A model with its tokenizer, end tokens and prompts."""
-
-    name: str
-    model: ActorCritic
-    tokenizer: PreTrainedTokenizerBase
-    end_ids: list[int]
-    prompts: list[Prompt]
-    stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
-
-    def sample_responses(
-        self, decoding: DecodingSettings, *stream: int | str, world: World = ALONE
-    ) -> Iterator[Rollouts]:
-        """Yield batches of responses, those to one prompt adjacent.
-
-        The random numbers of a response depend neither on the batch size nor on the number of processes, so neither
-        does the response.
-
-        Args:
-            world: processes that share the prompts; this one samples for its share.
-        """
-        share, k = world.share(len(self.prompts)), decoding.num_responses
-        prompts = [prompt for prompt in self.prompts[share] for _ in range(k)]
-        numbers, tokens = generator(*stream), decoding.max_response_tokens
-        for _ in range(share.start * k):
-            torch.rand(tokens, generator=numbers, dtype=torch.float64)  # those of the processes before this one
-        for start in range(0, len(prompts), decoding.batch_size):
-            batch = prompts[start : start + decoding.batch_size]
-            yield sample_rollouts(
-                self.model.policy,
-                batch,
-                self.tokenizer,
-                torch.rand(len(batch), tokens, generator=numbers, dtype=torch.float64),
-                self.end_ids,
-                decoding.temperature,
-                decoding.top_k,
-                decoding.top_p,
-                decoding.stop_in_text,
-                self.stop_texts,
-            )
 
 
 def sample_responses(config: SampleConfig) -> dict[str, Any]:
@@ -86,10 +39,11 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
     Returns the output file, the counts and the share of truncated responses.
     """
     world = World.from_environment()
-    with lost_process_reported():
+    with lost_process_reported(), ExitStack() as stack:
         world.from_main(partial(require_writable, config.output))
         settings = config.prompts, config.sampling, config.dtype
-        policy = load_policy(config.model, *settings, world)
+        loaded = load_policy(config.model, *settings, world)
+        policy = stack.enter_context(sampled_by_engine(loaded, config, world))
         shares = world.gather_values(raise_together(world, partial(_sample_share, policy, config, world)))
         rows = [responses for share, _ in shares for responses in share]
         world.from_main(partial(_write_rows, config, policy.prompts, rows))

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from keel.config import DecodingSettings
+from keel.evaluation.evaluated_policy import PASS_TOKENS, EvaluatedPolicy
 from keel.evaluation.judged import EvaluatedResponses
-from keel.evaluation.sample import PASS_TOKENS, EvaluatedPolicy
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
 from keel.world import ALONE, World, raise_together

@@ -18,9 +18,17 @@ and 0.4 (docs/numerics-log.md)."""
 
 
 def compare_passes(
-    actor_critic: ActorCritic, probe: Rollouts, temperature: float, microbatch_tokens: int, where: str
+    actor_critic: ActorCritic,
+    probe: Rollouts,
+    temperature: float,
+    microbatch_tokens: int,
+    where: str,
+    sampler_dtype: torch.dtype | None = None,
 ) -> tuple[Analysis, dict[str, float]]:
     """Check that the sampler's log-probs equal those of a full pass, and those of a row alone equal those in a batch.
+
+    Args:
+        sampler_dtype: number format of a sampler that computes in another one than the model.
 
     Returns the full pass and the measured differences. Raises ConfigError if they are larger than rounding.
     """
@@ -30,7 +38,7 @@ def compare_passes(
     fix = "use another architecture"
     if compute_dtype(actor_critic.policy).itemsize < 4:
         fix = "use dtype float32, or another architecture"
-    if not logprobs_agree(gaps, actor_critic):
+    if not gaps_are_rounding(gaps, sampler_dtype or compute_dtype(actor_critic.policy)):
         what = f"sampler and trainer disagree by {float(gaps.max()):.2g} (mean {float(gaps.mean()):.2g})"
         raise ConfigError(f"{kind}: {what} on a token's log-probability", where=where, fix=fix)
     first = select_rows(probe, [0])
@@ -49,11 +57,15 @@ def compare_passes(
 
 
 def logprobs_agree(gaps: torch.Tensor, actor_critic: ActorCritic) -> bool:
-    """Return whether differences of log-probs are as small as rounding. NaN is not.
+    """Return whether differences of log-probs are as small as rounding in the number format of a model."""
+    return gaps_are_rounding(gaps, compute_dtype(actor_critic.policy))
+
+
+def gaps_are_rounding(gaps: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether differences of log-probs are as small as rounding in this number format. NaN is not.
 
     In bfloat16 the mean is compared, with a higher limit for few tokens, and the largest with a loose limit.
     """
-    dtype = compute_dtype(actor_critic.policy)
     if dtype in TOLERANCE:
         return bool((gaps <= TOLERANCE[dtype]).all())
     mean = MEAN_TOLERANCE * (1 + 4 / math.sqrt(max(len(gaps), 1)))

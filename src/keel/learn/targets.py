@@ -8,6 +8,7 @@ from torch import Tensor
 
 from keel.core.advantages import gae, group_deviations
 from keel.core.kl import kl_estimate, without_rounding
+from keel.core.losses import truncated_importance_weights
 from keel.core.masked import ROUNDING, masked_moments, whiten, zero_outside
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
 from keel.learn.algorithms import Algorithm, Credit
@@ -29,6 +30,7 @@ class TargetSettings:
     whiten_advantages: bool
     normalize_std: bool
     truncation: str
+    correction_cap: float | None
 
 
 LEAST_NATS = 0.5
@@ -90,6 +92,7 @@ def build_targets(
         response_tokens=rollouts.response_tokens,
         response_mask=counted,
         logprobs=analysis.logprobs,
+        weights=_correction(analysis.logprobs, rollouts, settings.correction_cap),
         ref_logprobs=ref_logprobs,
         values=credit.values,
         rewards=rewards,
@@ -114,6 +117,11 @@ def _credit(token_scores: Tensor, kl: Tensor, kl_coef: float, rollouts: Rollouts
         group_size=settings.group_size,
         normalize_std=settings.normalize_std,
     )
+
+
+def _correction(logprobs: Tensor, rollouts: Rollouts, cap: float | None) -> Tensor:
+    """Return the weights of the policy loss [B, T]: exactly 1 where sampler and trainer differ by rounding only."""
+    return truncated_importance_weights(logprobs, without_rounding(rollouts.logprobs, logprobs), cap)
 
 
 def centre_values(

@@ -192,6 +192,7 @@ class Updater:
         logprobs, advantages = microbatch.logprobs[mask], microbatch.advantages[mask]
         low, high = objective.clip_range_low, objective.clip_range_high
         policy = self.algorithm.policy_loss(Loss(new_logprobs, logprobs, advantages, low, high, objective.dual_clip))
+        policy = policy * microbatch.weights[mask]
         loss = policy - objective.entropy_coef * entropy if objective.entropy_coef else policy
         if objective.kl_in == "loss":
             ref_logprobs = without_rounding(microbatch.ref_logprobs[mask], new_logprobs)

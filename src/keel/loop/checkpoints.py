@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from keel.errors import ConfigError, Interrupted, RewardError
+from keel.errors import ConfigError, EngineError, Interrupted, RewardError
 from keel.interrupts import interrupts_allowed, interrupts_blocked, pending_interrupt
 from keel.learn.guard import Guard, require_finite
 from keel.learn.masters import load_trained_weights, trained_weights
@@ -98,7 +98,7 @@ def checkpoint_due(step: int, every: int) -> bool:
 
 @contextmanager
 def checkpoint_on_error(save: Callable[[], None], step: int, world: World) -> Iterator[None]:
-    """Save a checkpoint if the block raises RewardError or is interrupted.
+    """Save a checkpoint if the block raises RewardError or EngineError, or is interrupted.
 
     The block must change neither weights nor files, so that the checkpoint is of the steps done before it. One process
     handles a signal at any place of the block. Several processes handle it at the start, so that all stop together.
@@ -114,7 +114,7 @@ def checkpoint_on_error(save: Callable[[], None], step: int, world: World) -> It
         else:
             with interrupts_allowed():
                 yield
-    except (RewardError, Interrupted) as error:
+    except (RewardError, EngineError, Interrupted) as error:
         if step > 0:
             save()
             if isinstance(error, RewardError):

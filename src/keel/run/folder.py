@@ -118,6 +118,7 @@ class RunFolder:
         self.rollouts = self.path / "rollouts.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.faults = self.path / "faults"
+        self.responses = self.path / "responses"
         self.tensorboard = self.path / "tensorboard"
         self.policy = self.path / "policy"
         self.critic = self.path / "critic"

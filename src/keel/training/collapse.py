@@ -10,7 +10,7 @@ from keel.world import World
 
 def check_finite(batch: TrainingBatch, world: World) -> None:
     """Raise Diverged, on all ranks, if a number that the update uses is not finite."""
-    names = ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
+    names = ("logprobs", "weights", "ref_logprobs", "values", "rewards", "advantages", "returns")
     bad = torch.stack([(~getattr(batch, name).isfinite() & batch.response_mask).any() for name in names])
     bad = world.sum(bad.float()) > 0
     if bool(bad.any()):

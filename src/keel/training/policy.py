@@ -1,14 +1,14 @@
 """The training loop of `keel train`. It can be interrupted and resumed at any step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
 from keel.config import DecodingSettings, TrainConfig, parse
 from keel.errors import Diverged
 from keel.evaluation.evaluate import sample_and_score
-from keel.evaluation.sample import EvaluatedPolicy
+from keel.evaluation.evaluated_policy import EvaluatedPolicy
 from keel.failpoints import failpoint
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import warmup_warning
@@ -18,6 +18,7 @@ from keel.models.sharding import gathered_weights
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, delete_path
 from keel.terminal import print_line
+from keel.training.engine_journal import sample_or_recall, trim_journal
 from keel.training.faulty_batch import keep_batch
 from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
@@ -52,32 +53,38 @@ def train_policy(
     with interrupts_handled():
         trainer = PolicyTrainer(build_training_setup(config, scorers, prompts, world))
         failpoint("start.loaded")
-        if check_only:
-            return trainer.check()
-        inputs = [
-            *sources(config),
-            *([] if prompts is None else [(PYTHON_PROMPTS, prompt_fingerprint(trainer.setup.prompts))]),
-        ]
-        code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
-        with open_run(config.output, config, inputs, resume, world, code) as folder:
-            metrics = start(trainer, folder, resume)
-            deferred = interrupts_deferred() if world.size == 1 else interrupts_blocked()
-            with open_records(folder, config, trainer.state.num_logged, world) as records, deferred:
-                metrics = run_steps(trainer, folder, records) or metrics
-            save_result(trainer.setup, folder)
-            if world.is_main and not config.checkpoint.keep_final:
-                delete_path(folder.checkpoints)
+        with closing(trainer):
+            return trainer.check() if check_only else _run(trainer, resume, prompts is not None)
+
+
+def _run(trainer: PolicyTrainer, resume: bool, from_python: bool) -> dict[str, float]:
+    """Open the run folder, run all steps and save the result. Return the metrics of the last step.
+
+    Args:
+        from_python: whether the prompts were passed as objects, and not read from a file.
+    """
+    config, world = trainer.setup.config, trainer.setup.world
+    given = [(PYTHON_PROMPTS, prompt_fingerprint(trainer.setup.prompts))] if from_python else []
+    code = [reward.function.rpartition(":")[0] for reward in config.rewards if reward.function]
+    with open_run(config.output, config, [*sources(config), *given], resume, world, code) as folder:
+        metrics = start(trainer, folder, resume)
+        deferred = interrupts_deferred() if world.size == 1 else interrupts_blocked()
+        with open_records(folder, config, trainer.state.num_logged, world) as records, deferred:
+            metrics = run_steps(trainer, folder, records) or metrics
+        save_result(trainer.setup, folder)
+        if world.is_main and not config.checkpoint.keep_final:
+            delete_path(folder.checkpoints)
     return metrics
 
 
 def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> dict[str, float]:
     """Run the remaining steps: sample, score, compute targets, update, log, checkpoint. Return the last metrics."""
     config, world, state = trainer.setup.config, trainer.setup.world, trainer.state
-    checkpoint, metrics = partial(save_run_state, trainer.setup, state, folder), dict[str, float]()
+    checkpoint, metrics = partial(save_state, trainer, folder), dict[str, float]()
     while state.step < config.steps or state.unlogged:
         if state.unlogged is None:  # otherwise the run was killed between an update and its log line
             with checkpoint_on_error(checkpoint, state.step, world):
-                rollouts = trainer.sample()
+                rollouts = sample_or_recall(trainer, folder)
                 scored = trainer.score(rollouts)
                 targets = trainer.compute_targets(scored)
             with batch_kept_on_fault(trainer, targets, folder):
@@ -96,6 +103,13 @@ def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> di
             world.barrier()
             raise halt_error(critical, state.step, folder)
     return metrics
+
+
+def save_state(trainer: PolicyTrainer, folder: RunFolder) -> None:
+    """Save a checkpoint. The journal keeps only the responses of later steps."""
+    save_run_state(trainer.setup, trainer.state, folder)
+    if trainer.setup.engine.is_external:
+        trim_journal(folder, trainer.state.step)
 
 
 def sources(config: TrainConfig) -> list[str | None]:
@@ -123,8 +137,10 @@ def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, 
     if checkpoint is not None:
         restore_run_state(trainer.setup, trainer.state, checkpoint)
         failpoint("start.resumed")
-    elif config.reward.normalize == "reference":
-        trainer.measure_reference()
+    else:
+        delete_path(folder.responses)
+        if config.reward.normalize == "reference":
+            trainer.measure_reference()
     return measured
 
 

@@ -21,6 +21,8 @@ from keel.rollout.lengths import length_warnings
 from keel.rollout.scorers import RewardModelScorer, Scorer
 from keel.shards import full_tensor
 from keel.terminal import print_line
+from keel.training.engine_check import check_engine
+from keel.training.engine_setup import engine_dtype
 from keel.training.setup import TrainingSetup
 from keel.world import raise_together
 
@@ -35,6 +37,7 @@ SCORE_TOLERANCE, SCORE_TOLERANCE_16_BIT = 1e-3, 0.05
 def self_check(setup: TrainingSetup) -> dict[str, float]:
     """Run every check on a few responses, and return the measurements. Raises ConfigError or RewardError."""
     _check_lengths(setup)
+    by_engine = check_engine(setup)
     count = min(max(PROBE_ROWS[0], setup.config.rollout.batch_size // 20), PROBE_ROWS[1])
     probe = setup.respond(step=1, at_most=count, max_tokens=PROBE_TOKENS)
     _check_trainable(setup)
@@ -43,7 +46,7 @@ def self_check(setup: TrainingSetup) -> dict[str, float]:
     trained, measured = _check_logprobs(setup, probe)
     measured |= _check_reference(setup, probe, trained)
     compiled = kernels.available(next(setup.actor_critic.policy.parameters()))
-    return {**measured, **_check_scores(setup, probe, count), "check/kernels": float(compiled)}
+    return {**by_engine, **measured, **_check_scores(setup, probe, count), "check/kernels": float(compiled)}
 
 
 def require_weight_change(initial: torch.Tensor, updated: torch.Tensor) -> None:
@@ -99,7 +102,8 @@ def _check_logprobs(setup: TrainingSetup, probe: Rollouts) -> tuple[Analysis, di
     """
     mask, algorithm = probe.response_mask, setup.config.algorithm
     temperature, at_once = setup.config.rollout.temperature, algorithm.microbatch_tokens
-    trained, measured = compare_passes(setup.actor_critic, probe, temperature, at_once, where="policy")
+    dtype = engine_dtype(setup.config)
+    trained, measured = compare_passes(setup.actor_critic, probe, temperature, at_once, "policy", dtype)
     ones = torch.ones_like(trained.logprobs[mask])
     ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]
     clipped = clipfrac(

@@ -29,13 +29,14 @@ from keel.models.positions import require_positions
 from keel.models.prompt_reading import chat_tokenizer, end_responses_at_turns, read_prompts
 from keel.models.sharding import gathered_weights, shard_model
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
+from keel.rollout.engine import Draws, Engine
 from keel.rollout.function_scorer import FunctionScorer
-from keel.rollout.sampler import sample_rollouts
 from keel.rollout.score import score
 from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check_signatures
 from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
+from keel.training.engine_setup import build_engine, correction_cap
 from keel.training.python_prompts import load_training_prompts
 from keel.world import ALONE, World, generator
 
@@ -60,6 +61,7 @@ class TrainingSetup:
     shaping: Shaping
     targets: TargetSettings
     updater: Updater
+    engine: Engine
     stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
@@ -87,28 +89,13 @@ class TrainingSetup:
         config, rollout = self.config, self.config.rollout
         if prompts is None:
             prompts = prompts_of_step(self.prompts, config.seed, step, rollout.batch_size, rollout.group_size or 1)
-        numbers = torch.rand(
-            (len(prompts), rollout.max_response_tokens),
-            generator=generator(config.seed, purpose, step),
-            dtype=torch.float64,
-        )
-        share = self.world.share(len(prompts))
-        prompts, numbers = prompts[share], numbers[share]
+        rows: Sequence[int] = range(len(prompts))[self.world.share(len(prompts))]
         if at_most is not None:
-            chosen = rows_of_varied_length(prompts, at_most)
-            prompts, numbers = [prompts[row] for row in chosen], numbers[chosen]
-        numbers = numbers[:, :max_tokens]
+            rows = [rows[row] for row in rows_of_varied_length([prompts[row] for row in rows], at_most)]
+        draws = Draws((config.seed, purpose, step), len(prompts), rows)
         with gathered_weights(self.actor_critic.policy):
-            return sample_rollouts(
-                self.actor_critic.policy,
-                list(prompts),
-                self.tokenizer,
-                numbers,
-                self.end_ids,
-                rollout.temperature,
-                stop_in_text=rollout.stop_in_text,
-                stop_texts=self.stop_texts,
-            )
+            chosen = [prompts[row] for row in rows]
+            return self.engine.sample(self.actor_critic.policy, chosen, draws, self.end_ids, max_tokens)
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None, together: bool = True) -> ScoredRollouts:
         """Score responses, and report the first failure of each scorer.
@@ -175,12 +162,14 @@ def build_training_setup(
     load = partial(_load_models, config, functions if scored else None, tokenizer, [*loaded, *held_out], world)
     actor_critic, reference, scorers, end_ids = world.in_turn(load)
     algorithm = ALGORITHMS[config.algorithm.name]
+    texts = tuple(stop_texts(tokenizer, config.rollout.stop))
     return TrainingSetup(
         config=config,
         world=world,
         tokenizer=tokenizer,
         end_ids=end_ids,
-        stop_texts=tuple(stop_texts(tokenizer, config.rollout.stop)),
+        engine=build_engine(config, tokenizer, texts, [*loaded, *held_out], world),
+        stop_texts=texts,
         prompts=loaded,
         held_out=held_out,
         actor_critic=actor_critic,
@@ -342,4 +331,5 @@ def _target_settings(config: TrainConfig) -> TargetSettings:
         whiten_advantages=config.algorithm.whiten_advantages,
         normalize_std=config.algorithm.normalize_std,
         truncation=config.algorithm.truncation,
+        correction_cap=correction_cap(config),
     )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from keel.core.advantages import equal_groups
 from keel.core.diagnostics import approx_kl, explained_variance
-from keel.data.batches import ScoredRollouts, TrainingBatch
+from keel.core.kl import RESOLUTION
+from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
 from keel.errors import RewardError
 from keel.learn.targets import all_rank_moments
@@ -33,7 +34,7 @@ def step_metrics(
     totals = objective_totals(scored, batch, kl_coef, has_reference=setup.reference is not None)
     add_response_metrics(totals, scored)
     add_scorer_metrics(totals, setup, scored)
-    totals.add("sampler/approx_kl", approx_kl(batch.logprobs, scored.rollouts.logprobs)[batch.response_mask])
+    add_sampler_metrics(totals, scored.rollouts, batch, setup.targets.correction_cap)
     if group_size > 1:
         totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
     metrics = totals.reduce(world)
@@ -60,6 +61,16 @@ def objective_totals(scored: ScoredRollouts, batch: TrainingBatch, kl_coef: floa
     totals.add("objective/entropy", -batch.logprobs.masked_fill(~mask, 0.0).sum(1)[kept])
     totals.add("reward/dropped", 1.0 - kept.float())
     return totals
+
+
+def add_sampler_metrics(totals: Totals, rollouts: Rollouts, batch: TrainingBatch, cap: float | None) -> None:
+    """Add how far the sampler's log-probs are from the trainer's, and the corrections of the policy loss for it."""
+    mask = batch.response_mask
+    logprobs, sampler_logprobs = batch.logprobs[mask], rollouts.logprobs[mask]
+    totals.add("sampler/approx_kl", approx_kl(logprobs, sampler_logprobs))
+    totals.add("sampler/correction", batch.weights[mask])
+    is_capped = logprobs - sampler_logprobs > (math.inf if cap is None else max(math.log(cap), RESOLUTION))
+    totals.add("sampler/corrections_capped", is_capped.float())
 
 
 def add_response_metrics(totals: Totals, scored: ScoredRollouts) -> None:

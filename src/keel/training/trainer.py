@@ -25,6 +25,7 @@ from keel.models.loading import save_policy
 from keel.models.sharding import gather_model
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
+from keel.training.engine_check import AgreementWatch
 from keel.training.python_prompts import load_training_prompts, with_place
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
 from keel.training.setup import TrainingSetup, build_training_setup
@@ -67,6 +68,7 @@ class PolicyTrainer:
     def __init__(self, setup: TrainingSetup) -> None:
         self.setup = setup
         self.state = RunState(step=0, kl_coef=setup.config.algorithm.kl_coef)
+        self._engine_watch = AgreementWatch(setup.config) if setup.engine.is_external else None
 
     @classmethod
     def from_config(
@@ -97,7 +99,8 @@ class PolicyTrainer:
     def check(self) -> dict[str, float]:
         """Run the self-check and return its measurements. Raises ConfigError or RewardError."""
         measured = self_check(self.setup)
-        self.state.trust_sampler = is_sampler_exact(measured, self.setup.world)
+        is_own = not self.setup.engine.is_external
+        self.state.trust_sampler = is_own and is_sampler_exact(measured, self.setup.world)
         return measured
 
     def measure_reference(self) -> None:
@@ -149,6 +152,8 @@ class PolicyTrainer:
                 setup.world,
                 state.trust_sampler,
             )
+            if self._engine_watch is not None:
+                self._engine_watch.check(scored.rollouts, targets.batch)
         return StepTargets(scored, token_scores, targets.batch, targets.value_units, targets.step_scale, statistics)
 
     def update_weights(self, targets: StepTargets) -> StepRecord:
@@ -213,6 +218,10 @@ class PolicyTrainer:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_policy(policy, self.setup.tokenizer, Path(folder))
         self.setup.world.barrier()
+
+    def close(self) -> None:
+        """End the engine that samples, if it is another program. It also ends with this process."""
+        self.setup.engine.close()
 
     def _read_again(self, targets: StepTargets, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
         """Compute the log-probs [N, T] of the first few responses under the updated policy, and `policy/step_kl`.

@@ -19,11 +19,10 @@ from keel.data.turns import encode_response
 from keel.errors import ConfigError, DataError
 from keel.evaluation.drift.novelty import PromptWordPairs
 from keel.evaluation.evaluate import Scoring, gather_responses, measure_responses, sample_and_score
+from keel.evaluation.evaluated_policy import PASS_TOKENS, EvaluatedPolicy
 from keel.evaluation.frontier import find_checkpoints, settings_of_run
 from keel.evaluation.judged import PER_TOKEN, EvaluatedResponses
 from keel.evaluation.sample import (
-    PASS_TOKENS,
-    EvaluatedPolicy,
     group_texts,
     load_frozen_model,
     load_policy,

@@ -1,0 +1,89 @@
+"""An engine outside the trainer: each lie is found before the first step, with the cause."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keel.config import TrainConfig, parse
+from keel.errors import ConfigError
+from keel.training.engine_check import check_engine
+from keel.training.setup import TrainingSetup, build_training_setup
+from keel.world import ALONE
+
+from ..rollout.vllm_stub import ThreadServer
+from ..runs import PROMPTS, settings, share_of_w3
+
+VLLM = {"rollout.engine": "vllm", "rollout.vllm": {"timeout_seconds": 20}}
+
+
+@pytest.fixture(autouse=True)
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("keel.rollout.vllm.engine.Server", ThreadServer)
+    monkeypatch.setattr(ThreadServer, "faults", set())
+    yield
+    for server in ThreadServer.instances:
+        server.close()
+    ThreadServer.instances.clear()
+
+
+def setup_of(model: Path, tmp_path: Path, changes: dict[str, Any] | None = None) -> TrainingSetup:
+    values = settings(model, tmp_path / "run", VLLM | (changes or {}))
+    return build_training_setup(parse(TrainConfig, values), [share_of_w3], PROMPTS, ALONE)
+
+
+@pytest.mark.parametrize("model", ["tiny_policy", "tiny_gpt2"])
+def test_an_engine_that_follows_passes(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    measured = check_engine(setup_of(request.getfixturevalue(model), tmp_path))
+    assert measured["check/engine_gap"] < 1e-4
+    assert measured["check/engine_change"] >= 0.5
+    (server,) = ThreadServer.instances
+    assert server.weights.updates == 3
+    one = ["pause", "collective_rpc", "update_weight_version", "reset_prefix_cache", "resume"]
+    assert server.weights.log == one * 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("stale", "still has the previous weights"),
+        ("stale_second", "still has the previous weights"),
+        ("half", "some of its weights"),
+        ("head", "output matrix"),
+        ("prefix_cache", "prefix cache"),
+        ("top_k", "sampling settings"),
+        ("hot", "sampling settings"),
+        ("short", "cut a response at 3 of 6 tokens"),
+        ("wrong_end", "finish reason"),
+        ("other_server", "another server"),
+        ("nan", "not finite"),
+        ("null_logprob", "not finite"),
+        ("no_logprob", "no log-probability for some token"),
+        ("no_tokens", "no tokens"),
+        ("beyond", "a token that is not below 32"),
+        ("cut_prompt", "another prompt"),
+        ("seedless", "more than weights and seeds"),
+        ("cache_held", "did not drop"),
+        ("refuse", "HTTP 500"),
+        ("no_json", "not JSON"),
+    ],
+)
+def test_each_lie_is_found(fault: str, cause: str, tiny_policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ThreadServer, "faults", {fault})
+    with pytest.raises(ConfigError, match=cause) as caught:
+        check_engine(setup_of(tiny_policy, tmp_path))
+    assert "rollout.engine: keel" in caught.value.fix
+
+
+def test_an_update_that_fails_once_is_sent_again(tiny_policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ThreadServer, "faults", {"refuse_once"})
+    check_engine(setup_of(tiny_policy, tmp_path))
+    (server,) = ThreadServer.instances
+    assert server.weights.updates == 4
+
+
+def test_an_engine_that_hangs_ends_at_the_deadline(tiny_policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ThreadServer, "faults", {"hang"})
+    with pytest.raises(ConfigError, match="did not reply within 1 s"):
+        check_engine(setup_of(tiny_policy, tmp_path, {"rollout.vllm": {"timeout_seconds": 1}}))
