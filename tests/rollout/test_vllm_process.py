@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ from keel.rollout.vllm.server import Server, ServerSettings, server_environment
 from .vllm_stub import stub_python
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
+
+
+@pytest.fixture(autouse=True)
+def own_base_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Engines of other runs on this machine stay out of sight. The path is short, since it is part of a socket's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr("keel.rollout.vllm.folder.IN_MEMORY", Path(folder))
+        yield
 
 
 def settings_of(python: Path | str, folder: Path, timeout: float = 60.0) -> ServerSettings:
