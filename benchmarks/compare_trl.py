@@ -47,7 +47,8 @@ def main() -> None:
         name: matrix_rate(kind, options.threads) for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     Console().print("machine: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
-    best = ["critic.sharing=shared"] + (["policy.dtype=bfloat16"] if rates["bf16"] > 1.3 * rates["fp32"] else [])
+    narrow = ["policy.dtype=bfloat16", "rewards.0.dtype=bfloat16"] if rates["bf16"] > 1.3 * rates["fp32"] else []
+    best = ["critic.sharing=shared", *narrow]
     if options.model:
         write(options, rates, best, compare(options, python, best))
         return

@@ -47,9 +47,9 @@ def changed(run: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         key, value = change.split("=", 1)
         *sections, name = key.split(".")
-        place = run
+        place: Any = run
         for section in sections:
-            place = place.setdefault(section, {})
+            place = place[int(section)] if isinstance(place, list) else place.setdefault(section, {})
         place[name] = yaml.safe_load(value)
     return run
 

@@ -7,13 +7,13 @@
 #define NAMED(a, b) JOINED(a, b)
 #define TILE_OF NAMED(ENTRY, tile)
 #define FULL_TILE NAMED(ENTRY, full_tile)
-#define FIRST_TILE NAMED(ENTRY, first_tile)
 #define LAST_TILE NAMED(ENTRY, last_tile)
 
-/* Compute a tile of y. Compiled for each number of rows and outputs, which must be constants. */
+/* Compute a tile of y, and bring the weights of outputs `from` to `to` of the next tile into the second-level cache.
+   Compiled for each number of rows and outputs, which must be constants. */
 static inline __attribute__((always_inline)) void TILE_OF(const ROW *x, const WEIGHT *weight, const float *bias,
-                                                          int rows, int outputs, int size, int64_t stride, int prefetch,
-                                                          float *y) {
+                                                          int rows, int outputs, int size, int64_t stride, int from,
+                                                          int to, float *y) {
     vec sums[ROWS][OUTPUTS] = {{{0}}};
     int k = 0;
     for (; k + STEP <= size; k += STEP) {
@@ -21,8 +21,8 @@ static inline __attribute__((always_inline)) void TILE_OF(const ROW *x, const WE
         for (int n = 0; n < outputs; n++) {
             weights[n] = LOAD_WEIGHT(weight + (int64_t)n * size + k);
             IN_REGISTER(weights[n]);
-            if (prefetch) __builtin_prefetch(weight + (int64_t)(outputs + n) * size + k); /* the next tile's */
         }
+        for (int n = from; n < to; n++) __builtin_prefetch(weight + (int64_t)(outputs + n) * size + k, 0, 2);
         for (int m = 0; m < rows; m++) {
             ROWS_VEC row = LOAD_ROW(x + (int64_t)m * size + k);
             IN_REGISTER(row);
@@ -38,25 +38,20 @@ static inline __attribute__((always_inline)) void TILE_OF(const ROW *x, const WE
         }
 }
 
-#define TILE(rows, outputs, prefetch) TILE_OF(x, weight, bias, rows, outputs, size, stride, prefetch, y)
+#define TILE(rows, outputs, from, to) TILE_OF(x, weight, bias, rows, outputs, size, stride, from, to, y)
 
 NOINLINE static void FULL_TILE(const ROW *x, const WEIGHT *weight, const float *bias, int size, int64_t stride,
-                               float *y) {
-    TILE(ROWS, OUTPUTS, 0);
-}
-
-NOINLINE static void FIRST_TILE(const ROW *x, const WEIGHT *weight, const float *bias, int size, int64_t stride,
-                                float *y) {
-    TILE(ROWS, OUTPUTS, 1);
+                               int from, int to, float *y) {
+    TILE(ROWS, OUTPUTS, from, to);
 }
 
 /* The last rows, or the last outputs */
 NOINLINE static void LAST_TILE(const ROW *x, const WEIGHT *weight, const float *bias, int rows, int outputs, int size,
                                int64_t stride, float *y) {
     if (outputs == OUTPUTS) {
-        if (rows == 3) TILE(3, OUTPUTS, 1);
-        if (rows == 2) TILE(2, OUTPUTS, 1);
-        if (rows == 1) TILE(1, OUTPUTS, 1);
+        if (rows == 3) TILE(3, OUTPUTS, 0, OUTPUTS);
+        if (rows == 2) TILE(2, OUTPUTS, 0, OUTPUTS);
+        if (rows == 1) TILE(1, OUTPUTS, 0, OUTPUTS);
         return;
     }
     const WEIGHT *const first = weight;
@@ -65,7 +60,7 @@ NOINLINE static void LAST_TILE(const ROW *x, const WEIGHT *weight, const float *
     for (int m = 0; m < rows; m++, x += size)
         for (int n = 0; n < outputs; n++) {
             weight = first + (int64_t)n * size, bias = first_bias ? first_bias + n : NULL, y = first_y + m * stride + n;
-            TILE(1, 1, 0);
+            TILE(1, 1, 0, 0);
         }
 }
 
@@ -74,16 +69,17 @@ void ENTRY(const ROW *x, const WEIGHT *weight, const float *bias, int rows, int6
            float *y) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t n = 0; n < outputs; n += OUTPUTS) {
-        const int wide = outputs - n < OUTPUTS ? (int)(outputs - n) : OUTPUTS;
+        const int wide = outputs - n < OUTPUTS ? (int)(outputs - n) : OUTPUTS, tiles = rows / ROWS;
         const WEIGHT *tile_weight = weight + n * size;
         const float *tile_bias = bias ? bias + n : NULL;
-        for (int m = 0; m < rows; m += ROWS) {
-            const ROW *from = x + (int64_t)m * size;
-            float *to = y + m * outputs + n;
+        for (int tile = 0, m = 0; m < rows; tile++, m += ROWS) {
+            const ROW *row = x + (int64_t)m * size;
+            float *result = y + m * outputs + n;
             if (wide < OUTPUTS || rows - m < ROWS)
-                LAST_TILE(from, tile_weight, tile_bias, rows - m < ROWS ? rows - m : ROWS, wide, size, outputs, to);
-            else
-                (m ? FULL_TILE : FIRST_TILE)(from, tile_weight, tile_bias, size, outputs, to);
+                LAST_TILE(row, tile_weight, tile_bias, rows - m < ROWS ? rows - m : ROWS, wide, size, outputs, result);
+            else /* each tile of rows prefetches a part, since all at once would wait for the memory */
+                FULL_TILE(row, tile_weight, tile_bias, size, outputs, tile * OUTPUTS / tiles,
+                          (tile + 1) * OUTPUTS / tiles, result);
         }
     }
 }
