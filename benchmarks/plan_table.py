@@ -13,7 +13,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from keel.config.sections import LoraSettings
 from keel.models.adapters import with_lora
 from keel.models.trunk_classifier import SequenceClassifier
-from keel.training.plan_devices import UPDATE, ModelSize, divided_bytes, gathered_bytes, undivided_bytes
+from keel.training.plan_devices import (
+    UPDATE,
+    ModelSize,
+    divided_bytes,
+    gathered_bytes,
+    gradient_bytes,
+    undivided_bytes,
+)
 from keel.training.plan_sizes import count_weights
 
 GB, BUDGET = 1e9, 80.0
@@ -88,6 +95,7 @@ def phase_bytes(config: PretrainedConfig, sizes: dict[str, ModelSize], devices: 
         else:
             weights = sum(divided_bytes(size, phase, devices) for size in sizes.values())
             weights += gathered_bytes(sizes, phase)
+        weights += sum(gradient_bytes(sizes, phase).values()) / devices
         peaks[phase] = weights + rest.get(phase, activation_bytes(config, False))
     return peaks
 

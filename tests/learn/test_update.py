@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from keel.errors import Diverged
+from keel.learn import update
 from keel.learn.algorithms import ALGORITHMS, Algorithm, Loss
+from keel.learn.guard import Guard
 
 from .tables import Table, batch_of, updated, updater
 
@@ -174,6 +177,33 @@ def test_gradients_of_policy_and_critic_are_clipped_each_for_itself() -> None:
     assert metrics["critic/grad_norm"] == pytest.approx(4.0)
     assert float(policy.norm()) == pytest.approx(0.5, rel=1e-5)
     assert float(critic.norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_of_large_models_one_gradient_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The critic is updated after the policy, with the same result."""
+    batch = batch_of([[0], [1]], [[HALF], [HALF]], [[1.0], [-1.0]], returns=[[1.0], [-3.0]])
+    together, apart = Table([0.0, 0.0], [0.0, 0.0]), Table([0.0, 0.0], [0.0, 0.0])
+    metrics, _ = updated(updater(together), batch)
+    monkeypatch.setattr(update, "SMALL", 0)
+    metrics_apart, ((policy, none), (nothing, critic)) = updated(updater(apart), batch)
+    close(policy, [-0.5, 0.5])
+    close(critic, [0.5, 0.0])
+    assert not none.any()
+    assert not nothing.any()
+    assert metrics_apart == metrics
+    assert all(torch.equal(*pair) for pair in zip(apart.parameters(), together.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("small", [0, 100])
+def test_a_faulty_critic_is_skipped_alone(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "SMALL", small)
+    batch = batch_of([[0]], [[HALF]], [[1.0]], returns=[[math.inf]])
+    model = Table([0.0, 0.0], [0.0, 0.0])
+    metrics, _ = updated(replace(updater(model), guard=Guard("skip")), batch)
+    assert metrics["update/skipped"] == 1.0
+    assert model.policy.weight[0] > 0.05
+    assert model.critic is not None
+    assert model.critic.weight.tolist() == [[0.0], [0.0]]
 
 
 def test_small_gradients_are_not_made_larger() -> None:

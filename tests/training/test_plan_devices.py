@@ -45,14 +45,14 @@ SECONDS = {"start": 9.0, "sample": 1.0, "score": 0.5, "targets": 0.5, "update": 
     [
         (FLOAT32, "start", 4000, 1000),
         (FLOAT32, "sample", 12_000, 3000),
-        (FLOAT32, "update", 16_000, 4000),
-        (BFLOAT16, "update", 18_000, 4000),  # the 16-bit weights are there only while they are gathered
-        (LORA, "update", 960 * 2 + 40 * 18, (960 * 2 + 40 * 16) / 4),
-        (replace(LORA, shares_base=True), "update", 40 * 18, (960 * 2 + 40 * 16) / 4),
+        (FLOAT32, "update", 12_000, 3000),
+        (BFLOAT16, "update", 14_000, 3000),  # the 16-bit weights are there only while they are gathered
+        (LORA, "update", 960 * 2 + 40 * 14, (960 * 2 + 40 * 12) / 4),
+        (replace(LORA, shares_base=True), "update", 40 * 14, (960 * 2 + 40 * 12) / 4),
         (FROZEN, "update", 4000, 1000),
     ],
 )
-def test_weights_gradients_and_moments_are_divided(size: ModelSize, phase: str, undivided: float, divided: float):
+def test_weights_and_moments_are_divided(size: ModelSize, phase: str, undivided: float, divided: float):
     assert undivided_bytes(size, phase) == undivided
     assert divided_bytes(size, phase, shard=4) == divided
 
@@ -82,9 +82,13 @@ def test_a_phase_gathers_the_models_that_it_uses():
 
 def test_the_rest_of_a_device_is_what_one_device_needs_besides_its_models():
     memory = divided_memory(RUN, {"update": 50_000.0}, shard=2)["update"]
-    assert memory.divided == {"policy": 8000, "critic": 7200, "reference": 2000}
-    assert memory.rest == 50_000 - 16_000 - 14_400 - 4000
-    assert memory.peak == 17_200 + 3200 + 15_600
+    assert memory.divided == {
+        "policy": 6000 + 2000,
+        "critic": 5400,
+        "reference": 2000,
+    }  # the policy's gradient is larger
+    assert memory.rest == 50_000 - 16_000 - 10_800 - 4000
+    assert memory.peak == 15_400 + 3200 + 19_200
 
 
 def test_models_are_read_one_after_the_other():

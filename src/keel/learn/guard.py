@@ -21,7 +21,7 @@ class Guard:
     on_fault: str = "stop"  # or "skip"
     max_skips: int = 3  # in a row
     spike: float | None = None  # a jump is a norm of more than this many times its mean
-    skipped: int = 0  # updates skipped in a row so far
+    skipped: dict[str, int] = field(default_factory=dict)  # updates of each model skipped in a row so far
     means: dict[str, float] = field(default_factory=dict)  # running mean of the gradient norm of each model
     counts: dict[str, int] = field(default_factory=dict)  # norms in each mean, at most MEMORY
 
@@ -32,23 +32,23 @@ class Guard:
             norms: gradient norm of each model, by its name.
             fault: what is not finite, from `find_fault`.
         """
-        fault = fault or self._jump(norms)
+        fault, models = fault or self._jump(norms), " and ".join(norms)
         if fault is None:
-            self.skipped = 0
+            self.skipped[models] = 0
             self._remember(norms)
             return True
         if self.on_fault == "stop":
             raise Diverged(fault, fix="lower optim.learning_rate, check the rewards, or set optim.on_fault: skip")
-        self.skipped += 1
-        if self.skipped > self.max_skips:
+        skipped = self.skipped[models] = self.skipped.get(models, 0) + 1
+        if skipped > self.max_skips:
             raise Diverged(
-                f"{self.skipped} updates in a row were faulty, the last one: {fault}", fix="lower optim.learning_rate"
+                f"{skipped} updates in a row were faulty, the last one: {fault}", fix="lower optim.learning_rate"
             )
         return False
 
     def counters(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"skipped": self.skipped, "means": dict(self.means), "counts": dict(self.counts)}
+        return {"skipped": dict(self.skipped), "means": dict(self.means), "counts": dict(self.counts)}
 
     def restore(self, counters: Mapping[str, Any]) -> None:
         self.skipped, self.means, self.counts = counters["skipped"], counters["means"], counters["counts"]

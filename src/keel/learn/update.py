@@ -4,12 +4,13 @@ Losses are summed over the counted tokens and divided by their number in the ful
 micro-batches and ranks. The split into micro-batches therefore never changes the result.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import AdamW
 
 from keel.core.diagnostics import approx_kl, clipfrac
@@ -134,11 +135,6 @@ class Updater:
         if num_loss_tokens == 0:
             totals.add_one("update/skipped", 0.0)
             return
-        metrics, finite = Totals(), True
-        for microbatch in self._microbatches(batch, rows):
-            jobs = [partial(_backward, loss, num_loss_tokens) for loss in self._losses(microbatch, kl_coef, metrics)]
-            # Both graphs of small models fit in memory; of others, one is freed before the next is built.
-            finite &= all(run_concurrently(*jobs) if self._small else [job() for job in jobs])
         factor = learning_rate_factor(
             self.schedule.schedule,
             optimizer_step,
@@ -146,11 +142,36 @@ class Updater:
             self.schedule.warmup_steps,
         )
         set_learning_rate(self.optimizer, factor, step_scale)
+        metrics, selected = Totals(), list(self._microbatches(batch, rows))
         metrics.add_one("policy/learning_rate", self.optimizer.param_groups[0]["initial_lr"] * factor)
-        taken = self._step(step_scale, finite, metrics)
-        if taken:
+        passes = self._passes(kl_coef, metrics)
+        # Small models are read at the same time. Of others, one is updated and its gradient freed before the next.
+        taken = [
+            self._update_models(together, selected, num_loss_tokens, step_scale, metrics)
+            for together in ([passes] if self._small else [[each] for each in passes])
+        ]
+        if all(taken):
             totals.merge(metrics)
-        totals.add_one("update/skipped", float(not taken))
+        totals.add_one("update/skipped", float(not all(taken)))
+
+    def _update_models(
+        self,
+        passes: Sequence["Pass"],
+        selected: Sequence[TrainingBatch],
+        num_loss_tokens: float,
+        step_scale: float,
+        totals: Totals,
+    ) -> bool:
+        """Take one optimizer step with the models of these passes. Return whether the guard admitted all of them."""
+        finite = [True] * len(passes)
+        for microbatch in selected:
+            jobs = [partial(_backward, partial(each.loss, microbatch), num_loss_tokens) for each in passes]
+            finite = [old and new for old, new in zip(finite, run_concurrently(*jobs), strict=True)]
+        admitted = [self._admit(*each, step_scale, totals) for each in zip(passes, finite, strict=True)]
+        failpoint("update.optimizer")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return all(admitted)
 
     def _microbatches(self, batch: TrainingBatch, rows: Sequence[int]) -> Iterator[TrainingBatch]:
         """Yield the micro-batches of rows with counted tokens, then as many without as other ranks have more."""
@@ -164,26 +185,26 @@ class Updater:
             shortest = select_rows(batch, [min(range(batch.size), key=lambda row: lengths[row])])
             yield replace(shortest, response_mask=torch.zeros_like(shortest.response_mask))
 
-    def _losses(self, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> list[Callable[[], Tensor]]:
-        """Return a function per trunk that computes its loss, summed over the counted tokens.
-
-        The functions share no weights and no metrics, so that they can run at the same time.
-        """
+    def _passes(self, kl_coef: float, totals: Totals) -> list["Pass"]:
+        """Return a pass for each trunk. They share no weights and no metrics, so that they can run at the same time."""
         objective, models = self.objective, self.actor_critic
         has_separate_critic = models.critic is not None
 
-        def compute_policy_loss() -> Tensor:
+        def compute_policy_loss(microbatch: TrainingBatch) -> Tensor:
             analysis = models.analyze(
                 microbatch, objective.temperature, objective.entropy_coef > 0, with_values=not has_separate_critic
             )
             loss = self._policy_loss(analysis, microbatch, kl_coef, totals)
             return (loss if analysis.values is None else loss + self._value_loss(analysis, microbatch, totals)).sum()
 
-        def compute_critic_loss() -> Tensor:
+        def compute_critic_loss(microbatch: TrainingBatch) -> Tensor:
             analysis = models.analyze(microbatch, objective.temperature, with_logprobs=False)
             return self._value_loss(analysis, microbatch, totals).sum()
 
-        return [compute_policy_loss, compute_critic_loss] if has_separate_critic else [compute_policy_loss]
+        policy, critic = models.policy_parameters(), models.critic_parameters()
+        if has_separate_critic:
+            return [Pass(compute_policy_loss, {"policy": policy}), Pass(compute_critic_loss, {"critic": critic})]
+        return [Pass(compute_policy_loss, {"policy": policy} | ({"critic": critic} if critic else {}))]
 
     def _policy_loss(self, analysis: Analysis, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
         """Compute policy loss - entropy_coef * entropy (+ KL) per counted token. -> [N]"""
@@ -216,29 +237,32 @@ class Updater:
         totals.add("loss/value", value)
         return self.objective.value_coef * value
 
-    def _step(self, step_scale: float, finite: bool, totals: Totals) -> bool:
-        """Clip the gradient of each model and take the optimizer step if the guard admits it. Return whether it did.
+    def _admit(self, each: "Pass", finite: bool, step_scale: float, totals: Totals) -> bool:
+        """Clip the gradient of each model of a pass, or drop the gradients if the guard refuses one.
 
         With a step scale of 0, in critic warm-up, the policy does not move.
         """
-        policy, critic = self.actor_critic.policy_parameters(), self.actor_critic.critic_parameters()
-        if step_scale == 0:
-            for parameter in policy:
-                parameter.grad = None
-        models = ({"policy": policy} if step_scale else {}) | ({"critic": critic} if critic else {})
+        models = {name: model for name, model in each.models.items() if step_scale or name != "policy"}
         norms = {name: inject_nan("update.gradient", gradient_norm(model)) for name, model in models.items()}
         sizes = {name: float(norm) for name, norm in norms.items()}
-        taken = self.guard.admits(
-            sizes, find_fault(not self.world.any(not finite), sizes, self.actor_critic.named_parameters())
-        )
-        if taken:
-            for name, model in models.items():
+        fault = find_fault(not self.world.any(not finite), sizes, self.actor_critic.named_parameters())
+        admitted = self.guard.admits(sizes, fault)
+        for name, model in each.models.items():
+            if admitted and name in models:
                 totals.add_one(f"{name}/grad_norm", sizes[name])
                 clip_gradients(model, self.schedule.max_grad_norm, norms[name])
-            failpoint("update.optimizer")
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return taken
+            else:
+                for parameter in model:
+                    parameter.grad = None
+        return admitted
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The pass of a trunk: its loss, summed over the counted tokens, and the weights of the models that it trains."""
+
+    loss: Callable[[TrainingBatch], Tensor]
+    models: Mapping[str, Sequence[Parameter]]
 
 
 def _backward(loss: Callable[[], Tensor], num_loss_tokens: float) -> bool:

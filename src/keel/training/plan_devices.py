@@ -8,10 +8,8 @@ the batch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-UPDATE_BYTES = 16
-"""Bytes of a trained weight in the update: weight, gradient and two moments, all float32."""
-BETWEEN_BYTES = 12
-"""Bytes of a trained weight in the other phases, and in a checkpoint: the gradient is freed."""
+TRAINED_BYTES = 12
+"""Bytes of a trained weight, and in a checkpoint: weight and two moments, all float32."""
 MASTER = 4
 """Bytes of a float32 number"""
 START, SAMPLE, SCORE, TARGETS, UPDATE = "start", "sample", "score", "targets", "update"
@@ -60,8 +58,8 @@ class Memory:
 
 
 def trained_weight_bytes(phase: str) -> int:
-    """Return the bytes of float32 weight, gradient and moments that exist in a phase."""
-    return {START: MASTER, UPDATE: UPDATE_BYTES}.get(phase, BETWEEN_BYTES)
+    """Return the bytes of float32 weight and moments that exist in a phase."""
+    return MASTER if phase == START else TRAINED_BYTES
 
 
 def undivided_bytes(size: ModelSize, phase: str) -> float:
@@ -75,6 +73,12 @@ def divided_bytes(size: ModelSize, phase: str, shard: int) -> float:
     """Return the bytes of a model on each of `shard` devices that share one copy of its weights."""
     frozen = (size.weights - size.trained) * size.itemsize
     return (frozen + size.trained * trained_weight_bytes(phase)) / shard
+
+
+def gradient_bytes(sizes: Mapping[str, ModelSize], phase: str) -> dict[str, float]:
+    """Return the bytes of the gradients that exist in a phase: in the update, those of one model at a time."""
+    name = max(sizes, key=lambda name: sizes[name].trained)
+    return {name: float(MASTER * sizes[name].trained)} if phase == UPDATE else {}
 
 
 def bytes_in_flight(size: ModelSize) -> float:
@@ -120,11 +124,15 @@ def divided_memory(
     """
     memory = {}
     for phase, peak in peaks.items():
-        divided = {name: divided_bytes(size, phase, shard) for name, size in sizes.items()}
+        gradients = gradient_bytes(sizes, phase)
+        divided = {
+            name: divided_bytes(size, phase, shard) + gradients.get(name, 0.0) / shard for name, size in sizes.items()
+        }
         gathered = gathered_bytes(sizes, phase)
         if phase == START and loads_on_device:
             gathered = max(gathered, loading_bytes(sizes))
-        rest = max(0.0, peak - sum(undivided_bytes(size, phase) for size in sizes.values()))
+        undivided = sum(undivided_bytes(size, phase) for size in sizes.values()) + sum(gradients.values())
+        rest = max(0.0, peak - undivided)
         memory[phase] = Memory(divided, gathered, rest)
     return memory
 
@@ -156,7 +164,7 @@ def checkpoint_bytes(sizes: Mapping[str, ModelSize], merged: ModelSize) -> float
     Args:
         merged: the policy, or with an adapter its base.
     """
-    return float(BETWEEN_BYTES * sum(size.trained for size in sizes.values()) + merged.bytes)
+    return float(TRAINED_BYTES * sum(size.trained for size in sizes.values()) + merged.bytes)
 
 
 def moved_bytes(
