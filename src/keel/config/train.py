@@ -80,6 +80,15 @@ class AlgorithmSettings(Settings):
     """Clip the probability ratio above at 1 + this (ppo, grpo)"""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
     """Upper bound of the loss for negative advantages, in units of the advantage (ppo, grpo)"""
+    clip_target: Literal["loss", "weight"] = "loss"
+    """What the clip range limits: loss, as in PPO, removes the gradient of tokens outside the range; weight, as in
+    CISPO, limits the importance weight of each token and keeps its gradient (ppo, grpo)"""
+    ratio_level: Literal["token", "sequence"] = "token"
+    """Probability ratio of each token, or one for each response, as in GSPO: the geometric mean of its tokens' (ppo,
+    grpo)"""
+    loss_aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Reduction of the policy loss: token = mean over all tokens; sequence = mean of each response, then over the
+    responses, as in GRPO and GSPO; constant = sum over responses times rollout.max_response_tokens, as in Dr.GRPO"""
     value_clip_range: Positive | None = None
     """Largest change of a value in one step, in standard deviations of the returns (the largest so far)"""
     value_coef: Positive = 0.5
@@ -102,8 +111,8 @@ class AlgorithmSettings(Settings):
     whiten_advantages: bool = True
     """Scale advantages to zero mean and unit variance over the batch (rloo and grpo scale within groups instead)"""
     normalize_std: bool = True
-    """Divide advantages by the standard deviation of their group (grpo); false: as Dr.GRPO, which also reduces the loss
-    differently"""
+    """Divide advantages by the standard deviation of their group (grpo); false: as Dr.GRPO, which also has
+    loss_aggregation: constant"""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """Value after a truncated response: terminal = 0, bootstrap = the critic's value"""
 
@@ -124,6 +133,15 @@ class AlgorithmSettings(Settings):
             raise ValueError(
                 f"update_epochs {self.update_epochs}: {self.name} has no ratio to the policy that sampled, so its "
                 f"gradient is right for one pass only; use {' or '.join(_CLIPPED)}, or update_epochs 1"
+            )
+        if not self.traits.clips_ratio and (self.ratio_level, self.clip_target) != ("token", "loss"):
+            setting = "ratio_level: sequence" if self.ratio_level == "sequence" else "clip_target: weight"
+            raise ValueError(
+                f"{setting} needs a loss with a probability ratio, which {self.name} lacks; use {' or '.join(_CLIPPED)}"
+            )
+        if self.clip_target == "weight" and self.dual_clip is not None:
+            raise ValueError(
+                "dual_clip bounds the clipped loss, and clip_target: weight has none; remove one of the two"
             )
         if self.target_kl is not None and self.kl_coef == 0:
             raise ValueError("target_kl adapts kl_coef; set kl_coef above 0")

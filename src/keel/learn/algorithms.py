@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.algorithms import ALGORITHM_TRAITS
 from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
-from keel.core.losses import clipped_policy_loss, policy_gradient_loss
+from keel.core.losses import clipped_policy_loss, clipped_weight_loss, policy_gradient_loss
 from keel.core.rewards import token_rewards
 
 
@@ -51,6 +51,7 @@ class Loss:
     clip_range_low: float
     clip_range_high: float
     dual_clip: float | None
+    clips_weight: bool = False  # CISPO: the limit is that of the weight of a token's gradient
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ def _gradient(loss: Loss) -> Tensor:
 
 
 def _clipped(loss: Loss) -> Tensor:
+    if loss.clips_weight:
+        return clipped_weight_loss(
+            loss.new_logprobs, loss.logprobs, loss.advantages, loss.clip_range_low, loss.clip_range_high
+        )
     return clipped_policy_loss(
         loss.new_logprobs,
         loss.logprobs,
