@@ -135,7 +135,8 @@ class Updater:
         step_scale: float,
         totals: Totals,
     ) -> None:
-        num_loss_tokens = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum()))
+        lengths = batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum(1)
+        num_loss_tokens, num_responses = self.world.sum(torch.stack([lengths.sum(), (lengths > 0).sum()])).tolist()
         if num_loss_tokens == 0:
             totals.add_one("update/skipped", 0.0)
             return
@@ -148,7 +149,6 @@ class Updater:
         set_learning_rate(self.optimizer, factor, step_scale)
         metrics, selected = Totals(), list(self._microbatches(batch, rows))
         metrics.add_one("policy/learning_rate", self.optimizer.param_groups[0]["initial_lr"] * factor)
-        num_responses = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].any(1).sum()))
         passes = self._passes(kl_coef, metrics, num_loss_tokens, num_responses)
         # Small models are read at the same time. Of others, one is updated and its gradient freed before the next.
         taken = [
