@@ -15,7 +15,7 @@ from keel.cli.main import main
 from keel.config import DpoConfig, parse
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking
-from keel.supervised.dpo import DpoSplit, encode_side, response_lengths, response_logprobs
+from keel.supervised.dpo import DpoSplit, count_response_tokens, encode_side, response_logprobs
 from keel.supervised.dpo_losses import response_rewards, total_losses
 from keel.supervised.sft import load_speaker
 from keel.world import ALONE
@@ -101,7 +101,7 @@ class Prepared:
         return self.losses().sum()
 
     def losses(self) -> Tensor:
-        logprobs, lengths = self.logprobs(), response_lengths(self.side.all_responses)
+        logprobs, lengths = self.logprobs(), count_response_tokens(self.side.all_responses)
         rewards = response_rewards(logprobs, lengths, self.reference, self.config)
         return total_losses(logprobs, lengths, rewards, RANKINGS, self.config)
 

@@ -101,7 +101,10 @@ def dpo_task(
 
     def loss(rows: Sequence[int]) -> Tensor:
         responses = [response for i in rows for response in train.responses[i]]
-        logprobs, lengths = response_logprobs(model, responses, config.microbatch_tokens), response_lengths(responses)
+        logprobs, lengths = (
+            response_logprobs(model, responses, config.microbatch_tokens),
+            count_response_tokens(responses),
+        )
         reference = torch.cat([train.reference[i] for i in rows]) if config.has_reference else None
         lengths = lengths.to(logprobs)
         rewards = response_rewards(logprobs, lengths, reference, config)
@@ -170,7 +173,7 @@ def response_logprobs(model: Any, responses: Sequence[Example], microbatch_token
     return with_idle(torch.stack(sums)[order.argsort()], idle)
 
 
-def response_lengths(responses: Sequence[Example]) -> Tensor:
+def count_response_tokens(responses: Sequence[Example]) -> Tensor:
     """Return the number of tokens of each response, with the end token. -> [M]"""
     return torch.tensor([response.num_targets for response in responses], dtype=torch.float64)
 
@@ -204,7 +207,7 @@ def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World)
         by_pair = [values[number][places[place]] for number, places in zip(pairs.rankings, pairs.places, strict=True)]
         return float(pairs.weights @ by_pair)
 
-    lengths = response_lengths(side.all_responses).to(logprobs)
+    lengths = count_response_tokens(side.all_responses).to(logprobs)
     losses = total_losses(logprobs, lengths, rewards, side.rankings, config)
     reference = side.ref_logprobs
     return {
@@ -221,7 +224,7 @@ def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World)
 def logprobs_and_rewards(model: Any, side: DpoSplit, config: DpoConfig, world: World) -> tuple[Tensor, Tensor]:
     """Compute log pi(y|x) and the value in comparisons of every response. -> [M], [M]"""
     logprobs = measure_logprobs(model, side.all_responses, config.microbatch_tokens, world)
-    lengths = response_lengths(side.all_responses).to(logprobs)
+    lengths = count_response_tokens(side.all_responses).to(logprobs)
     return logprobs, response_rewards(logprobs, lengths, side.ref_logprobs, config)
 
 
