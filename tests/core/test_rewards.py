@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from keel.core.advantages import gae
-from keel.core.rewards import place_scores, token_rewards
+from keel.core.rewards import overlong_penalties, place_scores, token_rewards
 
 from .expect import close
 
 MASK = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
+
+
+def test_the_overlong_penalty_rises_to_the_limit() -> None:
+    """DAPO with a limit of 20 and a soft range of 4 tokens."""
+    lengths = torch.tensor([1, 16, 17, 18, 20])
+    close(overlong_penalties(lengths, 20, 4), [0.0, 0.0, 0.25, 0.5, 1.0])
+    close(overlong_penalties(lengths, 20, 0), [0.0] * 5)
 
 
 def test_the_score_stands_on_the_last_counted_token() -> None:

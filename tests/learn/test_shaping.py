@@ -35,6 +35,12 @@ def test_a_missing_end_costs() -> None:
     assert token_scores([0.7, 0.7], truncated=[False, True], missing_eos_penalty=1.0) == [[0, 0, 0.7], [-0.3, 0, 0]]
 
 
+def test_a_response_near_the_limit_costs() -> None:
+    """Lengths 3, 1 and 2 of a limit of 3, with a soft range of 2 tokens: all, none and half of the penalty."""
+    found = token_scores([0.5, 2.0, -1.0], max_response_tokens=3, overlong_tokens=2, overlong_penalty=4.0)
+    assert found == [[0, 0, -3.5], [2, 0, 0], [0, -3, 0]]
+
+
 def test_clip_comes_before_the_penalty() -> None:
     found = token_scores([5.0, -5.0, 5.0], truncated=[False, False, True], clip=1.0, missing_eos_penalty=2.0)
     assert found == [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]

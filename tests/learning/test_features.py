@@ -116,6 +116,14 @@ def test_scores_normalised_by_the_reference(run: Runner) -> None:
     assert rewards == pytest.approx(line, abs=1e-3)
 
 
+def test_overlong_penalty(run: Runner) -> None:
+    """Three tokens before the limit of 6 the penalty begins."""
+    run({"reward.overlong_tokens": 3, "reward.overlong_penalty": 3.0})
+    for answer, reward in zip(run.answers(), run.rewards(), strict=True):
+        assert reward == pytest.approx(answer["score"] - max(0, len(answer["tokens"]) - 3), abs=1e-4)
+    assert len({len(answer["tokens"]) for answer in run.answers()}) > 2
+
+
 def test_clip_and_missing_end(run: Runner) -> None:
     def far_apart(completions: list[str], **_: Any) -> list[float]:
         return [9.0 if "w1" in text else -9.0 for text in completions]

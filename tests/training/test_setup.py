@@ -44,6 +44,10 @@ def build(model: Path, changes: dict[str, Any], world: World = ONE) -> TrainingS
             "clip_target: weight needs a loss with a probability ratio, which rloo lacks; use ppo or grpo",
         ),
         (
+            {"reward.overlong_tokens": 7},
+            "reward.overlong_tokens 7 is above rollout.max_response_tokens 6; lower it",
+        ),
+        (
             {"algorithm.clip_target": "weight", "algorithm.dual_clip": 3.0},
             "dual_clip bounds the clipped loss, and clip_target: weight has none; remove one of the two",
         ),

@@ -36,6 +36,10 @@ class CriticSettings(Settings):
 class RewardShaping(Settings):
     missing_eos_penalty: NonNegative = 0.0
     """Penalty subtracted from the score of a truncated response"""
+    overlong_tokens: CountOrNone = 0
+    """Number of tokens before the length limit in which a penalty for long responses rises from 0 (DAPO); 0 = none"""
+    overlong_penalty: Positive = 1.0
+    """Penalty for a response of the full length, if overlong_tokens is set"""
     clip: Positive | None = None
     """Limit scores to +- this, after normalization"""
     normalize: Literal["none", "reference", "running"] = "none"
@@ -255,6 +259,11 @@ class TrainConfig(Settings):
     def _check_sizes(self) -> "TrainConfig":
         batch_size, group_size = self.rollout.batch_size, self.rollout.group_size or 1
         minibatch_size = self.algorithm.minibatch_size or batch_size
+        if self.reward.overlong_tokens > self.rollout.max_response_tokens:
+            raise ValueError(
+                f"reward.overlong_tokens {self.reward.overlong_tokens} is above rollout.max_response_tokens "
+                f"{self.rollout.max_response_tokens}; lower it"
+            )
         if batch_size % group_size:
             raise ValueError(f"rollout.batch_size {batch_size} is not a multiple of rollout.group_size {group_size}")
         if batch_size % minibatch_size:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keel.core.rewards import place_scores
+from keel.core.rewards import overlong_penalties, place_scores
 from keel.data.batches import ScoredRollouts
 from keel.world import World
 
@@ -42,6 +42,9 @@ class Shaping:
     missing_eos_penalty: float
     clip: float | None
     normalize: str  # none, reference, running
+    max_response_tokens: int = 0
+    overlong_tokens: int = 0  # at the end of the limit, in which the penalty rises
+    overlong_penalty: float = 0.0  # at the limit
 
     def token_scores(self, scored: ScoredRollouts, statistics: ScoreStatistics) -> Tensor:
         """Shape scores and put them on tokens. -> [B, T]
@@ -55,6 +58,10 @@ class Shaping:
         if self.clip is not None:
             scores = scores.clamp(-self.clip, self.clip)
         scores = scores - self.missing_eos_penalty * scored.rollouts.truncated
+        if self.overlong_tokens:
+            lengths = scored.rollouts.lengths
+            shares = overlong_penalties(lengths, self.max_response_tokens, self.overlong_tokens)
+            scores = scores - self.overlong_penalty * shares
         if scored.segment_scores is None:
             return place_scores(scores, mask)
         placed = scored.segment_scores / std

@@ -177,7 +177,14 @@ def build_training_setup(
         scorers=scorers,
         ranges=_ranges(config, scorers),
         algorithm=algorithm,
-        shaping=Shaping(config.reward.missing_eos_penalty, config.reward.clip, config.reward.normalize),
+        shaping=Shaping(
+            config.reward.missing_eos_penalty,
+            config.reward.clip,
+            config.reward.normalize,
+            config.rollout.max_response_tokens,
+            config.reward.overlong_tokens,
+            config.reward.overlong_penalty,
+        ),
         targets=_target_settings(config),
         updater=_updater(config, actor_critic, algorithm, world),
     )
