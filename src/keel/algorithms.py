@@ -13,7 +13,7 @@ DEFAULT_DEVIATION_SETTING = "whiten_advantages"
 class AlgorithmTraits:
     """What distinguishes an algorithm from the others, and its defaults."""
 
-    advantages: Literal["gae", "returns", "rloo", "grpo"]
+    advantages: Literal["gae", "returns", "rloo", "grpo", "group_mean"]
     """Estimator of the advantages, a key of `ADVANTAGES` in `keel.learn.algorithms`"""
     clips_ratio: bool
     """Whether the loss clips the ratio to the policy that sampled; without it a batch allows only one pass"""
@@ -28,6 +28,11 @@ class AlgorithmTraits:
     """Default number of minibatches in a batch"""
     group_size: int
     """Default number of responses to each prompt"""
+
+    @property
+    def whitens(self) -> bool:
+        """Whether `whiten_advantages` applies: rloo and grpo scale within groups, or not at all."""
+        return self.deviation_setting == DEFAULT_DEVIATION_SETTING
 
 
 ALGORITHM_TRAITS = {
@@ -78,6 +83,27 @@ ALGORITHM_TRAITS = {
         needs_critic=False,
         compares_groups=True,
         deviation_setting="normalize_std",
+        update_epochs=1,
+        minibatches=4,
+        group_size=4,
+    ),
+    # REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): reinforce with the clipped loss and minibatches.
+    "reinforce_plus_plus": AlgorithmTraits(
+        advantages="returns",
+        clips_ratio=True,
+        needs_critic=False,
+        compares_groups=False,
+        deviation_setting=DEFAULT_DEVIATION_SETTING,
+        update_epochs=1,
+        minibatches=4,
+        group_size=1,
+    ),
+    "reinforce_plus_plus_baseline": AlgorithmTraits(
+        advantages="group_mean",
+        clips_ratio=True,
+        needs_critic=False,
+        compares_groups=True,
+        deviation_setting=DEFAULT_DEVIATION_SETTING,
         update_epochs=1,
         minibatches=4,
         group_size=4,

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from keel.core.losses import (
+    aggregation_weights,
     clipped_policy_loss,
+    clipped_weight_loss,
     likelihood_ratio,
     policy_gradient_loss,
+    sequence_level_logprobs,
     truncated_importance_weights,
     value_loss,
 )
@@ -174,6 +177,47 @@ def test_losses_refuse_shapes_that_would_broadcast() -> None:
     ):
         with pytest.raises(ValueError, match="shapes differ"):
             loss()
+
+
+def test_the_ratio_of_a_response_is_the_geometric_mean_of_its_tokens() -> None:
+    """Ratios 4 and 1 (GSPO: 2), then 1/8, 1, 1 (1/2). The gradient of a token's ratio is that of its log-prob."""
+    new_logprobs = torch.tensor([-1.0, -2.0, -0.5, -0.25, -3.0], dtype=torch.float64, requires_grad=True)
+    ratios = torch.tensor([4.0, 1.0, 0.125, 1.0, 1.0], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
+    stored = sequence_level_logprobs(new_logprobs, new_logprobs.detach() - ratios.log(), mask)
+    ratio = likelihood_ratio(new_logprobs, stored)
+    close(ratio, [2.0, 2.0, 0.5, 0.5, 0.5])
+    close(gradient(ratio, new_logprobs)[0], [2.0, 2.0, 0.5, 0.5, 0.5])
+    assert not stored.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weights"),
+    [
+        ("token", [1.0, 1.0]),
+        ("sequence", [4 / 3, 4.0]),  # 12 tokens of 3 responses: 12 / (3 * 3), 12 / (3 * 1)
+        ("constant", [0.5, 0.5]),  # 12 / (3 * 8)
+    ],
+)
+def test_weights_of_an_aggregation(aggregation: str, weights: list[float]) -> None:
+    """Responses of 3, 1 and (in another micro-batch) 8 tokens; one without a counted token."""
+    mask = torch.tensor([[True, True, True], [False, False, False], [True, False, False]])
+    found = aggregation_weights(mask, aggregation, 12.0, 3.0, 8)
+    close(found, [weights[0]] * 3 + [weights[1]])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "weight"),
+    [(1.0, 0.5, 0.8), (1.0, 1.1, 1.1), (1.0, 3.0, 1.4), (-1.0, 0.5, 0.8), (-2.0, 3.0, 1.4), (0.0, 3.0, 1.4)],
+)
+def test_clipped_weight(advantage: float, ratio: float, weight: float) -> None:
+    """CISPO's gradient is minus the clipped ratio times the advantage; the ratio has none."""
+    new_logprobs = torch.tensor([[-1.25]], requires_grad=True)
+    loss = clipped_weight_loss(
+        new_logprobs, torch.tensor([[-1.25 - math.log(ratio)]]), torch.tensor([[advantage]]), 0.2, 0.4
+    )
+    close(loss, [[1.25 * weight * advantage]], atol=1e-6)
+    close(gradient(loss, new_logprobs)[0], [[-weight * advantage]], atol=1e-6)
 
 
 def test_weights_are_ratios_up_to_the_cap() -> None:

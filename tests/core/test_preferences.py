@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss, plackett_luce_loss
+from keel.core.preferences import (
+    bradley_terry_loss,
+    implicit_rewards,
+    ipo_loss,
+    log_odds,
+    odds_ratio_loss,
+    plackett_luce_loss,
+)
 
 from .expect import close, gradient
 
@@ -35,6 +42,24 @@ def test_bradley_terry(difference: float, loss: float, derivative: float) -> Non
 
 def test_a_sure_pair_still_has_a_tiny_loss() -> None:
     assert bradley_terry_loss(torch.tensor([100.0]), torch.tensor([0.0])).item() == pytest.approx(3.72e-44, rel=1e-3)
+
+
+@pytest.mark.parametrize(("p", "odds", "slope"), [(0.5, 1.0, 2.0), (0.75, 3.0, 4.0), (0.2, 0.25, 1.25)])
+def test_log_odds(p: float, odds: float, slope: float) -> None:
+    """The derivative of log(p / (1 - p)) in log p is 1 / (1 - p)."""
+    mean_logprobs = torch.tensor([math.log(p)], dtype=torch.float64, requires_grad=True)
+    found = log_odds(mean_logprobs)
+    close(found, [math.log(odds)])
+    close(gradient(found, mean_logprobs)[0], [slope])
+
+
+def test_the_odds_of_a_certain_response_are_finite() -> None:
+    assert log_odds(torch.tensor([0.0, -1e-12])).tolist() == pytest.approx([13.8155] * 2, abs=0.1)
+
+
+def test_odds_ratio_loss() -> None:
+    """Odds of 3 and 1: 0.5 * -log(3 / 4)."""
+    close(odds_ratio_loss(torch.tensor([math.log(3)]), torch.tensor([0.0]), 0.5), [0.1438410362], atol=1e-7)
 
 
 def test_margin() -> None:

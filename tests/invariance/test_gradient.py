@@ -77,11 +77,23 @@ def padded(batch: Any, left: int, right: int) -> Any:
     return replace(batch, **wider)
 
 
-@pytest.fixture(scope="module", params=["rotary, separate", "rotary, shared", "absolute, separate", "absolute, shared"])
+AGGREGATED: dict[str, dict[str, Any]] = {
+    "by response": {"algorithm.loss_aggregation": "sequence", "algorithm.ratio_level": "sequence"},
+    "by a constant": {"algorithm.loss_aggregation": "constant", "algorithm.clip_target": "weight"},
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *("rotary, separate", "rotary, shared", "absolute, separate", "absolute, shared"),
+        *("rotary, shared, by response", "rotary, separate, by a constant"),
+    ],
+)
 def setup(request: pytest.FixtureRequest) -> TrainingSetup:
-    positions, sharing = request.param.split(", ")
+    positions, sharing, *aggregated = request.param.split(", ")
     model = request.getfixturevalue("tiny_policy" if positions == "rotary" else "tiny_gpt2")
-    return setup_of(model, **{"critic.sharing": sharing})
+    return setup_of(model, **{"critic.sharing": sharing}, **(AGGREGATED[aggregated[0]] if aggregated else {}))
 
 
 @pytest.fixture(scope="module")

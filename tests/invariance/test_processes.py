@@ -66,6 +66,16 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "groups": (PROMPTS, {"algorithm.name": "grpo", "rollout.group_size": 2, "rollout.batch_size": 24}),
+    "responses": (
+        PROMPTS,
+        {
+            "algorithm.name": "grpo",
+            "rollout.group_size": 2,
+            "rollout.batch_size": 24,
+            "algorithm.ratio_level": "sequence",
+            "algorithm.loss_aggregation": "sequence",
+        },
+    ),
 }
 IN_PAIR = [pytest.param(name, 2, id=f"{name}, 2") for name in RUNS]
 IN_MORE = [

@@ -154,6 +154,10 @@ def updater(model: Table, name: str = "ppo", rate: float = 0.1, **changes: Any) 
         "entropy_coef": 0.0,
         "kl_in": "reward",
         "kl_estimator": "k1",
+        "loss_aggregation": "token",
+        "ratio_level": "token",
+        "clip_target": "loss",
+        "max_response_tokens": 4,
     }
     schedule: dict[str, Any] = {
         "update_epochs": 1,

@@ -270,6 +270,27 @@ def test_groups(name: str, settings: dict[str, Any], size: float) -> None:
     assert batch.advantages.flatten().tolist() == pytest.approx([size, size, -size, 0, -size, 0, size, size])
 
 
+def test_reinforce_plus_plus_whitens_rewards_to_go() -> None:
+    """Returns 2, 4 (over the counted tokens 2, 2, 4): mean 8/3, variance 8/9."""
+    batch = targets([[0, 0], [1]], [2.0, 4.0], "reinforce_plus_plus", None, None, whiten_advantages=True)
+    assert batch.advantages.flatten().tolist() == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5, 0], abs=1e-6)
+
+
+def test_a_group_baseline_whitened_over_the_batch() -> None:
+    """Groups 3, 1 and 10, 10 of one token each: 1, -1, 0, 0, of mean 0 and variance 1/2. Equal scores give exact 0."""
+    arguments: tuple[Any, ...] = (
+        [[0], [1], [0], [1]],
+        [3.0, 1.0, 10.0, 10.0],
+        "reinforce_plus_plus_baseline",
+        None,
+        None,
+    )
+    plain = targets(*arguments, group_size=2, whiten_advantages=False)
+    assert plain.advantages.flatten().tolist() == [1.0, -1.0, 0.0, 0.0]
+    whitened = targets(*arguments, group_size=2, whiten_advantages=True)
+    assert whitened.advantages.flatten().tolist() == pytest.approx([2**0.5, -(2**0.5), 0, 0], abs=1e-6)
+
+
 def test_groups_compare_the_kl_as_well() -> None:
     """Equal scores; the answer that went away from the reference is worse by its KL."""
     batch = targets([[0], [1]], [1.0, 1.0], "rloo", kl_coef=0.5, group_size=2)

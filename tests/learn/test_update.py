@@ -53,6 +53,81 @@ def test_the_loss_is_a_mean_over_tokens(budget: int) -> None:
     close(gradient, [-1.25 / -HALF * 0.5, 1.25 / -HALF * 0.5])
 
 
+@pytest.mark.parametrize("budget", [1, 4, 1000])
+@pytest.mark.parametrize(
+    ("aggregation", "loss"),
+    [
+        ("sequence", 1.5),  # (2 + (1 + 1 + 1) / 3) / 2 responses
+        ("constant", 0.625),  # (2 + 1 + 1 + 1) / (2 responses * 4 tokens)
+    ],
+)
+def test_the_aggregation_of_the_loss(aggregation: str, loss: float, budget: int) -> None:
+    """[[2], [1, 1, 1]], and a dropped response, which counts neither as a response nor by its tokens."""
+    advantages = [[-2 / HALF, 0.0, 0.0], [-1 / HALF] * 3, [9.0] * 3]
+    batch = batch_of([[0], [0, 0, 0], [1, 1, 1]], [[HALF] * 3] * 3, advantages)
+    batch.response_mask[2] = False
+    learner = updater(Table([0.0, 0.0]), "a2c", microbatch_tokens=budget, loss_aggregation=aggregation)
+    metrics, ((gradient, *_),) = updated(learner, batch)
+    assert metrics["loss/policy"] == pytest.approx(loss)
+    close(gradient, [loss / HALF * 0.5, -loss / HALF * 0.5])
+
+
+def test_entropy_and_kl_are_aggregated_like_the_policy_loss() -> None:
+    """With logits of an even coin k2 is (log 2 - log 4)^2 / 2 in row 1 and 0 in row 2: a mean of 1/2 over responses,
+    and 1/4 over tokens. The entropy is at its maximum, where its gradient is 0."""
+    batch = batch_of(
+        [[0], [0, 0, 0]],
+        [[HALF] * 3] * 2,
+        [[0.0] * 3] * 2,
+        ref_logprobs=[[2 * HALF, 0.0, 0.0], [HALF] * 3],
+    )
+    settings = {"kl_in": "loss", "kl_estimator": "k2", "entropy_coef": 0.5}
+    for aggregation, share in (("token", 0.25), ("sequence", 0.5), ("constant", 0.125)):
+        learner = updater(Table([0.0, 0.0]), "a2c", loss_aggregation=aggregation, **settings)
+        metrics, ((gradient,),) = updated(learner, batch, kl_coef=1.0)
+        assert metrics["loss/kl"] == pytest.approx(share * HALF**2 / 2)
+        close(gradient, [share * -HALF * 0.5, share * HALF * 0.5])
+
+
+@pytest.mark.parametrize("budget", [1, 1000])
+@pytest.mark.parametrize(
+    ("advantage", "loss", "clipped", "slope"),
+    [
+        (1.0, -0.75, 2 / 3, 0.0),  # min(2 A, 1.5 A) = 1.5, in one of two responses
+        (-1.0, 1.0, 0.0, 1.0),
+    ],
+)
+def test_the_ratio_of_a_response(advantage: float, loss: float, clipped: float, slope: float, budget: int) -> None:
+    """GSPO: token ratios 4 and 1 make a ratio of 2 = sqrt(4 * 1) for the response. The second has a ratio of 1 and no
+    advantage. Of two heads of an even coin, s_i grad log pi(y_i) / T_i is 2 (onehot - p)."""
+    batch = batch_of([[0, 0], [0]], [[HALF - log(4.0), HALF], [HALF, 0.0]], [[advantage] * 2, [0.0, 0.0]])
+    learner = updater(
+        Table([0.0, 0.0]),
+        "grpo",
+        ratio_level="sequence",
+        loss_aggregation="sequence",
+        clip_range_high=0.5,
+        microbatch_tokens=budget,
+    )
+    metrics, ((gradient,),) = updated(learner, batch)
+    assert metrics["loss/policy"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["policy/clipfrac"] == pytest.approx(clipped)
+    assert metrics["policy/ratio"] == pytest.approx(2.0)  # (4 + 1 + 1) / 3, of the tokens
+    close(gradient, [0.5 * slope, -0.5 * slope])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight"), [(5.0, -1.0, 1.2), (5.0, 1.0, 1.2), (0.5, 1.0, 0.8), (1.1, 1.0, 1.1)]
+)
+def test_a_clipped_importance_weight(ratio: float, advantage: float, weight: float) -> None:
+    """CISPO: the gradient of a token outside the range is limited, and not removed."""
+    batch = batch_of([[0]], [[HALF - log(ratio)]], [[advantage]])
+    metrics, ((gradient,),) = updated(updater(Table([0.0, 0.0]), "grpo", clip_target="weight"), batch)
+    assert metrics["loss/policy"] == pytest.approx(-weight * advantage * HALF, rel=1e-5)
+    assert metrics["policy/clipfrac"] == float(weight != ratio)
+    close(gradient, [-0.5 * weight * advantage, 0.5 * weight * advantage])
+
+
 @pytest.mark.parametrize(("estimator", "slope"), [("k2", 0.69100633), ("k3", 0.49892826)])
 def test_the_gradient_of_a_kl_in_the_loss(estimator: str, slope: float) -> None:
     """d = log p - log 1/3 = .691: the gradient of k2 is d, that of k3 1 - exp(-d), times onehot - p."""

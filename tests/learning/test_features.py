@@ -58,6 +58,24 @@ def test_dual_clip(run: Runner, tiny_policy: Path, tmp_path: Path) -> None:
     assert run({**FAR, "algorithm.dual_clip": 1.05})[0]["loss/policy"] < unbounded[0]["loss/policy"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("loss_aggregation", "sequence"),
+        ("loss_aggregation", "constant"),
+        ("clip_target", "weight"),
+        ("ratio_level", "sequence"),
+    ],
+)
+def test_other_objectives(setting: str, value: str, run: Runner, tiny_policy: Path, tmp_path: Path) -> None:
+    """The same responses in the first step, another loss, and therefore other responses in the second."""
+    base = train(tiny_policy, tmp_path / "base", FAR)
+    metrics = run({**FAR, f"algorithm.{setting}": value})
+    assert metrics[0]["objective/scores"] == base[0]["objective/scores"]
+    assert metrics[0]["loss/policy"] != pytest.approx(base[0]["loss/policy"], rel=1e-4)
+    assert metrics[1]["objective/kl"] != pytest.approx(base[1]["objective/kl"], rel=1e-4)
+
+
 def test_value_clip_range(run: Runner, tiny_policy: Path, tmp_path: Path) -> None:
     far = {**FAR, "optim.critic_learning_rate": 0.1}
     free = train(tiny_policy, tmp_path / "free", far)

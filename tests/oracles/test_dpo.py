@@ -15,7 +15,8 @@ from keel.cli.main import main
 from keel.config import DpoConfig, parse
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking
-from keel.supervised.dpo import DpoSplit, dpo_losses, encode_side, response_logprobs
+from keel.supervised.dpo import DpoSplit, count_response_tokens, encode_side, response_logprobs
+from keel.supervised.dpo_losses import response_rewards, total_losses
 from keel.supervised.sft import load_speaker
 from keel.world import ALONE
 
@@ -97,8 +98,12 @@ class Prepared:
 
     def loss(self) -> Tensor:
         """Summed over the rankings."""
-        rewards = self.config.beta * (self.logprobs() - self.reference)
-        return dpo_losses(rewards, RANKINGS, self.config).sum()
+        return self.losses().sum()
+
+    def losses(self) -> Tensor:
+        logprobs, lengths = self.logprobs(), count_response_tokens(self.side.all_responses)
+        rewards = response_rewards(logprobs, lengths, self.reference, self.config)
+        return total_losses(logprobs, lengths, rewards, RANKINGS, self.config)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,8 @@ class Prepared:
         ({}, [math.log(2), math.log(2) / 2, 1.5 * math.log(2)]),
         ({"label_smoothing": 0.1}, [math.log(2), math.log(2) / 2, 1.5 * math.log(2)]),
         ({"ties": "half"}, [math.log(2), math.log(2) / 2, 1.5 * math.log(2)]),
+        ({"length_normalized": True, "beta": 5.0}, [math.log(2), math.log(2) / 2, 1.5 * math.log(2)]),
+        ({"target_margin": 1.0}, [math.log1p(math.e) * share for share in (1, 0.5, 1.5)]),
         ({"loss": "ipo", "beta": 0.25}, [4.0, 2.0, 6.0]),  # (1 / (2 beta))^2
         # log 3! of all orders, per answer before others; a tie is all of its orders: one of 4 first, two of 3 next
         ({"loss": "listwise"}, [math.log(6) / 2, math.log(2) / 2, 1.5 * math.log(12) / 3]),
@@ -116,13 +123,19 @@ def test_before_the_first_step_all_answers_are_worth_the_same(
     settings: dict[str, Any], losses: list[float], tiny_policy: Path, tmp_path: Path
 ) -> None:
     prepared = Prepared(tiny_policy, tmp_path, **settings)
-    rewards = prepared.config.beta * (prepared.logprobs() - prepared.reference)
-    assert dpo_losses(rewards, RANKINGS, prepared.config).tolist() == pytest.approx(losses, abs=1e-12)
+    assert prepared.losses().tolist() == pytest.approx(losses, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"beta": 0.3, "label_smoothing": 0.2, "ties": "half"}, {"loss": "ipo"}, {"loss": "listwise", "beta": 2.0}],
+    [
+        {"beta": 0.3, "label_smoothing": 0.2, "ties": "half"},
+        {"loss": "ipo"},
+        {"loss": "listwise", "beta": 2.0},
+        {"beta": 2.0, "length_normalized": True, "nll_coef": 0.5},
+        {"loss": "simpo", "beta": 2.0, "target_margin": 0.5},
+        {"loss": "orpo", "beta": 0.5},
+    ],
 )
 def test_the_gradient_is_that_of_finite_differences(settings: dict[str, Any], tiny_gpt2: Path, tmp_path: Path) -> None:
     """Along five random directions, away from the start, where the loss has no symmetry left."""

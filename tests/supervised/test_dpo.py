@@ -96,16 +96,22 @@ def test_a_margin_pushes_further_apart(tiny_policy: Path, tmp_path: Path):
     assert 2 * figures["margin"] > log(3) + 0.25
 
 
-@pytest.mark.parametrize("loss", ["ipo", "listwise"])
+@pytest.mark.parametrize("loss", ["ipo", "listwise", "orpo"])
 def test_a_margin_needs_a_loss_that_has_a_place_for_it(tiny_policy: Path, tmp_path: Path, loss: str):
-    with pytest.raises(ConfigError, match="set loss to pairwise or sigmoid"):
+    with pytest.raises(ConfigError, match="set loss to pairwise, sigmoid or simpo"):
         dpo(config(tmp_path, tiny_policy, [{**A_WINS, "margin": 1.0}], loss=loss))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing needs loss: sigmoid; remove it for ipo"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing needs loss: sigmoid or simpo; remove it for ipo"),
+        ({"loss": "orpo", "target_margin": 0.1}, "target_margin needs loss: sigmoid or simpo; remove it for orpo"),
+        (
+            {"loss": "simpo", "length_normalized": True},
+            "simpo always divides by the length .* remove length_normalized",
+        ),
+        ({"loss": "orpo", "nll_coef": 1.0}, "orpo has the term of nll_coef with weight 1; remove nll_coef"),
         ({"loss": "listwise", "ties": "half"}, "ties: half needs pairs"),
         ({"label_smoothing": 0.5}, "less than 0.5"),
         ({"beta": 0}, "beta: Input should be greater than 0, got 0"),
@@ -188,7 +194,7 @@ def gradient_of(settings: DpoConfig, rows: list[int], tmp_path: Path) -> tuple[f
     return value, torch.cat([weight.grad.flatten() for weight in task.model.parameters()])
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "listwise"])
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "listwise", "simpo", "orpo"])
 def test_microbatches_and_orders_never_change_loss_or_gradient(tiny_policy: Path, tmp_path: Path, loss: str):
     rankings = many_rankings()[:5]
     turned = [
@@ -207,6 +213,48 @@ def test_microbatches_and_orders_never_change_loss_or_gradient(tiny_policy: Path
         first = first or found
         assert found[0] == pytest.approx(first[0], abs=1e-10)
         torch.testing.assert_close(found[1], first[1], rtol=0, atol=1e-9)
+
+
+def mean_logprob(policy: Path, answer: str) -> float:
+    """Of the tokens of the answer to w0, of plain transformers models."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokens = torch.tensor([[*tokenizer("w0" + answer).input_ids, 2]])
+    with torch.no_grad():
+        law = AutoModelForCausalLM.from_pretrained(policy).eval()(tokens).logits[0].log_softmax(-1)
+    return float(law[:-1].gather(1, tokens[0, 1:, None]).mean())
+
+
+def test_simpo_recovers_known_preferences_without_a_reference(tiny_policy: Path, tmp_path: Path):
+    """Three of four people prefer A: beta times the difference of the mean log-probs ends at ln 3 + the margin's share.
+    Without a margin it is ln 3."""
+    rows = [A_WINS, A_WINS, B_WINS, A_WINS]
+    figures = dpo(config(tmp_path, tiny_policy, rows, epochs=100, loss="simpo", beta=2.0))
+    a, b = (2.0 * mean_logprob(tmp_path / "run" / "policy", answer) for answer in (" w1 w2", " w3"))
+    assert a - b == pytest.approx(log(3), abs=0.02)
+    assert figures["loss"] == pytest.approx(0.5623351, abs=0.002)
+    assert "forward_kl" not in figures
+    assert not (tmp_path / "run" / "reference.safetensors").exists()
+
+
+def test_length_normalized_dpo_recovers_the_reward_of_a_token(tiny_policy: Path, tmp_path: Path):
+    rows = [A_WINS, A_WINS, B_WINS, A_WINS]
+    dpo(config(tmp_path, tiny_policy, rows, epochs=100, beta=2.0, length_normalized=True))
+    a, b = (
+        2.0 * logratio(tiny_policy, tmp_path / "run", "w0", answer) / tokens
+        for answer, tokens in ((" w1 w2", 3), (" w3", 2))
+    )
+    assert a - b == pytest.approx(log(3), abs=0.02)
+
+
+@pytest.mark.parametrize("settings", [{"nll_coef": 1.0}, {"loss": "orpo"}])
+def test_the_nll_term_keeps_chosen_responses_likely(tiny_policy: Path, tmp_path: Path, settings: dict[str, Any]):
+    figures = {}
+    for name, given in (("without", {}), ("with", settings)):
+        (tmp_path / name).mkdir()
+        figures[name] = dpo(config(tmp_path / name, tiny_policy, [A_WINS] * 4, epochs=30, **given))
+    assert figures["with"]["accuracy"] == 1.0
+    assert figures["with"]["chosen_logprob"] > figures["without"]["chosen_logprob"] + 0.1
+    assert (tmp_path / "with" / "run" / "reference.safetensors").exists() == ("loss" not in settings)
 
 
 def test_a_resumed_run_is_the_straight_run(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

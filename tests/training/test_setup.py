@@ -35,6 +35,18 @@ def build(model: Path, changes: dict[str, Any], world: World = ONE) -> TrainingS
         ({"rollout.stop": ["w1 nowhere"]}, "rollout.stop: this model cannot write the stop text 'w1 nowhere'"),
         ({"critic.init": "reward"}, "critic.init: there is no reward model to start from"),
         ({"policy.model": "./nowhere"}, "./nowhere: no such model folder"),
+        (
+            {"algorithm.name": "a2c", "algorithm.ratio_level": "sequence"},
+            "ratio_level: sequence needs a loss with a probability ratio, which a2c lacks; use ppo or grpo",
+        ),
+        (
+            {"algorithm.name": "rloo", "algorithm.clip_target": "weight"},
+            "clip_target: weight needs a loss with a probability ratio, which rloo lacks; use ppo or grpo",
+        ),
+        (
+            {"algorithm.clip_target": "weight", "algorithm.dual_clip": 3.0},
+            "dual_clip bounds the clipped loss, and clip_target: weight has none; remove one of the two",
+        ),
         ({"reference": "./nowhere"}, "./nowhere: no such model folder"),
     ],
 )

@@ -27,23 +27,23 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
     metrics = dpo(command.settings, resume=command.resume)
     if "accuracy" in metrics:
-        print_dpo_metrics(metrics, command.settings.beta)
+        print_dpo_metrics(metrics, command.settings)
     print(f"policy: {command.settings.output}/policy")
     return metrics
 
 
-def print_dpo_metrics(metrics: Mapping[str, float], beta: float) -> None:
+def print_dpo_metrics(metrics: Mapping[str, float], settings: DpoConfig) -> None:
     """Print the held-out metrics beside those of comparing lengths, and warn if chosen responses became less likely."""
     preferred = "longer" if metrics["length_sign"] > 0 else "shorter"
     columns = {
-        "policy": select_metrics(metrics, ROWS),
+        "policy": select_metrics(metrics, [name for name in ROWS if name in metrics]),
         f"length alone ({preferred} is better)": {"accuracy": metrics["length_accuracy"]},
     }
     print_table("on held-out prompts", columns)
     print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
     # The reward of a response is beta (log pi - log pi_ref), so this is the fall of its log-probability in nats.
-    fall = -metrics["chosen_reward"] / beta
-    if fall > 0:
+    fall = -metrics["chosen_reward"] / settings.beta
+    if fall > 0 and settings.has_reference and not settings.length_normalized:
         initial = metrics["chosen_logprob"] + fall
         print(
             f"chosen responses became less likely, by {fall:.3g} nats each (initial log-probability {initial:.4g}): "

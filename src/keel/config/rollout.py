@@ -38,7 +38,7 @@ class RolloutSettings(Settings):
     batch_size: Count = 64
     """Responses in each step, of all processes together"""
     group_size: Count | None = None
-    """Responses to each prompt (default: 4 for rloo and grpo, else 1)"""
+    """Responses to each prompt (default: 4 for rloo, grpo and reinforce_plus_plus_baseline, else 1)"""
     max_response_tokens: Count = 64
     """Longest response, in tokens"""
     temperature: Positive = 1.0

@@ -75,11 +75,20 @@ class AlgorithmSettings(Settings):
     gae_lambda: Fraction = 0.95
     """Lambda of GAE: 0 = one-step advantages, 1 = full returns"""
     clip_range_low: Positive = 0.2
-    """Clip the probability ratio below at 1 - this (ppo, grpo)"""
+    """Clip the probability ratio below at 1 - this (algorithms with a ratio: ppo, grpo, reinforce_plus_plus)"""
     clip_range_high: Positive = 0.2
-    """Clip the probability ratio above at 1 + this (ppo, grpo)"""
+    """Clip the probability ratio above at 1 + this (algorithms with a ratio)"""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
-    """Upper bound of the loss for negative advantages, in units of the advantage (ppo, grpo)"""
+    """Upper bound of the loss for negative advantages, in units of the advantage (algorithms with a ratio)"""
+    clip_target: Literal["loss", "weight"] = "loss"
+    """What the clip range limits: loss, as in PPO, removes the gradient of tokens outside the range; weight, as in
+    CISPO, limits the importance weight of each token and keeps its gradient (algorithms with a ratio)"""
+    ratio_level: Literal["token", "sequence"] = "token"
+    """Probability ratio of each token, or one for each response, as in GSPO: the geometric mean of its tokens'
+    (algorithms with a ratio)"""
+    loss_aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Reduction of the policy loss: token = mean over all tokens; sequence = mean of each response, then over the
+    responses, as in GRPO and GSPO; constant = sum over responses times rollout.max_response_tokens, as in Dr.GRPO"""
     value_clip_range: Positive | None = None
     """Largest change of a value in one step, in standard deviations of the returns (the largest so far)"""
     value_coef: Positive = 0.5
@@ -89,8 +98,8 @@ class AlgorithmSettings(Settings):
     update_epochs: Count | None = None
     """Passes over each batch (default: 4 for ppo, else 1)"""
     minibatch_size: Count | None = None
-    """Responses in each optimizer step, of all processes together (default: a quarter of the batch for ppo and grpo,
-    else the full batch)"""
+    """Responses in each optimizer step, of all processes together (default: a quarter of the batch for algorithms
+    with a ratio, else the full batch)"""
     microbatch_tokens: Count = 16_384
     """Padded tokens in each forward pass; lower it to save memory, it never changes the result"""
     max_approx_kl: Positive | None = None
@@ -102,8 +111,8 @@ class AlgorithmSettings(Settings):
     whiten_advantages: bool = True
     """Scale advantages to zero mean and unit variance over the batch (rloo and grpo scale within groups instead)"""
     normalize_std: bool = True
-    """Divide advantages by the standard deviation of their group (grpo); false: as Dr.GRPO, which also reduces the loss
-    differently"""
+    """Divide advantages by the standard deviation of their group (grpo); false: as Dr.GRPO, which also has
+    loss_aggregation: constant"""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """Value after a truncated response: terminal = 0, bootstrap = the critic's value"""
 
@@ -124,6 +133,15 @@ class AlgorithmSettings(Settings):
             raise ValueError(
                 f"update_epochs {self.update_epochs}: {self.name} has no ratio to the policy that sampled, so its "
                 f"gradient is right for one pass only; use {' or '.join(_CLIPPED)}, or update_epochs 1"
+            )
+        if not self.traits.clips_ratio and (self.ratio_level, self.clip_target) != ("token", "loss"):
+            setting = "ratio_level: sequence" if self.ratio_level == "sequence" else "clip_target: weight"
+            raise ValueError(
+                f"{setting} needs a loss with a probability ratio, which {self.name} lacks; use {' or '.join(_CLIPPED)}"
+            )
+        if self.clip_target == "weight" and self.dual_clip is not None:
+            raise ValueError(
+                "dual_clip bounds the clipped loss, and clip_target: weight has none; remove one of the two"
             )
         if self.target_kl is not None and self.kl_coef == 0:
             raise ValueError("target_kl adapts kl_coef; set kl_coef above 0")

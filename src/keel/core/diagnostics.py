@@ -17,16 +17,24 @@ def approx_kl(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
 
 
 def clipfrac(
-    new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, clip_range_low: float, clip_range_high: float
+    new_logprobs: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    clip_range_low: float,
+    clip_range_high: float,
+    by_weight: bool = False,
 ) -> Tensor:
     """Return 1 where the loss takes the clipped term, so that the token has no gradient, else 0.
 
     Its mean is `policy/clipfrac`.
+
+    Args:
+        by_weight: return 1 where the importance weight is limited, for either sign of the advantage (CISPO).
     """
     check_shapes(new_logprobs, logprobs, advantages)
     ratio = likelihood_ratio(new_logprobs, logprobs)
-    above = (ratio > 1.0 + clip_range_high) & (advantages > 0)
-    below = (ratio < 1.0 - clip_range_low) & (advantages < 0)
+    above = (ratio > 1.0 + clip_range_high) & (by_weight | (advantages > 0))
+    below = (ratio < 1.0 - clip_range_low) & (by_weight | (advantages < 0))
     return (above | below).to(ratio.dtype)
 
 

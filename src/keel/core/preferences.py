@@ -63,6 +63,24 @@ def implicit_rewards(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> Ten
     return beta * (logprobs - ref_logprobs)
 
 
+def log_odds(mean_logprobs: Tensor) -> Tensor:
+    """Compute log(p / (1 - p)), p = exp(mean_logprobs), the geometric mean of the probabilities of a response's tokens.
+
+    Hong et al. 2024 (ORPO), equation 4. p is at most 1 - 1e-6, so that the odds are finite.
+    """
+    bounded = mean_logprobs.clamp(max=-1e-6)
+    return bounded - torch.log(-torch.expm1(bounded))
+
+
+def odds_ratio_loss(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:
+    """Compute -weight * log sigma(chosen - rejected) from log-odds. [N], [N] -> [N]
+
+    Hong et al. 2024 (ORPO), equation 7, with the weight lambda of equation 6. The full loss of ORPO also has the NLL of
+    the chosen response, per token.
+    """
+    return weight * bradley_terry_loss(chosen, rejected)
+
+
 def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Compute (h - 1 / (2 beta))^2, h = (chosen - rejected) / beta, from implicit rewards. [N], [N] -> [N]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.algorithms import ALGORITHM_TRAITS
 from keel.core.advantages import discounted_returns, gae, group_deviations, grpo, rloo
-from keel.core.losses import clipped_policy_loss, policy_gradient_loss
+from keel.core.losses import clipped_policy_loss, clipped_weight_loss, policy_gradient_loss
 from keel.core.rewards import token_rewards
 
 
@@ -51,6 +51,7 @@ class Loss:
     clip_range_low: float
     clip_range_high: float
     dual_clip: float | None
+    clips_weight: bool = False  # CISPO: the limit is that of the weight of a token's gradient
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Algorithm:
     policy_loss: Callable[[Loss], Tensor]  # -> [N]
     needs_critic: bool
     compares_groups: bool
-    """Whether advantages are relative to the other responses to the prompt. Whitening the batch would undo their
-    scale."""
+    """Whether advantages are relative to the other responses to the prompt"""
+    whitens: bool = True
+    """Whether advantages may be whitened over the batch, which would undo the scale of those of rloo and grpo"""
 
 
 def _gae(credit: Credit) -> tuple[Tensor, Tensor]:
@@ -100,6 +102,15 @@ def _grpo(credit: Credit) -> tuple[Tensor, Tensor]:
     return _spread(grpo(scores, credit.group_size, credit.normalize_std) - penalties, credit)
 
 
+def _group_mean(credit: Credit) -> tuple[Tensor, Tensor]:
+    """Return score and KL penalty of each response minus the mean of its group (Hu et al. 2025, REINFORCE++-baseline).
+
+    Scores and KL are compared separately, so that equal scores of any size cancel exactly.
+    """
+    scores = grpo(credit.token_scores.sum(1), credit.group_size, normalize_std=False)
+    return _spread(scores - grpo(credit.penalties, credit.group_size, normalize_std=False), credit)
+
+
 def _spread(advantages: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:
     """Put the advantage of each response on all of its tokens. [B] -> [B, T], [B, T]"""
     spread = advantages.unsqueeze(1) * credit.response_mask
@@ -111,6 +122,10 @@ def _gradient(loss: Loss) -> Tensor:
 
 
 def _clipped(loss: Loss) -> Tensor:
+    if loss.clips_weight:
+        return clipped_weight_loss(
+            loss.new_logprobs, loss.logprobs, loss.advantages, loss.clip_range_low, loss.clip_range_high
+        )
     return clipped_policy_loss(
         loss.new_logprobs,
         loss.logprobs,
@@ -126,6 +141,7 @@ ADVANTAGES: dict[str, Callable[[Credit], tuple[Tensor, Tensor]]] = {
     "returns": _returns,
     "rloo": _rloo,
     "grpo": _grpo,
+    "group_mean": _group_mean,
 }
 
 ALGORITHMS = {
@@ -134,6 +150,7 @@ ALGORITHMS = {
         _clipped if traits.clips_ratio else _gradient,
         traits.needs_critic,
         traits.compares_groups,
+        traits.whitens,
     )
     for name, traits in ALGORITHM_TRAITS.items()
 }

@@ -84,7 +84,7 @@ def build_targets(
         advantages = zero_if_rounding(advantages, rewards, credit.values)
     if analysis.values is not None:
         returns = advantages + credit.values
-    if settings.whiten_advantages and not groups:
+    if settings.whiten_advantages and algorithm.whitens:
         advantages = whiten(advantages, counted, world.sum)
     batch = TrainingBatch(
         prompt_tokens=rollouts.prompt_tokens,

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from keel.core.diagnostics import approx_kl, clipfrac
 from keel.core.kl import kl_estimate, without_rounding
-from keel.core.losses import likelihood_ratio, value_loss
+from keel.core.losses import aggregation_weights, likelihood_ratio, sequence_level_logprobs, value_loss
 from keel.data.batches import TrainingBatch, select_rows
 from keel.failpoints import failpoint, inject_nan
 from keel.learn.algorithms import Algorithm, Loss
@@ -44,6 +44,10 @@ class Objective:
     entropy_coef: float
     kl_in: str
     kl_estimator: str
+    loss_aggregation: str
+    ratio_level: str
+    clip_target: str
+    max_response_tokens: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ class Updater:
         step_scale: float,
         totals: Totals,
     ) -> None:
-        num_loss_tokens = float(self.world.sum(batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum()))
+        lengths = batch.response_mask[torch.tensor(rows, dtype=torch.long)].sum(1)
+        num_loss_tokens, num_responses = self.world.sum(torch.stack([lengths.sum(), (lengths > 0).sum()])).tolist()
         if num_loss_tokens == 0:
             totals.add_one("update/skipped", 0.0)
             return
@@ -144,7 +149,7 @@ class Updater:
         set_learning_rate(self.optimizer, factor, step_scale)
         metrics, selected = Totals(), list(self._microbatches(batch, rows))
         metrics.add_one("policy/learning_rate", self.optimizer.param_groups[0]["initial_lr"] * factor)
-        passes = self._passes(kl_coef, metrics)
+        passes = self._passes(kl_coef, metrics, num_loss_tokens, num_responses)
         # Small models are read at the same time. Of others, one is updated and its gradient freed before the next.
         taken = [
             self._update_models(together, selected, num_loss_tokens, step_scale, metrics)
@@ -185,7 +190,7 @@ class Updater:
             shortest = select_rows(batch, [min(range(batch.size), key=lambda row: lengths[row])])
             yield replace(shortest, response_mask=torch.zeros_like(shortest.response_mask))
 
-    def _passes(self, kl_coef: float, totals: Totals) -> list["Pass"]:
+    def _passes(self, kl_coef: float, totals: Totals, num_loss_tokens: float, num_responses: float) -> list["Pass"]:
         """Return a pass for each trunk. They share no weights and no metrics, so that they can run at the same time."""
         objective, models = self.objective, self.actor_critic
         has_separate_critic = models.critic is not None
@@ -194,7 +199,8 @@ class Updater:
             analysis = models.analyze(
                 microbatch, objective.temperature, objective.entropy_coef > 0, with_values=not has_separate_critic
             )
-            loss = self._policy_loss(analysis, microbatch, kl_coef, totals)
+            scaled = self._aggregation(microbatch.response_mask, num_loss_tokens, num_responses)
+            loss = self._policy_loss(analysis, microbatch, kl_coef, scaled, totals)
             return (loss if analysis.values is None else loss + self._value_loss(analysis, microbatch, totals)).sum()
 
         def compute_critic_loss(microbatch: TrainingBatch) -> Tensor:
@@ -206,18 +212,40 @@ class Updater:
             return [Pass(compute_policy_loss, {"policy": policy}), Pass(compute_critic_loss, {"critic": critic})]
         return [Pass(compute_policy_loss, {"policy": policy} | ({"critic": critic} if critic else {}))]
 
-    def _policy_loss(self, analysis: Analysis, microbatch: TrainingBatch, kl_coef: float, totals: Totals) -> Tensor:
-        """Compute policy loss - entropy_coef * entropy (+ KL) per counted token. -> [N]"""
+    def _aggregation(
+        self, response_mask: Tensor, num_loss_tokens: float, num_responses: float
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function that gives the losses of the counted tokens [N] their weights in the mean over tokens."""
+        aggregation, limit = self.objective.loss_aggregation, self.objective.max_response_tokens
+        if aggregation == "token":
+            return lambda losses: losses
+        weights = aggregation_weights(response_mask, aggregation, num_loss_tokens, num_responses, limit)
+        return lambda losses: losses * weights.to(losses.dtype)
+
+    def _policy_loss(
+        self,
+        analysis: Analysis,
+        microbatch: TrainingBatch,
+        kl_coef: float,
+        scaled: Callable[[Tensor], Tensor],
+        totals: Totals,
+    ) -> Tensor:
+        """Compute policy loss - entropy_coef * entropy (+ KL) per counted token, times its weight. -> [N]"""
         objective, mask = self.objective, microbatch.response_mask
         new_logprobs, entropy = analysis.logprobs[mask], analysis.entropy[mask]
         logprobs, advantages = microbatch.logprobs[mask], microbatch.advantages[mask]
-        low, high = objective.clip_range_low, objective.clip_range_high
-        policy = self.algorithm.policy_loss(Loss(new_logprobs, logprobs, advantages, low, high, objective.dual_clip))
-        policy = policy * microbatch.weights[mask]
-        loss = policy - objective.entropy_coef * entropy if objective.entropy_coef else policy
+        low, high, by_weight = objective.clip_range_low, objective.clip_range_high, objective.clip_target == "weight"
+        in_ratio = logprobs
+        if objective.ratio_level == "sequence":
+            in_ratio = sequence_level_logprobs(new_logprobs, logprobs, mask)
+        policy = self.algorithm.policy_loss(
+            Loss(new_logprobs, in_ratio, advantages, low, high, objective.dual_clip, by_weight)
+        )
+        policy = scaled(policy * microbatch.weights[mask])
+        loss = policy - objective.entropy_coef * scaled(entropy) if objective.entropy_coef else policy
         if objective.kl_in == "loss":
             ref_logprobs = without_rounding(microbatch.ref_logprobs[mask], new_logprobs)
-            kl = kl_coef * kl_estimate(new_logprobs, ref_logprobs, objective.kl_estimator)
+            kl = scaled(kl_coef * kl_estimate(new_logprobs, ref_logprobs, objective.kl_estimator))
             loss = loss + kl
             totals.add("loss/kl", kl)
         with torch.no_grad():
@@ -225,7 +253,7 @@ class Updater:
             totals.add("policy/entropy", entropy)
             totals.add("policy/approx_kl", approx_kl(new_logprobs, logprobs))
             totals.add("policy/ratio", likelihood_ratio(new_logprobs, logprobs))
-            totals.add("policy/clipfrac", clipfrac(new_logprobs, logprobs, advantages, low, high))
+            totals.add("policy/clipfrac", clipfrac(new_logprobs, in_ratio, advantages, low, high, by_weight))
         return loss
 
     def _value_loss(self, analysis: Analysis, microbatch: TrainingBatch, totals: Totals) -> Tensor:

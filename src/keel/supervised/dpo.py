@@ -1,26 +1,23 @@
 """Train a policy directly from pairs or rankings, without a reward model (`keel dpo`).
 
 The comparisons fit the implicit reward of a response, beta * (log pi(y|x) - log pi_ref(y|x)), where pi_ref has the
-weights of the start (Rafailov et al. 2023).
+weights of the start (Rafailov et al. 2023). SimPO and ORPO compare log-probabilities without a reference.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from keel.config import DpoConfig
-from keel.core.preferences import bradley_terry_loss, implicit_rewards, ipo_loss
 from keel.data.notes import Notes, note_comparison
 from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
 from keel.data.rows import place_in_errors
 from keel.data.turns import Example, encode_ranking
 from keel.errors import DataError
-from keel.learn.comparisons import Comparisons, listwise_losses, pairwise_losses
 from keel.models.heads import compute_dtype, unwrap_model
 from keel.models.loading import save_policy
 from keel.models.prompt_reading import print_remarks
@@ -29,6 +26,7 @@ from keel.models.vocabulary import require_embeddings
 from keel.run.folder import RunFolder
 from keel.run.reward_files import write_held_out
 from keel.stats.preference_metrics import accuracy, accuracy_interval, build_pairs
+from keel.supervised.dpo_losses import response_rewards, total_losses
 from keel.supervised.held_out import measure_rows
 from keel.supervised.learner import SupervisedTask
 from keel.supervised.loop import fit
@@ -45,12 +43,19 @@ class DpoSplit:
 
     rankings: list[Ranking]
     responses: list[list[Example]]  # of each ranking
-    reference: list[Tensor] = field(default_factory=list)  # log pi_ref of each ranking's responses; set by `prepare`
+    reference: list[Tensor] = field(
+        default_factory=list
+    )  # log pi_ref of each ranking's responses; set by `prepare`, if used
     num_cut: int = 0  # rankings whose prompt lost its beginning
 
     @property
     def all_responses(self) -> list[Example]:
         return [response for responses in self.responses for response in responses]
+
+    @property
+    def ref_logprobs(self) -> Tensor | None:
+        """log pi_ref of all responses [M]; None without a reference."""
+        return torch.cat(self.reference) if self.reference else None
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Split the values of all responses [M] by ranking."""
@@ -89,14 +94,21 @@ def dpo_task(
         }
 
     def prepare(folder: RunFolder) -> None:
+        if not config.has_reference:
+            return
         for name, logprobs in load_or_compute_reference(folder, compute_reference, world).items():
             sides[name].reference = sides[name].split(logprobs.to(unwrap_model(model).device))
 
     def loss(rows: Sequence[int]) -> Tensor:
         responses = [response for i in rows for response in train.responses[i]]
-        logprobs = response_logprobs(model, responses, config.microbatch_tokens)
-        rewards = implicit_rewards(logprobs, torch.cat([train.reference[i] for i in rows]), config.beta)
-        return dpo_losses(rewards, [train.rankings[i] for i in rows], config).sum()
+        logprobs, lengths = (
+            response_logprobs(model, responses, config.microbatch_tokens),
+            count_response_tokens(responses),
+        )
+        reference = torch.cat([train.reference[i] for i in rows]) if config.has_reference else None
+        lengths = lengths.to(logprobs)
+        rewards = response_rewards(logprobs, lengths, reference, config)
+        return total_losses(logprobs, lengths, rewards, [train.rankings[i] for i in rows], config).sum()
 
     return SupervisedTask(
         name="dpo",
@@ -161,6 +173,11 @@ def response_logprobs(model: Any, responses: Sequence[Example], microbatch_token
     return with_idle(torch.stack(sums)[order.argsort()], idle)
 
 
+def count_response_tokens(responses: Sequence[Example]) -> Tensor:
+    """Return the number of tokens of each response, with the end token. -> [M]"""
+    return torch.tensor([response.num_targets for response in responses], dtype=torch.float64)
+
+
 def measure_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens: int, world: World) -> Tensor:
     """Compute log pi(y|x) of each response without gradients; each process computes a share. -> [M], on all"""
 
@@ -173,32 +190,11 @@ def measure_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens
     return torch.tensor(logprobs, dtype=dtype, device=unwrap_model(model).device)
 
 
-def dpo_losses(rewards: Tensor, rankings: Sequence[Ranking], config: DpoConfig) -> Tensor:
-    """Compute the loss of each ranking from the implicit rewards of all responses. [M] -> [N]
-
-    The loss is the mean over the comparisons of a ranking, times its weight. So a ranking with many responses counts no
-    more than one with few, as in `keel reward`.
-    """
-    comparisons = Comparisons.from_rankings(rewards, rankings)
-    if config.loss == "listwise":  # Rafailov et al. 2023, appendix A.3
-        losses = listwise_losses(comparisons)
-    else:
-        losses = pairwise_losses(comparisons, partial(pair_loss, config), config.ties)
-    return rewards.new_tensor([ranking.weight for ranking in rankings]) * losses
-
-
-def pair_loss(config: DpoConfig, chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
-    """Compute the loss of each pair from implicit rewards. [M], [M], [M] -> [M]"""
-    if config.loss == "ipo":
-        return ipo_loss(chosen, rejected, config.beta)
-    return bradley_terry_loss(chosen, rejected, margins, config.label_smoothing)
-
-
 def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World) -> dict[str, float]:
     """Compute metrics of the implicit rewards on rankings that are not trained on. Empty without any.
 
     The metrics are means over the pairs with a preference, each ranking counting by its weight. `forward_kl` is the
-    mean of log pi_ref - log pi over all responses.
+    mean of log pi_ref - log pi over all responses; it needs a reference.
     """
     if not side.rankings:
         return {}
@@ -211,7 +207,9 @@ def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World)
         by_pair = [values[number][places[place]] for number, places in zip(pairs.rankings, pairs.places, strict=True)]
         return float(pairs.weights @ by_pair)
 
-    losses = dpo_losses(rewards, side.rankings, config)
+    lengths = count_response_tokens(side.all_responses).to(logprobs)
+    losses = total_losses(logprobs, lengths, rewards, side.rankings, config)
+    reference = side.ref_logprobs
     return {
         "loss": float(losses.sum()) / sum(ranking.weight for ranking in side.rankings),
         "accuracy": accuracy(pairs),
@@ -219,14 +217,15 @@ def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World)
         "chosen_reward": mean(reward_lists, 0),
         "rejected_reward": mean(reward_lists, 1),
         "chosen_logprob": mean(logprob_lists, 0),
-        "forward_kl": float((torch.cat(side.reference) - logprobs).mean()),
+        **({} if reference is None else {"forward_kl": float((reference - logprobs).mean())}),
     }
 
 
 def logprobs_and_rewards(model: Any, side: DpoSplit, config: DpoConfig, world: World) -> tuple[Tensor, Tensor]:
-    """Compute log pi(y|x) and the implicit reward of every response. -> [M], [M]"""
+    """Compute log pi(y|x) and the value in comparisons of every response. -> [M], [M]"""
     logprobs = measure_logprobs(model, side.all_responses, config.microbatch_tokens, world)
-    return logprobs, implicit_rewards(logprobs, torch.cat(side.reference), config.beta)
+    lengths = count_response_tokens(side.all_responses).to(logprobs)
+    return logprobs, response_rewards(logprobs, lengths, side.ref_logprobs, config)
 
 
 def conclude_dpo(

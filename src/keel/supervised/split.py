@@ -65,9 +65,9 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
         return [replace(ranking, prompt=prompt_format.convert_content(ranking.prompt)) for ranking in rankings]
 
     rankings = load(data.path)
-    if getattr(config, "loss", "") in ("listwise", "ipo") and any(ranking.margin for ranking in rankings):
+    if getattr(config, "loss", "") in ("listwise", "ipo", "orpo") and any(ranking.margin for ranking in rankings):
         raise ConfigError(
-            "margins are used by a pairwise loss alone", where=data.path, fix="set loss to pairwise or sigmoid"
+            "margins are used by a pairwise loss alone", where=data.path, fix="set loss to pairwise, sigmoid or simpo"
         )
     informative = [ranking.ranked for ranking in rankings if ranking.weight and is_informative(ranking, config.ties)]
     others = load(data.eval_path) if data.eval_path else None

@@ -303,6 +303,10 @@ def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorith
             entropy_coef=config.algorithm.entropy_coef,
             kl_in=config.algorithm.kl_in,
             kl_estimator=str(config.algorithm.kl_estimator),
+            loss_aggregation=config.algorithm.loss_aggregation,
+            ratio_level=config.algorithm.ratio_level,
+            clip_target=config.algorithm.clip_target,
+            max_response_tokens=config.rollout.max_response_tokens,
         ),
         schedule=UpdateSchedule(
             update_epochs=config.algorithm.update_epochs or 1,
