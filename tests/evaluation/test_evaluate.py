@@ -12,10 +12,11 @@ from keel.cli.main import main
 from keel.config import DecodingSettings, EvaluateConfig, PromptSettings, SampleConfig, parse
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.errors import ConfigError, DataError
-from keel.evaluation.evaluate import evaluate_policies, sample_and_score, short_names
+from keel.evaluation.evaluate import evaluate_policies, sample_and_score
 from keel.evaluation.frontier import complete_config
 from keel.evaluation.judged import comparison
 from keel.evaluation.sample import EvaluatedPolicy, load_policy, sample_responses
+from keel.evaluation.sides import short_names
 from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 

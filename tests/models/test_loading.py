@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from keel.errors import ConfigError
+from keel.models.bfloat16 import prepare_bfloat16
 from keel.models.loading import (
     end_token_ids,
     load_causal_lm,
     load_classifier,
     load_tokenizer,
-    report_slow_bfloat16,
     stop_texts,
 )
 
@@ -168,10 +168,10 @@ def test_bfloat16_on_a_processor_without_it_is_reported_once(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    report_slow_bfloat16.cache_clear()
+    prepare_bfloat16.cache_clear()
     load_causal_lm(str(tied))
     assert capsys.readouterr().err == ""
     load_causal_lm(str(tied), "bfloat16")
     load_classifier(str(tied), "bfloat16", to_train=True)
     assert capsys.readouterr().err.count("-> use float32") == (0 if supported else 1)
-    report_slow_bfloat16.cache_clear()
+    prepare_bfloat16.cache_clear()

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from keel.errors import ConfigError, EngineError
 from keel.models.loading import load_causal_lm, load_tokenizer
 from keel.rollout.vllm.folder import PREFIX, VARIABLE, EngineFolder, base_folder, sweep_folders
-from keel.rollout.vllm.server import Server, ServerSettings, server_environment
+from keel.rollout.vllm.server import Server, ServerSettings, gpu_number, server_command, server_environment
 
 from .vllm_stub import stub_python
 
@@ -180,3 +181,34 @@ def test_f48_an_interpreter_that_is_none(tiny_policy: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         start(tmp_path / "missing", tiny_policy, tmp_path)
     assert caught.value.where == "rollout.vllm.python"
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "chosen", "number"),
+    [
+        (None, "cpu", None, None),
+        (None, "cpu", "1", None),
+        (None, "cuda:0", None, "0"),
+        ("3,5", "cuda:1", None, "5"),
+        ("3,5", "cuda:1", "7", "7"),
+        ("", "cuda:2", None, "2"),
+    ],
+)
+def test_the_gpu_of_the_engine_is_that_of_the_policy(
+    visible: str | None, device: str, chosen: str | None, number: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_number(torch.device(device), chosen) == number
+
+
+def test_the_command_and_the_environment_on_a_gpu(tmp_path: Path) -> None:
+    settings = ServerSettings("python", "bfloat16", 96, "5", 0.3, True, 60.0, tmp_path / "log")
+    command = " ".join(server_command(settings, tmp_path / "socket", tmp_path / "model"))
+    for part in ("--gpu-memory-utilization 0.3", "--enable-sleep-mode", "--max-model-len 96", "--dtype bfloat16"):
+        assert part in command
+    assert "--enforce-eager" not in command
+    environment = server_environment(settings, tmp_path)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "5"
+    assert "TORCHDYNAMO_DISABLE" not in environment

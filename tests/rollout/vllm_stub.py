@@ -57,7 +57,7 @@ class App:
         post = ("pause", "resume", "collective_rpc", "update_weight_version", "reset_prefix_cache", "sleep", "wake_up")
         self.app = Starlette(
             routes=[
-                Route("/health", lambda _: Response()),
+                Route("/health", lambda _: Response(status_code=503 if self.has("sick") else 200)),
                 Route("/version", lambda _: JSONResponse({"version": "0.33.1" if self.has("version") else "0.32.0"})),
                 Route("/weight_info", self.weight_info),
                 Route("/v1/completions", self.complete, methods=["POST"]),
@@ -74,7 +74,7 @@ class App:
     async def control(self, request: Request) -> Response:
         name = request.url.path[1:]
         body = await request.json() if await request.body() else {}
-        self.weights.log.append(name)
+        self.weights.log.append(name + (f"?{request.url.query}" if name in ("sleep", "wake_up") else ""))
         if name == "collective_rpc":
             return await run_in_threadpool(self.reload, Path(body["kwargs"]["weights_path"]))
         if name == "update_weight_version":

@@ -1,17 +1,21 @@
 """An engine outside the trainer: each lie is found before the first step, with the cause."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from keel.config import TrainConfig, parse
-from keel.errors import ConfigError
-from keel.training.engine_check import check_engine
+from keel.errors import ConfigError, EngineError
+from keel.training.engine_check import AgreementWatch, check_engine
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import ALONE
 
+from ..learn.tables import batch_of, rollouts
 from ..rollout.vllm_stub import ThreadServer
 from ..runs import PROMPTS, settings, share_of_w3
 
@@ -87,3 +91,36 @@ def test_an_engine_that_hangs_ends_at_the_deadline(tiny_policy: Path, tmp_path: 
     monkeypatch.setattr(ThreadServer, "faults", {"hang"})
     with pytest.raises(ConfigError, match="did not reply within 1 s"):
         check_engine(setup_of(tiny_policy, tmp_path, {"rollout.vllm": {"timeout_seconds": 1}}))
+
+
+def test_an_engine_that_shares_a_gpu_sleeps_between_batches(tiny_policy: Path, tmp_path: Path) -> None:
+    """The weights get their memory before they are loaded, the cache only after that."""
+    setup = setup_of(tiny_policy, tmp_path)
+    setup.engine.settings = replace(setup.engine.settings, sleeps=True)  # type: ignore[attr-defined]
+    check_engine(setup)
+    (server,) = ThreadServer.instances
+    load = ["pause", "collective_rpc", "update_weight_version", "reset_prefix_cache"]
+    awake = ["wake_up?tags=weights", *load, "wake_up?tags=kv_cache", "resume", "sleep?level=2"]
+    assert server.weights.log == [*load, "resume", "sleep?level=2", *awake, *awake]
+
+
+def test_a_batch_without_counted_tokens_tells_nothing(tiny_policy: Path, tmp_path: Path) -> None:
+    watch = AgreementWatch(parse(TrainConfig, settings(tiny_policy, tmp_path, VLLM)))
+    answers = rollouts([[1, 2]])
+    batch = batch_of([[1, 2]], [[-1.0, -2.0]], [[0.0, 0.0]])
+    watch.check(answers, replace(batch, response_mask=torch.zeros(1, 2, dtype=torch.bool)))
+    with pytest.raises(EngineError, match=r"1\.5 on average"):
+        watch.check(answers, batch)
+
+
+def test_a_server_without_its_engine_process_is_noticed_before_the_deadline(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its requests hang, and it reports that it is not healthy."""
+    setup = setup_of(tiny_policy, tmp_path)
+    check_engine(setup)
+    monkeypatch.setattr(ThreadServer, "faults", {"hang", "sick"})
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="not healthy"):
+        check_engine(setup)
+    assert time.monotonic() - start < 15

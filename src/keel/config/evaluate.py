@@ -30,14 +30,18 @@ class EvaluateConfig(Settings):
     )
 
     policy: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)] = []
-    """Folder or hub id of the policy to evaluate; repeat the flag to compare several in one table"""
+    """Folder or hub id of the policy to evaluate, or the address of an OpenAI-compatible endpoint, http://HOST/v1#MODEL;
+    repeat the flag to compare several in one table"""
     checkpoints: str | None = None
     """Run folder of `keel train`: evaluate its initial model, checkpoints and result instead of `policy`. Scorers,
     reference, length and temperature default to those of the run"""
     against: str | None = None
-    """Folder of another policy to compare with: adds its metrics and the win rate against it"""
+    """Another policy to compare with, a folder or an address: adds its metrics and the win rate against it"""
     reference: str | None = None
     """Folder of the model that the KL is measured to (default: `against`)"""
+    tokenizer: str | None = None
+    """Folder or hub id of a model whose tokenizer reads the prompts for an endpoint (default: that of the
+    first policy that is a folder)"""
     dtype: Dtype = "float32"
     """Number format of the weights of policies and reference"""
     prompts: PromptSettings

@@ -27,7 +27,9 @@ class SampleConfig(Settings):
     )
 
     model: str
-    """Folder or hub id of the model to sample from"""
+    """Folder or hub id of the model to sample from, or the address of an endpoint: http://HOST/v1#MODEL"""
+    tokenizer: str | None = None
+    """Folder or hub id of a model whose tokenizer reads the prompts for an endpoint"""
     dtype: Dtype = "float32"
     """Number format of the weights"""
     prompts: PromptSettings

@@ -77,15 +77,15 @@ def check_policy_limits(policy: EvaluatedPolicy, world: World) -> None:
 def new_policy_engine(policy: EvaluatedPolicy, config: SampleConfig | EvaluateConfig, folder: Path) -> "VllmEngine":
     """Return vLLM for a policy; it starts with the first request."""
     from keel.rollout.vllm.engine import VllmEngine
-    from keel.rollout.vllm.server import ServerSettings
+    from keel.rollout.vllm.server import ServerSettings, gpu_number
 
-    vllm, device = config.vllm, local_device()
+    vllm = config.vllm
     longest = max(len(prompt.tokens) for prompt in policy.prompts)
     settings = ServerSettings(
         python=vllm.python or sys.executable,
         dtype=vllm.dtype or config.dtype,
         max_model_tokens=longest + config.sampling.max_response_tokens,
-        devices=(vllm.devices or str(device.index or 0)) if device.type == "cuda" else None,
+        devices=gpu_number(local_device(), vllm.devices),
         memory=vllm.memory,
         sleeps=False,
         timeout_seconds=vllm.timeout_seconds,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,26 +15,24 @@ from keel import __version__
 from keel.config import DecodingSettings, EvaluateConfig
 from keel.data.batches import Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt
-from keel.errors import ConfigError
+from keel.evaluation.endpoint import EndpointPolicy, EndpointRollouts, reading_model
 from keel.evaluation.engine import sampled_by_engine
 from keel.evaluation.evaluated_policy import PASS_TOKENS, EvaluatedPolicy
-from keel.evaluation.frontier import complete_config, find_checkpoints
+from keel.evaluation.frontier import complete_config
 from keel.evaluation.gate import Demand, gate_verdict, read_gate
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
 from keel.evaluation.sample import (
     Show,
     group_texts,
-    load_frozen_model,
-    load_policy,
     share_progress,
 )
 from keel.evaluation.score_once import scored_once
-from keel.evaluation.summary import check_metric_names, compute_summary, deciding_measurement, side_name
+from keel.evaluation.sides import check_vocabularies, load_reference, load_side, side_paths
+from keel.evaluation.summary import check_metric_names, compute_summary, deciding_measurement
 from keel.evaluation.untempered_kl import add_untempered_kl
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
-from keel.models.loading import load_tokenizer
 from keel.models.prompt_reading import print_remarks
 from keel.rollout.lengths import length_warnings
 from keel.rollout.score import score
@@ -81,7 +79,10 @@ def _check_files(config: EvaluateConfig) -> dict[str, str]:
 
 
 def _check_names(config: EvaluateConfig, scorers: Sequence[Scorer], sides: Mapping[str, str]) -> None:
-    check_metric_names(config, _demands(config), [scorer.name for scorer in scorers], next(iter(sides.values())))
+    names = [scorer.name for scorer in scorers]
+    check_metric_names(
+        config, _demands(config), names, reading_model([config.tokenizer, *sides.values(), config.reference])
+    )
 
 
 def _demands(config: EvaluateConfig) -> list[Demand]:
@@ -122,17 +123,19 @@ def evaluate_sides(
 
     Only `against`, the reference and one policy are in memory at a time.
     """
-    settings = config.prompts, config.sampling, config.dtype, world
-    opponents = {"against": load_policy(config.against, *settings)} if config.against else {}
+    load = partial(load_side, config, sides, world)
+    opponents = {"against": load(config.against)} if config.against else {}
     reference = load_reference(config, opponents, world)
     once = scored_once(scorers)
 
     def evaluate_side(side: str, folder: str) -> EvaluatedResponses:
-        loaded = opponents.get(side) or load_policy(folder, *settings)
+        loaded = opponents.get(side) or load(folder)
+        if isinstance(loaded, EndpointPolicy):
+            return measure_side(side, loaded)
         with sampled_by_engine(loaded, config, world) as policy:
             return measure_side(side, policy)
 
-    def measure_side(side: str, policy: EvaluatedPolicy) -> EvaluatedResponses:
+    def measure_side(side: str, policy: EvaluatedPolicy | EndpointPolicy) -> EvaluatedResponses:
         if side == next(iter(sides)):  # all sides have the same prompts, so one check is enough
             check_signatures(scorers, [name for prompt in policy.prompts for name in prompt.columns])
             print_remarks(length_warnings(scorers, policy.prompts, config.sampling.max_response_tokens))
@@ -142,74 +145,15 @@ def evaluate_sides(
         to = reference if readable[side] else None
         with share_progress(f"evaluate {side}", len(policy.prompts), config.sampling.num_responses, world) as show:
             responses = sample_and_score(policy, to, scoring, config.sampling, config.seed, stream, world, show)
-        return (
-            add_untempered_kl(responses, policy, to, config.sampling, config.seed, stream, world) if to else responses
-        )
+        if to is None or isinstance(policy, EndpointPolicy):
+            return responses
+        return add_untempered_kl(responses, policy, to, config.sampling, config.seed, stream, world)
 
     return {side: evaluate_side(side, folder) for side, folder in sides.items()}
 
 
-def side_paths(config: EvaluateConfig) -> dict[str, str]:
-    """Return the folder or hub id of each side by its name."""
-    if config.checkpoints:
-        sides = {side_name(step): folder for step, folder in find_checkpoints(config.checkpoints).items()}
-    else:
-        names = ["policy"] if len(config.policy) == 1 else short_names(config.policy)
-        sides = dict(zip(names, config.policy, strict=True))
-    return sides | ({"against": config.against} if config.against else {})
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """Shorten paths to names that differ, such as `ppo` for runs/ppo/policy.
-
-    A name is the shortest ending of the path that is unique, without the last parts that all paths have in common.
-    """
-    parts = [Path(path).parts for path in paths]
-    while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [each[:-1] for each in parts]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-count:]) for each in parts]
-        if len({*names, "against", "prompt"}) == len(names) + 2:  # both are keys of the output
-            return names
-    return [str(Path(path).absolute()) for path in paths]
-
-
-def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict[str, bool]:
-    """Check whether the reference has the vocabulary of each side. A side with another vocabulary gets no KL.
-
-    Raises ConfigError for a `reference` with another vocabulary, and where sides would drop different prompts.
-    """
-    vocabularies = {side: load_tokenizer(folder).get_vocab() for side, folder in sides.items()}
-    first = next(iter(vocabularies.values()))
-    if config.prompts.too_long == "drop" and any(vocabulary != first for vocabulary in vocabularies.values()):
-        raise ConfigError(
-            "models with different vocabularies would drop different prompts",
-            where="prompts.too_long",
-            fix="set it to truncate",
-        )
-    name = config.reference or config.against
-    expected = load_tokenizer(name).get_vocab() if name else None
-    same = {side: vocabulary == expected for side, vocabulary in vocabularies.items()}
-    if config.reference and not all(same.values()):
-        raise ConfigError(
-            "the reference's vocabulary differs from that of the policies, so there is no KL",
-            where=f"reference {name}",
-            fix="name a reference with the policies' tokenizer, or remove the setting",
-        )
-    return same
-
-
-def load_reference(
-    config: EvaluateConfig, opponents: Mapping[str, EvaluatedPolicy], world: World
-) -> ActorCritic | None:
-    """Return the reference model of the KL, by default that of `against`; None without either."""
-    if config.reference and config.reference != config.against:
-        return cast(ActorCritic, world.in_turn(partial(load_frozen_model, config.reference, config.dtype)))
-    return opponents["against"].model if opponents else None
-
-
 def sample_and_score(
-    policy: EvaluatedPolicy,
+    policy: EvaluatedPolicy | EndpointPolicy,
     reference: ActorCritic | None,
     scoring: Scoring | None,
     decoding: DecodingSettings,
@@ -232,7 +176,7 @@ def sample_and_score(
 
 
 def _measure_share(
-    policy: EvaluatedPolicy,
+    policy: EvaluatedPolicy | EndpointPolicy,
     reference: ActorCritic | None,
     scoring: Scoring | None,
     decoding: DecodingSettings,
@@ -272,7 +216,7 @@ def gather_responses(share: EvaluatedResponses, prompts: list[Prompt], world: Wo
 
 def measure_responses(
     rollouts: Rollouts,
-    policy: EvaluatedPolicy,
+    policy: EvaluatedPolicy | EndpointPolicy,
     reference: ActorCritic | None,
     scoring: Scoring | None,
     temperature: float,
@@ -288,13 +232,14 @@ def measure_responses(
         measured |= {f"rewards/{name}": values for name, values in scored.by_scorer.items()}
         measured |= {f"disagreement/{name}": values for name, values in scored.disagreement.items()}
         measured |= {f"cut/{name}": values for name, values in scored.cut.items()}
-    analysis = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS, with_values=False)
-    if reference is not None:
-        ref_logprobs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
-        measured["kl"] = (analysis.logprobs - ref_logprobs).sum(1)
-        measured["reference_logprob"] = ref_logprobs.sum(1)
-    measured["entropy"] = analysis.entropy.sum(1)
-    measured["length"] = rollouts.lengths.double()
+    if isinstance(policy, EvaluatedPolicy):
+        analysis = analyze_all(policy.model, rollouts, temperature, PASS_TOKENS, with_values=False)
+        if reference is not None:
+            ref_logprobs = reference_logprobs(reference, rollouts, temperature, PASS_TOKENS)
+            measured["kl"] = (analysis.logprobs - ref_logprobs).sum(1)
+            measured["reference_logprob"] = ref_logprobs.sum(1)
+        measured["entropy"] = analysis.entropy.sum(1)
+    measured["length"] = rollouts.num_tokens if isinstance(rollouts, EndpointRollouts) else rollouts.lengths.double()
     measured["truncated"] = rollouts.truncated.double()
     return {name: values.double() for name, values in measured.items()}
 

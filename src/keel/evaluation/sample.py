@@ -12,6 +12,7 @@ import torch
 
 from keel.config import DecodingSettings, PromptSettings, SampleConfig
 from keel.data.prompts import Prompt, rows_of_varied_length
+from keel.evaluation.endpoint import EndpointPolicy, is_endpoint, load_endpoint, reading_model
 from keel.evaluation.engine import sampled_by_engine
 from keel.evaluation.evaluated_policy import CHECKED_TOKENS, PASS_TOKENS, EvaluatedPolicy
 from keel.learn.pass_check import compare_passes
@@ -41,9 +42,7 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
     world = World.from_environment()
     with lost_process_reported(), ExitStack() as stack:
         world.from_main(partial(require_writable, config.output))
-        settings = config.prompts, config.sampling, config.dtype
-        loaded = load_policy(config.model, *settings, world)
-        policy = stack.enter_context(sampled_by_engine(loaded, config, world))
+        policy = stack.enter_context(_policy_to_sample(config, world))
         shares = world.gather_values(raise_together(world, partial(_sample_share, policy, config, world)))
         rows = [responses for share, _ in shares for responses in share]
         world.from_main(partial(_write_rows, config, policy.prompts, rows))
@@ -56,7 +55,21 @@ def sample_responses(config: SampleConfig) -> dict[str, Any]:
     }
 
 
-def _sample_share(policy: EvaluatedPolicy, config: SampleConfig, world: World) -> tuple[list[list[str]], int]:
+@contextmanager
+def _policy_to_sample(config: SampleConfig, world: World) -> Iterator[EvaluatedPolicy | EndpointPolicy]:
+    """Load the model, with the engine of the settings; or check the address of an endpoint. Raises ConfigError."""
+    settings = config.prompts, config.sampling
+    if is_endpoint(config.model):
+        tokenizer = reading_model([config.tokenizer])
+        yield raise_together(world, partial(load_endpoint, config.model, tokenizer, *settings))
+        return
+    with sampled_by_engine(load_policy(config.model, *settings, config.dtype, world), config, world) as policy:
+        yield policy
+
+
+def _sample_share(
+    policy: EvaluatedPolicy | EndpointPolicy, config: SampleConfig, world: World
+) -> tuple[list[list[str]], int]:
     """Sample for this process's share of the prompts. Return the responses to each, and how many are truncated."""
     texts: list[str] = []
     truncated = 0

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from keel.models.adapters import (
     save_adapter,
     with_lora,
 )
+from keel.models.bfloat16 import prepare_bfloat16
 from keel.models.heads import compute_dtype, new_value_head, trunk, unwrap_model
 from keel.models.model_files import is_adapter, load_errors_converted, read_part, refuse_quantization, token_ids
 from keel.models.packed import pack_if_possible
@@ -179,7 +179,7 @@ def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> 
     """Load a model and its load report. Raises ConfigError for weights of another shape, NaN or infinite weights."""
     refuse_quantization(model_config(name, auto_class), name)
     if dtype == "bfloat16":
-        report_slow_bfloat16()
+        prepare_bfloat16()
     if is_shallow(name):
         empty: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), frozenset())
         return shallow_model(auto_class, name, DTYPES[dtype]), empty
@@ -195,19 +195,6 @@ def _read(auto_class: Any, name: str, what: str, dtype: str, **options: Any) -> 
     refuse_other_shapes(report, name)
     require_numbers(model, name)
     return model, report
-
-
-@cache
-def report_slow_bfloat16() -> None:
-    """Report, once per process, that bfloat16 takes many times as long as float32 on this processor."""
-    # The operator is missing where torch is built without oneDNN.
-    if torch.cuda.is_available() or not is_main_process() or not torch.backends.mkldnn.is_available():
-        return
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        print_line(
-            "bfloat16 may take ten times as long as float32 or more: this processor has no instructions for it "
-            "-> use float32"
-        )
 
 
 def _prepare(model: Any) -> Any:

@@ -88,7 +88,7 @@ class HttpScorer:
                 try:
                     # A limit for the full exchange also stops a server that sends a byte now and then.
                     async with asyncio.timeout_at(deadline):
-                        refuse_link_local(await _resolve(httpx.URL(self.url)), self.url)
+                        refuse_link_local(await resolve_host(httpx.URL(self.url)), self.url)
                         return await self._exchange(client, body)
                 except (httpx.TransportError, OSError, _TemporaryFailure) as error:  # a TimeoutError is an OSError
                     last = error
@@ -166,7 +166,7 @@ def embedded_addresses(address: Address) -> list[ipaddress.IPv4Address]:
     return [each for each in (*tunnel, last if ends else None) if each is not None]
 
 
-async def _resolve(url: httpx.URL) -> set[str]:
+async def resolve_host(url: httpx.URL) -> set[str]:
     """Look up the addresses of the host, in a thread that can be abandoned. Raises OSError."""
     loop = asyncio.get_running_loop()
     addresses: asyncio.Future[set[str]] = loop.create_future()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from keel.config import TrainConfig
-from keel.core.masked import masked_mean
+from keel.core.masked import masked_moments
 from keel.data.batches import Rollouts, TrainingBatch
 from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.errors import ConfigError, EngineError
@@ -201,7 +201,8 @@ class AgreementWatch:
 
     def check(self, rollouts: Rollouts, batch: TrainingBatch) -> None:
         """Compare the log-probs of a step. Raises EngineError if they differ too much, for too long."""
-        gap = float(masked_mean((batch.logprobs - rollouts.logprobs).abs(), batch.response_mask))
+        mean, _ = masked_moments((batch.logprobs - rollouts.logprobs).abs(), batch.response_mask)
+        gap = float(mean)  # 0 for a batch whose responses were all dropped
         limit = LARGEST_GAP if self.is_exact else LARGEST_GAP_16_BIT
         self.steps = 0 if gap <= limit else self.steps + 1
         if self.steps >= (1 if self.is_exact else PATIENCE_16_BIT):

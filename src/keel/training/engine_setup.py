@@ -37,7 +37,7 @@ def build_engine(
     check_engine_limits(config, stop_texts, world)
     from keel.rollout.vllm.engine import VllmEngine  # needs a Unix system
     from keel.rollout.vllm.responses import ResponseRules
-    from keel.rollout.vllm.server import ServerSettings
+    from keel.rollout.vllm.server import ServerSettings, gpu_number
 
     vllm = rollout.vllm
     longest = max((len(prompt.tokens) for prompt in prompts), default=config.prompts.max_tokens)
@@ -45,7 +45,7 @@ def build_engine(
         python=vllm.python or sys.executable,
         dtype=vllm.dtype or config.policy.dtype,
         max_model_tokens=longest + rollout.max_response_tokens,
-        devices=_devices(config, world.device),
+        devices=gpu_number(world.device, vllm.devices),
         memory=vllm.memory,
         sleeps=vllm.sleep and vllm.devices is None and world.device.type == "cuda",
         timeout_seconds=vllm.timeout_seconds,
@@ -83,10 +83,3 @@ def check_engine_limits(config: TrainConfig, stop_texts: Sequence[str], world: W
         raise ConfigError("vllm would sample from dequantized weights, which differ", where, fix)
     if sys.platform == "win32":
         raise ConfigError("vllm needs Unix sockets", where, fix)
-
-
-def _devices(config: TrainConfig, device: torch.device) -> str | None:
-    """Return the GPU of the engine; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    return config.rollout.vllm.devices or str(device.index or 0)

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ from keel.models.ensemble import member_folders
 from keel.models.shallow import model_config
 from keel.models.trunk_classifier import SequenceClassifier
 from keel.training.plan_devices import Memory, checkpoint_bytes, divided_memory, loading_bytes, moved_bytes
+from keel.training.plan_engine import with_engine
 from keel.training.plan_sizes import MB, base_size, model_sizes, resident
 from keel.training.probe import Cost, probe, return_memory
 
@@ -41,7 +43,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     config = with_members(config)
     if config.devices > 1:
         return plan_devices(config)
-    available = config.memory_gb * 1e9 if config.memory_gb else device_memory()
+    available = available_memory(config)
     cost = forecast(config)
     return {
         "models": resident(config),
@@ -98,6 +100,11 @@ def plan_devices(config: PlanConfig) -> dict[str, Any]:
     }
 
 
+def available_memory(config: PlanConfig) -> float:
+    """Return the bytes of memory of the device of a run with one process."""
+    return config.memory_gb * 1e9 if config.memory_gb else device_memory()
+
+
 def check_devices(config: PlanConfig) -> None:
     """Raise ConfigError for settings with which several processes refuse to start."""
     group, shard = config.rollout.group_size or 1, config.parallel.shard or config.devices
@@ -110,6 +117,8 @@ def check_devices(config: PlanConfig) -> None:
             where="rollout.batch_size",
             fix=f"make it a multiple of {config.devices * group}",
         )
+    if config.rollout.engine != "keel":
+        raise ConfigError("vllm samples for one process", "rollout.engine", "use one device, or rollout.engine: keel")
     if config.policy.quantization:
         raise ConfigError(
             "quantized weights cannot be divided among processes",
@@ -219,6 +228,7 @@ def possible_changes(config: PlanConfig) -> list[tuple[str, dict[str, Any]]]:
     copies = config.devices // (config.parallel.shard or config.devices)
     changes: list[tuple[str, dict[str, Any], bool]] = [
         ("parallel", {"shard": config.devices}, copies > 1),
+        ("rollout", {"engine": "keel", "vllm": {}}, config.rollout.engine != "keel"),
         ("algorithm", {"microbatch_tokens": SMALL_PASS}, config.algorithm.microbatch_tokens > SMALL_PASS),
         ("policy", {"gradient_checkpointing": True}, not config.policy.gradient_checkpointing),
         ("critic", {"sharing": "shared", "init": "policy"}, has_critic),
@@ -234,6 +244,7 @@ def forecast(config: PlanConfig) -> Cost:
     values = config.model_dump(exclude={"response_tokens", "memory_gb", "devices"})
     values["rewards"] = [reward | {"ungated": True} for reward in values["rewards"] if reward["model"]]
     epochs = values["algorithm"]["update_epochs"]
+    values["rollout"] |= {"engine": "keel", "vllm": {}}  # the memory of another program is added
     values["algorithm"] |= {"update_epochs": 1}  # all epochs take the same time, so one is measured
     layers = {
         name: model_config(name, kind).get_text_config().num_hidden_layers
@@ -248,7 +259,8 @@ def forecast(config: PlanConfig) -> Cost:
             costs.append(probe(values, each, small, config.response_tokens))
             return_memory()
     deeper = {count: (min(DEEPER, count), cost) for count, cost in zip(counts, costs[1:], strict=True)}
-    return with_epochs(at_full_depth(costs[0], deeper), epochs)
+    cost = with_epochs(at_full_depth(costs[0], deeper), epochs)
+    return replace(cost, peaks=with_engine(cost.peaks, config, available_memory(config)))
 
 
 def policy_is_small(config: PlanConfig) -> bool:

@@ -102,7 +102,7 @@ def _check_logprobs(setup: TrainingSetup, probe: Rollouts) -> tuple[Analysis, di
     """
     mask, algorithm = probe.response_mask, setup.config.algorithm
     temperature, at_once = setup.config.rollout.temperature, algorithm.microbatch_tokens
-    dtype = engine_dtype(setup.config)
+    dtype = engine_dtype(setup.config) if setup.engine.is_external else None
     trained, measured = compare_passes(setup.actor_critic, probe, temperature, at_once, "policy", dtype)
     ones = torch.ones_like(trained.logprobs[mask])
     ratio = torch.exp(trained.logprobs - probe.logprobs)[mask]

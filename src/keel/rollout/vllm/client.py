@@ -1,8 +1,10 @@
 """Requests to a vLLM server over its unix socket. Each has a deadline, and fails at once if the server has ended."""
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ BASE = "http://engine"
 HEALTH_SECONDS = 5.0
 WATCH_SECONDS = 0.2
 END_POLLS = 40
+HEALTH_POLLS = 10
+"""number of checks whether the server has ended between two requests for its health"""
 MOST_CONNECTIONS = 256
 SHOWN = 300  # characters of a reply in an error
 RESUME = "continue with --resume, which starts a new engine"
@@ -90,9 +94,21 @@ class EngineClient:
             self.require_alive()
 
     async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            self.require_alive()
+        """Raise EngineError as soon as the server has ended, or reports that its engine process has.
+
+        A request to a server without an engine process would wait for ever.
+        """
+        transport = httpx.AsyncHTTPTransport(uds=self.socket)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=HEALTH_SECONDS) as client:
+            for poll in itertools.count(1):
+                await asyncio.sleep(WATCH_SECONDS)
+                self.require_alive()
+                if poll % HEALTH_POLLS:
+                    continue
+                with suppress(httpx.HTTPError):  # a busy server may reply late; the requests notice a broken connection
+                    status = (await client.get("/health")).status_code
+                    if status != 200:
+                        raise EngineError(f"the engine is not healthy any more (HTTP {status})", "/health", RESUME)
 
 
 async def _exchange(

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from keel.errors import EngineError
 from keel.models.adapters import merged_copy
 from keel.models.heads import unwrap_model
+from keel.rollout.vllm.supervisor import TRACKER, TRACKER_SECONDS
 
 PREFIX = "keel-engine-"
 VARIABLE = "KEEL_ENGINE_FOLDER"
@@ -120,9 +122,31 @@ def sweep_folders() -> None:
 
 
 def end_processes(folder: Path) -> None:
-    """End every process of an engine by the environment that it was started with (Linux)."""
-    entry = f"{VARIABLE}={folder}".encode()
+    """End every process of an engine (Linux).
+
+    First those that use shared memory: Python's process for it then deletes what they have left, and ends by itself.
+    """
+    for number, is_tracker in engine_processes(folder).items():
+        if not is_tracker:
+            with suppress(OSError):
+                os.kill(number, signal.SIGKILL)
+    deadline = time.monotonic() + TRACKER_SECONDS
+    while (left := engine_processes(folder)) and time.monotonic() < deadline:
+        time.sleep(TRACKER_SECONDS / 20)
+    for number in left:
+        with suppress(OSError):
+            os.kill(number, signal.SIGKILL)
+
+
+def engine_processes(folder: Path) -> dict[int, bool]:
+    """Find the processes of an engine by the environment that they were started with.
+
+    Returns for each whether it is the process that deletes shared memory.
+    """
+    entry, processes = f"{VARIABLE}={folder}".encode(), {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # of another user, or gone
-            if entry in (path / "environ").read_bytes().split(b"\0"):
-                os.kill(int(path.name), signal.SIGKILL)
+            is_zombie = (path / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+            if entry in (path / "environ").read_bytes().split(b"\0") and not is_zombie:
+                processes[int(path.name)] = TRACKER in (path / "cmdline").read_bytes()
+    return processes

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from keel.errors import ConfigError, EngineError
 from keel.rollout.vllm.client import EngineClient
 from keel.rollout.vllm.folder import VARIABLE, EngineFolder
@@ -190,6 +192,20 @@ def server_environment(settings: ServerSettings, folder: Path) -> dict[str, str]
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "TORCHDYNAMO_DISABLE": "1",  # the first response would wait for a compiler
     }
+
+
+def gpu_number(device: torch.device, chosen: str | None) -> str | None:
+    """Return the number of the engine's GPU among all of the machine; None on a CPU.
+
+    Args:
+        device: of the policy, whose number counts only the GPUs that this process sees.
+        chosen: number that takes its place.
+    """
+    if device.type != "cuda" or chosen is not None:
+        return chosen if device.type == "cuda" else None
+    visible = [number.strip() for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number.strip()]
+    index = device.index or 0
+    return visible[index] if index < len(visible) else str(index)
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: EngineFolder) -> None:

@@ -18,6 +18,9 @@ from contextlib import suppress
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 """time that the server has to end by itself"""
+TRACKER = b"resource_tracker"
+"""Python's process that deletes shared memory whose owners are gone; it ends by itself when they are"""
+TRACKER_SECONDS = 2.0
 
 
 def supervise(folder: str, arguments: list[str]) -> int:
@@ -53,9 +56,34 @@ def end_group(server: "subprocess.Popen[bytes]") -> None:
         os.killpg(server.pid, signal.SIGTERM)
     while server.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS / 4)
+    for number in group_members(server.pid):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(number, signal.SIGKILL)
+    deadline = time.monotonic() + TRACKER_SECONDS
+    while group_members(server.pid, True) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 4)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+def group_members(group: int, with_trackers: bool = False) -> list[int]:
+    """Return the processes of a group (Linux), without those that clean up after the others."""
+    members = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:  # noqa: PTH112, PTH208
+        if name.isdecimal() and (with_trackers or TRACKER not in _read(f"/proc/{name}/cmdline")):
+            state = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()  # state, parent, group, ...
+            if len(state) > 2 and int(state[2]) == group and state[0] != b"Z":
+                members.append(int(name))
+    return members
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:  # the process is gone, or that of another user
+        return b""
 
 
 if __name__ == "__main__":
