@@ -88,7 +88,7 @@ ALGORITHM_TRAITS = {
         group_size=4,
     ),
     # REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): reinforce with the clipped loss and minibatches.
-    "reinforce_plus_plus": AlgorithmTraits(
+    "reinforce++": AlgorithmTraits(
         advantages="returns",
         clips_ratio=True,
         needs_critic=False,
@@ -98,7 +98,7 @@ ALGORITHM_TRAITS = {
         minibatches=4,
         group_size=1,
     ),
-    "reinforce_plus_plus_baseline": AlgorithmTraits(
+    "reinforce++_base": AlgorithmTraits(
         advantages="group_mean",
         clips_ratio=True,
         needs_critic=False,

@@ -272,7 +272,7 @@ def test_groups(name: str, settings: dict[str, Any], size: float) -> None:
 
 def test_reinforce_plus_plus_whitens_rewards_to_go() -> None:
     """Returns 2, 4 (over the counted tokens 2, 2, 4): mean 8/3, variance 8/9."""
-    batch = targets([[0, 0], [1]], [2.0, 4.0], "reinforce_plus_plus", None, None, whiten_advantages=True)
+    batch = targets([[0, 0], [1]], [2.0, 4.0], "reinforce++", None, None, whiten_advantages=True)
     assert batch.advantages.flatten().tolist() == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5, 0], abs=1e-6)
 
 
@@ -281,7 +281,7 @@ def test_a_group_baseline_whitened_over_the_batch() -> None:
     arguments: tuple[Any, ...] = (
         [[0], [1], [0], [1]],
         [3.0, 1.0, 10.0, 10.0],
-        "reinforce_plus_plus_baseline",
+        "reinforce++_base",
         None,
         None,
     )

@@ -15,8 +15,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "reinforce": {"steps": 25},
     "rloo": {"steps": 25},
     "grpo": {"steps": 25},
-    "reinforce_plus_plus": {"steps": 25},
-    "reinforce_plus_plus_baseline": {"steps": 25},
+    "reinforce++": {"steps": 25},
+    "reinforce++_base": {"steps": 25},
 }
 
 

@@ -25,7 +25,7 @@ VERBS = {
     "data": "check a data file, and convert it",
     "reward": "train a reward model, or an ensemble, on preference pairs or rankings",
     "dpo": "train a policy on preference pairs or rankings, without a reward model",
-    "train": "train a policy on rewards (ppo, a2c, reinforce, rloo, grpo, reinforce_plus_plus)",
+    "train": "train a policy on rewards (ppo, a2c, reinforce, rloo, grpo, reinforce++)",
     "plan": "forecast memory and time of a training run, without loading its weights",
     "evaluate": "evaluate policies, alone or against another policy",
     "doctor": "find out what is wrong with runs, and what to change",

@@ -1,6 +1,6 @@
 """Train a policy on rewards: sample responses, score them, and update it.
 
-The algorithms are ppo, a2c, reinforce, rloo, grpo, reinforce_plus_plus and reinforce_plus_plus_baseline.
+The algorithms are ppo, a2c, reinforce, rloo, grpo, reinforce++ and reinforce++_base.
 
 The scorers are reward models, Python functions or HTTP services: --reward-model and --reward-function name them one by
 one; --rewards takes a JSON list with all their settings. The policy is saved in the folder policy of the run folder.

@@ -67,7 +67,7 @@ class EvaluateConfig(Settings):
     """Random seed of sampling and of the bootstrap"""
     sampling: DecodingSettings = DecodingSettings()
     engine: EngineName = "keel"
-    """What samples the responses: keel's sampler, or vLLM in a process of its own"""
+    """What samples the responses: keel's sampler, or vLLM in a separate process"""
     vllm: VllmServerSettings = VllmServerSettings()
 
     @field_validator("policy")

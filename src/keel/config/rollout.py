@@ -38,7 +38,7 @@ class RolloutSettings(Settings):
     batch_size: Count = 64
     """Responses in each step, of all processes together"""
     group_size: Count | None = None
-    """Responses to each prompt (default: 4 for rloo, grpo and reinforce_plus_plus_baseline, else 1)"""
+    """Responses to each prompt (default: 4 for rloo, grpo and reinforce++_base, else 1)"""
     max_response_tokens: Count = 64
     """Longest response, in tokens"""
     temperature: Positive = 1.0
@@ -51,7 +51,7 @@ class RolloutSettings(Settings):
     stop_in_text: bool = True
     """Include an end token that is ordinary text, such as a full stop, in the text that scorers and logs see"""
     engine: EngineName = "keel"
-    """What samples the responses: keel's sampler, or vLLM in a process of its own"""
+    """What samples the responses: keel's sampler, or vLLM in a separate process"""
     vllm: VllmSettings = VllmSettings()
 
     @model_validator(mode="after")

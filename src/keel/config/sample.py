@@ -39,7 +39,7 @@ class SampleConfig(Settings):
     """Random seed of sampling"""
     sampling: DecodingSettings = DecodingSettings()
     engine: EngineName = "keel"
-    """What samples the responses: keel's sampler, or vLLM in a process of its own"""
+    """What samples the responses: keel's sampler, or vLLM in a separate process"""
     vllm: VllmServerSettings = VllmServerSettings()
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ class AlgorithmSettings(Settings):
     gae_lambda: Fraction = 0.95
     """Lambda of GAE: 0 = one-step advantages, 1 = full returns"""
     clip_range_low: Positive = 0.2
-    """Clip the probability ratio below at 1 - this (algorithms with a ratio: ppo, grpo, reinforce_plus_plus)"""
+    """Clip the probability ratio below at 1 - this (algorithms with a ratio: ppo, grpo, reinforce++)"""
     clip_range_high: Positive = 0.2
     """Clip the probability ratio above at 1 + this (algorithms with a ratio)"""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
