@@ -375,13 +375,15 @@ def test_patience_keeps_the_best_weights(tiny_policy: Path, tmp_path: Path):
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 4  # the start, and three steps that end two passes
 
 
-def test_the_table_says_when_chosen_answers_became_less_likely(capsys: pytest.CaptureFixture[str]):
+def test_the_table_says_when_chosen_answers_became_less_likely(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     figures = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "loss": 0.6, "margin": 0.4}
     figures |= {"chosen_reward": -0.3, "rejected_reward": -0.7, "chosen_logprob": -14.0, "forward_kl": 5.0}
     figures |= {"length_sign": 1.0, "length_accuracy": 0.52, "prompts_on_both_sides": 2}
-    verb.print_dpo_metrics(figures, beta=0.1)
+    verb.print_dpo_metrics(figures, config(tmp_path, tmp_path, [A_WINS]))
     shown = capsys.readouterr().out
     assert "chosen responses became less likely, by 3 nats each (initial log-probability -11)" in shown
     assert all(text in shown for text in ("0.75 [0.7, 0.8]", "longer is better", "2 held-out prompts are also"))
-    verb.print_dpo_metrics(figures | {"chosen_reward": 0.1}, beta=0.1)
+    verb.print_dpo_metrics(figures | {"chosen_reward": 0.1}, config(tmp_path, tmp_path, [A_WINS]))
+    assert "less likely" not in capsys.readouterr().out
+    verb.print_dpo_metrics(figures, config(tmp_path, tmp_path, [A_WINS], loss="simpo"))  # no reference to compare with
     assert "less likely" not in capsys.readouterr().out

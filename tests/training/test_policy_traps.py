@@ -89,7 +89,7 @@ def test_equal_scores_move_no_weight(
 ) -> None:
     """Every response scores 1.0, at a rate at which rounding alone would move the policy by nats."""
     if not compiled:
-        monkeypatch.setattr(kernels, "available", lambda *_: False)
+        monkeypatch.setattr(kernels, "available", lambda *_, **__: False)
     rates = {"optim.learning_rate": 1e-2, "optim.critic_learning_rate": 1e-2, "steps": 3}
     output = tmp_path / "run"
 
