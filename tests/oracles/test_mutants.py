@@ -104,8 +104,8 @@ MUTANTS = [
     Mutant(
         "mean of each micro-batch",
         "learn/update.py",
-        "_backward, loss, num_loss_tokens)",
-        "_backward, loss, float(microbatch.response_mask.sum()))",
+        "microbatch), num_loss_tokens)",
+        "microbatch), float(microbatch.response_mask.sum()))",
         "oracles/test_unchanged.py::test_micro_batches_never_change_the_gradient[tiny_policy-separate-20]",
     ),
     Mutant(

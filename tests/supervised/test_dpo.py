@@ -98,7 +98,7 @@ def test_a_margin_pushes_further_apart(tiny_policy: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("loss", ["ipo", "listwise", "orpo"])
 def test_a_margin_needs_a_loss_that_has_a_place_for_it(tiny_policy: Path, tmp_path: Path, loss: str):
-    with pytest.raises(ConfigError, match="set loss to pairwise, sigmoid or simpo"):
+    with pytest.raises(ConfigError, match="set loss to sigmoid or simpo"):
         dpo(config(tmp_path, tiny_policy, [{**A_WINS, "margin": 1.0}], loss=loss))
 
 

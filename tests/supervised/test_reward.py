@@ -74,7 +74,7 @@ def test_a_margin_pushes_further_apart(tiny_policy: Path, tmp_path: Path):
 
 
 def test_a_margin_needs_pairs(tiny_policy: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="set loss to pairwise or sigmoid"):
+    with pytest.raises(ConfigError, match="set loss to pairwise"):
         reward(config(tmp_path, tiny_policy, [{**A_WINS, "margin": 1.0}], loss="listwise"))
 
 

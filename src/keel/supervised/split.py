@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from keel.config import ComparisonSettings, SupervisedSettings
+from keel.config import ComparisonSettings, DpoConfig, SupervisedSettings
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from keel.data.rows import Content
@@ -66,9 +66,8 @@ def split_rankings(config: ComparisonSettings) -> Split[Ranking]:
 
     rankings = load(data.path)
     if getattr(config, "loss", "") in ("listwise", "ipo", "orpo") and any(ranking.margin for ranking in rankings):
-        raise ConfigError(
-            "margins are used by a pairwise loss alone", where=data.path, fix="set loss to pairwise, sigmoid or simpo"
-        )
+        fix = "set loss to sigmoid or simpo" if isinstance(config, DpoConfig) else "set loss to pairwise"
+        raise ConfigError("margins are used by a pairwise loss alone", where=data.path, fix=fix)
     informative = [ranking.ranked for ranking in rankings if ranking.weight and is_informative(ranking, config.ties)]
     others = load(data.eval_path) if data.eval_path else None
     print_remarks(notes.lines())
