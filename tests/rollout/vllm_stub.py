@@ -169,7 +169,7 @@ class App:
 
 
 class ThreadServer:
-    """Stands in for `keel.rollout.vllm.server.Server`: the stub in a thread, with the real client and folder."""
+    """Replaces `keel.rollout.vllm.server.Server`: the stub in a thread, with the real client and folder."""
 
     faults: set[str] = set()
     instances: list["ThreadServer"] = []
