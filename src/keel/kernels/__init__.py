@@ -4,6 +4,7 @@ Each needs one pass over memory where torch needs several. They compute float32 
 and without a C compiler, the callers compute the same with torch. KEEL_KERNELS=off turns the kernels off.
 """
 
+from keel.kernels.advance import Layer, LayerTable, Map
 from keel.kernels.library import available
 from keel.kernels.operations import (
     Rotation,
@@ -22,6 +23,9 @@ from keel.kernels.operations import (
 )
 
 __all__ = [
+    "Layer",
+    "LayerTable",
+    "Map",
     "Rotation",
     "attend",
     "attend_back",

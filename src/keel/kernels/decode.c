@@ -1,5 +1,5 @@
 /* The steps of appending a token to each row besides linear maps: attention over a cache, and sampling the token. */
-#include "vectors.h"
+#include "kernels.h"
 
 int lanes(void) { return LANES; }
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("attention.c", "decode.c", "linear.c", "rows.c")
-HEADERS = ("vectors.h", "linear_tile.h")
+SOURCES = ("advance.c", "attention.c", "decode.c", "linear.c", "rows.c")
+HEADERS = ("vectors.h", "kernels.h", "linear_tile.h")
 # -fno-math-errno lets the compiler use vector instructions for square roots. -Wno-psabi hides notes about the calling
 # convention of vector arguments, which matters between libraries only.
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")

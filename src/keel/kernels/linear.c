@@ -1,6 +1,6 @@
 /* Linear maps of few rows. Reading the weights takes most of their time, and a general matrix product would first copy
    the weights into blocks. Here each weight is read once. The result of a row does not depend on the other rows. */
-#include "vectors.h"
+#include "kernels.h"
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -45,9 +45,18 @@ static inline float wide(bfloat16 x) {
 #define VALUE_WEIGHT ITSELF
 #include "linear_tile.h"
 
+/* Round to the nearest bfloat16, to an even one of two. NaN stays NaN. */
+static inline uint32_t round_to_bfloat16(float x) {
+    uint32_t whole;
+    memcpy(&whole, &x, sizeof whole);
+    return x != x ? 0x7fc00000u : (whole + 0x7fff + ((whole >> 16) & 1)) & 0xffff0000u;
+}
+
 /* bfloat16 weights; the rows are bfloat16 numbers too. Sums are float. */
 #ifdef __AVX512BF16__
-int linear_reads_bfloat16_rows(void) { return 1; }
+void round_rows(const float *x, int64_t count, narrow_row *to) {
+    for (int64_t i = 0; i < count; i++) to[i] = (narrow_row)(round_to_bfloat16(x[i]) >> 16);
+}
 
 #define ROW bfloat16
 #define ROWS_VEC __m512i
@@ -58,7 +67,12 @@ int linear_reads_bfloat16_rows(void) { return 1; }
 #define ADD(sum, row, weight) (vec) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(row), (__m512bh)(weight))
 #define VALUE_ROW wide
 #else
-int linear_reads_bfloat16_rows(void) { return 0; }
+void round_rows(const float *x, int64_t count, narrow_row *to) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t whole = round_to_bfloat16(x[i]);
+        memcpy(to + i, &whole, sizeof whole);
+    }
+}
 
 #define ROW float
 #define ROWS_VEC vec

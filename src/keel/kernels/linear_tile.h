@@ -14,7 +14,7 @@
 static inline __attribute__((always_inline)) void TILE_OF(const ROW *x, const WEIGHT *weight, const float *bias,
                                                           int rows, int outputs, int size, int64_t stride, int from,
                                                           int to, float *y) {
-    vec sums[ROWS][OUTPUTS] = {{{0}}};
+    vec partial[ROWS * OUTPUTS] = {{0}};
     int k = 0;
     for (; k + STEP <= size; k += STEP) {
         WEIGHTS_VEC weights[OUTPUTS];
@@ -26,12 +26,20 @@ static inline __attribute__((always_inline)) void TILE_OF(const ROW *x, const WE
         for (int m = 0; m < rows; m++) {
             ROWS_VEC row = LOAD_ROW(x + (int64_t)m * size + k);
             IN_REGISTER(row);
-            for (int n = 0; n < outputs; n++) sums[m][n] = ADD(sums[m][n], row, weights[n]);
+            for (int n = 0; n < outputs; n++) partial[m * outputs + n] = ADD(partial[m * outputs + n], row, weights[n]);
         }
+    }
+    float totals[ROWS * OUTPUTS + LANES];
+    const int count = rows * outputs;
+#pragma GCC unroll 4
+    for (int at = 0; at < count; at += LANES) {
+        vec part[LANES];
+        for (int i = 0; i < LANES; i++) part[i] = at + i < count ? partial[at + i] : (vec){0};
+        store(totals + at, sums(part, count - at <= LANES / 2 ? LANES / 2 : LANES));
     }
     for (int m = 0; m < rows; m++)
         for (int n = 0; n < outputs; n++) {
-            float total = sum(sums[m][n]) + (bias ? bias[n] : 0);
+            float total = totals[m * outputs + n] + (bias ? bias[n] : 0);
             for (int rest = k; rest < size; rest++)
                 total += VALUE_ROW(x[(int64_t)m * size + rest]) * VALUE_WEIGHT(weight[(int64_t)n * size + rest]);
             y[m * stride + n] = total;

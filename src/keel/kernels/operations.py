@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight.contiguous()
     *shape, size = x.shape
     y, scales = torch.empty_like(x), x.new_empty(shape)
-    _call("norm", x, weight, scales.numel(), size, eps, _threads(x), y, scales)
+    call("norm", x, weight, scales.numel(), size, eps, _threads(x), y, scales)
     return y, scales
 
 
@@ -34,7 +34,7 @@ def rms_norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -
     x, weight, gradient = x.contiguous(), weight.contiguous(), gradient.contiguous()
     count, size = scales.numel(), x.shape[-1]
     for_x, for_weight = torch.empty_like(x), x.new_empty(-(-count // BLOCK), size)
-    _call("norm_back", x, weight, scales, gradient, count, size, BLOCK, _threads(x), for_x, for_weight)
+    call("norm_back", x, weight, scales, gradient, count, size, BLOCK, _threads(x), for_x, for_weight)
     return for_x, for_weight.sum(0)
 
 
@@ -52,11 +52,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     (outputs, size), y = weight.shape, x.new_empty(*x.shape[:-1], len(weight))
     rows = x.numel() // size
     threads = torch.get_num_threads() if rows * weight.numel() >= 2**18 else 1
-    if weight.dtype is torch.float32:
-        kernel = "linear"
-    else:
-        kernel, x = "linear_bfloat16", x.bfloat16() if _reads_bfloat16_rows() else x.bfloat16().float()
-    _call(kernel, x, weight, bias, rows, outputs, size, threads, y)
+    kernel = "linear"
+    if weight.dtype is torch.bfloat16:
+        kernel, given, x = "linear_bfloat16", x, torch.empty_like(x)  # as floats or as narrower numbers
+        call("round_rows", given, given.numel(), x)
+    call(kernel, x, weight, bias, rows, outputs, size, threads, y)
     return y
 
 
@@ -64,7 +64,7 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """Compute silu(gate) * up, of equal shapes."""
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
-    _call("gated", gate, up, gate.numel(), _threads(gate), y)
+    call("gated", gate, up, gate.numel(), _threads(gate), y)
     return y
 
 
@@ -72,7 +72,7 @@ def silu_gate_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, 
     """Compute the gradients of gate and up."""
     gate, up, gradient = gate.contiguous(), up.contiguous(), gradient.contiguous()
     for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
-    _call("gated_back", gate, up, gradient, gate.numel(), _threads(gate), for_gate, for_up)
+    call("gated_back", gate, up, gradient, gate.numel(), _threads(gate), for_gate, for_up)
     return for_gate, for_up
 
 
@@ -86,7 +86,7 @@ def logprobs_with_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1
         raise IndexError(f"tokens from {int(tokens.min())} to {int(tokens.max())}, but {logits.shape[-1]} logits")
     logprobs, entropies, statistics = (logits.new_empty(*tokens.shape, *more) for more in ((), (), (3,)))
     inputs = logits, tokens, tokens.numel(), logits.shape[-1], temperature, _threads(logits)
-    _call("logprobs", *inputs, logprobs, entropies, statistics)
+    call("logprobs", *inputs, logprobs, entropies, statistics)
     return logprobs, entropies, statistics
 
 
@@ -103,7 +103,7 @@ def logprobs_with_entropy_back(
     entropy_gradient = None if entropy_gradient is None else entropy_gradient.contiguous()
     for_logits = torch.empty_like(logits)
     inputs = logits, tokens, statistics, gradient, entropy_gradient, tokens.numel(), logits.shape[-1], temperature
-    _call("logprobs_back", *inputs, _threads(logits), for_logits)
+    call("logprobs_back", *inputs, _threads(logits), for_logits)
     return for_logits
 
 
@@ -124,7 +124,7 @@ def attend(
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     attended, statistics = torch.empty_like(query), query.new_empty(*query.shape[:2], 2)
     inputs = query, key, value, *_angles(rotation), *_shape(query, key, starts, scaling, window)
-    _call("attend", *inputs, attended, statistics)
+    call("attend", *inputs, attended, statistics)
     return attended, statistics
 
 
@@ -144,7 +144,7 @@ def attend_back(
     query, key, value, gradient = query.contiguous(), key.contiguous(), value.contiguous(), gradient.contiguous()
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     inputs = query, key, value, *_angles(rotation), attended, statistics, gradient
-    _call("attend_back", *inputs, *_shape(query, key, starts, scaling, window), *gradients)
+    call("attend_back", *inputs, *_shape(query, key, starts, scaling, window), *gradients)
     return gradients
 
 
@@ -156,12 +156,6 @@ def lanes() -> int:
     """
     compiled = library()
     return int(compiled.lanes()) if compiled is not None else 0
-
-
-@cache
-def _reads_bfloat16_rows() -> bool:
-    compiled = library()
-    return compiled is not None and bool(compiled.linear_reads_bfloat16_rows())
 
 
 def attend_newest(
@@ -186,7 +180,7 @@ def attend_newest(
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     (n, heads, size), columns, attended = query.shape, cache.shape[3] * cache.shape[5], torch.empty_like(query)
     shape = n, heads, key.shape[1], size, columns, column, scaling, _threads(query)
-    _call("attend_newest", query, key, value, *rotation, first, *shape, cache[0], cache[1], attended)
+    call("attend_newest", query, key, value, *rotation, first, *shape, cache[0], cache[1], attended)
     return attended
 
 
@@ -194,7 +188,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, 
     """Sample tokens by inverting the cumulative distribution. [n, V], [n] float64 -> tokens [n], log-probs [n]"""
     logits, uniforms = logits.contiguous(), uniforms.contiguous()
     tokens, logprobs = logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
-    _call("draw", logits, uniforms, *logits.shape, temperature, _threads(logits), tokens, logprobs)
+    call("draw", logits, uniforms, *logits.shape, temperature, _threads(logits), tokens, logprobs)
     return tokens, logprobs
 
 
@@ -212,7 +206,8 @@ def _threads(x: Tensor) -> int:
     return torch.get_num_threads() if x.numel() >= 2**14 else 1
 
 
-def _call(name: str, *arguments: Tensor | int | float | None) -> None:
+def call(name: str, *arguments: Tensor | int | float | None) -> None:
+    """Call a compiled operation. Tensors are passed as pointers to their memory and must be contiguous."""
     _kernel(name)(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments])
 
 
@@ -224,6 +219,8 @@ SIGNATURES = {
     "norm_back": (P, P, P, P, L, N, N, N, P, P),
     "linear": (P, P, P, N, L, N, N, P),
     "linear_bfloat16": (P, P, P, N, L, N, N, P),
+    "round_rows": (P, L, P),
+    "advance": (P, N, N, P, P, P, P, N, N, N, N, N, N, N, N, F, F, N, P),
     "gated": (P, P, L, N, P),
     "gated_back": (P, P, P, L, N, P, P),
     "logprobs": (P, P, L, N, D, N, P, P, P),

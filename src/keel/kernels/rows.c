@@ -1,5 +1,5 @@
 /* Operations on each token separately: RMS norm, the gated unit, log-probabilities, and their gradients. */
-#include "vectors.h"
+#include "kernels.h"
 
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) if (threads > 1)")
 

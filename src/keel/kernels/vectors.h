@@ -119,6 +119,27 @@ static inline void transpose(vec *square) {
 #endif
 }
 
+/* Add up the lanes of `count` vectors, a power of two and at most LANES. The sums are the first lanes of the result.
+   Changes the vectors. Pairs of vectors are halved into one, which takes fewer steps than `sum` of each. */
+#define FOLD(vectors, count, block)                                                                \
+    if ((block) < (count)) {                                                                       \
+        _Pragma("GCC unroll 16") for (int i = 0; i < (count); i += 2 * (block)) {                  \
+            const vec a = vectors[i], b = vectors[i + (block)];                                    \
+            vectors[i] = SHUFFLED(a, b, UPPER, block) + SHUFFLED(a, b, LOWER, block);              \
+        }                                                                                          \
+    } else                                                                                         \
+        vectors[0] += SHUFFLED(vectors[0], vectors[0], SWAPPED, block);
+
+static inline __attribute__((always_inline)) vec sums(vec *vectors, int count) {
+    FOLD(vectors, count, 1)
+    FOLD(vectors, count, 2)
+    FOLD(vectors, count, 4)
+#if LANES == 16
+    FOLD(vectors, count, 8)
+#endif
+    return vectors[0];
+}
+
 /* e^x to within one or two units in the last place, as 2^n e^r with |r| <= log(2) / 2 (the polynomial of Moshier's
    Cephes). 0 below -87 and for -inf, e^88 above 88, NaN for NaN. */
 static inline vec exponential(vec x) {

@@ -26,6 +26,9 @@ TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 SILU = (nn.SiLU, SiLUActivation)
 
+QK_NORMS = ("q_norm", "k_norm")
+"""Norms of queries and keys, which some models have."""
+
 FEW_ROWS = 64
 """Largest number of rows for the compiled linear map. With more rows, torch's takes as long on one thread."""
 LEAST_INPUTS = 128
@@ -126,6 +129,38 @@ def apply_without_gradients(module: nn.Module) -> Callable[[Tensor], Tensor]:
     if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
         return partial(apply_linear, weight=module.weight, bias=module.bias)
     return module
+
+
+def layer_table(trunk: Any) -> kernels.LayerTable | None:
+    """Return the layers for the compiled code, or None if it cannot run them: adapters, hooks, another activation."""
+    attention = trunk.layers[0].self_attn
+    if not all(_is_plain(layer) for layer in trunk.layers):
+        return None
+    layers = [
+        kernels.Layer(
+            layer.input_layernorm.weight.float(),
+            layer.post_attention_layernorm.weight.float(),
+            *(getattr(layer.self_attn, name).weight.float() if hasattr(layer.self_attn, name) else None for name in QK_NORMS),
+            *(kernels.Map(part.weight, part.bias) for part in _linear_maps(layer)),
+        )
+        for layer in trunk.layers
+    ]
+    if len({part.weight.dtype for layer in trunk.layers for part in _linear_maps(layer)}) > 1:
+        return None
+    heads = trunk.config.num_attention_heads, trunk.config.num_key_value_heads, attention.head_dim
+    return kernels.LayerTable(layers, *heads, attention.scaling, trunk.norm.variance_epsilon)
+
+
+def _linear_maps(layer: Any) -> list[Any]:
+    attention, unit = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return [*projections, unit.gate_proj, unit.up_proj, unit.down_proj]
+
+
+def _is_plain(layer: Any) -> bool:
+    maps = _linear_maps(layer)
+    is_linear = all(isinstance(apply_without_gradients(part), partial) for part in maps)
+    return is_linear and isinstance(layer.mlp.act_fn, SILU) and kernels.available(weights=[part.weight for part in maps])
 
 
 def recompute_layers(trunk: Any) -> None:

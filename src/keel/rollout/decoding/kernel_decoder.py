@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from keel import kernels
 from keel.data.padding import next_multiple
 from keel.models.attention import Layout
-from keel.models.layers import lightweight_layers, rotate, rotations, run_layers
+from keel.models.layers import apply_rms_norm, layer_table, lightweight_layers, rotate, rotations, run_layers
 
 
 class KernelDecoder:
@@ -28,6 +28,7 @@ class KernelDecoder:
         self.rotations = partial(rotations, trunk)
         attention = trunk.layers[0].self_attn
         self.size, self.scaling = attention.head_dim, attention.scaling
+        self.table = layer_table(trunk)
 
     def start(self, tokens: Tensor, mask: Tensor, copies: int) -> Tensor:
         (count, self.column), lanes = tokens.shape, kernels.lanes()
@@ -58,15 +59,22 @@ class KernelDecoder:
     def advance(self, tokens: Tensor) -> Tensor:
         assert self.column < self.cache.shape[4] * self.cache.shape[6]
         rotation = self.cos[self.positions], self.sin[self.positions]
+        states = self._run_layers(tokens, rotation)
+        self.positions = self.positions + 1
+        self.column += 1
+        return states
+
+    def _run_layers(self, tokens: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        if self.table is not None:
+            embedded = self.trunk.embed_tokens(tokens)
+            states = self.table.advance(embedded, rotation, self.first, self.cache, self.column)
+            return apply_rms_norm(self.trunk.norm, states)
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             cache = self.cache[index]
             return kernels.attend_newest(query, key, value, rotation, self.first, cache, self.column, self.scaling)
 
-        states = run_layers(self.trunk, tokens, attend)
-        self.positions = self.positions + 1
-        self.column += 1
-        return states
+        return run_layers(self.trunk, tokens, attend)
 
     def keep(self, rows: Tensor) -> None:
         # Only rows that move are copied, in all layers at once.
