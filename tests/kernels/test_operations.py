@@ -103,6 +103,44 @@ def test_a_linear_map(rows: int, size: int, outputs: int, biased: bool, dtype: t
     torch.testing.assert_close(found.double(), expected.unsqueeze(0), **CLOSE)
 
 
+@pytest.mark.parametrize("rows", [1, 12, 13, 40])
+@pytest.mark.parametrize(("size", "outputs"), [(32, 1), (64, 31), (96, 32), (576, 75), (40, 10)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_of_many_rows(rows: int, size: int, outputs: int, biased: bool) -> None:
+    x, weight = numbers(rows, size, seed=1), numbers(outputs, size, seed=2).bfloat16()
+    bias = numbers(outputs, seed=3) if biased else None
+    expected = x.bfloat16().double() @ weight.double().T + (0 if bias is None else bias.double())
+    torch.testing.assert_close(kernels.product(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 16, 40, 172])
+def test_in_bfloat16_only_what_linear_maps_read_and_return_is_rounded(size: int) -> None:
+    """torch's casts and formulas in double precision of the same rounded numbers, rounded once at the end."""
+    x, weight = numbers(150, size), numbers(size, seed=1).bfloat16()
+    gate, up, outward = (4 * numbers(150, size, seed=seed).bfloat16() for seed in (2, 3, 4))
+    normed, scales = kernels.rms_norm(x, weight, 1e-5)
+    given = [each.double().requires_grad_() for each in (x, weight, gate, up)]
+    expected = given[1] * given[0] / (given[0].square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    gated = silu(given[2]) * given[3]
+    for ours, exact in ((normed, expected), (kernels.silu_gate(gate, up), gated)):
+        assert ours.dtype is torch.bfloat16
+        torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-5)
+    ours = *kernels.rms_norm_back(x, weight, scales, outward), *kernels.silu_gate_back(gate, up, outward)
+    wanted = torch.autograd.grad((expected * outward).sum() + (gated * outward).sum(), given)
+    assert [each.dtype for each in ours] == [torch.float32, *[torch.bfloat16] * 3]
+    torch.testing.assert_close(ours[0].double(), wanted[0], rtol=1e-4, atol=1e-3)
+    for narrow, exact in zip(ours[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(narrow.double(), exact, rtol=2**-8, atol=2e-3)
+
+
+def test_rounding_is_that_of_torch() -> None:
+    """Ties go to even numbers, numbers above the largest become infinite, and NaN stays."""
+    x = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3.3e38, 3.4e38, math.inf, -math.inf, 1e-30, 0.0])
+    rows = x.unsqueeze(1)
+    assert torch.equal(kernels.linear(rows, torch.ones(1, 1).bfloat16()), rows.bfloat16().float())
+    assert kernels.rms_norm(torch.full((1, 40), math.nan), torch.ones(40).bfloat16(), 0.0)[0].isnan().all()
+
+
 @pytest.mark.parametrize(("weight", "bias"), [((5, 16), None), ((5, 8), 4)])
 def test_a_linear_map_of_other_shapes_is_refused(weight: tuple[int, int], bias: int | None) -> None:
     with pytest.raises(ValueError, match="differ"):

@@ -91,7 +91,7 @@ def test_rows_that_grow_and_end(model: Any) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "adapter"])
 def test_in_bfloat16_the_kernels_are_closer_to_exact_states(kind: str) -> None:
-    """Exact: the same weights in float32. The kernels round only the inputs of linear maps."""
+    """Exact: the same weights in float32. The kernels round only the inputs of linear maps, not their results too."""
     torch.manual_seed(0)
     model = MODELS["llama" if kind == "adapter" else kind]().eval().to(torch.bfloat16)
     exact = copy.deepcopy(model).float()
@@ -105,7 +105,7 @@ def test_in_bfloat16_the_kernels_are_closer_to_exact_states(kind: str) -> None:
         longer = [[*row, token] for token, row in enumerate(rows, 1)]
         expected = torch.stack([torch.stack([alone(exact, row) for row in group]) for group in (rows, longer)])
         gaps.append((torch.stack(states) - expected).abs().mean().item())
-    assert gaps[0] < 0.6 * gaps[1] < 0.05
+    assert gaps[0] < 0.75 * gaps[1] < 0.05
 
 
 class Recording(TorchDispatchMode):

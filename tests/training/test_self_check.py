@@ -22,7 +22,7 @@ from keel.rollout.sampler import sample_rollouts
 from keel.training.policy import train_policy
 from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_training_setup
-from keel.training.trainer import is_sampler_exact
+from keel.training.trainer import trusts_sampler
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3, train
@@ -292,12 +292,22 @@ def test_in_bfloat16_one_token_may_differ_more_than_the_mean(tiny_policy: Path, 
 
 
 @pytest.mark.parametrize(
-    ("gap", "elsewhere", "exact"),
-    [(0.0, False, True), (0.0, True, False), (1e-3, False, False), (math.nan, False, False)],
+    ("dtype", "gap", "mean", "elsewhere", "trusted"),
+    [
+        ("float32", 0.0, 0.0, False, True),
+        ("float32", 0.0, 0.0, True, False),
+        ("float32", 1e-3, 1e-5, False, False),
+        ("float32", math.nan, math.nan, False, False),
+        ("bfloat16", 0.1, 0.015, False, True),
+        ("bfloat16", 0.1, 0.03, False, False),
+    ],
 )
-def test_the_sampler_is_exact_on_all_processes_or_on_none(gap: float, elsewhere: bool, exact: bool) -> None:
+def test_the_sampler_is_trusted_on_all_processes_or_on_none(
+    tiny_policy: Path, dtype: str, gap: float, mean: float, elsewhere: bool, trusted: bool
+) -> None:
     world = Mock(any=lambda differs_here: differs_here or elsewhere)
-    assert is_sampler_exact({"check/logprob_gap": gap}, world) == exact
+    setup = replace(setup_of(tiny_policy, {"policy.dtype": dtype}), world=world)
+    assert trusts_sampler(setup, {"check/logprob_gap": gap, "check/logprob_gap_mean": mean}) == trusted
 
 
 def test_it_runs_on_few_rows_of_unlike_lengths(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:

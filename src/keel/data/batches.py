@@ -26,6 +26,10 @@ class Rollouts:
     logprobs: Tensor  # [B, T], of the sampled tokens under the policy that sampled
     truncated: Tensor  # [B] bool, True = stopped by the length limit
     texts: list[str]  # B; the responses as text, without special tokens
+    # Outputs of a value head on the policy's trunk, where the sampler computes them: [B, T] before each token, and [B]
+    # after the last token of truncated responses, else 0
+    value_outputs: Tensor | None = None
+    final_outputs: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -83,6 +87,8 @@ def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:
     selected: dict[str, Any] = {}
     for name in (each.name for each in fields(batch)):
         value = getattr(batch, name)
+        if value is None:
+            continue
         if isinstance(value, list):
             selected[name] = [value[row] for row in rows]
         elif name.startswith("prompt_"):

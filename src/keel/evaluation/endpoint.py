@@ -23,7 +23,7 @@ from keel.rollout.engine import Draws
 from keel.world import ALONE, World
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EndpointRollouts(Rollouts):
     """Responses of an endpoint. Their tokens are those of another model's tokenizer."""
 

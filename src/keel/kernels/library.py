@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("advance.c", "attention.c", "decode.c", "linear.c", "rows.c")
-HEADERS = ("vectors.h", "kernels.h", "linear_tile.h")
+SOURCES = ("advance.c", "attention.c", "decode.c", "linear.c", "product.c", "rows.c")
+HEADERS = ("vectors.h", "kernels.h", "linear_tile.h", "rows_typed.h")
 # -fno-math-errno lets the compiler use vector instructions for square roots. -Wno-psabi hides notes about the calling
 # convention of vector arguments, which matters between libraries only.
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
@@ -25,18 +25,18 @@ SECONDS = 120  # time limit of the compiler
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def available(*tensors: Tensor, weights: Sequence[Tensor] = ()) -> bool:
+def available(*tensors: Tensor, narrow: Sequence[Tensor] = ()) -> bool:
     """Return whether the kernels are compiled and can compute on these tensors: float32, on a CPU.
 
     Subclasses of tensors, such as DTensor, may have no memory that the kernels could read.
 
     Args:
-        weights: of linear maps, which may also be bfloat16.
+        narrow: tensors that may also be bfloat16.
     """
     for x in tensors:
         if x.dtype is not torch.float32 or not x.is_cpu or type(x) not in PLAIN:
             return False
-    for x in weights:
+    for x in narrow:
         if x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu or type(x) not in PLAIN:
             return False
     return library() is not None

@@ -14,14 +14,6 @@
 #define IN_REGISTER(x)
 #endif
 
-typedef uint16_t bfloat16; /* the upper half of a float */
-typedef bfloat16 halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static inline vec widened(const bfloat16 *from) {
-    return (vec)(__builtin_convertvector(*(const halves *)from, bits) << 16);
-}
-
 static inline float wide(bfloat16 x) {
     const uint32_t whole = (uint32_t)x << 16;
     float value;
@@ -45,17 +37,10 @@ static inline float wide(bfloat16 x) {
 #define VALUE_WEIGHT ITSELF
 #include "linear_tile.h"
 
-/* Round to the nearest bfloat16, to an even one of two. NaN stays NaN. */
-static inline uint32_t round_to_bfloat16(float x) {
-    uint32_t whole;
-    memcpy(&whole, &x, sizeof whole);
-    return x != x ? 0x7fc00000u : (whole + 0x7fff + ((whole >> 16) & 1)) & 0xffff0000u;
-}
-
 /* bfloat16 weights; the rows are bfloat16 numbers too. Sums are float. */
 #ifdef __AVX512BF16__
 void round_rows(const float *x, int64_t count, narrow_row *to) {
-    for (int64_t i = 0; i < count; i++) to[i] = (narrow_row)(round_to_bfloat16(x[i]) >> 16);
+    EACH_PART(at, count) store_part_bfloat16(to + at, load_part(x + at, part, 0), part);
 }
 
 #define ROW bfloat16
@@ -68,9 +53,9 @@ void round_rows(const float *x, int64_t count, narrow_row *to) {
 #define VALUE_ROW wide
 #else
 void round_rows(const float *x, int64_t count, narrow_row *to) {
-    for (int64_t i = 0; i < count; i++) {
-        const uint32_t whole = round_to_bfloat16(x[i]);
-        memcpy(to + i, &whole, sizeof whole);
+    EACH_PART(at, count) {
+        const halves narrow = rounded(load_part(x + at, part, 0));
+        store_part(to + at, load_bfloat16((const bfloat16 *)&narrow), part);
     }
 }
 
@@ -79,7 +64,7 @@ void round_rows(const float *x, int64_t count, narrow_row *to) {
 #define WEIGHTS_VEC vec
 #define STEP LANES
 #define LOAD_ROW load
-#define LOAD_WEIGHT widened
+#define LOAD_WEIGHT load_bfloat16
 #define ADD PLUS_PRODUCT
 #define VALUE_ROW ITSELF
 #endif

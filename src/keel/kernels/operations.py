@@ -1,4 +1,7 @@
-"""The kernels as functions of tensors. Results are float32 and contiguous. Names with `_back` compute gradients."""
+"""The kernels as functions of tensors. Results are float32, if nothing else is said, and contiguous.
+
+Names with `_back` compute gradients.
+"""
 
 import ctypes
 from collections.abc import Callable
@@ -20,31 +23,42 @@ Rotation = tuple[Tensor, Tensor]
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the RMS norm over the last dimension, and the scales 1 / sqrt(mean(x^2) + eps).
 
-    [..., H], [H] -> [..., H], [...]
+    [..., H], [H] -> [..., H] of the type of the weight, [...]
     """
-    x, weight = x.contiguous(), weight.contiguous()
+    x = x.contiguous()
     *shape, size = x.shape
-    y, scales = torch.empty_like(x), x.new_empty(shape)
-    call("norm", x, weight, scales.numel(), size, eps, _threads(x), y, scales)
+    y, scales = torch.empty_like(x, dtype=weight.dtype), x.new_empty(shape)
+    call("norm" + _suffix(y), x, _wide(weight), scales.numel(), size, eps, _threads(x), y, scales)
     return y, scales
 
 
 def rms_norm_back(x: Tensor, weight: Tensor, scales: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of x and weight."""
-    x, weight, gradient = x.contiguous(), weight.contiguous(), gradient.contiguous()
+    """Compute the gradients of x and weight, of their types. The gradient has the type of the weight."""
+    x, gradient = x.contiguous(), gradient.contiguous()
     count, size = scales.numel(), x.shape[-1]
     for_x, for_weight = torch.empty_like(x), x.new_empty(-(-count // BLOCK), size)
-    call("norm_back", x, weight, scales, gradient, count, size, BLOCK, _threads(x), for_x, for_weight)
-    return for_x, for_weight.sum(0)
+    inputs = x, _wide(weight), scales, gradient, count, size, BLOCK, _threads(x)
+    call("norm_back" + _suffix(gradient), *inputs, for_x, for_weight)
+    return for_x, for_weight.sum(0).to(weight.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute x weight^T + bias, fast for few rows. [..., in], [out, in], [out] -> [..., out]
 
-    If the weight is bfloat16, x is rounded to bfloat16, and sums and result are float32.
+    If the weight is bfloat16, x is rounded to bfloat16, and sums and result are float32. The result of a row does not
+    depend on the other rows.
 
     Raises ValueError for other shapes.
     """
+    return _map("linear" + _suffix(weight), x, weight, bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `linear` with a bfloat16 weight, fast for many rows."""
+    return _map("product_bfloat16", x, weight, bias)
+
+
+def _map(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"x {list(x.shape)}, weight {list(weight.shape)}: the numbers of inputs or outputs differ")
     x, weight = x.contiguous(), weight.contiguous()
@@ -52,19 +66,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     (outputs, size), y = weight.shape, x.new_empty(*x.shape[:-1], len(weight))
     rows = x.numel() // size
     threads = torch.get_num_threads() if rows * weight.numel() >= 2**18 else 1
-    kernel = "linear"
     if weight.dtype is torch.bfloat16:
-        kernel, given, x = "linear_bfloat16", x, torch.empty_like(x)  # as floats or as narrower numbers
+        given, x = x, torch.empty_like(x)  # holds floats or bfloat16 numbers, as the processor multiplies them
         call("round_rows", given, given.numel(), x)
-    call(kernel, x, weight, bias, rows, outputs, size, threads, y)
+    call(name, x, weight, bias, rows, outputs, size, threads, y)
     return y
 
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """Compute silu(gate) * up, of equal shapes."""
+    """Compute silu(gate) * up, of equal shapes and types."""
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
-    call("gated", gate, up, gate.numel(), _threads(gate), y)
+    call("gated" + _suffix(gate), gate, up, gate.numel(), _threads(gate), y)
     return y
 
 
@@ -72,7 +85,7 @@ def silu_gate_back(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, 
     """Compute the gradients of gate and up."""
     gate, up, gradient = gate.contiguous(), up.contiguous(), gradient.contiguous()
     for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
-    call("gated_back", gate, up, gradient, gate.numel(), _threads(gate), for_gate, for_up)
+    call("gated_back" + _suffix(gate), gate, up, gradient, gate.numel(), _threads(gate), for_gate, for_up)
     return for_gate, for_up
 
 
@@ -201,6 +214,15 @@ def _shape(query: Tensor, key: Tensor, starts: Tensor, scaling: float, window: i
     return starts, len(starts) - 1, heads, key.shape[1], size, scaling, window or 0, _threads(query)
 
 
+def _suffix(x: Tensor) -> str:
+    """Return the end of the name of the operation for this type."""
+    return "_bfloat16" if x.dtype is torch.bfloat16 else ""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float().contiguous()
+
+
 def _threads(x: Tensor) -> int:
     """Return torch's number of threads, or 1 for a tensor too small to share."""
     return torch.get_num_threads() if x.numel() >= 2**14 else 1
@@ -216,13 +238,18 @@ P, N, L, F, D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, c
 SHAPE = (P, N, N, N, N, F, N, N)
 SIGNATURES = {
     "norm": (P, P, L, N, F, N, P, P),
+    "norm_bfloat16": (P, P, L, N, F, N, P, P),
     "norm_back": (P, P, P, P, L, N, N, N, P, P),
+    "norm_back_bfloat16": (P, P, P, P, L, N, N, N, P, P),
     "linear": (P, P, P, N, L, N, N, P),
     "linear_bfloat16": (P, P, P, N, L, N, N, P),
+    "product_bfloat16": (P, P, P, N, L, N, N, P),
     "round_rows": (P, L, P),
     "advance": (P, N, N, P, P, P, P, N, N, N, N, N, N, N, N, F, F, N, P),
     "gated": (P, P, L, N, P),
+    "gated_bfloat16": (P, P, L, N, P),
     "gated_back": (P, P, P, L, N, P, P),
+    "gated_back_bfloat16": (P, P, P, L, N, P, P),
     "logprobs": (P, P, L, N, D, N, P, P, P),
     "logprobs_back": (P, P, P, P, P, L, N, F, N, P),
     "attend_newest": (P, P, P, P, P, P, N, N, N, N, N, N, F, N, P, P, P),

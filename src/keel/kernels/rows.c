@@ -3,68 +3,19 @@
 
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) if (threads > 1)")
 
-/* y = weight x / sqrt(mean(x^2) + eps), the mean over `size` numbers (Zhang and Sennrich 2019). scales [count] */
-void norm(const float *x, const float *weight, int64_t count, int size, float eps, int threads, float *y,
-          float *scales) {
-    PARALLEL
-    for (int64_t at = 0; at < count; at++) {
-        const float *from = x + at * size;
-        float *to = y + at * size, squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (int d = 0; d < size; d++) squares += from[d] * from[d];
-        const float scale = 1 / sqrtf(squares / size + eps);
-        for (int d = 0; d < size; d++) to[d] = from[d] * scale * weight[d];
-        scales[at] = scale;
-    }
-}
-
-/* for_weight [ceil(count / block), size] has a sum per block of tokens, so that the number of threads does not change
-   the order of any sum. */
-void norm_back(const float *x, const float *weight, const float *scales, const float *gradient, int64_t count, int size,
-               int block, int threads, float *for_x, float *for_weight) {
-    PARALLEL
-    for (int64_t first = 0; first < count; first += block) {
-        float *weights = for_weight + first / block * size;
-        const int64_t last = first + block < count ? first + block : count;
-        memset(weights, 0, sizeof(float) * size);
-        for (int64_t at = first; at < last; at++) {
-            const float *from = x + at * size, *outward = gradient + at * size, scale = scales[at];
-            float *to = for_x + at * size, along = 0;
-#pragma omp simd reduction(+ : along)
-            for (int d = 0; d < size; d++) along += outward[d] * weight[d] * from[d];
-            const float part = along * scale * scale / size;
-#pragma omp simd
-            for (int d = 0; d < size; d++) {
-                to[d] = (outward[d] * weight[d] - from[d] * part) * scale;
-                weights[d] += outward[d] * from[d] * scale;
-            }
-        }
-    }
-}
-
 static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
-/* y = gate sigmoid(gate) up for each number (Shazeer 2020). */
-void gated(const float *gate, const float *up, int64_t count, int threads, float *y) {
-    PARALLEL
-    for (int64_t at = 0; at < count; at += LANES) {
-        const int part = count - at < LANES ? (int)(count - at) : LANES;
-        const vec g = load_part(gate + at, part, 0), u = load_part(up + at, part, 0);
-        store_part(y + at, g * sigmoid(g) * u, part);
-    }
-}
+#define NAMED(name) name
+#define NUMBER float
+#define READ load_part
+#define WRITE store_part
+#include "rows_typed.h"
 
-void gated_back(const float *gate, const float *up, const float *gradient, int64_t count, int threads, float *for_gate,
-                float *for_up) {
-    PARALLEL
-    for (int64_t at = 0; at < count; at += LANES) {
-        const int part = count - at < LANES ? (int)(count - at) : LANES;
-        const vec g = load_part(gate + at, part, 0), u = load_part(up + at, part, 0);
-        const vec outward = load_part(gradient + at, part, 0), s = sigmoid(g);
-        store_part(for_gate + at, outward * u * s * (1.0f + g * (1.0f - s)), part);
-        store_part(for_up + at, outward * g * s, part);
-    }
-}
+#define NAMED(name) name##_bfloat16
+#define NUMBER bfloat16
+#define READ load_part_bfloat16
+#define WRITE store_part_bfloat16
+#include "rows_typed.h"
 
 /* Number of words whose exponentials are summed in float. Sums of blocks are added in double: long sums in float are
    biased. */

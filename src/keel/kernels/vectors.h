@@ -43,8 +43,42 @@ static inline void store_part(float *to, vec x, int count) {
         memcpy(to, &x, sizeof(float) * count);
 }
 
+/* Loop over `count` numbers in steps of a vector. `part` is the number of them in the step at `at`. */
+#define EACH_PART(at, count)                            \
+    for (int64_t at = 0; at < (count); at += LANES)     \
+        for (int part = (count) - at < LANES ? (int)((count) - at) : LANES, once = 1; once; once = 0)
+
+typedef uint16_t bfloat16; /* the upper half of a float */
+typedef bfloat16 halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline vec load_bfloat16(const bfloat16 *from) {
+    return (vec)(__builtin_convertvector(*(const halves *)from, bits) << 16);
+}
+
+static inline vec load_part_bfloat16(const bfloat16 *from, int count, float rest) {
+    if (count == LANES) return load_bfloat16(from);
+    bfloat16 part[LANES] = {0};
+    memcpy(part, from, sizeof(bfloat16) * count);
+    const vec x = load_bfloat16(part);
+    float all[LANES];
+    for (int lane = 0; lane < LANES; lane++) all[lane] = lane < count ? x[lane] : rest;
+    return load(all);
+}
+
 static inline vec choose(ints where, vec x, vec otherwise) {
     return (vec)((where & (ints)x) | (~where & (ints)otherwise));
+}
+
+/* Round to the nearest bfloat16, to an even one of two. NaN stays NaN. */
+static inline halves rounded(vec x) {
+    const bits whole = (bits)x, up = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
+    return __builtin_convertvector((bits)choose(x == x, (vec)up, (vec)(0x7fc0 + (bits){0})), halves);
+}
+
+static inline void store_part_bfloat16(bfloat16 *to, vec x, int count) {
+    const halves y = rounded(x);
+    memcpy(to, &y, sizeof(bfloat16) * count);
 }
 
 static inline vec larger(vec a, vec b) { return choose(a > b, a, b); }

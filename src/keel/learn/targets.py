@@ -222,6 +222,9 @@ def _analyze_both(
     Without a reference, the policy's log-probs take their place.
     """
     arguments = rollouts, settings.temperature, settings.microbatch_tokens
+    sampled = None if with_logprobs else actor_critic.sampled_analysis(rollouts)
+    if sampled is not None:
+        return sampled, sampled.logprobs if reference is None else reference_logprobs(reference, *arguments)
     analyze = partial(analyze_all, actor_critic, *arguments, with_logprobs=with_logprobs)
     if reference is None:
         analysis = analyze()

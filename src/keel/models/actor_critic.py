@@ -93,6 +93,16 @@ class ActorCritic(nn.Module):
         by_policy, by_critic = run_concurrently(partial(read, False, True), partial(read, True, False))
         return replace(by_policy, values=by_critic.values, final_values=by_critic.final_values)
 
+    def sampled_analysis(self, rollouts: Rollouts) -> Analysis | None:
+        """Return the analysis that the sampler's own log-probs and values give, or None if it lacks values."""
+        analysis = Analysis(rollouts.logprobs, torch.zeros_like(rollouts.logprobs), None, None)
+        if not self.has_critic:
+            return analysis
+        if rollouts.value_outputs is None or rollouts.final_outputs is None:
+            return None
+        values = self.value_units.values(rollouts.value_outputs).masked_fill(~rollouts.response_mask, 0.0)
+        return replace(analysis, values=values, final_values=self.value_units.values(rollouts.final_outputs))
+
     def _read(
         self,
         batch: Rollouts | TrainingBatch,

@@ -115,7 +115,7 @@ class Layout:
     ) -> Tensor:
         window = None if window is None or window >= self.lengths[0] else window
         fits = self.lengths[0] <= MIDDLING and query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
-        if fits and kernels.available(query, key, value):
+        if fits and kernels.available(narrow=(query, key, value)):
             attended: Tensor = PackedAttention.apply(query, key, value, self.starts, scaling, rotation, window)
             return attended
         if rotation is not None:
@@ -182,7 +182,9 @@ class PackedAttention(torch.autograd.Function):
         rotation: kernels.Rotation | None,
         window: int | None,
     ) -> Tensor:
-        attended, statistics = kernels.attend(query, key, value, starts, scaling, rotation, window)
+        wide = query.float(), key.float(), value.float()
+        attended, statistics = kernels.attend(*wide, starts, scaling, rotation, window)
+        attended = attended.to(query.dtype)
         ctx.save_for_backward(query, key, value, attended, statistics)
         ctx.shape = starts, scaling, rotation, window
         return attended
@@ -192,8 +194,9 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, attended, statistics = ctx.saved_tensors
         starts, scaling, rotation, window = ctx.shape
-        inputs = query, key, value, starts, scaling, rotation, window
-        return *kernels.attend_back(*inputs, attended, statistics, gradients[0]), None, None, None, None
+        inputs = query.float(), key.float(), value.float(), starts, scaling, rotation, window
+        results = kernels.attend_back(*inputs, attended.float(), statistics, gradients[0].float())
+        return *(x.to(attended.dtype) for x in results), None, None, None, None
 
 
 class ShortRows(torch.autograd.Function):

@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from keel import kernels
 from keel.core.logprobs import logprobs_and_entropy
 from keel.errors import ConfigError
-from keel.models.layers import apply_without_gradients
+from keel.models.layers import FEW_ROWS, apply_without_gradients
 
-LOGITS_KEPT = 2**24
-"""Largest number of logits whose probabilities are kept for the gradient. More logits are computed in chunks, and again
-in the backward pass."""
+LOGITS_KEPT = 2**25
+"""Largest number of logits that are kept for the gradient (128 MiB). More are computed in chunks, and again in the
+backward pass."""
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
 """Logits per chunk: few enough for a CPU's cache, and enough to use all of a GPU."""
 ROWS_AT_ONCE = 256
@@ -73,15 +75,43 @@ def next_token_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def _logits(model: Any, hidden: Tensor) -> Tensor:
     head = model.get_output_embeddings()
-    apply: Any = head if torch.is_grad_enabled() else apply_without_gradients(head)
-    # State-space models return float32 states in any dtype. `apply_without_gradients` takes wider states as they are.
-    logits: Tensor = apply(hidden.to(head.weight.dtype) if apply is head else hidden)
+    apply: Any = apply_without_gradients(head)
+    if apply is not head and head.weight.dtype is torch.bfloat16 and kernels.available(narrow=(hidden, head.weight)):
+        logits: Tensor = WideLogits.apply(hidden, head.weight, head.bias)
+    else:
+        apply = head if torch.is_grad_enabled() else apply
+        # State-space models return float32 states in any dtype. `apply_without_gradients` takes them as they are.
+        logits = apply(hidden.to(head.weight.dtype) if apply is head else hidden)
     config = model.config.get_text_config()
     # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     logits = logits if scale == 1 else logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+class WideLogits(torch.autograd.Function):
+    """Logits in float32 from a bfloat16 matrix, whose products are exact in float32.
+
+    Rounded to bfloat16, a logit of 20 has an error of up to 0.06, more than all that the layers round away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        states = states.to(weight.dtype)
+        ctx.save_for_backward(states, weight)
+        ctx.has_bias = bias is not None
+        apply = kernels.linear if states.numel() <= FEW_ROWS * states.shape[-1] else kernels.product
+        return apply(states.float(), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        states, weight = ctx.saved_tensors
+        gradient = gradients[0].to(weight.dtype).flatten(0, -2)
+        for_states = (gradient @ weight).view(states.shape)
+        for_bias = gradient.sum(0) if ctx.has_bias else None
+        return for_states, gradient.t() @ states.flatten(0, -2), for_bias
 
 
 def _logits_by_forward(model: Any, hidden: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The linear maps of the modules are called, so that biases, adapters and hooks on them work. The rest has its gradients
 written out, in compiled kernels if they are available. This saves passes over memory, which limit a small model's
-speed on a CPU.
+speed on a CPU. In bfloat16, they round only what linear maps read and return: the sum over the layers is float32.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,6 @@ TRUNKS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 """Trunks whose layers are RMS norm, rotary attention, RMS norm and a gated linear unit, and nothing else."""
 
 SILU = (nn.SiLU, SiLUActivation)
-
-QK_NORMS = ("q_norm", "k_norm")
-"""Norms of queries and keys, which some models have."""
 
 FEW_ROWS = 64
 """Largest number of rows for the compiled linear map. With more rows, torch's takes as long on one thread."""
@@ -52,8 +49,8 @@ def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 
     Those of the second half are the same.
     """
-    weight = trunk.embed_tokens.weight
-    cos, sin = trunk.rotary_emb(weight, positions.reshape(1, -1))
+    like = widen_states(trunk.embed_tokens.weight[:0])  # the type of the result
+    cos, sin = trunk.rotary_emb(like, positions.reshape(1, -1))
     half = cos.shape[-1] // 2
     shape = (*positions.shape, 1, half)
     return cos[0, :, :half].reshape(shape).contiguous(), sin[0, :, :half].reshape(shape).contiguous()
@@ -61,7 +58,7 @@ def rotations(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def run_layers(trunk: Any, tokens: Tensor, attend: Attend) -> Tensor:
     """Return the hidden states of tokens after the last norm. [...] -> [..., H]"""
-    hidden = trunk.embed_tokens(tokens)
+    hidden = widen_states(trunk.embed_tokens(tokens))
     recompute = getattr(trunk, "recompute", False) and torch.is_grad_enabled()
     for index, layer in enumerate(trunk.layers):
         run = getattr(layer, "_run", None) or partial(run_layer, layer)  # a sharded layer gathers its weights in `_run`
@@ -91,7 +88,7 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """
     size = x.shape[-1]
     pays = size >= LEAST_INPUTS and x.numel() <= min(FEW_ROWS, size // 8) * size and weight.shape[1] == size
-    if pays and kernels.available(x, weights=(weight,) if bias is None else (weight, bias)):
+    if pays and kernels.available(x, narrow=(weight,) if bias is None else (weight, bias)):
         return kernels.linear(x, weight, bias)
     return linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
@@ -133,22 +130,26 @@ def apply_without_gradients(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def layer_table(trunk: Any) -> kernels.LayerTable | None:
     """Return the layers for the compiled code, or None if it cannot run them: adapters, hooks, another activation."""
-    attention = trunk.layers[0].self_attn
-    if not all(_is_plain(layer) for layer in trunk.layers):
+    attention, maps = trunk.layers[0].self_attn, [_linear_maps(layer) for layer in trunk.layers]
+    if not all(_is_plain(layer) for layer in trunk.layers) or len({m.weight.dtype for each in maps for m in each}) > 1:
         return None
     layers = [
         kernels.Layer(
             layer.input_layernorm.weight.float(),
             layer.post_attention_layernorm.weight.float(),
-            *(getattr(layer.self_attn, name).weight.float() if hasattr(layer.self_attn, name) else None for name in QK_NORMS),
-            *(kernels.Map(part.weight, part.bias) for part in _linear_maps(layer)),
+            _norm_weight(layer.self_attn, "q_norm"),
+            _norm_weight(layer.self_attn, "k_norm"),
+            *[kernels.Map(each.weight, each.bias) for each in of_layer],
         )
-        for layer in trunk.layers
+        for layer, of_layer in zip(trunk.layers, maps, strict=True)
     ]
-    if len({part.weight.dtype for layer in trunk.layers for part in _linear_maps(layer)}) > 1:
-        return None
     heads = trunk.config.num_attention_heads, trunk.config.num_key_value_heads, attention.head_dim
     return kernels.LayerTable(layers, *heads, attention.scaling, trunk.norm.variance_epsilon)
+
+
+def _norm_weight(attention: Any, name: str) -> Tensor | None:
+    norm = getattr(attention, name, None)
+    return None if norm is None else norm.weight.float()
 
 
 def _linear_maps(layer: Any) -> list[Any]:
@@ -159,8 +160,8 @@ def _linear_maps(layer: Any) -> list[Any]:
 
 def _is_plain(layer: Any) -> bool:
     maps = _linear_maps(layer)
-    is_linear = all(isinstance(apply_without_gradients(part), partial) for part in maps)
-    return is_linear and isinstance(layer.mlp.act_fn, SILU) and kernels.available(weights=[part.weight for part in maps])
+    is_linear = all(isinstance(apply_without_gradients(each), partial) for each in maps)
+    return is_linear and isinstance(layer.mlp.act_fn, SILU) and kernels.available(narrow=[each.weight for each in maps])
 
 
 def recompute_layers(trunk: Any) -> None:
@@ -199,15 +200,21 @@ def _attention(layer: Any, index: int, normed: Tensor, attend: Attend) -> Tensor
     return output
 
 
+def widen_states(x: Tensor) -> Tensor:
+    """Return states as the compiled kernels sum them: in float32. Those of linear maps stay as they are."""
+    return x.float() if kernels.available(narrow=(x,)) else x
+
+
 def apply_rms_norm(module: Any, x: Tensor) -> Tensor:
-    arguments = x, module.weight, module.variance_epsilon
+    """Compute the RMS norm. The result has the type of the module's weight if the compiled kernels compute it."""
+    arguments = widen_states(x), module.weight, module.variance_epsilon
     normed: Tensor = RootMeanSquareNorm.apply(*arguments) if torch.is_grad_enabled() else _rms_norm(*arguments)[0]
     return normed
 
 
 def gate_activation(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
     """Compute activation(gate) * up."""
-    if isinstance(activation, SILU) and kernels.available(gate, up):
+    if isinstance(activation, SILU) and gate.dtype == up.dtype and kernels.available(narrow=(gate, up)):
         product: Tensor = GatedUnit.apply(gate, up) if torch.is_grad_enabled() else kernels.silu_gate(gate, up)
     else:
         product = activation(gate) * up
@@ -233,7 +240,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        if kernels.available(x, weight, gradients[0]):
+        if kernels.available(x, narrow=(weight, gradients[0])):
             return *kernels.rms_norm_back(x, weight, scale, gradients[0]), None
         scale = scale.unsqueeze(-1)
         gradient, normed = gradients[0], x * scale
@@ -246,7 +253,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the normed x and its scales 1 / sqrt(mean(x^2) + eps). [..., H], [H] -> [..., H], [...]"""
-    if kernels.available(x, weight):
+    if kernels.available(x, narrow=(weight,)):
         return kernels.rms_norm(x, weight, eps)
     wide = x.float() if x.dtype.itemsize < 4 else x
     scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()

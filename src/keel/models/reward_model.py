@@ -22,7 +22,7 @@ from keel.models.quantized import import_bitsandbytes
 from keel.models.reading import Reading
 from keel.models.sameness import probe_tokens, require_same
 from keel.models.sharding import forward_pass, gathered_weights, idle_passes, with_idle
-from keel.models.trial import few_layers
+from keel.models.trial import trial
 from keel.models.vocabulary import report_unembedded_ids, require_embeddings
 from keel.world import local_device
 
@@ -248,12 +248,12 @@ class RewardModel:
     @torch.no_grad()
     def _check_scores(self) -> None:
         rows = [self.encode("Is it so?", response) for response in ("Yes.", "Certainly, as far as anyone knows.")]
-        with few_layers(self.model):
+        with trial(self.model):
             expected = [
                 unwrap_model(self.model)(input_ids=self.pad([row])[0]).logits[0, 0].float().item() for row in rows
             ]
             scores = self.score_rows(rows)
-        if not torch.allclose(scores, torch.tensor(expected), rtol=1e-2, atol=1e-3):
+        if not torch.allclose(scores, torch.tensor(expected), rtol=1e-3, atol=1e-4):
             raise ConfigError(
                 f"{type(unwrap_model(self.model)).__name__} computes its scores in a way that keel does not support",
                 fix="use another architecture",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from keel.data.batches import Rollouts
@@ -48,12 +48,14 @@ class Engine(Protocol):
         draws: Draws,
         end_ids: Sequence[int],
         max_tokens: int | None = None,
+        value_head: nn.Module | None = None,
     ) -> Rollouts:
         """Sample one response to each prompt from the current weights of the model.
 
         Args:
             end_ids: tokens that end a response.
             max_tokens: longest response, where it is below that of the run.
+            value_head: on the trunk of the model; its outputs are returned too, if the engine can compute them.
         """
 
     def close(self) -> None:
@@ -78,6 +80,7 @@ class OwnSampler:
         draws: Draws,
         end_ids: Sequence[int],
         max_tokens: int | None = None,
+        value_head: nn.Module | None = None,
     ) -> Rollouts:
         return sample_rollouts(
             model,
@@ -88,6 +91,7 @@ class OwnSampler:
             self.temperature,
             stop_in_text=self.stop_in_text,
             stop_texts=self.stop_texts,
+            value_head=value_head,
         )
 
     def close(self) -> None:

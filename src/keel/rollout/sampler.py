@@ -5,10 +5,11 @@ response therefore depends only on its numbers, not on the rest of the batch or 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from keel import kernels
@@ -17,7 +18,7 @@ from keel.data.batches import Rollouts
 from keel.data.chats import hidden_ids
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
-from keel.models.heads import next_token_logits, unwrap_model
+from keel.models.heads import compute_values, next_token_logits, unwrap_model
 from keel.models.vocabulary import fill_id
 from keel.rollout.decoding.decoder import choose_decoder
 from keel.rollout.ends import Ends
@@ -35,6 +36,7 @@ def sample_rollouts(
     top_p: float = 1.0,
     stop_in_text: bool = True,
     stop_texts: Sequence[str] = (),
+    value_head: nn.Module | None = None,
 ) -> Rollouts:
     """Sample one response to each prompt.
 
@@ -44,20 +46,42 @@ def sample_rollouts(
 
     Args:
         uniforms: [B, T] in [0, 1), one number per token. T is the largest number of tokens.
+        value_head: computes values from the states of the tokens, which saves the trainer a pass.
         stop_in_text: whether the text of an end that is ordinary text, such as ".", is part of the response's text.
     """
     device = unwrap_model(model).device
     pad_id = fill_id(model, tokenizer)
     prompt_tokens, prompt_mask = (x.to(device) for x in pad_rows([p.tokens for p in prompts], pad_id, side="left"))
     ends = Ends(tokenizer, end_ids, stop_texts, device)
+    values = Values(value_head, len(prompts), uniforms.shape[1], device) if value_head is not None else None
     responses, logprobs, lengths, truncated = generate(
-        model, prompts, prompt_tokens, prompt_mask, uniforms.to(device), ends, pad_id, temperature, top_k, top_p
+        model, prompts, prompt_tokens, prompt_mask, uniforms.to(device), ends, pad_id, temperature, top_k, top_p, values
     )
     width = int(lengths.max())
     responses, logprobs = responses[:, :width], logprobs[:, :width]
     response_mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
     texts = decode_responses(tokenizer, prompts, responses, response_mask, truncated, stop_in_text, ends)
-    return Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
+    rollouts = Rollouts(prompts, prompt_tokens, prompt_mask, responses, response_mask, logprobs, truncated, texts)
+    if values is None:
+        return rollouts
+    return replace(rollouts, value_outputs=values.before[:, :width], final_outputs=values.last)
+
+
+class Values:
+    """Outputs of a value head while `limit` tokens of `count` responses are sampled."""
+
+    def __init__(self, head: nn.Module, count: int, limit: int, device: torch.device) -> None:
+        dtype = torch.promote_types(next(head.parameters()).dtype, torch.float32)
+        self.head, self.before = head, torch.zeros(count, limit, dtype=dtype, device=device)
+        self.last = torch.zeros(count, dtype=dtype, device=device)
+
+    def record(self, states: Tensor, rows: Tensor, t: int) -> None:
+        """Compute the values of the states [n, H] before token t of these rows [n]; after the last one at the limit."""
+        outputs = compute_values(self.head, states)
+        if t < self.before.shape[1]:
+            self.before[rows, t] = outputs
+        else:
+            self.last[rows] = outputs
 
 
 def generate(
@@ -71,6 +95,7 @@ def generate(
     temperature: float,
     top_k: int,
     top_p: float,
+    values: Values | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sample the responses token by token. -> tokens [B, T], their log-probs [B, T], lengths [B], truncated [B]"""
     count, limit = uniforms.shape
@@ -83,6 +108,8 @@ def generate(
     states = decoder.start(prompt_tokens[::copies], prompt_mask[::copies], copies)
     active = torch.arange(count, device=uniforms.device)  # the response that each row of the decoder belongs to
     for t in range(limit):
+        if values is not None:
+            values.record(states, active, t)
         logits = next_token_logits(model, states)
         chosen, logprob = choose_tokens(logits, uniforms[active, t], temperature, top_k, top_p)
         responses[active, t], logprobs[active, t] = chosen, logprob
@@ -92,9 +119,11 @@ def generate(
             rows = remaining_rows(ended)
             active, chosen = active[rows], chosen[rows]
             decoder.keep(rows)
-        if t + 1 == limit or not len(active):
+        if not len(active) or (t + 1 == limit and values is None):
             break
         states = decoder.advance(chosen)
+    if values is not None and len(active):
+        values.record(states, active, limit)
     return responses, logprobs, lengths, truncated
 
 

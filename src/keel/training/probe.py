@@ -26,7 +26,7 @@ from keel.models.shallow import shallow_models
 from keel.training.self_check import self_check
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState
-from keel.training.trainer import PolicyTrainer, is_sampler_exact
+from keel.training.trainer import PolicyTrainer, trusts_sampler
 from keel.world import World, busy_seconds
 
 START = "start"  # loading and self-check
@@ -83,7 +83,7 @@ def probe(
         setup = build_training_setup(config, scorers, None, World.from_environment())
         updater = OneMinibatch.like(setup.updater, small)
         setup = replace(setup, end_ids=_ends(setup, response_tokens), updater=updater)
-        state.trust_sampler = is_sampler_exact(self_check(setup), setup.world)
+        state.trust_sampler = trusts_sampler(setup, self_check(setup))
     trainer = PolicyTrainer(setup)
     trainer.state = state
     began, steps = _work(), list[dict[str, float]]()

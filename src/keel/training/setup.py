@@ -93,9 +93,10 @@ class TrainingSetup:
         if at_most is not None:
             rows = [rows[row] for row in rows_of_varied_length([prompts[row] for row in rows], at_most)]
         draws = Draws((config.seed, purpose, step), len(prompts), rows)
-        with gathered_weights(self.actor_critic.policy):
+        policy, head = self.actor_critic.policy, self.actor_critic.value_head
+        with gathered_weights(*self.actor_critic.models_read(head is not None, True)):
             chosen = [prompts[row] for row in rows]
-            return self.engine.sample(self.actor_critic.policy, chosen, draws, self.end_ids, max_tokens)
+            return self.engine.sample(policy, chosen, draws, self.end_ids, max_tokens, head)
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None, together: bool = True) -> ScoredRollouts:
         """Score responses, and report the first failure of each scorer.

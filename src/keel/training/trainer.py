@@ -21,6 +21,7 @@ from keel.learn.guard import require_finite
 from keel.learn.shaping import ScoreStatistics, kept_scores
 from keel.learn.targets import analyze_all, build_targets
 from keel.models.actor_critic import ValueUnits
+from keel.models.heads import compute_dtype
 from keel.models.loading import save_policy
 from keel.models.sharding import gather_model
 from keel.run.rollout_log import rollout_rows
@@ -37,6 +38,9 @@ ROWS_READ_AGAIN = 8
 """Most responses that the updated policy reads again, for `policy/step_kl` and the ratios in the log."""
 SHARE_READ_AGAIN = 1 / 8
 """Share of a batch of fewer than 64 responses that it reads again, but at least four."""
+CLOSE = 0.02
+"""Mean difference of log-probs in 16 bits up to which the sampler's are those of the old policy. The ratio of PPO then
+starts within about 2% of 1, a tenth of the clip range, and corrects for the difference as an importance weight does."""
 REFERENCE_BATCHES = 4
 """Batches of responses that the score statistics of `reward.normalize: reference` are measured on."""
 
@@ -99,8 +103,7 @@ class PolicyTrainer:
     def check(self) -> dict[str, float]:
         """Run the self-check and return its measurements. Raises ConfigError or RewardError."""
         measured = self_check(self.setup)
-        is_own = not self.setup.engine.is_external
-        self.state.trust_sampler = is_own and is_sampler_exact(measured, self.setup.world)
+        self.state.trust_sampler = trusts_sampler(self.setup, measured)
         return measured
 
     def measure_reference(self) -> None:
@@ -251,9 +254,17 @@ class PolicyTrainer:
         return [{**row, "row": number, "rows": len(gathered)} for number, row in enumerate(gathered)]
 
 
-def is_sampler_exact(measured: Mapping[str, float], world: World) -> bool:
-    """Return whether the sampler's log-probs replace the trainer's, by the self-check. All processes agree on it."""
-    return not world.any(not measured["check/logprob_gap"] <= RESOLUTION)
+def trusts_sampler(setup: TrainingSetup, measured: Mapping[str, float]) -> bool:
+    """Return whether the sampler's log-probs and values replace the trainer's, by the self-check.
+
+    All processes agree on it. The log-probs of another program never do.
+    """
+    is_narrow = compute_dtype(setup.actor_critic.policy).itemsize < 4
+    has_ratio = setup.config.algorithm.traits.clips_ratio  # without one, only `rollout.correction_cap` corrects
+    is_close = measured["check/logprob_gap"] <= RESOLUTION or (
+        is_narrow and has_ratio and measured["check/logprob_gap_mean"] <= CLOSE
+    )
+    return not setup.engine.is_external and not setup.world.any(not is_close)
 
 
 def with_scores(rollouts: Rollouts, scores: Sequence[float] | Tensor) -> ScoredRollouts:

@@ -51,4 +51,4 @@ def choose_decoder(model: Any, max_response_tokens: int) -> Decoder:
 
 def fits_kernels(trunk: Any) -> bool:
     """Return whether the compiled kernels can run these layers."""
-    return trunk.layers[0].self_attn.head_dim % 8 == 0 and kernels.available(weights=[trunk.embed_tokens.weight])
+    return trunk.layers[0].self_attn.head_dim % 8 == 0 and kernels.available(narrow=[trunk.embed_tokens.weight])

@@ -36,7 +36,7 @@ class KernelDecoder:
         config, layers = self.trunk.config, len(self.trunk.layers)
         heads = config.num_key_value_heads
         self.cache = torch.zeros(layers, 2, count * copies, heads, columns // lanes, self.size, lanes)
-        self.cos, self.sin = (x.float() for x in self.rotations(torch.arange(columns)))
+        self.cos, self.sin = self.rotations(torch.arange(columns))
         lengths, order = mask.sum(1).sort(descending=True, stable=True)
         tokens, mask, back = tokens[order], mask[order], order.argsort()
         positions = (mask.cumsum(1) - 1)[mask]

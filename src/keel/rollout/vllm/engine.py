@@ -41,6 +41,7 @@ class VllmEngine:
         draws: Draws,
         end_ids: Sequence[int],
         max_tokens: int | None = None,
+        value_head: Any = None,  # the server has none
     ) -> Rollouts:
         """Send the weights of the model, and sample one response to each prompt. Raises EngineError."""
         self.send_weights(model)
