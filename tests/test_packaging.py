@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MADE = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", "build", "dist", "runs", "shared"}
+MADE = {".git", ".venv", ".venv-vllm", ".mypy_cache", ".pytest_cache", ".ruff_cache", "build", "dist", "runs", "shared"}
 
 
 def published() -> set[str]:
