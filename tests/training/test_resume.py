@@ -16,6 +16,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm.update_epochs": 2, "optim.schedule": "linear", **EVERYTHING},
     "shared critic": {"critic.sharing": "shared", **EVERYTHING},
     "rloo": {"algorithm.name": "rloo", "reward.normalize": "reference", "reward.segments": "w3"},
+    "resampling": {
+        "algorithm.name": "grpo",
+        "rollout.group_size": 2,
+        "rollout.resample_rounds": 3,
+        "algorithm.kl_coef": 0.0,
+    },
     "nf4": {"policy.lora": {"r": 4}, "policy.quantization": "nf4", "optim.learning_rate": 1e-2},
     "int8": {"policy.lora": {"r": 4}, "policy.quantization": "int8", "policy.dtype": "bfloat16"},
     "lora": {"policy.lora": {"r": 4}, "critic.warmup_steps": 1, "optim.learning_rate": 1e-2},

@@ -10,7 +10,8 @@ import torch
 from keel.config import TrainConfig, parse
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.training.setup import TrainingSetup, build_training_setup, prompts_of_step
+from keel.training.prompt_order import prompts_of_step
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3

@@ -18,7 +18,7 @@ from keel.models.sharding import gathered_weights
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, delete_path
 from keel.terminal import print_line
-from keel.training.engine_journal import sample_or_recall, trim_journal
+from keel.training.engine_journal import journal_of_rounds, sample_or_recall, trim_journal
 from keel.training.faulty_batch import keep_batch
 from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
@@ -85,7 +85,7 @@ def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> di
         if state.unlogged is None:  # otherwise the run was killed between an update and its log line
             with checkpoint_on_error(checkpoint, state.step, world):
                 rollouts = sample_or_recall(trainer, folder)
-                scored = trainer.score(rollouts)
+                scored = trainer.resample(trainer.score(rollouts), journal_of_rounds(trainer, folder))
                 targets = trainer.compute_targets(scored)
             with batch_kept_on_fault(trainer, targets, folder):
                 state.unlogged = trainer.update_weights(targets)

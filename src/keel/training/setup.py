@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import TrainConfig
-from keel.data.batches import Rollouts, ScoredRollouts
+from keel.data.batches import Rollouts, ScoredRollouts, no_rollouts
 from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
@@ -37,8 +37,9 @@ from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
 from keel.training.engine_setup import build_engine, correction_cap
+from keel.training.prompt_order import prompts_of_step
 from keel.training.python_prompts import load_training_prompts
-from keel.world import ALONE, World, generator
+from keel.world import ALONE, World
 
 DEFAULT_CRITIC_RATE = 3.0  # times the policy's: the value head starts at zero and must follow a moving policy
 
@@ -93,9 +94,17 @@ class TrainingSetup:
         if at_most is not None:
             rows = [rows[row] for row in rows_of_varied_length([prompts[row] for row in rows], at_most)]
         draws = Draws((config.seed, purpose, step), len(prompts), rows)
+        return self.sample([prompts[row] for row in rows], draws, max_tokens)
+
+    def sample(self, prompts: Sequence[Prompt], draws: Draws, max_tokens: int | None = None) -> Rollouts:
+        """Sample one response to each prompt with these random numbers. Every process must call it.
+
+        There may be no prompts: other processes then have some.
+        """
         with gathered_weights(self.actor_critic.policy):
-            chosen = [prompts[row] for row in rows]
-            return self.engine.sample(self.actor_critic.policy, chosen, draws, self.end_ids, max_tokens)
+            if not prompts:
+                return no_rollouts(self.world.device)
+            return self.engine.sample(self.actor_critic.policy, prompts, draws, self.end_ids, max_tokens)
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None, together: bool = True) -> ScoredRollouts:
         """Score responses, and report the first failure of each scorer.
@@ -121,21 +130,6 @@ class TrainingSetup:
 
 def scoring_models(scorers: Sequence[Scorer]) -> list[Any]:
     return [member.model for scorer in scorers if isinstance(scorer, RewardModelScorer) for member in scorer.members]
-
-
-def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
-    """Return the prompts of a step, each `group_size` times.
-
-    Every pass over the data is a new shuffle, and no prompt is left out of it.
-    """
-    count = batch_size // group_size
-    chosen: list[Prompt] = []
-    for position in range((step - 1) * count, step * count):
-        epoch, row = divmod(position, len(prompts))
-        if row == 0 or not chosen:
-            order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch)).tolist()
-        chosen += [prompts[order[row]]] * group_size
-    return chosen
 
 
 def build_training_setup(
