@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from keel.data.prompts import Prompt
 from keel.run.folder import RunFolder
-from keel.training.prompt_order import prompts_of_step
+from keel.training.prompt_order import draw_prompts
 
 from ..runs import PROMPTS, lines, settings, without_clock
 from .processes import Step, run, run_in_processes
@@ -40,7 +40,7 @@ def unlucky_seed() -> int:
     return next(
         seed
         for seed in range(1000)
-        if all({prompt.text for prompt in prompts_of_step(prompts, seed, step, 4, 1)[2:]} == {"w13"} for step in (1, 2))
+        if all({prompt.text for prompt in draw_prompts(prompts, seed, first, 4)[2:]} == {"w13"} for first in (0, 4))
     )
 
 

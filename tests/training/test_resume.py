@@ -1,6 +1,7 @@
 """A run that is killed and resumed is the run that was left alone, bit for bit."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from keel.errors import ConfigError
 from keel.training.trainer import PolicyTrainer
 
-from ..runs import contents, lines, train, without_clock
+from ..runs import PROMPTS, contents, lines, train, without_clock
 
 EVERYTHING = {"algorithm.target_kl": 1.0, "algorithm.kl_horizon": 100.0, "reward.normalize": "running"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -32,7 +33,9 @@ class Killed(BaseException):
     """Like a signal: nothing of keel catches it."""
 
 
-def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step: int) -> None:
+def train_until_killed(
+    model: Path, output: Path, changes: dict[str, Any], step: int, prompts: Sequence[Any] | None = PROMPTS
+) -> None:
     def dying_sample(trainer: PolicyTrainer) -> Any:
         if trainer.state.step + 1 == step:
             raise Killed
@@ -42,7 +45,7 @@ def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyTrainer, "sample", dying_sample)
         with pytest.raises(Killed):
-            train(model, output, changes)
+            train(model, output, changes, prompts=prompts)
 
 
 @pytest.mark.parametrize("name", list(RUNS))

@@ -18,10 +18,10 @@ from keel.config.sections import (
     OptimSettings,
     ParallelSettings,
     Positive,
-    PromptSettings,
     Rewards,
     Settings,
 )
+from keel.config.training_prompts import TrainPrompts
 
 
 class CriticSettings(Settings):
@@ -206,7 +206,7 @@ class TrainConfig(Settings):
     critic: CriticSettings = CriticSettings()
     reference: str | None = None
     """Folder of the frozen reference model (default: the initial policy)"""
-    prompts: PromptSettings
+    prompts: TrainPrompts
     rollout: RolloutSettings = RolloutSettings()
     rewards: Rewards = []
     """Scorers, as a JSON list, e.g. [{"model": "runs/reward/model"}, {"function": "my.py:f", "weight": 0.5}]"""

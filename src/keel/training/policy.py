@@ -40,7 +40,8 @@ def train_policy(
 
     Args:
         scorers: Python reward functions in addition to `config.rewards`.
-        prompts: replace the file of `config.prompts`: a list or a datasets.Dataset of texts, chats or rows.
+        prompts: replace the files of `config.prompts`: a list, a datasets.Dataset or another iterable of texts, chats
+            or rows.
         resume: continue the run in `config.output`.
         check_only: run only the self-check.
 
@@ -115,7 +116,8 @@ def save_state(trainer: PolicyTrainer, folder: RunFolder) -> None:
 def sources(config: TrainConfig) -> list[str | None]:
     """Return every file and folder of data and models that the run reads."""
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
-    return [*models, config.prompts.path]
+    scores = config.prompts.difficulty.path if config.prompts.difficulty else None
+    return [*models, *(file.path for file in config.prompts.files), scores]
 
 
 def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, float]:

@@ -14,7 +14,6 @@ from keel.data.batches import Resampling, Rollouts, ScoredRollouts
 from keel.data.prompts import Prompt
 from keel.data.replacement import replace_rows
 from keel.rollout.engine import Draws
-from keel.training.prompt_order import draw_prompts
 from keel.training.setup import TrainingSetup
 from keel.world import World
 
@@ -44,7 +43,7 @@ def resample_groups(
         missing = world.gather(signal_is_missing(scored, group_size)).nonzero().squeeze(1).tolist()
         if not missing:
             break
-        drawn = draw_prompts(setup.prompts, config.seed, next_prompt + done.num_groups, len(missing))
+        drawn = setup.draw_prompts(next_prompt + done.num_groups, len(missing))
         first, last = _local_groups(scored, group_size, world)
         local = [(group, prompt) for group, prompt in zip(missing, drawn, strict=True) if first <= group < last]
         rows = [group * group_size + place for group, _ in local for place in range(group_size)]

@@ -37,7 +37,7 @@ from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
 from keel.training.engine_setup import build_engine, correction_cap
-from keel.training.prompt_order import prompts_of_step
+from keel.training.prompt_order import Mixture, draw_prompts
 from keel.training.python_prompts import load_training_prompts
 from keel.world import ALONE, World
 
@@ -63,6 +63,7 @@ class TrainingSetup:
     targets: TargetSettings
     updater: Updater
     engine: Engine
+    mixture: Mixture | None = None  # of the files of prompts; None: all prompts are drawn equally often
     stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
@@ -87,14 +88,29 @@ class TrainingSetup:
             max_tokens: longest response, where it is below `rollout.max_response_tokens`.
             prompts: one for each response, in place of the step's prompts.
         """
-        config, rollout = self.config, self.config.rollout
+        config = self.config
         if prompts is None:
-            prompts = prompts_of_step(self.prompts, config.seed, step, rollout.batch_size, rollout.group_size or 1)
+            prompts = self.step_prompts(step)
         rows: Sequence[int] = range(len(prompts))[self.world.share(len(prompts))]
         if at_most is not None:
             rows = [rows[row] for row in rows_of_varied_length([prompts[row] for row in rows], at_most)]
         draws = Draws((config.seed, purpose, step), len(prompts), rows)
         return self.sample([prompts[row] for row in rows], draws, max_tokens)
+
+    def step_prompts(self, step: int, extra: int = 0) -> list[Prompt]:
+        """Return the prompts of a step, of all processes, each `rollout.group_size` times.
+
+        Args:
+            extra: number of prompts that earlier steps drew in addition to those of their batches.
+        """
+        group_size = self.config.rollout.group_size or 1
+        count = self.config.rollout.batch_size // group_size
+        drawn = self.draw_prompts((step - 1) * count + extra, count)
+        return [prompt for prompt in drawn for _ in range(group_size)]
+
+    def draw_prompts(self, first: int, count: int) -> list[Prompt]:
+        """Return `count` prompts in the order of the run, from position `first` on."""
+        return draw_prompts(self.prompts, self.config.seed, first, count, self.mixture)
 
     def sample(self, prompts: Sequence[Prompt], draws: Draws, max_tokens: int | None = None) -> Rollouts:
         """Sample one response to each prompt with these random numbers. Every process must call it.
@@ -149,7 +165,7 @@ def build_training_setup(
     Raises ConfigError or DataError.
     """
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
-    loaded = load_training_prompts(config.prompts, tokenizer, prompts)
+    loaded, mixture = load_training_prompts(config.prompts, tokenizer, prompts)
     held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
     _check_sizes(config, world)
     scored = scores_required or bool(config.rewards or functions)
@@ -165,6 +181,7 @@ def build_training_setup(
         engine=build_engine(config, tokenizer, texts, [*loaded, *held_out], world),
         stop_texts=texts,
         prompts=loaded,
+        mixture=mixture,
         held_out=held_out,
         actor_critic=actor_critic,
         reference=reference,

@@ -27,8 +27,7 @@ from keel.models.sharding import gather_model
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
 from keel.training.engine_check import AgreementWatch
-from keel.training.prompt_order import prompts_of_step
-from keel.training.python_prompts import load_training_prompts, with_place
+from keel.training.python_prompts import read_given_prompts, with_place
 from keel.training.resampling import SampleRound, resample_groups
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
 from keel.training.setup import TrainingSetup, build_training_setup
@@ -124,7 +123,7 @@ class PolicyTrainer:
         """
         setup, repeated = self.setup, self.step_prompts()
         if prompts is not None:
-            loaded = load_training_prompts(setup.config.prompts, setup.tokenizer, prompts)
+            loaded = read_given_prompts(setup.config.prompts, setup.tokenizer, prompts)
             repeated = [prompt for prompt in loaded for _ in range(setup.config.rollout.group_size or 1)]
         with self.state.timed("sample"):
             failpoint("step.sample")
@@ -132,9 +131,7 @@ class PolicyTrainer:
 
     def step_prompts(self) -> list[Prompt]:
         """Return the prompts of the next step, of all processes, each `rollout.group_size` times."""
-        config, state = self.setup.config, self.state
-        sizes = config.rollout.batch_size, config.rollout.group_size or 1
-        return prompts_of_step(self.setup.prompts, config.seed, state.step + 1, *sizes, state.extra_prompts)
+        return self.setup.step_prompts(self.state.step + 1, self.state.extra_prompts)
 
     def score(self, rollouts: Rollouts) -> ScoredRollouts:
         """Score responses with the run's scorers. Raises RewardError on every process if one scorer fails."""
