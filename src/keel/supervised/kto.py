@@ -163,19 +163,6 @@ def kto_task(
     train, watched, held_out = sides["train"], sides["watched"], sides["held_out"]
     measured = {"kl": 0.0}  # of the current step
 
-    def compute_reference() -> dict[str, Tensor]:
-        parts = {f"{name}{suffix}": part for name, side in sides.items() for suffix, part in _parts(side)}
-        return {
-            name: measure_logprobs(model, examples, config.microbatch_tokens, world) for name, examples in parts.items()
-        }
-
-    def prepare(folder: RunFolder) -> None:
-        kept = load_or_compute_reference(folder, compute_reference, world)
-        for name, side in sides.items():
-            side.ref_logprobs, side.mismatched_ref_logprobs = (
-                kept[f"{name}{suffix}"].to(unwrap_model(model).device) for suffix, _ in _parts(side)
-            )
-
     def start_step(rows: Sequence[int]) -> dict[str, float]:
         measured["kl"] = estimate_kl(model, train, rows, config, world)
         return dict(measured)
@@ -192,18 +179,36 @@ def kto_task(
         row=lambda i: {name: getattr(train.labels[i], name) for name in ("prompt", "response", "is_desirable")},
         loss=loss,
         evaluate=lambda: evaluate_labels(model, held_out, config, world),
-        facts={
-            "desirable_share": sum(label.is_desirable for label in train.labels) / len(train.labels),
-            "responses_left_out": split.left_out,
-            "prompts_on_both_sides": prompts_on_both_sides(split),
-            "rows_cut": sum(side.num_cut for side in sides.values()),
-        },
+        facts=label_facts(split) | {"rows_cut": sum(side.num_cut for side in sides.values())},
         save=lambda plain, folder, metrics: save_policy(plain, tokenizer, folder),
         result="policy",
         watch=(lambda: evaluate_labels(model, watched, config, world)["loss"]) if watched.labels else None,
-        prepare=prepare,
+        prepare=lambda folder: set_reference(model, sides, folder, config, world),
         start_step=start_step,
     )
+
+
+def label_facts(split: Split[LabelledResponse]) -> dict[str, float]:
+    """Return the metrics of the data, which training does not change."""
+    return {
+        "desirable_share": sum(label.is_desirable for label in split.train) / len(split.train),
+        "responses_left_out": split.left_out,
+        "prompts_on_both_sides": prompts_on_both_sides(split),
+    }
+
+
+def set_reference(model: Any, sides: dict[str, KtoSide], folder: RunFolder, config: DpoConfig, world: World) -> None:
+    """Set the log-probabilities under the initial weights on each side: those of the run folder, or computed ones."""
+
+    def compute() -> dict[str, Tensor]:
+        parts = {f"{name}{suffix}": part for name, side in sides.items() for suffix, part in _parts(side)}
+        return {name: measure_logprobs(model, part, config.microbatch_tokens, world) for name, part in parts.items()}
+
+    kept = load_or_compute_reference(folder, compute, world)
+    for name, side in sides.items():
+        side.ref_logprobs, side.mismatched_ref_logprobs = (
+            kept[f"{name}{suffix}"].to(unwrap_model(model).device) for suffix, _ in _parts(side)
+        )
 
 
 def _parts(side: KtoSide) -> tuple[tuple[str, list[Example]], tuple[str, list[Example]]]:

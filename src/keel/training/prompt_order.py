@@ -51,10 +51,10 @@ def draw_prompts(
     turns = mixture.turns(first, count)
     drawn: dict[tuple[int, int], Prompt] = {}
     for file, size in enumerate(mixture.sizes):
-        own = [draw for number, draw in turns if number == file]
+        draws = [draw for number, draw in turns if number == file]
         start = sum(mixture.sizes[:file])
-        rows = _rows(size, own[0], len(own), seed, file) if own else []
-        drawn |= {(file, draw): prompts[start + row] for draw, row in zip(own, rows, strict=True)}
+        rows = _rows(size, draws[0], len(draws), seed, file) if draws else []
+        drawn |= {(file, draw): prompts[start + row] for draw, row in zip(draws, rows, strict=True)}
     return [drawn[turn] for turn in turns]
 
 

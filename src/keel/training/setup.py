@@ -14,11 +14,9 @@ from keel.data.batches import Rollouts, ScoredRollouts, no_rollouts
 from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
-from keel.learn.guard import Guard
-from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
-from keel.learn.update import Objective, Updater, UpdateSchedule
+from keel.learn.update import Updater
 from keel.models.actor_critic import ActorCritic
 from keel.models.adapters import share_frozen_weights
 from keel.models.gradients import require_gradients
@@ -36,12 +34,11 @@ from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check
 from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
-from keel.training.engine_setup import build_engine, correction_cap
+from keel.training.engine_setup import build_engine
 from keel.training.prompt_order import Mixture, draw_prompts
 from keel.training.python_prompts import load_training_prompts
+from keel.training.update_setup import build_updater, target_settings
 from keel.world import ALONE, World
-
-DEFAULT_CRITIC_RATE = 3.0  # times the policy's: the value head starts at zero and must follow a moving policy
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,8 @@ def build_training_setup(
             config.reward.overlong_tokens,
             config.reward.overlong_penalty,
         ),
-        targets=_target_settings(config),
-        updater=_updater(config, actor_critic, algorithm, world),
+        targets=target_settings(config),
+        updater=build_updater(config, actor_critic, algorithm, world),
     )
 
 
@@ -301,57 +298,3 @@ def _reference(config: TrainConfig, policy: Any, world: World) -> ActorCritic | 
             fix="name a reference with the policy's tokenizer",
         )
     return ActorCritic(shard_model(model.requires_grad_(False), world))
-
-
-def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorithm, world: World) -> Updater:
-    optim = config.optim
-    critic_rate = optim.critic_learning_rate or DEFAULT_CRITIC_RATE * optim.learning_rate
-    groups = [(actor_critic.policy_parameters(), optim.learning_rate), (actor_critic.critic_parameters(), critic_rate)]
-    return Updater(
-        actor_critic=actor_critic,
-        optimizer=build_optimizer(groups, optim.weight_decay, optim.eps),
-        algorithm=algorithm,
-        objective=Objective(
-            temperature=config.rollout.temperature,
-            clip_range_low=config.algorithm.clip_range_low,
-            clip_range_high=config.algorithm.clip_range_high,
-            dual_clip=config.algorithm.dual_clip,
-            value_clip_range=config.algorithm.value_clip_range,
-            value_coef=config.algorithm.value_coef,
-            entropy_coef=config.algorithm.entropy_coef,
-            kl_in=config.algorithm.kl_in,
-            kl_estimator=str(config.algorithm.kl_estimator),
-            loss_aggregation=config.algorithm.loss_aggregation,
-            ratio_level=config.algorithm.ratio_level,
-            clip_target=config.algorithm.clip_target,
-            max_response_tokens=config.rollout.max_response_tokens,
-        ),
-        schedule=UpdateSchedule(
-            update_epochs=config.algorithm.update_epochs or 1,
-            minibatch_size=config.algorithm.minibatch_size or config.rollout.batch_size,
-            microbatch_tokens=config.algorithm.microbatch_tokens,
-            max_approx_kl=config.algorithm.max_approx_kl,
-            max_grad_norm=optim.max_grad_norm,
-            schedule=optim.schedule,
-            warmup_steps=optim.warmup_steps,
-            total_steps=config.steps,
-        ),
-        world=world,
-        guard=Guard(optim.on_fault, optim.max_skips, optim.spike),
-    )
-
-
-def _target_settings(config: TrainConfig) -> TargetSettings:
-    return TargetSettings(
-        temperature=config.rollout.temperature,
-        group_size=config.rollout.group_size or 1,
-        microbatch_tokens=config.algorithm.microbatch_tokens,
-        kl_in=config.algorithm.kl_in,
-        kl_estimator=str(config.algorithm.kl_estimator),
-        gamma=config.algorithm.gamma,
-        gae_lambda=config.algorithm.gae_lambda,
-        whiten_advantages=config.algorithm.whiten_advantages,
-        normalize_std=config.algorithm.normalize_std,
-        truncation=config.algorithm.truncation,
-        correction_cap=correction_cap(config),
-    )
