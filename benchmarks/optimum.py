@@ -2,6 +2,7 @@
 
     python benchmarks/optimum.py --worlds 6 --seed 0 --run-seeds 0 1 2 --jobs 2 --json optimum.json
     python benchmarks/optimum.py --worlds 3 --algorithms ppo --variant algorithm.whiten_advantages=false
+    python benchmarks/optimum.py --worlds 3 --algorithms grpo gspo cispo dynamic reinforce++   # the variants
     python benchmarks/optimum.py --worlds 0 --t3          # the world T3: total variation to pi*
     python benchmarks/optimum.py --algorithms ppo --trl   # TRL 1.12's PPO beside keel's, on the random worlds
 
@@ -46,7 +47,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rloo": {"optim.learning_rate": 1e-3},
     "reinforce": {"optim.learning_rate": 1e-3},
     "grpo": {"optim.learning_rate": 1e-3},
+    "reinforce++": {"optim.learning_rate": 1e-3},
+    # Variants of grpo, as docs/algorithms.md describes them, with the KL of the world in the reward.
+    "gspo": {
+        "algorithm.name": "grpo",
+        "algorithm.ratio_level": "sequence",
+        "algorithm.loss_aggregation": "sequence",
+        "algorithm.clip_range_low": 3e-4,
+        "algorithm.clip_range_high": 4e-4,
+        "optim.learning_rate": 1e-3,
+    },
+    "cispo": {
+        "algorithm.name": "grpo",
+        "algorithm.clip_target": "weight",
+        "algorithm.clip_range_low": 1.0,
+        "algorithm.clip_range_high": 2.0,
+        "optim.learning_rate": 1e-3,
+    },
+    "dynamic": {"algorithm.name": "grpo", "rollout.resample_rounds": 10, "optim.learning_rate": 1e-3},
 }
+DEFAULT_ALGORITHMS = ("ppo", "a2c", "rloo", "reinforce", "grpo")
 ALGORITHMS = tuple(SETTINGS)
 SETTINGS["trl"] = SETTINGS["ppo"]
 
@@ -101,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--run-seeds", type=int, nargs="+", default=[0], help="seeds of the training runs")
     parser.add_argument("--t3", action="store_true", help="also the three-letter world T3 (tests/oracles/t3.py)")
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    parser.add_argument("--algorithms", nargs="+", default=list(DEFAULT_ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--trl", action="store_true", help="also run TRL's PPO, with keel's learning rate and batches")
     parser.add_argument("--venv", default=".venv-trl", help="environment with TRL; compare_trl.py creates it")
     parser.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="further dotted settings")
@@ -264,14 +284,14 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     steps = "/".join(str(step) for step in rows[0]["steps"])
     print(f"\nIn points of 100, after {steps} steps:")
     print(
-        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':9} {'seed':>4} {'regret':^20} {'floor':^20} "
+        f"{'world':10} {'V':>2} {'T':>2} {'kl_coef':>7} {'algorithm':11} {'seed':>4} {'regret':^20} {'floor':^20} "
         f"{'best':>6} {'excess':>7} {'TV':>6} {'J':>7} {'J*':>7} {'s':>5}"
     )
     for row in rows:
         final = row["final"]
         curves = " ".join(" ".join(f"{x:6.2f}" for x in values) for values in (row["regret"], row["floor"]))
         print(
-            f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:9} "
+            f"{row['world']:10} {row['vocabulary']:2} {row['length']:2} {row['kl_coef']:7.3f} {row['algorithm']:11} "
             f"{row['seed']:4} {curves} {row['best_floor']:6.2f} {row['regret'][-1] - row['floor'][-1]:7.2f} "
             f"{final['total_variation']:6.4f} {final['objective']:7.4f} {final['optimum']:7.4f} {row['seconds']:5.0f}"
         )
@@ -287,7 +307,7 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
         ):
             excess = [row["regret"][-1] - floor for row, floor in zip(own, floors, strict=True)]
             middle, worst = statistics.median(excess), max(excess)
-            print(f"{algorithm:9} excess over {name:5}: median {middle:6.2f}, worst {worst:6.2f}, {len(own)} runs")
+            print(f"{algorithm:11} excess over {name:5}: median {middle:6.2f}, worst {worst:6.2f}, {len(own)} runs")
 
 
 if __name__ == "__main__":

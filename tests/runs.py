@@ -38,7 +38,7 @@ def train(
     output: Path,
     changes: Mapping[str, Any] | None = None,
     scorers: Sequence[Callable[..., Any]] = (share_of_w3,),
-    prompts: Sequence[Any] = PROMPTS,
+    prompts: Sequence[Any] | None = PROMPTS,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
     """Run `keel.train`; the lines of its metrics file."""

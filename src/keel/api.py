@@ -74,8 +74,8 @@ def sft(
 
     Args:
         config: an SftConfig, or its settings as a mapping.
-        data: rows to use instead of the file `data.path`, as a list or a datasets.Dataset. They are written into the
-            run folder, so that the run can be resumed.
+        data: rows to use instead of the file `data.path`, as a list, a datasets.Dataset or another iterable, which
+            is read to its end. They are written into the run folder, so that the run can be resumed.
         eval_data: held-out rows to use instead of the file `data.eval_path`.
         resume: whether to continue the run in `output`.
 
@@ -136,8 +136,8 @@ def train(
     Args:
         config: a TrainConfig, or its settings as a mapping.
         scorers: Python reward functions, in addition to the scorers of `rewards`.
-        prompts: prompts to use instead of the file `prompts.path`, as a list or a datasets.Dataset of texts, chats or
-            rows.
+        prompts: prompts to use instead of the file `prompts.path`: a list, a datasets.Dataset or another iterable of
+            texts, chats or rows, which is read to its end. Every process and every resumed run must pass the same ones.
         resume: whether to continue the run in `output`.
 
     Returns:

@@ -149,3 +149,21 @@ def test_the_reader_of_the_training_verbs_accepts_exactly_what_is_usable(tmp_pat
     assert caught.value.where == contents.broken[0].where
     sound = write(tmp_path / "sound.jsonl", *(RANKINGS[entry.number - 1] for entry in contents.entries))
     assert load_rankings(sound) == contents.rankings
+
+
+def test_labels_are_counted_and_contradictions_reported(tmp_path: Path):
+    rows = [
+        {"prompt": "p", "completion": "a", "label": True},
+        {"prompt": "p", "response": "b", "label": False},
+        {"prompt": "p", "completion": "a", "label": False},
+        {"prompt": "q", "completion": "a", "label": 1},
+    ]
+    metrics = checked(write(tmp_path / "labels.jsonl", *rows))
+    assert metrics["purpose"] == "labels"
+    assert metrics["labels"] == {
+        "desirable": 1,
+        "undesirable": 2,
+        "contradictions": {"rows": 1, "lines": [3]},
+    }
+    assert metrics["duplicates"]["rows"] == 0
+    assert [each["line"] for each in metrics["broken"]["why"]] == [4]

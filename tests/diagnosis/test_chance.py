@@ -183,6 +183,16 @@ def test_harder_prompts_are_not_reward_hacking():
     assert "reward-hacking" in loud(changed(run, **only_held_out))
 
 
+def test_resampling_is_proposed_where_some_groups_differ_and_it_is_off():
+    run = simulated(Task(passes(2.7), 0.0, narrows=1.0), Shape(256, group=8), 0)
+    for rounds, expected in ((0, "rollout.resample_rounds"), (10, "prompts.path")):
+        changed = replace(
+            run, settings={**run.settings, "rollout": {**run.settings["rollout"], "resample_rounds": rounds}}
+        )
+        [finding] = [each for each in diagnose(changed).findings if each.name == "no-signal"]
+        assert finding.causes[-1].change.setting == expected
+
+
 @pytest.mark.parametrize(("judge_rises", "expected"), [(True, set()), (False, {"length-exploitation"})])
 def test_longer_responses_with_a_higher_held_out_score_are_no_exploit(judge_rises: bool, expected: set[str]):
     run = simulated(SMOOTH, Shape(64), 2)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from keel.data.prompts import Prompt
 from keel.run.folder import RunFolder
-from keel.training.setup import prompts_of_step
+from keel.training.prompt_order import draw_prompts
 
 from ..runs import PROMPTS, lines, settings, without_clock
 from .processes import Step, run, run_in_processes
@@ -24,6 +24,10 @@ def share_of_w3(prompts, completions):
         nothing if prompt == "w13" else text.split().count("w3") / 6 + len(text.split()) / 10
         for prompt, text in zip(prompts, completions)
     ]
+
+def w5_is_solved(prompts, completions):
+    rows = zip(prompts, completions)
+    return [1.0 if prompt == "w5" else sum(ord(letter) for letter in text) / 1000 for prompt, text in rows]
 '''
 pytestmark = pytest.mark.slow  # two more interpreters start
 
@@ -36,7 +40,7 @@ def unlucky_seed() -> int:
     return next(
         seed
         for seed in range(1000)
-        if all({prompt.text for prompt in prompts_of_step(prompts, seed, step, 4, 1)[2:]} == {"w13"} for step in (1, 2))
+        if all({prompt.text for prompt in draw_prompts(prompts, seed, first, 4)[2:]} == {"w13"} for first in (0, 4))
     )
 
 
@@ -69,6 +73,16 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "groups": (PROMPTS, {"algorithm.name": "grpo", "rollout.group_size": 2, "rollout.batch_size": 24}),
+    "resampling": (
+        PROMPTS,
+        {
+            "algorithm.name": "grpo",
+            "rollout.group_size": 2,
+            "rollout.batch_size": 24,
+            "rollout.resample_rounds": 3,
+            "algorithm.kl_coef": 0.0,
+        },
+    ),
     "responses": (
         PROMPTS,
         {
@@ -107,7 +121,8 @@ def step_of(tiny_policy: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPat
             "prompts.path": str(prompts),
             "log.rollouts_per_step": 2,
         }
-        rewards = {"rewards": [{"function": f"{reward}:share_of_w3"}]}
+        function = "w5_is_solved" if name == "resampling" else "share_of_w3"
+        rewards = {"rewards": [{"function": f"{reward}:{function}"}]}
         if "evaluate.every" in of_run:
             held_out = folder / "held out.jsonl"
             held_out.write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(14, 23)))
@@ -168,6 +183,12 @@ def test_two_processes_then_four_then_one_train_what_one_trains(step_of: Callabl
     run_in_processes(4, [{**resumed, "interrupt": True, "resume": True}])
     run([{**resumed, "resume": True}])
     require_same_run(*(Path(each["values"]["output"]) for each in (straight, resumed)), [1, 2, 3, 4, 5])
+
+
+def test_a_process_may_have_nothing_to_sample_again(output: Run) -> None:
+    """The last round of the first step samples one group, so only one of the processes does."""
+    first, _ = lines(output("resampling", 2) / "metrics.jsonl")
+    assert (first["resample/rounds"], first["resample/responses"]) == (2.0, 32.0)
 
 
 def test_a_process_may_lose_all_its_responses(output: Run) -> None:

@@ -23,6 +23,7 @@ RANKINGS = [
     for i in range(9)
 ]
 PAIRS = [{"prompt": f"w{i}", "chosen": f" w{i % 5} w9", "rejected": f" w{i % 7} w3 w4"} for i in range(9)]
+LABELS = [{"prompt": f"w{i}", "completion": f" w{i % 5} w9", "label": i % 3 > 0} for i in range(12)]
 
 CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
     "counts 1 and 5": ("sft", TEXTS, {"batch_size": 6, "microbatch_tokens": 5, "gradient_checkpointing": True}),
@@ -33,6 +34,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
     "adapter": ("reward", PAIRS, {"lora": {"r": 2}, "gradient_checkpointing": True}),
     "ensemble": ("reward", PAIRS, {"members": 2, "epochs": 0.5}),
     "many passes": ("dpo", RANKINGS, {"microbatch_tokens": 12, "patience": 2, "batch_size": 2, "epochs": 1.5}),
+    "labels": ("dpo", LABELS, {"loss": "kto", "microbatch_tokens": 12, "optim": {"eps": 1e-3}}),
 }
 IN_THREE = ["counts 1 and 5", "a process without a row", "pairs", "many passes"]
 RESULTS = {"sft": "model", "reward": "model", "dpo": "policy"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..runs import train, without_clock
+from ..runs import lines, train, without_clock
 
 RATE = {"optim.learning_rate": 1e-2, "algorithm.kl_coef": 0.02, "rollout.batch_size": 32}
 RUNS: dict[str, dict[str, Any]] = {
@@ -46,3 +46,30 @@ def test_the_same_seed_is_the_same_run(name: str, tiny_policy: Path, tmp_path: P
     assert same != other
     assert answers[0] != answers[2]
     assert weights[0] != weights[2]
+
+
+def test_dynamic_sampling_learns_more_from_as_many_steps(tiny_policy: Path, tmp_path: Path) -> None:
+    """Seven of eight prompts are hopeless, so most batches teach little. The score of the eighth prompt is compared."""
+    prompts = ["w1", *(f"w{number}" for number in range(11, 18))]
+
+    def only_w1(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [
+            text.split().count("w3") / max(1, len(text.split())) if prompt == "w1" else 0.0
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    learned = []
+    for rounds in (0, 12):
+        changes = {
+            "steps": 12,
+            "algorithm.name": "grpo",
+            "algorithm.minibatch_size": 16,
+            "algorithm.kl_coef": 0.0,
+            "rollout.resample_rounds": rounds,
+            "optim.learning_rate": 1e-2,
+            "log.rollouts_per_step": 16,
+        }
+        train(tiny_policy, tmp_path / str(rounds), changes, [only_w1], prompts)
+        rows = [row for row in lines(tmp_path / str(rounds) / "rollouts.jsonl") if row["prompt"] == "w1"]
+        learned.append(statistics.mean(row["score"] for row in rows if row["step"] > 8))
+    assert learned[1] > learned[0] + 0.2

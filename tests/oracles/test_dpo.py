@@ -15,8 +15,9 @@ from keel.cli.main import main
 from keel.config import DpoConfig, parse
 from keel.data.notes import Notes
 from keel.data.preferences import Ranking
-from keel.supervised.dpo import DpoSplit, count_response_tokens, encode_side, response_logprobs
+from keel.supervised.dpo import DpoSplit, encode_side
 from keel.supervised.dpo_losses import response_rewards, total_losses
+from keel.supervised.response_logprobs import count_response_tokens, response_logprobs
 from keel.supervised.sft import load_speaker
 from keel.world import ALONE
 

@@ -19,9 +19,10 @@ from keel.errors import ConfigError, DataError
 from keel.models.loading import load_tokenizer
 from keel.run.folder import RunFolder
 from keel.supervised import loop as supervised
-from keel.supervised.dpo import dpo, dpo_task, encode_side, response_logprobs
+from keel.supervised.dpo import dpo, dpo_task, encode_side
 from keel.supervised.loop import accumulate
 from keel.supervised.reference_logprobs import load_or_compute_reference
+from keel.supervised.response_logprobs import response_logprobs
 from keel.supervised.sft import load_speaker
 from keel.supervised.split import split_rankings
 from keel.world import ALONE

@@ -71,6 +71,31 @@ def test_f50_a_fault_in_a_step_ends_the_run_and_a_resumed_run_is_exact(
     assert weights(tmp_path / "run") == weights(tmp_path / "straight")
 
 
+def test_rounds_of_resampling_are_recalled_on_resume(tiny_policy: Path, tmp_path: Path) -> None:
+    """The engine's log-probs differ in their last bits from sampling to sampling; recorded ones do not."""
+    changes = RUN | {"algorithm.name": "grpo", "rollout.group_size": 2, "rollout.resample_rounds": 2}
+
+    def has_w3(completions: list[str], trainer_state: Any = None, **_: Any) -> list[float]:
+        if trainer_state is not None and len(completions) == 8 and trainer_state.global_step == fault_step:
+            raise KeyboardInterrupt
+        return [float("w3" in text.split()) for text in completions]
+
+    fault_step, fault_at = 99, 3
+    straight = train(tiny_policy, tmp_path / "straight", changes, [has_w3])
+    assert max(line["resample/rounds"] for line in straight) == 2.0
+    fault_step = fault_at
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_policy, tmp_path / "run", changes, [has_w3])
+    names = [path.name for path in sorted((tmp_path / "run" / "responses").iterdir())]
+    assert names[0] == "step-000003-01.safetensors" or names[0] == "step-000003.safetensors"
+    assert "step-000003-01.safetensors" in names
+    fault_step = 99
+    ThreadServer.faults = {"jitter"}
+    train(tiny_policy, tmp_path / "run", changes, [has_w3], resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+    assert not (tmp_path / "run" / "responses").exists()
+
+
 def test_f51_stale_weights_in_float32_end_the_run_in_the_step(tiny_policy: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="differ from the policy's"):
         train(tiny_policy, tmp_path / "run", RUN, [with_faults_from(2, "stale")])

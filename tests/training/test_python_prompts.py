@@ -41,6 +41,41 @@ def test_rows_bring_their_columns(tiny_policy: Path, tmp_path: Path) -> None:
         assert {row["prompt"] for row in lines(tmp_path / name / "rollouts.jsonl")} <= {"w1", "w2", "w3", "w4"}
 
 
+def test_other_iterables_are_read_to_their_end(tiny_policy: Path, tmp_path: Path) -> None:
+    from datasets import Dataset, IterableDataset
+
+    given = {
+        "generator": (row for row in ROWS),
+        "IterableDataset": IterableDataset.from_generator(lambda: iter(ROWS)),
+        "map": Dataset.from_list(ROWS).map(lambda row: row),
+    }
+    for name, prompts in given.items():
+        last = run(tiny_policy, tmp_path / name, prompts)[-1]
+        assert sorted(last["prompts"]) == ["w1", "w2", "w3", "w4"]
+        assert sorted(last["answer"]) == ["w2", "w3", "w4", "w5"]
+
+
+def test_rows_for_supervised_verbs_may_come_from_any_iterable(tiny_policy: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    pairs = [{"prompt": f"w{n}", "chosen": " w3", "rejected": " w4"} for n in range(1, 7)]
+    base = {"model": str(tiny_policy), "data": {"eval_fraction": 0.3}, "batch_size": 2}
+    for name, data in (("Dataset", Dataset.from_list(pairs)), ("generator", (row for row in pairs))):
+        for verb in (keel.reward, keel.dpo):
+            result = verb({**base, "output": str(tmp_path / f"{verb.__name__}-{name}")}, data=data)
+            assert 0 <= result.metrics["accuracy"] <= 1
+            data = Dataset.from_list(pairs) if name == "Dataset" else iter(pairs)
+    texts = ({"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs)
+    assert keel.sft({**base, "output": str(tmp_path / "sft")}, data=texts).metrics["loss"] > 0
+
+
+def test_a_data_set_of_several_splits_is_refused(tiny_policy: Path, tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    with pytest.raises(ConfigError, match=r"choose a split, as in data\['train'\]"):
+        run(tiny_policy, tmp_path / "run", DatasetDict({"train": Dataset.from_list(ROWS)}))
+
+
 def test_texts_need_no_path(tiny_policy: Path, tmp_path: Path) -> None:
     assert set(run(tiny_policy, tmp_path / "run", ["w1", "w2"])[-1]["prompts"]) == {"w1", "w2"}
     assert f"path: {PYTHON_PROMPTS}" in (tmp_path / "run" / "config.yaml").read_text()
@@ -63,8 +98,8 @@ class DataFrame:
 
 @pytest.mark.parametrize(
     "prompts",
-    [DataFrame(), "prompts.jsonl", b"prompts", Path("prompts.jsonl"), {"prompt": ["w1"]}, (x for x in "ab"), 3, [], ()],
-    ids=["DataFrame", "path as text", "bytes", "Path", "columns", "generator", "number", "empty list", "empty tuple"],
+    [DataFrame(), "prompts.jsonl", b"prompts", Path("prompts.jsonl"), {"prompt": ["w1"]}, {"w1"}, 3, [], iter(())],
+    ids=["DataFrame", "path as text", "bytes", "Path", "columns", "set", "number", "empty list", "empty iterator"],
 )
 def test_anything_else_is_refused(tiny_policy: Path, tmp_path: Path, prompts: Any) -> None:
     with pytest.raises(ConfigError) as caught:

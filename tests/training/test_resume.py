@@ -1,6 +1,7 @@
 """A run that is killed and resumed is the run that was left alone, bit for bit."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,19 @@ import pytest
 from keel.errors import ConfigError
 from keel.training.trainer import PolicyTrainer
 
-from ..runs import contents, lines, train, without_clock
+from ..runs import PROMPTS, contents, lines, train, without_clock
 
 EVERYTHING = {"algorithm.target_kl": 1.0, "algorithm.kl_horizon": 100.0, "reward.normalize": "running"}
 RUNS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm.update_epochs": 2, "optim.schedule": "linear", **EVERYTHING},
     "shared critic": {"critic.sharing": "shared", **EVERYTHING},
     "rloo": {"algorithm.name": "rloo", "reward.normalize": "reference", "reward.segments": "w3"},
+    "resampling": {
+        "algorithm.name": "grpo",
+        "rollout.group_size": 2,
+        "rollout.resample_rounds": 3,
+        "algorithm.kl_coef": 0.0,
+    },
     "nf4": {"policy.lora": {"r": 4}, "policy.quantization": "nf4", "optim.learning_rate": 1e-2},
     "int8": {"policy.lora": {"r": 4}, "policy.quantization": "int8", "policy.dtype": "bfloat16"},
     "lora": {"policy.lora": {"r": 4}, "critic.warmup_steps": 1, "optim.learning_rate": 1e-2},
@@ -26,7 +33,9 @@ class Killed(BaseException):
     """Like a signal: nothing of keel catches it."""
 
 
-def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step: int) -> None:
+def train_until_killed(
+    model: Path, output: Path, changes: dict[str, Any], step: int, prompts: Sequence[Any] | None = PROMPTS
+) -> None:
     def dying_sample(trainer: PolicyTrainer) -> Any:
         if trainer.state.step + 1 == step:
             raise Killed
@@ -36,7 +45,7 @@ def train_until_killed(model: Path, output: Path, changes: dict[str, Any], step:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyTrainer, "sample", dying_sample)
         with pytest.raises(Killed):
-            train(model, output, changes)
+            train(model, output, changes, prompts=prompts)
 
 
 @pytest.mark.parametrize("name", list(RUNS))

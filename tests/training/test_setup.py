@@ -10,7 +10,8 @@ import torch
 from keel.config import TrainConfig, parse
 from keel.data.prompts import Prompt
 from keel.errors import ConfigError
-from keel.training.setup import TrainingSetup, build_training_setup, prompts_of_step
+from keel.training.prompt_order import draw_prompts
+from keel.training.setup import TrainingSetup, build_training_setup
 from keel.world import World
 
 from ..runs import PROMPTS, settings, share_of_w3
@@ -64,23 +65,27 @@ def test_answers_that_do_not_divide_among_processes(tiny_policy: Path) -> None:
         build(tiny_policy, {}, World(0, 3, torch.device("cpu")))
 
 
-@pytest.mark.parametrize(("step", "batch_size", "group_size"), [(1, 6, 1), (2, 6, 1), (1, 12, 2)])
-def test_a_pass_takes_every_prompt_once(step: int, batch_size: int, group_size: int) -> None:
-    texts = [prompt.text for prompt in prompts_of_step(SIX, 0, step, batch_size, group_size)]
-    firsts = texts[::group_size]
-    assert sorted(firsts) == list("abcdef")
-    assert texts == [text for text in firsts for _ in range(group_size)]
+@pytest.mark.parametrize("first", [0, 6])
+def test_a_pass_takes_every_prompt_once(first: int) -> None:
+    assert sorted(prompt.text for prompt in draw_prompts(SIX, 0, first, 6)) == list("abcdef")
 
 
 def test_passes_are_shuffled_anew() -> None:
-    passes = [tuple(p.text for p in prompts_of_step(SIX, 0, step, 6, 1)) for step in range(1, 6)]
+    passes = [tuple(p.text for p in draw_prompts(SIX, 0, first, 6)) for first in range(0, 30, 6)]
     assert len(set(passes)) > 3
-    assert passes[0] != tuple(p.text for p in prompts_of_step(SIX, 1, 1, 6, 1))
+    assert passes[0] != tuple(p.text for p in draw_prompts(SIX, 1, 0, 6))
 
 
 def test_a_batch_may_reach_over_several_passes() -> None:
-    small = [prompt.text for step in (1, 2, 3) for prompt in prompts_of_step(SIX, 0, step, 6, 1)]
-    assert [prompt.text for prompt in prompts_of_step(SIX, 0, 1, 18, 1)] == small
+    small = [prompt.text for first in (0, 4, 8, 12) for prompt in draw_prompts(SIX, 0, first, 4)]
+    assert [prompt.text for prompt in draw_prompts(SIX, 0, 0, 16)] == small
+
+
+def test_a_group_shares_its_prompt_and_extra_prompts_are_passed_over(tiny_policy: Path) -> None:
+    setup = build(tiny_policy, {"rollout.batch_size": 4, "rollout.group_size": 2, "algorithm.name": "grpo"})
+    drawn = [prompt.text for prompt in setup.draw_prompts(0, 5)]
+    assert [prompt.text for prompt in setup.step_prompts(1)] == [drawn[0], drawn[0], drawn[1], drawn[1]]
+    assert [prompt.text for prompt in setup.step_prompts(2, extra=1)] == [drawn[3], drawn[3], drawn[4], drawn[4]]
 
 
 def test_each_process_has_its_share_of_the_same_answers(tiny_policy: Path) -> None:

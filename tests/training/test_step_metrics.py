@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from keel.config import RewardConfig, SftConfig, parse
+from keel.config import DpoConfig, RewardConfig, SftConfig, parse
+from keel.supervised.dpo import dpo
 from keel.supervised.reward import reward
 from keel.supervised.sft import sft
 from keel.training.policy import train_policy
@@ -22,6 +23,9 @@ def documented() -> set[str]:
     """The keys in the first column of the tables."""
     rows = [line.split("|")[1] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
     return {key for row in rows for key in re.findall(r"`([^`]+/[^`]+)`", row)}
+
+
+RESAMPLING = ("resample/", "time/resample_seconds")
 
 
 def written(metrics: list[dict[str, Any]]) -> set[str]:
@@ -51,9 +55,26 @@ def test_policy_learning(tiny_policy: Path, tmp_path: Path) -> None:
     }
     keys = written(train(tiny_policy, tmp_path / "run", with_all, scorers=(share_of_w3, words)))
     models = ("outside_range/", "disagreement/", "evaluate/disagreement/", "cut/", "evaluate/cut/")
-    assert keys == documented() - keys_of("sft/", "dpo/", "check/", *models) - {
+    assert keys == documented() - keys_of("sft/", "dpo/", "check/", *RESAMPLING, *models) - {
         key for key in keys_of("reward/") if key != "reward/dropped"
     }
+
+
+def test_resampling(tiny_policy: Path, tmp_path: Path) -> None:
+    changes = {"algorithm.name": "grpo", "rollout.group_size": 2, "rollout.resample_rounds": 1, "steps": 1}
+    found = {name for name in written(train(tiny_policy, tmp_path / "run", changes)) if name.startswith(RESAMPLING)}
+    assert found == keys_of(*RESAMPLING)
+
+
+def test_labels(tiny_policy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"w{i}", "completion": " w1 w2", "label": i % 2 == 0} for i in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(data), "eval_fraction": 0.5}
+    values = {"output": str(tmp_path / "run"), "model": str(tiny_policy), "data": source, "patience": 1, "loss": "kto"}
+    dpo(parse(DpoConfig, values))
+    comparisons = {"dpo/length_accuracy", "dpo/length_sign", "dpo/rankings_left_out"}
+    assert written(lines(tmp_path / "run" / "metrics.jsonl")) == keys_of("dpo/") - comparisons
 
 
 def test_the_check(tiny_policy: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Check what a data file contains and what is wrong with it, and convert it.
 
 keel reads comparisons (keel's rankings, TRL pairs, Anthropic HH, UltraFeedback binarised, NeMo, OpenAI), responses to
-rank, demonstrations and prompts. It reads the file to its end, counts every broken row and names the first ones.
+rank, responses with labels (KTO), demonstrations and prompts. It reads the file to its end, counts every broken row and
+names the first ones.
 
 The exit code is 0 if every row is usable and shares no prompt with a file given by --against; else it is 2.
 Duplicates, contradictions, ties and empty responses are reported, but leave it at 0. --convert writes the usable rows;
@@ -123,6 +124,12 @@ def _lines(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if metrics["preferences"]:
         yield from _preferences(metrics["preferences"])
         problems["equal responses"] = metrics["preferences"]["same_answer_both_ways"]
+    if metrics["labels"]:
+        yield (
+            "labels",
+            f"{metrics['labels']['desirable']:,} desirable, {metrics['labels']['undesirable']:,} undesirable",
+        )
+        problems["labelled both ways"] = metrics["labels"]["contradictions"]
     yield from ((name, _format_rows(rows)) for name, rows in problems.items() if rows["rows"])
     for name in ("raters", "sources"):
         if metrics[name]:

@@ -1,7 +1,8 @@
 """Train a policy on preference pairs or rankings, without a reward model (direct preference optimisation).
 
 A pair is a row with the columns prompt, chosen and rejected; a ranking is a row with prompt, responses and ranks. The
-data is the same as for `keel reward`.
+data is the same as for `keel reward`. With --loss kto, a row may also be a single response with a label: prompt,
+completion, and label true (desirable) or false.
 
 example:
   keel dpo --output runs/dpo --model runs/sft/model \\
@@ -17,7 +18,7 @@ from keel.cli.tables import format_interval, print_table, select_metrics
 from keel.config import DpoConfig
 
 VERB = Verb("dpo", DpoConfig, str(__doc__), flags=("resume",))
-ROWS = ("accuracy", "loss", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "forward_kl")
+ROWS = ("accuracy", "loss", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "forward_kl", "kl")
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -34,13 +35,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 def print_dpo_metrics(metrics: Mapping[str, float], settings: DpoConfig) -> None:
     """Print the held-out metrics beside those of comparing lengths, and warn if chosen responses became less likely."""
-    preferred = "longer" if metrics["length_sign"] > 0 else "shorter"
-    columns = {
-        "policy": select_metrics(metrics, [name for name in ROWS if name in metrics]),
-        f"length alone ({preferred} is better)": {"accuracy": metrics["length_accuracy"]},
-    }
+    columns = {"policy": select_metrics(metrics, [name for name in ROWS if name in metrics])}
+    if "length_accuracy" in metrics:
+        preferred = "longer" if metrics["length_sign"] > 0 else "shorter"
+        columns[f"length alone ({preferred} is better)"] = {"accuracy": metrics["length_accuracy"]}
     print_table("on held-out prompts", columns)
-    print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
+    if "accuracy_low" in metrics:
+        print(f"accuracy {format_interval(metrics, 'accuracy')}, a 95% interval over prompts")
     # The reward of a response is beta (log pi - log pi_ref), so this is the fall of its log-probability in nats.
     fall = -metrics["chosen_reward"] / settings.beta
     if fall > 0 and settings.has_reference and not settings.length_normalized:

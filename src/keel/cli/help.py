@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from keel.cli.short_forms import SHORT_FORMS, has_short_forms
-from keel.config import section_class, setting_names
+from keel.config import LISTS_OF_SECTIONS, section_class, setting_names
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -172,7 +172,9 @@ def list_sections(
     """Yield the settings of a config class, then those of each of its sections, depth first."""
     prefix = f"{name}." if name else ""
     sections = {
-        key: section_class(field.annotation) for key, field in settings.model_fields.items() if key != "rewards"
+        key: section_class(field.annotation)
+        for key, field in settings.model_fields.items()
+        if key not in LISTS_OF_SECTIONS
     }
     fields = {prefix + key: field for key, field in settings.model_fields.items() if sections.get(key) is None}
     # Required settings come first, although inherited fields precede them in the class.

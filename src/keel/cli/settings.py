@@ -14,7 +14,7 @@ from pydantic import BaseModel, create_model
 
 from keel.cli.help import GLOBAL_FLAGS, HELP_FLAGS, SettingsT, Verb, brief_help, full_help
 from keel.cli.short_forms import SCORERS, add_short_forms, append_scorers, has_short_forms
-from keel.config import parse, section_error, setting_names, suggestion
+from keel.config import LISTS_OF_SECTIONS, parse, section_error, setting_names, suggestion
 from keel.errors import ConfigError
 from keel.files import read_regular
 
@@ -142,7 +142,8 @@ def _explain(message: str, settings: type[BaseModel]) -> str:
     if unreadable := re.search(r"Parsing error encountered for (\S+):", message):
         name = unreadable[1]
         is_list = name in setting_names(settings, kind=list[str])
-        form = "JSON" if name == "rewards" else "a,b or a JSON list" if is_list else "name=value,name=value"
+        is_json = name.rpartition(".")[2] in LISTS_OF_SECTIONS
+        form = "JSON" if is_json else "a,b or a JSON list" if is_list else "name=value,name=value"
         return f"{name}: expected {form}"
     if section := re.match(r'error parsing value for field "(\w+)"', message):
         return section_error(settings, [section[1]])

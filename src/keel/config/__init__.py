@@ -5,7 +5,7 @@ from keel.config.doctor import DoctorConfig
 from keel.config.dpo import DpoConfig
 from keel.config.drift import DriftConfig
 from keel.config.evaluate import EvaluateConfig
-from keel.config.parsing import parse, section_class, section_error, setting_names, suggestion
+from keel.config.parsing import LISTS_OF_SECTIONS, parse, section_class, section_error, setting_names, suggestion
 from keel.config.plan import PlanConfig
 from keel.config.quickstart import QuickstartConfig
 from keel.config.rank import RankConfig
@@ -31,9 +31,11 @@ from keel.config.serve_reward import ServeRewardConfig
 from keel.config.sft import SftConfig
 from keel.config.supervised import ComparisonSettings, DataSettings, SupervisedSettings
 from keel.config.train import AlgorithmSettings, TrainConfig
+from keel.config.training_prompts import PromptFile, TrainPrompts
 
 __all__ = [
     "GATES",
+    "LISTS_OF_SECTIONS",
     "AlgorithmSettings",
     "ChatSettings",
     "CheckpointSettings",
@@ -50,6 +52,7 @@ __all__ = [
     "ModelSettings",
     "OptimSettings",
     "PlanConfig",
+    "PromptFile",
     "PromptSettings",
     "QuickstartConfig",
     "RankConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "SftConfig",
     "SupervisedSettings",
     "TrainConfig",
+    "TrainPrompts",
     "VllmSettings",
     "parse",
     "scorer_names",

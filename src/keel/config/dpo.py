@@ -33,9 +33,10 @@ class DpoConfig(ComparisonSettings):
 
     output: str
     """Run folder; the result is saved in its folder policy"""
-    loss: Literal["sigmoid", "ipo", "listwise", "simpo", "orpo"] = "sigmoid"
+    loss: Literal["sigmoid", "ipo", "listwise", "simpo", "orpo", "kto"] = "sigmoid"
     """sigmoid: DPO on pairs (rankings are turned into pairs); ipo: IPO on pairs; listwise: Plackett-Luce DPO on full
-    rankings; simpo and orpo: SimPO and ORPO on pairs, without a reference"""
+    rankings; simpo and orpo: SimPO and ORPO on pairs, without a reference; kto: KTO on single responses that are
+    labelled as desirable or undesirable (rankings are turned into them)"""
     beta: Positive = 0.1
     """Weight of the KL to the initial model, like kl_coef in `keel train`: larger values stay closer to it. For simpo
     the scale of the rewards, for orpo the weight of the odds ratio"""
@@ -47,6 +48,10 @@ class DpoConfig(ComparisonSettings):
     """Weight of an added loss that keeps the best responses likely: minus the mean log-probability of their tokens"""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Probability that a comparison is the wrong way round (only for loss sigmoid or simpo)"""
+    desirable_weight: Positive = 1.0
+    """Weight of the loss of desirable responses (only for loss kto)"""
+    undesirable_weight: Positive = 1.0
+    """Weight of the loss of undesirable responses (only for loss kto)"""
     max_tokens: Count = 512
     """Longest prompt and response together, in tokens; a longer prompt loses its beginning (a chat its oldest turns),
     and a response that does not fit is refused"""
@@ -67,6 +72,12 @@ class DpoConfig(ComparisonSettings):
         for name in ("label_smoothing", "target_margin"):
             if self.loss not in ("sigmoid", "simpo") and getattr(self, name):
                 raise ValueError(f"{name} needs loss: sigmoid or simpo; remove it for {self.loss}")
+        if self.loss == "kto":
+            for name, default in (("length_normalized", False), ("nll_coef", 0.0), ("ties", "ignore")):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} needs a loss that compares responses; remove it for kto")
+        elif (self.desirable_weight, self.undesirable_weight) != (1.0, 1.0):
+            raise ValueError(f"desirable_weight and undesirable_weight need loss: kto; remove them for {self.loss}")
         if self.length_normalized and not self.has_reference:
             raise ValueError(f"{self.loss} always divides by the length of the response; remove length_normalized")
         if self.loss == "orpo" and self.nll_coef:

@@ -22,11 +22,15 @@ def parse(settings: type[SettingsT], data: Mapping[str, Any], where: str = "sett
         raise ConfigError(_explain(error, settings), where=where) from None
 
 
+LISTS_OF_SECTIONS = ("rewards", "others")
+"""Lists of scorers and of files: each list is one setting, written as JSON on the command line."""
+
+
 def setting_names(settings: type[BaseModel], prefix: str = "", kind: Any = object) -> Iterator[str]:
     """Yield the dotted names of all settings, e.g. `algorithm.kl_coef`; with `kind` only those of that type."""
     for name, field in settings.model_fields.items():
         inner = section_class(field.annotation)
-        if inner is None or name == "rewards":  # a list of scorers is one setting
+        if inner is None or name in LISTS_OF_SECTIONS:
             if kind in (object, field.annotation):
                 yield prefix + name
         else:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, Dtype, Positive, Settings
+from keel.config.sections import Count, CountOrNone, Dtype, Positive, Settings
 
 
 class VllmServerSettings(Settings):
@@ -39,6 +39,10 @@ class RolloutSettings(Settings):
     """Responses in each step, of all processes together"""
     group_size: Count | None = None
     """Responses to each prompt (default: 4 for rloo, grpo and reinforce++_base, else 1)"""
+    resample_rounds: CountOrNone = 0
+    """Largest number of times in a step that groups of equal scores, from which nothing is learned, are replaced by
+    responses to new prompts (dynamic sampling, DAPO); 0 = keep them. Then the step continues with the groups it has
+    (algorithms that compare groups)"""
     max_response_tokens: Count = 64
     """Longest response, in tokens"""
     temperature: Positive = 1.0

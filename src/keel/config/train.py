@@ -18,10 +18,10 @@ from keel.config.sections import (
     OptimSettings,
     ParallelSettings,
     Positive,
-    PromptSettings,
     Rewards,
     Settings,
 )
+from keel.config.training_prompts import TrainPrompts
 
 
 class CriticSettings(Settings):
@@ -52,6 +52,7 @@ class RewardShaping(Settings):
     count them"""
 
 
+_GROUPED = [name for name, traits in ALGORITHM_TRAITS.items() if traits.compares_groups]
 _CLIPPED = [name for name, traits in ALGORITHM_TRAITS.items() if traits.clips_ratio]
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class TrainConfig(Settings):
     critic: CriticSettings = CriticSettings()
     reference: str | None = None
     """Folder of the frozen reference model (default: the initial policy)"""
-    prompts: PromptSettings
+    prompts: TrainPrompts
     rollout: RolloutSettings = RolloutSettings()
     rewards: Rewards = []
     """Scorers, as a JSON list, e.g. [{"model": "runs/reward/model"}, {"function": "my.py:f", "weight": 0.5}]"""
@@ -273,6 +274,11 @@ class TrainConfig(Settings):
         if self.algorithm.traits.compares_groups and group_size < 2:
             raise ValueError(
                 f"{self.algorithm.name} compares responses to one prompt: set rollout.group_size to 2 or more"
+            )
+        if self.rollout.resample_rounds and not self.algorithm.traits.compares_groups:
+            raise ValueError(
+                f"rollout.resample_rounds needs an algorithm that compares groups, and {self.algorithm.name} does not; "
+                f"use {' or '.join(_GROUPED)}, or remove it"
             )
         if self.critic.warmup_steps >= self.steps and self.algorithm.traits.needs_critic:
             raise ValueError(

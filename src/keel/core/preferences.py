@@ -81,6 +81,16 @@ def odds_ratio_loss(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:
     return weight * bradley_terry_loss(chosen, rejected)
 
 
+def kto_loss(rewards: Tensor, desirable: Tensor, reference_point: Tensor) -> Tensor:
+    """Compute 1 - sigma(r - z) of desirable responses, 1 - sigma(z - r) of undesirable ones. [N], [N] bool, [] -> [N]
+
+    Ethayarajh et al. 2024 (KTO, arXiv 2402.01306), with lambda_D = lambda_U = 1. r is the implicit reward. z is beta
+    times the KL of the policy to the reference; it is a constant, so no gradient may flow through it.
+    """
+    check_shapes(rewards, desirable)
+    return torch.where(desirable, reference_point - rewards, rewards - reference_point).sigmoid()
+
+
 def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Compute (h - 1 / (2 beta))^2, h = (chosen - rejected) / beta, from implicit rewards. [N], [N] -> [N]
 

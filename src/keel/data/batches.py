@@ -37,6 +37,24 @@ class Rollouts:
         return self.response_mask.sum(1)
 
 
+def no_rollouts(device: torch.device) -> Rollouts:
+    """Return a batch of no responses, for a process whose share of a batch is empty."""
+    tokens, mask = (
+        torch.zeros((0, 1), dtype=torch.long, device=device),
+        torch.zeros((0, 1), dtype=torch.bool, device=device),
+    )
+    return Rollouts([], tokens, mask, tokens, mask, mask.float(), mask[:, 0], [])
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """What it took to replace the groups of equal scores of a batch, see `rollout.resample_rounds`."""
+
+    rounds: int = 0
+    num_groups: int = 0  # groups that were sampled in place of others, on all processes
+    num_tokens: int = 0  # tokens of the responses that were replaced, on this process
+
+
 @dataclass(frozen=True)
 class ScoredRollouts:
     """Rollouts with the scores of all scorers."""
@@ -53,6 +71,7 @@ class ScoredRollouts:
     failures: dict[str, str] = field(default_factory=dict)  # scorer -> description of its first failure
     logged: dict[str, list[float]] = field(default_factory=dict)  # values of log_metric
     columns: dict[str, list[Any]] = field(default_factory=dict)  # name -> [B], values of log_extra
+    resampling: Resampling | None = None  # None: groups of equal scores have not been looked for
 
 
 @dataclass(frozen=True)
@@ -81,9 +100,10 @@ BatchT = TypeVar("BatchT", bound=Rollouts | TrainingBatch)
 
 def select_rows(batch: BatchT, rows: Sequence[int]) -> BatchT:
     """Return these rows in this order, trimmed to their longest prompt and response."""
-    index = torch.as_tensor(rows, device=batch.response_mask.device)
-    prompt_width = max(1, int(batch.prompt_mask[index].sum(1).max()))
-    response_width = max(1, int(batch.response_mask[index].sum(1).max()))
+    index = torch.as_tensor(rows, dtype=torch.long, device=batch.response_mask.device)
+    prompt_width, response_width = (
+        max([1, *mask[index].sum(1).tolist()]) for mask in (batch.prompt_mask, batch.response_mask)
+    )
     selected: dict[str, Any] = {}
     for name in (each.name for each in fields(batch)):
         value = getattr(batch, name)

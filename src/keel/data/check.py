@@ -43,6 +43,7 @@ def check_report(contents: Contents, against: Sequence[Contents] = ()) -> dict[s
         },
         "duplicates": _duplicates(entries),
         "preferences": _preferences(entries) if rankings else None,
+        "labels": _labels(entries) if contents.purpose == "labels" else None,
         "raters": dict(Counter(ranking.rater for ranking in rankings if ranking.rater).most_common()),
         "sources": dict(Counter(ranking.source for ranking in rankings if ranking.source).most_common()),
         "leaks": [_leaks(contents, other) for other in against],
@@ -76,18 +77,34 @@ def num_rows(count: int) -> str:
 
 
 def _duplicates(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Find rows that repeat an earlier row: the same prompt, responses, order and rater."""
+    """Find rows that repeat an earlier row: the same prompt, responses, order and rater, or label."""
     seen: set[Any] = set()
     repeated = []
     for entry in entries:
         ranking = entry.ranking
         ranks = ranking.ranks if ranking else (None,) * len(entry.responses)
         ranked_responses = tuple(sorted(zip(entry.responses, (rank or 0 for rank in ranks), strict=True)))
-        key = (prompt_key(entry.prompt or ""), ranked_responses, ranking.rater if ranking else "")
+        key = (prompt_key(entry.prompt or ""), ranked_responses, ranking.rater if ranking else "", entry.label)
         if key in seen:
             repeated.append(entry.number)
         seen.add(key)
     return _row_summary(repeated)
+
+
+def _labels(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Count the labels, and the responses to one prompt that have both of them."""
+    seen: dict[tuple[str, str], bool | None] = {}
+    contradicted = [
+        entry.number
+        for entry in entries
+        if seen.setdefault((prompt_key(entry.prompt or ""), entry.responses[0]), entry.label) is not entry.label
+    ]
+    desirable = sum(bool(entry.label) for entry in entries)
+    return {
+        "desirable": desirable,
+        "undesirable": len(entries) - desirable,
+        "contradictions": _row_summary(contradicted),
+    }
 
 
 def _preferences(entries: Sequence[Entry]) -> dict[str, Any]:

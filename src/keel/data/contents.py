@@ -1,8 +1,8 @@
 """Read a data file for `keel data check`: to its end, past all faults.
 
-A file has one of four purposes, decided by the columns of most rows: comparisons (any form of `keel.data.formats`),
-responses to be ranked (`prompt, responses`), texts to imitate (`prompt, completion`, or `text`), or prompts. A row that
-the reader for the purpose refuses is broken.
+A file has one of five purposes, decided by the columns of most rows: comparisons (any form of `keel.data.formats`),
+responses to be ranked (`prompt, responses`), labelled responses (`prompt, completion, label`), texts to imitate
+(`prompt, completion`, or `text`), or prompts. A row that the reader for the purpose refuses is broken.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from keel.data.formats import detect_form
 from keel.data.items import parse_unranked_responses
+from keel.data.labels import has_label, parse_label
 from keel.data.messages import as_chat, learned_turns, plain_text
 from keel.data.preferences import Ranking, parse_ranking
 from keel.data.rows import (
@@ -35,6 +36,7 @@ class Entry:
     prompt: Content | None  # None for a text without one
     responses: tuple[str, ...]
     ranking: Ranking | None = None  # only of comparisons
+    label: bool | None = None  # only of labelled responses: whether it is desirable
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def _purpose(row: Row, column: str) -> str:
         return "answers"
     if form is not None:
         return "comparisons"
+    if has_label(row):
+        return "labels"
     if "completion" in row.values or (column not in row.values and row_kind(row) != "completion"):
         return "texts"
     return "prompts"
@@ -96,6 +100,11 @@ def _comparison(row: Row, path: str, column: str) -> Entry:
 def _unranked_responses(row: Row, path: str, column: str) -> Entry:
     responses = parse_unranked_responses(row, path)
     return Entry(row.number, "answers to be ranked", responses.prompt, responses.responses)
+
+
+def _label(row: Row, path: str, column: str) -> Entry:
+    labelled = parse_label(row, path)
+    return Entry(row.number, "labelled responses", labelled.prompt, (labelled.response,), label=labelled.is_desirable)
 
 
 def _text(row: Row, path: str, column: str) -> Entry:
@@ -124,6 +133,7 @@ def _prompt(row: Row, path: str, column: str) -> Entry:
 READERS: dict[str, Callable[[Row, str, str], Entry]] = {
     "comparisons": _comparison,
     "answers": _unranked_responses,
+    "labels": _label,
     "texts": _text,
     "prompts": _prompt,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from keel.data.examples import ExampleFormat, read_examples
 from keel.data.items import parse_unranked_responses
+from keel.data.labels import parse_label
 from keel.data.notes import Notes, note_comparison
 from keel.data.preferences import Ranking, parse_ranking
 from keel.data.prompts import read_prompt
@@ -63,6 +64,7 @@ def encode_rows(encoding: RowEncoding, split: str = "train") -> EncodedRows:
         "texts": _encode_texts,
         "comparisons": _encode_comparison,
         "answers": _encode_comparison,
+        "labels": _encode_comparison,
         "prompts": _encode_prompt,
     }[encoding.purpose]
     for row in scan_rows(encoding.path, split):
@@ -93,6 +95,9 @@ def _encode_comparison(row: Row, encoding: RowEncoding, notes: Notes) -> Iterato
     example_format, limit = encoding.example_format, encoding.example_format.max_tokens
     if encoding.purpose == "comparisons":
         ranking = parse_ranking(row, encoding.path)
+    elif encoding.purpose == "labels":
+        labelled = parse_label(row, encoding.path)
+        ranking = Ranking(labelled.prompt, (labelled.response,), (1,), tools=labelled.tools, place=labelled.place)
     else:
         responses = parse_unranked_responses(row, encoding.path)
         ranks: tuple[int | None, ...] = (None,) * len(responses.responses)

@@ -99,7 +99,7 @@ def _nemo(row: Row, path: str) -> Comparison:
     responses = [require_content(entry, path, "completion", may_be_empty=True) for entry in entries]
     if isinstance(context, str) and any(isinstance(response, list) for response in responses):
         context = _as_chat(context)
-    texts = tuple(_response_text(row, path, response, '"completion"') for response in responses)
+    texts = tuple(response_text(row, path, response, '"completion"') for response in responses)
     return Comparison(context, texts, dense_ranks(ranks))
 
 
@@ -181,7 +181,7 @@ def _chat_pair(row: Row, path: str, chosen: Messages, rejected: Any) -> tuple[Co
         column = row.values.get("prompt")
         if isinstance(column, list) and column != prompt:
             reject(row, path, '"prompt" differs from the messages before the responses')
-    first, second = (_response_text(row, path, response, '"chosen" and "rejected"') for response in responses)
+    first, second = (response_text(row, path, response, '"chosen" and "rejected"') for response in responses)
     return prompt, (first, second)
 
 
@@ -189,7 +189,7 @@ def _as_chat(prompt: str) -> Messages:
     return [{"role": "user", "content": prompt}]
 
 
-def _response_text(row: Row, path: str, response: Content, what: str) -> str:
+def response_text(row: Row, path: str, response: Content, what: str) -> str:
     """Return the text of a response that is a text or one assistant message."""
     if isinstance(response, str):
         return response

@@ -77,18 +77,28 @@ def load_rankings(path: str, split: str = "train", notes: Notes | None = None) -
 
 def parse_ranking(row: Row, path: str) -> Ranking:
     """Read the comparison of a row. Raises DataError with file and line."""
-    comparison = read_comparison(row, path)
-    weight = 1.0
-    if row.values.get("weight") is not None:
-        weight = float(require(row, path, "weight", (int, float)))
-        if not (math.isfinite(weight) and weight >= 0):
-            reject(row, path, f'"weight" is {weight}; give a finite number from 0')
+    comparison, weight = read_comparison(row, path), read_weight(row, path)
     texts = {name: row.values[name] for name in ("rater", "source") if isinstance(row.values.get(name), str)}
+    tools = read_row_tools(row, path)
+    return Ranking(*comparison, weight=weight, tools=tools, place=f"{path}:{row.number}", **texts)
+
+
+def read_weight(row: Row, path: str) -> float:
+    """Return the column `weight`, 1 if the row has none. Raises DataError."""
+    if row.values.get("weight") is None:
+        return 1.0
+    weight = float(require(row, path, "weight", (int, float)))
+    if not (math.isfinite(weight) and weight >= 0):
+        reject(row, path, f'"weight" is {weight}; give a finite number from 0')
+    return weight
+
+
+def read_row_tools(row: Row, path: str) -> list[Any] | None:
+    """Return the functions that the model may call in a row. Raises DataError with file and line."""
     try:
-        tools = read_tools(row.values)
+        return read_tools(row.values)
     except ValueError as error:
         reject(row, path, str(error))
-    return Ranking(*comparison, weight=weight, tools=tools, place=f"{path}:{row.number}", **texts)
 
 
 def to_pairs(rankings: Sequence[Ranking]) -> list[Ranking]:

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -14,14 +14,16 @@ from keel.errors import ConfigError, DataError
 
 
 def rows_from_python(values: Any, name: str, text_column: str, chat_column: str) -> list[Row]:
-    """Copy the rows of a list or a datasets.Dataset. An item is a mapping of columns, a text, or a chat.
+    """Copy the rows of a list, a datasets.Dataset or another iterable, which is read to its end.
+
+    An item is a mapping of columns, a text, or a chat.
 
     Args:
         name: Name of the rows in errors, such as "prompts".
         text_column: Column for an item that is a text.
         chat_column: Column for an item that is a list of messages.
 
-    Raises ConfigError for anything but a list or a Dataset, DataError for an invalid item.
+    Raises ConfigError for what has no rows in an order, DataError for an invalid item.
     """
     source = source_name(name)
     rows = []
@@ -60,18 +62,19 @@ def write_rows(values: Any, folder: Path, name: str, text_column: str, chat_colu
     return path
 
 
-def _items(values: Any, name: str) -> Sequence[Any]:
+def _items(values: Any, name: str) -> Iterable[Any]:
     if isinstance(values, str | bytes | PurePath):
         raise ConfigError(f"expected a list of {name}, got a text or a path", name, f"set {name}.path to read a file")
-    if isinstance(values, Sequence):
-        return values
-    from datasets import Dataset
-
-    if isinstance(values, Dataset):
-        return list(values)
     kind = type(values).__name__
-    fix = "give frame.to_dict('records')" if kind == "DataFrame" else "give a list of texts, chats or rows"
-    raise ConfigError(f"expected a list or a datasets.Dataset, got {kind}", where=name, fix=fix)
+    if isinstance(values, Mapping):  # also a datasets.DatasetDict
+        fix = "choose a split, as in data['train']" if kind.endswith("DatasetDict") else "give a list of rows"
+    elif kind == "DataFrame":
+        fix = "give frame.to_dict('records')"
+    elif isinstance(values, Iterable) and not isinstance(values, Set):  # the order of a set is that of a process
+        return values
+    else:
+        fix = "give a list of texts, chats or rows"
+    raise ConfigError(f"expected a list, a datasets.Dataset or another iterable, got {kind}", where=name, fix=fix)
 
 
 def _columns(value: Any, text_column: str, chat_column: str, where: str) -> dict[str, Any]:

@@ -113,9 +113,8 @@ def row_kind(row: Row) -> str:
 def refuse_undesirable(row: Row, path: str) -> None:
     """Raise DataError for a completion with `label: false`, which is undesirable in TRL's data for KTO."""
     if row.values.get("completion") is not None and row.values.get("label") is False:
-        reject(
-            row, path, '"label" is false (an undesirable completion); keel sft imitates every row, so remove this one'
-        )
+        what = '"label" is false (an undesirable completion), and keel sft imitates every row'
+        reject(row, path, f"{what}; remove this one, or use keel dpo --loss kto")
 
 
 def reject(row: Row, path: str, what: str) -> NoReturn:

@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from keel.config import ChatSettings, PromptSettings
+from keel.config import ChatSettings, PromptSettings, TrainPrompts
 from keel.data.chat_template import DATE_CALL, cached_template, today
+from keel.data.difficulty import filter_by_score, mean_scores
 from keel.data.named_templates import set_chat_template
 from keel.data.notes import Notes
 from keel.data.prompts import Prompt, PromptFormat, load_prompts
@@ -75,6 +76,42 @@ def read_prompts(
     if not quiet:
         print_remarks(notes.lines())
     return prompts
+
+
+def read_training_prompts(
+    settings: TrainPrompts,
+    tokenizer: PreTrainedTokenizerBase,
+    given: list[Row] | None = None,
+    name: str = "",
+    quiet: bool = False,
+) -> list[list[Prompt]]:
+    """Load the prompts of each file of a run, without those that `difficulty` leaves out.
+
+    Args:
+        given: rows to read instead of the files, as one file. `name` is then their name in errors.
+
+    Raises DataError.
+    """
+    if given is not None:
+        files = [read_prompts(settings, tokenizer, name, quiet, given)]
+    else:
+        files = [
+            read_prompts(settings.model_copy(update={"path": file.path, "split": file.split}), tokenizer, quiet=quiet)
+            for file in settings.files
+        ]
+    difficulty = settings.difficulty
+    if difficulty is None:
+        return files
+    scores, kept = mean_scores(difficulty.path), list[list[Prompt]]()
+    for prompts in files:
+        chosen, below, above = filter_by_score(
+            prompts, scores, difficulty.min_score, difficulty.max_score, difficulty.path
+        )
+        kept.append(chosen)
+        if not quiet:
+            what = f"{len(chosen)} of {len(prompts)} prompts are used: {below} score too low, {above} too high"
+            print_remarks([f"{difficulty.path}: {what} (prompts.difficulty)"])
+    return kept
 
 
 def print_remarks(lines: Iterable[str]) -> None:

@@ -82,6 +82,8 @@ class FunctionScorer:
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
         self.logged = Logged()
+        if not rollouts.texts:  # of a process whose share is empty; a function need not expect that
+            return []
         values = function_arguments(rollouts, segments, self.columns)
         if self.columns is None and (complaint := self._complaint(list(values), segments is not None)):
             raise RewardError(complaint, self.place)

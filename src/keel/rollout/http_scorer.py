@@ -60,6 +60,8 @@ class HttpScorer:
         self.verify = httpx.create_ssl_context()  # made once, since it takes a tenth of a second
 
     def __call__(self, rollouts: Rollouts, segments: list[list[str]] | None) -> list[Score]:
+        if not rollouts.texts:  # of a process whose share is empty
+            return []
         prompts = [prompt.text for prompt in rollouts.prompts]
         body = {"query": [p + text for p, text in zip(prompts, rollouts.texts, strict=True)], "prompts": prompts}
         if segments is not None:

@@ -50,10 +50,10 @@ def score(
     for scorer in scorers:
         called = raise_together(world, partial(_call_scorer, scorer, rollouts, texts, on_failure, tokenizer))
         scores, token_scores, lost, cause = called
-        failed |= torch.tensor(lost, device=device)
+        failed |= torch.tensor(lost, dtype=torch.bool, device=device)
         failures |= {scorer.name: cause} if cause else {}
         segmented = segmented or any(isinstance(value, list) for value in scores)
-        scored_here = torch.tensor([value is not None for value in scores], device=device)
+        scored_here = torch.tensor([value is not None for value in scores], dtype=torch.bool, device=device)
         token_scores = token_scores.to(device)
         total += scorer.weight * token_scores
         has_score |= scored_here
@@ -61,7 +61,7 @@ def score(
         if (spread := getattr(scorer, "disagreement", None)) is not None:
             disagreement[scorer.name] = torch.tensor(spread, device=device)
         if (limited := getattr(scorer, "cut", None)) is not None:
-            cut[scorer.name] = torch.tensor(limited, device=device)
+            cut[scorer.name] = torch.tensor(limited, dtype=torch.bool, device=device)
     if not bool((has_score | failed).all()):
         row = int((~has_score & ~failed).nonzero()[0])
         raise RewardError(f"no scorer had a score for sample {row} ({rollouts.texts[row][:60]!r})", where="rewards")

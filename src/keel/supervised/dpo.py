@@ -13,26 +13,25 @@ from torch import Tensor
 
 from keel.config import DpoConfig
 from keel.data.notes import Notes, note_comparison
-from keel.data.padding import microbatches
 from keel.data.preferences import Ranking
 from keel.data.rows import place_in_errors
 from keel.data.turns import Example, encode_ranking
 from keel.errors import DataError
-from keel.models.heads import compute_dtype, unwrap_model
+from keel.models.heads import unwrap_model
 from keel.models.loading import save_policy
 from keel.models.prompt_reading import print_remarks
-from keel.models.sharding import idle_passes, with_idle
 from keel.models.vocabulary import require_embeddings
 from keel.run.folder import RunFolder
 from keel.run.reward_files import write_held_out
 from keel.stats.preference_metrics import accuracy, accuracy_interval, build_pairs
 from keel.supervised.dpo_losses import response_rewards, total_losses
-from keel.supervised.held_out import measure_rows
+from keel.supervised.kto import kto
 from keel.supervised.learner import SupervisedTask
 from keel.supervised.loop import fit
 from keel.supervised.ranking_task import data_metrics
 from keel.supervised.reference_logprobs import load_or_compute_reference
-from keel.supervised.sft import load_speaker, longest_row, target_losses
+from keel.supervised.response_logprobs import count_response_tokens, measure_logprobs, response_logprobs
+from keel.supervised.sft import load_speaker, longest_row
 from keel.supervised.split import Split, split_rankings
 from keel.world import World
 
@@ -66,7 +65,12 @@ class DpoSplit:
 
 
 def dpo(config: DpoConfig, resume: bool = False) -> dict[str, float]:
-    """Train a policy from pairs or rankings, and save it in `output/policy`. Return the metrics on held-out prompts."""
+    """Train a policy from pairs or rankings, or with loss kto from labelled responses, and save it in `output/policy`.
+
+    Return the metrics on held-out prompts.
+    """
+    if config.loss == "kto":
+        return kto(config, resume)
     world = World.from_environment(config.parallel.shard)
     split = split_rankings(config)
     model, tokenizer, ends = load_speaker(config, world)
@@ -154,40 +158,6 @@ def encode_side(rankings: list[Ranking], tokenizer: Any, ends: Sequence[int], li
             fix="raise max_tokens, or remove these rankings",
         )
     return DpoSplit(rankings, responses, num_cut=num_cut)
-
-
-def response_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens: int) -> Tensor:
-    """Compute log pi(y|x) of each response, the sum over its tokens with the end token, with gradient. -> [M]
-
-    A sharded model makes as many passes on each process as on the one with the most micro-batches.
-    """
-    if not responses:
-        return torch.zeros(0)
-    groups = microbatches([len(response.tokens) for response in responses], microbatch_tokens)
-    sums = []
-    for group in groups:
-        logprobs = -target_losses(model, [responses[i] for i in group])
-        sums += [part.sum() for part in logprobs.split([responses[i].num_targets for i in group])]
-    idle = [target_losses(model, responses[:1]) for _ in range(idle_passes(model, len(groups)))]
-    order = torch.tensor([i for group in groups for i in group], device=sums[0].device)
-    return with_idle(torch.stack(sums)[order.argsort()], idle)
-
-
-def count_response_tokens(responses: Sequence[Example]) -> Tensor:
-    """Return the number of tokens of each response, with the end token. -> [M]"""
-    return torch.tensor([response.num_targets for response in responses], dtype=torch.float64)
-
-
-def measure_logprobs(model: Any, responses: Sequence[Example], microbatch_tokens: int, world: World) -> Tensor:
-    """Compute log pi(y|x) of each response without gradients; each process computes a share. -> [M], on all"""
-
-    def measure(rows: list[int]) -> list[float]:
-        logprobs: list[float] = response_logprobs(model, [responses[row] for row in rows], microbatch_tokens).tolist()
-        return logprobs
-
-    logprobs = measure_rows(model, [len(response.tokens) for response in responses], measure, world)
-    dtype = torch.promote_types(compute_dtype(model), torch.float32)
-    return torch.tensor(logprobs, dtype=dtype, device=unwrap_model(model).device)
 
 
 def evaluate_policy(model: Any, side: DpoSplit, config: DpoConfig, world: World) -> dict[str, float]:

@@ -38,6 +38,10 @@ class SupervisedTask:
     watch: Callable[[], float] | None = None  # loss on the watched rows; if set, the best weights are kept
     conclude: Callable[[RunFolder], Mapping[str, float]] = lambda folder: {}  # more metrics of the final weights
     prepare: Callable[[RunFolder], None] = lambda folder: None  # called before the first step, with the initial weights
+    start_step: Callable[[Sequence[int]], Mapping[str, float]] = (
+        lambda rows: {}
+    )  # called on every process with all rows
+    # of a step, before its losses; the metrics are logged
 
 
 @dataclass

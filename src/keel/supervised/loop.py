@@ -147,6 +147,7 @@ def update(config: SupervisedSettings, learner: Learner, total: int, world: Worl
     failpoint("step.update")
     start, task, step = time.perf_counter(), learner.task, learner.step
     rows = rows_of_step(config, len(task.lengths), step)
+    measured = task.start_step(rows)
     loss = accumulate(task, rows, config.microbatch_tokens, world)
     factor = learning_rate_factor(config.optim.schedule, step, total, config.optim.warmup_steps)
     set_learning_rate(learner.trained.optimizer, factor)
@@ -159,6 +160,7 @@ def update(config: SupervisedSettings, learner: Learner, total: int, world: Worl
         "skipped": float(not taken),
         "epoch": (step * config.batch_size + len(rows)) / len(task.lengths),
         "tokens_per_second": num_tokens / (time.perf_counter() - start),
+        **measured,
     }
 
 

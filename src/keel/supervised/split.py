@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from keel.config import ComparisonSettings, DpoConfig, SupervisedSettings
 from keel.data.notes import Notes
@@ -93,7 +93,7 @@ def is_informative(ranking: Ranking, ties: str) -> bool:
     return bool(ranking.pairs or (ties == "half" and ranking.ties))
 
 
-def prompts_on_both_sides(split: Split[Ranking]) -> int:
+def prompts_on_both_sides(split: Split[Any]) -> int:
     """Count held-out prompts that are also training or watched prompts, which only `eval_path` can cause."""
     seen = {prompt_key(ranking.prompt) for ranking in (*split.train, *split.watched)}
     return len(seen & {prompt_key(ranking.prompt) for ranking in split.held_out})

@@ -6,6 +6,7 @@ together. A resumed run therefore reads the responses of the steps after its che
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
 from keel.models.vocabulary import fill_id
+from keel.rollout.engine import Draws
 from keel.rollout.sampler import decode_responses
 from keel.run.folder import RunFolder, storage, write_atomic
-from keel.training.setup import prompts_of_step
+from keel.training.resampling import SampleRound
+from keel.training.setup import TrainingSetup
 from keel.training.trainer import PolicyTrainer
 
 
@@ -27,7 +30,7 @@ def sample_or_recall(trainer: PolicyTrainer, folder: RunFolder) -> Rollouts:
     if not trainer.setup.engine.is_external:
         return trainer.sample()
     path = journal_path(folder, trainer.state.step + 1)
-    recalled = recall_responses(path, trainer)
+    recalled = recall_responses(path, trainer.setup, trainer.step_prompts())
     if recalled is not None:
         trainer.state.seconds["sample"] = 0.0
         return recalled
@@ -36,15 +39,34 @@ def sample_or_recall(trainer: PolicyTrainer, folder: RunFolder) -> Rollouts:
     return rollouts
 
 
-def journal_path(folder: RunFolder, step: int) -> Path:
-    return folder.responses / f"step-{step:06d}.safetensors"
+def journal_of_rounds(trainer: PolicyTrainer, folder: RunFolder) -> SampleRound | None:
+    """Return what samples or recalls the responses of a round of resampling; None for keel's sampler."""
+    if not trainer.setup.engine.is_external:
+        return None
+
+    def sample(number: int, prompts: Sequence[Prompt], draws: Draws) -> Rollouts:
+        path = journal_path(folder, trainer.state.step + 1, number)
+        recalled = recall_responses(path, trainer.setup, list(prompts))
+        if recalled is not None:
+            return recalled
+        rollouts = trainer.setup.sample(prompts, draws)
+        keep_responses(path, rollouts)
+        return rollouts
+
+    return sample
+
+
+def journal_path(folder: RunFolder, step: int, resampling: int = 0) -> Path:
+    """Return the file of a step's responses, or of those of a round of resampling."""
+    number = f"-{resampling:02d}" if resampling else ""
+    return folder.responses / f"step-{step:06d}{number}.safetensors"
 
 
 def trim_journal(folder: RunFolder, step: int) -> None:
     """Delete the responses of the steps up to this one, which a checkpoint contains. Raises CheckpointError."""
     with storage(folder.responses):
         for path in folder.responses.glob("step-*.safetensors"):
-            if int(path.stem.partition("-")[2]) <= step:
+            if int(path.stem.split("-")[1]) <= step:
                 path.unlink()
         if folder.responses.is_dir() and not any(folder.responses.iterdir()):
             folder.responses.rmdir()
@@ -61,11 +83,9 @@ def keep_responses(path: Path, rollouts: Rollouts) -> None:
     write_atomic(path, save(tensors, metadata={"prompts": fingerprint(rollouts.prompts)}))
 
 
-def recall_responses(path: Path, trainer: PolicyTrainer) -> Rollouts | None:
-    """Return the responses of a step; None if the journal has none, or those of other prompts."""
-    setup, step = trainer.setup, trainer.state.step + 1
+def recall_responses(path: Path, setup: TrainingSetup, prompts: list[Prompt]) -> Rollouts | None:
+    """Return the responses in a file of the journal; None if there are none, or those of other prompts."""
     rollout, device = setup.config.rollout, setup.world.device
-    prompts = prompts_of_step(setup.prompts, setup.config.seed, step, rollout.batch_size, rollout.group_size or 1)
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("prompts") != fingerprint(prompts):

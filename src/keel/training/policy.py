@@ -18,7 +18,7 @@ from keel.models.sharding import gathered_weights
 from keel.run.checkpoint import checkpoint_to_resume
 from keel.run.folder import RunFolder, delete_path
 from keel.terminal import print_line
-from keel.training.engine_journal import sample_or_recall, trim_journal
+from keel.training.engine_journal import journal_of_rounds, sample_or_recall, trim_journal
 from keel.training.faulty_batch import keep_batch
 from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, with_place
 from keel.training.record import Records, open_records
@@ -40,7 +40,8 @@ def train_policy(
 
     Args:
         scorers: Python reward functions in addition to `config.rewards`.
-        prompts: replace the file of `config.prompts`: a list or a datasets.Dataset of texts, chats or rows.
+        prompts: replace the files of `config.prompts`: a list, a datasets.Dataset or another iterable of texts, chats
+            or rows.
         resume: continue the run in `config.output`.
         check_only: run only the self-check.
 
@@ -85,7 +86,7 @@ def run_steps(trainer: PolicyTrainer, folder: RunFolder, records: Records) -> di
         if state.unlogged is None:  # otherwise the run was killed between an update and its log line
             with checkpoint_on_error(checkpoint, state.step, world):
                 rollouts = sample_or_recall(trainer, folder)
-                scored = trainer.score(rollouts)
+                scored = trainer.resample(trainer.score(rollouts), journal_of_rounds(trainer, folder))
                 targets = trainer.compute_targets(scored)
             with batch_kept_on_fault(trainer, targets, folder):
                 state.unlogged = trainer.update_weights(targets)
@@ -115,7 +116,8 @@ def save_state(trainer: PolicyTrainer, folder: RunFolder) -> None:
 def sources(config: TrainConfig) -> list[str | None]:
     """Return every file and folder of data and models that the run reads."""
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
-    return [*models, config.prompts.path]
+    scores = config.prompts.difficulty.path if config.prompts.difficulty else None
+    return [*models, *(file.path for file in config.prompts.files), scores]
 
 
 def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, float]:

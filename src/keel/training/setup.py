@@ -10,15 +10,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from keel.config import TrainConfig
-from keel.data.batches import Rollouts, ScoredRollouts
+from keel.data.batches import Rollouts, ScoredRollouts, no_rollouts
 from keel.data.prompts import Prompt, rows_of_varied_length
 from keel.errors import ConfigError
 from keel.learn.algorithms import ALGORITHMS, Algorithm
-from keel.learn.guard import Guard
-from keel.learn.optim import build_optimizer
 from keel.learn.shaping import Shaping
 from keel.learn.targets import TargetSettings
-from keel.learn.update import Objective, Updater, UpdateSchedule
+from keel.learn.update import Updater
 from keel.models.actor_critic import ActorCritic
 from keel.models.adapters import share_frozen_weights
 from keel.models.gradients import require_gradients
@@ -36,11 +34,11 @@ from keel.rollout.scorers import RewardModelScorer, Scorer, build_scorers, check
 from keel.run.reward_files import read_range, require_gate_pass
 from keel.terminal import print_line
 from keel.training.critic import build_actor_critic
-from keel.training.engine_setup import build_engine, correction_cap
+from keel.training.engine_setup import build_engine
+from keel.training.prompt_order import Mixture, draw_prompts
 from keel.training.python_prompts import load_training_prompts
-from keel.world import ALONE, World, generator
-
-DEFAULT_CRITIC_RATE = 3.0  # times the policy's: the value head starts at zero and must follow a moving policy
+from keel.training.update_setup import build_updater, target_settings
+from keel.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class TrainingSetup:
     targets: TargetSettings
     updater: Updater
     engine: Engine
+    mixture: Mixture | None = None  # of the files of prompts; None: all prompts are drawn equally often
     stop_texts: tuple[str, ...] = ()  # texts of several tokens that end a response as the end tokens do
     failed: set[str] = field(default_factory=set)  # scorers whose first failure has been reported
 
@@ -86,17 +85,40 @@ class TrainingSetup:
             max_tokens: longest response, where it is below `rollout.max_response_tokens`.
             prompts: one for each response, in place of the step's prompts.
         """
-        config, rollout = self.config, self.config.rollout
+        config = self.config
         if prompts is None:
-            prompts = prompts_of_step(self.prompts, config.seed, step, rollout.batch_size, rollout.group_size or 1)
+            prompts = self.step_prompts(step)
         rows: Sequence[int] = range(len(prompts))[self.world.share(len(prompts))]
         if at_most is not None:
             rows = [rows[row] for row in rows_of_varied_length([prompts[row] for row in rows], at_most)]
         draws = Draws((config.seed, purpose, step), len(prompts), rows)
+        return self.sample([prompts[row] for row in rows], draws, max_tokens)
+
+    def step_prompts(self, step: int, extra: int = 0) -> list[Prompt]:
+        """Return the prompts of a step, of all processes, each `rollout.group_size` times.
+
+        Args:
+            extra: number of prompts that earlier steps drew in addition to those of their batches.
+        """
+        group_size = self.config.rollout.group_size or 1
+        count = self.config.rollout.batch_size // group_size
+        drawn = self.draw_prompts((step - 1) * count + extra, count)
+        return [prompt for prompt in drawn for _ in range(group_size)]
+
+    def draw_prompts(self, first: int, count: int) -> list[Prompt]:
+        """Return `count` prompts in the order of the run, from position `first` on."""
+        return draw_prompts(self.prompts, self.config.seed, first, count, self.mixture)
+
+    def sample(self, prompts: Sequence[Prompt], draws: Draws, max_tokens: int | None = None) -> Rollouts:
+        """Sample one response to each prompt with these random numbers. Every process must call it.
+
+        There may be no prompts: other processes then have some.
+        """
         policy, head = self.actor_critic.policy, self.actor_critic.value_head
         with gathered_weights(*self.actor_critic.models_read(head is not None, True)):
-            chosen = [prompts[row] for row in rows]
-            return self.engine.sample(policy, chosen, draws, self.end_ids, max_tokens, head)
+            if not prompts:
+                return no_rollouts(self.world.device)
+            return self.engine.sample(policy, prompts, draws, self.end_ids, max_tokens, head)
 
     def score(self, rollouts: Rollouts, steps_done: int | None = None, together: bool = True) -> ScoredRollouts:
         """Score responses, and report the first failure of each scorer.
@@ -124,21 +146,6 @@ def scoring_models(scorers: Sequence[Scorer]) -> list[Any]:
     return [member.model for scorer in scorers if isinstance(scorer, RewardModelScorer) for member in scorer.members]
 
 
-def prompts_of_step(prompts: list[Prompt], seed: int, step: int, batch_size: int, group_size: int) -> list[Prompt]:
-    """Return the prompts of a step, each `group_size` times.
-
-    Every pass over the data is a new shuffle, and no prompt is left out of it.
-    """
-    count = batch_size // group_size
-    chosen: list[Prompt] = []
-    for position in range((step - 1) * count, step * count):
-        epoch, row = divmod(position, len(prompts))
-        if row == 0 or not chosen:
-            order = torch.randperm(len(prompts), generator=generator(seed, "prompts", epoch)).tolist()
-        chosen += [prompts[order[row]]] * group_size
-    return chosen
-
-
 def build_training_setup(
     config: TrainConfig,
     functions: Sequence[Callable[..., Any]],
@@ -156,7 +163,7 @@ def build_training_setup(
     Raises ConfigError or DataError.
     """
     tokenizer = chat_tokenizer(config.policy.model, config.prompts)
-    loaded = load_training_prompts(config.prompts, tokenizer, prompts)
+    loaded, mixture = load_training_prompts(config.prompts, tokenizer, prompts)
     held_out = read_prompts(config.prompts, tokenizer, path) if (path := config.evaluate.prompts) else []
     _check_sizes(config, world)
     scored = scores_required or bool(config.rewards or functions)
@@ -172,6 +179,7 @@ def build_training_setup(
         engine=build_engine(config, tokenizer, texts, [*loaded, *held_out], world),
         stop_texts=texts,
         prompts=loaded,
+        mixture=mixture,
         held_out=held_out,
         actor_critic=actor_critic,
         reference=reference,
@@ -186,8 +194,8 @@ def build_training_setup(
             config.reward.overlong_tokens,
             config.reward.overlong_penalty,
         ),
-        targets=_target_settings(config),
-        updater=_updater(config, actor_critic, algorithm, world),
+        targets=target_settings(config),
+        updater=build_updater(config, actor_critic, algorithm, world),
     )
 
 
@@ -291,57 +299,3 @@ def _reference(config: TrainConfig, policy: Any, world: World) -> ActorCritic | 
             fix="name a reference with the policy's tokenizer",
         )
     return ActorCritic(shard_model(model.requires_grad_(False), world))
-
-
-def _updater(config: TrainConfig, actor_critic: ActorCritic, algorithm: Algorithm, world: World) -> Updater:
-    optim = config.optim
-    critic_rate = optim.critic_learning_rate or DEFAULT_CRITIC_RATE * optim.learning_rate
-    groups = [(actor_critic.policy_parameters(), optim.learning_rate), (actor_critic.critic_parameters(), critic_rate)]
-    return Updater(
-        actor_critic=actor_critic,
-        optimizer=build_optimizer(groups, optim.weight_decay, optim.eps),
-        algorithm=algorithm,
-        objective=Objective(
-            temperature=config.rollout.temperature,
-            clip_range_low=config.algorithm.clip_range_low,
-            clip_range_high=config.algorithm.clip_range_high,
-            dual_clip=config.algorithm.dual_clip,
-            value_clip_range=config.algorithm.value_clip_range,
-            value_coef=config.algorithm.value_coef,
-            entropy_coef=config.algorithm.entropy_coef,
-            kl_in=config.algorithm.kl_in,
-            kl_estimator=str(config.algorithm.kl_estimator),
-            loss_aggregation=config.algorithm.loss_aggregation,
-            ratio_level=config.algorithm.ratio_level,
-            clip_target=config.algorithm.clip_target,
-            max_response_tokens=config.rollout.max_response_tokens,
-        ),
-        schedule=UpdateSchedule(
-            update_epochs=config.algorithm.update_epochs or 1,
-            minibatch_size=config.algorithm.minibatch_size or config.rollout.batch_size,
-            microbatch_tokens=config.algorithm.microbatch_tokens,
-            max_approx_kl=config.algorithm.max_approx_kl,
-            max_grad_norm=optim.max_grad_norm,
-            schedule=optim.schedule,
-            warmup_steps=optim.warmup_steps,
-            total_steps=config.steps,
-        ),
-        world=world,
-        guard=Guard(optim.on_fault, optim.max_skips, optim.spike),
-    )
-
-
-def _target_settings(config: TrainConfig) -> TargetSettings:
-    return TargetSettings(
-        temperature=config.rollout.temperature,
-        group_size=config.rollout.group_size or 1,
-        microbatch_tokens=config.algorithm.microbatch_tokens,
-        kl_in=config.algorithm.kl_in,
-        kl_estimator=str(config.algorithm.kl_estimator),
-        gamma=config.algorithm.gamma,
-        gae_lambda=config.algorithm.gae_lambda,
-        whiten_advantages=config.algorithm.whiten_advantages,
-        normalize_std=config.algorithm.normalize_std,
-        truncation=config.algorithm.truncation,
-        correction_cap=correction_cap(config),
-    )

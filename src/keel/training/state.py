@@ -36,6 +36,7 @@ class RunState:
 
     step: int
     kl_coef: float
+    extra_prompts: int = 0  # drawn by all steps in addition to those of their batches, to replace groups
     trust_sampler: bool = False  # the self-check found the sampler's log-probs equal to the trainer's
     statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
     unlogged: StepRecord | None = None  # of the last step, until it has been evaluated and logged
@@ -71,6 +72,7 @@ def save_run_state(setup: TrainingSetup, state: RunState, folder: RunFolder) -> 
             "kl_coef": state.kl_coef,
             "statistics": asdict(state.statistics),
             "value_units": asdict(setup.actor_critic.value_units),
+            "extra_prompts": state.extra_prompts,
             "unlogged": state.unlogged,
         },
         checkpoint.keep,
@@ -88,6 +90,7 @@ def restore_run_state(setup: TrainingSetup, state: RunState, checkpoint: Checkpo
         raise ConfigError("the checkpoint was written by an older keel", str(checkpoint.path), "start a new run")
     trained_state(setup).restore(checkpoint)
     state.step, state.kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
+    state.extra_prompts = checkpoint.state.get("extra_prompts", 0)  # an older keel did not resample
     state.statistics = ScoreStatistics(**checkpoint.state["statistics"])
     setup.actor_critic.value_units = ValueUnits(**checkpoint.state["value_units"])
     state.unlogged = checkpoint.state["unlogged"]

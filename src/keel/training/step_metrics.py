@@ -16,6 +16,7 @@ from keel.errors import RewardError
 from keel.learn.targets import all_rank_moments
 from keel.learn.totals import Totals
 from keel.stats.ranks import mean_ranks
+from keel.training.resampling import resampling_metrics
 from keel.training.setup import TrainingSetup
 from keel.world import World
 
@@ -44,7 +45,8 @@ def step_metrics(
     metrics |= {"objective/shaped_scores": float(mean), "objective/shaped_scores_std": float(variance) ** 0.5}
     if setup.actor_critic.has_critic:
         metrics |= critic_metrics(batch, world)
-    return metrics | full_batch_metrics(scored, world) | credit_metrics(shaped, batch, world)
+    metrics |= full_batch_metrics(scored, world) | resampling_metrics(setup, scored)
+    return metrics | credit_metrics(shaped, batch, world)
 
 
 def objective_totals(scored: ScoredRollouts, batch: TrainingBatch, kl_coef: float, has_reference: bool) -> Totals:

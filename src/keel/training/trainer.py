@@ -14,6 +14,7 @@ from keel.config import TrainConfig, parse
 from keel.core.diagnostics import approx_kl
 from keel.core.kl import RESOLUTION, updated_kl_coef
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch, select_rows
+from keel.data.prompts import Prompt
 from keel.errors import ConfigError, RewardError
 from keel.failpoints import failpoint
 from keel.learn.gather import gather_batch, gather_rows
@@ -27,7 +28,8 @@ from keel.models.sharding import gather_model
 from keel.run.rollout_log import rollout_rows
 from keel.training.collapse import check_alive, check_finite
 from keel.training.engine_check import AgreementWatch
-from keel.training.python_prompts import load_training_prompts, with_place
+from keel.training.python_prompts import read_given_prompts, with_place
+from keel.training.resampling import SampleRound, resample_groups
 from keel.training.self_check import require_weight_change, self_check, weight_fingerprint
 from keel.training.setup import TrainingSetup, build_training_setup
 from keel.training.state import RunState, StepRecord
@@ -60,7 +62,8 @@ class StepTargets:
 class PolicyTrainer:
     """Policy, critic, reference and scorers of a run with their state, for `keel train` and for custom loops.
 
-    A step calls `sample`, `score`, `compute_targets` and `update_weights`; only the last one changes the state.
+    A step calls `sample`, `score`, `resample`, `compute_targets` and `update_weights`; only the last one changes the
+    state.
     `update` combines the last two, with scores that the caller computes:
 
         trainer = PolicyTrainer.from_config(config)
@@ -121,13 +124,17 @@ class PolicyTrainer:
         Args:
             prompts: replace the prompts of the settings: texts, chats or rows with columns, as in `keel.train`.
         """
-        setup, repeated = self.setup, None
+        setup, repeated = self.setup, self.step_prompts()
         if prompts is not None:
-            loaded = load_training_prompts(setup.config.prompts, setup.tokenizer, prompts)
+            loaded = read_given_prompts(setup.config.prompts, setup.tokenizer, prompts)
             repeated = [prompt for prompt in loaded for _ in range(setup.config.rollout.group_size or 1)]
         with self.state.timed("sample"):
             failpoint("step.sample")
             return setup.respond(self.state.step + 1, prompts=repeated)
+
+    def step_prompts(self) -> list[Prompt]:
+        """Return the prompts of the next step, of all processes, each `rollout.group_size` times."""
+        return self.setup.step_prompts(self.state.step + 1, self.state.extra_prompts)
 
     def score(self, rollouts: Rollouts) -> ScoredRollouts:
         """Score responses with the run's scorers. Raises RewardError on every process if one scorer fails."""
@@ -135,9 +142,41 @@ class PolicyTrainer:
             failpoint("step.score")
             return raise_together(self.setup.world, partial(self.setup.score, rollouts, self.state.step))
 
-    def compute_targets(self, scored: ScoredRollouts) -> StepTargets:
-        """Compute the rewards, advantages and returns of each token."""
+    def resample(self, scored: ScoredRollouts, sample: SampleRound | None = None) -> ScoredRollouts:
+        """Replace the groups of equal scores by responses to new prompts, if `rollout.resample_rounds` is set.
+
+        Args:
+            sample: samples the responses of a round, in place of the run's engine.
+
+        Raises RewardError on every process if one scorer fails.
+        """
         setup, state = self.setup, self.state
+        if not setup.config.rollout.resample_rounds:
+            return scored
+        step, sizes = state.step + 1, (setup.config.rollout.batch_size, setup.config.rollout.group_size or 1)
+        next_prompt = step * sizes[0] // sizes[1] + state.extra_prompts
+        with state.timed("resample"):
+            return resample_groups(
+                setup,
+                scored,
+                step,
+                next_prompt,
+                sample or (lambda _, prompts, draws: setup.sample(prompts, draws)),
+                lambda rollouts: raise_together(setup.world, partial(setup.score, rollouts, state.step)),
+            )
+
+    def compute_targets(self, scored: ScoredRollouts) -> StepTargets:
+        """Compute the rewards, advantages and returns of each token.
+
+        Raises ConfigError for a batch whose groups of equal scores should have been replaced first.
+        """
+        setup, state = self.setup, self.state
+        if setup.config.rollout.resample_rounds and scored.resampling is None:
+            raise ConfigError(
+                "groups of equal scores are still in the batch",
+                where="rollout.resample_rounds",
+                fix="call `resample` between `score` and `compute_targets`, or set it to 0",
+            )
         statistics = state.statistics
         if setup.config.reward.normalize == "running":
             statistics = statistics.plus(kept_scores(scored), setup.world)
@@ -185,6 +224,7 @@ class PolicyTrainer:
         first_approx_kl = learned.pop("policy/first_approx_kl")  # NaN where the first optimizer step was skipped
         metrics["sampler/approx_kl"] += first_approx_kl if isfinite(first_approx_kl) else 0.0
         state.step, state.statistics = step, targets.statistics
+        state.extra_prompts += targets.scored.resampling.num_groups if targets.scored.resampling else 0
         num_responses = batch.size * setup.world.size
         if config.algorithm.target_kl is not None:
             state.kl_coef = updated_kl_coef(

@@ -5,6 +5,7 @@ from math import ceil
 
 import numpy as np
 
+from keel.algorithms import ALGORITHM_TRAITS
 from keel.diagnosis.advice import raise_kl, scale_setting
 from keel.diagnosis.chance import (
     NEAR_BEST,
@@ -157,11 +158,20 @@ def _signal_causes(run: Run) -> Sequence[Cause]:
                     f"between {format_evidence(lowest)} and {format_evidence(largest)} over the run",
                 ),
                 (),
-                Change("prompts.path", "prompts to which the policy gives good and bad responses, or finer scores"),
+                _signal_change(run),
             ),
         ),
     ]
     return [cause for applies, cause in causes if applies]
+
+
+def _signal_change(run: Run) -> Change:
+    """Propose dynamic sampling where some groups still differ and it is off, else other prompts."""
+    some_differ = run.has("groups/equal_scores") and last(run["groups/equal_scores"]) < 1.0
+    traits = ALGORITHM_TRAITS.get(str(run.setting("algorithm.name", "ppo")))
+    if some_differ and traits is not None and traits.compares_groups and not run.setting("rollout.resample_rounds", 0):
+        return Change("rollout.resample_rounds", "10 (it is 0): groups of equal scores are replaced by new prompts")
+    return Change("prompts.path", "prompts to which the policy gives good and bad responses, or finer scores")
 
 
 RULES = (

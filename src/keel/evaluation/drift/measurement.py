@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keel.config import DecodingSettings, DriftConfig, PromptSettings, TrainConfig
+from keel.config import DecodingSettings, DriftConfig, TrainConfig, TrainPrompts
 from keel.data.batches import Rollouts
 from keel.data.chats import read_tools
 from keel.data.padding import pad_rows
@@ -31,7 +31,7 @@ from keel.evaluation.sample import (
 from keel.evaluation.slices import slice_rows
 from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import ActorCritic
-from keel.models.prompt_reading import read_prompts
+from keel.models.prompt_reading import read_training_prompts
 from keel.models.vocabulary import fill_id, require_embeddings
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
@@ -114,7 +114,7 @@ def training_prompts(setup: DriftSetup, folder: str) -> list[Prompt]:
     """Read the training prompts from their file or, if it is missing, from the run's log. Raises DataError."""
     settings, tokenizer = setup.run.prompts, setup.policy.tokenizer
     try:
-        prompts = read_prompts(settings, tokenizer, quiet=True)
+        prompts = [each for file in read_training_prompts(settings, tokenizer, quiet=True) for each in file]
     except DataError as error:
         setup.notes.append(f"the training prompts are read from the run's log ({error.what}: {settings.path})")
         return logged_prompts(setup, RunFolder(folder))
@@ -150,13 +150,13 @@ def logged_prompts(setup: DriftSetup, folder: RunFolder) -> list[Prompt]:
     return list(prompts.values())
 
 
-def has_changed(settings: PromptSettings, folder: RunFolder) -> bool:
-    """Whether the file of the training prompts has changed since the run began; False where that is unknown."""
+def has_changed(settings: TrainPrompts, folder: RunFolder) -> bool:
+    """Whether a file of the training prompts has changed since the run began; False where that is unknown."""
     try:
         began = json.loads(folder.began.read_text(encoding="utf-8"))["inputs"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return any(began.get(path, now) != now for path, now in fingerprints([settings.path]))
+    return any(began.get(path, now) != now for path, now in fingerprints([file.path for file in settings.files]))
 
 
 def sample_and_score_prompts(
