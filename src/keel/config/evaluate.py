@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from keel.config.base import CountOrNone, Dtype, Settings
 from keel.config.rollout import EngineName, VllmServerSettings, check_engine_settings
-from keel.config.sections import CountOrNone, DecodingSettings, Dtype, PromptSettings, Rewards, Settings, as_list
+from keel.config.sections import DecodingSettings, PromptSettings, Rewards, as_list
 
 
 class EvaluateConfig(Settings):

@@ -24,6 +24,7 @@ from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, wit
 from keel.training.record import Records, open_records
 from keel.training.setup import build_training_setup
 from keel.training.state import restore_run_state, save_result, save_run_state
+from keel.training.step_metrics import judge_metrics
 from keel.training.trainer import PolicyTrainer, StepTargets
 from keel.training.watch import halt_error
 from keel.world import World
@@ -115,7 +116,8 @@ def save_state(trainer: PolicyTrainer, folder: RunFolder) -> None:
 def sources(config: TrainConfig) -> list[str | None]:
     """Return every file and folder of data and models that the run reads."""
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
-    return [*models, config.prompts.path]
+    rubrics = [reward.judge.rubric for reward in config.rewards if reward.judge]
+    return [*models, config.prompts.path, *rubrics]
 
 
 def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, float]:
@@ -182,7 +184,8 @@ def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     models = [setup.actor_critic.policy, setup.reference and setup.reference.policy, *setup.reward_models]
     with gathered_weights(*models):
         responses = sample_and_score(policy, setup.reference, scoring, decoding, config.seed, "policy", setup.world)
-    return {f"evaluate/{name}": value for name, value in responses.summary().items()}
+    measured = responses.summary() | judge_metrics(setup.scorers, setup.world)
+    return {f"evaluate/{name}": value for name, value in measured.items()}
 
 
 def _tell(world: World, line: str) -> None:
