@@ -6,7 +6,7 @@ example:
   keel rank responses.jsonl --raters anna --raters ben --overlap 2
   keel rank --stats
   keel rank --export rankings.jsonl
-  keel rank --judge.url http://localhost:8000/v1 --judge.model MODEL --judge.rubric rubric.txt
+  keel rank --judge.url http://HOST/v1 --judge.model M --judge.rubric R.txt
   keel rank --backup ratings-monday.db
 """
 
