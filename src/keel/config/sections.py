@@ -272,6 +272,25 @@ class DecodingSettings(Settings):
     """Include an end token that is ordinary text, such as a full stop, in the text of the response"""
 
 
+class VerifiedSettings(Settings):
+    """Tasks whose responses are correct or not, by their score."""
+
+    pass_at: list[Count] = []
+    """Numbers k for which to report pass@k, the share of prompts with a correct response among k; also reports avg@n,
+    the share of correct responses. Needs as many responses to a prompt"""
+    pass_score: float = 1.0
+    """Smallest score of a correct response"""
+
+
+def check_pass_sizes(pass_at: Sequence[int], num_responses: int, setting: str) -> None:
+    """Raise ValueError for a pass@k of more responses than there are to a prompt."""
+    most = max(pass_at, default=0)
+    if most > num_responses:
+        raise ValueError(
+            f"pass_at: {most} is more than the {num_responses} responses to a prompt; lower it, or raise {setting}"
+        )
+
+
 def check_host_names(host: str, names: Sequence[str]) -> None:
     """Raise ValueError for the wildcard address without names: no client can call a server by that address."""
     if host in ("0.0.0.0", "::") and not names:

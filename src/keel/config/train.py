@@ -16,6 +16,8 @@ from keel.config.sections import (
     ParallelSettings,
     PromptSettings,
     Rewards,
+    VerifiedSettings,
+    check_pass_sizes,
 )
 
 
@@ -166,11 +168,18 @@ class RolloutLogSettings(LogSettings):
     """Number of responses to write to rollouts.jsonl in each step"""
 
 
-class EvaluateDuring(Settings):
+class EvaluateDuring(VerifiedSettings):
     every: CountOrNone = 0
     """Steps between evaluations on held-out prompts; 0 = none"""
     prompts: str | None = None
     """File of held-out prompts; column and length limit are those of `prompts`"""
+    num_responses: Count = 1
+    """Number of responses to each held-out prompt"""
+
+    @model_validator(mode="after")
+    def _check_pass_sizes(self) -> "EvaluateDuring":
+        check_pass_sizes(self.pass_at, self.num_responses, "evaluate.num_responses")
+        return self
 
 
 class TrainConfig(Settings):

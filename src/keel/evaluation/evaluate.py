@@ -20,6 +20,7 @@ from keel.evaluation.engine import sampled_by_engine
 from keel.evaluation.evaluated_policy import PASS_TOKENS, EvaluatedPolicy
 from keel.evaluation.frontier import complete_config
 from keel.evaluation.gate import Demand, gate_verdict, read_gate
+from keel.evaluation.harness import check_tasks, evaluate_tasks
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
 from keel.evaluation.sample import (
@@ -65,13 +66,23 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
     with lost_process_reported():
         config = raise_together(world, partial(complete_config, config))
         sides = world.from_main(partial(_check_files, config))
+        world.from_main(partial(check_tasks, config, sides, world.size))
+        if config.prompts is None:
+            return _evaluate_tasks_alone(config, sides)
         readable = raise_together(world, partial(check_vocabularies, config, sides))
         scorers = world.in_turn(lambda: build_scorers(config.rewards, functions) if config.rewards or functions else [])
         refuse_comparisons(scorers, "rewards")
         world.from_main(partial(_check_names, config, scorers, sides))
         evaluated = evaluate_sides(config, sides, readable, scorers, world)
         usage = judge_usage(scorers, world)
-        return dict(world.from_main(partial(_summarize, config, evaluated, usage)))
+        return dict(world.from_main(partial(_summarize, config, evaluated, usage, sides)))
+
+
+def _evaluate_tasks_alone(config: EvaluateConfig, sides: Mapping[str, str]) -> dict[str, Any]:
+    """Evaluate the policies on tasks, without prompts, and write the results."""
+    metrics = {"tasks": {side: evaluate_tasks(config, folder) for side, folder in sides.items()}}
+    write_evaluation(config, metrics, {})
+    return metrics
 
 
 def _check_files(config: EvaluateConfig) -> dict[str, str]:
@@ -102,7 +113,10 @@ def judge_usage(scorers: Sequence[Scorer], world: World) -> dict[str, dict[str, 
 
 
 def _summarize(
-    config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses], usage: Mapping[str, Mapping[str, float]]
+    config: EvaluateConfig,
+    evaluated: Mapping[str, EvaluatedResponses],
+    usage: Mapping[str, Mapping[str, float]],
+    sides: Mapping[str, str],
 ) -> dict[str, Any]:
     """Compute and write the metrics of all sides, with the optional parts."""
     metrics = compute_summary(config, evaluated) | ({"judges": dict(usage)} if usage else {})
@@ -110,6 +124,8 @@ def _summarize(
         metrics["people"] = people_metrics(config)
     elif config.pairs:
         metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], deciding_measurement(config))
+    if config.tasks:
+        metrics["tasks"] = {side: evaluate_tasks(config, folder) for side, folder in sides.items()}
     if demands := _demands(config):
         metrics["gate"] = gate_verdict(demands, metrics)
     write_evaluation(config, metrics, evaluated)
@@ -279,7 +295,7 @@ def certificate_path(output: Path) -> Path:
 
 def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the gate's verdict with the settings and the SHA-256 of policies, prompts, rankings and scorers."""
-    files = [*config.policy, config.against, config.reference, config.prompts.path, config.judgements]
+    files = [*config.policy, config.against, config.reference, config.prompt_settings.path, config.judgements]
     files += [source.judge.rubric for source in config.rewards if source.judge]
     files += [source.model or (source.function or "").rpartition(":")[0] for source in config.rewards]
     return {
@@ -295,7 +311,8 @@ def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str,
 
 def _response_rows(evaluated: Mapping[str, EvaluatedResponses]) -> Iterator[dict[str, Any]]:
     """Yield the responses of each side to each prompt, with their scores."""
-    for number, prompt in enumerate(next(iter(evaluated.values())).prompts):
+    prompts = next((responses.prompts for responses in evaluated.values()), [])
+    for number, prompt in enumerate(prompts):
         row: dict[str, Any] = {"prompt": prompt.content}
         for side, responses in evaluated.items():
             row[side] = responses.texts[number]
