@@ -49,7 +49,7 @@ class JudgeEndpoint:
         self.keys: list[str | None] = []
         self.faults: list[Reply] = []  # given in place of the next replies
         self.change: Callable[[dict[str, Any]], Any] = lambda value: value  # of each verdict
-        self.takes_schema = True
+        self.takes_schema, self.schema_status = True, 400
         self.seconds = 0.0
         self.word = "good"
         self.url = ""
@@ -63,7 +63,7 @@ class JudgeEndpoint:
             if self.faults:
                 return self.faults.pop(0)
             if "response_format" in body and not self.takes_schema:
-                return 400, {"error": {"message": "response_format is not supported"}}, {}
+                return self.schema_status, {"error": {"message": "response_format is not supported"}}, {}
         value = self.change(verdict(material_of(body), self.word))
         if isinstance(value, dict) and '"reason"' in material_of(body)["asked"]:
             value = {"reason": "by the rubric", **value}

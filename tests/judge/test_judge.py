@@ -100,6 +100,22 @@ def test_an_endpoint_without_schemas_is_asked_without(endpoint: JudgeEndpoint, t
     assert ["response_format" in body for body in endpoint.bodies] == [True, True, False, False, False]
 
 
+def test_an_endpoint_that_fails_for_a_schema_is_asked_without(endpoint: JudgeEndpoint, tmp_path: Path) -> None:
+    """As vLLM on a CPU does: HTTP 500 for each request with a schema."""
+    endpoint.takes_schema, endpoint.schema_status = False, 500
+    assert scores(Judge(endpoint.settings(tmp_path)), "good") == [2.0]
+    assert ["response_format" in body for body in endpoint.bodies] == [True, True, True, False]
+
+
+def test_a_request_that_always_fails_does_not_hold_up_the_others(endpoint: JudgeEndpoint, tmp_path: Path) -> None:
+    judge = Judge(endpoint.settings(tmp_path))
+    endpoint.faults = [(500, {"error": "broken"}, {})] * 6  # with and without a schema
+    (failed,) = scores(judge, "good")
+    assert "broken" in failed.reason
+    assert judge.structured
+    assert scores(judge, "good") == [2.0]
+
+
 def test_equal_questions_are_asked_once_and_never_again(endpoint: JudgeEndpoint, tmp_path: Path) -> None:
     judge = Judge(endpoint.settings(tmp_path, input_price=2.0, output_price=10.0))
     assert scores(judge, "good", "bad", "good") == [2.0, 1.0, 2.0]

@@ -117,7 +117,9 @@ def test_an_item_without_a_verdict_is_left_for_the_next_call(
 ) -> None:
     endpoint.change = lambda value: "?" if len(endpoint.bodies) in (2, 5, 6) else value
     assert rank(endpoint, tmp_path, words=(str(answers),)) == 0
-    assert "3 items ranked, 1 without a verdict" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "3 items ranked, 1 without a verdict" in shown
+    assert "1 items without a verdict: the reply is not a JSON object" in shown
     endpoint.change = lambda value: value
     assert rank(endpoint, tmp_path) == 0
     assert "1 items ranked, 0 without a verdict" in capsys.readouterr().out

@@ -11,6 +11,7 @@ example:
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from keel.cli.settings import read_command
 from keel.config import RankConfig
 from keel.config.judge import RaterJudge
 from keel.errors import ConfigError
+from keel.terminal import literal
 
 if TYPE_CHECKING:
     from keel.data.items import UnrankedResponses
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 
 VERB = Verb("rank", RankConfig, str(__doc__), flags=("stats",), positional="answers")
+SHOWN_REASONS = 3
+"""Number of reasons to print for items without a verdict"""
 CREATE_STORE = "create it: keel rank responses.jsonl"
 
 
@@ -74,14 +78,17 @@ def _rank_with_judge(settings: RankConfig, judge_settings: RaterJudge) -> dict[s
     judge, name = Judge(judge_settings), judge_settings.name or judge_settings.label
     with closing(_open_store(settings.store, settings.overlap, settings.seed)) as store:
         _add_items(store, settings, rows)
-        counts = rank_with_judge(
+        num_ranked, reasons = rank_with_judge(
             store, judge, name, lambda done, total: print(f"{name}: {done} of {total}", flush=True)
         )
         stats = summary(store.judgements(), store.items(), store.raters(), store.overlap, store.judges())
     usage, row = judge.take_usage(), next(row for row in stats["judges"] if row["name"] == name)
     spent = f"{usage.requests:.0f} requests, {usage.cached:.0f} from the cache, {usage.cost:.4g} spent"
-    print(f"{name}: {counts['ranked']} items ranked, {counts['no_verdict']} without a verdict; {spent}")
+    print(f"{name}: {num_ranked} items ranked, {len(reasons)} without a verdict; {spent}")
+    for reason, count in Counter(reasons).most_common(SHOWN_REASONS):
+        print(f"{name}: {count} items without a verdict: {literal(reason)}")
     print(f"{name}: {_agreement_text(row['agreement'])}")
+    counts = {"ranked": num_ranked, "no_verdict": len(reasons)}
     return {**counts, **vars(usage), "agreement": row["agreement"], "store": settings.store}
 
 

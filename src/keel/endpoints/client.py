@@ -18,6 +18,9 @@ DEADLINE_SECONDS = 600.0
 AT_ONCE = 16
 REFUSED_REQUEST = {400, 413, 422}
 """Statuses that say something about one request, and nothing about the next one."""
+MOST_ERRORS = 3
+"""Attempts after which a request counts as refused if each ended with HTTP 500: vLLM without a grammar engine, for
+example, fails with 500 for a schema, however often it is asked."""
 RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504}
 MAX_REPLY_BYTES = 8 * 2**20
 SHOWN = 200
@@ -92,7 +95,7 @@ class EndpointClient:
 
         async def complete(index: int, body: Mapping[str, Any]) -> Any:
             async with limit:
-                reply = await self._retry(client, body, failures)
+                reply = await self._retry(client, body, failures, MOST_ERRORS if received is not None else None)
             if isinstance(reply, Refusal) and received is None:
                 raise EngineError(reply.reason, self.url, "check the address")
             if received is not None:
@@ -116,10 +119,16 @@ class EndpointClient:
             raise _cause(group_error, self.url) from None
         return [task.result() for task in tasks]
 
-    async def _retry(self, client: httpx.AsyncClient, body: Mapping[str, Any], failures: list[str]) -> Any:
-        """Send a request until it succeeds, with growing pauses. The deadline of the batch ends it."""
+    async def _retry(
+        self, client: httpx.AsyncClient, body: Mapping[str, Any], failures: list[str], most_errors: int | None
+    ) -> Any:
+        """Send a request until it succeeds, with growing pauses. The deadline of the batch ends it.
+
+        Args:
+            most_errors: number of replies with HTTP 500 after which the request is refused.
+        """
         path = "/chat/completions" if "messages" in body else "/completions"
-        pause = 0.5
+        pause, errors = 0.5, 0
         while True:
             try:
                 async with client.stream("POST", self.url + path, json={"model": self.model, **body}) as reply:
@@ -129,7 +138,10 @@ class EndpointClient:
             else:
                 if reply.status_code not in RETRYABLE:
                     return self._parse(reply.status_code, content)
-                failures.append(f"HTTP {reply.status_code}")
+                failures.append(self._status(reply.status_code, content))
+                errors += reply.status_code == 500
+                if errors == most_errors:
+                    return Refusal(failures[-1])
                 after = reply.headers.get("Retry-After", "")
                 pause = max(pause, float(after[:4]) if after.isascii() and after.isdecimal() else 0.0)
             await asyncio.sleep(pause)
@@ -146,7 +158,7 @@ class EndpointClient:
 
     def _parse(self, status: int, content: bytes) -> Any:
         if status != 200:
-            reason = f"HTTP {status} ({self._excerpt(content) or 'without a reason'})"
+            reason = self._status(status, content)
             if status in REFUSED_REQUEST:
                 return Refusal(reason)
             fix = f"set {self.key} to the key of the endpoint" if status in (401, 403) else "check the address"
@@ -156,10 +168,11 @@ class EndpointClient:
         except (ValueError, RecursionError):
             raise EngineError("the reply is not JSON", self.url, "check the address") from None
 
-    def _excerpt(self, content: bytes) -> str:
-        """Return the beginning of a reply, without the key, which some servers repeat in their refusal."""
+    def _status(self, status: int, content: bytes) -> str:
+        """Describe a refusal by its beginning, without the key, which some servers repeat."""
         text, key = " ".join(content.decode(errors="replace").split()), os.environ.get(self.key)
-        return (text.replace(key, f"[{self.key}]") if key else text)[:SHOWN]
+        shown = (text.replace(key, f"[{self.key}]") if key else text)[:SHOWN]
+        return f"HTTP {status} ({shown or 'without a reason'})"
 
 
 def _cause(group: ExceptionGroup[Any], url: str) -> Exception:

@@ -17,8 +17,10 @@ ITEMS_AT_ONCE = 64
 
 def rank_with_judge(
     store: Store, judge: Judge, name: str, show: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, int]:
-    """Let a judge rank all items that it has not ranked. Return how many it ranked, and how many have no verdict.
+) -> tuple[int, list[str]]:
+    """Let a judge rank all items that it has not ranked.
+
+    Returns the number of items that it ranked, and for each item without a verdict the reason.
 
     Items of two responses are compared in both orders. Longer ones are ranked at once.
 
@@ -31,17 +33,16 @@ def rank_with_judge(
     """
     _register(store, judge, name)
     ranked = {judgement.item.number for judgement in store.judgements() if judgement.rater == name}
-    items, counts = [item for item in store.items() if item.number not in ranked], {"ranked": 0, "no_verdict": 0}
+    items, reasons = [item for item in store.items() if item.number not in ranked], list[str]()
     for start in range(0, len(items), ITEMS_AT_ONCE):
         batch = items[start : start + ITEMS_AT_ONCE]
         for item, ranks in zip(batch, _ranks(judge, batch), strict=True):
             if isinstance(ranks, NoVerdict):
-                counts["no_verdict"] += 1
+                reasons.append(ranks.reason)
             else:
                 _record(store, name, item, ranks)
-                counts["ranked"] += 1
         show(start + len(batch), len(items))
-    return counts
+    return len(items) - len(reasons), reasons
 
 
 def _ranks(judge: Judge, items: Sequence[Item]) -> list[list[int] | NoVerdict]:
