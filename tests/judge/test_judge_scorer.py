@@ -102,6 +102,7 @@ def test_a_run_learns_from_a_judge_and_counts_its_cost(
     assert all(b"s3cret" not in path.read_bytes() for path in files)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_its_steps_from_the_cache(
     endpoint: JudgeEndpoint, tiny_policy: Path, tmp_path: Path
 ) -> None:
