@@ -52,10 +52,12 @@ LAYERS = {
     "heartbeat": Layer.of("interrupts errors", frozenset()),
     "world": Layer.of("heartbeat errors", frozenset({"torch"})),
     "shards": Layer.of("", frozenset({"torch"})),
+    "endpoints": Layer.of("errors", frozenset({"httpx"})),
     "data": Layer.of("core files errors"),
+    "judge": Layer.of("endpoints data.messages files errors", frozenset()),
     "stats": Layer.of("data.preferences", frozenset({"numpy"})),
     "models": Layer.of("kernels core data shards world config terminal errors"),
-    "rollout": Layer.of("models data kernels core world naming terminal errors"),
+    "rollout": Layer.of("models data judge endpoints kernels core world naming terminal errors"),
     "learn": Layer.of("models data core shards world algorithms failpoints errors"),
     "run": Layer.of("kernels stats data.batches data.preferences shards world failpoints terminal files errors config"),
     "run.read": Layer.of(
@@ -66,14 +68,15 @@ LAYERS = {
         "learn.guard learn.masters run.checkpoint run.folder run.lock run.origin run.saved_tensors "
         "world config interrupts errors"
     ),
-    "ranking": Layer.of("stats data terminal files errors"),
+    "ranking": Layer.of("stats judge data terminal files errors"),
     "diagnosis": Layer.of("run.read stats.overoptimisation algorithms", frozenset({"numpy"})),
     "report": Layer.of("diagnosis run.read run.folder run.reward_files stats data files config errors"),
     "evaluation": Layer.of(
-        "rollout learn.targets learn.pass_check models run stats data core world config progress terminal files errors"
+        "rollout endpoints.client judge.judge learn.targets learn.pass_check models run stats data core world "
+        "config progress terminal files errors"
     ),
     "training": Layer.of(
-        "evaluation diagnosis rollout loop learn models run stats data core kernels shards world "
+        "evaluation diagnosis rollout judge.judge loop learn models run stats data core kernels shards world "
         "config failpoints interrupts progress terminal files errors"
     ),
     "supervised": Layer.of(
@@ -91,8 +94,8 @@ LAYERS = {
     "cli": Layer.of(
         "errors config interrupts terminal files",
         SETTINGS | {"rich"},
-        inside_functions="core world data stats models rollout learn run ranking diagnosis report evaluation training "
-        "supervised server web quickstart",
+        inside_functions="core world data judge stats models rollout learn run ranking diagnosis report evaluation "
+        "training supervised server web quickstart",
     ),
     "__main__": Layer.of("", frozenset(), inside_functions="cli"),
 }

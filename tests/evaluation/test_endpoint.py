@@ -17,8 +17,8 @@ from starlette.routing import Route
 from transformers import GPT2Config
 
 from keel.config import EvaluateConfig, SampleConfig, parse
+from keel.endpoints.client import POLICY_KEY, EndpointClient
 from keel.errors import ConfigError, KeelError
-from keel.evaluation.endpoint_client import KEY, EndpointClient
 from keel.evaluation.evaluate import evaluate_policies
 from keel.evaluation.sample import sample_responses
 
@@ -133,7 +133,7 @@ def test_evaluate_compares_it_with_a_policy(
 def test_the_key_is_sent_and_written_nowhere(
     endpoint: Endpoint, tiny_policy: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEY, "s3cret")
+    monkeypatch.setenv(POLICY_KEY, "s3cret")
     sampled(endpoint, tiny_policy, prompts, tmp_path)
     assert set(endpoint.keys) == {"Bearer s3cret"}
     assert all(b"s3cret" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -174,7 +174,7 @@ def test_a_reply_without_a_response_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("status", "fix"), [(401, KEY), (404, "address"), (302, "address")], ids=["no key", "no model", "redirect"]
+    ("status", "fix"), [(401, POLICY_KEY), (404, "address"), (302, "address")], ids=["no key", "no model", "redirect"]
 )
 def test_a_refusal_is_named(
     status: int, fix: str, endpoint: Endpoint, tiny_policy: Path, prompts: Path, tmp_path: Path
@@ -205,7 +205,7 @@ def test_settings_that_cannot_work_are_refused(
 
 
 def test_a_key_is_not_sent_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, "s3cret")
+    monkeypatch.setenv(POLICY_KEY, "s3cret")
     with pytest.raises(ConfigError, match="unencrypted"):
         EndpointClient("http://example.org/v1", "m")
     EndpointClient("https://example.org/v1", "m")

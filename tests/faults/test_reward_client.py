@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from keel.config import RewardSource
+from keel.endpoints.addresses import refuse_link_local
 from keel.errors import ConfigError, RewardError
-from keel.rollout.http_scorer import refuse_link_local
 from keel.rollout.score import score
 from keel.rollout.scorers import build_scorers
 

@@ -38,5 +38,5 @@ def defined_keys() -> set[str]:
     """Return the keys of metrics.jsonl that docs/metrics.md defines, with `*` for a name."""
     text = (DOCS / "metrics.md").read_text(encoding="utf-8")
     first_cells = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
-    keys = {key for cell in first_cells for key in re.findall(r"`([a-z_]+/[\w/]+)`", cell)}
+    keys = {key for cell in first_cells for key in re.findall(r"`([a-z_]+/[\w/@]+)`", cell)}
     return {key.replace("NAME", "*") for key in keys if not key.startswith("check/")}  # of `keel train --check`

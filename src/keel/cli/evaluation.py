@@ -20,6 +20,16 @@ SHOWN_N = {n for i in range(12) for n in (2**i, 3 * 2**i)}
 
 def print_evaluation(metrics: Mapping[str, Any]) -> None:
     """Print the table of all prompts, then the optional parts, and the verdict of the gate at the end."""
+    if "prompts" in metrics:
+        print_prompts(metrics)
+    if "tasks" in metrics:
+        print_tasks(metrics["tasks"])
+    if "gate" in metrics:
+        print_gate(metrics["gate"])
+
+
+def print_prompts(metrics: Mapping[str, Any]) -> None:
+    """Print all that was measured on the prompts."""
     policies = policy_rows(metrics)
     print_sides(metrics, policies | ({"against": metrics["against"]} if "against" in metrics else {}))
     print("with 95% intervals over prompts; ± is half their width")
@@ -32,10 +42,24 @@ def print_evaluation(metrics: Mapping[str, Any]) -> None:
         print_slices(metrics.get("slices", {}), side, alone=len(policies) == 1)
     for side, curve in metrics.get("best_of", {}).items():
         print_best_of_curve(side, curve, metrics)
-    optional = {"frontier": print_frontier, "people": print_people, "pairs": print_pairs, "gate": print_gate}
+    optional = {"frontier": print_frontier, "people": print_people, "pairs": print_pairs}
     for name, print_section in optional.items():
         if name in metrics:
             print_section(metrics[name])
+
+
+def print_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print a column for each policy, and a row for each metric of each task."""
+    columns = {
+        side: {
+            f"{escape_text(task)} {escape_text(name)}": cell(metrics, name)
+            for task, metrics in results.items()
+            for name in metrics
+            if not name.endswith(ENDS)
+        }
+        for side, results in tasks.items()
+    }
+    print_table("tasks of lm-evaluation-harness, with 95% intervals over questions", columns)
 
 
 def print_sides(metrics: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> None:
@@ -55,7 +79,8 @@ def main_metrics(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the metrics for the columns of a table with a row for each policy, without those that no row has."""
     scorers = scorer_metrics(next(iter(rows.values())))
     truncated = ["truncated"] if any(row["truncated"] for row in rows.values()) else []
-    names = [*COMPARED[:2], *scorers, "kl", "length", *truncated]
+    rates = [name for name in next(iter(rows.values())) if "@" in name and not name.endswith(ENDS)]
+    names = [*COMPARED[:2], *rates, *scorers, "kl", "length", *truncated]
     return [name for name in names if any(name in row for row in rows.values())]
 
 

@@ -20,7 +20,13 @@ SHOWN_DISAGREEMENTS = 5
 """number of items with the most disagreement that are printed; --json has more"""
 
 
-def write_export(judgements: Sequence["Judgement"], path: str, form: str, aggregate: bool) -> dict[str, int]:
+def write_export(
+    judgements: Sequence["Judgement"],
+    path: str,
+    form: str,
+    aggregate: bool,
+    judges: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, int]:
     """Write the judgements to a .jsonl or .csv file atomically, and return the counts.
 
     Raises ConfigError for another ending or a file that is not an export, CheckpointError if it cannot be written.
@@ -34,7 +40,7 @@ def write_export(judgements: Sequence["Judgement"], path: str, form: str, aggreg
         raise ConfigError(
             f"{path} exists, and is not an earlier export", where="export", fix="choose another file name"
         )
-    rows, counts = export(judgements, form, aggregate)
+    rows, counts = export(judgements, form, aggregate, judges)
     write_atomic(Path(path), csv_table(rows) if path.endswith(".csv") else json_lines(rows))
     return counts
 
@@ -52,7 +58,8 @@ def _may_replace(path: Path) -> bool:
 def print_stats(stats: Mapping[str, Any]) -> None:
     """Print the result of `keel.ranking.agreement.summary` as tables of at most 80 columns."""
     console = Console(highlight=False, markup=False, emoji=False)
-    for table in (_progress(stats), _raters(stats["raters"])):
+    tables = [_progress(stats), _raters(stats["raters"]), *([_judges(stats["judges"])] if stats["judges"] else [])]
+    for table in tables:
         console.print(table)
     if stats["disagreements"]:
         console.print("Most disagreement", style="bold")
@@ -98,6 +105,25 @@ def _raters(raters: Sequence[Mapping[str, Any]]) -> Table:
             *(_percent(value) for value in (rater["ties"], rater["agreement"]["value"])),
             *(_percent(rater[name]) for name in ("position", "longer")),
             "-" if weight is None else f"{weight:.2f}",
+        )
+    return table
+
+
+def _judges(judges: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="Judges, compared with people", title_justify="left", title_style="bold", box=SIMPLE)
+    table.add_column("", overflow="fold")
+    table.add_column("model", overflow="fold")
+    for name in ("done", "ties", "as people", "longer\nwins", "weight"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for judge in judges:
+        table.add_row(
+            literal(judge["name"]),
+            literal(judge["model"]),
+            str(judge["done"]),
+            _percent(judge["ties"]),
+            _interval(judge["agreement"]),
+            _percent(judge["longer"]),
+            "-" if judge["weight"] is None else f"{judge['weight']:.2f}",
         )
     return table
 

@@ -1,5 +1,6 @@
 """Settings of every verb, as frozen pydantic models. No torch here: help and errors must be fast."""
 
+from keel.config.base import Settings
 from keel.config.data_check import DataCheckConfig
 from keel.config.doctor import DoctorConfig
 from keel.config.dpo import DpoConfig
@@ -23,7 +24,6 @@ from keel.config.sections import (
     OptimSettings,
     PromptSettings,
     RewardSource,
-    Settings,
     scorer_names,
 )
 from keel.config.serve import ServeConfig

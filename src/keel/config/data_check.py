@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from keel.config.sections import ChatSettings, Count, CountOrNone
+from keel.config.base import Count, CountOrNone
+from keel.config.sections import ChatSettings
 
 
 class DataCheckConfig(ChatSettings):

@@ -1,6 +1,7 @@
 """Settings of `keel doctor`."""
 
-from keel.config.sections import Runs, Settings
+from keel.config.base import Settings
+from keel.config.sections import Runs
 
 
 class DoctorConfig(Settings):

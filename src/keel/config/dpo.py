@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, NonNegative, Positive
+from keel.config.base import Count, NonNegative, Positive
 from keel.config.supervised import ComparisonSettings, SupervisedOptim
 
 

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from keel.config.sections import CountOrNone, Dtype, PromptSettings, Settings
+from keel.config.base import CountOrNone, Dtype, Settings
+from keel.config.sections import PromptSettings
 
 
 class DriftConfig(Settings):

@@ -5,11 +5,27 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from keel.config.base import Count, CountOrNone, Dtype, Settings
 from keel.config.rollout import EngineName, VllmServerSettings, check_engine_settings
-from keel.config.sections import CountOrNone, DecodingSettings, Dtype, PromptSettings, Rewards, Settings, as_list
+from keel.config.sections import DecodingSettings, PromptSettings, Rewards, VerifiedSettings, as_list, check_pass_sizes
 
 
-class EvaluateConfig(Settings):
+class HarnessSettings(Settings):
+    """How lm-evaluation-harness runs `tasks`."""
+
+    shots: CountOrNone | None = None
+    """Number of solved examples before each question (default: that of the task)"""
+    limit: Count | None = None
+    """Number of questions of each task (default: all)"""
+    chat: bool = False
+    """Ask the questions with the model's chat template"""
+    folder: str | None = None
+    """Folder with more task definitions of the harness"""
+    batch_size: Count = 8
+    """Number of questions at once"""
+
+
+class EvaluateConfig(VerifiedSettings):
     """Settings of `keel evaluate`: evaluate policies on held-out prompts, separately or against another policy."""
 
     main_settings: ClassVar[tuple[str, ...]] = (
@@ -44,11 +60,15 @@ class EvaluateConfig(Settings):
     first policy that is a folder)"""
     dtype: Dtype = "float32"
     """Number format of the weights of policies and reference"""
-    prompts: PromptSettings
+    prompts: PromptSettings | None = None
+    """Held-out prompts; required unless `tasks` is set"""
     rewards: Rewards = []
     """Scorers, as a JSON list; the score is their weighted sum"""
     judge: str | None = None
     """Name of the scorer that decides who wins (default: the weighted sum of all scorers)"""
+    tasks: list[str] = []
+    """Tasks of lm-evaluation-harness, as in hellaswag,arc_easy (needs `pip install 'lm_eval[hf]'`)"""
+    harness: HarnessSettings = HarnessSettings()
     slices: list[str] = []
     """Columns of the prompts; metrics are also computed for each of their values"""
     best_of: CountOrNone = 0
@@ -70,6 +90,12 @@ class EvaluateConfig(Settings):
     """What samples the responses: keel's sampler, or vLLM in a separate process"""
     vllm: VllmServerSettings = VllmServerSettings()
 
+    @property
+    def prompt_settings(self) -> PromptSettings:
+        """The settings of the prompts, where there are any."""
+        assert self.prompts is not None
+        return self.prompts
+
     @field_validator("policy")
     @classmethod
     def _refuse_duplicates(cls, policies: list[str]) -> list[str]:
@@ -80,6 +106,10 @@ class EvaluateConfig(Settings):
     @model_validator(mode="after")
     def _check_combinations(self) -> "EvaluateConfig":
         check_engine_settings(self.engine, self.vllm)
+        if self.prompts is None and not self.tasks:
+            raise ValueError("give prompts.path, or tasks")
+        if self.tasks and self.checkpoints is not None:
+            raise ValueError("tasks: only with policy, not with checkpoints")
         if bool(self.policy) == (self.checkpoints is not None):
             raise ValueError("give either policy or checkpoints")
         for name in ("gate", "pairs"):
@@ -89,6 +119,7 @@ class EvaluateConfig(Settings):
             raise ValueError("pairs: needs `against`, whose responses are paired with those of the policy")
         if self.judgements is not None and self.pairs is None:
             raise ValueError("judgements: set `pairs` too, the file that the people compared")
+        check_pass_sizes(self.pass_at, self.sampling.num_responses, "sampling.num_responses")
         if self.best_of > self.sampling.num_responses:
             raise ValueError(
                 f"best_of: {self.best_of} is more than the {self.sampling.num_responses} responses to a prompt; "

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from keel.config.sections import Count, Positive
+from keel.config.base import Count, Positive
 from keel.config.train import TrainConfig
 
 

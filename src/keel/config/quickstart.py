@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from keel.config.sections import Count, Settings
+from keel.config.base import Count, Settings
 
 
 class QuickstartConfig(Settings):

@@ -4,7 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, Settings, check_host_names
+from keel.config.base import Count, Settings
+from keel.config.judge import RaterJudge
+from keel.config.sections import check_host_names
 
 
 class RankConfig(Settings):
@@ -21,6 +23,7 @@ class RankConfig(Settings):
         "form",
         "aggregate",
         "backup",
+        "judge.url",
         "host",
         "public",
         "port",
@@ -63,6 +66,11 @@ class RankConfig(Settings):
     aggregate: bool = False
     """With `export`: write one consensus for each item, with raters weighted by their agreement, instead of one row for
     each rater"""
+
+    judge: RaterJudge | None = None
+    """Let a language model rank all items, beside the people, and exit"""
+    judges: Literal["exclude", "include"] = "exclude"
+    """With `export`: leave the rankings of judges out, or count judges as raters, in rows, weights and consensus"""
 
     @model_validator(mode="after")
     def _check_host(self) -> "RankConfig":

@@ -1,6 +1,7 @@
 """Settings of `keel report`."""
 
-from keel.config.sections import Runs, Settings
+from keel.config.base import Settings
+from keel.config.sections import Runs
 
 
 class ReportConfig(Settings):

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from keel.config.sections import Count, NonNegative
+from keel.config.base import Count, NonNegative
 from keel.config.supervised import ComparisonSettings
 
 # Name in a gate -> metric, and whether the threshold is a lower or an upper bound.

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, CountOrNone, Dtype, Positive, Settings
+from keel.config.base import Count, CountOrNone, Dtype, Positive, Settings
 
 
 class VllmServerSettings(Settings):

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
+from keel.config.base import Dtype, Settings
 from keel.config.rollout import EngineName, VllmServerSettings, check_engine_settings
-from keel.config.sections import DecodingSettings, Dtype, PromptSettings, Settings
+from keel.config.sections import DecodingSettings, PromptSettings
 
 
 class SampleConfig(Settings):

@@ -3,27 +3,21 @@
 import json
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from keel.config.base import (
+    Count,
+    CountOrNone,
+    Dtype,
+    NonNegative,
+    Positive,
+    Quantization,
+    Settings,
+)
+from keel.config.judge import ScorerJudge
 from keel.naming import clashing_name, clean_name, free_name
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Dtype = Literal["float32", "bfloat16"]
-Quantization = Literal["nf4", "int8"]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    main_settings: ClassVar[tuple[str, ...]] = ()
-    """Dotted names that `keel VERB --help` lists, in this order; empty: all. Declared by the class of the verb, because
-    verbs that share a section list different settings of it."""
 
 
 class LoraSettings(Settings):
@@ -127,7 +121,7 @@ class PromptSettings(ChatSettings):
 
 
 class RewardSource(Settings):
-    """A scorer: exactly one of model, function, url."""
+    """A scorer: exactly one of model, function, url, judge."""
 
     model: str | None = None
     """Folder or hub id of a reward model (sequence classification, one label), used with its tokenizer; or the folder
@@ -136,9 +130,11 @@ class RewardSource(Settings):
     """FILE.py:NAME of a Python function with the signature of TRL's reward functions, sync or async"""
     url: str | None = None
     """Address of an HTTP scorer: POST {"query": [...], "prompts": [...]} -> {"rewards": [...]}"""
+    judge: ScorerJudge | None = None
+    """A language model that scores or compares responses by a rubric"""
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
-    """Name in the metrics, as in rewards/NAME (default: that of the function, of the run folder of the model, or the
-    last part of the address; numbered if already in use)"""
+    """Name in the metrics, as in rewards/NAME (default: that of the function, of the run folder of the model, of the
+    judge's model, or the last part of the address; numbered if already in use)"""
     weight: float = 1.0
     """Weight in the sum of all scorers"""
     noisy: bool = False
@@ -159,14 +155,16 @@ class RewardSource(Settings):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RewardSource":
-        if sum(kind is not None for kind in (self.model, self.function, self.url)) != 1:
-            raise ValueError("set exactly one of model, function, url")
+        if sum(kind is not None for kind in (self.model, self.function, self.url, self.judge)) != 1:
+            raise ValueError("set exactly one of model, function, url, judge")
+        if self.judge is not None and self.timeout_seconds is not None:
+            raise ValueError("timeout_seconds: the deadline of a judge is judge.timeout_seconds; set that")
         if self.model is not None and self.timeout_seconds is not None:
             raise ValueError("timeout_seconds: a reward model has no deadline; remove it")
         if self.chat_template is not None and not self.model:
-            raise ValueError("chat_template needs model; remove it for a function or url")
+            raise ValueError("chat_template needs model; remove it for another scorer")
         if self.dtype != "float32" and not self.model:
-            raise ValueError("dtype needs model; remove it for a function or url")
+            raise ValueError("dtype needs model; remove it for another scorer")
         return self
 
     @property
@@ -174,6 +172,8 @@ class RewardSource(Settings):
         """Name of the scorer, or the default for it, which another scorer may have too."""
         if self.name is not None:
             return self.name
+        if self.judge is not None:
+            return self.judge.label
         if self.function is not None:
             return clean_name(self.function.rpartition(":")[2]) or "function"
         if self.model is None:
@@ -270,6 +270,25 @@ class DecodingSettings(Settings):
     """Texts that end a response, in addition to the end tokens of the model"""
     stop_in_text: bool = True
     """Include an end token that is ordinary text, such as a full stop, in the text of the response"""
+
+
+class VerifiedSettings(Settings):
+    """Tasks whose responses are correct or not, by their score."""
+
+    pass_at: list[Count] = []
+    """Numbers k for which to report pass@k, the share of prompts with a correct response among k; also reports avg@n,
+    the share of correct responses. Needs as many responses to a prompt"""
+    pass_score: float = 1.0
+    """Smallest score of a correct response"""
+
+
+def check_pass_sizes(pass_at: Sequence[int], num_responses: int, setting: str) -> None:
+    """Raise ValueError for a pass@k of more responses than there are to a prompt."""
+    most = max(pass_at, default=0)
+    if most > num_responses:
+        raise ValueError(
+            f"pass_at: {most} is more than the {num_responses} responses to a prompt; lower it, or raise {setting}"
+        )
 
 
 def check_host_names(host: str, names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from keel.config.sections import Settings
+from keel.config.base import Settings
 
 
 class ServeConfig(Settings):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from keel.config.sections import Count, Dtype, NonNegative, RewardSource, Settings, check_host_names
+from keel.config.base import Count, Dtype, NonNegative, Settings
+from keel.config.sections import RewardSource, check_host_names
 
 
 class ServeRewardConfig(Settings):

@@ -8,20 +8,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from keel.config.base import Count, CountOrNone, Dtype, Fraction, Positive, Quantization, Settings
 from keel.config.sections import (
     ChatSettings,
     CheckpointSettings,
-    Count,
-    CountOrNone,
-    Dtype,
-    Fraction,
     LogSettings,
     LoraSettings,
     OptimSettings,
     ParallelSettings,
-    Positive,
-    Quantization,
-    Settings,
     check_quantization,
 )
 

@@ -6,20 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from keel.algorithms import ALGORITHM_TRAITS, AlgorithmTraits
+from keel.config.base import Count, CountOrNone, Fraction, NonNegative, Positive, Settings
 from keel.config.rollout import RolloutSettings
 from keel.config.sections import (
     CheckpointSettings,
-    Count,
-    CountOrNone,
-    Fraction,
     LogSettings,
     ModelSettings,
-    NonNegative,
     OptimSettings,
     ParallelSettings,
-    Positive,
     Rewards,
-    Settings,
+    VerifiedSettings,
+    check_pass_sizes,
 )
 from keel.config.training_prompts import TrainPrompts
 
@@ -51,6 +48,9 @@ class RewardShaping(Settings):
     """What to do when a scorer fails after all retries: save a checkpoint and stop, or drop the affected responses and
     count them"""
 
+
+MOST_RANKED = 26
+"""Largest number of responses that a judge ranks at once: each has a letter."""
 
 _GROUPED = [name for name, traits in ALGORITHM_TRAITS.items() if traits.compares_groups]
 _CLIPPED = [name for name, traits in ALGORITHM_TRAITS.items() if traits.clips_ratio]
@@ -169,11 +169,18 @@ class RolloutLogSettings(LogSettings):
     """Number of responses to write to rollouts.jsonl in each step"""
 
 
-class EvaluateDuring(Settings):
+class EvaluateDuring(VerifiedSettings):
     every: CountOrNone = 0
     """Steps between evaluations on held-out prompts; 0 = none"""
     prompts: str | None = None
     """File of held-out prompts; column and length limit are those of `prompts`"""
+    num_responses: Count = 1
+    """Number of responses to each held-out prompt"""
+
+    @model_validator(mode="after")
+    def _check_pass_sizes(self) -> "EvaluateDuring":
+        check_pass_sizes(self.pass_at, self.num_responses, "evaluate.num_responses")
+        return self
 
 
 class TrainConfig(Settings):
@@ -256,6 +263,21 @@ class TrainConfig(Settings):
         _set_default(algorithm, "kl_estimator", "k2" if algorithm.get("kl_in") == "loss" else "k1")
         return {**data, "algorithm": algorithm, "rollout": rollout}
 
+    def _check_judges(self, group_size: int) -> None:
+        comparing = [source for source in self.rewards if source.judge is not None and source.judge.mode != "score"]
+        if not comparing:
+            return
+        if not 2 <= group_size <= MOST_RANKED:
+            raise ValueError(
+                f"rewards: a judge that compares needs 2 to {MOST_RANKED} responses to a prompt; set "
+                "rollout.group_size, or judge.mode: score"
+            )
+        if self.evaluate.every and len(comparing) == len(self.rewards):
+            raise ValueError(
+                "evaluate.every: a judge that compares has no score for the one response to a held-out prompt; add a "
+                "scorer, which may have weight 0"
+            )
+
     @model_validator(mode="after")
     def _check_sizes(self) -> "TrainConfig":
         batch_size, group_size = self.rollout.batch_size, self.rollout.group_size or 1
@@ -285,6 +307,7 @@ class TrainConfig(Settings):
                 f"critic.warmup_steps {self.critic.warmup_steps} of {self.steps} steps leaves no step for the policy; "
                 "lower it"
             )
+        self._check_judges(group_size)
         if self.evaluate.every and not self.evaluate.prompts:
             raise ValueError("evaluate.every needs evaluate.prompts, a file of held-out prompts")
         if self.critic.sharing == "shared" and self.critic.init != "policy":

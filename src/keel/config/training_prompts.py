@@ -2,7 +2,8 @@
 
 from pydantic import model_validator
 
-from keel.config.sections import Positive, PromptSettings, Settings
+from keel.config.base import Positive, Settings
+from keel.config.sections import PromptSettings
 
 
 class PromptFile(Settings):

@@ -5,7 +5,19 @@ Masks are boolean; True marks a token that the policy sampled and that counts.
 Functions of tokens return [B, T], and the caller reduces.
 """
 
-from keel.core import advantages, best_of, diagnostics, kl, logprobs, losses, masked, preferences, rewards, win_rate
+from keel.core import (
+    advantages,
+    best_of,
+    diagnostics,
+    kl,
+    logprobs,
+    losses,
+    masked,
+    pass_at_k,
+    preferences,
+    rewards,
+    win_rate,
+)
 
 __all__ = [
     "advantages",
@@ -15,6 +27,7 @@ __all__ = [
     "logprobs",
     "losses",
     "masked",
+    "pass_at_k",
     "preferences",
     "rewards",
     "win_rate",

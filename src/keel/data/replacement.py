@@ -53,6 +53,8 @@ def join_rollouts(first: Rollouts, second: Rollouts) -> Rollouts:
     joined: dict[str, Any] = {}
     for name in (each.name for each in fields(first)):
         one, other = getattr(first, name), getattr(second, name)
+        if one is None or other is None:  # values, which group baselines need not
+            continue
         if isinstance(one, list):
             joined[name] = [*one, *other]
         elif one.dim() == 1:

@@ -16,8 +16,8 @@ from keel.config import DecodingSettings, PromptSettings
 from keel.data.batches import Rollouts
 from keel.data.padding import pad_rows
 from keel.data.prompts import Prompt
+from keel.endpoints.client import EndpointClient
 from keel.errors import ConfigError, EngineError
-from keel.evaluation.endpoint_client import EndpointClient
 from keel.models.prompt_reading import chat_tokenizer, read_prompts
 from keel.rollout.engine import Draws
 from keel.world import ALONE, World

@@ -20,6 +20,7 @@ from keel.evaluation.engine import sampled_by_engine
 from keel.evaluation.evaluated_policy import PASS_TOKENS, EvaluatedPolicy
 from keel.evaluation.frontier import complete_config
 from keel.evaluation.gate import Demand, gate_verdict, read_gate
+from keel.evaluation.harness import check_tasks, evaluate_tasks
 from keel.evaluation.judged import EvaluatedResponses
 from keel.evaluation.people import check_pairs, key_path, people_metrics, write_pairs
 from keel.evaluation.sample import (
@@ -31,9 +32,11 @@ from keel.evaluation.score_once import scored_once
 from keel.evaluation.sides import check_vocabularies, load_reference, load_side, side_paths
 from keel.evaluation.summary import check_metric_names, compute_summary, deciding_measurement
 from keel.evaluation.untempered_kl import add_untempered_kl
+from keel.judge.judge import USAGE
 from keel.learn.targets import analyze_all, reference_logprobs
 from keel.models.actor_critic import ActorCritic
 from keel.models.prompt_reading import print_remarks
+from keel.rollout.judge_scorer import JudgeScorer, refuse_comparisons
 from keel.rollout.lengths import length_warnings
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
@@ -63,11 +66,23 @@ def evaluate_policies(config: EvaluateConfig, functions: Sequence[Callable[..., 
     with lost_process_reported():
         config = raise_together(world, partial(complete_config, config))
         sides = world.from_main(partial(_check_files, config))
+        world.from_main(partial(check_tasks, config, sides, world.size))
+        if config.prompts is None:
+            return _evaluate_tasks_alone(config, sides)
         readable = raise_together(world, partial(check_vocabularies, config, sides))
         scorers = world.in_turn(lambda: build_scorers(config.rewards, functions) if config.rewards or functions else [])
+        refuse_comparisons(scorers, "rewards")
         world.from_main(partial(_check_names, config, scorers, sides))
         evaluated = evaluate_sides(config, sides, readable, scorers, world)
-        return dict(world.from_main(partial(_summarize, config, evaluated)))
+        usage = judge_usage(scorers, world)
+        return dict(world.from_main(partial(_summarize, config, evaluated, usage, sides)))
+
+
+def _evaluate_tasks_alone(config: EvaluateConfig, sides: Mapping[str, str]) -> dict[str, Any]:
+    """Evaluate the policies on tasks, without prompts, and write the results."""
+    metrics = {"tasks": {side: evaluate_tasks(config, folder) for side, folder in sides.items()}}
+    write_evaluation(config, metrics, {})
+    return metrics
 
 
 def _check_files(config: EvaluateConfig) -> dict[str, str]:
@@ -89,13 +104,28 @@ def _demands(config: EvaluateConfig) -> list[Demand]:
     return read_gate(config.gate) if config.gate is not None else []
 
 
-def _summarize(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses]) -> dict[str, Any]:
+def judge_usage(scorers: Sequence[Scorer], world: World) -> dict[str, dict[str, float]]:
+    """Return what each judge was asked and its cost, over all processes, by the name of the scorer."""
+    judges = {scorer.name: scorer.judge for scorer in scorers if isinstance(scorer, JudgeScorer)}
+    shares = world.gather_values([[*vars(judge.take_usage()).values()] for judge in judges.values()])
+    totals = [[sum(values) for values in zip(*each, strict=True)] for each in zip(*shares, strict=True)]
+    return {name: dict(zip(USAGE, total, strict=True)) for name, total in zip(judges, totals, strict=True)}
+
+
+def _summarize(
+    config: EvaluateConfig,
+    evaluated: Mapping[str, EvaluatedResponses],
+    usage: Mapping[str, Mapping[str, float]],
+    sides: Mapping[str, str],
+) -> dict[str, Any]:
     """Compute and write the metrics of all sides, with the optional parts."""
-    metrics = compute_summary(config, evaluated)
+    metrics = compute_summary(config, evaluated) | ({"judges": dict(usage)} if usage else {})
     if config.judgements:
         metrics["people"] = people_metrics(config)
     elif config.pairs:
         metrics["pairs"] = write_pairs(config, evaluated["policy"], evaluated["against"], deciding_measurement(config))
+    if config.tasks:
+        metrics["tasks"] = {side: evaluate_tasks(config, folder) for side, folder in sides.items()}
     if demands := _demands(config):
         metrics["gate"] = gate_verdict(demands, metrics)
     write_evaluation(config, metrics, evaluated)
@@ -265,7 +295,8 @@ def certificate_path(output: Path) -> Path:
 
 def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the gate's verdict with the settings and the SHA-256 of policies, prompts, rankings and scorers."""
-    files = [*config.policy, config.against, config.reference, config.prompts.path, config.judgements]
+    files = [*config.policy, config.against, config.reference, config.prompt_settings.path, config.judgements]
+    files += [source.judge.rubric for source in config.rewards if source.judge]
     files += [source.model or (source.function or "").rpartition(":")[0] for source in config.rewards]
     return {
         **metrics["gate"],
@@ -280,7 +311,8 @@ def certificate(config: EvaluateConfig, metrics: Mapping[str, Any]) -> dict[str,
 
 def _response_rows(evaluated: Mapping[str, EvaluatedResponses]) -> Iterator[dict[str, Any]]:
     """Yield the responses of each side to each prompt, with their scores."""
-    for number, prompt in enumerate(next(iter(evaluated.values())).prompts):
+    prompts = next((responses.prompts for responses in evaluated.values()), [])
+    for number, prompt in enumerate(prompts):
         row: dict[str, Any] = {"prompt": prompt.content}
         for side, responses in evaluated.items():
             row[side] = responses.texts[number]

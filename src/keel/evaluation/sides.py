@@ -50,7 +50,7 @@ def check_vocabularies(config: EvaluateConfig, sides: Mapping[str, str]) -> dict
     local = {side: folder for side, folder in sides.items() if not is_endpoint(folder)}
     vocabularies = {side: load_tokenizer(folder).get_vocab() for side, folder in local.items()}
     first = next(iter(vocabularies.values()), None)
-    if config.prompts.too_long == "drop" and any(vocabulary != first for vocabulary in vocabularies.values()):
+    if config.prompt_settings.too_long == "drop" and any(vocabulary != first for vocabulary in vocabularies.values()):
         raise ConfigError(
             "models with different vocabularies would drop different prompts",
             where="prompts.too_long",
@@ -84,6 +84,6 @@ def load_side(
 ) -> EvaluatedPolicy | EndpointPolicy:
     """Load a policy from a folder or the hub, or check the address of an endpoint. Raises ConfigError."""
     if not is_endpoint(name):
-        return load_policy(name, config.prompts, config.sampling, config.dtype, world)
+        return load_policy(name, config.prompt_settings, config.sampling, config.dtype, world)
     tokenizer = reading_model([config.tokenizer, *sides.values(), config.reference])
-    return raise_together(world, partial(load_endpoint, name, tokenizer, config.prompts, config.sampling))
+    return raise_together(world, partial(load_endpoint, name, tokenizer, config.prompt_settings, config.sampling))

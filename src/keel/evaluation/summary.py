@@ -9,6 +9,7 @@ from keel.evaluation.best_of import best_of_curve, equivalent_best_of_n
 from keel.evaluation.frontier import compute_frontier, find_checkpoints
 from keel.evaluation.gate import Demand, check_demands
 from keel.evaluation.judged import EvaluatedResponses, comparison, length_controlled_comparison
+from keel.evaluation.pass_rates import pass_rates
 from keel.evaluation.slices import slice_rows
 from keel.models.prompt_reading import chat_tokenizer, read_prompts
 
@@ -50,7 +51,10 @@ def compute_summary(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedRes
 def compare_sides(config: EvaluateConfig, evaluated: Mapping[str, EvaluatedResponses]) -> dict[str, Any]:
     """Compute the metrics of each side, and compare each policy with `against`."""
     against = evaluated.get("against")
-    by_side = {side: responses.compute_metrics() for side, responses in evaluated.items()}
+    verified = deciding_measurement(config), config.pass_at, config.pass_score
+    by_side = {
+        side: responses.compute_metrics() | pass_rates(responses, *verified) for side, responses in evaluated.items()
+    }
     compared = {
         side: compare(config, responses, against)
         for side, responses in evaluated.items()
@@ -95,13 +99,16 @@ def check_metric_names(config: EvaluateConfig, demands: Sequence[Demand], scorer
     """Check the names of scorers, metrics and slices before any response is sampled. Raises ConfigError."""
     if config.judge is not None and config.judge not in scorers:
         raise ConfigError(f"no scorer is called {config.judge!r}; {suggestion(config.judge, list(scorers))}", "judge")
+    if config.pass_at and not scorers:
+        raise ConfigError("pass_at needs a scorer to verify responses", "pass_at", "name a scorer in rewards")
     if config.best_of and not scorers:
         raise ConfigError("best_of needs a scorer to choose the best response", "best_of", "name a scorer in rewards")
     slices: dict[str, list[int]] = {}
     if config.slices:
-        prompts = read_prompts(config.prompts, chat_tokenizer(model, config.prompts), quiet=True)
+        prompts = read_prompts(config.prompt_settings, chat_tokenizer(model, config.prompt_settings), quiet=True)
         slices = slice_rows(prompts, config.slices)
-    check_demands(demands, known_metrics(scorers), list(slices))
+    rates = [f"pass@{k}" for k in config.pass_at] + [f"avg@{config.sampling.num_responses}"] * bool(config.pass_at)
+    check_demands(demands, [*known_metrics(scorers), *rates], list(slices))
 
 
 def known_metrics(scorers: Sequence[str]) -> list[str]:

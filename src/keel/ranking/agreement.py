@@ -40,9 +40,15 @@ class PairCounts:
 
 
 def summary(
-    judgements: Sequence[Judgement], items: Sequence[Item], raters: Sequence[str], overlap: int
+    judgements: Sequence[Judgement],
+    items: Sequence[Item],
+    raters: Sequence[str],
+    overlap: int,
+    judges: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compute all statistics of a study as plain values, with None where there is too little data.
+
+    They are those of the people. Each judge is compared with the people separately.
 
     Shares are over pairs of responses that raters ordered without a tie. A rater who ties a pair or leaves one of its
     responses out does not count for it. Intervals are 95%, from a bootstrap over items.
@@ -50,9 +56,12 @@ def summary(
     Args:
         judgements: The judgements of the study.
         items: All its items, ranked or not.
-        raters: Names of all raters.
+        raters: Names of all people.
         overlap: Number of raters that each item needs.
+        judges: Name of each judge -> `model`, the name of its model.
     """
+    everything, judges = judgements, judges or {}
+    judgements = [judgement for judgement in everything if judgement.rater not in judges]
     rows = {item.number: row for row, item in enumerate(items)}
     columns = {name: column for column, name in enumerate(raters)}
     by_item: dict[int, list[Judgement]] = {item.number: [] for item in items}
@@ -78,6 +87,9 @@ def summary(
         "longer": _share(counts.longer.sum(1), counts.unequal.sum(1), samples),
         "raters": _rater_rows(judgements, counts, columns, samples),
         "disagreements": _disagreement_rows(by_item, items, counts),
+        "judges": [
+            _judge_row(name, about, judgements, everything, (rows, columns), samples) for name, about in judges.items()
+        ],
     }
 
 
@@ -175,26 +187,53 @@ def _rater_rows(
     judgements: Sequence[Judgement], counts: PairCounts, columns: Mapping[str, int], samples: Resamples
 ) -> list[dict[str, Any]]:
     weights = consensus.fit_consensus(judgements).weights
-    rows, by_rater = [], defaultdict(list)
+    by_rater = defaultdict(list)
     for judgement in judgements:
         by_rater[judgement.rater].append(judgement)
-    for name, column in columns.items():
-        made = by_rater[name]
-        sums = {field: float(values[:, column].sum()) for field, values in vars(counts).items()}
-        rows.append(
-            {
-                "name": name,
-                "done": len(made),
-                "cannot_judge": sum(judgement.ranks is None for judgement in made),
-                "median_seconds": _median([judgement.seconds for judgement in made]),
-                "ties": _ratio(sums["ranked"] - sums["distinguished"], sums["ranked"]),
-                "agreement": _share(counts.same[:, column], counts.compared[:, column], samples),
-                "position": _ratio(sums["earlier"], sums["distinguished"]),
-                "longer": _ratio(sums["longer"], sums["unequal"]),
-                "weight": weights.get(name),
-            }
-        )
-    return rows
+    return [
+        _rater_row(name, by_rater[name], counts, column, samples) | {"weight": weights.get(name)}
+        for name, column in columns.items()
+    ]
+
+
+def _rater_row(
+    name: str, made: Sequence[Judgement], counts: PairCounts, column: int, samples: Resamples
+) -> dict[str, Any]:
+    sums = {field: float(values[:, column].sum()) for field, values in vars(counts).items()}
+    return {
+        "name": name,
+        "done": len(made),
+        "cannot_judge": sum(judgement.ranks is None for judgement in made),
+        "median_seconds": _median([judgement.seconds for judgement in made]),
+        "ties": _ratio(sums["ranked"] - sums["distinguished"], sums["ranked"]),
+        "agreement": _share(counts.same[:, column], counts.compared[:, column], samples),
+        "position": _ratio(sums["earlier"], sums["distinguished"]),
+        "longer": _ratio(sums["longer"], sums["unequal"]),
+    }
+
+
+def _judge_row(
+    name: str,
+    about: Mapping[str, Any],
+    people: Sequence[Judgement],
+    everything: Sequence[Judgement],
+    indices: tuple[Mapping[int, int], Mapping[str, int]],
+    samples: Resamples,
+) -> dict[str, Any]:
+    """Compare one judge with the people, and not with other judges.
+
+    A judge has no time, and no position: it compares in both orders, or in an order of its own.
+    """
+    rows, columns = indices
+    made = [judgement for judgement in everything if judgement.rater == name]
+    by_item: dict[int, list[Judgement]] = defaultdict(list)
+    for judgement in (*people, *made):
+        by_item[judgement.item.number].append(judgement)
+    counts = _count_pairs(by_item, rows, {**columns, name: len(columns)})
+    row = _rater_row(name, made, counts, len(columns), samples)
+    row["weight"] = consensus.fit_consensus([*people, *made]).weights.get(name)
+    kept = ("name", "done", "ties", "agreement", "longer", "weight")
+    return {"model": about["model"], **{field: row[field] for field in kept}}
 
 
 def _disagreement_rows(by_item: ByItem, items: Sequence[Item], counts: PairCounts) -> list[dict[str, Any]]:

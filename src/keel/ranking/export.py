@@ -5,6 +5,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from keel.data.preferences import Ranking
@@ -18,7 +19,12 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A spreadsheet may run a cell that begins with one of these as a formula."""
 
 
-def export(judgements: Sequence[Judgement], form: str, aggregate: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def export(
+    judgements: Sequence[Judgement],
+    form: str,
+    aggregate: bool,
+    judges: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Convert judgements to rows of an export.
 
     "Cannot judge" gives no row. An item on which the raters cancel each other out gives no pair.
@@ -28,13 +34,15 @@ def export(judgements: Sequence[Judgement], form: str, aggregate: bool) -> tuple
         form: `rankings` for one row per ranking, `pairs` for one row per pair of responses that are not tied.
         aggregate: Whether to replace the rankings of an item by their consensus. Otherwise each row has the weight of
             its rater.
+        judges: Name of each judge -> a mapping with its `agreement` with the people, or None. Its rows are marked.
 
     Returns:
         The rows, and counts of rows, items, raters, rankings and "cannot judge".
     """
     fitted = consensus.fit_consensus(judgements)
     ranked = [judgement for judgement in judgements if judgement.ranks is not None]
-    rankings = _consensus_rows(ranked, fitted) if aggregate else [_rater_row(each, fitted) for each in ranked]
+    by_rater = partial(_rater_row, fitted=fitted, judges=judges or {})
+    rankings = _consensus_rows(ranked, fitted) if aggregate else [by_rater(judgement) for judgement in ranked]
     rows = rankings if form == "rankings" else [pair for row in rankings for pair in _pair_rows(row)]
     counts = {
         "rows": len(rows),
@@ -80,7 +88,9 @@ def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\ufeff" + text.getvalue()
 
 
-def _rater_row(judgement: Judgement, fitted: Consensus) -> dict[str, Any]:
+def _rater_row(judgement: Judgement, fitted: Consensus, judges: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    about = judges.get(judgement.rater)
+    mark = {} if about is None else {"judge": True, "agreement": about["agreement"]}
     return {
         **_item_row(judgement.item, judgement.ranks or ()),
         "rater": judgement.rater,
@@ -88,6 +98,7 @@ def _rater_row(judgement: Judgement, fitted: Consensus) -> dict[str, Any]:
         "source": judgement.item.source,
         "comment": judgement.comment,
         "tags": list(judgement.tags),
+        **mark,
     }
 
 
@@ -111,7 +122,8 @@ def _item_row(item: Item, ranks: Sequence[int | None]) -> dict[str, Any]:
 
 def _pair_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row per pair of responses that are not tied, in TRL's form: a response to a chat is a message list."""
-    others = {name: row[name] for name in ("rater", "raters", "weight", "source") if name in row}
+    kept = ("rater", "raters", "weight", "source", "judge", "agreement")
+    others = {name: row[name] for name in kept if name in row}
     pairs = Ranking(row["prompt"], tuple(row["responses"]), tuple(row["ranks"])).pairs
     responses = [_response(row["prompt"], response) for response in row["responses"]]
     return [{"prompt": row["prompt"], "chosen": responses[i], "rejected": responses[j], **others} for i, j in pairs]

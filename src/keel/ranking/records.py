@@ -62,6 +62,12 @@ def select_judgements(db: sqlite3.Connection, where: str, *values: Any) -> list[
     ).fetchall()
 
 
+def is_person(column: str) -> str:
+    """Return the SQL condition that the rater in a column is a person, and not a judge."""
+    judges = "coalesce((SELECT value FROM study WHERE name = 'judges'), '{}')"
+    return f"{column} NOT IN (SELECT key FROM json_each({judges}))"
+
+
 def encode_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 

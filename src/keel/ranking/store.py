@@ -17,6 +17,7 @@ from keel.ranking.deals import Conflict, Deal, NotDealt, Progress, ranks_from_ma
 from keel.ranking.judgements import Item, Judgement
 from keel.ranking.records import (
     encode_json,
+    is_person,
     item_from_row,
     judgement_from_row,
     order_from_row,
@@ -134,12 +135,18 @@ class Store:
             return str(db.execute("SELECT token FROM owner").fetchone()["token"])
 
     def tokens(self) -> dict[str, str]:
-        """Return rater -> token, in the order in which the raters were added."""
+        """Return rater -> token for all people, in the order in which they were added."""
         with self.database.transaction("DEFERRED") as db:
-            return {row["name"]: row["token"] for row in db.execute("SELECT * FROM raters ORDER BY rowid")}
+            rows = db.execute(f"SELECT * FROM raters WHERE {is_person('name')} ORDER BY rowid").fetchall()
+        return {row["name"]: row["token"] for row in rows}
 
     def raters(self) -> list[str]:
+        """Return the names of all people."""
         return list(self.tokens())
+
+    def judges(self) -> dict[str, Any]:
+        """Return the judges by name, with their model and the hash of their rubric."""
+        return dict(self.remember("judges", None, {}))
 
     def items(self) -> list[Item]:
         """Return all items.
@@ -184,7 +191,7 @@ class Store:
                     return None
                 item = self._select_item(db, number)
                 order = response_order(len(item.responses), self.seed, item.number, rater)
-                row = _insert_deal(db, rater, item.number, encode_json(order))
+                row = insert_deal(db, rater, item.number, encode_json(order))
             return self._deal_from_row(db, row)
 
     def record_judgement(
@@ -239,7 +246,7 @@ class Store:
                     "rater": rater,
                     **content,
                     "seconds": visible_seconds,
-                    "made_at": _utc_now(),
+                    "made_at": utc_now(),
                 },
             )
             workload.add_judgement(rater, dealt["item"], visible_seconds)
@@ -252,10 +259,10 @@ class Store:
                 raise Conflict("There is nothing to undo.")
             (last,) = rows
             workload = self._workload(db)  # read before the update, which it would otherwise count twice
-            db.execute("UPDATE judgements SET withdrawn_at = ? WHERE number = ?", (_utc_now(), last["number"]))
+            db.execute("UPDATE judgements SET withdrawn_at = ? WHERE number = ?", (utc_now(), last["number"]))
             db.execute("UPDATE deals SET open = 0 WHERE rater = ? AND open = 1", (rater,))
             workload.withdraw_judgement(rater, last["item"], last["seconds"])
-            return self._deal_from_row(db, _insert_deal(db, rater, last["item"], last["shown"]))
+            return self._deal_from_row(db, insert_deal(db, rater, last["item"], last["shown"]))
 
     def progress(self, rater: str) -> Progress:
         with self.database.transaction("DEFERRED") as db:
@@ -298,15 +305,17 @@ def _remember(database: Database, name: str, value: Any, default: Any) -> Any:
         return json.loads(row["value"]) if row else default
 
 
-def _insert_deal(db: sqlite3.Connection, rater: str, item: int, shown: str) -> sqlite3.Row:
+def insert_deal(db: sqlite3.Connection, rater: str, item: int, shown: str, is_open: bool = True) -> sqlite3.Row:
+    """Insert a row of table `deals`, and return it."""
     deal = secrets.token_urlsafe(18)
     db.execute(
-        "INSERT INTO deals (id, item, rater, shown, dealt_at) VALUES (?, ?, ?, ?, ?)",
-        (deal, item, rater, shown, time()),
+        "INSERT INTO deals (id, item, rater, shown, dealt_at, open) VALUES (?, ?, ?, ?, ?, ?)",
+        (deal, item, rater, shown, time(), int(is_open)),
     )
     row: sqlite3.Row = db.execute("SELECT * FROM deals WHERE id = ?", (deal,)).fetchone()
     return row
 
 
-def _utc_now() -> str:
+def utc_now() -> str:
+    """Return the time in ISO 8601."""
     return datetime.fromtimestamp(time(), UTC).isoformat(timespec="seconds")

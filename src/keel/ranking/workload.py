@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from keel.ranking.deals import Progress
+from keel.ranking.records import is_person
 
 DONE = 255  # in place of a count: this rater has judged the item
 MAX_COUNT = 254
@@ -42,7 +43,8 @@ class Workload:
         self.counts = bytearray(len(self.numbers))  # [I], valid judgements of each item
         self.views: OrderedDict[str, RaterView] = OrderedDict()
         rows = db.execute(
-            "SELECT item, CAST(seconds AS REAL) AS seconds FROM judgements WHERE withdrawn_at IS NULL"
+            "SELECT item, CAST(seconds AS REAL) AS seconds FROM judgements"
+            f" WHERE withdrawn_at IS NULL AND {is_person('rater')}"  # a judge takes no item from the people
         ).fetchall()
         for row in rows:
             self._change_count(row["item"], 1)

@@ -16,7 +16,7 @@ from keel.run.read.run import NO_JSON, Run
 from keel.run.read.settings import STAGES
 
 UNFINISHED = ("stopped", "died", "failed")
-SCORER = ("model", "function", "url")  # the settings of which a scorer needs one
+SCORER = ("model", "function", "url", "judge")  # the settings of which a scorer needs one
 
 
 def non_default_settings(run: Run) -> list[dict[str, Any]]:

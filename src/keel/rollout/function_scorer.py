@@ -13,8 +13,8 @@ import numpy as np
 
 from keel.data.batches import Rollouts
 from keel.data.messages import Content, ends_with_assistant
+from keel.endpoints.event_loop import EventLoop
 from keel.errors import ConfigError, RewardError
-from keel.rollout.event_loop import EventLoop
 from keel.rollout.reward_file import RewardFolder
 from keel.rollout.score_check import Score, check_scores
 from keel.rollout.user_code import Deadline, error_line, process_state_restored, reported_when_slow

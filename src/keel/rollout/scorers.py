@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from keel.data.batches import Rollouts
 from keel.data.chats import read_tools
 from keel.errors import ConfigError
+from keel.judge.judge import Judge, JudgeSource
 from keel.models.ensemble import RewardEnsemble, load_reward_model, member_models
 from keel.models.heads import unwrap_model
 from keel.models.reading import Reading
@@ -16,6 +17,7 @@ from keel.models.reward_model import RewardModel
 from keel.naming import clean_name, free_name
 from keel.rollout.function_scorer import FunctionScorer
 from keel.rollout.http_scorer import DEADLINE_SECONDS, HttpScorer
+from keel.rollout.judge_scorer import JudgeScorer
 from keel.rollout.reward_file import forget_files, load_function
 from keel.rollout.score_check import Score
 
@@ -33,8 +35,17 @@ class Scorer(Protocol):
         """
 
 
+class ScorerJudgeSource(JudgeSource, Protocol):
+    """The settings of a judge as a scorer."""
+
+    scale: tuple[int, int]
+
+    @property
+    def mode(self) -> str: ...
+
+
 class Source(Protocol):
-    """The settings of a scorer. Exactly one of model, function and url is set."""
+    """The settings of a scorer. Exactly one of model, function, url and judge is set."""
 
     model: str | None
     function: str | None
@@ -45,6 +56,8 @@ class Source(Protocol):
     timeout_seconds: float | None
     std_coef: float
 
+    @property
+    def judge(self) -> ScorerJudgeSource | None: ...
     @property
     def combine(self) -> str: ...
     @property
@@ -94,6 +107,9 @@ def _build(source: Source, where: str) -> Scorer:
         function, folder = load_function(source.function)
         scorer = FunctionScorer(function, source.label, source.weight, source.noisy, f"{where}.function")
         return scorer.within(folder, source.timeout_seconds)
+    if source.judge is not None:
+        judge = Judge(source.judge, f"{where}.judge")
+        return JudgeScorer(judge, source.judge.mode, source.judge.scale, source.label, source.weight, source.noisy)
     seconds = source.timeout_seconds or DEADLINE_SECONDS
     return HttpScorer(str(source.url), source.label, source.weight, source.noisy, seconds)
 

@@ -9,6 +9,7 @@ from keel.config import DecodingSettings, TrainConfig, parse
 from keel.errors import Diverged
 from keel.evaluation.evaluate import sample_and_score
 from keel.evaluation.evaluated_policy import EvaluatedPolicy
+from keel.evaluation.pass_rates import pass_rates
 from keel.failpoints import failpoint
 from keel.interrupts import interrupts_blocked, interrupts_deferred, interrupts_handled
 from keel.learn.optim import warmup_warning
@@ -24,6 +25,7 @@ from keel.training.python_prompts import PYTHON_PROMPTS, prompt_fingerprint, wit
 from keel.training.record import Records, open_records
 from keel.training.setup import build_training_setup
 from keel.training.state import restore_run_state, save_result, save_run_state
+from keel.training.step_metrics import judge_metrics
 from keel.training.trainer import PolicyTrainer, StepTargets
 from keel.training.watch import halt_error
 from keel.world import World
@@ -116,8 +118,9 @@ def save_state(trainer: PolicyTrainer, folder: RunFolder) -> None:
 def sources(config: TrainConfig) -> list[str | None]:
     """Return every file and folder of data and models that the run reads."""
     models = [config.policy.model, config.reference, config.critic.init, *(reward.model for reward in config.rewards)]
+    rubrics = [reward.judge.rubric for reward in config.rewards if reward.judge]
     scores = config.prompts.difficulty.path if config.prompts.difficulty else None
-    return [*models, *(file.path for file in config.prompts.files), scores]
+    return [*models, *(file.path for file in config.prompts.files), scores, *rubrics]
 
 
 def start(trainer: PolicyTrainer, folder: RunFolder, resume: bool) -> dict[str, float]:
@@ -164,7 +167,7 @@ def batch_kept_on_fault(trainer: PolicyTrainer, targets: StepTargets, folder: Ru
 
 
 def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
-    """Evaluate the current policy on one response to each held-out prompt. Each process takes a share of the prompts.
+    """Evaluate the current policy on responses to each held-out prompt. Each process takes a share of the prompts.
 
     The random numbers are the same every time.
     """
@@ -175,6 +178,7 @@ def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
         "policy", setup.actor_critic, setup.tokenizer, setup.end_ids, setup.held_out, setup.stop_texts
     )
     decoding = DecodingSettings(
+        num_responses=config.evaluate.num_responses,
         batch_size=config.rollout.batch_size,
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,
@@ -184,7 +188,9 @@ def evaluate_held_out(trainer: PolicyTrainer) -> dict[str, float]:
     models = [setup.actor_critic.policy, setup.reference and setup.reference.policy, *setup.reward_models]
     with gathered_weights(*models):
         responses = sample_and_score(policy, setup.reference, scoring, decoding, config.seed, "policy", setup.world)
-    return {f"evaluate/{name}": value for name, value in responses.summary().items()}
+    verified = "score", config.evaluate.pass_at, config.evaluate.pass_score
+    measured = responses.summary() | pass_rates(responses, *verified) | judge_metrics(setup.scorers, setup.world)
+    return {f"evaluate/{name}": value for name, value in measured.items()}
 
 
 def _tell(world: World, line: str) -> None:

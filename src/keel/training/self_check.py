@@ -5,6 +5,7 @@ token that is never learned.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -132,6 +133,8 @@ def _check_reference(setup: TrainingSetup, probe: Rollouts, trained: Analysis) -
 
 def _check_scores(setup: TrainingSetup, probe: Rollouts, count: int) -> dict[str, float]:
     """Check that scores, and missing scores, depend neither on the batch around a response nor on the call."""
+    # A judge that compares needs the full groups, which the probe does not have.
+    setup = replace(setup, scorers=[scorer for scorer in setup.scorers if not getattr(scorer, "compares", False)])
     if not setup.scorers:
         return {}
     try:

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from keel.core.kl import RESOLUTION
 from keel.data.batches import Rollouts, ScoredRollouts, TrainingBatch
 from keel.data.rows import Content
 from keel.errors import RewardError
+from keel.judge.judge import USAGE
 from keel.learn.targets import all_rank_moments
 from keel.learn.totals import Totals
+from keel.rollout.judge_scorer import JudgeScorer
+from keel.rollout.scorers import Scorer
 from keel.stats.ranks import mean_ranks
 from keel.training.resampling import resampling_metrics
 from keel.training.setup import TrainingSetup
@@ -39,6 +43,7 @@ def step_metrics(
     if group_size > 1:
         totals.add("groups/equal_scores", equal_groups(scored.scores, group_size).float())
     metrics = totals.reduce(world)
+    metrics |= judge_metrics(setup.scorers, world)
     metrics |= {"objective/kl_coef": kl_coef, "objective/scores_std": deviation(scored.scores, scored.kept, world)}
     shaped = token_scores.sum(1)
     mean, variance = all_rank_moments(shaped, scored.kept, world)
@@ -111,6 +116,17 @@ def add_scorer_metrics(totals: Totals, setup: TrainingSetup, scored: ScoredRollo
         totals.add(f"disagreement/{name}", deviations)
     for name, cut in scored.cut.items():
         totals.add(f"cut/{name}", cut.float())
+
+
+def judge_metrics(scorers: Sequence[Scorer], world: World) -> dict[str, float]:
+    """Return what each judge was asked since the last call, and its cost: sums over all processes."""
+    metrics: dict[str, float] = {}
+    for scorer in scorers:
+        if isinstance(scorer, JudgeScorer):
+            usage = torch.tensor(astuple(scorer.judge.take_usage()), dtype=torch.float64, device=world.device)
+            totals = world.sum(usage).tolist()
+            metrics |= {f"judge_{name}/{scorer.name}": total for name, total in zip(USAGE, totals, strict=True)}
+    return metrics
 
 
 def critic_metrics(batch: TrainingBatch, world: World) -> dict[str, float]:

@@ -52,6 +52,7 @@ def _failures_evidence(run: Run) -> Sequence[Evidence]:
 
 def _failures_causes(run: Run) -> Sequence[Cause]:
     servers = [source["url"] for source in run.setting("rewards", []) if source.get("url")]
+    servers += [source["judge"]["url"] for source in run.setting("rewards", []) if source.get("judge")]
     functions = [source["function"] for source in run.setting("rewards", []) if source.get("function")]
     return [
         Cause(

@@ -172,7 +172,7 @@ def _shift_evidence(run: Run) -> Sequence[Evidence]:
 
 
 def _shift_causes(run: Run) -> Sequence[Cause]:
-    has_server = any(source.get("url") for source in run.setting("rewards", []))
+    has_server = any(source.get("url") or source.get("judge") for source in run.setting("rewards", []))
     has_function = any(source.get("function") for source in run.setting("rewards", []))
     return [
         Cause(

@@ -33,6 +33,7 @@ from keel.learn.targets import reference_logprobs
 from keel.models.actor_critic import ActorCritic
 from keel.models.prompt_reading import read_training_prompts
 from keel.models.vocabulary import fill_id, require_embeddings
+from keel.rollout.judge_scorer import refuse_comparisons
 from keel.rollout.score import score
 from keel.rollout.scorers import Scorer, build_scorers, check_signatures
 from keel.run.folder import RunFolder
@@ -93,6 +94,7 @@ def open_drift_setup(config: DriftConfig, world: World) -> DriftSetup:
     without = [source.model for source in run.rewards if source.model and read_range(source.model) is None]
     notes += [f"{model} has no range.json: scores outside its range cannot be counted" for model in without]
     scorers = world.in_turn(partial(build_scorers, run.rewards))
+    refuse_comparisons(scorers, "rewards of the run")
     check_signatures(scorers, [name for prompt in today.prompts for name in prompt.columns])
     return DriftSetup(run, replace(today, prompts=chosen), reference, scorers, notes, world)
 

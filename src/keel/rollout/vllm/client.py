@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
+from keel.endpoints.event_loop import outcome
 from keel.errors import EngineError
-from keel.rollout.event_loop import outcome
 
 BASE = "http://engine"
 HEALTH_SECONDS = 5.0

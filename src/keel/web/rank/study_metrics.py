@@ -18,7 +18,7 @@ def store_metrics(store: Store) -> dict[str, Any]:
     """Return `agreement.summary` of a store."""
     from keel.ranking.agreement import summary  # imports numpy, which the first page need not wait for
 
-    return summary(store.judgements(), store.items(), store.raters(), store.overlap)
+    return summary(store.judgements(), store.items(), store.raters(), store.overlap, store.judges())
 
 
 def store_metrics_in_subprocess(path: Path) -> dict[str, Any]:

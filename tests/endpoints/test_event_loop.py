@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures.thread
 import threading
 
-from keel.rollout.event_loop import EventLoop, outcome
+from keel.endpoints.event_loop import EventLoop, outcome
 
 
 async def three() -> int:

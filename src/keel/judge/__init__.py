@@ -1,0 +1,1 @@
+"""A language model that scores, compares or ranks responses by a rubric."""
