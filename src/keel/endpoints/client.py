@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,8 @@ class EndpointClient:
             where: setting that holds the address, for errors.
             on_failure: what to do about a batch that is late, for errors.
 
-        Raises ConfigError for an address that is none, holds a secret, or would send the key unencrypted.
+        Raises ConfigError for an address that is none, holds a secret, or would send the key unencrypted, and for a key
+        that is none.
         """
         self.url, self.model, self.deadline_seconds = url, model, deadline_seconds
         self.key, self.on_failure = key, on_failure
@@ -71,6 +73,11 @@ class EndpointClient:
             raise ConfigError("the address may hold a secret, which would be written to files", shown, f"set {key}")
         if os.environ.get(key) and parsed.scheme == "http" and parsed.host not in LOCAL:
             raise ConfigError(f"{key} would be sent unencrypted", url, "use https, or unset the variable")
+        # The errors of HTTP libraries about such a header show the key.
+        if not re.fullmatch("[!-~]*", os.environ.get(key, "")):
+            raise ConfigError(
+                "the key has a space, a line break or a character outside of ASCII", key, "set it to the key alone"
+            )
 
     def complete(
         self, bodies: Sequence[Mapping[str, Any]], received: Callable[[int, Any], None] | None = None
