@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import httpx
 
 from keel.endpoints.addresses import refuse_link_local, resolve_host
 from keel.endpoints.event_loop import outcome
+from keel.endpoints.keys import check_key
 from keel.errors import ConfigError, EngineError, RewardError
 
 POLICY_KEY, JUDGE_KEY = "KEEL_POLICY_KEY", "KEEL_JUDGE_KEY"
@@ -73,11 +73,7 @@ class EndpointClient:
             raise ConfigError("the address may hold a secret, which would be written to files", shown, f"set {key}")
         if os.environ.get(key) and parsed.scheme == "http" and parsed.host not in LOCAL:
             raise ConfigError(f"{key} would be sent unencrypted", url, "use https, or unset the variable")
-        # The errors of HTTP libraries about such a header show the key.
-        if not re.fullmatch("[!-~]*", os.environ.get(key, "")):
-            raise ConfigError(
-                "the key has a space, a line break or a character outside of ASCII", key, "set it to the key alone"
-            )
+        check_key(key)
 
     def complete(
         self, bodies: Sequence[Mapping[str, Any]], received: Callable[[int, Any], None] | None = None
