@@ -240,6 +240,26 @@ def test_light_layers_call_what_is_hooked() -> None:
     assert calls == ["hook"]
 
 
+@torch.no_grad()
+def test_in_bfloat16_the_states_of_a_row_do_not_depend_on_the_other_rows() -> None:
+    """Else a run on several processes, whose batches are smaller, would sample other responses.
+
+    The order of sums may differ, and now and then changes what a number is rounded to.
+    """
+    torch.manual_seed(0)
+    sizes = SIZES | {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().to(torch.bfloat16)
+    if not fits_kernels(model.model):
+        pytest.skip("needs the compiled kernels")
+    prompts = torch.randint(3, 16, (24, 6))
+    few, many = KernelDecoder(model.model, 2), KernelDecoder(model.model, 2)
+    states = few.start(prompts[:4], torch.ones(4, 6, dtype=torch.bool), copies=1)
+    with_others = many.start(prompts, torch.ones(24, 6, dtype=torch.bool), copies=1)[:4]
+    torch.testing.assert_close(states, with_others, rtol=0, atol=5e-4)
+    chosen = torch.randint(3, 16, (24,))
+    torch.testing.assert_close(few.advance(chosen[:4]), many.advance(chosen)[:4], rtol=0, atol=5e-4)
+
+
 def a_forward_of_its_own(layer: Any) -> None:
     project = layer.self_attn.q_proj
     forward = project.forward

@@ -88,8 +88,11 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """
     size = x.shape[-1]
     pays = size >= LEAST_INPUTS and x.numel() <= min(FEW_ROWS, size // 8) * size and weight.shape[1] == size
-    if pays and kernels.available(x, narrow=(weight,) if bias is None else (weight, bias)):
-        return kernels.linear(x, weight, bias)
+    if kernels.available(x, narrow=(weight,) if bias is None else (weight, bias)):
+        if pays:
+            return kernels.linear(x, weight, bias)
+        if weight.dtype is torch.bfloat16:  # torch would round the result, for few rows and many differently
+            return kernels.product(x, weight, bias)
     return linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
