@@ -214,6 +214,14 @@ def test_f15_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert json.loads(asked[0].partition(b"\r\n\r\n")[2])["prompts"] == ["Say:"] * 3
 
 
+@pytest.mark.parametrize("token", ["s3cret of sixteen\n", "s3cret of s\u00efxteen"])
+def test_f15_a_token_that_no_header_can_hold_is_refused_unseen(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEL_REWARD_TOKEN", token)
+    with pytest.raises(ConfigError, match="KEEL_REWARD_TOKEN: the key has a line break") as caught:
+        build_scorers([RewardSource(url="http://127.0.0.1:9/")])
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "host",
     [

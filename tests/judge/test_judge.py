@@ -246,6 +246,16 @@ def test_an_address_that_would_leak_is_refused(tmp_path: Path, monkeypatch: pyte
         Judge(settings.model_copy(update={"url": "ftp://host"}))
 
 
+@pytest.mark.parametrize("key", ["sk-s3cret\n", " sk-s3cret", "sk-s3cr\u00e9t"])
+def test_a_key_that_no_header_can_hold_is_refused_unseen(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEL_JUDGE_KEY", key)
+    with pytest.raises(ConfigError, match="KEEL_JUDGE_KEY: the key has a line break") as raised:
+        Judge(JudgeEndpoint().settings(tmp_path).model_copy(update={"url": "http://127.0.0.1:9/v1"}))
+    assert "s3cr" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("content", "what"), [(None, "cannot read"), (b" \n", "is empty"), (b"\xff", "not UTF-8")])
 def test_a_rubric_that_is_none(content: bytes | None, what: str, tmp_path: Path) -> None:
     settings = JudgeEndpoint().settings(tmp_path, url="http://127.0.0.1:9/v1")

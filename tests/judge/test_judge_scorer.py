@@ -77,6 +77,17 @@ def test_a_single_response_has_no_comparison(endpoint: JudgeEndpoint, tmp_path: 
         score(one, scorers, tokenizer)
 
 
+@pytest.mark.parametrize(("mode", "questions"), [("pairwise", 4), ("ranking", 2)])
+def test_adjacent_groups_of_one_prompt_stay_apart(
+    mode: str, questions: int, endpoint: JudgeEndpoint, tmp_path: Path
+) -> None:
+    # Of all four, "bad" would beat none, and "good" one of three.
+    scorers = build_scorers([parse(RewardSource, reward(endpoint, tmp_path, mode=mode))], group_size=2)
+    tokenizer, four = words("good", "bad", "good good", "good")
+    assert score(four, scorers, tokenizer).scores.tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert len(endpoint.bodies) == questions
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,8 @@ def test_names_are_those_of_one_person_or_judge(
     assert rank(endpoint, tmp_path) == 2
     assert "has another model or rubric" in capsys.readouterr().err
     assert rank(endpoint, tmp_path, "--judge.name", "second") == 0
+    assert main(["rank", "--store", str(tmp_path / "study.db"), "--raters", "second"]) == 2
+    assert "the rater 'second' of this study is a judge" in capsys.readouterr().err
     with closing(Store.open(str(tmp_path / "study.db"))) as store:
         assert (list(store.judges()), store.raters()) == (["critic", "second"], ["anna"])
 

@@ -240,6 +240,56 @@ def test_light_layers_call_what_is_hooked() -> None:
     assert calls == ["hook"]
 
 
+@torch.no_grad()
+def test_in_bfloat16_the_states_of_a_row_do_not_depend_on_the_other_rows() -> None:
+    """Else a run on several processes, whose batches are smaller, would sample other responses.
+
+    The order of sums may differ, and now and then changes what a number is rounded to.
+    """
+    torch.manual_seed(0)
+    sizes = SIZES | {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().to(torch.bfloat16)
+    if not fits_kernels(model.model):
+        pytest.skip("needs the compiled kernels")
+    prompts = torch.randint(3, 16, (24, 6))
+    few, many = KernelDecoder(model.model, 2), KernelDecoder(model.model, 2)
+    states = few.start(prompts[:4], torch.ones(4, 6, dtype=torch.bool), copies=1)
+    with_others = many.start(prompts, torch.ones(24, 6, dtype=torch.bool), copies=1)[:4]
+    torch.testing.assert_close(states, with_others, rtol=0, atol=5e-4)
+    chosen = torch.randint(3, 16, (24,))
+    torch.testing.assert_close(few.advance(chosen[:4]), many.advance(chosen)[:4], rtol=0, atol=5e-4)
+
+
+def a_forward_of_its_own(layer: Any) -> None:
+    project = layer.self_attn.q_proj
+    forward = project.forward
+    project.forward = lambda x: 2.0 * forward(x)  # as accelerate's hooks do
+
+
+def another_epsilon(layer: Any) -> None:
+    layer.input_layernorm.variance_epsilon = 0.5
+
+
+def more_units(layer: Any) -> None:
+    wide = layer.mlp
+    size = 4 * wide.gate_proj.out_features
+    wide.gate_proj, wide.up_proj = (torch.nn.Linear(wide.gate_proj.in_features, size, bias=False) for _ in range(2))
+    wide.down_proj = torch.nn.Linear(size, wide.down_proj.out_features, bias=False)
+
+
+@pytest.mark.parametrize("change", [a_forward_of_its_own, another_epsilon, more_units])
+@torch.no_grad()
+def test_layers_that_differ_from_each_other(change: Callable[[Any], None]) -> None:
+    torch.manual_seed(0)
+    model = MODELS["llama"]().eval()
+    change(model.model.layers[1])
+    for made in decoders(model):
+        made.start(PROMPTS, MASK, copies=1)
+        states = made.advance(torch.tensor([2, 3, 4]))
+        rows = [[*row[mask].tolist(), token] for row, mask, token in zip(PROMPTS, MASK, (2, 3, 4), strict=True)]
+        torch.testing.assert_close(states, torch.stack([alone(model, row) for row in rows]), rtol=1e-4, atol=1e-4)
+
+
 def test_the_places_of_rows_that_ended_are_filled_from_the_back() -> None:
     ended = torch.tensor([False, True, False, True, False, False])
     assert remaining_rows(ended).tolist() == [0, 4, 2, 5]

@@ -171,3 +171,10 @@ def test_scores_that_cannot_be_used(
     difficulty = {"path": write(tmp_path / "s.jsonl", rows), **limits}
     with pytest.raises(DataError, match=message):
         train(tiny_policy, tmp_path / "run", {"prompts.difficulty": difficulty}, prompts=["w1", "w2"])
+
+
+def test_an_evaluation_with_a_score_that_is_no_number(tmp_path: Path) -> None:
+    output = tmp_path / "evaluation.json"
+    output.write_text('{"answers": [{"prompt": "w1", "policy_scores": [NaN, 1.0]}]}')
+    with pytest.raises(DataError, match="cannot read the scores of an evaluation: a score is not finite"):
+        mean_scores(str(output))

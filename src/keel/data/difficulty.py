@@ -32,7 +32,10 @@ def mean_scores(path: str) -> dict[str, float]:
 def _read_evaluation(path: str) -> Iterator[tuple[Any, list[float]]]:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["answers"]
-        yield from [(row["prompt"], [float(score) for score in row["policy_scores"]]) for row in rows]
+        scores = [(row["prompt"], [float(score) for score in row["policy_scores"]]) for row in rows]
+        if not all(math.isfinite(score) for _, values in scores for score in values):
+            raise ValueError("a score is not finite")
+        yield from scores
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"cannot read the scores of an evaluation: {reason}", where=path, fix=FIX) from error

@@ -10,6 +10,7 @@ import httpx
 
 from keel.endpoints.addresses import refuse_link_local, resolve_host
 from keel.endpoints.event_loop import outcome
+from keel.endpoints.keys import check_key
 from keel.errors import ConfigError, EngineError, RewardError
 
 POLICY_KEY, JUDGE_KEY = "KEEL_POLICY_KEY", "KEEL_JUDGE_KEY"
@@ -56,7 +57,8 @@ class EndpointClient:
             where: setting that holds the address, for errors.
             on_failure: what to do about a batch that is late, for errors.
 
-        Raises ConfigError for an address that is none, holds a secret, or would send the key unencrypted.
+        Raises ConfigError for an address that is none, holds a secret, or would send the key unencrypted, and for a key
+        that is none.
         """
         self.url, self.model, self.deadline_seconds = url, model, deadline_seconds
         self.key, self.on_failure = key, on_failure
@@ -71,6 +73,7 @@ class EndpointClient:
             raise ConfigError("the address may hold a secret, which would be written to files", shown, f"set {key}")
         if os.environ.get(key) and parsed.scheme == "http" and parsed.host not in LOCAL:
             raise ConfigError(f"{key} would be sent unencrypted", url, "use https, or unset the variable")
+        check_key(key)
 
     def complete(
         self, bodies: Sequence[Mapping[str, Any]], received: Callable[[int, Any], None] | None = None

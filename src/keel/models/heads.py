@@ -106,12 +106,13 @@ class WideLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         states, weight = ctx.saved_tensors
         gradient = gradients[0].to(weight.dtype).flatten(0, -2)
         for_states = (gradient @ weight).view(states.shape)
+        for_weight = gradient.t() @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None  # frozen with LoRA
         for_bias = gradient.sum(0) if ctx.has_bias else None
-        return for_states, gradient.t() @ states.flatten(0, -2), for_bias
+        return for_states, for_weight, for_bias
 
 
 def _logits_by_forward(model: Any, hidden: Tensor) -> Tensor:

@@ -88,8 +88,11 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """
     size = x.shape[-1]
     pays = size >= LEAST_INPUTS and x.numel() <= min(FEW_ROWS, size // 8) * size and weight.shape[1] == size
-    if pays and kernels.available(x, narrow=(weight,) if bias is None else (weight, bias)):
-        return kernels.linear(x, weight, bias)
+    if kernels.available(x, narrow=(weight,) if bias is None else (weight, bias)):
+        if pays:
+            return kernels.linear(x, weight, bias)
+        if weight.dtype is torch.bfloat16:  # torch would round the result, for few rows and many differently
+            return kernels.product(x, weight, bias)
     return linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
@@ -122,16 +125,25 @@ def _lightweight_child(child: nn.Module, formats: Formats | None) -> Any:
 
 def apply_without_gradients(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the fastest function that computes a linear map without gradients, or the module if it is another one."""
-    # Hooks, and subclasses such as peft's layers, work only through the call of the module.
-    if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+    # Hooks, subclasses such as peft's layers, and a `forward` of one module work only through the call of the module.
+    is_changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    if type(module) is nn.Linear and not is_changed:
         return partial(apply_linear, weight=module.weight, bias=module.bias)
     return module
 
 
 def layer_table(trunk: Any) -> kernels.LayerTable | None:
-    """Return the layers for the compiled code, or None if it cannot run them: adapters, hooks, another activation."""
+    """Return the layers for the compiled code, or None if it cannot run them.
+
+    It runs no adapters, hooks or other activations, and its layers have equal shapes, one type and one epsilon.
+    """
     attention, maps = trunk.layers[0].self_attn, [_linear_maps(layer) for layer in trunk.layers]
-    if not all(_is_plain(layer) for layer in trunk.layers) or len({m.weight.dtype for each in maps for m in each}) > 1:
+    if not all(_is_plain(layer) for layer in trunk.layers):
+        return None
+    shapes = {tuple(each.weight.shape for each in of_layer) for of_layer in maps}
+    types = {each.weight.dtype for of_layer in maps for each in of_layer}
+    epsilons = {module.variance_epsilon for module in trunk.modules() if hasattr(module, "variance_epsilon")}
+    if max(map(len, (shapes, types, epsilons))) > 1:
         return None
     layers = [
         kernels.Layer(

@@ -73,8 +73,9 @@ def _register(store: Store, judge: Judge, name: str) -> None:
             raise DataError(
                 f"the judge {name!r} of this study has another model or rubric", "judge.name", "choose another name"
             )
-        store.add_raters([name])
-        store.remember("judges", {**judges, name: about})
+        if name not in judges:
+            store.add_raters([name])
+            store.remember("judges", {**judges, name: about})
 
 
 def _record(store: Store, name: str, item: Item, ranks: Sequence[int]) -> None:

@@ -105,10 +105,12 @@ class Store:
     def add_raters(self, names: Iterable[str]) -> None:
         """Add raters, each with a new token. A rater who is in the store keeps the token.
 
-        Raises DataError for a name that is reserved, empty, too long or not printable.
+        Raises DataError for a name that is reserved, empty, too long, not printable or that of a judge.
         """
-        names = list(names)
+        names, judges = list(names), self.judges()
         for name in names:
+            if name in judges:
+                raise DataError(f"the rater {name!r} of this study is a judge", "raters", "choose another name")
             if name == "owner":
                 raise DataError(
                     "the name `owner` is reserved for the owner of the study", "raters", "choose another name"

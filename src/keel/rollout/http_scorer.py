@@ -10,6 +10,7 @@ import httpx
 from keel.data.batches import Rollouts
 from keel.endpoints.addresses import refuse_link_local, resolve_host
 from keel.endpoints.event_loop import outcome
+from keel.endpoints.keys import check_key
 from keel.errors import ConfigError, RewardError
 from keel.rollout.score_check import Score, check_scores
 
@@ -41,6 +42,7 @@ class HttpScorer:
             raise ConfigError(
                 f"{url!r} is not an http(s) address", where="rewards.url", fix="write it as http://HOST:PORT/PATH"
             )
+        check_key(TOKEN)
         self.url, self.name, self.weight, self.noisy, self.timeout_seconds = url, name, weight, noisy, timeout_seconds
         self.verify = httpx.create_ssl_context()  # made once, since it takes a tenth of a second
 

@@ -1,13 +1,15 @@
 """A judge as a scorer: it scores each response, or compares the responses to one prompt."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
+from math import ceil
 
 from keel.data.batches import Rollouts
 from keel.data.messages import Content
 from keel.errors import ConfigError
 from keel.judge.comparisons import Group, compare_groups, rank_groups, results_from_ranks, win_rates
 from keel.judge.judge import Judge, NoVerdict
+from keel.judge.questions import MOST_RESPONSES
 from keel.rollout.score_check import NoScore, Score
 
 
@@ -18,9 +20,21 @@ class JudgeScorer:
     """
 
     def __init__(
-        self, judge: Judge, mode: str, scale: tuple[int, int], name: str, weight: float = 1.0, noisy: bool = False
+        self,
+        judge: Judge,
+        mode: str,
+        scale: tuple[int, int],
+        name: str,
+        weight: float = 1.0,
+        noisy: bool = False,
+        group_size: int = MOST_RESPONSES,
     ) -> None:
-        self.judge, self.mode, self.scale = judge, mode, scale
+        """Set what the judge is asked.
+
+        Args:
+            group_size: largest number of adjacent responses to one prompt that are compared with each other.
+        """
+        self.judge, self.mode, self.scale, self.group_size = judge, mode, scale, group_size
         self.name, self.weight, self.noisy = name, weight, noisy
 
     @property
@@ -33,7 +47,7 @@ class JudgeScorer:
         if not self.compares:
             pairs = zip(contents, rollouts.texts, strict=True)
             return _scores(self.judge.ask([self.judge.writer.score(*pair, self.scale) for pair in pairs]))
-        groups = adjacent_groups(contents, rollouts.texts)
+        groups = adjacent_groups(contents, rollouts.texts, self.group_size)
         several = [group for group in groups if len(group.responses) > 1]
         if self.mode == "pairwise":
             rates = iter([win_rates(results) for results in compare_groups(self.judge, several)])
@@ -50,10 +64,19 @@ class JudgeScorer:
         return [score for group in groups for score in (_scores(next(rates)) if len(group.responses) > 1 else [None])]
 
 
-def adjacent_groups(contents: Sequence[Content], texts: Sequence[str]) -> list[Group]:
-    """Return the responses to each prompt. Rows of one group are adjacent."""
-    rows = groupby(zip(contents, texts, strict=True), key=lambda row: row[0])
-    return [Group(prompt, tuple(text for _, text in group)) for prompt, group in rows]
+def adjacent_groups(contents: Sequence[Content], texts: Sequence[str], group_size: int) -> list[Group]:
+    """Return the responses to each prompt, in groups of at most `group_size`. Rows of one group are adjacent.
+
+    Adjacent groups of a step have the same prompt if it is drawn twice. They stay apart: what a response is compared
+    with depends neither on the place of its group in the batch nor on the process.
+    """
+    groups = []
+    for prompt, rows in groupby(zip(contents, texts, strict=True), key=lambda row: row[0]):
+        responses = tuple(text for _, text in rows)
+        count = ceil(len(responses) / group_size)
+        ends = [len(responses) * number // count for number in range(count + 1)]
+        groups += [Group(prompt, responses[first:last]) for first, last in pairwise(ends)]
+    return groups
 
 
 def refuse_comparisons(scorers: Sequence[object], where: str) -> None:

@@ -10,6 +10,7 @@ from keel.data.batches import Rollouts
 from keel.data.chats import read_tools
 from keel.errors import ConfigError
 from keel.judge.judge import Judge, JudgeSource
+from keel.judge.questions import MOST_RESPONSES
 from keel.models.ensemble import RewardEnsemble, load_reward_model, member_models
 from keel.models.heads import unwrap_model
 from keel.models.reading import Reading
@@ -66,13 +67,18 @@ class Source(Protocol):
     def label(self) -> str: ...
 
 
-def build_scorers(sources: Sequence[Source], functions: Sequence[Callable[..., Any]] = ()) -> list[Scorer]:
+def build_scorers(
+    sources: Sequence[Source], functions: Sequence[Callable[..., Any]] = (), group_size: int = MOST_RESPONSES
+) -> list[Scorer]:
     """Build the scorers of the settings, then those of functions passed in Python.
+
+    Args:
+        group_size: number of responses to a prompt, which a judge compares with each other.
 
     Raises ConfigError if there is none, and for a scorer that cannot be loaded or called.
     """
     forget_files()
-    scorers = [_build(source, f"rewards[{index}]") for index, source in enumerate(sources)]
+    scorers = [_build(source, f"rewards[{index}]", group_size) for index, source in enumerate(sources)]
     for index, function in enumerate(_check_functions(functions)):
         name = free_name(function_name(function), [scorer.name for scorer in scorers])
         noisy = bool(getattr(function, "noisy", False))
@@ -97,7 +103,7 @@ def _check_functions(functions: Any) -> Sequence[Callable[..., Any]]:
     return functions
 
 
-def _build(source: Source, where: str) -> Scorer:
+def _build(source: Source, where: str, group_size: int) -> Scorer:
     if source.model is not None:
         reward_model = load_reward_model(
             source.model, source.combine, source.std_coef, source.chat_template, source.dtype
@@ -108,8 +114,8 @@ def _build(source: Source, where: str) -> Scorer:
         scorer = FunctionScorer(function, source.label, source.weight, source.noisy, f"{where}.function")
         return scorer.within(folder, source.timeout_seconds)
     if source.judge is not None:
-        judge = Judge(source.judge, f"{where}.judge")
-        return JudgeScorer(judge, source.judge.mode, source.judge.scale, source.label, source.weight, source.noisy)
+        judge, mode = Judge(source.judge, f"{where}.judge"), source.judge.mode
+        return JudgeScorer(judge, mode, source.judge.scale, source.label, source.weight, source.noisy, group_size)
     seconds = source.timeout_seconds or DEADLINE_SECONDS
     return HttpScorer(str(source.url), source.label, source.weight, source.noisy, seconds)
 

@@ -254,7 +254,7 @@ def _scorers(config: TrainConfig, functions: Sequence[Callable[..., Any]]) -> li
     for reward in config.rewards:
         if reward.model:
             require_gate_pass(reward.model, reward.ungated)
-    return build_scorers(config.rewards, functions)
+    return build_scorers(config.rewards, functions, config.rollout.group_size or 1)
 
 
 def _ranges(config: TrainConfig, scorers: Sequence[Scorer]) -> dict[str, dict[str, float]]:
