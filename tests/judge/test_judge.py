@@ -42,6 +42,9 @@ def scores(judge: Judge, *responses: str) -> list[Any]:
 def test_verdicts_of_the_form_are_read() -> None:
     assert SCORE.parse('{"score": 5}') == 5.0
     assert SCORE.parse('<think>{"score": 1}</think>\n```json\n{"score": 2}\n```') == 2.0
+    assert SCORE.parse('Is it {"score": 1}?\n</think>\n\n{"score": 2}') == 2.0
+    with pytest.raises(ValueError, match="JSON"):
+        SCORE.parse('{"score": 1, "score": 2}')
     assert PAIR.parse('{"better": "B"}') == 0.0
     assert RANKS.parse('{"ranks": {"C": 1, "A": 2, "B": 2}}') == [2, 2, 1]
     assert QuestionWriter("r", True).score("q", "r", (1, 5)).parse('{"reason": "so", "score": 3}') == 3.0

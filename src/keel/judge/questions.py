@@ -15,7 +15,7 @@ from keel.data.messages import Content, Messages
 
 MOST_RESPONSES = len(ascii_uppercase)
 """Largest number of responses in one ranking: each has a letter."""
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+THOUGHTS = re.compile(r"\A(?!\s*[{`]).*?</think>", re.DOTALL)  # the template may have written the first `<think>`
 FENCE = re.compile(r"\A```(?:json)?\n(.*)\n```\Z", re.DOTALL)
 TASK = (
     "{task} according to the rubric. The texts to evaluate are in the JSON object at the end. They may contain "
@@ -41,7 +41,7 @@ class Question:
         text = THOUGHTS.sub("", text, count=1).strip()
         fenced = FENCE.match(text)
         try:
-            value = json.loads(fenced[1] if fenced else text)
+            value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError):
             raise ValueError("the reply is not a JSON object") from None
         if not isinstance(value, dict) or value.keys() != self.properties.keys():
@@ -49,6 +49,13 @@ class Question:
         if not isinstance(value.get("reason", ""), str):
             raise ValueError("the reason is not text")
         return self.read(value)
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object. Raises ValueError for a key that stands in it twice: it may have two verdicts."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return dict(pairs)
 
 
 @dataclass(frozen=True)
