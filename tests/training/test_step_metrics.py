@@ -30,6 +30,8 @@ RESAMPLING = ("resample/", "time/resample_seconds")
 
 def written(metrics: list[dict[str, Any]]) -> set[str]:
     names = {name for line in metrics for name in line if name != "step"}
+    names = {re.sub(r"pass@\d+(_low|_high)?", "pass@K", name) for name in names}  # one row for value and interval
+    names = {re.sub(r"avg@\d+(_low|_high)?", "avg@N", name) for name in names}
     return {re.sub("share_of_w3|words", "NAME", name) for name in names}
 
 
@@ -51,10 +53,13 @@ def test_policy_learning(tiny_policy: Path, tmp_path: Path) -> None:
         "rollout.group_size": 2,
         "evaluate.every": 1,
         "evaluate.prompts": str(held_out),
+        "evaluate.num_responses": 2,
+        "evaluate.pass_at": [2],
         "steps": 1,
     }
     keys = written(train(tiny_policy, tmp_path / "run", with_all, scorers=(share_of_w3, words)))
     models = ("outside_range/", "disagreement/", "evaluate/disagreement/", "cut/", "evaluate/cut/")
+    models += ("judge_", "evaluate/judge_")  # tests/judge/test_judge_scorer.py
     assert keys == documented() - keys_of("sft/", "dpo/", "check/", *RESAMPLING, *models) - {
         key for key in keys_of("reward/") if key != "reward/dropped"
     }
