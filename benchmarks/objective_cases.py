@@ -146,7 +146,7 @@ CASES = (
         {},
         "ORPO",
         differs=True,
-        note="TRL's NLL includes the prompt, and is a mean over the tokens of the batch; keel's is that of the response",
+        note="TRL's NLL is a mean over the tokens of the batch, and includes those of the prompt",
     ),
     Case(
         "KTO",

@@ -116,7 +116,9 @@ def relative(value: float, expected: float) -> float:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    table = Table("objective", "loss: keel", "TRL", "difference", "gradient norm: keel", "TRL", "difference", "gradient")
+    table = Table(
+        "objective", "loss: keel", "TRL", "difference", "gradient norm: keel", "TRL", "difference", "gradient"
+    )
     notes = []
     for row in results:
         number = ""

@@ -1,4 +1,4 @@
-"""Measure TRL 1.16's objectives on the batch that keel_objectives.py wrote: python trl_objectives.py JOB.json RESULT.json
+"""Measure TRL 1.16's objectives on the batch of keel_objectives.py: python trl_objectives.py JOB.json RESULT.json
 
 Each objective is the `compute_loss` of a new trainer. The samples of the gradients are written beside the job.
 """
