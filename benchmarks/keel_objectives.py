@@ -244,8 +244,7 @@ def measure_rewards(side: Side, cases: list[dict[str, Any]], samples: dict[str, 
     rows = [
         {"chosen_ids": each.rows[0], "rejected_ids": each.rows[1], "margin": each.ranking.margin} for each in encoded
     ]
-    written = {"rows": rows, "pad_id": model.model.config.pad_token_id, "head": model.head.weight.tolist()}
-    return written, results
+    return {"rows": rows, "head": model.head.weight.tolist()}, results
 
 
 def main(job_file: str, result_file: str) -> None:
@@ -260,7 +259,7 @@ def main(job_file: str, result_file: str) -> None:
             results[case["name"]] = measures.get(case["rows"], side.measure_pairs)(case)
         samples |= {f"{case['name']}/{name}": sample for name, sample in taken.items()}
     scored = [case for case in job["cases"] if case["rows"] == "scored pairs"]
-    written, of_rewards = measure_rewards(side, scored, samples)
+    written, of_rewards = measure_rewards(side, scored, samples) if scored else ({}, {})
     (folder / "batch.json").write_text(json.dumps({**side.written(), "scored pairs": written}))
     save_file(samples, folder / "keel.safetensors")
     Path(result_file).write_text(json.dumps({**results, **of_rewards}))

@@ -34,6 +34,7 @@ def pairs(name: str, keel: dict[str, Any], trl: dict[str, Any], trainer: str = "
     return Case(name, rows, {"beta": 0.1, **keel}, trainer, {"beta": 0.1, **trl}, **rest)
 
 
+PLAIN_KL = {"beta": 0.04, "use_bias_correction_kl": False}
 K3 = {"kl_in": "loss", "kl_estimator": "k3", "kl_coef": 0.04}
 SEQUENCES, GEOMETRIC = {"loss_aggregation": "sequence"}, {"ratio_level": "sequence"}
 NEAR = {"clip_range_low": 0.03, "clip_range_high": 0.05}  # the mean log-ratio of a response is small
@@ -41,10 +42,18 @@ SMOOTH = {"label_smoothing": 0.1}
 
 CASES = (
     grpo("GRPO", SEQUENCES, {"loss_type": "grpo"}),
-    grpo("GRPO, k3 KL in the loss", SEQUENCES | K3, {"loss_type": "grpo", "beta": 0.04}),
+    grpo("GRPO, k3 KL in the loss", SEQUENCES | K3, {"loss_type": "grpo", **PLAIN_KL}),
+    grpo(
+        "GRPO, k3 KL, TRL's default",
+        SEQUENCES | K3,
+        {"loss_type": "grpo", "beta": 0.04},
+        differs=True,
+        note="TRL multiplies the k3 estimate by the ratio to the old policy (use_bias_correction_kl, DeepSeek-V3.2); "
+        "keel has the estimate of Shao et al. 2024, eq. 4, without a ratio",
+    ),
     grpo("GRPO, BNPO", {}, {"loss_type": "bnpo"}, note="on one process; TRL takes the token mean per process"),
     grpo("DAPO, clip-higher", {"clip_range_high": 0.28}, {"loss_type": "dapo", "epsilon_high": 0.28}),
-    grpo("DAPO, k3 KL in the loss", K3, {"loss_type": "dapo", "beta": 0.04}),
+    grpo("DAPO, k3 KL in the loss", K3, {"loss_type": "dapo", **PLAIN_KL}),
     grpo("DAPO, entropy bonus", {"entropy_coef": 0.01}, {"loss_type": "dapo", "entropy_coef": 0.01}),
     grpo("DAPO, dual clip", {"dual_clip": 1.3}, {"loss_type": "dapo", "delta": 1.3}),
     grpo("Dr.GRPO", {"loss_aggregation": "constant"}, {"loss_type": "dr_grpo"}),
@@ -61,7 +70,7 @@ CASES = (
             "importance_sampling_level": "sequence",
             "epsilon": 0.03,
             "epsilon_high": 0.05,
-            "beta": 0.04,
+            **PLAIN_KL,
         },
     ),
     grpo(

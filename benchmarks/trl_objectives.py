@@ -51,9 +51,6 @@ def load(case, name, batch):
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32)
     with torch.no_grad():
         model.score.weight.copy_(torch.tensor(batch["scored pairs"]["head"]))
-    pad_id = batch["scored pairs"]["pad_id"]  # a token that ends no text, perhaps a new one: scores are read before it
-    model.resize_token_embeddings(max(pad_id + 1, model.config.vocab_size), mean_resizing=False)
-    model.config.pad_token_id = pad_id
     return model
 
 
@@ -98,8 +95,11 @@ def measure(trainer, batches):
         loss = trainer.compute_loss(model, each) / len(batches)
         loss.backward()
         total += loss.item()
-    squares = [weight.grad.double().square().sum() for weight in model.parameters() if weight.grad is not None]
-    return {"loss": total, "norm": torch.stack(squares).sum().sqrt().item()}
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return {
+        "loss": total,
+        "norm": torch.nn.utils.get_total_norm(gradients).item(),
+    }  # the function that Trainer clips by
 
 
 def inputs(case, batch, pad_id):
@@ -108,7 +108,9 @@ def inputs(case, batch, pad_id):
     if kind in ("GRPO", "RLOO"):
         return [rollouts(rows, pad_id, case["on_policy"])]
     if kind == "Reward":
-        return [DataCollatorForScores(rows["pad_id"])(rows["rows"])]
+        return [
+            DataCollatorForScores(pad_id)(rows["rows"])
+        ]  # no row ends with this token, before which scores are read
     if kind == "SFT":
         return [sft_inputs(rows, pad_id)]
     if kind == "KTO":
