@@ -8,10 +8,10 @@ pairs with different prompts. keel's side runs the code of `keel train`, `keel d
 (keel_objectives.py). TRL's side runs `compute_loss` of its trainers (trl_objectives.py), in a separate process and
 environment. Both compute in float32.
 
-The norms are those of torch, by which both sides clip: in float32, and on a CPU up to 5e-5 below the exact norm.
+The norms are those of torch, by which both sides clip: in float32, for 135M weights on a CPU 5e-5 too low.
 "gradient" is the relative difference of the gradients themselves: of all vectors, and four rows of each matrix. The
-command fails if a loss or norm differs by more than 1e-5 and the case has no reason why (objective_cases.py). It takes
-ten minutes on two free cores.
+command fails if a loss or norm differs by more than 1e-5 and the case has no reason why (objective_cases.py). All
+cases took 25 minutes on two busy cores; --only runs some.
 
 TRL 1.16 has no PPO (1.12 has; compare_trl.py measures it), A2C, REINFORCE or Plackett-Luce loss.
 """
