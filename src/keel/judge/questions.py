@@ -52,9 +52,9 @@ class Question:
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object. Raises ValueError for a key that stands in it twice: it may have two verdicts."""
+    """Build a JSON object. Raises ValueError for a repeated key, which may have two verdicts."""
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice in an object")
+        raise ValueError("an object has a repeated key")
     return dict(pairs)
 
 

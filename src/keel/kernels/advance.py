@@ -11,14 +11,14 @@ from keel.kernels.operations import Rotation, call
 
 
 class Map(NamedTuple):
-    """A linear map: weight [outputs, inputs], float32 or bfloat16, and bias [outputs]."""
+    """A linear map: weight [outputs, inputs], float32 or bfloat16, and bias [outputs], float32; both contiguous."""
 
     weight: Tensor
     bias: Tensor | None
 
 
 class Layer(NamedTuple):
-    """The weights of a layer. The norms [H], and those of queries and keys [D], are float32."""
+    """The weights of a layer. The norms [H], and those of queries and keys [D], are float32 and contiguous."""
 
     attention_norm: Tensor
     unit_norm: Tensor
@@ -42,7 +42,7 @@ class LayerTable:
 
     def __init__(self, layers: Sequence[Layer], heads: int, kv_heads: int, size: int, scaling: float, eps: float):
         self.heads, self.kv_heads, self.size, self.scaling, self.eps = heads, kv_heads, size, scaling, eps
-        self._layers = [_prepared(layer) for layer in layers]  # keeps the memory that the records point to
+        self._layers = list(layers)  # keeps the memory that the records point to
         self._records = (_LayerRecord * len(layers))(*[_record(layer) for layer in self._layers])
         self._narrow = int(layers[0].query.weight.dtype is torch.bfloat16)
 
@@ -78,15 +78,6 @@ class _LayerRecord(ctypes.Structure):
     _fields_ = tuple(
         (name, _MapRecord if kind is Map else ctypes.c_void_p) for name, kind in Layer.__annotations__.items()
     )
-
-
-def _prepared(layer: Layer) -> Layer:
-    def plain(part: Tensor | Map | None) -> Tensor | Map | None:
-        if isinstance(part, Map):
-            return Map(part.weight.contiguous(), None if part.bias is None else part.bias.float().contiguous())
-        return None if part is None else part.contiguous()
-
-    return Layer(*map(plain, layer))  # type: ignore[arg-type]
 
 
 def _record(layer: Layer) -> _LayerRecord:

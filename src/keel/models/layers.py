@@ -151,12 +151,17 @@ def layer_table(trunk: Any) -> kernels.LayerTable | None:
             layer.post_attention_layernorm.weight.float(),
             _norm_weight(layer.self_attn, "q_norm"),
             _norm_weight(layer.self_attn, "k_norm"),
-            *[kernels.Map(each.weight, each.bias) for each in of_layer],
+            *[_as_map(each) for each in of_layer],
         )
         for layer, of_layer in zip(trunk.layers, maps, strict=True)
     ]
     heads = trunk.config.num_attention_heads, trunk.config.num_key_value_heads, attention.head_dim
     return kernels.LayerTable(layers, *heads, attention.scaling, trunk.norm.variance_epsilon)
+
+
+def _as_map(layer: Any) -> kernels.Map:
+    bias = None if layer.bias is None else layer.bias.float().contiguous()
+    return kernels.Map(layer.weight.contiguous(), bias)
 
 
 def _norm_weight(attention: Any, name: str) -> Tensor | None:

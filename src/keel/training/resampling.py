@@ -1,7 +1,7 @@
 """Dynamic sampling: groups of equal scores, which teach nothing, are replaced by groups of new prompts.
 
 Yu et al. 2025 (DAPO, arXiv 2503.14476), equation 11: groups whose responses are all right or all wrong are left out,
-and sampling goes on until the batch is full. Here the batch also goes on when `rollout.resample_rounds` are done.
+and sampling continues until the batch is full. Here it also ends after `rollout.resample_rounds` rounds.
 """
 
 from collections.abc import Callable, Sequence
